@@ -1,0 +1,90 @@
+"""The floating-point formats that Llama checkpoints and activations come in.
+
+bfloat16 is in no array API standard: NumPy and CuPy borrow it from ml_dtypes, torch and jax have
+their own. So formats are told apart by name, here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FloatFormat:
+    """A binary floating-point format with gradual underflow (IEEE 754-2019, section 3.3)."""
+
+    name: str
+    itemsize: int
+    """Bytes of one number."""
+    precision: int
+    """Bits of the significand, the hidden one included."""
+    min_exponent: int
+    """Exponent of the smallest normal number."""
+    max_exponent: int
+    """Exponent of the largest finite number."""
+
+    @property
+    def unit_roundoff(self) -> float:
+        """Largest relative error of rounding to nearest."""
+        return 2.0**-self.precision
+
+    @property
+    def max(self) -> float:
+        """Largest finite number."""
+        return (2.0 - 2.0 ** (1 - self.precision)) * 2.0**self.max_exponent
+
+    @property
+    def smallest_normal(self) -> float:
+        """Smallest positive number of full precision."""
+        return 2.0**self.min_exponent
+
+    @property
+    def smallest_subnormal(self) -> float:
+        """Smallest positive number."""
+        return 2.0 ** (self.min_exponent - self.precision + 1)
+
+    def holds(self, other: FloatFormat) -> bool:
+        """Whether every number of the other format is a number of this one."""
+        return (
+            self.precision >= other.precision
+            and self.max_exponent >= other.max_exponent
+            and self.smallest_subnormal <= other.smallest_subnormal
+        )
+
+
+FLOATS = {
+    f.name: f
+    for f in (
+        FloatFormat("float16", 2, 11, -14, 15),
+        FloatFormat("bfloat16", 2, 8, -126, 127),
+        FloatFormat("float32", 4, 24, -126, 127),
+        FloatFormat("float64", 8, 53, -1022, 1023),
+    )
+}
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of any library's dtype: ``torch.bfloat16`` and ml_dtypes' are both 'bfloat16'."""
+    return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
+
+
+def float_format(name: str, array: Any) -> FloatFormat:
+    """The format of an array's numbers; a TypeError that names the argument if they are others."""
+    found = dtype_name(array.dtype)
+    if found not in FLOATS:
+        raise TypeError(f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {found}")
+    return FLOATS[found]
+
+
+def dtype_of(xp: Any, name: str) -> Any:
+    """The dtype of that name in a namespace."""
+    if name == "bfloat16" and not hasattr(xp, name):
+        return importlib.import_module("numpy").dtype(importlib.import_module("ml_dtypes").bfloat16)
+    return getattr(xp, name)
+
+
+def accumulate_format(x: FloatFormat) -> FloatFormat:
+    """The format that sums over numbers of format x are kept in: float32 at the least."""
+    return FLOATS["float64" if x.name == "float64" else "float32"]

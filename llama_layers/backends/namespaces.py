@@ -1,0 +1,49 @@
+"""Which array library some arrays come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from array_api_compat import array_namespace, device, is_cupy_namespace, is_numpy_namespace
+
+
+def namespace(**arrays: Any) -> Any:
+    """The one array namespace and device that the named arrays share.
+
+    ``None`` stands for an argument not given. Raises TypeError if an argument is no array or comes
+    from another library than the first, ValueError if it lies on another device.
+    """
+    first = ""
+    xp: Any = None
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        try:
+            own = array_namespace(array)
+        except TypeError:
+            raise TypeError(
+                f"{name}: expected an array of NumPy, CuPy or another array API library, "
+                f"got {type(array).__name__}"
+            ) from None
+        if xp is None:
+            first, xp = name, own
+        elif own is not xp:
+            raise TypeError(
+                f"{name}: expected an array of the same library as {first}, "
+                f"{library(xp)}, got one of {library(own)}"
+            )
+        elif not is_numpy_namespace(xp) and device(array) != device(arrays[first]):
+            raise ValueError(
+                f"{name}: expected to be on the device of {first}, {device(arrays[first])}, "
+                f"got {device(array)}"
+            )
+    return xp
+
+
+def library(xp: Any) -> str:
+    """The name of a namespace's library: 'numpy', 'cupy', 'torch', ..."""
+    if is_numpy_namespace(xp):
+        return "numpy"
+    if is_cupy_namespace(xp):
+        return "cupy"
+    return str(xp.__name__).removeprefix("array_api_compat.").partition(".")[0]

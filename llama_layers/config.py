@@ -1,0 +1,283 @@
+"""What a Llama config.json says, checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from llama_layers.backends.dtypes import FLOATS
+from llama_layers.config_schema import check_count, check_positive, constructor_arguments
+from llama_layers.errors import ConfigError
+from llama_layers.presets import PublishedSizes
+from llama_layers.rope_scaling import RopeScaling
+
+
+@dataclass(frozen=True)
+class LlamaConfig(PublishedSizes):
+    """Every number of a Llama, Mistral or Qwen2 model that is not a weight.
+
+    Attributes carry the names of config.json's keys. `from_json` reads a file and demands what a
+    file must say; the constructor is for configs of your own.
+
+    Attributes
+    ----------
+    vocab_size : int
+        Rows of the embedding.
+    hidden_size : int
+        Channels of the residual stream.
+    intermediate_size : int
+        Channels inside the MLP.
+    num_hidden_layers : int
+        Decoder layers.
+    num_attention_heads : int
+        Query heads.
+    rms_norm_eps : float
+        Under the root of every norm.
+    rope_theta : float
+        Base of the rotary frequencies.
+    max_position_embeddings : int
+        The context length, in tokens.
+    num_key_value_heads : int
+        Key and value heads; `num_attention_heads` if not given.
+    head_dim : int
+        Channels of a head; ``hidden_size / num_attention_heads`` if not given, and free otherwise.
+    rope_scaling : RopeScaling, mapping or None
+        How frequencies are changed for long contexts.
+    sliding_window : int or None
+        How many tokens back a token attends, itself included.
+    layer_types : tuple of str or None
+        "full_attention" or "sliding_attention" for each layer; None applies `sliding_window` to
+        all of them.
+    attention_bias : bool
+        Whether the four attention projections have biases.
+    mlp_bias : bool
+        Whether the three MLP projections have biases.
+    tie_word_embeddings : bool
+        Whether the head is the embedding.
+    hidden_act : str
+        "silu", the only one.
+    model_type : {"llama", "mistral", "qwen2"}
+        The family. Qwen2 has biases on queries, keys and values whatever `attention_bias` says.
+    dtype : str or None
+        The dtype that the file names for its weights.
+    bos_token_id, pad_token_id : int or None
+        Special tokens.
+    eos_token_id : int, tuple of int or None
+        Tokens that end a text.
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of range or some cannot go together; it names them.
+
+    Examples
+    --------
+    >>> from llama_layers import LlamaConfig
+    >>> config = LlamaConfig.llama2_7b()
+    >>> config.head_dim, config.num_key_value_heads
+    (128, 32)
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    num_key_value_heads: int = None  # type: ignore[assignment]  # derived when not given
+    head_dim: int = None  # type: ignore[assignment]  # likewise
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    hidden_act: str = "silu"
+    model_type: str = "llama"
+    dtype: str | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        self._derive()
+        for name in _COUNTS:
+            check_count(name, getattr(self, name))
+        for name in ("rms_norm_eps", "rope_theta"):
+            check_positive(name, getattr(self, name))
+        for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_key_value_heads: expected a divisor of num_attention_heads = "
+                f"{self.num_attention_heads}, got {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(
+                f"head_dim: expected an even number (RoPE turns pairs), got {self.head_dim}"
+            )
+        if self.hidden_act != "silu":
+            raise ConfigError(f"hidden_act: expected 'silu', got {self.hidden_act!r}")
+        if self.model_type not in _MODEL_TYPES:
+            raise ConfigError(
+                f"model_type: expected one of {', '.join(_MODEL_TYPES)}, got {self.model_type!r}"
+            )
+        if self.dtype is not None and self.dtype not in FLOATS:
+            raise ConfigError(f"dtype: expected one of {', '.join(FLOATS)}, got {self.dtype!r}")
+        if self.sliding_window is not None:
+            check_count("sliding_window", self.sliding_window)
+        self._check_layer_types()
+
+    def _derive(self) -> None:
+        """Fill in what follows from other fields; the dataclass is frozen, hence the detour."""
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if self.head_dim is None:
+            check_count("hidden_size", self.hidden_size)
+            check_count("num_attention_heads", self.num_attention_heads)
+            if self.hidden_size % self.num_attention_heads:
+                raise ConfigError(
+                    f"hidden_size: expected a multiple of num_attention_heads = "
+                    f"{self.num_attention_heads} where head_dim is not given, "
+                    f"got {self.hidden_size}"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if isinstance(self.rope_scaling, Mapping):
+            object.__setattr__(self, "rope_scaling", RopeScaling.from_mapping(self.rope_scaling))
+        for name in ("layer_types", "eos_token_id"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def _check_layer_types(self) -> None:
+        if self.layer_types is None:
+            return
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ConfigError(
+                f"layer_types: expected {self.num_hidden_layers} entries, one for each layer, "
+                f"got {len(self.layer_types)}"
+            )
+        for kind in self.layer_types:
+            if kind not in ("full_attention", "sliding_attention"):
+                raise ConfigError(
+                    f"layer_types: expected 'full_attention' or 'sliding_attention', got {kind!r}"
+                )
+            if kind == "sliding_attention" and self.sliding_window is None:
+                raise ConfigError("sliding_window: missing, and layer_types asks for it")
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.attention_bias or self.model_type == "qwen2"
+
+    @property
+    def o_bias(self) -> bool:
+        """Whether the output projection of attention has a bias."""
+        return self.attention_bias and self.model_type != "qwen2"
+
+    @classmethod
+    def from_json(cls, path_or_dict: str | os.PathLike[str] | Mapping[str, Any], /) -> LlamaConfig:
+        """Read a Hugging Face config.json.
+
+        Both schemas are read: ``rope_theta`` and ``rope_scaling`` (with ``type`` or
+        ``rope_type``) beside each other, and both nested in ``rope_parameters``; ``torch_dtype``
+        and ``dtype``.
+
+        Parameters
+        ----------
+        path_or_dict : str, path or mapping
+            The file, the directory it is in, or its parsed content.
+
+        Returns
+        -------
+        LlamaConfig
+            Nothing in it is guessed: eps and theta, above all, must be in the file. Only files
+            written before transformers 4.33, which had no key for it, mean theta 10000.
+
+        Raises
+        ------
+        ConfigError
+            If the file is no JSON object, a key that must be there is not, or one is there that
+            changes the maths in a way that is not implemented, known or unknown.
+        FileNotFoundError
+            If there is no such file.
+
+        Examples
+        --------
+        >>> from llama_layers import LlamaConfig
+        >>> LlamaConfig.from_json({"model_type": "llama", "hidden_size": 64})
+        Traceback (most recent call last):
+        llama_layers.errors.ConfigError: config: missing vocab_size, intermediate_size, ...
+        """
+        if isinstance(path_or_dict, Mapping):
+            return cls(**constructor_arguments(path_or_dict, _FIELDS))
+        path = Path(path_or_dict)
+        if path.is_dir():
+            path /= "config.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path}: expected a JSON file, got {error}") from None
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path}: expected a JSON object, got {type(content).__name__}")
+        try:
+            return cls(**constructor_arguments(content, _FIELDS))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a config.json that says the same, in the schema with ``rope_theta``.
+
+        Returns
+        -------
+        dict
+            Plain JSON values; `from_json` gives this config back.
+
+        Examples
+        --------
+        >>> from llama_layers import LlamaConfig
+        >>> config = LlamaConfig.llama3_1_8b()
+        >>> LlamaConfig.from_json(config.to_json()) == config
+        True
+        """
+        content: dict[str, Any] = {"architectures": [_MODEL_TYPES[self.model_type]]}
+        for field in fields(self):
+            content[field.name] = getattr(self, field.name)
+        if self.rope_scaling is not None:
+            content["rope_scaling"] = {
+                key: value for key, value in vars(self.rope_scaling).items() if value is not None
+            }
+        content["torch_dtype"] = content.pop("dtype")
+        if self.model_type == "qwen2":
+            content["use_sliding_window"] = self.sliding_window is not None
+        if self.layer_types is None:
+            del content["layer_types"]
+        else:
+            content["layer_types"] = list(self.layer_types)
+        if isinstance(self.eos_token_id, tuple):
+            content["eos_token_id"] = list(self.eos_token_id)
+        return content
+
+
+_MODEL_TYPES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+}
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+_FIELDS = frozenset(field.name for field in fields(LlamaConfig))

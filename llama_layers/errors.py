@@ -1,0 +1,9 @@
+"""Exceptions that tell files from arguments."""
+
+
+class ConfigError(ValueError):
+    """A config that is incomplete, contradicts itself, or asks for what is not implemented."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is malformed, incomplete, or does not fit its config."""
