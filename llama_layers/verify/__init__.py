@@ -1,5 +1,17 @@
 """Rounding bounds, and results held against them."""
 
 from llama_layers.verify.bounds import Bound, linear_bound, rms_norm_bound
+from llama_layers.verify.judge import Judgement, judge
+from llama_layers.verify.qkv import QKVReport, Summary, examine_qkv, summarise
 
-__all__ = ["Bound", "linear_bound", "rms_norm_bound"]
+__all__ = [
+    "Bound",
+    "Judgement",
+    "QKVReport",
+    "Summary",
+    "examine_qkv",
+    "judge",
+    "linear_bound",
+    "rms_norm_bound",
+    "summarise",
+]
