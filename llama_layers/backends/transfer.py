@@ -7,10 +7,19 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from array_api_compat import is_cupy_array, is_torch_array
+from array_api_compat import (
+    is_cupy_array,
+    is_jax_array,
+    is_numpy_namespace,
+    is_torch_array,
+    is_torch_namespace,
+)
 from numpy.typing import NDArray
 
 from llama_layers.backends.dtypes import dtype_name
+
+host = np
+"""The namespace of arrays in main memory: float64 and integers of every size exist there."""
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
@@ -29,3 +38,20 @@ def to_numpy(array: Any) -> NDArray[Any]:
     if dtype_name(array.dtype) != "bfloat16" and hasattr(array, "__dlpack__"):
         return np.from_dlpack(array)
     return np.asarray(array)
+
+
+def from_numpy(array: NDArray[Any], xp: Any, device: Any = None) -> Any:
+    """The numbers of a NumPy array as another library's array, bit for bit, in memory of its own.
+
+    NumPy's own namespace gives the array back as it is.
+    """
+    if is_numpy_namespace(xp):
+        return array
+    if is_torch_namespace(xp) and dtype_name(array.dtype) == "bfloat16":
+        return xp.asarray(array.view(np.int16).copy(), device=device).view(xp.bfloat16)
+    return xp.asarray(array.copy(), device=device)
+
+
+def is_traced(array: Any) -> bool:
+    """Whether a compiler, `jax.jit` for one, is looking on and the array has no numbers yet."""
+    return is_jax_array(array) and isinstance(array, importlib.import_module("jax").core.Tracer)

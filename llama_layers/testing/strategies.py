@@ -1,0 +1,302 @@
+"""Hypothesis strategies for configs, weights, hidden states and token ids.
+
+Arrays are drawn as one seed, one scale and a few special numbers at drawn places, not element by
+element, so that they cost little; they shrink to constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from llama_layers.backends.dtypes import FLOATS, FloatFormat, dtype_of
+from llama_layers.backends.transfer import from_numpy
+from llama_layers.config import LlamaConfig
+from llama_layers.weights import QKVWeights
+
+# How many elements of an array are drawn one by one.
+SPECIAL_ELEMENTS = 4
+
+
+@st.composite
+def configs(
+    draw: st.DrawFn,
+    *,
+    model_types: Sequence[str] = ("llama", "mistral", "qwen2"),
+    max_heads: int = 6,
+    max_head_dim: int = 8,
+) -> LlamaConfig:
+    """Small models of every shape that a config.json can describe.
+
+    Multi-head, grouped-query and multi-query attention; head_dim as it follows from hidden_size
+    and free of it; biases; tied embeddings; each RoPE scaling; sliding windows.
+
+    Parameters
+    ----------
+    model_types : sequence of str
+        Families to draw from.
+    max_heads : int
+        Most query heads.
+    max_head_dim : int
+        Largest head_dim, which is even.
+
+    Returns
+    -------
+    SearchStrategy of LlamaConfig
+        They shrink to one layer of one Llama head.
+
+    Examples
+    --------
+    >>> from hypothesis import given
+    >>> from llama_layers.testing import configs
+    >>> @given(configs())
+    ... def test_heads_are_grouped(config):
+    ...     assert config.num_attention_heads % config.num_key_value_heads == 0
+    >>> test_heads_are_grouped()
+    """
+    num_kv_heads = draw(st.integers(1, max_heads))
+    groups = draw(st.integers(1, max_heads // num_kv_heads))
+    head_dim = 2 * draw(st.integers(1, max_head_dim // 2))
+    num_heads = num_kv_heads * groups
+    # Where head_dim is given, hidden_size need be no multiple of anything.
+    derived = draw(st.booleans())
+    hidden_size = num_heads * head_dim if derived else draw(st.integers(1, 3 * max_head_dim))
+    model_type = draw(st.sampled_from(model_types))
+    return LlamaConfig(
+        vocab_size=draw(st.integers(1, 64)),
+        hidden_size=hidden_size,
+        intermediate_size=draw(st.integers(1, 4 * max_head_dim)),
+        num_hidden_layers=draw(st.integers(1, 3)),
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        head_dim=None if derived else head_dim,  # type: ignore[arg-type]  # derived then
+        rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
+        rope_theta=draw(st.sampled_from([10000.0, 500000.0])),
+        max_position_embeddings=draw(st.sampled_from([32, 2048])),
+        rope_scaling=draw(st.none() | st.sampled_from(_ROPE_SCALINGS)),
+        sliding_window=draw(st.none() | st.integers(1, 16)),
+        attention_bias=draw(st.booleans()),
+        mlp_bias=draw(st.booleans()),
+        tie_word_embeddings=draw(st.booleans()),
+        model_type=model_type,
+    )
+
+
+@st.composite
+def arrays(
+    draw: st.DrawFn,
+    shape: Sequence[int],
+    *,
+    dtype: str = "float32",
+    xp: Any = np,
+    device: Any = None,
+    max_magnitude: float = 1024.0,
+) -> Any:
+    """Arrays of floats, ordinary and awkward.
+
+    Most are normally distributed at a scale drawn from the whole range of the format, some are
+    constant; a few elements are then set to zeros of either sign, subnormal numbers, powers of
+    two, the largest magnitude allowed, or any other number.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the arrays.
+    dtype : {"float16", "bfloat16", "float32", "float64"}
+        Of the elements.
+    xp : module
+        The array namespace, NumPy's if not given.
+    device : object, optional
+        Where the arrays shall lie; the default device of `xp` if not given.
+    max_magnitude : float
+        No element is further from zero; infinity allows all finite numbers.
+
+    Returns
+    -------
+    SearchStrategy of Array
+        They shrink to zeros with a few simple numbers among them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hypothesis import given
+    >>> from llama_layers.testing import arrays
+    >>> @given(arrays((2, 3), dtype="float16", max_magnitude=8.0))
+    ... def test_magnitude(x):
+    ...     assert x.dtype == np.float16
+    ...     assert np.all(np.abs(x) <= 8)
+    >>> test_magnitude()
+    """
+    kind = FLOATS[dtype]
+    largest = min(max_magnitude, kind.max)
+    size = math.prod(shape)
+    special = st.sampled_from(_special(kind, largest)) | st.floats(-largest, largest)
+    if draw(st.booleans()):
+        lowest, highest = kind.min_exponent, math.floor(math.log2(largest))
+        # Squares of most numbers drawn should neither overflow nor vanish.
+        exponent = draw(st.integers(-8, 8) | st.integers(lowest, highest))
+        generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        with np.errstate(over="ignore"):  # clipped below
+            values = np.ldexp(generator.standard_normal(size), exponent)
+    else:
+        values = np.full(size, draw(special))
+    if size:
+        count = min(size, SPECIAL_ELEMENTS)
+        places = st.dictionaries(st.integers(0, size - 1), special, max_size=count)
+        for place, value in draw(places).items():
+            values[place] = value
+    narrow = np.clip(values, -largest, largest).astype(dtype_of(np, dtype))
+    return from_numpy(narrow.reshape(tuple(shape)), xp, device)
+
+
+@st.composite
+def hidden_states(
+    draw: st.DrawFn,
+    config: LlamaConfig,
+    *,
+    max_batch: int = 2,
+    max_seq: int = 4,
+    dtype: str = "float32",
+    xp: Any = np,
+    device: Any = None,
+    max_magnitude: float = 1024.0,
+) -> Any:
+    """Hidden states that a layer of a model can be given.
+
+    Parameters
+    ----------
+    config : LlamaConfig
+        The model.
+    max_batch, max_seq : int
+        Most texts, and most tokens in each; at least one of both.
+    dtype, xp, device, max_magnitude
+        As for `arrays`.
+
+    Returns
+    -------
+    SearchStrategy of Array, shape [B, S, hidden_size]
+        They shrink to one token of zeros.
+
+    Examples
+    --------
+    >>> from hypothesis import given, strategies as st
+    >>> from llama_layers import LlamaConfig, qkv_projection
+    >>> from llama_layers.testing import configs, hidden_states, qkv_weights
+    >>> @given(st.data(), configs())
+    ... def test_shape(data, config):
+    ...     x = data.draw(hidden_states(config))
+    ...     q, k, v = qkv_projection(x, data.draw(qkv_weights(config)))
+    ...     assert q.shape == (*x.shape[:2], config.num_attention_heads, config.head_dim)
+    >>> test_shape()
+    """
+    shape = (draw(st.integers(1, max_batch)), draw(st.integers(1, max_seq)), config.hidden_size)
+    return draw(arrays(shape, dtype=dtype, xp=xp, device=device, max_magnitude=max_magnitude))
+
+
+@st.composite
+def qkv_weights(
+    draw: st.DrawFn,
+    config: LlamaConfig,
+    *,
+    dtype: str = "float32",
+    xp: Any = np,
+    device: Any = None,
+    max_magnitude: float = 1024.0,
+) -> QKVWeights:
+    """Query, key and value projections of a model.
+
+    Parameters
+    ----------
+    config : LlamaConfig
+        The model, which says whether there are biases.
+    dtype, xp, device, max_magnitude
+        As for `arrays`.
+
+    Returns
+    -------
+    SearchStrategy of QKVWeights
+        They shrink to zeros.
+
+    Examples
+    --------
+    >>> from llama_layers import LlamaConfig
+    >>> from llama_layers.testing import qkv_weights
+    >>> strategy = qkv_weights(LlamaConfig.llama2_7b())
+    """
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    rows = (heads + 2 * kv_heads) * config.head_dim
+
+    def drawn(*shape: int) -> Any:
+        return draw(arrays(shape, dtype=dtype, xp=xp, device=device, max_magnitude=max_magnitude))
+
+    bias = drawn(rows) if config.qkv_bias else None
+    return QKVWeights(drawn(rows, config.hidden_size), heads, kv_heads, bias)
+
+
+@st.composite
+def input_ids(
+    draw: st.DrawFn,
+    config: LlamaConfig,
+    *,
+    max_batch: int = 2,
+    max_seq: int = 4,
+    xp: Any = np,
+    device: Any = None,
+) -> Any:
+    """Token ids of a model's vocabulary.
+
+    Parameters
+    ----------
+    config : LlamaConfig
+        The model.
+    max_batch, max_seq : int
+        Most texts, and most tokens in each; at least one of both.
+    xp, device
+        As for `arrays`.
+
+    Returns
+    -------
+    SearchStrategy of Array of int64, shape [B, S]
+        They shrink to one 0.
+
+    Examples
+    --------
+    >>> from hypothesis import given
+    >>> from llama_layers import LlamaConfig
+    >>> from llama_layers.testing import input_ids
+    >>> @given(input_ids(LlamaConfig.llama2_7b()))
+    ... def test_ids(ids):
+    ...     assert 0 <= ids.min() <= ids.max() < 32000
+    >>> test_ids()
+    """
+    shape = (draw(st.integers(1, max_batch)), draw(st.integers(1, max_seq)))
+    id_ = st.integers(0, config.vocab_size - 1)
+    size = math.prod(shape)
+    ids = np.array(draw(st.lists(id_, min_size=size, max_size=size)), np.int64)
+    return from_numpy(ids.reshape(shape), xp, device)
+
+
+def _special(kind: FloatFormat, largest: float) -> list[float]:
+    positive: NDArray[np.float64] = np.array(
+        [1.0, kind.smallest_normal, kind.smallest_subnormal, 3 * kind.smallest_subnormal, largest]
+    )
+    return [0.0, -0.0, *positive.tolist(), *(-positive).tolist()]
+
+
+_ROPE_SCALINGS: tuple[dict[str, Any], ...] = (
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+)

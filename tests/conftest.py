@@ -1,0 +1,85 @@
+"""Backends to run the tests on, and Hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+from array_api_compat import device as device_of
+from array_api_compat import numpy as compat_numpy
+from hypothesis import Phase, settings
+
+from llama_layers.backends.transfer import from_numpy
+
+settings.register_profile("default", deadline=None, max_examples=30)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
+# A planted bug has to be found, not made small.
+settings.register_profile(
+    "mutants",
+    deadline=None,
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library on a device."""
+
+    xp: Any
+    device: Any = None
+
+    def array(self, values: Any) -> Any:
+        """A NumPy array's numbers on this backend."""
+        return from_numpy(values, self.xp, self.device)
+
+    def holds(self, array: Any) -> bool:
+        """Whether an array lies on this backend's device."""
+        return self.device is None or device_of(array) == self.device
+
+
+def _cupy() -> Backend:
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if not cupy.is_available():
+        pytest.skip("CuPy finds no CUDA device")
+    from array_api_compat import cupy as compat_cupy
+
+    return Backend(compat_cupy)
+
+
+_BACKENDS = {
+    "numpy": lambda: Backend(compat_numpy),
+    "strict-device1": lambda: Backend(array_api_strict, array_api_strict.Device("device1")),
+    "strict-no_float64": lambda: Backend(array_api_strict, array_api_strict.Device("no_float64")),
+    "cupy": _cupy,
+}
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(name, marks=pytest.mark.gpu) if name == "cupy" else name for name in _BACKENDS
+    ],
+)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each library and device that can be had, for tests that need float32 and nothing else."""
+    return _BACKENDS[request.param]()
+
+
+@pytest.fixture(scope="session")
+def xp(backend: Backend) -> Any:
+    """The namespace of `backend`."""
+    return backend.xp
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(20240501)
