@@ -1,6 +1,7 @@
 """How Sphinx builds these pages."""
 
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -35,6 +36,10 @@ autosummary_generate = True
 autodoc_typehints = "none"  # numpydoc's sections carry shapes and dtypes, which hints cannot
 numpydoc_class_members_toctree = False
 numpydoc_show_class_members = False
+# Every public docstring is complete, or the build fails; pyproject.toml says what is not asked for.
+_pyproject = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())
+numpydoc_validation_checks = set(_pyproject["tool"]["numpydoc_validation"]["checks"])
+numpydoc_validation_overrides = {"PR01": [r"Attributes\n---"]}  # dataclasses: fields are parameters
 
 # Formulas become SVG when the pages are built: reading them needs no script and no network.
 html_math_renderer = "svg"
