@@ -1,3 +1,4 @@
+from .checkpoint import load
 from .config import LlamaConfig
 from .errors import CheckpointError, ConfigError
 from .model import Llama, embed
@@ -26,6 +27,7 @@ __all__ = [
     "RopeScaling",
     "embed",
     "linear",
+    "load",
     "qkv_projection",
     "rms_norm",
 ]

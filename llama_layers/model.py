@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from llama_layers.backends.namespaces import namespace
 from llama_layers.config import LlamaConfig
 from llama_layers.weights import LlamaWeights
+
+if TYPE_CHECKING:
+    from llama_layers.checkpoint.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +26,30 @@ class Llama:
         Its numbers.
     weights : LlamaWeights
         Its parameters.
+    open_tokenizer : callable or None
+        Opens the tokenizer that came with the weights.
     """
 
     config: LlamaConfig
     weights: LlamaWeights
+    open_tokenizer: Callable[[], Tokenizer] | None = None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that came with the weights.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint has none, or none that is known to be read correctly.
+        ImportError
+            If the package ``tokenizers`` is not installed.
+        ValueError
+            If the model is not from a checkpoint.
+        """
+        if self.open_tokenizer is None:
+            raise ValueError("tokenizer: this model has none, since no checkpoint was loaded")
+        return self.open_tokenizer()
 
 
 def embed(input_ids: Any, table: Any, /) -> Any:

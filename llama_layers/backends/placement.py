@@ -1,0 +1,60 @@
+"""NumPy arrays to the library and device that a caller asks for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from array_api_compat import is_cupy_namespace, is_numpy_namespace
+from numpy.typing import NDArray
+
+from llama_layers.backends.cupy.detect import gpu_problem
+from llama_layers.backends.dtypes import dtype_name
+from llama_layers.backends.transfer import from_numpy
+
+
+def placement(backend: str | ModuleType, device: Any = None) -> Callable[[NDArray[Any]], Any]:
+    """A function that moves NumPy arrays to a backend's device without changing a bit."""
+    if isinstance(backend, str) and backend not in ("numpy", "cupy"):
+        raise ValueError(f"backend: expected 'numpy', 'cupy' or a module, got {backend!r}")
+    if backend == "cupy" or (isinstance(backend, ModuleType) and is_cupy_namespace(backend)):
+        return _to_cupy(device)
+    if backend == "numpy" or (isinstance(backend, ModuleType) and is_numpy_namespace(backend)):
+        if device not in (None, "cpu"):
+            raise ValueError(f"device: expected None or 'cpu' for NumPy, got {device!r}")
+        return lambda array: array
+    if not hasattr(backend, "asarray"):
+        raise TypeError(f"backend: expected 'numpy', 'cupy' or a module, got {backend!r}")
+    return _to_module(backend, device)
+
+
+def _to_cupy(device: int | None) -> Callable[[NDArray[Any]], Any]:
+    if (problem := gpu_problem()) is not None:
+        raise RuntimeError(f"backend 'cupy': {problem}")
+    cupy = importlib.import_module("cupy")
+    count = cupy.cuda.runtime.getDeviceCount()
+    if device is not None and (not isinstance(device, int) or not 0 <= device < count):
+        raise ValueError(f"device: expected None or an id from 0 to {count - 1}, got {device!r}")
+    where = cupy.cuda.Device(device)
+
+    def place(array: NDArray[Any]) -> Any:
+        with where:
+            return cupy.asarray(array)
+
+    return place
+
+
+def _to_module(xp: Any, device: Any) -> Callable[[NDArray[Any]], Any]:
+    def place(array: NDArray[Any]) -> Any:
+        moved = from_numpy(array, xp, device)
+        if dtype_name(moved.dtype) != dtype_name(array.dtype):  # jax narrows without a word
+            raise TypeError(
+                f"backend {xp.__name__}: turned {dtype_name(array.dtype)} into "
+                f"{dtype_name(moved.dtype)}; pass dtype={dtype_name(moved.dtype)!r}, or enable "
+                f"the wider one there"
+            )
+        return moved
+
+    return place

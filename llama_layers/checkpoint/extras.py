@@ -1,0 +1,19 @@
+"""Packages that only some files need."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def require(package: str, purpose: str) -> Any:
+    """Import a package of the ``models`` extra, or say how to install it and what needs it."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ImportError(
+            f"{purpose} needs the package {package}: pip install 'llama-layers[models]'",
+            name=package,
+        ) from None

@@ -1,0 +1,120 @@
+"""The tokenizer that a GGUF file's metadata amounts to."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.tokenizer import Tokenizer
+from llama_layers.errors import CheckpointError
+
+# GGUF's token types.
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+
+# How text is cut before byte pairs are merged, by GGUF's name for it. Only ways that have been
+# held against the original tokenizer are here: another way gives other ids, without an error.
+_PRE_TOKENIZERS = ("smollm",)
+
+
+def build_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer for a file's metadata; a CheckpointError if it is of a kind not known."""
+    tokenizers = require("tokenizers", f"the tokenizer of {file}")
+    model = metadata.get("tokenizer.ggml.model")
+    cut = metadata.get("tokenizer.ggml.pre")
+    if model != "gpt2" or cut not in _PRE_TOKENIZERS:
+        raise CheckpointError(
+            f"{file}: expected a tokenizer of model 'gpt2' and pre-tokenizer "
+            f"{' or '.join(map(repr, _PRE_TOKENIZERS))}, got {model!r} and {cut!r}; pass token "
+            f"ids, or load the model from a Hugging Face directory with its tokenizer.json"
+        )
+    if metadata.get("tokenizer.ggml.add_space_prefix", False):
+        raise CheckpointError(f"{file}: tokenizer.ggml.add_space_prefix: expected false, got true")
+    tokens, kinds, merges = _tables(file, metadata)
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=[tuple(merge.split(" ")) for merge in merges],
+        )
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Digits(individual_digits=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_tokens(
+        [
+            tokenizers.AddedToken(token, special=kind == _CONTROL, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind in (_CONTROL, _USER_DEFINED)
+        ]
+    )
+    _add_ends(backend, tokenizers, metadata, tokens)
+    return Tokenizer(backend)
+
+
+def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """tokenizer.json and tokenizer_config.json; nothing, and a warning, for a kind not known."""
+    try:
+        tokenizer = build_tokenizer(file, metadata)
+    except CheckpointError as error:
+        warnings.warn(f"no tokenizer is written: {error}", stacklevel=2)
+        return {}
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": metadata[f"{metadata['general.architecture']}.context_length"],
+    }
+    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        token = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
+        if token is not None:
+            config[f"{ours}_token"] = metadata["tokenizer.ggml.tokens"][token]
+    if (template := metadata.get("tokenizer.chat_template")) is not None:
+        config["chat_template"] = template
+    return {
+        "tokenizer.json": tokenizer.to_json().encode(),
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode(),
+    }
+
+
+def _tables(file: Path, metadata: Mapping[str, Any]) -> tuple[list[str], list[int], list[str]]:
+    try:
+        tokens, kinds, merges = (
+            metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges")
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{file}: missing {error.args[0]}") from None
+    if len(set(tokens)) != len(tokens) or len(kinds) != len(tokens):
+        raise CheckpointError(
+            f"{file}: expected {len(tokens)} different tokens and a type for each, got "
+            f"{len(set(tokens))} and {len(kinds)}"
+        )
+    if unknown := set(kinds) - {_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED}:
+        raise CheckpointError(
+            f"{file}: tokenizer.ggml.token_type: expected 1, 3, 4 or 5 for byte pairs, got "
+            f"{', '.join(map(str, sorted(unknown)))}"
+        )
+    return tokens, kinds, merges
+
+
+def _add_ends(backend: Any, tokenizers: Any, metadata: Mapping[str, Any], tokens: Any) -> None:
+    """Put the tokens that begin and end a text around it, where the metadata says so."""
+    ends = {
+        end: metadata[f"tokenizer.ggml.{end}_token_id"]
+        for end in ("bos", "eos")
+        if metadata.get(f"tokenizer.ggml.add_{end}_token", False)
+    }
+    if ends:
+        names = {end: tokens[i] for end, i in ends.items()}
+        single = [names[end] for end in ("bos",) if end in names]
+        single += ["$A", *(names[end] for end in ("eos",) if end in names)]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=single,
+            pair=None,
+            special_tokens=[(names[end], i) for end, i in ends.items()],
+        )

@@ -1,0 +1,249 @@
+"""A checkpoint whose headers have been read and checked, and whose tensors have not."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.names import deinterleave, expected_tensors, is_derived
+from llama_layers.config import LlamaConfig
+from llama_layers.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from llama_layers.checkpoint.tokenizer import Tokenizer
+
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    for name in ("float16", "bfloat16", "float32", "float64")
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and how it is stored.
+
+    Attributes
+    ----------
+    name : str
+        Its Hugging Face name.
+    stored_name : str
+        Its name in the file.
+    shape : tuple of int
+        As Hugging Face has it, [out, in] for a matrix.
+    dtype : str
+        "float32", "bfloat16", "float16", "float64", or the name of a GGUF block format ("Q4_1"),
+        which is read as float32.
+    file : Path
+        The file it is in.
+    offset, nbytes : int
+        The bytes it takes there.
+    permuted_heads : int or None
+        In how many heads its rows are interleaved in the file; None where they are in order.
+    """
+
+    name: str
+    stored_name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    offset: int
+    nbytes: int
+    permuted_heads: int | None = None
+
+    @property
+    def read_dtype(self) -> str:
+        """The dtype of the array that `Checkpoint.read` gives."""
+        return self.dtype if self.dtype in NUMPY_DTYPES else "float32"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint: what it holds, known from its headers, and a way to read that.
+
+    Attributes
+    ----------
+    path : Path
+        The directory or file it was opened from.
+    format : str
+        "Hugging Face directory", "safetensors file" or "GGUF file", with ", Meta names" where
+        they are.
+    config : LlamaConfig
+        Its config.
+    tensors : Mapping of str to TensorInfo
+        By Hugging Face name, in the order of `expected_tensors`: exactly those.
+    chat_template : str or None
+        The Jinja template of its chat format.
+
+    Raises
+    ------
+    CheckpointError
+        If the tensors are not those of the config.
+    """
+
+    path: Path
+    format: str
+    config: LlamaConfig
+    tensors: Mapping[str, TensorInfo]
+    chat_template: str | None
+    _open_tokenizer: Callable[[], Tokenizer] = field(repr=False)
+    _companions: Callable[[], Mapping[str, bytes]] = field(repr=False)
+    _maps: Mapping[Path, NDArray[np.uint8]] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", self._checked())
+
+    def read(self, name: str, /) -> NDArray[Any]:
+        """Read a tensor.
+
+        Parameters
+        ----------
+        name : str
+            A key of `tensors`.
+
+        Returns
+        -------
+        Array
+            Of the shape and `read_dtype` of the tensor. Where the file holds the numbers as they
+            are, a read-only view of the file, which costs nothing until it is used.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        """
+        info = self.tensors[name]
+        raw = self._bytes(info)
+        if info.dtype in NUMPY_DTYPES:
+            array = _viewed(raw, info.dtype, info.shape)
+        else:
+            gguf = require("gguf", "reading GGUF")
+            kind = gguf.GGMLQuantizationType[info.dtype]
+            rows = raw.reshape(gguf.quant_shape_to_byte_shape(info.shape, kind))
+            array = gguf.dequantize(rows, kind)
+        if info.permuted_heads is not None:
+            array = deinterleave(array, info.permuted_heads)
+        return array
+
+    def read_rows(self, names: Sequence[str], /) -> NDArray[Any]:
+        """Read tensors as one, their rows below each other.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Keys of `tensors` that agree in dtype and in all but the first axis.
+
+        Returns
+        -------
+        Array
+            One read-only view where the file holds the tensors one right after the other, a copy
+            otherwise.
+        """
+        infos = [self.tensors[name] for name in names]
+        if not _adjacent(infos):
+            return np.concatenate([self.read(name) for name in names])
+        first = infos[0]
+        raw = self._maps[first.file][first.offset : infos[-1].offset + infos[-1].nbytes]
+        shape = (sum(info.shape[0] for info in infos), *first.shape[1:])
+        return _viewed(raw, first.dtype, shape)
+
+    def open_tokenizer(self) -> Tokenizer:
+        """Open the tokenizer that came with the weights.
+
+        Returns
+        -------
+        Tokenizer
+            Text to ids and back.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none, or none that is known to be read correctly.
+        ImportError
+            If the package ``tokenizers`` is not installed.
+        """
+        return self._open_tokenizer()
+
+    def companions(self) -> Mapping[str, bytes]:
+        """The files, other than config and weights, that a Hugging Face directory should have.
+
+        Returns
+        -------
+        Mapping of str to bytes
+            Their names and contents: of the tokenizer above all.
+        """
+        return self._companions()
+
+    def _checked(self) -> dict[str, TensorInfo]:
+        """The tensors of the config, in its order; a CheckpointError if the file differs."""
+        expected = expected_tensors(self.config)
+        found = {name: info for name, info in self.tensors.items() if not is_derived(name)}
+        head = found.get("lm_head.weight")
+        if head is not None and self.config.tie_word_embeddings:
+            self._check_tied_head(head)
+            del found["lm_head.weight"]
+        missing = [name for name in expected if name not in found]
+        extra = [info.stored_name for name, info in found.items() if name not in expected]
+        misshapen = [
+            f"{name} (expected {list(shape)}, got {list(found[name].shape)})"
+            for name, shape in expected.items()
+            if name in found and found[name].shape != shape
+        ]
+        lists = {"missing": missing, "not of the model": extra, "of another shape": misshapen}
+        if problems := [_listed(kind, names) for kind, names in lists.items() if names]:
+            raise CheckpointError(
+                f"{self.path}: the tensors are not those of the config: {'; '.join(problems)}"
+            )
+        return {name: found[name] for name in expected}
+
+    def _check_tied_head(self, head: TensorInfo) -> None:
+        """Accept a head that the config ties to the embedding only if it is the embedding."""
+        table = self.tensors.get("model.embed_tokens.weight")
+        if table is not None and not (
+            (head.shape, head.dtype) == (table.shape, table.dtype)
+            and np.array_equal(self._bytes(head), self._bytes(table))
+        ):
+            raise CheckpointError(
+                f"{self.path}: {head.stored_name} differs from {table.stored_name}, "
+                f"and the config says tie_word_embeddings = true"
+            )
+
+    def _bytes(self, info: TensorInfo) -> NDArray[np.uint8]:
+        return self._maps[info.file][info.offset : info.offset + info.nbytes]
+
+
+def map_file(file: Path) -> NDArray[np.uint8]:
+    """The bytes of a file that is not empty, read-only, paged in as they are used."""
+    with file.open("rb") as stream:
+        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def _viewed(raw: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    array = raw.view(NUMPY_DTYPES[dtype])
+    if not array.flags.aligned:
+        array = array.copy()
+    return array.reshape(shape)
+
+
+def _adjacent(infos: Sequence[TensorInfo]) -> bool:
+    """Whether tensors lie in one file, in this order, without a gap, and as they are."""
+    return all(
+        info.dtype in NUMPY_DTYPES and info.permuted_heads is None for info in infos
+    ) and all(
+        (before.file, before.dtype, before.offset + before.nbytes)
+        == (after.file, after.dtype, after.offset)
+        for before, after in pairwise(infos)
+    )
+
+
+def _listed(kind: str, names: Sequence[str], shown: int = 4) -> str:
+    more = f", and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} {kind}: {', '.join(names[:shown])}{more}"

