@@ -174,8 +174,8 @@ def hidden_states(
         The model.
     max_batch, max_seq : int
         Most texts, and most tokens in each; at least one of both.
-    dtype, xp, device, max_magnitude
-        As for `arrays`.
+    dtype, xp, device, max_magnitude : as for `arrays`
+        What numbers, and where.
 
     Returns
     -------
@@ -214,8 +214,8 @@ def qkv_weights(
     ----------
     config : LlamaConfig
         The model, which says whether there are biases.
-    dtype, xp, device, max_magnitude
-        As for `arrays`.
+    dtype, xp, device, max_magnitude : as for `arrays`
+        What numbers, and where.
 
     Returns
     -------
@@ -256,8 +256,8 @@ def input_ids(
         The model.
     max_batch, max_seq : int
         Most texts, and most tokens in each; at least one of both.
-    xp, device
-        As for `arrays`.
+    xp, device : as for `arrays`
+        Where.
 
     Returns
     -------
