@@ -276,7 +276,7 @@ def test_refuses(x, error, message):
 
 def test_refuses_weights_wider_than_the_sums():
     w = QKVWeights(np.zeros((16, 6)), num_heads=2, num_kv_heads=1)
-    with pytest.raises(TypeError, match="float32 sums hold exactly .x is float32.*got float64"):
+    with pytest.raises(TypeError, match=r"float32 sums hold exactly .x is float32.*got float64"):
         qkv_projection(np.zeros((1, 2, 6), np.float32), w)
 
 
@@ -287,7 +287,7 @@ def test_refuses_devices_that_differ():
         )
         for shape, name in (((1, 2, 6), "device1"), ((16, 6), "device2"))
     )
-    with pytest.raises(ValueError, match="w: expected to be on the device of x, .*device1"):
+    with pytest.raises(ValueError, match=r"w: expected to be on the device of x, .*device1"):
         qkv_projection(x, QKVWeights(fused, 2, 1))
 
 

@@ -225,6 +225,8 @@ def _linear_block(
     exactly_zero = (magnitude == 0) & (sums.name != "float64")
     can_overflow = ~(magnitude + grown < sums.max)
     can_overflow |= np.isfinite(exact) & (np.abs(exact) + limit >= out.max)
+    if b is not None and out is not sums:  # the product alone may be rounded, too
+        can_overflow |= np.isfinite(product) & (np.abs(product) + limit >= out.max)
     for bound in (limit, usual):
         bound[exactly_zero] = 0.0
         bound[can_overflow] = np.inf
@@ -308,6 +310,9 @@ def rms_norm_bound(
         exact = normed * w64
         magnitude = np.abs(exact)
         underflow = lost * (2 + np.abs(w64)) + out.smallest_subnormal * (out is not sums)
+        if flushes:  # x and the weight may be taken for zero before anything is computed
+            underflow = underflow + lost * (np.abs(w64) / np.sqrt(mean_square + eps))
+            underflow += lost * np.abs(normed)
         lost_squares = 2 * lost / (mean_square + eps)
 
         def error(growth: float) -> Float64Array:
@@ -323,6 +328,8 @@ def rms_norm_bound(
         sum_of_squares = n * mean_square * (1 + gamma(n, u))
         can_overflow = ~(sum_of_squares < sums.max) & np.isfinite(mean_square)
         can_overflow = can_overflow | (np.isfinite(exact) & (np.abs(exact) + limit >= out.max))
+        # Squares that all underflow leave a root of zero, and rows of Inf and NaN.
+        can_overflow |= np.isfinite(exact) & (gamma(n + 4, u) + lost_squares >= 1)
     zero = (x64 == 0) | (w64 == 0)
     for bound in (limit, usual):
         bound[np.broadcast_to(zero, bound.shape) & np.isfinite(exact)] = 0.0
