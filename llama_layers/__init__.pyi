@@ -1,10 +1,18 @@
+from .attend import attention
+from .cache import KVCache, LayerCache
 from .checkpoint import load
 from .config import LlamaConfig
-from .errors import CheckpointError, ConfigError
-from .model import Llama, embed
+from .errors import BackendError, CheckpointError, ConfigError
+from .feed_forward import mlp, swiglu
+from .generation import generate
+from .layer import decoder_layer
+from .mask import Mask
+from .model import Llama, Output, embed, forward
 from .norm import rms_norm
 from .projection import QKV, linear, qkv_projection
+from .rope import apply_rope, inv_freq, rope_table
 from .rope_scaling import RopeScaling
+from .sampling import sample
 from .weights import (
     AttentionWeights,
     LayerWeights,
@@ -16,18 +24,33 @@ from .weights import (
 __all__ = [
     "QKV",
     "AttentionWeights",
+    "BackendError",
     "CheckpointError",
     "ConfigError",
+    "KVCache",
+    "LayerCache",
     "LayerWeights",
     "Llama",
     "LlamaConfig",
     "LlamaWeights",
     "MLPWeights",
+    "Mask",
+    "Output",
     "QKVWeights",
     "RopeScaling",
+    "apply_rope",
+    "attention",
+    "decoder_layer",
     "embed",
+    "forward",
+    "generate",
+    "inv_freq",
     "linear",
     "load",
+    "mlp",
     "qkv_projection",
     "rms_norm",
+    "rope_table",
+    "sample",
+    "swiglu",
 ]

@@ -171,6 +171,23 @@ class LlamaConfig(PublishedSizes):
             if kind == "sliding_attention" and self.sliding_window is None:
                 raise ConfigError("sliding_window: missing, and layer_types asks for it")
 
+    def window_of(self, layer: int, /) -> int | None:
+        """How many tokens back a layer attends, its own included; None for all.
+
+        Parameters
+        ----------
+        layer : int
+            Which layer.
+
+        Returns
+        -------
+        int or None
+            The sliding window, where the layer has one.
+        """
+        if self.layer_types is not None and self.layer_types[layer] == "full_attention":
+            return None
+        return self.sliding_window
+
     @property
     def qkv_bias(self) -> bool:
         """Whether queries, keys and values have biases."""

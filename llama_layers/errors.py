@@ -7,3 +7,7 @@ class ConfigError(ValueError):
 
 class CheckpointError(ValueError):
     """A checkpoint that is malformed, incomplete, or does not fit its config."""
+
+
+class BackendError(RuntimeError):
+    """An array library that is asked for and cannot compute here; the message says why."""

@@ -6,10 +6,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llama_layers.backends.dispatch import portable
 from llama_layers.backends.namespaces import namespace
+from llama_layers.backends.transfer import is_traced
+from llama_layers.batch import check_positions, kept_tokens, layer_masks, token_positions
+from llama_layers.cache import KVCache, LayerCache
 from llama_layers.config import LlamaConfig
+from llama_layers.layer import decoder_layer
+from llama_layers.norm import rms_norm
+from llama_layers.projection import linear
+from llama_layers.rope import rope_table
+from llama_layers.tap import Tap, inside, untouched
 from llama_layers.weights import LlamaWeights
 
 if TYPE_CHECKING:
@@ -33,6 +42,11 @@ class Llama:
     config: LlamaConfig
     weights: LlamaWeights
     open_tokenizer: Callable[[], Tokenizer] | None = None
+
+    def activations_like(self) -> Any:
+        """An array of no elements, of the library, device and dtype of the activations."""
+        none = self.weights.embed_tokens[:0, :]
+        return activations(namespace(embed_tokens=none), none)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -92,10 +106,119 @@ def embed(input_ids: Any, table: Any, /) -> Any:
             f"table: expected shape [vocab_size, hidden_size], got {list(table.shape)}"
         )
     size = math.prod(input_ids.shape)
-    if size and not (int(xp.min(input_ids)) >= 0 and int(xp.max(input_ids)) < table.shape[0]):
+    if (
+        size
+        and not is_traced(input_ids)
+        and not (int(xp.min(input_ids)) >= 0 and int(xp.max(input_ids)) < table.shape[0])
+    ):
         raise ValueError(
             f"input_ids: expected ids from 0 to {table.shape[0] - 1}, got "
             f"{int(xp.min(input_ids))} to {int(xp.max(input_ids))}"
         )
     rows = xp.take(table, xp.reshape(input_ids, (size,)), axis=0)
     return xp.reshape(rows, (*input_ids.shape, table.shape[1]))
+
+
+class Output(NamedTuple):
+    """What a forward pass gives."""
+
+    logits: Any
+    """Array [B, S, vocab_size], or [B, 1, vocab_size] of the last token only."""
+    cache: KVCache | None
+    """The valid cache, if one was given."""
+
+
+def forward(
+    model: Llama,
+    input_ids: Any,
+    /,
+    *,
+    cache: KVCache | None = None,
+    positions: Any | None = None,
+    attention_mask: Any | None = None,
+    last_only: bool = False,
+    tap: Tap | None = None,
+) -> Output:
+    """Run a model on token ids.
+
+    Parameters
+    ----------
+    model : Llama
+        Its weights decide library and device.
+    input_ids : Array, shape [B, S], an integer dtype
+        Token ids; after those that the cache has seen, if there is one.
+    cache : KVCache, optional
+        Keys and values of earlier tokens; the one in the output is valid afterwards.
+    positions : Array, shape [S] or [B, S], an integer dtype, optional
+        For RoPE. By default tokens are counted from the first that is no padding, on from the
+        cache.
+    attention_mask : Array, shape [B, S], bool or 0 and 1 of an integer dtype, optional
+        Which of the ids are tokens and no padding. With a cache also [B, past + S], as Hugging
+        Face has it, of which the last S columns are read.
+    last_only : bool, optional
+        Whether to compute the logits of the last token only.
+    tap : callable, optional
+        ``tap(name, array) -> array``, called at each site with the name of its module in Hugging
+        Face's model; what it returns takes the array's place.
+
+    Returns
+    -------
+    Output
+        ``logits`` in the dtype of the activations: float32 on NumPy (float64 for float64
+        weights), that of the embedding elsewhere; and ``cache``.
+
+    Raises
+    ------
+    TypeError
+        If ids, positions or mask are of another library or a wrong dtype.
+    ValueError
+        If a shape does not fit, an id or position is out of range, or the cache is too short;
+        the cache is untouched then.
+
+    References
+    ----------
+    H. Touvron et al., "LLaMA", section 2.2. `arXiv:2302.13971 <https://arxiv.org/abs/2302.13971>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import forward, load
+    >>> model = load("smollm2-135m")  # doctest: +SKIP
+    >>> forward(model, np.array([[1, 2, 3]])).logits.shape  # doctest: +SKIP
+    (1, 3, 49152)
+    """
+    tap = tap or untouched
+    config, weights = model.config, model.weights
+    x = embed(input_ids, weights.embed_tokens)
+    x = tap("model.embed_tokens", activations(namespace(x=x), x))
+    keep = kept_tokens(x, attention_mask, 0 if cache is None else cache.length)
+    if positions is None:
+        positions = token_positions(x, keep, cache)
+    check_positions(x, positions)
+    rope = rope_table(positions, config, like=x)
+    if cache is not None:
+        cache = cache.extend(x.shape[1], keep)
+    masks = layer_masks(x, config, keep, cache)
+    for index, layer in enumerate(weights.layers):
+        part = None if cache is None else LayerCache(cache, index)
+        x = decoder_layer(
+            x,
+            layer,
+            config=config,
+            rope=rope,
+            mask=masks[config.window_of(index)],
+            cache=part,
+            tap=inside(tap, f"model.layers.{index}"),
+        )
+        x = tap(f"model.layers.{index}", x)
+        cache = None if part is None else part.cache
+    if last_only:
+        x = x[:, -1:, :]
+    x = tap("model.norm", rms_norm(x, weights.norm, eps=config.rms_norm_eps))
+    return Output(tap("lm_head", linear(x, weights.lm_head)), cache)
+
+
+@portable
+def activations(xp: Any, x: Any) -> Any:
+    """Embeddings in the dtype that a backend computes a model in: the checkpoint's."""
+    return x

@@ -32,7 +32,7 @@ def portable(definition: Callable[P, T]) -> Callable[P, T]:
 
 @cache
 def _bodies(library_name: str) -> dict[str, Callable[..., Any]]:
-    if library_name not in ("numpy", "cupy"):
+    if library_name not in ("numpy", "cupy", "jax"):
         return {}
     bodies: dict[str, Callable[..., Any]] = importlib.import_module(
         f"llama_layers.backends.{library_name}"

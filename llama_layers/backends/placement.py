@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.backends.dtypes import dtype_name
+from llama_layers.errors import BackendError
 from llama_layers.backends.transfer import from_numpy
 
 
@@ -32,7 +33,7 @@ def placement(backend: str | ModuleType, device: Any = None) -> Callable[[NDArra
 
 def _to_cupy(device: int | None) -> Callable[[NDArray[Any]], Any]:
     if (problem := gpu_problem()) is not None:
-        raise RuntimeError(f"backend 'cupy': {problem}")
+        raise BackendError(f"backend 'cupy': {problem}")
     cupy = importlib.import_module("cupy")
     count = cupy.cuda.runtime.getDeviceCount()
     if device is not None and (not isinstance(device, int) or not 0 <= device < count):

@@ -152,7 +152,7 @@ def examine_qkv(x: Any, w: QKVWeights, /) -> tuple[QKV, QKVReport]:
             for first, second in zip((q, k, v), again, strict=True)
         ),
     )
-    return QKV(*qkv), report
+    return qkv, report
 
 
 def summarise(array: Any, bound: Bound, /) -> Summary:
@@ -202,7 +202,8 @@ def _columns(bound: Bound, columns: slice, shape: tuple[int, ...]) -> Bound:
 
 
 def _difference(a: NDArray[Any], b: NDArray[Any]) -> Difference:
-    apart = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # Inf - Inf: not a number, and so a difference
+        apart = np.abs(a.astype(np.float64) - b.astype(np.float64))
     return Difference(int(np.count_nonzero(~(apart <= DIFFERENCE))), apart.size)
 
 

@@ -1,0 +1,29 @@
+"""Bodies for jax arrays, which cannot be written to and may be traced."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax
+
+
+def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
+    """Write a block [B, S, ...] into a ring buffer [B, capacity, ...] from a slot on."""
+    places = (first + xp.arange(block.shape[1])) % buffer.shape[1]
+    return buffer.at[:, places].set(block)
+
+
+@cache
+def _register(cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]) -> None:
+    jax.tree_util.register_dataclass(cls, list(data_fields), list(meta_fields))
+
+
+def make_traceable(
+    xp: Any, cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]
+) -> None:
+    """Make a dataclass a pytree, so that jit takes and returns it."""
+    _register(cls, data_fields, meta_fields)
+
+
+BODIES = {"write_tokens": write_tokens, "make_traceable": make_traceable}

@@ -1,0 +1,81 @@
+"""What a forward pass must know of its tokens: which they are, where they stand, what they see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from array_api_compat import device
+
+from llama_layers.backends.dtypes import dtype_name
+from llama_layers.backends.namespaces import namespace
+from llama_layers.backends.transfer import is_traced
+from llama_layers.cache import KVCache
+from llama_layers.config import LlamaConfig
+from llama_layers.mask import Mask, slots
+
+
+def kept_tokens(x: Any, attention_mask: Any | None, past: Any) -> Any | None:
+    """Which of the tokens of x [B, S, H] are no padding, as bool [B, S]; None if all are."""
+    if attention_mask is None:
+        return None
+    xp = namespace(input_ids=x, attention_mask=attention_mask)
+    kind = attention_mask.dtype
+    if not (xp.isdtype(kind, "bool") or xp.isdtype(kind, "integral")):
+        raise TypeError(f"attention_mask: expected bool or integers, got {dtype_name(kind)}")
+    batch, count = x.shape[:2]
+    widths = {count} if is_traced(past) else {count, int(past) + count}
+    if attention_mask.ndim != 2 or (
+        attention_mask.shape[0] != batch or attention_mask.shape[1] not in widths
+    ):
+        expected = " or ".join(str([batch, width]) for width in sorted(widths))
+        raise ValueError(
+            f"attention_mask: expected shape {expected}, got {list(attention_mask.shape)}"
+        )
+    if not xp.isdtype(kind, "bool"):
+        if not is_traced(attention_mask) and bool(
+            xp.any((attention_mask != 0) & (attention_mask != 1))
+        ):
+            raise ValueError("attention_mask: expected 0 and 1 only")
+        attention_mask = attention_mask != 0
+    return attention_mask[:, -count:] if count else attention_mask[:, :0]
+
+
+def token_positions(x: Any, keep: Any | None, cache: KVCache | None) -> Any:
+    """The position of each token for RoPE, [S] or [B, S]: padding does not count."""
+    xp, count = namespace(x=x), x.shape[1]
+    if keep is None and (cache is None or cache.counts is None):
+        return slots(xp, 0 if cache is None else cache.length, count, x)
+    if keep is None:
+        keep = xp.ones(x.shape[:2], dtype=xp.bool, device=device(x))
+    counted = xp.cumulative_sum(xp.astype(keep, xp.int32), axis=1, dtype=xp.int32)
+    if cache is not None:
+        before = cache.length if cache.counts is None else xp.expand_dims(cache.counts, axis=1)
+        counted = counted + before
+    return xp.where(counted > 0, counted - 1, xp.zeros_like(counted))
+
+
+def check_positions(x: Any, positions: Any) -> None:
+    """Refuse positions of another library or shape than the tokens of x [B, S, H]."""
+    namespace(input_ids=x, positions=positions)
+    batch, count = x.shape[:2]
+    if tuple(positions.shape) not in ((count,), (batch, count)):
+        raise ValueError(
+            f"positions: expected shape {[count]} or {[batch, count]}, got {list(positions.shape)}"
+        )
+
+
+def layer_masks(
+    x: Any, config: LlamaConfig, keep: Any | None, cache: KVCache | None
+) -> dict[int | None, Mask]:
+    """The mask for each attention window that the layers of a config have.
+
+    The cache, where there is one, has been extended by the tokens of x [B, S, H] already.
+    """
+    xp, count = namespace(x=x), x.shape[1]
+    if cache is None:
+        queries = keys = slots(xp, 0, count, x)
+    else:
+        queries = slots(xp, cache.length - count, count, x)
+        keys, keep = cache.key_slots(), cache.visible_keep()
+    windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
+    return {window: Mask(queries, keys, window, keep) for window in windows}

@@ -1,0 +1,278 @@
+"""The keys and values of the tokens that came before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from array_api_compat import device
+
+from llama_layers.backends.dispatch import portable
+from llama_layers.backends.dtypes import dtype_name
+from llama_layers.backends.namespaces import namespace
+from llama_layers.backends.transfer import host, is_traced
+from llama_layers.config import LlamaConfig
+from llama_layers.mask import slots
+
+if TYPE_CHECKING:
+    from llama_layers.model import Llama
+
+
+@dataclass(frozen=True, eq=False)
+class KVCache:
+    """Keys and values of every layer, in memory that is taken once.
+
+    Each method returns the cache that is valid from then on; the one it was called on is not,
+    though they may share memory.
+
+    Attributes
+    ----------
+    keys, values : tuple of Array, shape [B, capacity, num_kv_heads, head_dim]
+        One of each for every layer; zeros where no token has come yet.
+    length : int
+        Tokens seen so far, padding included. Under `jax.jit` an array.
+    max_len : int
+        Tokens that may be seen.
+    window : int or None
+        Where set, the buffers hold the last `capacity` tokens only, in a ring.
+    keep : Array, shape [B, capacity], bool, or None
+        Which tokens are no padding; None if all are.
+    counts : Array, shape [B], int32, or None
+        How many tokens of each sequence are no padding; None if all are.
+    """
+
+    keys: tuple[Any, ...]
+    values: tuple[Any, ...]
+    length: Any
+    max_len: int
+    window: int | None = None
+    keep: Any | None = None
+    counts: Any | None = None
+
+    @classmethod
+    def create(
+        cls,
+        model_or_config: Llama | LlamaConfig,
+        batch: int,
+        max_len: int,
+        /,
+        *,
+        like: Any | None = None,
+        rolling: int | None = None,
+    ) -> KVCache:
+        """Take the memory for a batch of sequences.
+
+        Parameters
+        ----------
+        model_or_config : Llama or LlamaConfig
+            What the keys and values are of.
+        batch : int
+            Sequences.
+        max_len : int
+            The longest that a sequence can become, padding included.
+        like : Array, optional
+            The cache is of this array's library, device and dtype; by default as the activations
+            of the model, or float32 NumPy arrays for a config.
+        rolling : int, optional
+            Keep only what the sliding window of the config still sees, and room to append so
+            many tokens at a time: memory for ``sliding_window + rolling - 1`` tokens in the place
+            of `max_len`.
+
+        Returns
+        -------
+        KVCache
+            With no token in it.
+
+        Raises
+        ------
+        ValueError
+            If a count is not positive, or `rolling` is given and a layer has no window.
+
+        Examples
+        --------
+        >>> from llama_layers import KVCache, LlamaConfig
+        >>> cache = KVCache.create(LlamaConfig.smollm2_135m(), 1, 16)
+        >>> len(cache.keys), cache.keys[0].shape, cache.length
+        (30, (1, 16, 3, 64), 0)
+        """
+        if isinstance(model_or_config, LlamaConfig):
+            config = model_or_config
+            like = host.zeros((), dtype="float32") if like is None else like
+        else:
+            config = model_or_config.config
+            like = model_or_config.activations_like() if like is None else like
+        for name, count in (("batch", batch), ("max_len", max_len), ("rolling", rolling)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {count!r}")
+        capacity, window = max_len, None
+        if rolling is not None:
+            window = config.sliding_window
+            if window is None or "full_attention" in (config.layer_types or ()):
+                raise ValueError("rolling: expected a config with a sliding window on every layer")
+            capacity = min(max_len, window + rolling - 1)
+        xp = namespace(like=like)
+        make_traceable(
+            xp, cls, ("keys", "values", "length", "keep", "counts"), ("max_len", "window")
+        )
+        shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
+        keys, values = (
+            tuple(
+                xp.zeros(shape, dtype=like.dtype, device=device(like))
+                for _ in range(config.num_hidden_layers)
+            )
+            for _ in range(2)
+        )
+        return cls(keys, values, 0, max_len, window)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that there is memory for."""
+        return int(self.keys[0].shape[1])
+
+    def extend(self, count: int, keep: Any | None = None, /) -> KVCache:
+        """Make room for tokens, whose keys and values `append` then writes layer by layer.
+
+        Parameters
+        ----------
+        count : int
+            How many tokens.
+        keep : Array, shape [B, count], bool, optional
+            Which of them are no padding.
+
+        Returns
+        -------
+        KVCache
+            The valid cache, longer by `count`.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit; nothing is written then.
+        """
+        if not is_traced(self.length) and int(self.length) + count > self.max_len:
+            raise ValueError(
+                f"cache: expected room for {int(self.length) + count} tokens, got max_len = "
+                f"{self.max_len}"
+            )
+        if count > (most := self.most_at_once()):
+            raise ValueError(f"cache: expected at most {most} tokens at a time, got {count}")
+        longer = replace(self, length=self.length + count)
+        if keep is None and self.keep is None:
+            return longer
+        xp = namespace(cache=self.keys[0], keep=keep)
+        batch, where = self.keys[0].shape[0], device(self.keys[0])
+        kept, counts = self.keep, self.counts
+        if kept is None:
+            kept = xp.ones((batch, self.capacity), dtype=xp.bool, device=where)
+            counts = xp.zeros((batch,), dtype=xp.int32, device=where) + self.length
+        if keep is None:
+            keep = xp.ones((batch, count), dtype=xp.bool, device=where)
+        new = xp.sum(xp.astype(keep, xp.int32), axis=1, dtype=xp.int32)
+        kept = write_tokens(xp, kept, self.length, keep)
+        return replace(longer, keep=kept, counts=counts + new)
+
+    def most_at_once(self) -> int:
+        """How many tokens may be appended at once: a ring must keep what the first of them sees."""
+        if self.window is None or self.capacity == self.max_len:
+            return self.max_len
+        return self.capacity - self.window + 1
+
+    def append(self, layer: int, k: Any, v: Any, /) -> KVCache:
+        """Write the keys and values of the tokens that `extend` last made room for.
+
+        Parameters
+        ----------
+        layer : int
+            Whose they are.
+        k, v : Array, shape [B, S, num_kv_heads, head_dim]
+            Keys after RoPE, and values, in the dtype of the cache.
+
+        Returns
+        -------
+        KVCache
+            The valid cache.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If library, device, dtype or shape are not those of the cache.
+        """
+        xp = namespace(cache=self.keys[layer], k=k, v=v)
+        batch, _, heads, width = self.keys[layer].shape
+        for name, array in (("k", k), ("v", v)):
+            if array.ndim != 4 or (array.shape[0], *array.shape[2:]) != (batch, heads, width):
+                raise ValueError(
+                    f"{name}: expected shape [{batch}, S, {heads}, {width}] for the cache, "
+                    f"got {list(array.shape)}"
+                )
+            if array.dtype != self.keys[layer].dtype:
+                raise TypeError(
+                    f"{name}: expected the dtype of the cache, "
+                    f"{dtype_name(self.keys[layer].dtype)}, got {dtype_name(array.dtype)}"
+                )
+        first = self.length - k.shape[1]
+        return replace(
+            self,
+            keys=_replaced(self.keys, layer, write_tokens(xp, self.keys[layer], first, k)),
+            values=_replaced(self.values, layer, write_tokens(xp, self.values[layer], first, v)),
+        )
+
+    def visible(self, array: Any, /) -> Any:
+        """The part of a buffer that tokens have reached; all of it where that is not known."""
+        if is_traced(self.length):
+            return array
+        return array[:, : min(int(self.length), self.capacity), ...]
+
+    def visible_keep(self) -> Any | None:
+        """Which of the visible keys are no padding; None if all are."""
+        return None if self.keep is None else self.visible(self.keep)
+
+    def key_slots(self) -> Any:
+        """The slot of each visible key, shape [T]."""
+        xp = namespace(keys=self.keys[0])
+        count = self.visible(self.keys[0]).shape[1]
+        places = slots(xp, 0, count, self.keys[0])
+        if self.window is None:
+            return places
+        # The ring holds at each place the latest slot that falls on it, or none yet.
+        latest = self.length - 1 - (self.length - 1 - places) % self.capacity
+        return xp.where(latest < 0, -xp.ones_like(latest), latest)
+
+
+class LayerCache:
+    """One layer's view of a `KVCache`, which it replaces with each append."""
+
+    def __init__(self, cache: KVCache, layer: int) -> None:
+        self.cache = cache
+        self.layer = layer
+
+    def append(self, k: Any, v: Any, /) -> tuple[Any, Any]:
+        """Write new keys and values; all that are visible now come back."""
+        self.cache = self.cache.append(self.layer, k, v)
+        return (
+            self.cache.visible(self.cache.keys[self.layer]),
+            self.cache.visible(self.cache.values[self.layer]),
+        )
+
+
+@portable
+def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
+    """Write a block [B, S, ...] into a ring buffer [B, capacity, ...] from a slot on, in place."""
+    capacity, count = buffer.shape[1], block.shape[1]
+    place = int(first) % capacity
+    before_end = min(count, capacity - place)
+    buffer[:, place : place + before_end, ...] = block[:, :before_end, ...]
+    if before_end < count:
+        buffer[:, : count - before_end, ...] = block[:, before_end:, ...]
+    return buffer
+
+
+@portable
+def make_traceable(
+    xp: Any, cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]
+) -> None:
+    """Tell a compiling library what in a dataclass is data; for most there is nothing to tell."""
+
+
+def _replaced(arrays: tuple[Any, ...], index: int, array: Any) -> tuple[Any, ...]:
+    return (*arrays[:index], array, *arrays[index + 1 :])

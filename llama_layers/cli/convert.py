@@ -1,0 +1,33 @@
+"""``llama-layers convert``: any checkpoint to a Hugging Face directory."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from llama_layers.cli.options import add_dtype, add_force
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "convert",
+        help="write a checkpoint as a Hugging Face directory",
+        description="Write any checkpoint that can be loaded as a Hugging Face directory of "
+        "config.json, model.safetensors and the tokenizer.",
+    )
+    parser.add_argument("source", help="a directory, file or known model")
+    parser.add_argument("destination", type=Path, help="the directory to make")
+    add_dtype(parser, "the weights written (default: as they are)")
+    add_force(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and say what was written."""
+    from llama_layers.checkpoint import convert
+
+    convert(args.source, args.destination, dtype=args.dtype, overwrite=args.force)
+    print(args.destination)
+    return 0

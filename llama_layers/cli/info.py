@@ -1,0 +1,148 @@
+"""``llama-layers info``: what a checkpoint is, and what it costs in memory."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from llama_layers.backends.dtypes import FLOATS
+from llama_layers.cli.options import add_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llama_layers.checkpoint import Checkpoint
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "info",
+        help="say what a checkpoint is and what it costs in memory",
+        description="Read the headers of a checkpoint, check them against its config, and print "
+        "what it is and what it costs in memory in each dtype. No weight is read.",
+    )
+    parser.add_argument("model", help="a directory, file or known model, such as smollm2-135m")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open the checkpoint and print what its headers say."""
+    from rich.console import Console
+
+    from llama_layers.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(args.model)
+    if args.json:
+        print(json.dumps(describe(checkpoint, args.tensors), indent=2))
+        return 0
+    console = Console(highlight=False)
+    print_summary(console, checkpoint)
+    if args.tensors:
+        print_tensors(console, checkpoint)
+    return 0
+
+
+def describe(checkpoint: Checkpoint, tensors: bool) -> dict[str, Any]:
+    """A checkpoint for a program to read."""
+    content: dict[str, Any] = {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "config": checkpoint.config.to_json(),
+        "parameters": parameters(checkpoint),
+        "stored_bytes": stored_bytes(checkpoint),
+        "weight_bytes": {name: parameters(checkpoint) * f.itemsize for name, f in FLOATS.items()},
+        "cache_bytes_per_token": {name: cache_bytes(checkpoint, name) for name in FLOATS},
+    }
+    if tensors:
+        content["tensors"] = [
+            {**dataclasses.asdict(info), "file": info.file.name}
+            for info in checkpoint.tensors.values()
+        ]
+    return content
+
+
+def parameters(checkpoint: Checkpoint) -> int:
+    """How many numbers the tensors hold; a tied head is not counted twice."""
+    return sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+
+
+def stored_bytes(checkpoint: Checkpoint) -> int:
+    """How many bytes the tensors take in the files."""
+    return sum(info.nbytes for info in checkpoint.tensors.values())
+
+
+def cache_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """What a token costs in the key/value cache."""
+    config = checkpoint.config
+    heads = 2 * config.num_hidden_layers * config.num_key_value_heads
+    return heads * config.head_dim * FLOATS[dtype].itemsize
+
+
+def print_summary(console: Console, checkpoint: Checkpoint) -> None:
+    """Print what the checkpoint is, and its memory in each dtype."""
+    from rich.table import Table
+
+    config = checkpoint.config
+    stored = sorted({info.dtype for info in checkpoint.tensors.values()})
+    biases = [name for name in ("qkv_bias", "o_bias", "mlp_bias") if getattr(config, name)]
+    rope = f"theta {config.rope_theta:g}"
+    if config.rope_scaling is not None:
+        rope += f", {config.rope_scaling.rope_type} x {config.rope_scaling.factor:g}"
+    facts = {
+        "format": f"{checkpoint.format}, {', '.join(stored)}",
+        "family": config.model_type,
+        "parameters": f"{parameters(checkpoint):,} in {len(checkpoint.tensors)} tensors, "
+        f"{_bytes(stored_bytes(checkpoint))}",
+        "layers": f"{config.num_hidden_layers} of hidden size {config.hidden_size}, "
+        f"MLP {config.intermediate_size}",
+        "heads": f"{config.num_attention_heads} query, {config.num_key_value_heads} key/value, "
+        f"of {config.head_dim}",
+        "vocabulary": f"{config.vocab_size}, head "
+        + ("tied to the embedding" if config.tie_word_embeddings else "of its own"),
+        "context": f"{config.max_position_embeddings} tokens"
+        + (f", sliding window {config.sliding_window}" if config.sliding_window else ""),
+        "RoPE": rope,
+        "RMSNorm": f"eps {config.rms_norm_eps:g}",
+        "biases": ", ".join(biases) or "none",
+    }
+    console.print(str(checkpoint.path), style="bold", markup=False, soft_wrap=True)
+    for name, fact in facts.items():
+        console.print(f"  {name:<12}{fact}", markup=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 2))
+    for heading in ("memory", "weights", "cache, a token", "cache, full context"):
+        table.add_column(heading, justify="left" if heading == "memory" else "right")
+    for name, form in FLOATS.items():
+        token = cache_bytes(checkpoint, name)
+        table.add_row(
+            name,
+            _bytes(parameters(checkpoint) * form.itemsize),
+            _bytes(token),
+            _bytes(token * config.max_position_embeddings),
+        )
+    console.print()
+    console.print(table)
+
+
+def print_tensors(console: Console, checkpoint: Checkpoint) -> None:
+    """Print a line for each tensor."""
+    console.print()
+    width = max(len(name) for name in checkpoint.tensors)
+    for name, info in checkpoint.tensors.items():
+        line = (
+            f"  {name:<{width}}  {info.dtype:<8}  {list(info.shape)!s:<15}  {_bytes(info.nbytes)}"
+        )
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _bytes(count: int) -> str:
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"

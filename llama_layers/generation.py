@@ -1,0 +1,195 @@
+"""Text, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from array_api_compat import device
+
+from llama_layers.backends.namespaces import namespace
+from llama_layers.backends.transfer import from_numpy, host, to_numpy
+from llama_layers.cache import KVCache
+from llama_layers.model import Llama, forward
+from llama_layers.sampling import check_options, sample
+
+# Prompt tokens that go through the model at once where the cache is a ring.
+CHUNK = 512
+
+
+def generate(
+    model: Llama,
+    input_ids: Any,
+    /,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    rng: Any = None,
+    eos_token_id: int | tuple[int, ...] | None = None,
+    attention_mask: Any | None = None,
+    cache: KVCache | None = None,
+) -> Iterator[Any]:
+    """Continue a batch of prompts.
+
+    Parameters
+    ----------
+    model : Llama
+        The model.
+    input_ids : Array, shape [B, S], an integer dtype
+        The prompts; padded before their first token, if their lengths differ.
+    max_new_tokens : int
+        How many tokens to add at the most.
+    temperature, top_k, top_p, min_p
+        See `sample`; greedy by default.
+    repetition_penalty : float, optional
+        Divides the positive logits, and multiplies the negative ones, of tokens that the sequence
+        has already.
+    rng : numpy.random.Generator, int or None
+        The only source of randomness (SPEC 7).
+    eos_token_id : int or tuple of int, optional
+        Tokens that end a sequence; those of the config by default, none if it is empty.
+    attention_mask : Array, shape [B, S], bool or 0 and 1 of an integer dtype, optional
+        Which of the ids are tokens and no padding.
+    cache : KVCache, optional
+        Tokens that come before the prompt, and room for the rest.
+
+    Returns
+    -------
+    iterator of Array, shape [B], an integer dtype
+        One array a step. The token that ends a sequence is the last one given of it; while others
+        go on, padding takes its place.
+
+    Raises
+    ------
+    TypeError
+        If ids or mask are of another library or a wrong dtype.
+    ValueError
+        If a shape does not fit, an id or an option is out of range, or a prompt ends in padding;
+        at once, and not at the first step.
+
+    References
+    ----------
+    Repetition penalty: N. Keskar et al., "CTRL", section 4.1.
+    `arXiv:1909.05858 <https://arxiv.org/abs/1909.05858>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import generate, load
+    >>> model = load("smollm2-135m")  # doctest: +SKIP
+    >>> ids = np.array([model.tokenizer.encode("The capital of France is")])  # doctest: +SKIP
+    >>> new = [int(step[0]) for step in generate(model, ids, max_new_tokens=2)]  # doctest: +SKIP
+    >>> model.tokenizer.decode(new)  # doctest: +SKIP
+    ' Paris.'
+    """
+    xp = namespace(input_ids=input_ids, attention_mask=attention_mask)
+    if input_ids.ndim != 2 or not input_ids.shape[1]:
+        raise ValueError(
+            f"input_ids: expected shape [B, S] with at least one token, got {list(input_ids.shape)}"
+        )
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    if not repetition_penalty > 0:
+        raise ValueError(f"repetition_penalty: expected more than 0, got {repetition_penalty}")
+    check_options(temperature, top_k, top_p, min_p)
+    if attention_mask is not None and not bool(xp.all(attention_mask[:, -1] != 0)):
+        raise ValueError("attention_mask: expected prompts padded before their first token")
+    prefilled = _prefill(model, input_ids, attention_mask, cache, max_new_tokens)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    ends = model.config.eos_token_id if eos_token_id is None else eos_token_id
+    return _steps(
+        model,
+        prefilled,
+        _seen(model, input_ids, attention_mask) if repetition_penalty != 1 else None,
+        repetition_penalty,
+        max_new_tokens,
+        (ends,) if isinstance(ends, int) else ends or (),
+        options | {"rng": host.random.default_rng(rng)},
+    )
+
+
+def _prefill(
+    model: Llama, input_ids: Any, attention_mask: Any | None, cache: KVCache | None, more: int
+) -> tuple[Any, KVCache]:
+    """The logits after the prompts, and the cache that holds them."""
+    batch, count = input_ids.shape
+    config = model.config
+    chunk = count
+    if cache is None:
+        windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
+        rolling = None if None in windows else CHUNK
+        cache = KVCache.create(model, batch, count + more, rolling=rolling)
+    elif cache.length + count + more > cache.max_len:
+        raise ValueError(
+            f"cache: expected room for {cache.length + count + more} tokens, got max_len = "
+            f"{cache.max_len}"
+        )
+    if cache.window is not None:
+        chunk = cache.most_at_once()
+    for start in range(0, count, chunk):
+        part = slice(start, start + chunk)
+        logits, cache = _advance(
+            model,
+            input_ids[:, part],
+            cache,
+            None if attention_mask is None else attention_mask[:, part],
+        )
+    return logits, cache
+
+
+def _advance(
+    model: Llama, input_ids: Any, cache: KVCache, attention_mask: Any | None = None
+) -> tuple[Any, KVCache]:
+    """The logits [B, vocab_size] after some tokens, and the cache with them."""
+    output = forward(model, input_ids, cache=cache, attention_mask=attention_mask, last_only=True)
+    assert output.cache is not None  # since one was given
+    return output.logits[:, 0, :], output.cache
+
+
+def _steps(
+    model: Llama,
+    prefilled: tuple[Any, KVCache],
+    seen: Any | None,
+    penalty: float,
+    max_new_tokens: int,
+    ends: tuple[int, ...],
+    options: dict[str, Any],
+) -> Iterator[Any]:
+    logits, cache = prefilled
+    xp = namespace(logits=logits)
+    padding = model.config.pad_token_id
+    ended = host.zeros(logits.shape[0], dtype=bool)
+    for step in range(max_new_tokens):
+        if seen is not None:
+            logits = _penalised(xp, logits, seen, penalty)
+        ids = sample(logits, **options)
+        if ended.any():
+            fill = ids if padding is None else xp.full_like(ids, padding)
+            ids = xp.where(from_numpy(ended, xp, device(ids)), fill, ids)
+        yield ids
+        drawn = to_numpy(ids)
+        ended = ended | host.isin(drawn, ends)
+        if ended.all() or step + 1 == max_new_tokens:
+            return
+        if seen is not None:
+            seen[host.arange(drawn.shape[0]), drawn] = True
+        logits, cache = _advance(model, xp.expand_dims(ids, axis=1), cache)
+
+
+def _seen(model: Llama, input_ids: Any, attention_mask: Any | None) -> Any:
+    """Which tokens of the vocabulary each prompt has, as a NumPy array [B, vocab_size]."""
+    ids = to_numpy(input_ids)
+    seen = host.zeros((ids.shape[0], model.config.vocab_size), dtype=bool)
+    kept = host.ones(ids.shape) if attention_mask is None else to_numpy(attention_mask)
+    for row, (tokens, keep) in enumerate(zip(ids, kept, strict=True)):
+        seen[row, tokens[keep != 0]] = True
+    return seen
+
+
+def _penalised(xp: Any, logits: Any, seen: Any, penalty: float) -> Any:
+    lowered = xp.where(logits < 0, logits * penalty, logits / penalty)
+    return xp.where(from_numpy(seen, xp, device(logits)), lowered, logits)

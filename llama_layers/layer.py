@@ -1,0 +1,109 @@
+"""One decoder layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llama_layers.attend import attention
+from llama_layers.backends.namespaces import namespace
+from llama_layers.cache import LayerCache
+from llama_layers.config import LlamaConfig
+from llama_layers.feed_forward import mlp
+from llama_layers.norm import rms_norm
+from llama_layers.projection import linear, qkv_projection
+from llama_layers.rope import apply_rope
+from llama_layers.tap import Tap, inside, untouched
+from llama_layers.weights import AttentionWeights, LayerWeights
+
+
+def decoder_layer(
+    x: Any,
+    w: LayerWeights,
+    /,
+    *,
+    config: LlamaConfig,
+    rope: tuple[Any, Any],
+    mask: Any | None,
+    cache: LayerCache | None = None,
+    tap: Tap | None = None,
+) -> Any:
+    r"""Attend, then transform each token, both added to the residual stream.
+
+    .. math:: h = x + W_o \operatorname{attention}(\operatorname{norm}(x)), \quad
+        y = h + \operatorname{mlp}(\operatorname{norm}(h))
+
+    Parameters
+    ----------
+    x : Array, shape [B, S, hidden_size], a float dtype
+        The residual stream.
+    w : LayerWeights
+        From the same library and device as `x`.
+    config : LlamaConfig
+        Its ``rms_norm_eps`` is read.
+    rope : tuple of two Arrays
+        Cosines and sines of the tokens' positions, from `rope_table`.
+    mask : Array of bool, Mask or None
+        Which keys each query may attend to; see `attention`.
+    cache : LayerCache, optional
+        Gives the keys and values of earlier tokens and takes those of these.
+    tap : callable, optional
+        ``tap(name, array) -> array``, called at each site with the name of its module inside the
+        layer: ``self_attn.q_proj``, say. What it returns takes the array's place.
+
+    Returns
+    -------
+    Array, shape and dtype of x
+        The residual stream after the layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the functions that it is made of do.
+
+    References
+    ----------
+    H. Touvron et al., "LLaMA", section 2.2. `arXiv:2302.13971 <https://arxiv.org/abs/2302.13971>`_
+
+    Examples
+    --------
+    See `llama_layers.forward`, which calls it for every layer.
+    """
+    tap = tap or untouched
+    eps = config.rms_norm_eps
+    normed = tap("input_layernorm", rms_norm(x, w.input_layernorm, eps=eps))
+    x = x + _self_attention(normed, w.self_attn, rope, mask, cache, inside(tap, "self_attn"))
+    x = tap("attention_residual", x)
+    normed = tap("post_attention_layernorm", rms_norm(x, w.post_attention_layernorm, eps=eps))
+    return x + mlp(normed, w.mlp, tap=inside(tap, "mlp"))
+
+
+def _self_attention(
+    x: Any,
+    w: AttentionWeights,
+    rope: tuple[Any, Any],
+    mask: Any | None,
+    cache: LayerCache | None,
+    tap: Tap,
+) -> Any:
+    """Queries, keys and values of normalised tokens, turned, attended to and projected out."""
+    q, k, v = (
+        _heads(tap(f"{name}_proj", _flat(array)), array.shape)
+        for name, array in zip("qkv", qkv_projection(x, w.qkv), strict=True)
+    )
+    q = tap("q_rope", apply_rope(q, *rope))
+    k = tap("k_rope", apply_rope(k, *rope))
+    if cache is not None:
+        k, v = cache.append(k, v)
+    heads = tap("attention", attention(q, k, v, mask=mask))
+    return tap("o_proj", linear(_flat(heads), w.o_proj, w.o_bias))
+
+
+def _flat(array: Any) -> Any:
+    """Heads side by side: [B, S, heads, D] as [B, S, heads * D]."""
+    xp = namespace(array=array)
+    return xp.reshape(array, (*array.shape[:2], math.prod(array.shape[2:])))
+
+
+def _heads(array: Any, shape: tuple[int, ...]) -> Any:
+    return namespace(array=array).reshape(array, shape)

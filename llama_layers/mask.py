@@ -1,0 +1,89 @@
+"""Which keys a query may attend to, as one boolean mask that is made a few rows at a time.
+
+A whole mask has as many elements as there are pairs of positions; rows made when they are needed
+keep a forward pass linear in the length of the sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import device
+
+from llama_layers.backends.namespaces import namespace
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Causal attention, within a window if there is one, to keys that are no padding.
+
+    Queries and keys are counted in slots, the places that their tokens have in the batch,
+    padding included; not in RoPE positions.
+
+    Attributes
+    ----------
+    queries : Array, shape [S], an integer dtype
+        The slot of each query.
+    keys : Array, shape [T], an integer dtype
+        The slot of each key; -1 for a key that is not there yet.
+    window : int or None
+        How many slots back a query attends, its own included.
+    keep : Array, shape [B, T], bool, or None
+        Whether a key is a token and no padding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import Mask
+    >>> Mask(np.arange(3), np.arange(3), window=2).rows(0, 3)[0].astype(int)
+    array([[1, 0, 0],
+           [1, 1, 0],
+           [0, 1, 1]])
+    """
+
+    queries: Any
+    keys: Any
+    window: int | None = None
+    keep: Any | None = None
+
+    def rows(self, start: int, stop: int, /) -> Any:
+        """The mask of the queries from `start` to before `stop`.
+
+        Parameters
+        ----------
+        start, stop : int
+            Which queries.
+
+        Returns
+        -------
+        Array, shape [B, stop - start, T] or [1, stop - start, T], bool
+            True where a query may attend to a key.
+        """
+        xp = namespace(queries=self.queries, keys=self.keys, keep=self.keep)
+        queries = xp.expand_dims(self.queries[start:stop], axis=1)
+        keys = xp.expand_dims(self.keys, axis=0)
+        allowed = (keys >= 0) & (keys <= queries)
+        if self.window is not None:
+            allowed = allowed & (keys > queries - self.window)
+        allowed = xp.expand_dims(allowed, axis=0)
+        if self.keep is not None:
+            allowed = allowed & xp.expand_dims(self.keep, axis=1)
+        return allowed
+
+    def check(self, batch: int, queries: int, keys: int) -> None:
+        """Refuse a mask of other sizes."""
+        for name, array, shape in (
+            ("queries", self.queries, (queries,)),
+            ("keys", self.keys, (keys,)),
+            ("keep", self.keep, (batch, keys)),
+        ):
+            if array is not None and tuple(array.shape) != shape:
+                raise ValueError(
+                    f"mask.{name}: expected shape {list(shape)}, got {list(array.shape)}"
+                )
+
+
+def slots(xp: Any, first: Any, count: int, like: Any) -> Any:
+    """The integers from `first`, which a compiler may trace, on the device of an array."""
+    return xp.arange(count, dtype=xp.int32, device=device(like)) + first

@@ -1,0 +1,118 @@
+"""From logits to a token."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from array_api_compat import device
+
+from llama_layers.backends.dtypes import float_format
+from llama_layers.backends.namespaces import namespace
+from llama_layers.backends.transfer import from_numpy, host, to_numpy
+
+
+def sample(
+    logits: Any,
+    /,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    rng: Any = None,
+) -> Any:
+    r"""Draw a token for each sequence.
+
+    .. math:: P(i) \propto e^{\ell_i / T}
+
+    over the tokens that every filter keeps, in this order: `top_k`, `top_p` of what that leaves,
+    `min_p` of what that leaves.
+
+    Parameters
+    ----------
+    logits : Array, shape [B, vocab_size], a float dtype
+        Of the last token of each sequence.
+    temperature : float
+        T above; 0 is greedy: the first of the largest logits.
+    top_k : int, optional
+        Keep the k largest logits, and those equal to the smallest of them.
+    top_p : float, optional
+        Keep the fewest tokens, the likeliest first, whose probabilities sum to `top_p` or more.
+    min_p : float, optional
+        Keep the tokens that are at least `min_p` times as likely as the likeliest.
+    rng : numpy.random.Generator, int or None
+        The only source of randomness (SPEC 7).
+
+    Returns
+    -------
+    Array, shape [B], int64 (int32 on libraries without it)
+        Token ids, of the library and device of `logits`.
+
+    Raises
+    ------
+    TypeError
+        If `logits` is no array of floats.
+    ValueError
+        If its shape is another, it has a NaN, or an option is out of range.
+
+    References
+    ----------
+    Top-p: A. Holtzman et al., `arXiv:1904.09751 <https://arxiv.org/abs/1904.09751>`_. Min-p:
+    M. Nguyen et al., `arXiv:2407.01082 <https://arxiv.org/abs/2407.01082>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import sample
+    >>> sample(np.array([[0.0, 3.0, 1.0]]), temperature=0)
+    array([1])
+    >>> sample(np.array([[0.0, 3.0, 1.0]]), top_k=1, rng=0)
+    array([1])
+    """
+    xp = namespace(logits=logits)
+    float_format("logits", logits)
+    if logits.ndim != 2 or not logits.shape[1]:
+        raise ValueError(f"logits: expected shape [B, vocab_size], got {list(logits.shape)}")
+    check_options(temperature, top_k, top_p, min_p)
+    if bool(xp.any(logits != logits)):
+        raise ValueError("logits: expected numbers, got NaN")
+    if temperature == 0:
+        return xp.argmax(logits, axis=-1)
+    weights = _weights(to_numpy(logits).astype(host.float64) / temperature, top_k, top_p, min_p)
+    cumulative = host.cumsum(weights, axis=-1)
+    drawn = host.random.default_rng(rng).random((logits.shape[0], 1)) * cumulative[:, -1:]
+    # The first token whose cumulative weight exceeds the draw: one of weight 0 never is.
+    ids = host.argmax(cumulative > drawn, axis=-1)
+    return from_numpy(ids, xp, device(logits))
+
+
+def check_options(
+    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
+) -> None:
+    """Refuse sampling options that are out of range."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature: expected a finite number, zero or more, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: expected at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p: expected more than 0 and at most 1, got {top_p}")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise ValueError(f"min_p: expected 0 to 1, got {min_p}")
+
+
+def _weights(scaled: Any, top_k: int | None, top_p: float | None, min_p: float | None) -> Any:
+    """What each token's probability is proportional to; 0 where a filter drops it."""
+    weights = host.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    if top_k is not None and top_k < weights.shape[-1]:
+        smallest_kept = host.partition(scaled, -top_k, axis=-1)[:, -top_k, None]
+        weights = host.where(scaled >= smallest_kept, weights, 0.0)
+    if top_p is not None and top_p < 1:
+        order = host.argsort(-weights, axis=-1, stable=True)
+        descending = host.take_along_axis(weights, order, axis=-1)
+        before = host.cumsum(descending, axis=-1) - descending
+        enough = before >= top_p * descending.sum(axis=-1, keepdims=True)
+        host.put_along_axis(weights, order, host.where(enough, 0.0, descending), axis=-1)
+    if min_p is not None:
+        weights = host.where(weights >= min_p * weights.max(axis=-1, keepdims=True), weights, 0.0)
+    return weights
