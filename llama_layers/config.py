@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.backends.dtypes import FLOATS
-from llama_layers.config_schema import check_count, check_positive, constructor_arguments
+from llama_layers.config_schema import (
+    check_count,
+    check_flag,
+    check_positive,
+    constructor_arguments,
+)
 from llama_layers.errors import ConfigError
 from llama_layers.presets import PublishedSizes
 from llama_layers.rope_scaling import RopeScaling
@@ -112,8 +117,7 @@ class LlamaConfig(PublishedSizes):
         for name in ("rms_norm_eps", "rope_theta"):
             check_positive(name, getattr(self, name))
         for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+            check_flag(name, getattr(self, name))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_key_value_heads: expected a divisor of num_attention_heads = "
@@ -134,6 +138,7 @@ class LlamaConfig(PublishedSizes):
         if self.sliding_window is not None:
             check_count("sliding_window", self.sliding_window)
         self._check_layer_types()
+        self._check_token_ids()
 
     def _derive(self) -> None:
         """Fill in what follows from other fields; the dataclass is frozen, hence the detour."""
@@ -158,6 +163,8 @@ class LlamaConfig(PublishedSizes):
     def _check_layer_types(self) -> None:
         if self.layer_types is None:
             return
+        if not isinstance(self.layer_types, tuple):
+            raise ConfigError(f"layer_types: expected a list, got {self.layer_types!r}")
         if len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
                 f"layer_types: expected {self.num_hidden_layers} entries, one for each layer, "
@@ -170,6 +177,14 @@ class LlamaConfig(PublishedSizes):
                 )
             if kind == "sliding_attention" and self.sliding_window is None:
                 raise ConfigError("sliding_window: missing, and layer_types asks for it")
+
+    def _check_token_ids(self) -> None:
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = getattr(self, name)
+            several = name == "eos_token_id" and isinstance(ids, tuple)
+            for token in ids if several else () if ids is None else (ids,):
+                if isinstance(token, bool) or not isinstance(token, int):
+                    raise ConfigError(f"{name}: expected an integer, got {token!r}")
 
     def window_of(self, layer: int, /) -> int | None:
         """How many tokens back a layer attends, its own included; None for all.
@@ -273,6 +288,7 @@ class LlamaConfig(PublishedSizes):
         content["torch_dtype"] = content.pop("dtype")
         if self.model_type == "qwen2":
             content["use_sliding_window"] = self.sliding_window is not None
+            content["max_window_layers"] = 0  # the first layers without a window; none of them
         if self.layer_types is None:
             del content["layer_types"]
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -99,15 +99,22 @@ def check_count(name: str, value: Any) -> None:
 def check_positive(name: str, value: Any) -> None:
     """Refuse what is no positive finite number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
+    if not number or not 0 < value <= sys.float_info.max:
         raise ConfigError(f"{name}: expected a positive finite number, got {value!r}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}: expected true or false, got {value!r}")
+
+
 def _merge_dtypes(content: dict[str, Any]) -> None:
-    dtypes = {content.pop(key, None) for key in ("torch_dtype", "dtype")} - {None, "auto"}
-    if len(dtypes) > 1:
-        raise ConfigError(f"dtype: expected one, got {' and '.join(sorted(map(repr, dtypes)))}")
-    content["dtype"] = dtypes.pop() if dtypes else None
+    dtypes = [content.pop(key, None) for key in ("torch_dtype", "dtype")]
+    given = [dtype for dtype in dtypes if dtype not in (None, "auto")]
+    if given and given[0] != given[-1]:
+        raise ConfigError(f"dtype: expected one, got {given[0]!r} and {given[-1]!r}")
+    content["dtype"] = given[0] if given else None
 
 
 def _flatten_rope_parameters(content: dict[str, Any]) -> None:
@@ -147,12 +154,16 @@ def _name_qwen2_layers(content: dict[str, Any]) -> None:
     """Say with sliding_window and layer_types what Qwen2 says with two keys more."""
     use_window = content.pop("use_sliding_window", False)
     full_layers = content.pop("max_window_layers", None)
+    check_flag("use_sliding_window", use_window)
     if not use_window:
         content["sliding_window"] = None
     elif content.get("layer_types") is None:
         if full_layers is None:
             raise ConfigError("config: missing max_window_layers, and use_sliding_window is true")
-        content["layer_types"] = [
-            "full_attention" if layer < full_layers else "sliding_attention"
-            for layer in range(content["num_hidden_layers"])
-        ]
+        check_count("num_hidden_layers", content["num_hidden_layers"])
+        if full_layers != 0:
+            check_count("max_window_layers", full_layers)
+            content["layer_types"] = [
+                "full_attention" if layer < full_layers else "sliding_attention"
+                for layer in range(content["num_hidden_layers"])
+            ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from llama_layers.config_schema import check_positive, scaling_arguments
+from llama_layers.config_schema import check_count, check_flag, check_positive, scaling_arguments
 from llama_layers.errors import ConfigError
 
 # For each rope_type the keys it must have and those it may have.
@@ -100,8 +100,9 @@ class RopeScaling:
             if isinstance(field.default, type(None)) and value is None:
                 continue
             if field.name == "truncate":
-                if not isinstance(value, bool):
-                    raise ConfigError(f"truncate: expected true or false, got {value!r}")
+                check_flag("truncate", value)
+            elif field.name == "original_max_position_embeddings":
+                check_count(field.name, value)
             elif field.name != "rope_type":
                 check_positive(field.name, value)
         if self.factor < 1:
