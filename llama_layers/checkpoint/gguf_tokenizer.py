@@ -54,7 +54,7 @@ def build_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
             if kind in (_CONTROL, _USER_DEFINED)
         ]
     )
-    _add_ends(backend, tokenizers, metadata, tokens)
+    _add_ends(backend, file, metadata, tokens)
     return Tokenizer(backend)
 
 
@@ -102,19 +102,22 @@ def _tables(file: Path, metadata: Mapping[str, Any]) -> tuple[list[str], list[in
     return tokens, kinds, merges
 
 
-def _add_ends(backend: Any, tokenizers: Any, metadata: Mapping[str, Any], tokens: Any) -> None:
+def _add_ends(backend: Any, file: Path, metadata: Mapping[str, Any], tokens: list[str]) -> None:
     """Put the tokens that begin and end a text around it, where the metadata says so."""
-    ends = {
-        end: metadata[f"tokenizer.ggml.{end}_token_id"]
-        for end in ("bos", "eos")
-        if metadata.get(f"tokenizer.ggml.add_{end}_token", False)
-    }
-    if ends:
-        names = {end: tokens[i] for end, i in ends.items()}
-        single = [names[end] for end in ("bos",) if end in names]
-        single += ["$A", *(names[end] for end in ("eos",) if end in names)]
+    tokenizers = require("tokenizers", f"the tokenizer of {file}")
+    template = ["$A"]
+    special = []
+    for end in ("bos", "eos"):
+        if metadata.get(f"tokenizer.ggml.add_{end}_token", False):
+            i = metadata.get(f"tokenizer.ggml.{end}_token_id")
+            if i is None or i >= len(tokens):
+                raise CheckpointError(
+                    f"{file}: tokenizer.ggml.{end}_token_id: expected a token's id, since "
+                    f"add_{end}_token is true, got {i}"
+                )
+            template = [tokens[i], *template] if end == "bos" else [*template, tokens[i]]
+            special.append((tokens[i], i))
+    if special:
         backend.post_processor = tokenizers.processors.TemplateProcessing(
-            single=single,
-            pair=None,
-            special_tokens=[(names[end], i) for end, i in ends.items()],
+            single=template, special_tokens=special
         )

@@ -111,9 +111,11 @@ class _Reader:
         return self.tensor(name) if name in self.checkpoint.tensors else None
 
     def fused(self, names: Sequence[str]) -> Any:
-        if names[0] not in self.checkpoint.tensors:
+        tensors = self.checkpoint.tensors
+        if names[0] not in tensors:
             return None
-        if self._dtype is None:
+        stored = {tensors[name].read_dtype for name in names}
+        if self._dtype is None or stored == {self._dtype}:
             return self._place(self.checkpoint.read_rows(names))
         parts = [cast(name, self.checkpoint.read(name), self._dtype) for name in names]
         return self._place(np.concatenate(parts))

@@ -1,0 +1,70 @@
+"""Names and orders of three conventions."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_layers.checkpoint import expected_tensors
+from llama_layers.checkpoint.names import deinterleave, to_hugging_face
+
+
+def test_expected_tensors_of_a_layer_in_the_order_of_files():
+    shapes = expected_tensors(tiny.QWEN2)
+    assert list(shapes.items())[:14] == [
+        ("model.embed_tokens.weight", (40, 32)),
+        ("model.layers.0.input_layernorm.weight", (32,)),
+        ("model.layers.0.self_attn.q_proj.weight", (32, 32)),
+        ("model.layers.0.self_attn.k_proj.weight", (16, 32)),
+        ("model.layers.0.self_attn.v_proj.weight", (16, 32)),
+        ("model.layers.0.self_attn.q_proj.bias", (32,)),
+        ("model.layers.0.self_attn.k_proj.bias", (16,)),
+        ("model.layers.0.self_attn.v_proj.bias", (16,)),
+        ("model.layers.0.self_attn.o_proj.weight", (32, 32)),
+        ("model.layers.0.post_attention_layernorm.weight", (32,)),
+        ("model.layers.0.mlp.gate_proj.weight", (48, 32)),
+        ("model.layers.0.mlp.up_proj.weight", (48, 32)),
+        ("model.layers.0.mlp.down_proj.weight", (32, 48)),
+        ("model.layers.1.input_layernorm.weight", (32,)),
+    ]
+    assert list(shapes)[-2:] == ["model.norm.weight", "lm_head.weight"]
+    assert "lm_head.weight" not in expected_tensors(tiny.TIED)
+
+
+def test_the_gguf_package_has_the_same_names():
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 12)
+    for name in expected_tensors(tiny.BIASED):
+        name = name.replace("layers.1.", "layers.11.")
+        theirs = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert to_hugging_face(theirs, "gguf") == name
+
+
+def test_the_gguf_package_takes_meta_names_for_the_same():
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    for name in tiny.meta(tiny.arrays()):
+        theirs = table.get_name(name, try_suffixes=(".weight",))
+        assert to_hugging_face(name, "meta") == to_hugging_face(theirs, "gguf")
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.00.attention.wq.weight", "layers.{}.attention.wq.weight", "wq", "x.weight"]
+)
+def test_other_names_stay(name):
+    assert to_hugging_face(name, "meta") == name
+
+
+@given(
+    groups=st.integers(1, 4),
+    kv_heads=st.integers(1, 3),
+    pairs=st.integers(1, 4),
+    columns=st.sampled_from([None, 1, 3]),
+)
+def test_rows_come_back_for_all_head_ratios(groups, kv_heads, pairs, columns):
+    for heads in (groups * kv_heads, kv_heads):
+        shape = (heads * 2 * pairs,) if columns is None else (heads * 2 * pairs, columns)
+        rows = np.arange(np.prod(shape)).reshape(shape)
+        assert np.array_equal(deinterleave(tiny.interleaved(rows, heads), heads), rows)
