@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     """Convert, and say what was written."""
     from llama_layers.checkpoint import convert
 
+    if args.destination.exists() and not args.force:
+        raise FileExistsError(f"{args.destination} exists; --force overwrites it")
     convert(args.source, args.destination, dtype=args.dtype, overwrite=args.force)
     print(args.destination)
     return 0

@@ -33,15 +33,14 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the checkpoint and print what its headers say."""
-    from rich.console import Console
-
     from llama_layers.checkpoint import open_checkpoint
+    from llama_layers.cli.terminal import Terminal
 
     checkpoint = open_checkpoint(args.model)
     if args.json:
         print(json.dumps(describe(checkpoint, args.tensors), indent=2))
         return 0
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     print_summary(console, checkpoint)
     if args.tensors:
         print_tensors(console, checkpoint)

@@ -200,13 +200,13 @@ def capture(model: Llama, input_ids: Any, layer: int) -> dict[str, Any]:
 
 def print_report(case: Case, report: QKVReport) -> None:
     """Print a case's report as a table and three sentences."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from llama_layers.backends.dtypes import dtype_name
+    from llama_layers.cli.terminal import Terminal
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Terminal(highlight=False)
     summaries = {"Q": report.q, "K": report.k, "V": report.v}
     if case.norm is not None:
         summaries = {"RMSNorm": case.norm} | summaries

@@ -1,0 +1,90 @@
+"""`llama-layers` itself, `info`, `pull` and `convert`."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+
+from llama_layers.cli import main
+
+
+def test_the_program_runs_as_a_module():
+    run = subprocess.run(
+        [sys.executable, "-m", "llama_layers", "--version"], capture_output=True, text=True
+    )
+    assert run.returncode == 0
+    assert run.stdout.startswith("llama-layers ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["qkv", "--dtype", "int8"]])
+def test_usage_errors_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "usage: llama-layers" in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"'{sys.executable}' -m llama_layers qkv | head -1"
+    run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("Llama-2 7B dimensions")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A tiny checkpoint of known size."""
+    tiny.write_single(tmp_path / "tiny", tiny.arrays())
+    return tmp_path / "tiny"
+
+
+def test_info_as_json(checkpoint, capsys):
+    assert main(["info", str(checkpoint), "--json", "--tensors"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    sizes = [array.size for array in tiny.arrays().values()]
+    assert content["parameters"] == sum(sizes)
+    assert content["stored_bytes"] == 4 * sum(sizes)
+    assert content["weight_bytes"]["bfloat16"] == 2 * sum(sizes)
+    # Two layers, keys and values, two heads of eight, two bytes.
+    assert content["cache_bytes_per_token"]["float16"] == 2 * 2 * 2 * 8 * 2
+    shapes = {tensor["name"]: tuple(tensor["shape"]) for tensor in content["tensors"]}
+    assert shapes == {name: array.shape for name, array in tiny.arrays().items()}
+
+
+def test_info_prints_each_tensor_on_demand(checkpoint, capsys):
+    assert main(["info", str(checkpoint)]) == 0
+    short = capsys.readouterr().out
+    assert "4 query, 2 key/value, of 8" in short
+    assert "model.layers.1.mlp.up_proj.weight" not in short
+    assert main(["info", str(checkpoint), "--tensors"]) == 0
+    assert "model.layers.1.mlp.up_proj.weight" in capsys.readouterr().out
+
+
+def test_info_of_nothing(capsys, tmp_path):
+    assert main(["info", str(tmp_path)]) == 2
+    assert "llama-layers info: " in capsys.readouterr().err
+
+
+def test_pull_lists_what_is_known(capsys):
+    assert main(["pull"]) == 0
+    assert "smollm2-135m" in capsys.readouterr().out
+
+
+def test_pull_of_an_unknown_name(capsys):
+    assert main(["pull", "gpt-5"]) == 2
+    assert "gpt-5" in capsys.readouterr().err
+
+
+def test_convert(checkpoint, tmp_path, capsys):
+    out = tmp_path / "half"
+    assert main(["convert", str(checkpoint), str(out), "--dtype", "float16"]) == 0
+    written = load_file(out / "model.safetensors")
+    for name, array in tiny.arrays().items():
+        assert np.array_equal(written[name], array.astype(np.float16))
+    assert main(["convert", str(checkpoint), str(out)]) == 2
+    assert f"{out} exists; --force overwrites it" in capsys.readouterr().err
+    assert main(["convert", str(checkpoint), str(out), "--force"]) == 0
+    assert load_file(out / "model.safetensors")["model.norm.weight"].dtype == np.float32
