@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import array_api_strict
 import numpy as np
 import pytest
 from array_api_compat import device as device_of
-from array_api_compat import numpy as compat_numpy
 from hypothesis import Phase, settings
 
+from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.backends.transfer import from_numpy
 
 settings.register_profile("default", deadline=None, max_examples=30)
@@ -46,16 +47,15 @@ class Backend:
 
 
 def _cupy() -> Backend:
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
-    if not cupy.is_available():
-        pytest.skip("CuPy finds no CUDA device")
-    from array_api_compat import cupy as compat_cupy
+    if (problem := gpu_problem()) is not None:
+        pytest.skip(problem)
+    from array_api_compat import cupy
 
-    return Backend(compat_cupy)
+    return Backend(cupy)
 
 
 _BACKENDS = {
-    "numpy": lambda: Backend(compat_numpy),
+    "numpy": lambda: Backend(np),
     "strict-device1": lambda: Backend(array_api_strict, array_api_strict.Device("device1")),
     "strict-no_float64": lambda: Backend(array_api_strict, array_api_strict.Device("no_float64")),
     "cupy": _cupy,
@@ -83,3 +83,14 @@ def xp(backend: Backend) -> Any:
 def rng() -> np.random.Generator:
     """Random numbers, the same in every run."""
     return np.random.default_rng(20240501)
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M as a Hugging Face directory, pulled once a session unless a cache has it."""
+    from llama_layers.checkpoint import pull
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "LLAMA_LAYERS_CACHE" not in os.environ:
+            patch.setenv("LLAMA_LAYERS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return pull("smollm2-135m")
