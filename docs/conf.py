@@ -2,7 +2,7 @@
 
 import sys
 import tomllib
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
@@ -37,11 +37,13 @@ autosummary_generate = True
 autodoc_typehints = "none"  # numpydoc's sections carry shapes and dtypes, which hints cannot
 numpydoc_class_members_toctree = False
 numpydoc_show_class_members = False
-# Every public docstring is complete, or the build fails; pyproject.toml says what is not asked for.
+# Public functions and classes are documented in full, or the build fails; pyproject.toml says what
+# is not asked for.
 _pyproject = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())
 numpydoc_validation_checks = set(_pyproject["tool"]["numpydoc_validation"]["checks"])
-numpydoc_validation_overrides = {"PR01": [r"Attributes\n---"]}  # dataclasses: fields are parameters
-numpydoc_validation_exclude = {r"^llama_layers\.QKV$"}  # a named tuple: fields have their docstrings
+# The fields of dataclasses are their parameters; those of named tuples have their own docstrings.
+numpydoc_validation_overrides = {"PR01": [r"Attributes\n---"]}
+numpydoc_validation_exclude = {r"\.(QKV|Output)$", r"\.[A-Z]\w*\.\w+$"}  # methods: `numpydoc lint`
 
 # Formulas become SVG when the pages are built: reading them needs no script and no network.
 html_math_renderer = "svg"
@@ -61,3 +63,10 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+
+# Every public name is in the reference, or the build fails.
+_listed = set(Path(__file__).with_name("reference").joinpath("index.md").read_text().split())
+for _module in ("", ".checkpoint", ".verify", ".testing"):
+    _missing = set(import_module(f"llama_layers{_module}").__all__) - _listed
+    if _missing:
+        raise RuntimeError(f"docs/reference/index.md: add {', '.join(sorted(_missing))}")

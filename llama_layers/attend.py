@@ -37,7 +37,7 @@ def attention(
     mask : Array of bool, shape [S, T] or [B, S, T], or Mask, optional
         True where a query may attend to a key; every key for every query if not given.
     scale : float, optional
-        c above; ``1 / sqrt(D)`` if not given.
+        The c above; ``1 / sqrt(D)`` if not given.
 
     Returns
     -------

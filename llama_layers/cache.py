@@ -240,7 +240,15 @@ class KVCache:
 
 
 class LayerCache:
-    """One layer's view of a `KVCache`, which it replaces with each append."""
+    """One layer's view of a `KVCache`, which it replaces with each append.
+
+    Parameters
+    ----------
+    cache : KVCache
+        The cache, as it is before the layer.
+    layer : int
+        Which layer.
+    """
 
     def __init__(self, cache: KVCache, layer: int) -> None:
         self.cache = cache

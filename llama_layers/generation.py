@@ -43,8 +43,8 @@ def generate(
         The prompts; padded before their first token, if their lengths differ.
     max_new_tokens : int
         How many tokens to add at the most.
-    temperature, top_k, top_p, min_p
-        See `sample`; greedy by default.
+    temperature, top_k, top_p, min_p : as for `sample`
+        How a token is drawn; greedy by default.
     repetition_penalty : float, optional
         Divides the positive logits, and multiplies the negative ones, of tokens that the sequence
         has already.

@@ -52,6 +52,11 @@ class Llama:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that came with the weights.
 
+        Returns
+        -------
+        Tokenizer
+            Opened when it is first used.
+
         Raises
         ------
         CheckpointError

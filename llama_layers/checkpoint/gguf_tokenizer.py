@@ -59,7 +59,7 @@ def build_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """tokenizer.json and tokenizer_config.json; nothing, and a warning, for a kind not known."""
+    """Make tokenizer.json and tokenizer_config.json; nothing, with a warning, if not known."""
     try:
         tokenizer = build_tokenizer(file, metadata)
     except CheckpointError as error:
