@@ -64,8 +64,9 @@ def linear(x: Any, weight: Any, bias: Any | None = None, /) -> Any:
     """
     xp = namespace(x=x, weight=weight, bias=bias)
     sums = accumulate_format(float_format("x", x))
-    for name, array in (("weight", weight), ("bias", bias)):
-        if array is not None and not sums.holds(float_format(name, array)):
+    stored = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    for name, array in stored.items():
+        if not sums.holds(float_format(name, array)):
             raise TypeError(
                 f"{name}: expected a dtype that {sums.name} sums hold exactly (x is "
                 f"{float_format('x', x).name}), got {float_format(name, array).name}; "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,11 +88,16 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M as a Hugging Face directory, pulled once a session unless a cache has it."""
+def smollm2() -> Iterator[Path]:
+    """SmolLM2-135M as a Hugging Face directory: in the cache that the environment names, or else
+    pulled into one that goes away with the session, since it takes 630 MB."""
     from llama_layers.checkpoint import pull
 
-    with pytest.MonkeyPatch.context() as patch:
-        if "LLAMA_LAYERS_CACHE" not in os.environ:
-            patch.setenv("LLAMA_LAYERS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return pull("smollm2-135m")
+    if "LLAMA_LAYERS_CACHE" in os.environ:
+        yield pull("smollm2-135m")
+        return
+    with tempfile.TemporaryDirectory() as cache:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LLAMA_LAYERS_CACHE", cache)
+            path = pull("smollm2-135m")
+        yield path

@@ -213,6 +213,7 @@ W = np.zeros((4, 3), np.float32)
         ((X, W.astype(float)), TypeError, "weight: .* float32 sums hold exactly .*, got float64"),
         ((X, W, np.zeros(4)), TypeError, "bias: .* float32 sums hold exactly .*, got float64"),
         (([[1.0]], W), TypeError, "x: expected an array of NumPy, .*, got list"),
+        ((X, None), TypeError, "weight: expected an array, got NoneType"),
         ((X, 2.0), TypeError, "weight: expected an array of NumPy, .*, got float"),
         (
             (X, array_api_strict.zeros((4, 3), dtype=array_api_strict.float32)),

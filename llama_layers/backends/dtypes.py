@@ -72,6 +72,8 @@ def dtype_name(dtype: Any) -> str:
 
 def float_format(name: str, array: Any) -> FloatFormat:
     """The format of an array's numbers; a TypeError that names the argument if they are others."""
+    if not hasattr(array, "dtype"):
+        raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
     found = dtype_name(array.dtype)
     if found not in FLOATS:
         raise TypeError(f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {found}")

@@ -99,9 +99,9 @@ def arrays(
 ) -> Any:
     """Arrays of floats, ordinary and awkward.
 
-    Most are normally distributed at a scale drawn from the whole range of the format, some are
-    constant; a few elements are then set to zeros of either sign, subnormal numbers, powers of
-    two, the largest magnitude allowed, or any other number.
+    Some are normally distributed, at a scale drawn from the whole range of the format, some are
+    one power of two throughout; a few elements are then set to zeros of either sign, subnormal
+    numbers, the largest magnitude allowed, or any other number.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def arrays(
     Returns
     -------
     SearchStrategy of Array
-        They shrink to zeros with a few simple numbers among them.
+        They shrink to ones with a few simple numbers among them.
 
     Examples
     --------
@@ -136,15 +136,13 @@ def arrays(
     largest = min(max_magnitude, kind.max)
     size = math.prod(shape)
     special = st.sampled_from(_special(kind, largest)) | st.floats(-largest, largest)
-    if draw(st.booleans()):
-        lowest, highest = kind.min_exponent, math.floor(math.log2(largest))
-        # Squares of most numbers drawn should neither overflow nor vanish.
-        exponent = draw(st.integers(-8, 8) | st.integers(lowest, highest))
-        generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-        with np.errstate(over="ignore"):  # clipped below
-            values = np.ldexp(generator.standard_normal(size), exponent)
-    else:
-        values = np.full(size, draw(special))
+    lowest, highest = kind.min_exponent, math.floor(math.log2(largest))
+    # Squares of most numbers drawn should neither overflow nor vanish.
+    exponent = draw(st.integers(-8, min(8, highest)) | st.integers(lowest, highest))
+    seed = draw(st.none() | st.integers(0, 2**32 - 1))
+    normal = np.ones(size) if seed is None else np.random.default_rng(seed).standard_normal(size)
+    with np.errstate(over="ignore"):  # clipped below
+        values = np.ldexp(normal, exponent)
     if size:
         count = min(size, SPECIAL_ELEMENTS)
         places = st.dictionaries(st.integers(0, size - 1), special, max_size=count)
@@ -180,7 +178,7 @@ def hidden_states(
     Returns
     -------
     SearchStrategy of Array, shape [B, S, hidden_size]
-        They shrink to one token of zeros.
+        They shrink to one token of ones.
 
     Examples
     --------
@@ -220,7 +218,7 @@ def qkv_weights(
     Returns
     -------
     SearchStrategy of QKVWeights
-        They shrink to zeros.
+        They shrink to ones.
 
     Examples
     --------

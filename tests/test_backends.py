@@ -1,0 +1,92 @@
+"""Formats, transfers and the dispatcher."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_layers.backends.dispatch import portable
+from llama_layers.backends.dtypes import FLOATS, accumulate_format, dtype_name, dtype_of
+from llama_layers.backends.namespaces import library, namespace
+from llama_layers.backends.transfer import from_numpy, to_numpy
+from llama_layers.norm import normalise
+from llama_layers.projection import linear_2d
+from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
+from llama_layers.verify import linear_bound, rms_norm_bound
+
+DTYPES = {name: np.dtype(getattr(ml_dtypes, name, None) or name) for name in FLOATS}
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_formats_are_those_of_ml_dtypes(name):
+    kind, info = FLOATS[name], ml_dtypes.finfo(DTYPES[name])
+    assert kind.itemsize == DTYPES[name].itemsize
+    assert kind.precision == info.nmant + 1
+    assert kind.unit_roundoff == float(info.eps) / 2
+    assert kind.max == float(info.max)
+    assert kind.smallest_normal == float(info.smallest_normal)
+    assert kind.smallest_subnormal == float(info.smallest_subnormal)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("other", DTYPES)
+def test_a_format_holds_what_casts_back_unchanged(name, other):
+    kind = FLOATS[other]
+    awkward = [kind.max, kind.smallest_subnormal, 1 + 2 * kind.unit_roundoff, -kind.smallest_normal]
+    numbers = np.array(awkward, np.float64).astype(DTYPES[other])
+    with np.errstate(all="ignore"):
+        back = numbers.astype(DTYPES[name]).astype(DTYPES[other])
+    assert FLOATS[name].holds(kind) == (back.tobytes() == numbers.tobytes())
+
+
+def test_sums_are_kept_in_float32_at_least():
+    sums = {name: accumulate_format(kind).name for name, kind in FLOATS.items()}
+    assert sums == dict.fromkeys(FLOATS, "float32") | {"float64": "float64"}
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(DTYPES)))
+def test_numpy_arrays_transfer_as_they_are(data, name):
+    array = data.draw(arrays((2, 3), dtype=name, max_magnitude=np.inf))
+    assert dtype_name(array.dtype) == name
+    assert dtype_of(np, name) == array.dtype
+    assert to_numpy(array) is from_numpy(array, np) is array
+
+
+@given(array=arrays((2, 3), max_magnitude=np.inf))
+def test_transfers_change_no_bit(backend, array):
+    array[0, 0] = np.uint32(0x7FC01234).view(np.float32)  # a NaN that carries a number
+    there = from_numpy(array, backend.xp, backend.device)
+    assert backend.holds(there)
+    assert dtype_name(there.dtype) == "float32"
+    assert_same_bits(to_numpy(there), array)
+
+
+def test_namespace_of_arguments(backend):
+    array = backend.array(np.ones(2, np.float32))
+    assert library(namespace(x=array, bias=None)) == library(backend.xp)
+    assert namespace(x=None) is None
+
+
+@given(data=st.data())
+def test_portable_bodies_hold_the_bound_too(data):
+    """The definitions themselves, on NumPy arrays, where a faster body takes their place."""
+    x, weight = (data.draw(arrays((3, 8))) for _ in range(2))
+    assert_within_bound(linear_2d.__wrapped__(np, x, weight, None), linear_bound(x, weight))
+    normed = normalise.__wrapped__(np, x, weight[0], 1e-5)
+    assert_within_bound(normed, rms_norm_bound(x, weight[0], eps=1e-5))
+
+
+def test_dispatch_takes_the_body_of_the_library(monkeypatch):
+    def linear_2d(xp, x, weight, bias):
+        return "definition"
+
+    chosen = portable(linear_2d)
+    one = np.ones((1, 1))
+    monkeypatch.setattr("llama_layers.backends.dispatch.library", lambda xp: "other")
+    assert chosen(np, one, one, None) == "definition"
+    for name in ("numpy", "cupy"):
+        monkeypatch.setattr("llama_layers.backends.dispatch.library", lambda xp, name=name: name)
+        np.testing.assert_array_equal(chosen(np, one, one, None), one)

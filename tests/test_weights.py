@@ -1,0 +1,158 @@
+"""`QKVWeights`: fused storage, its views, and what is refused."""
+
+from __future__ import annotations
+
+import array_api_strict
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_layers import QKVWeights
+from llama_layers.backends.transfer import to_numpy
+from llama_layers.testing import assert_same_bits, configs, qkv_weights
+
+
+def numbered(*shape, start=0):
+    """Different numbers everywhere, so that a wrong place shows."""
+    return np.arange(start, start + np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+@given(w=st.data(), config=configs())
+def test_views_are_the_rows_of_the_heads(backend, w, config):
+    w = w.draw(qkv_weights(config, xp=backend.xp, device=backend.device))
+    heads, kv_heads, dim = w.num_heads, w.num_kv_heads, config.head_dim
+    assert (w.head_dim, w.hidden_size) == (dim, config.hidden_size)
+    fused = to_numpy(w.fused)
+    rows = heads * dim, (heads + kv_heads) * dim, (heads + 2 * kv_heads) * dim
+    assert_same_bits(w.q, fused[: rows[0]])
+    assert_same_bits(w.k, fused[rows[0] : rows[1]])
+    assert_same_bits(w.v, fused[rows[1] : rows[2]])
+
+
+def test_views_share_memory():
+    w = QKVWeights(numbered(16, 6), num_heads=2, num_kv_heads=1)
+    for view in (w.q, w.k, w.v):
+        assert np.shares_memory(view, w.fused)
+        assert view.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (4, 1)])
+def test_from_separate(backend, num_heads, num_kv_heads):
+    q = numbered(num_heads * 2, 6)
+    k = numbered(num_kv_heads * 2, 6, start=1000)
+    v = numbered(num_kv_heads * 2, 6, start=2000)
+    biases = [numbered(len(matrix), start=3000 + i) for i, matrix in enumerate((q, k, v))]
+    options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads}
+    for layout, matrices in (("out_in", (q, k, v)), ("in_out", (q.T, k.T, v.T))):
+        w = QKVWeights.from_separate(
+            *map(backend.array, matrices),
+            biases=list(map(backend.array, biases)),
+            layout=layout,
+            **options,
+        )
+        for part, expected in ((w.q, q), (w.k, k), (w.v, v)):
+            assert_same_bits(part, expected)
+        assert_same_bits(w.bias, np.concatenate(biases))
+        assert backend.holds(w.fused)
+    assert QKVWeights.from_separate(*map(backend.array, (q, k, v)), **options).bias is None
+
+
+def test_from_separate_copies():
+    q = numbered(4, 4)
+    w = QKVWeights.from_separate(q, q, q, num_heads=2)
+    q[...] = 0
+    assert_same_bits(w.q, numbered(4, 4))
+    assert w.num_kv_heads == 2
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_keeps_the_dtype(dtype):
+    q = np.ones((4, 4), dtype)
+    assert QKVWeights.from_separate(q, q, q, num_heads=2).fused.dtype == q.dtype
+
+
+def test_frozen():
+    w = QKVWeights(numbered(16, 6), 2, 1)
+    with pytest.raises(AttributeError):
+        w.fused = w.fused
+
+
+F = np.zeros((16, 6), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((F[0], 2, 1), ValueError, r"fused: expected shape \[out, in\], got \[6\]"),
+        ((F[:15], 2, 1), ValueError, r"fused: .* multiple of .* = 4, got 15"),
+        ((F[:0], 2, 1), ValueError, r"fused: .* multiple of .* = 4, got 0"),
+        ((F, 3, 2), ValueError, "num_kv_heads: expected a divisor of num_heads = 3, got 2"),
+        ((F, 0, 1), ValueError, "num_heads: expected a positive integer, got 0"),
+        ((F, 2, 0), ValueError, "num_kv_heads: expected a positive integer, got 0"),
+        ((F, 2.0, 1), ValueError, r"num_heads: expected a positive integer, got 2\.0"),
+        ((F, True, True), ValueError, "num_heads: expected a positive integer, got True"),
+        ((F, 2, 1, F), ValueError, r"bias: expected shape \[16\], .*, got \[16, 6\]"),
+        ((F, 2, 1, F[0]), ValueError, r"bias: expected shape \[16\], .*, got \[6\]"),
+        ((F.astype(int), 2, 1), TypeError, "fused: expected one of the dtypes .*, got int64"),
+        ((F, 2, 1, np.zeros(16, int)), TypeError, "bias: expected one of .*, got int64"),
+        ((F.tolist(), 2, 1), TypeError, "fused: expected an array of NumPy, .*, got list"),
+        (
+            (F, 2, 1, array_api_strict.zeros(16)),
+            TypeError,
+            "bias: expected an array of the same library as fused, numpy, got .*strict",
+        ),
+    ],
+)
+def test_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        QKVWeights(*arguments)
+
+
+Q, K = np.zeros((8, 6), np.float32), np.zeros((4, 6), np.float32)
+B, C = np.zeros(8, np.float32), np.zeros(4, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("matrices", "options", "error", "message"),
+    [
+        ((Q, K, K), {"num_heads": 3, "num_kv_heads": 1}, ValueError, "q: .* 3, got 8 .*out_in"),
+        ((Q, K, K), {}, ValueError, r"k: expected shape \[8, 6\] .*num_kv_heads = 4.*\[4, 6\]"),
+        ((Q, K, Q), {"num_kv_heads": 2}, ValueError, r"v: expected shape \[4, 6\] .*\[8, 6\]"),
+        (
+            (Q.T, K, K.T),
+            {"num_kv_heads": 2, "layout": "in_out"},
+            ValueError,
+            r"k: expected shape \[6, 4\] .*'in_out'.* got \[4, 6\]",
+        ),
+        ((Q, K[0], K), {"num_kv_heads": 2}, ValueError, r"k: expected a matrix, .* \[6\]"),
+        ((Q, K, K), {"num_kv_heads": 3}, ValueError, "num_kv_heads: expected a divisor .*, got 3"),
+        ((Q, Q, Q), {"layout": "oi"}, ValueError, "layout: expected 'out_in' or .*, got 'oi'"),
+        ((Q, Q, Q.astype(float)), {}, TypeError, "v: .* dtype of q, float32, got float64"),
+        ((Q, Q.astype("f2"), Q), {}, TypeError, "k: .* dtype of q, float32, got float16"),
+        ((Q.astype(int),) * 3, {}, TypeError, "q: expected one of the dtypes .*, got int64"),
+        ((Q, Q, None), {}, TypeError, "v: expected an array, got NoneType"),
+        ((Q, Q, Q), {"biases": [B, B]}, ValueError, "biases: expected three arrays, .*, got 2"),
+        ((Q, Q, Q), {"biases": [B, C, B]}, ValueError, r"biases\[1\]: .* \[8\], got \[4\]"),
+        (
+            (Q, Q, Q),
+            {"biases": [B, B, B.astype(float)]},
+            TypeError,
+            r"biases\[2\]: .* dtype of biases\[0\], float32, got float64",
+        ),
+        ((Q, Q, Q), {"biases": [B, None, B]}, TypeError, r"biases\[1\]: expected an array"),
+    ],
+)
+def test_from_separate_refuses(matrices, options, error, message):
+    with pytest.raises(error, match=message):
+        QKVWeights.from_separate(*matrices, **({"num_heads": 4} | options))
+
+
+def test_refuses_devices_that_differ():
+    fused, bias = (
+        array_api_strict.zeros(shape, device=array_api_strict.Device(name))
+        for shape, name in (((16, 6), "device1"), (16, "device2"))
+    )
+    with pytest.raises(ValueError, match="bias: expected to be on the device of fused"):
+        QKVWeights(fused, 2, 1, bias)
