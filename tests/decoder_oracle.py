@@ -1,0 +1,200 @@
+"""The decoder again, one sequence without padding at a time, in float64 and naive loops.
+
+Formulas are from the papers and from the model code that Meta and the authors of YaRN published;
+none of it is taken from the package.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def frequencies(config, length=None):
+    """Radians a position for each pair of channels, and the factor on cosines and sines."""
+    theta, dim, scaling = config.rope_theta, config.head_dim, config.rope_scaling
+    pairs = range(dim // 2)
+    plain = [1.0 / math.pow(theta, 2 * i / dim) for i in pairs]
+    if scaling is None:
+        return plain, 1.0
+    factor = scaling.factor
+    trained = scaling.original_max_position_embeddings or config.max_position_embeddings
+    if scaling.rope_type == "linear":
+        return [f / factor for f in plain], 1.0
+    if scaling.rope_type == "dynamic":
+        if length is None or length <= trained or dim == 2:  # one pair: theta**0, of any theta
+            return plain, 1.0
+        stretch = 1 + factor * (length - trained) / trained
+        base = theta * stretch ** (dim / (dim - 2))
+        return [1.0 / math.pow(base, 2 * i / dim) for i in pairs], 1.0
+    if scaling.rope_type == "llama3":
+        return [_llama3(f, scaling, trained) for f in plain], 1.0
+    return [_yarn(i, plain[i], config, trained) for i in pairs], _yarn_factor(scaling)
+
+
+def _llama3(frequency, scaling, trained):
+    wavelength = 2 * math.pi / frequency
+    if wavelength < trained / scaling.high_freq_factor:
+        return frequency
+    if wavelength > trained / scaling.low_freq_factor:
+        return frequency / scaling.factor
+    smooth = (trained / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    return (1 - smooth) * frequency / scaling.factor + smooth * frequency
+
+
+def _yarn(i, frequency, config, trained):
+    scaling, dim = config.rope_scaling, config.head_dim
+
+    def pair_with(turns):
+        """The real-valued i for which trained / wavelength is that many turns, by bisection."""
+        low, high = -1000.0 * dim, 1000.0 * dim
+        for _ in range(200):
+            middle = (low + high) / 2
+            exponent = 2 * middle / dim
+            if math.log(trained / (2 * math.pi)) - exponent * math.log(config.rope_theta) > (
+                math.log(turns)
+            ):
+                low = middle
+            else:
+                high = middle
+        return (low + high) / 2
+
+    start = pair_with(scaling.beta_fast if scaling.beta_fast is not None else 32)
+    end = pair_with(scaling.beta_slow if scaling.beta_slow is not None else 1)
+    if scaling.truncate is None or scaling.truncate:
+        start, end = math.floor(start), math.ceil(end)
+    start, end = max(start, 0), min(end, dim - 1)
+    if start == end:
+        end = start + 0.001
+    ramp = min(1.0, max(0.0, (i - start) / (end - start)))
+    return ramp * frequency / scaling.factor + (1 - ramp) * frequency
+
+
+def _yarn_factor(scaling):
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.factor <= 1:
+        return 1.0
+    log = math.log(scaling.factor)
+    if scaling.mscale is not None and scaling.mscale_all_dim is not None:
+        return (1 + log * scaling.mscale / 10) / (1 + log * scaling.mscale_all_dim / 10)
+    return 1 + log / 10
+
+
+def turn(vector, position, config, length=None):
+    """One head of one token, turned: channels i and i + D / 2 are the pair i."""
+    turned = np.zeros(len(vector))
+    half = len(vector) // 2
+    speeds, factor = frequencies(config, length)
+    for i in range(half):
+        cos, sin = math.cos(position * speeds[i]), math.sin(position * speeds[i])
+        turned[i] = factor * (vector[i] * cos - vector[i + half] * sin)
+        turned[i + half] = factor * (vector[i + half] * cos + vector[i] * sin)
+    return turned
+
+
+def softmax(scores):
+    largest = max(scores)
+    exponentials = [math.exp(score - largest) for score in scores]
+    total = math.fsum(exponentials)
+    return [exponential / total for exponential in exponentials]
+
+
+def attention(q, k, v, allowed=None, scale=None):
+    """[B, S, heads, D] from loops; allowed[b][s] lists the keys that a query may attend to."""
+    batch, queries, heads, width = q.shape
+    keys, group = k.shape[1], heads // k.shape[2]
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    y = np.zeros(q.shape)
+    for b in range(batch):
+        for s in range(queries):
+            seen = list(range(keys)) if allowed is None else allowed[b][s]
+            for h in range(heads if seen else 0):
+                kv = h // group
+                scores = [scale * sum(map(float, q[b, s, h] * k[b, t, kv])) for t in seen]
+                for weight, t in zip(softmax(scores), seen, strict=True):
+                    y[b, s, h] += weight * v[b, t, kv]
+    return y
+
+
+def silu(x):
+    return x / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def rms_norm(row, weight, eps):
+    return weight * row / math.sqrt(math.fsum(row * row) / len(row) + eps)
+
+
+def forward(weights, config, ids, positions=None, lengths=None):
+    """Each site's array, tokens first, of one sequence; "lm_head" are the logits.
+
+    `lengths` says for each token how many positions were in use when it came ("dynamic" RoPE).
+    """
+    count, width = len(ids), config.head_dim
+    positions = list(range(count)) if positions is None else [int(p) for p in positions]
+    lengths = [None] * count if lengths is None else [int(n) for n in lengths]
+    sites = {}
+
+    def linear(name, rows):
+        bias = weights.get(f"{name}.bias")
+        sites[name] = np.array(
+            [weights[f"{name}.weight"] @ row + (0.0 if bias is None else bias) for row in rows]
+        )
+        return sites[name]
+
+    def normed(name, rows):
+        weight = weights[f"{name}.weight"]
+        sites[name] = np.array([rms_norm(row, weight, config.rms_norm_eps) for row in rows])
+        return sites[name]
+
+    def turned(name, rows, heads):
+        split = rows.reshape(count, heads, width)
+        sites[name] = np.array(
+            [
+                [turn(split[s, h], positions[s], config, lengths[s]) for h in range(heads)]
+                for s in range(count)
+            ]
+        )
+        return sites[name]
+
+    x = sites["model.embed_tokens"] = np.array(
+        [weights["model.embed_tokens.weight"][i] for i in ids]
+    )
+    for layer in range(config.num_hidden_layers):
+        name = f"model.layers.{layer}"
+        sliding = config.layer_types is None or config.layer_types[layer] == "sliding_attention"
+        window = config.sliding_window if sliding else None
+        y = normed(f"{name}.input_layernorm", x)
+        q = linear(f"{name}.self_attn.q_proj", y)
+        k = linear(f"{name}.self_attn.k_proj", y)
+        v = linear(f"{name}.self_attn.v_proj", y)
+        q = turned(f"{name}.self_attn.q_rope", q, config.num_attention_heads)
+        k = turned(f"{name}.self_attn.k_rope", k, config.num_key_value_heads)
+        v = v.reshape(count, config.num_key_value_heads, width)
+        seen = [[t for t in range(s + 1) if window is None or s - t < window] for s in range(count)]
+        heads = attention(q[None], k[None], v[None], [seen])[0]
+        sites[f"{name}.self_attn.attention"] = heads
+        x = x + linear(f"{name}.self_attn.o_proj", heads.reshape(count, -1))
+        sites[f"{name}.attention_residual"] = x
+        y = normed(f"{name}.post_attention_layernorm", x)
+        gate, up = linear(f"{name}.mlp.gate_proj", y), linear(f"{name}.mlp.up_proj", y)
+        gated = np.array(
+            [
+                [silu(g) * u for g, u in zip(*rows, strict=True)]
+                for rows in zip(gate, up, strict=True)
+            ]
+        )
+        sites[f"{name}.mlp.act"] = gated
+        x = x + linear(f"{name}.mlp.down_proj", gated)
+        sites[name] = x
+    y = normed("model.norm", x)
+    head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
+    sites["lm_head"] = np.array([weights[f"{head}.weight"] @ row for row in y])
+    return sites
+
+
+def logits(weights, config, ids, positions=None, lengths=None):
+    return forward(weights, config, ids, positions, lengths)["lm_head"]
