@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.errors import CheckpointError
 
 # GGUF's token types.
@@ -20,8 +19,8 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _PRE_TOKENIZERS = ("smollm",)
 
 
-def build_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer for a file's metadata; a CheckpointError if it is of a kind not known."""
+def build_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Any:
+    """The tokenizers.Tokenizer for a file; a CheckpointError if it is of a kind not known."""
     tokenizers = require("tokenizers", f"the tokenizer of {file}")
     model = metadata.get("tokenizer.ggml.model")
     cut = metadata.get("tokenizer.ggml.pre")
@@ -55,7 +54,7 @@ def build_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
         ]
     )
     _add_ends(backend, file, metadata, tokens)
-    return Tokenizer(backend)
+    return backend
 
 
 def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
@@ -77,7 +76,7 @@ def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]
     if (template := metadata.get("tokenizer.chat_template")) is not None:
         config["chat_template"] = template
     return {
-        "tokenizer.json": tokenizer.to_json().encode(),
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode(),
     }
 

@@ -94,7 +94,7 @@ class Checkpoint:
     config: LlamaConfig
     tensors: Mapping[str, TensorInfo]
     chat_template: str | None
-    _open_tokenizer: Callable[[], Tokenizer] = field(repr=False)
+    _open_tokenizer: Callable[[], Any] = field(repr=False)
     _companions: Callable[[], Mapping[str, bytes]] = field(repr=False)
     _maps: Mapping[Path, NDArray[np.uint8]] = field(repr=False)
 
@@ -170,7 +170,16 @@ class Checkpoint:
         ImportError
             If the package ``tokenizers`` is not installed.
         """
-        return self._open_tokenizer()
+        from llama_layers.checkpoint.tokenizer import Tokenizer
+
+        backend = self._open_tokenizer()
+        ends = self.config.eos_token_id
+        ids = {
+            "bos_token": self.config.bos_token_id,
+            "eos_token": ends[0] if isinstance(ends, tuple) else ends,
+        }
+        tokens = {name: backend.id_to_token(i) for name, i in ids.items() if i is not None}
+        return Tokenizer(backend, chat_template=self.chat_template, special_tokens=tokens)
 
     def companions(self) -> Mapping[str, bytes]:
         """The files, other than config and weights, that a Hugging Face directory should have.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llama_layers.checkpoint.chat import render_chat
 from llama_layers.checkpoint.extras import require
 from llama_layers.errors import CheckpointError
 
@@ -17,29 +18,44 @@ class Tokenizer:
     ----------
     backend : tokenizers.Tokenizer
         What does the work.
+    chat_template : str, optional
+        The Jinja template of the model's chat format.
+    special_tokens : mapping of str to str, optional
+        What the template may call ``bos_token`` and ``eos_token``.
     """
 
-    def __init__(self, backend: Any, /) -> None:
+    def __init__(
+        self,
+        backend: Any,
+        /,
+        *,
+        chat_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
         # Files written during training may ask to cut or pad every text to one length.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self.chat_template = chat_template
+        self._special_tokens = dict(special_tokens or {})
 
-    def encode(self, text: str, /) -> list[int]:
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
         """Turn a text into token ids.
 
         Parameters
         ----------
         text : str
             Any text. The names of special tokens in it become those tokens.
+        add_special_tokens : bool
+            Whether to add the tokens that the checkpoint's tokenizer adds to every text, such as
+            the one that begins it. The text of `apply_chat_template` has them already.
 
         Returns
         -------
         list of int
-            With the tokens that the checkpoint's tokenizer adds to every text, such as the one
-            that begins it.
+            Token ids.
         """
-        ids: list[int] = self._backend.encode(text).ids
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Iterable[int], /) -> str:
@@ -58,20 +74,63 @@ class Tokenizer:
         text: str = self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
         return text
 
-    def to_json(self) -> str:
-        """The content of a tokenizer.json that says the same.
+    def stream(self, ids: Iterable[int], /) -> Iterator[str]:
+        """Turn token ids into text as they come.
+
+        Parameters
+        ----------
+        ids : iterable of int
+            Token ids, such as `generate` gives them.
+
+        Yields
+        ------
+        str
+            Pieces of the text, special tokens left out. A character of several tokens comes when
+            it is whole.
+        """
+        decoders = require("tokenizers.decoders", "streaming text")
+        decoder = decoders.DecodeStream(skip_special_tokens=True)
+        for i in ids:
+            if piece := decoder.step(self._backend, int(i)):
+                yield piece
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True
+    ) -> str:
+        """Write a conversation in the model's chat format.
+
+        Parameters
+        ----------
+        messages : sequence of mappings
+            Each with a ``role``, such as "user", and its ``content``.
+        add_generation_prompt : bool
+            Whether to begin the model's answer.
 
         Returns
         -------
         str
-            JSON.
+            Text for `encode` with ``add_special_tokens=False``.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint has no template, or its template fails: because the conversation is
+            of a kind that it refuses, or because it tries what its sandbox does not allow.
+        ImportError
+            If the package ``jinja2`` is not installed.
         """
-        content: str = self._backend.to_str(pretty=True)
-        return content
+        if self.chat_template is None:
+            raise CheckpointError("chat_template: this checkpoint has none; it is no chat model")
+        return render_chat(
+            self.chat_template,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            special_tokens=self._special_tokens,
+        )
 
 
-def open_tokenizer_json(file: Path) -> Tokenizer:
-    """Read a tokenizer.json."""
+def open_tokenizer_json(file: Path) -> Any:
+    """Read a tokenizer.json with the tokenizers package."""
     if not file.is_file():
         raise CheckpointError(
             f"{file.parent}: has no tokenizer.json, so text cannot be tokenised; pass token ids, "
@@ -79,6 +138,6 @@ def open_tokenizer_json(file: Path) -> Tokenizer:
         )
     tokenizers = require("tokenizers", "reading tokenizer.json")
     try:
-        return Tokenizer(tokenizers.Tokenizer.from_file(str(file)))
+        return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise CheckpointError(f"{file}: expected a tokenizer.json: {error}") from None

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from llama_layers.cli import convert, info, pull, qkv
+from llama_layers.cli import convert, generate, info, pull, qkv
 from llama_layers.errors import BackendError
 
 
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (info, pull, convert, qkv):
+    for command in (info, pull, convert, qkv, generate):
         command.add_parser(commands)
     return parser
 
