@@ -98,7 +98,7 @@ def _check(xp: Any, q: Any, k: Any, v: Any, mask: Any | None) -> None:
     if not k.shape[2] or heads % k.shape[2]:
         raise ValueError(f"k: expected heads in a divisor of q's {heads}, got {k.shape[2]}")
     if isinstance(mask, Mask):
-        mask.check(batch, queries, k.shape[1])
+        mask.check(q, k.shape[1])
     elif mask is not None:
         namespace(q=q, mask=mask)
         if not xp.isdtype(mask.dtype, "bool"):

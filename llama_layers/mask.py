@@ -11,6 +11,7 @@ from typing import Any
 
 from array_api_compat import device
 
+from llama_layers.backends.dtypes import dtype_name
 from llama_layers.backends.namespaces import namespace
 
 
@@ -71,17 +72,22 @@ class Mask:
             allowed = allowed & xp.expand_dims(self.keep, axis=1)
         return allowed
 
-    def check(self, batch: int, queries: int, keys: int) -> None:
-        """Refuse a mask of other sizes."""
-        for name, array, shape in (
-            ("queries", self.queries, (queries,)),
-            ("keys", self.keys, (keys,)),
-            ("keep", self.keep, (batch, keys)),
+    def check(self, q: Any, keys: int) -> None:
+        """Refuse a mask that is not for the queries of q [B, S, ...] and so many keys."""
+        batch, queries = q.shape[:2]
+        for name, array, shape, kind in (
+            ("mask.queries", self.queries, (queries,), "integral"),
+            ("mask.keys", self.keys, (keys,), "integral"),
+            ("mask.keep", self.keep, (batch, keys), "bool"),
         ):
-            if array is not None and tuple(array.shape) != shape:
-                raise ValueError(
-                    f"mask.{name}: expected shape {list(shape)}, got {list(array.shape)}"
-                )
+            if array is None:
+                continue
+            xp = namespace(**{"q": q, name: array})
+            if not xp.isdtype(array.dtype, kind):
+                expected = "bool" if kind == "bool" else "an integer dtype"
+                raise TypeError(f"{name}: expected {expected}, got {dtype_name(array.dtype)}")
+            if tuple(array.shape) != shape:
+                raise ValueError(f"{name}: expected shape {list(shape)}, got {list(array.shape)}")
 
 
 def slots(xp: Any, first: Any, count: int, like: Any) -> Any:
