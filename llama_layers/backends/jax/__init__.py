@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import jax
-
 
 def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
     """Write a block [B, S, ...] into a ring buffer [B, capacity, ...] from a slot on."""
@@ -16,6 +14,8 @@ def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
 
 @cache
 def _register(cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]) -> None:
+    import jax  # not at the top, so that this file can be imported where jax is not installed
+
     jax.tree_util.register_dataclass(cls, list(data_fields), list(meta_fields))
 
 
