@@ -14,6 +14,25 @@ from llama_layers.config import LlamaConfig
 from llama_layers.mask import Mask, slots
 
 
+def check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
+    """Refuse a cache that is not for the tokens of x [B, S, H] or not for this model."""
+    namespace(input_ids=x, cache=cache.keys[0])
+    if len(cache.keys) != config.num_hidden_layers:
+        raise ValueError(
+            f"cache: expected {config.num_hidden_layers} layers, got {len(cache.keys)}"
+        )
+    expected = (x.shape[0], cache.capacity, config.num_key_value_heads, config.head_dim)
+    if tuple(cache.keys[0].shape) != expected:
+        raise ValueError(
+            f"cache: expected keys of shape {list(expected)}, got {list(cache.keys[0].shape)}"
+        )
+    if cache.keys[0].dtype != x.dtype:
+        raise TypeError(
+            f"cache: expected the dtype of the activations, {dtype_name(x.dtype)}, "
+            f"got {dtype_name(cache.keys[0].dtype)}"
+        )
+
+
 def kept_tokens(x: Any, attention_mask: Any | None, past: Any) -> Any | None:
     """Which of the tokens of x [B, S, H] are no padding, as bool [B, S]; None if all are."""
     if attention_mask is None:

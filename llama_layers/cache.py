@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from array_api_compat import device
@@ -102,7 +103,7 @@ class KVCache:
             config = model_or_config.config
             like = model_or_config.activations_like() if like is None else like
         for name, count in (("batch", batch), ("max_len", max_len), ("rolling", rolling)):
-            if count is not None and count < 1:
+            if count is not None and (not isinstance(count, Integral) or count < 1):
                 raise ValueError(f"{name}: expected a positive integer, got {count!r}")
         capacity, window = max_len, None
         if rolling is not None:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llama_layers.backends.dispatch import portable
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import is_traced
-from llama_layers.batch import check_positions, kept_tokens, layer_masks, token_positions
+from llama_layers.batch import (
+    check_cache,
+    check_positions,
+    kept_tokens,
+    layer_masks,
+    token_positions,
+)
 from llama_layers.cache import KVCache, LayerCache
 from llama_layers.config import LlamaConfig
 from llama_layers.layer import decoder_layer
@@ -196,6 +202,8 @@ def forward(
     config, weights = model.config, model.weights
     x = embed(input_ids, weights.embed_tokens)
     x = tap("model.embed_tokens", activations(namespace(x=x), x))
+    if cache is not None:
+        check_cache(x, config, cache)
     keep = kept_tokens(x, attention_mask, 0 if cache is None else cache.length)
     if positions is None:
         positions = token_positions(x, keep, cache)
