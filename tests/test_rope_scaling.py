@@ -21,6 +21,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "truncate": False
 )
 def test_reads(scaling):
     read = RopeScaling.from_mapping(scaling)
+    assert read is not None
     assert read.rope_type == scaling.get("rope_type", scaling.get("type"))
     for key, value in scaling.items():
         if key != "type":
