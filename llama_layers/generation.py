@@ -96,8 +96,8 @@ def generate(
     if not repetition_penalty > 0:
         raise ValueError(f"repetition_penalty: expected more than 0, got {repetition_penalty}")
     check_options(temperature, top_k, top_p, min_p)
-    if attention_mask is not None and not bool(xp.all(attention_mask[:, -1] != 0)):
-        raise ValueError("attention_mask: expected prompts padded before their first token")
+    if attention_mask is not None:
+        _check_prompts(xp, input_ids, attention_mask)
     prefilled = _prefill(model, input_ids, attention_mask, cache, max_new_tokens)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     ends = model.config.eos_token_id if eos_token_id is None else eos_token_id
@@ -107,9 +107,19 @@ def generate(
         _seen(model, input_ids, attention_mask) if repetition_penalty != 1 else None,
         repetition_penalty,
         max_new_tokens,
-        (ends,) if isinstance(ends, int) else ends or (),
+        () if ends is None else ends,
         options | {"rng": host.random.default_rng(rng)},
     )
+
+
+def _check_prompts(xp: Any, input_ids: Any, attention_mask: Any) -> None:
+    if tuple(attention_mask.shape) != tuple(input_ids.shape):
+        raise ValueError(
+            f"attention_mask: expected shape {list(input_ids.shape)} of input_ids, "
+            f"got {list(attention_mask.shape)}"
+        )
+    if not bool(xp.all(attention_mask[:, -1] != 0)):
+        raise ValueError("attention_mask: expected prompts padded before their first token")
 
 
 def _prefill(
@@ -156,7 +166,7 @@ def _steps(
     seen: Any | None,
     penalty: float,
     max_new_tokens: int,
-    ends: tuple[int, ...],
+    ends: int | tuple[int, ...],
     options: dict[str, Any],
 ) -> Iterator[Any]:
     logits, cache = prefilled

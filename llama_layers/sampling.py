@@ -54,7 +54,8 @@ def sample(
     TypeError
         If `logits` is no array of floats.
     ValueError
-        If its shape is another, it has a NaN, or an option is out of range.
+        If its shape is another, it has a NaN, an option is out of range, or, unless greedy, the
+        largest logit of a row is infinite.
 
     References
     ----------
@@ -79,7 +80,7 @@ def sample(
         raise ValueError("logits: expected numbers, got NaN")
     if temperature == 0:
         return xp.argmax(logits, axis=-1)
-    weights = _weights(to_numpy(logits).astype(host.float64) / temperature, top_k, top_p, min_p)
+    weights = _weights(_below_largest(logits, temperature), top_k, top_p, min_p)
     cumulative = host.cumsum(weights, axis=-1)
     drawn = host.random.default_rng(rng).random((logits.shape[0], 1)) * cumulative[:, -1:]
     # The first token whose cumulative weight exceeds the draw: one of weight 0 never is.
@@ -101,9 +102,19 @@ def check_options(
         raise ValueError(f"min_p: expected 0 to 1, got {min_p}")
 
 
+def _below_largest(logits: Any, temperature: float) -> Any:
+    """The logits over the temperature, less the largest of each row, as NumPy's float64."""
+    wide = to_numpy(logits).astype(host.float64)
+    largest = wide.max(axis=-1, keepdims=True)
+    if not host.isfinite(largest).all():
+        raise ValueError("logits: expected the largest of each row to be finite, got an infinity")
+    with host.errstate(over="ignore"):  # a token infinitely far below the largest
+        return (wide - largest) / temperature
+
+
 def _weights(scaled: Any, top_k: int | None, top_p: float | None, min_p: float | None) -> Any:
     """What each token's probability is proportional to; 0 where a filter drops it."""
-    weights = host.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    weights = host.exp(scaled)
     if top_k is not None and top_k < weights.shape[-1]:
         smallest_kept = host.partition(scaled, -top_k, axis=-1)[:, -top_k, None]
         weights = host.where(scaled >= smallest_kept, weights, 0.0)
