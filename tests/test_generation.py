@@ -54,7 +54,7 @@ def test_greedy_is_the_argmax_of_full_passes(name, rng):
         expected = by_full_passes(model, ids, 8, penalty, temperature=0.0)
         computed = generated(model, ids, max_new_tokens=8, repetition_penalty=penalty)
         np.testing.assert_array_equal(computed, expected)
-    assert len(set(expected.ravel().tolist())) > 5  # with the penalty, not one token for ever
+    assert len(set(expected.ravel().tolist())) > 3  # with the penalty, not one token for ever
 
 
 @pytest.mark.parametrize(
