@@ -215,7 +215,7 @@ def cast(name: str, array: NDArray[Any], dtype: str | None) -> NDArray[Any]:
         overflowed = np.isinf(result) & ~np.isinf(array)
         if overflowed.any():
             raise CheckpointError(
-                f"{name}: {array[overflowed][0]!s} is too large for {dtype}; "
+                f"{name}: {float(array[overflowed][0]):g} is too large for {dtype}; "
                 f"bfloat16 has the range of float32"
             )
     return result

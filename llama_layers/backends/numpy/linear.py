@@ -19,7 +19,7 @@ def linear_2d(
 ) -> NDArray[Any]:
     """``x @ weight.T + bias`` for x [M, K], weight [N, K], as ``(weight @ x.T).T``.
 
-    OpenBLAS takes up to 1.5 times as long for ``x @ weight.T`` (docs/cpu.md has the table).
+    OpenBLAS takes up to 1.7 times as long for ``x @ weight.T`` (docs/cpu.md has the table).
     """
     wide: np.dtype[Any] = np.dtype(accumulate_format(float_format("x", x)).name)
     xt = x.astype(wide, copy=False).T
