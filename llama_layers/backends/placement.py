@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.backends.dtypes import dtype_name
-from llama_layers.errors import BackendError
 from llama_layers.backends.transfer import from_numpy
+from llama_layers.errors import BackendError
 
 
 def placement(backend: str | ModuleType, device: Any = None) -> Callable[[NDArray[Any]], Any]:
