@@ -85,9 +85,13 @@ def test_frequencies(options, seed):
     assert_drawn_from(counts, probabilities(LOGITS, **options))
 
 
+# Logits closer than rounding may come in either order.
+ORDINARY = st.integers(-4000, 4000).map(lambda number: number / 1000)
+
+
 @given(
     logits=st.lists(
-        st.sampled_from([0.0, 0.5, 1.0, 2.0, -math.inf]) | st.floats(-4, 4), min_size=1, max_size=8
+        st.sampled_from([0.0, 0.5, 1.0, 2.0, -math.inf]) | ORDINARY, min_size=1, max_size=8
     ).filter(lambda values: max(values) > -math.inf),
     top_k=st.none() | st.integers(1, 9),
     top_p=st.none() | st.floats(0.01, 1.0),
