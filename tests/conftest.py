@@ -18,8 +18,8 @@ from hypothesis import Phase, settings
 from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.backends.transfer import from_numpy
 
-settings.register_profile("default", deadline=None, max_examples=30)
-settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.register_profile("default", deadline=None, max_examples=20)
+settings.register_profile("thorough", deadline=None, max_examples=500)
 # A planted bug has to be found, not made small.
 settings.register_profile(
     "mutants",
