@@ -1,8 +1,7 @@
-"""Files and directories that appear whole or not at all: a temporary name, then a rename."""
+"""Directories that appear whole or not at all: a temporary name, then a rename."""
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -10,19 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llama_layers.errors import CheckpointError
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, in place of one that is there."""
-    temporary = _sibling(path)
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
