@@ -20,6 +20,10 @@ _REQUIRED_BY_FAMILY = {
     "qwen2": ["num_key_value_heads"],
 }
 
+# Tables with an entry for each layer are made from a config alone: a malformed one must not fill the
+# memory. Published models have up to 126.
+MOST_LAYERS = 10_000
+
 # Keys that may be missing from no file of their family, but may be null.
 _NULLABLE = {"sliding_window"}
 
@@ -91,9 +95,11 @@ def scaling_arguments(scaling: Any) -> dict[str, Any] | None:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuse what is no positive integer."""
+    """Refuse what is no positive integer, and more layers than there is a use for."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name}: expected a positive integer, got {value!r}")
+    if name == "num_hidden_layers" and value > MOST_LAYERS:
+        raise ConfigError(f"{name}: expected at most {MOST_LAYERS}, got {value!r}")
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -264,6 +264,7 @@ OTHER_SCALING = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}
         ({"vocab_size": 0}, "vocab_size: expected a positive integer, got 0"),
         ({"vocab_size": -5}, "vocab_size: expected a positive integer, got -5"),
         ({"vocab_size": 3.0}, r"vocab_size: expected a positive integer, got 3\.0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected at most 10000, got 1000000000"),
         ({"num_hidden_layers": "32"}, "num_hidden_layers: expected a positive integer, got '32'"),
         ({"num_hidden_layers": True}, "num_hidden_layers: expected a positive integer, got True"),
         ({"num_attention_heads": 0}, "num_attention_heads: expected a positive integer, got 0"),
