@@ -72,11 +72,14 @@ def test_sampled_as_by_hand(options, rng):
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 5.0])
-def test_repetition_penalty(penalty, rng):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_repetition_penalty(penalty, temperature, rng):
+    """At temperature 1 tokens of negative logits come up as well, which greedy never draws."""
     model = model_of(GQA, random_weights(GQA))
-    ids = rng.integers(13, size=(2, 3))
-    expected = by_full_passes(model, ids, 8, penalty, temperature=0.0)
-    computed = generated(model, ids, max_new_tokens=8, repetition_penalty=penalty)
+    ids = rng.integers(13, size=(4, 3))
+    options = {"temperature": temperature, "rng": 3}
+    expected = by_full_passes(model, ids, 8, penalty, **options)
+    computed = generated(model, ids, max_new_tokens=8, repetition_penalty=penalty, **options)
     np.testing.assert_array_equal(computed, expected)
 
 

@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import catalogue
+import decoder
+import decoding
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MUTANTS = [*catalogue.MUTANTS, *decoder.MUTANTS, *decoding.MUTANTS]
 
 
 def run(directory, *nodes):
@@ -39,7 +42,7 @@ def package(tmp_path):
     return Path(shutil.copytree(ROOT / "llama_layers", tmp_path / "llama_layers", ignore=ignored))
 
 
-@pytest.mark.parametrize("mutant", catalogue.MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_killed(package, mutant):
     path = package / mutant.file
     text = path.read_text(encoding="utf-8")
@@ -52,12 +55,12 @@ def test_killed(package, mutant):
 
 
 def test_nothing_fails_without_the_bugs(package):
-    nodes = sorted({mutant.killed_by for mutant in catalogue.MUTANTS})
+    nodes = sorted({mutant.killed_by for mutant in MUTANTS})
     outcome = run(package.parent, *nodes)
     assert outcome["status"] == pytest.ExitCode.OK, outcome["failures"]
     assert outcome["passed"] >= len(nodes)
 
 
 def test_names_tell_mutants_apart():
-    names = [mutant.name for mutant in catalogue.MUTANTS]
+    names = [mutant.name for mutant in MUTANTS]
     assert len(set(names)) == len(names)
