@@ -17,7 +17,7 @@ from random_models import (
     ways,
 )
 
-from llama_layers import KVCache, forward
+from llama_layers import KVCache, embed, forward
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.testing import assert_same_bits, configs
 
@@ -262,6 +262,18 @@ def test_refuses(ids, options, error, message):
     model = model_of(GQA, random_weights(GQA))
     with pytest.raises(error, match=message):
         forward(model, ids, **options)
+
+
+def test_embedding_is_a_lookup_bit_for_bit(backend, rng):
+    table = rng.standard_normal((7, 3)).astype(np.float32)
+    table[2], table[3] = np.nan, -0.0
+    ids = rng.integers(7, size=(4, 5))
+    found = embed(backend.array(ids), backend.array(table))
+    assert backend.holds(found)
+    assert_same_bits(found, table[ids])
+    assert embed(backend.array(ids[:, :0]), backend.array(table)).shape == (4, 0, 3)
+    with pytest.raises(ValueError, match=r"table: expected shape \[vocab_size, hidden_size\], got"):
+        embed(backend.array(ids), backend.array(table[0]))
 
 
 def test_refuses_arrays_of_other_libraries_and_devices():
