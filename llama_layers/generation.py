@@ -46,8 +46,8 @@ def generate(
     temperature, top_k, top_p, min_p : as for `sample`
         How a token is drawn; greedy by default.
     repetition_penalty : float, optional
-        Divides the positive logits, and multiplies the negative ones, of tokens that the sequence
-        has already.
+        Divides the positive logits, and multiplies the negative ones, of tokens that are in the
+        prompt or were added to it; those that only the cache has seen are not known.
     rng : numpy.random.Generator, int or None
         The only source of randomness (SPEC 7).
     eos_token_id : int or tuple of int, optional
@@ -172,6 +172,8 @@ def _steps(
     logits, cache = prefilled
     xp = namespace(logits=logits)
     padding = model.config.pad_token_id
+    if padding is not None and not 0 <= padding < model.config.vocab_size:
+        padding = None  # -1 stands for none in some published configs
     ended = host.zeros(logits.shape[0], dtype=bool)
     for step in range(max_new_tokens):
         if seen is not None:
