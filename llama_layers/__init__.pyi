@@ -2,12 +2,14 @@ from .attend import attention
 from .cache import KVCache, LayerCache
 from .checkpoint import load
 from .config import LlamaConfig
+from .embedding import embed
 from .errors import BackendError, CheckpointError, ConfigError
 from .feed_forward import mlp, swiglu
 from .generation import generate
 from .layer import decoder_layer
+from .llama import Llama
 from .mask import Mask
-from .model import Llama, Output, embed, forward
+from .model import Output, forward
 from .norm import rms_norm
 from .projection import QKV, linear, qkv_projection
 from .rope import apply_rope, inv_freq, rope_table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from array_api_compat import device
 
@@ -13,10 +13,8 @@ from llama_layers.backends.dtypes import dtype_name
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import host, is_traced
 from llama_layers.config import LlamaConfig
+from llama_layers.llama import Llama
 from llama_layers.mask import slots
-
-if TYPE_CHECKING:
-    from llama_layers.model import Llama
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,8 @@ _REQUIRED_BY_FAMILY = {
     "qwen2": ["num_key_value_heads"],
 }
 
-# Tables with an entry for each layer are made from a config alone: a malformed one must not fill the
-# memory. Published models have up to 126.
+# Tables with an entry for each layer are made from a config alone: a malformed one must not fill
+# the memory. Published models have up to 126.
 MOST_LAYERS = 10_000
 
 # Keys that may be missing from no file of their family, but may be null.

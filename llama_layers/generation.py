@@ -10,7 +10,8 @@ from array_api_compat import device
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, to_numpy
 from llama_layers.cache import KVCache
-from llama_layers.model import Llama, forward
+from llama_layers.llama import Llama
+from llama_layers.model import forward
 from llama_layers.sampling import check_options, sample
 
 # Prompt tokens that go through the model at once where the cache is a ring.

@@ -1,16 +1,10 @@
-"""A whole model: its config and weights, and the way from token ids into it."""
+"""The forward pass: from token ids to logits."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from llama_layers.backends.dispatch import portable
 from llama_layers.backends.namespaces import namespace
-from llama_layers.backends.transfer import is_traced
 from llama_layers.batch import (
     check_cache,
     check_positions,
@@ -19,115 +13,13 @@ from llama_layers.batch import (
     token_positions,
 )
 from llama_layers.cache import KVCache, LayerCache
-from llama_layers.config import LlamaConfig
+from llama_layers.embedding import activations, embed
 from llama_layers.layer import decoder_layer
+from llama_layers.llama import Llama
 from llama_layers.norm import rms_norm
 from llama_layers.projection import linear
 from llama_layers.rope import rope_table
 from llama_layers.tap import Tap, inside, untouched
-from llama_layers.weights import LlamaWeights
-
-if TYPE_CHECKING:
-    from llama_layers.checkpoint.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, eq=False)
-class Llama:
-    """A model.
-
-    Attributes
-    ----------
-    config : LlamaConfig
-        Its numbers.
-    weights : LlamaWeights
-        Its parameters.
-    open_tokenizer : callable or None
-        Opens the tokenizer that came with the weights.
-    """
-
-    config: LlamaConfig
-    weights: LlamaWeights
-    open_tokenizer: Callable[[], Tokenizer] | None = None
-
-    def activations_like(self) -> Any:
-        """An array of no elements, of the library, device and dtype of the activations."""
-        none = self.weights.embed_tokens[:0, :]
-        return activations(namespace(embed_tokens=none), none)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer that came with the weights.
-
-        Returns
-        -------
-        Tokenizer
-            Opened when it is first used.
-
-        Raises
-        ------
-        CheckpointError
-            If the checkpoint has none, or none that is known to be read correctly.
-        ImportError
-            If the package ``tokenizers`` is not installed.
-        ValueError
-            If the model is not from a checkpoint.
-        """
-        if self.open_tokenizer is None:
-            raise ValueError("tokenizer: this model has none, since no checkpoint was loaded")
-        return self.open_tokenizer()
-
-
-def embed(input_ids: Any, table: Any, /) -> Any:
-    """Look up the embedding of each token.
-
-    Parameters
-    ----------
-    input_ids : Array, shape [B, S], an integer dtype
-        Token ids.
-    table : Array, shape [vocab_size, hidden_size]
-        One row for each id, from the same library and device.
-
-    Returns
-    -------
-    Array, shape [B, S, hidden_size], the dtype of table
-        The rows, bit for bit.
-
-    Raises
-    ------
-    TypeError
-        If an argument is no array, the ids are no integers, or the libraries differ.
-    ValueError
-        If a shape does not fit, or an id is negative or not below vocab_size.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from llama_layers import embed
-    >>> embed(np.array([[2, 0]]), np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
-    array([[[5., 6.],
-            [1., 2.]]])
-    """
-    xp = namespace(input_ids=input_ids, table=table)
-    if not xp.isdtype(input_ids.dtype, "integral"):
-        raise TypeError(f"input_ids: expected an integer dtype, got {input_ids.dtype}")
-    if input_ids.ndim != 2:
-        raise ValueError(f"input_ids: expected shape [B, S], got {list(input_ids.shape)}")
-    if table.ndim != 2:
-        raise ValueError(
-            f"table: expected shape [vocab_size, hidden_size], got {list(table.shape)}"
-        )
-    size = math.prod(input_ids.shape)
-    if (
-        size
-        and not is_traced(input_ids)
-        and not (int(xp.min(input_ids)) >= 0 and int(xp.max(input_ids)) < table.shape[0])
-    ):
-        raise ValueError(
-            f"input_ids: expected ids from 0 to {table.shape[0] - 1}, got "
-            f"{int(xp.min(input_ids))} to {int(xp.max(input_ids))}"
-        )
-    rows = xp.take(table, xp.reshape(input_ids, (size,)), axis=0)
-    return xp.reshape(rows, (*input_ids.shape, table.shape[1]))
 
 
 class Output(NamedTuple):
@@ -229,9 +121,3 @@ def forward(
         x = x[:, -1:, :]
     x = tap("model.norm", rms_norm(x, weights.norm, eps=config.rms_norm_eps))
     return Output(tap("lm_head", linear(x, weights.lm_head)), cache)
-
-
-@portable
-def activations(xp: Any, x: Any) -> Any:
-    """Embeddings in the dtype that a backend computes a model in: the checkpoint's."""
-    return x

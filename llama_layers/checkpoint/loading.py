@@ -18,7 +18,7 @@ from llama_layers.checkpoint.names import qkv_names
 from llama_layers.checkpoint.opened import NUMPY_DTYPES, Checkpoint
 from llama_layers.checkpoint.opening import open_checkpoint
 from llama_layers.errors import CheckpointError
-from llama_layers.model import Llama
+from llama_layers.llama import Llama
 from llama_layers.weights import (
     AttentionWeights,
     LayerWeights,

@@ -22,7 +22,7 @@ from llama_layers.cli.options import (
 from llama_layers.cli.output import check_output, write_atomically
 
 if TYPE_CHECKING:
-    from llama_layers.model import Llama
+    from llama_layers.llama import Llama
     from llama_layers.projection import QKV
     from llama_layers.verify import QKVReport, Summary
     from llama_layers.weights import QKVWeights
@@ -105,7 +105,7 @@ def builtin_cases(backend: Backend, dtype: str) -> list[Case]:
     from llama_layers.backends.dtypes import dtype_of
     from llama_layers.backends.namespaces import namespace
     from llama_layers.backends.placement import placement
-    from llama_layers.model import activations
+    from llama_layers.embedding import activations
     from llama_layers.weights import QKVWeights
 
     place = placement(backend)

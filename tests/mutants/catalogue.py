@@ -221,14 +221,14 @@ MUTANTS = [
     ),
     Mutant(
         "embedding scaled, as in another family",
-        "model.py",
+        "embedding.py",
         "rows = xp.take(table, xp.reshape(input_ids, (size,)), axis=0)",
         "rows = xp.take(table, xp.reshape(input_ids, (size,)), axis=0) * table.shape[1] ** 0.5",
         "test_embed.py::test_rows_bit_for_bit[numpy]",
     ),
     Mutant(
         "negative ids count from the end",
-        "model.py",
+        "embedding.py",
         "int(xp.min(input_ids)) >= 0 and int(xp.max(input_ids)) < table.shape[0]",
         "int(xp.max(input_ids)) < table.shape[0]",
         "test_embed.py::test_refuses",

@@ -790,7 +790,7 @@ MODEL = [
     ),
     Mutant(
         "ids out of range taken from the end",
-        "model.py",
+        "embedding.py",
         "int(xp.min(input_ids)) >= 0 and",
         "int(xp.min(input_ids)) >= -table.shape[0] and",
         "test_forward.py::test_refuses",
