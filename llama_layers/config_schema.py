@@ -59,7 +59,10 @@ def constructor_arguments(file: Mapping[str, Any], fields: Collection[str]) -> d
         if content.get(key) is None and not (key in _NULLABLE and key in content)
     ]
     if missing:
-        raise ConfigError(f"config: missing {', '.join(missing)}")
+        hint = " (10000.0 for Llama 1 and 2)" if "rope_theta" in missing else ""
+        there = [key for key in content if key not in fields and key not in _HARMLESS]
+        beside = f"; unknown beside that: {', '.join(there)}" if there else ""
+        raise ConfigError(f"config: missing {', '.join(missing)}{hint}{beside}")
     if family == "qwen2":
         _name_qwen2_layers(content)
     if content.pop("rope_interleaved", False):
@@ -71,7 +74,7 @@ def constructor_arguments(file: Mapping[str, Any], fields: Collection[str]) -> d
     if unknown:
         raise ConfigError(
             f"config: unknown {', '.join(f'{key} = {given[key]!r}' for key in unknown)}; "
-            f"if you know that it changes no number, pass a dict without it"
+            f"if you know that it changes no number, remove it"
         )
     return {key: value for key, value in given.items() if key in fields}
 

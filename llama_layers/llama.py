@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ class Llama:
     """
 
     config: LlamaConfig
-    weights: LlamaWeights
+    weights: LlamaWeights = field(repr=False)
     open_tokenizer: Callable[[], Tokenizer] | None = None
 
     def activations_like(self) -> Any:

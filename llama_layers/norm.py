@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from llama_layers.backends.dispatch import portable
-from llama_layers.backends.dtypes import accumulate_format, dtype_of, float_format
+from llama_layers.backends.dtypes import accumulate_format, check_widens, dtype_of, float_format
 from llama_layers.backends.namespaces import namespace
 
 
@@ -34,7 +35,9 @@ def rms_norm(x: Any, weight: Any, /, *, eps: float) -> Any:
     Raises
     ------
     TypeError
-        If `x` or `weight` is no array of floats, or they come from different libraries.
+        If `x` or `weight` is no array of floats, they come from different libraries, the weight is
+        of a dtype that float32 (float64 for float64 `x`) does not hold exactly, or `eps` is no
+        number.
     ValueError
         If the shapes do not fit, the devices differ or `eps` is negative or not finite.
 
@@ -56,14 +59,15 @@ def rms_norm(x: Any, weight: Any, /, *, eps: float) -> Any:
     array([ 3., 40.])
     """
     xp = namespace(x=x, weight=weight)
-    float_format("x", x)
-    float_format("weight", weight)
+    check_widens(x, weight=weight)
     if x.ndim < 1:
         raise ValueError("x: expected shape [..., H], got a scalar")
     if tuple(weight.shape) != (x.shape[-1],):
         raise ValueError(
             f"weight: expected shape [{x.shape[-1]}], the last axis of x, got {list(weight.shape)}"
         )
+    if not isinstance(eps, Real):
+        raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps: expected a finite number, zero or more, got {eps}")
     return normalise(xp, x, weight, float(eps))  # a NumPy scalar would widen the arrays

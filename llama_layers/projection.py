@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from llama_layers.backends.dispatch import portable
-from llama_layers.backends.dtypes import accumulate_format, dtype_of, float_format
+from llama_layers.backends.dtypes import accumulate_format, check_widens, dtype_of, float_format
 from llama_layers.backends.namespaces import namespace
 from llama_layers.weights import QKVWeights
 
@@ -63,15 +63,9 @@ def linear(x: Any, weight: Any, bias: Any | None = None, /) -> Any:
     array([3., 6., 5.])
     """
     xp = namespace(x=x, weight=weight, bias=bias)
-    sums = accumulate_format(float_format("x", x))
-    stored = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    for name, array in stored.items():
-        if not sums.holds(float_format(name, array)):
-            raise TypeError(
-                f"{name}: expected a dtype that {sums.name} sums hold exactly (x is "
-                f"{float_format('x', x).name}), got {float_format(name, array).name}; "
-                f"cast one of them"
-            )
+    check_widens(x, weight=weight)
+    if bias is not None:
+        check_widens(x, bias=bias)
     if x.ndim < 1:
         raise ValueError("x: expected shape [..., K], got a scalar")
     if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
@@ -140,6 +134,8 @@ def qkv_projection(x: Any, w: QKVWeights, /) -> QKV:
     >>> q.shape
     (1, 2, 4, 16)
     """
+    if not isinstance(w, QKVWeights):
+        raise TypeError(f"w: expected QKVWeights, got {type(w).__name__}")
     xp = namespace(x=x, w=w.fused)
     if x.ndim != 3 or x.shape[2] != w.hidden_size:
         raise ValueError(f"x: expected shape [batch, seq, {w.hidden_size}], got {list(x.shape)}")

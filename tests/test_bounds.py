@@ -284,3 +284,34 @@ X, W = np.zeros((2, 3), np.float32), np.zeros((4, 3), np.float32)
 def test_refuses(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_few_bits_keep_a_usual_bound():
+    """256 sums in bfloat16 can lose everything, but usually do not: garbage is not as usual."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((4, 256)), rng.standard_normal((8, 256))
+    bound = linear_bound(x, w, dtype="bfloat16", accumulate="bfloat16")
+    assert np.isinf(bound.limit).all()
+    assert np.isfinite(bound.usual).all()
+    assert judge(np.full((4, 8), 1e30), bound).verdict == "WARN"
+    assert judge(x @ w.T, bound).verdict == "PASS"
+
+
+def test_nothing_judged_is_no_pass():
+    x, w = np.full((1, 4), 1e30, np.float32), np.full((2, 4), 1e30, np.float32)
+    judgement = judge(np.full((1, 2), 7.0), linear_bound(x, w))
+    assert (judgement.unjudged, judgement.of, judgement.verdict) == (2, 2, "WARN")
+    empty = judge(np.zeros((0, 2)), linear_bound(np.zeros((0, 4)), np.zeros((2, 4))))
+    assert empty.verdict == "PASS"
+
+
+def test_a_float64_result_is_not_held_against_itself():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((4, 300)), rng.standard_normal((5, 300))
+    ratio = judge(x @ w.T, linear_bound(x, w)).ratio
+    assert 0 < ratio < 1
+
+
+def test_judge_needs_a_bound():
+    with pytest.raises(TypeError, match="bound: expected a Bound, got ndarray"):
+        judge(np.zeros(2), np.zeros(2))

@@ -80,6 +80,18 @@ def float_format(name: str, array: Any) -> FloatFormat:
     return FLOATS[found]
 
 
+def check_widens(x: Any, **arrays: Any) -> None:
+    """Refuse arrays of numbers that the sums for x do not hold exactly."""
+    form = float_format("x", x)
+    sums = accumulate_format(form)
+    for name, array in arrays.items():
+        if not sums.holds(found := float_format(name, array)):
+            raise TypeError(
+                f"{name}: expected a dtype that {sums.name} sums hold exactly (x is {form.name}), "
+                f"got {found.name}; cast one of them"
+            )
+
+
 def dtype_of(xp: Any, name: str) -> Any:
     """The dtype of that name in a namespace."""
     if name == "bfloat16" and not hasattr(xp, name):

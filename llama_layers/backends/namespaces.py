@@ -20,6 +20,8 @@ def namespace(**arrays: Any) -> Any:
         if array is None:
             continue
         try:
+            if isinstance(array, np.ma.MaskedArray | np.matrix):  # ndarrays with rules of their own
+                raise TypeError
             # NumPy follows the standard by itself, and its compatible wrapper loads slowly.
             own = np if isinstance(array, np.ndarray | np.generic) else array_namespace(array)
         except TypeError:

@@ -44,7 +44,8 @@ def convert(
         "float16", "bfloat16", "float32" or "float64", to round or widen the weights to. As
         stored, if not given; the block formats of GGUF become float32.
     overwrite : bool
-        Whether to replace a checkpoint that is there.
+        Whether to replace a checkpoint that is there. Files that the new one has not, its
+        weights apart, are never removed: they are named, and nothing is done.
 
     Returns
     -------
@@ -55,7 +56,8 @@ def convert(
     ------
     CheckpointError
         If the source cannot be opened, a number is too large for `dtype`, or the destination
-        exists and `overwrite` is false or it is no checkpoint.
+        exists and `overwrite` is false, it is no checkpoint, or it holds other files than a
+        checkpoint's, which would be lost.
     ValueError
         If `dtype` is none of the four.
     """

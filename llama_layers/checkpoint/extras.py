@@ -11,9 +11,9 @@ def require(package: str, purpose: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != package:
+        if error.name not in (package, package.partition(".")[0]):
             raise
         raise ImportError(
-            f"{purpose} needs the package {package}: pip install 'llama-layers[models]'",
+            f"{purpose} needs the package {package}: pip install {package.partition('.')[0]}",
             name=package,
         ) from None

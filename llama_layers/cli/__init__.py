@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from llama_layers.cli import convert, generate, info, pull, qkv
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit status.
     """
+    if sys.stdout is None:  # closed by whoever started the program
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
     args = _parser().parse_args(argv)
     try:
         status: int = args.run(args)
@@ -38,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, OSError, ImportError, BackendError) as error:
         print(f"llama-layers {args.command}: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"llama-layers {args.command}: not enough memory: {error}", file=sys.stderr)
+        return 2
+    except Exception:  # a defect: 1, Python's own status for it, would say that something diverged
+        traceback.print_exc()
         return 2
     return status
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llama_layers.cli.options import add_dtype, add_force
+from llama_layers.cli.options import add_dtype
 
 
 def add_parser(commands: Any) -> None:
@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("source", help="a directory, file or known model")
     parser.add_argument("destination", type=Path, help="the directory to make")
     add_dtype(parser, "the weights written (default: as they are)")
-    add_force(parser)
+    parser.add_argument("--force", action="store_true", help="replace a checkpoint that is there")
     parser.set_defaults(run=run)
 
 

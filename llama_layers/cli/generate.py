@@ -54,6 +54,13 @@ def run(args: argparse.Namespace) -> int:
 
     if "" in args.stop:
         raise ValueError("--stop: expected a text, got an empty one")
+    if args.temperature == 0:
+        for option in ("top_k", "top_p", "min_p", "seed"):
+            if getattr(args, option) is not None:
+                name = option.replace("_", "-")
+                raise ValueError(f"--{name}: needs a --temperature above 0; at 0 nothing is drawn")
+    if args.seed is not None and args.seed < 0:
+        raise ValueError(f"--seed: expected zero or more, got {args.seed}")
     backend = resolve_backend(args.backend)
     model = load(args.model, backend=backend, dtype=args.dtype)
     tokenizer = model.tokenizer
@@ -120,5 +127,6 @@ def _print_stats(prompt: int, prefill: float, times: Sequence[float]) -> None:
     if len(times) > 1:
         lines.append(("decode", len(times) - 1, times[-1] - times[0]))
     for name, count, seconds in lines:
-        speed = count / seconds
-        print(f"{name:<8}{count} tokens, {seconds:.3f} s, {speed:.1f} tokens/s", file=sys.stderr)
+        tokens = "token" if count == 1 else "tokens"
+        speed = f"{count / seconds:.1f} tokens/s"
+        print(f"{name:<8}{count} {tokens}, {seconds:.3f} s, {speed}", file=sys.stderr)

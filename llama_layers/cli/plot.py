@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 except ModuleNotFoundError:
-    raise ModuleNotFoundError("--plot needs matplotlib: pip install 'llama-layers[plot]'") from None
+    raise ModuleNotFoundError("--plot needs matplotlib: pip install matplotlib") from None
 
 COLOURS = {"Q": "#3b6fb6", "K": "#d9822b", "V": "#4a9a5b"}
 
@@ -38,7 +39,9 @@ def draw(path: Path, cases: Sequence[tuple[str, Sequence[str], QKV]]) -> None:
         arrays = [to_numpy(array)[0].astype(np.float64) for array in qkv]
         _histograms(axes[0], arrays)
         _norm_maps(axes[1], arrays, tokens)
-    figure.savefig(path, dpi=130)
+    with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(path, dpi=130)
 
 
 def _histograms(axes: Sequence[Axes], arrays: Sequence[Any]) -> None:
@@ -56,7 +59,7 @@ def _norm_maps(axes: Sequence[Axes], arrays: Sequence[Any], tokens: Sequence[str
     """One map each: heads down, tokens across, the Euclidean norm as the colour."""
     for axis, name, array in zip(axes, COLOURS, arrays, strict=True):
         norms = np.linalg.norm(array, axis=-1).T
-        image = axis.imshow(norms, aspect="auto", cmap="viridis", vmin=0)
+        image = axis.imshow(norms, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
         axis.set_title(f"norm of each head of {name}")
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         if len(tokens) <= 16:

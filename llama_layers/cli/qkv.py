@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--model and a text go together; give both, or neither")
     for output in (args.save, args.plot):
         check_output(output, args.force)
+    if args.save is not None and args.save == args.plot:
+        raise ValueError(f"--save and --plot: expected two files, got {args.save} twice")
     if args.plot is not None:
         from llama_layers.cli import plot  # without matplotlib, fail before the work
 
@@ -164,7 +166,7 @@ def model_case(model: str, text: str, layer: int, backend: Backend, dtype: str |
     qkv = weights.self_attn.qkv
     return Case(
         name=f"model.layers.{layer}",
-        title=f"{model}, layer {layer}: {len(ids)} tokens of {text!r}",
+        title=f"{model}, layer {layer}: {len(ids)} tokens of {_shortened(text)!r}",
         note=f"RMSNorm, then projection to {qkv.num_heads} query and {qkv.num_kv_heads} "
         f"key/value heads of {qkv.head_dim}.",
         x=x,
@@ -172,6 +174,10 @@ def model_case(model: str, text: str, layer: int, backend: Backend, dtype: str |
         tokens=[llama.tokenizer.decode([i]) for i in ids],
         norm=summarise(x, rms_norm_bound(hidden, weights.input_layernorm, eps=eps)),
     )
+
+
+def _shortened(text: str, most: int = 48) -> str:
+    return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
 class _ReachedError(Exception):
@@ -213,16 +219,17 @@ def print_report(case: Case, report: QKVReport) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("")
     for name in summaries:
-        table.add_column(name, justify="right", style="cyan")
+        table.add_column(name, justify="right", style="cyan", overflow="fold")
     columns = list(summaries.values())
     table.add_row("shape", *(str(list(s.shape)) for s in columns))
     table.add_row("dtype", *(s.dtype for s in columns))
-    table.add_row("smallest", *(f"{s.smallest:.8f}" for s in columns))
-    table.add_row("largest", *(f"{s.largest:.8f}" for s in columns))
-    table.add_row("mean", *(f"{s.mean:.8f}" for s in columns))
+    table.add_row("smallest", *(_number(s.smallest) for s in columns))
+    table.add_row("largest", *(_number(s.largest) for s in columns))
+    table.add_row("mean", *(_number(s.mean) for s in columns))
     for i in range(min(5, *(len(s.first) for s in columns))):
-        table.add_row("first values" if i == 0 else "", *(f"{s.first[i]:.8f}" for s in columns))
-    table.add_row("NaN or Inf", *(str(s.nonfinite) for s in columns))
+        table.add_row("first values" if i == 0 else "", *(_number(s.first[i]) for s in columns))
+    counts = (Text(str(s.nonfinite), "bold red" if s.nonfinite else "cyan") for s in columns)
+    table.add_row("NaN or Inf", *counts)
     table.add_row("error / bound", *(f"{s.judgement.ratio:.2g}" for s in columns))
     style = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
     table.add_row("", *(Text(s.judgement.verdict, style[s.judgement.verdict]) for s in columns))
@@ -242,6 +249,11 @@ def print_report(case: Case, report: QKVReport) -> None:
     console.print()
 
 
+def _number(value: float) -> str:
+    """Eight decimals where they show something, powers of ten elsewhere."""
+    return f"{value:.8f}" if value == 0 or 1e-4 <= abs(value) < 1e5 else f"{value:.6e}"
+
+
 def _differences(case: Case, report: QKVReport) -> str:
     grouped = case.weights.num_heads != case.weights.num_kv_heads
     pairs = (("Q and K", report.q_k), ("K and V", report.k_v))
@@ -255,9 +267,14 @@ def _differences(case: Case, report: QKVReport) -> str:
 
 
 def verdicts(case: Case, report: QKVReport) -> set[str]:
-    """The verdicts of all arrays of a case; a rerun with other bits is a FAIL."""
+    """The verdicts of all arrays of a case.
+
+    A rerun with other bits is a FAIL; NaN and Inf, though computed as they should be, a WARN.
+    """
     summaries = [report.q, report.k, report.v] + ([case.norm] if case.norm else [])
     found: set[str] = {summary.judgement.verdict for summary in summaries}
+    if any(summary.nonfinite for summary in summaries):
+        found.add("WARN")
     return found | (set() if report.same_bits else {"FAIL"})
 
 

@@ -39,7 +39,8 @@ def assert_within_bound(computed: Any, bound: Bound, /) -> None:
     Warns
     -----
     UnusualErrorWarning
-        If every error is within its limit, but one exceeds what is usual: WARN.
+        If every error is within its limit, but one exceeds what is usual, or no element has a
+        limit: WARN.
 
     Examples
     --------
@@ -53,8 +54,13 @@ def assert_within_bound(computed: Any, bound: Bound, /) -> None:
     Traceback (most recent call last):
     AssertionError: FAIL: error 2.1e+06 times its limit at [0, 0]: computed 1.5, exact 1.0, ...
     """
+    __tracebackhide__ = True  # pytest shows the caller's line
     judgement = judge(computed, bound)
     if judgement.verdict == "PASS":
+        return
+    if judgement.ratio <= 1 and judgement.usual_ratio <= 1:
+        message = "WARN: nothing is judged: every element can overflow, and has no limit"
+        warnings.warn(message, UnusualErrorWarning, stacklevel=2)
         return
     failed = judgement.verdict == "FAIL"
     name, limits = ("limit", bound.limit) if failed else ("usual size", bound.usual)
@@ -95,6 +101,7 @@ def assert_same_bits(first: Any, second: Any, /) -> None:
     Traceback (most recent call last):
     AssertionError: 1 of 2 elements differ, the first at [1]: 0.0 (0x0000000000000000) and ...
     """
+    __tracebackhide__ = True
     a, b = to_numpy(first), to_numpy(second)
     if a.shape != b.shape:
         raise AssertionError(f"shapes differ: {list(a.shape)} and {list(b.shape)}")

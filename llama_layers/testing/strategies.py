@@ -11,13 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llama_layers.backends.dtypes import FLOATS, FloatFormat, dtype_of
 from llama_layers.backends.transfer import from_numpy
 from llama_layers.config import LlamaConfig
 from llama_layers.weights import QKVWeights
+
+try:
+    from hypothesis import strategies as st
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "the strategies of llama_layers.testing need hypothesis: pip install hypothesis"
+    ) from None
 
 # How many elements of an array are drawn one by one.
 SPECIAL_ELEMENTS = 4

@@ -37,8 +37,9 @@ class Bound:
     exact : ndarray of float64
         The operation in float64, on the numbers as they were stored.
     limit : ndarray of float64
-        No correct computation errs by more: beyond it is a FAIL. Infinite where the computation
-        can overflow, so that nothing can be said.
+        No correct computation errs by more: beyond it is a FAIL. Infinite where nothing can be
+        said: the computation can overflow, or sums so many products in so few bits that all may
+        be lost.
     usual : ndarray of float64
         Correct computations stay within it in practice, since rounding errors cancel (N. Higham
         and T. Mary, "A New Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci.
@@ -201,7 +202,8 @@ def _linear_block(
     n = x.shape[1] + (b is not None)
     finite_x, finite_w = _finite_magnitude(x), _finite_magnitude(w)
     with np.errstate(invalid="ignore", over="ignore"):
-        product = x @ w.T
+        # In another order than `linear` sums in: a float64 result is not held against itself.
+        product = x[:, ::-1] @ w[:, ::-1].T
         exact = product if b is None else product + b
         magnitude = finite_x @ finite_w.T
         if b is not None:
@@ -223,13 +225,13 @@ def _linear_block(
         limit = (grown + underflow) * widening + rounding
         usual = (grown_usually + underflow) * widening + rounding
     exactly_zero = (magnitude == 0) & (sums.name != "float64")
-    can_overflow = ~(magnitude + grown < sums.max)
-    can_overflow |= np.isfinite(exact) & (np.abs(exact) + limit >= out.max)
-    if b is not None and out is not sums:  # the product alone may be rounded, too
-        can_overflow |= np.isfinite(product) & (np.abs(product) + limit >= out.max)
-    for bound in (limit, usual):
-        bound[exactly_zero] = 0.0
+    for bound, growth in ((limit, grown), (usual, grown_usually)):
+        can_overflow = ~(magnitude + growth < sums.max)
+        can_overflow |= np.isfinite(exact) & (np.abs(exact) + bound >= out.max)
+        if b is not None and out is not sums:  # the product alone may be rounded, too
+            can_overflow |= np.isfinite(product) & (np.abs(product) + bound >= out.max)
         bound[can_overflow] = np.inf
+        bound[exactly_zero] = 0.0
     return exact, limit, usual
 
 
@@ -305,7 +307,8 @@ def rms_norm_bound(
     n, u = x64.shape[-1], sums.unit_roundoff
     lost = sums.smallest_normal if flushes else sums.smallest_subnormal
     with np.errstate(all="ignore"):
-        mean_square = np.mean(x64 * x64, axis=-1, keepdims=True)
+        reversed64 = x64[..., ::-1]  # as in `_linear_block`, another order than is judged
+        mean_square = np.mean(reversed64 * reversed64, axis=-1, keepdims=True)
         normed = x64 / np.sqrt(mean_square + eps)
         exact = normed * w64
         magnitude = np.abs(exact)

@@ -24,18 +24,26 @@ class Judgement:
         The largest error over what is usual.
     index : tuple of int
         The element with the largest ratio.
+    unjudged : int
+        How many elements have no limit, neither a strict nor a usual one, since the computation
+        can overflow.
+    of : int
+        How many elements there are.
     """
 
     ratio: float
     usual_ratio: float
     index: tuple[int, ...]
+    unjudged: int
+    of: int
 
     @property
     def verdict(self) -> Verdict:
-        """FAIL beyond the limit, WARN beyond what is usual, PASS otherwise."""
+        """FAIL beyond the limit; WARN beyond what is usual, or if nothing could be judged; PASS."""
         if self.ratio > 1:
             return "FAIL"
-        return "WARN" if self.usual_ratio > 1 else "PASS"
+        nothing_judged = self.of > 0 and self.unjudged == self.of
+        return "WARN" if self.usual_ratio > 1 or nothing_judged else "PASS"
 
 
 def judge(computed: Any, bound: Bound, /) -> Judgement:
@@ -56,7 +64,7 @@ def judge(computed: Any, bound: Bound, /) -> Judgement:
     Raises
     ------
     TypeError
-        If `computed` holds no floats.
+        If `computed` holds no floats, or `bound` is no Bound.
     ValueError
         If the shapes differ.
 
@@ -70,8 +78,16 @@ def judge(computed: Any, bound: Bound, /) -> Judgement:
     >>> judge(x * 1.001, linear_bound(x, w)).verdict
     'FAIL'
     """
+    if not isinstance(bound, Bound):
+        raise TypeError(f"bound: expected a Bound, got {type(bound).__name__}")
     ratio, usual = bound.ratio(computed), bound.usual_ratio(computed)
     if not ratio.size:
-        return Judgement(0.0, 0.0, ())
+        return Judgement(0.0, 0.0, (), unjudged=0, of=0)
     index = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-    return Judgement(float(ratio.max()), float(usual.max()), tuple(int(i) for i in index))
+    return Judgement(
+        float(ratio.max()),
+        float(usual.max()),
+        tuple(int(i) for i in index),
+        unjudged=int(np.count_nonzero(np.isinf(bound.limit) & np.isinf(bound.usual))),
+        of=ratio.size,
+    )

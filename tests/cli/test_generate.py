@@ -58,7 +58,12 @@ def test_stats_go_to_stderr(smollm2, capsys):
         (["--stop", ""], "--stop: expected a text, got an empty one"),
         (["--max-new-tokens", "0"], "max_new_tokens: expected at least 1, got 0"),
         (["--temperature", "-1"], "temperature: expected a finite number, zero or more, got -1.0"),
-        (["--top-p", "2"], "top_p: expected more than 0 and at most 1, got 2.0"),
+        (["--top-p", "2"], "--top-p: needs a --temperature above 0; at 0 nothing is drawn"),
+        (
+            ["--top-p", "2", "--temperature", "1"],
+            "top_p: expected more than 0 and at most 1, got 2.0",
+        ),
+        (["--seed", "-1", "--temperature", "1"], "--seed: expected zero or more, got -1"),
     ],
 )
 def test_refusals(smollm2, capsys, arguments, message):

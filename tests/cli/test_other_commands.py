@@ -41,6 +41,32 @@ def checkpoint(tmp_path):
     return tmp_path / "tiny"
 
 
+def test_an_unexpected_error_is_trouble_not_divergence(monkeypatch, capsys):
+    def defect(*_):
+        raise KeyError("a defect")
+
+    monkeypatch.setattr("llama_layers.checkpoint.opening.open_checkpoint", defect)
+    monkeypatch.setattr("llama_layers.checkpoint.open_checkpoint", defect)
+    assert main(["info", "x"]) == 2
+    assert "KeyError: 'a defect'" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    def defect(*_):
+        raise MemoryError("Unable to allocate 6.82 PiB")
+
+    monkeypatch.setattr("llama_layers.checkpoint.open_checkpoint", defect)
+    assert main(["info", "x"]) == 2
+    expected = "llama-layers info: not enough memory: Unable to allocate 6.82 PiB\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_without_a_stdout():
+    command = f"'{sys.executable}' -m llama_layers pull >&-"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 def test_info_as_json(checkpoint, capsys):
     assert main(["info", str(checkpoint), "--json", "--tensors"]) == 0
     content = json.loads(capsys.readouterr().out)

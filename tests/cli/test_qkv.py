@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from llama_layers import qkv_projection
 from llama_layers.cli import main, qkv
+from llama_layers.verify import examine_qkv
 from llama_layers.verify import qkv as qkv_module
 
 TEXT = "The capital of France is"
@@ -162,6 +163,36 @@ def test_refusals(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_file_for_two_outputs(capsys, tmp_path):
+    path = str(tmp_path / "c.png")
+    message = refusal(capsys, "--save", path, "--plot", path)
+    assert f"--save and --plot: expected two files, got {path} twice" in message
+
+
+def test_a_text_that_is_no_unicode(smollm2, capsys):
+    message = refusal(capsys, "--model", str(smollm2), "ab\udcff")
+    assert "text: expected valid Unicode, got '\\udcff' at position 2" in message
+
+
+def test_nan_and_inf_are_seen(small_case_only, monkeypatch, capsys):
+    def with_a_nan(x, w):
+        broken = np.array(x)
+        broken[0, 1, 0] = np.nan
+        return examine_qkv(broken, w)
+
+    monkeypatch.setattr("llama_layers.verify.examine_qkv", with_a_nan)
+    _, (case,) = run_json(capsys)
+    assert [case[name]["nonfinite"] for name in "qkv"] == [128, 128, 128]
+    assert case["verdicts"] == ["PASS", "WARN"]
+
+
+def test_numbers_of_any_size_are_told():
+    assert qkv._number(0.165399765) == "0.16539976"
+    assert qkv._number(-1.64508339e29) == "-1.645083e+29"
+    assert qkv._number(2.5e-10) == "2.500000e-10"
+    assert qkv._number(0.0) == "0.00000000"
+
+
 def test_a_layer_that_is_not_there(smollm2, capsys):
     message = refusal(capsys, "--model", str(smollm2), TEXT, "--layer", "30")
     assert "expected numbers from 0 to 29, got 30" in message
@@ -188,4 +219,4 @@ def test_without_matplotlib(monkeypatch, capsys, tmp_path):
     monkeypatch.delitem(sys.modules, "llama_layers.cli.plot", raising=False)
     monkeypatch.delattr("llama_layers.cli.plot", raising=False)
     message = refusal(capsys, "--plot", str(tmp_path / "q.png"))
-    assert "pip install 'llama-layers[plot]'" in message
+    assert "pip install matplotlib" in message

@@ -18,8 +18,8 @@ def gpu_problem() -> str | None:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         return (
-            f"CuPy cannot be imported ({error}): pip install 'llama-layers[cuda12]' or "
-            f"'llama-layers[cuda13]', whichever CUDA the driver supports"
+            f"CuPy cannot be imported ({error}): pip install cupy-cuda12x or "
+            f"cupy-cuda13x, whichever CUDA the driver supports"
         )
     if not cupy.is_available():
         return "CuPy finds no CUDA device: it needs an NVIDIA GPU and its driver (see nvidia-smi)"
