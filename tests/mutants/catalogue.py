@@ -356,8 +356,8 @@ MUTANTS = [
     Mutant(
         "overflow of partial sums forgotten",
         "verify/bounds.py",
-        "can_overflow = ~(magnitude + grown < sums.max)",
-        "can_overflow = ~(np.abs(exact) + grown < sums.max)",
+        "can_overflow = ~(magnitude + growth < sums.max)",
+        "can_overflow = ~(np.abs(exact) + growth < sums.max)",
         "test_bounds.py::test_nothing_is_said_where_overflow_is_possible",
     ),
     Mutant(
