@@ -16,6 +16,8 @@ from llama_layers.mask import Mask, slots
 
 def check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
     """Refuse a cache that is not for the tokens of x [B, S, H] or not for this model."""
+    if not isinstance(cache, KVCache):
+        raise TypeError(f"cache: expected a KVCache, got {type(cache).__name__}")
     namespace(input_ids=x, cache=cache.keys[0])
     if len(cache.keys) != config.num_hidden_layers:
         raise ValueError(
@@ -71,6 +73,15 @@ def token_positions(x: Any, keep: Any | None, cache: KVCache | None) -> Any:
         before = cache.length if cache.counts is None else xp.expand_dims(cache.counts, axis=1)
         counted = counted + before
     return xp.where(counted > 0, counted - 1, xp.zeros_like(counted))
+
+
+def check_last(keep: Any | None) -> None:
+    """Refuse sequences that end in padding: the logits after it are of no use."""
+    if keep is None or is_traced(keep):
+        return
+    xp = namespace(attention_mask=keep)
+    if bool(xp.any(xp.any(keep, axis=1) & ~keep[:, -1])):
+        raise ValueError("last_only: expected prompts padded before their first token, not after")
 
 
 def check_positions(x: Any, positions: Any) -> None:

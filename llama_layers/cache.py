@@ -22,7 +22,7 @@ class KVCache:
     """Keys and values of every layer, in memory that is taken once.
 
     Each method returns the cache that is valid from then on; the one it was called on is not,
-    though they may share memory.
+    though they may share memory: `copy` it first to go on from one prefix in two ways.
 
     Attributes
     ----------
@@ -169,6 +169,27 @@ class KVCache:
         new = xp.sum(xp.astype(keep, xp.int32), axis=1, dtype=xp.int32)
         kept = write_tokens(xp, kept, self.length, keep)
         return replace(longer, keep=kept, counts=counts + new)
+
+    def copy(self) -> KVCache:
+        """A cache of its own memory, to go on from the same tokens in two ways.
+
+        Returns
+        -------
+        KVCache
+            With the same tokens; neither changes the other.
+        """
+        xp = namespace(cache=self.keys[0])
+
+        def copied(array: Any | None) -> Any | None:
+            return None if array is None else xp.asarray(array, copy=True)
+
+        return replace(
+            self,
+            keys=tuple(map(copied, self.keys)),
+            values=tuple(map(copied, self.values)),
+            keep=copied(self.keep),
+            counts=copied(self.counts),
+        )
 
     def most_at_once(self) -> int:
         """How many tokens may be appended at once: a ring must keep what the first of them sees."""

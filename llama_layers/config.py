@@ -53,7 +53,8 @@ class LlamaConfig(PublishedSizes):
     rope_scaling : RopeScaling, mapping or None
         How frequencies are changed for long contexts.
     sliding_window : int or None
-        How many tokens back a token attends, itself included.
+        How many tokens back a token attends, itself included; in every family, though
+        transformers' Llama does not read this key.
     layer_types : tuple of str or None
         "full_attention" or "sliding_attention" for each layer; None applies `sliding_window` to
         all of them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 from array_api_compat import device
@@ -10,6 +11,7 @@ from array_api_compat import device
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, to_numpy
 from llama_layers.cache import KVCache
+from llama_layers.config import LlamaConfig
 from llama_layers.llama import Llama
 from llama_layers.model import forward
 from llama_layers.sampling import check_options, sample
@@ -56,13 +58,15 @@ def generate(
     attention_mask : Array, shape [B, S], bool or 0 and 1 of an integer dtype, optional
         Which of the ids are tokens and no padding.
     cache : KVCache, optional
-        Tokens that come before the prompt, and room for the rest.
+        Tokens that come before the prompt, and room for the rest. It is used up: what follows is
+        not given back, so a conversation goes on with `forward`, or from all of its text.
 
     Returns
     -------
     iterator of Array, shape [B], an integer dtype
         One array a step. The token that ends a sequence is the last one given of it; while others
-        go on, padding takes its place.
+        go on, padding takes its place: ``pad_token_id`` of the config, or the first token that
+        ends a sequence if there is none.
 
     Raises
     ------
@@ -97,18 +101,18 @@ def generate(
     if not repetition_penalty > 0:
         raise ValueError(f"repetition_penalty: expected more than 0, got {repetition_penalty}")
     check_options(temperature, top_k, top_p, min_p)
+    ends = _ends(model.config, eos_token_id)
     if attention_mask is not None:
         _check_prompts(xp, input_ids, attention_mask)
     prefilled = _prefill(model, input_ids, attention_mask, cache, max_new_tokens)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    ends = model.config.eos_token_id if eos_token_id is None else eos_token_id
     return _steps(
         model,
         prefilled,
         _seen(model, input_ids, attention_mask) if repetition_penalty != 1 else None,
         repetition_penalty,
         max_new_tokens,
-        () if ends is None else ends,
+        ends,
         options | {"rng": host.random.default_rng(rng)},
     )
 
@@ -121,6 +125,16 @@ def _check_prompts(xp: Any, input_ids: Any, attention_mask: Any) -> None:
         )
     if not bool(xp.all(attention_mask[:, -1] != 0)):
         raise ValueError("attention_mask: expected prompts padded before their first token")
+
+
+def _ends(config: LlamaConfig, eos_token_id: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """The tokens that end a sequence."""
+    given = config.eos_token_id if eos_token_id is None else eos_token_id
+    ends = tuple(given) if isinstance(given, tuple | list) else () if given is None else (given,)
+    for end in ends:
+        if not isinstance(end, Integral) or end < 0:
+            raise ValueError(f"eos_token_id: expected token ids, zero or more, got {end!r}")
+    return ends
 
 
 def _prefill(
@@ -142,7 +156,7 @@ def _prefill(
     if cache.window is not None:
         chunk = cache.most_at_once()
     for start in range(0, count, chunk):
-        part = slice(start, start + chunk)
+        part = slice(start, min(start + chunk, count))
         logits, cache = _advance(
             model,
             input_ids[:, part],
@@ -167,14 +181,14 @@ def _steps(
     seen: Any | None,
     penalty: float,
     max_new_tokens: int,
-    ends: int | tuple[int, ...],
+    ends: tuple[int, ...],
     options: dict[str, Any],
 ) -> Iterator[Any]:
     logits, cache = prefilled
     xp = namespace(logits=logits)
-    padding = model.config.pad_token_id
-    if padding is not None and not 0 <= padding < model.config.vocab_size:
-        padding = None  # -1 stands for none in some published configs
+    candidates = (model.config.pad_token_id, *ends)  # -1 stands for none in some published configs
+    valid = (i for i in candidates if i is not None and 0 <= i < model.config.vocab_size)
+    padding = next(valid, None)
     ended = host.zeros(logits.shape[0], dtype=bool)
     for step in range(max_new_tokens):
         if seen is not None:

@@ -7,6 +7,7 @@ keep a forward pass linear in the length of the sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from array_api_compat import device
@@ -47,6 +48,10 @@ class Mask:
     keys: Any
     window: int | None = None
     keep: Any | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and (not isinstance(self.window, Integral) or self.window < 1):
+            raise ValueError(f"window: expected a positive integer or None, got {self.window!r}")
 
     def rows(self, start: int, stop: int, /) -> Any:
         """The mask of the queries from `start` to before `stop`.

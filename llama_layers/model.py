@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from llama_layers.backends.namespaces import namespace
 from llama_layers.batch import (
     check_cache,
+    check_last,
     check_positions,
     kept_tokens,
     layer_masks,
@@ -19,7 +20,7 @@ from llama_layers.llama import Llama
 from llama_layers.norm import rms_norm
 from llama_layers.projection import linear
 from llama_layers.rope import rope_table
-from llama_layers.tap import Tap, inside, untouched
+from llama_layers.tap import Tap, checked, inside
 
 
 class Output(NamedTuple):
@@ -59,10 +60,10 @@ def forward(
         Which of the ids are tokens and no padding. With a cache also [B, past + S], as Hugging
         Face has it, of which the last S columns are read.
     last_only : bool, optional
-        Whether to compute the logits of the last token only.
+        Whether to compute the logits of the last token only, which must be no padding.
     tap : callable, optional
         ``tap(name, array) -> array``, called at each site with the name of its module in Hugging
-        Face's model; what it returns takes the array's place.
+        Face's model; what it returns, of the same shape and dtype, takes the array's place.
 
     Returns
     -------
@@ -78,6 +79,12 @@ def forward(
         If a shape does not fit, an id or position is out of range, or the cache is too short;
         the cache is untouched then.
 
+    Notes
+    -----
+    A sliding window counts the slots of the batch, padding included: pad before the first token
+    of a sequence, not inside it. Positions beyond ``max_position_embeddings`` are computed like
+    any others, though the model has not seen them in training.
+
     References
     ----------
     H. Touvron et al., "LLaMA", section 2.2. `arXiv:2302.13971 <https://arxiv.org/abs/2302.13971>`_
@@ -90,13 +97,15 @@ def forward(
     >>> forward(model, np.array([[1, 2, 3]])).logits.shape  # doctest: +SKIP
     (1, 3, 49152)
     """
-    tap = tap or untouched
+    tap = checked(tap)
     config, weights = model.config, model.weights
     x = embed(input_ids, weights.embed_tokens)
     x = tap("model.embed_tokens", activations(namespace(x=x), x))
     if cache is not None:
         check_cache(x, config, cache)
     keep = kept_tokens(x, attention_mask, 0 if cache is None else cache.length)
+    if last_only:
+        check_last(keep)
     if positions is None:
         positions = token_positions(x, keep, cache)
     check_positions(x, positions)

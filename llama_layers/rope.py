@@ -148,7 +148,7 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
     r"""Cosines and sines of the angles at some positions.
 
     The phases are computed in float64 on the host and cast: in float32 they would be off by
-    3e-4 at position 8191, and more beyond.
+    some 1e-4 at position 8191, and more beyond.
 
     Parameters
     ----------

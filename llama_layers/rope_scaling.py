@@ -141,6 +141,8 @@ class RopeScaling:
         arguments = scaling_arguments(scaling)
         if arguments is None:
             return None
+        if arguments["rope_type"] not in _ROPE_KEYS:  # before its keys, which are unknown too
+            return cls(arguments["rope_type"])
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(arguments) - known):
             raise ConfigError(f"rope_scaling: unknown {', '.join(unknown)}")

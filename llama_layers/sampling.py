@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 from array_api_compat import device
@@ -34,7 +35,7 @@ def sample(
     logits : Array, shape [B, vocab_size], a float dtype
         Of the last token of each sequence.
     temperature : float
-        T above; 0 is greedy: the first of the largest logits.
+        T above; 0 is greedy: the first of the largest logits, and nothing else is read.
     top_k : int, optional
         Keep the k largest logits, and those equal to the smallest of them.
     top_p : float, optional
@@ -42,7 +43,7 @@ def sample(
     min_p : float, optional
         Keep the tokens that are at least `min_p` times as likely as the likeliest.
     rng : numpy.random.Generator, int or None
-        The only source of randomness (SPEC 7).
+        The only source of randomness (SPEC 7): a seed repeats a draw, None never does.
 
     Returns
     -------
@@ -94,8 +95,8 @@ def check_options(
     """Refuse sampling options that are out of range."""
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature: expected a finite number, zero or more, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k: expected at least 1, got {top_k}")
+    if top_k is not None and (not isinstance(top_k, Integral) or top_k < 1):
+        raise ValueError(f"top_k: expected an integer, at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p: expected more than 0 and at most 1, got {top_p}")
     if min_p is not None and not 0 <= min_p <= 1:

@@ -17,6 +17,26 @@ def untouched(name: str, array: Any) -> Any:
     return array
 
 
+def checked(tap: Tap | None) -> Tap:
+    """The tap, held to give arrays of the shape and dtype that it was given."""
+    if tap is None:
+        return untouched
+
+    def call(name: str, array: Any) -> Any:
+        result = tap(name, array)
+        expected = tuple(array.shape), array.dtype
+        found = tuple(getattr(result, "shape", ())), getattr(result, "dtype", None)
+        if found != expected:
+            got = f"{list(found[0])}, {found[1]}" if found[1] else type(result).__name__
+            raise ValueError(
+                f"tap at {name}: expected an array of shape and dtype {list(expected[0])}, "
+                f"{expected[1]}, got {got}"
+            )
+        return result
+
+    return call
+
+
 def inside(tap: Tap | None, module: str) -> Tap:
     """The tap for the sites of a module, which know their names inside it only."""
     if tap is None or tap is untouched:

@@ -276,3 +276,14 @@ def test_cache_of_another_dtype_or_library():
     like = array_api_strict.zeros(0)
     with pytest.raises(TypeError, match="cache: expected an array of the same library"):
         forward(model, ids, cache=KVCache.create(GQA, 2, 4, like=like))
+
+
+def test_a_copy_goes_its_own_way():
+    model = model_of(GQA, random_weights(GQA, dtype=np.float32))
+    prefix = forward(model, np.array([[1, 2, 3]]), cache=KVCache.create(model, 1, 8)).cache
+    other = prefix.copy()
+    first = forward(model, np.array([[4]]), cache=prefix).cache
+    forward(model, np.array([[5]]), cache=other)
+    logits = forward(model, np.array([[6]]), cache=first).logits
+    whole = forward(model, np.array([[1, 2, 3, 4, 6]])).logits[:, -1:]
+    np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)

@@ -290,3 +290,20 @@ def test_refuses_arrays_of_other_libraries_and_devices():
         forward(model, ids, positions=np.arange(3))
     with pytest.raises(ValueError, match="table: expected to be on the device of input_ids"):
         forward(model, array_api_strict.asarray(IDS, device=there))
+
+
+def test_the_last_token_is_no_padding():
+    model = model_of(GQA, random_weights(GQA, dtype=np.float32))
+    ids, mask = np.array([[1, 2, 3], [3, 2, 1]]), np.array([[1, 1, 0], [1, 1, 1]])
+    with pytest.raises(ValueError, match="last_only: expected prompts padded before their first"):
+        forward(model, ids, attention_mask=mask, last_only=True)
+    assert forward(model, ids, attention_mask=mask[:, ::-1], last_only=True).logits.shape[1] == 1
+
+
+def test_a_cache_of_another_kind():
+    with pytest.raises(TypeError, match="cache: expected a KVCache, got int"):
+        forward(
+            model_of(GQA, random_weights(GQA, dtype=np.float32)),
+            np.array([[1]]),
+            cache=3,
+        )

@@ -261,7 +261,7 @@ ONES = np.ones((2, 3), int)
         (IDS + 10, {}, ValueError, "input_ids: expected ids from 0 to 12, got 11 to 16"),
         (IDS, {"max_new_tokens": 0}, ValueError, "max_new_tokens: expected at least 1, got 0"),
         (IDS, {"temperature": -1.0}, ValueError, "temperature: expected a finite number"),
-        (IDS, {"top_k": 0}, ValueError, "top_k: expected at least 1"),
+        (IDS, {"top_k": 0}, ValueError, "top_k: expected an integer, at least 1"),
         (IDS, {"top_p": 2.0}, ValueError, "top_p: expected more than 0 and at most 1"),
         (IDS, {"min_p": 2.0}, ValueError, "min_p: expected 0 to 1"),
         (
@@ -314,3 +314,32 @@ def test_refuses_at_the_call(ids, options, error, message):
     model = model_of(GQA, random_weights(GQA))
     with pytest.raises(error, match=message):
         generate(model, ids, **{"max_new_tokens": 4} | options)
+
+
+def test_a_row_that_has_ended_is_padded_without_a_padding_id():
+    """The end token stands in for padding that the config does not name."""
+    model = model_of(
+        replace(CONFIGS["gqa"], pad_token_id=None, eos_token_id=None),
+        random_weights(CONFIGS["gqa"]),
+    )
+    ids = np.array([[1, 2, 3], [3, 1, 2]])
+    options = {"max_new_tokens": 8, "temperature": 5.0, "rng": 0}
+    free = np.stack(list(generate(model, ids, **options)), axis=1)
+    end = int(free[0, 1])
+    assert (free[0, 2:] != end).any()  # else going on would not show
+    rows = np.stack(list(generate(model, ids, eos_token_id=end, **options)), axis=1)
+    stop = int(np.argmax(free[0] == end))
+    assert rows[0, : stop + 1].tolist() == free[0, : stop + 1].tolist()
+    assert rows.shape[1] > stop + 2
+    assert (rows[0, stop:] == end).all()
+
+
+@pytest.mark.parametrize("end", [-1, 3.0, "3"])
+def test_an_end_that_is_no_token(end):
+    with pytest.raises(ValueError, match="eos_token_id: expected token ids, zero or more, got"):
+        generate(
+            model_of(GQA, random_weights(GQA, dtype=np.float32)),
+            np.array([[1]]),
+            max_new_tokens=1,
+            eos_token_id=end,
+        )

@@ -225,7 +225,7 @@ ROW = np.array([LOGITS])
         (ROW, {"temperature": -0.1}, ValueError, "temperature: expected a finite .* got -0.1"),
         (ROW, {"temperature": math.inf}, ValueError, "temperature: expected a finite .* got inf"),
         (ROW, {"temperature": math.nan}, ValueError, "temperature: expected a finite .* got nan"),
-        (ROW, {"top_k": 0}, ValueError, "top_k: expected at least 1, got 0"),
+        (ROW, {"top_k": 0}, ValueError, "top_k: expected an integer, at least 1, got 0"),
         (ROW, {"top_p": 0.0}, ValueError, "top_p: expected more than 0 and at most 1, got 0.0"),
         (ROW, {"top_p": 1.1}, ValueError, "top_p: expected more than 0 and at most 1, got 1.1"),
         (ROW, {"top_p": math.nan}, ValueError, "top_p: expected more than 0 .* got nan"),

@@ -182,3 +182,25 @@ def test_cached_pass_taps_the_new_tokens():
     for site, array in seen:
         assert_close(array[0], expected[site][3:])
     assert run_in_chunks(model, IDS, [3]).shape == (1, 5, 13)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        (lambda array: None, "NoneType"),
+        (lambda array: array[..., :1], r"\[1, 3, 1\], float32"),
+        (lambda array: array.astype(np.float64), r"\[1, 3, \d+\], float64"),
+    ],
+)
+@pytest.mark.parametrize("site", ["model.layers.0.self_attn.o_proj", "model.norm"])
+def test_what_a_tap_must_give(site, wrong, got):
+    def tap(name, array):
+        return wrong(array) if name == site else array
+
+    expected = rf"tap at {site}: expected an array of shape and dtype \[1, 3, \d+\], float32, got "
+    with pytest.raises(ValueError, match=expected + got):
+        forward(
+            model_of(GQA, random_weights(GQA, dtype=np.float32)),
+            np.array([[1, 2, 3]]),
+            tap=tap,
+        )

@@ -235,15 +235,15 @@ GENERATION = [
     Mutant(
         "token 0 taken for no eos",
         "generation.py",
-        "() if ends is None else ends,",
-        "ends or (),",
+        "() if given is None else (given,)",
+        "() if not given else (given,)",
         "test_generation.py::test_token_0_may_be_the_end",
     ),
     Mutant(
         "the config's eos ignored",
         "generation.py",
-        "ends = model.config.eos_token_id if eos_token_id is None else eos_token_id",
-        "ends = eos_token_id",
+        "given = config.eos_token_id if eos_token_id is None else eos_token_id",
+        "given = eos_token_id",
         "test_generation.py::test_eos_is_the_last_token_given",
     ),
     Mutant(
@@ -276,4 +276,35 @@ GENERATION = [
     ),
 ]
 
-MUTANTS = [*SAMPLING, *GENERATION]
+MISUSE = [
+    Mutant(
+        "what a tap gives is not looked at",
+        "tap.py",
+        "if found != expected:",
+        "if False:",
+        "test_tap.py::test_what_a_tap_must_give",
+    ),
+    Mutant(
+        "rows that have ended go on without a padding id",
+        "generation.py",
+        "candidates = (model.config.pad_token_id, *ends)",
+        "candidates = (model.config.pad_token_id,)",
+        "test_generation.py::test_a_row_that_has_ended_is_padded_without_a_padding_id",
+    ),
+    Mutant(
+        "a copied cache shares its memory",
+        "cache.py",
+        "xp.asarray(array, copy=True)",
+        "array",
+        "test_cache.py::test_a_copy_goes_its_own_way",
+    ),
+    Mutant(
+        "logits after padding are given",
+        "batch.py",
+        "& ~keep[:, -1])",
+        "& False)",
+        "test_forward.py::test_the_last_token_is_no_padding",
+    ),
+]
+
+MUTANTS = [*SAMPLING, *GENERATION, *MISUSE]
