@@ -67,7 +67,7 @@ def _dynamic(config: LlamaConfig, scaling: RopeScaling, length: int | None) -> A
     """Raise the base with the length, so that the slowest frequency is interpolated."""
     if config.head_dim == 2:  # one pair, which turns by 1 whatever the base
         return _plain(config.rope_theta, config.head_dim)
-    trained = scaling.original_max_position_embeddings or config.max_position_embeddings
+    trained = config.max_position_embeddings
     stretch = scaling.factor * max(length or 0, trained) / trained - (scaling.factor - 1)
     exponent = config.head_dim / (config.head_dim - 2)
     return _plain(config.rope_theta * stretch**exponent, config.head_dim)

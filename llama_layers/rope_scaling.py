@@ -12,7 +12,7 @@ from llama_layers.errors import ConfigError
 # For each rope_type the keys it must have and those it may have.
 _ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "linear": (("factor",), ()),
-    "dynamic": (("factor",), ("original_max_position_embeddings",)),
+    "dynamic": (("factor",), ()),
     "yarn": (
         ("factor",),
         (
@@ -51,8 +51,8 @@ class RopeScaling:
     factor : float
         How many times longer the context becomes; at least 1.
     original_max_position_embeddings : int or None
-        The trained context. "llama3" must say it; "dynamic" and "yarn" take
-        ``max_position_embeddings`` where it is None.
+        The trained context. "llama3" must say it; "yarn" takes ``max_position_embeddings`` where
+        it is None, and "dynamic" always does.
     low_freq_factor, high_freq_factor : float or None
         The band between scaled and kept frequencies of "llama3".
     beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim : float or None

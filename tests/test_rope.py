@@ -38,11 +38,6 @@ SCALINGS = {
     "plain": None,
     "linear": {"rope_type": "linear", "factor": 2.5},
     "dynamic": {"rope_type": "dynamic", "factor": 2.0},
-    "dynamic, own context": {
-        "rope_type": "dynamic",
-        "factor": 2.0,
-        "original_max_position_embeddings": 32,
-    },
     "llama3": {
         "rope_type": "llama3",
         "factor": 8.0,

@@ -49,6 +49,11 @@ def test_two_names_for_one_type():
             {"rope_type": "linear", "factor": 2.0, "beta_fast": 1.0},
             "linear does not read beta_fast",
         ),
+        # transformers accepts the key here and does not read it.
+        (
+            {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64},
+            "dynamic does not read original_max_position_embeddings",
+        ),
         ({"rope_type": "linear", "factor": 0.5}, r"factor: expected at least 1, got 0\.5"),
         ({"rope_type": "linear", "factor": "2"}, "factor: expected a positive .*, got '2'"),
         ({"rope_type": "linear", "factor": True}, "factor: expected a positive .*, got True"),
