@@ -178,17 +178,12 @@ class KVCache:
         KVCache
             With the same tokens; neither changes the other.
         """
-        xp = namespace(cache=self.keys[0])
-
-        def copied(array: Any | None) -> Any | None:
-            return None if array is None else xp.asarray(array, copy=True)
-
         return replace(
             self,
-            keys=tuple(map(copied, self.keys)),
-            values=tuple(map(copied, self.values)),
-            keep=copied(self.keep),
-            counts=copied(self.counts),
+            keys=tuple(map(_copied, self.keys)),
+            values=tuple(map(_copied, self.values)),
+            keep=_copied(self.keep),
+            counts=_copied(self.counts),
         )
 
     def most_at_once(self) -> int:
@@ -304,3 +299,7 @@ def make_traceable(
 
 def _replaced(arrays: tuple[Any, ...], index: int, array: Any) -> tuple[Any, ...]:
     return (*arrays[:index], array, *arrays[index + 1 :])
+
+
+def _copied(array: Any | None) -> Any | None:
+    return None if array is None else namespace(array=array).asarray(array, copy=True)

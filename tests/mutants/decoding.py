@@ -294,7 +294,7 @@ MISUSE = [
     Mutant(
         "a copied cache shares its memory",
         "cache.py",
-        "xp.asarray(array, copy=True)",
+        "namespace(array=array).asarray(array, copy=True)",
         "array",
         "test_cache.py::test_a_copy_goes_its_own_way",
     ),
