@@ -25,6 +25,7 @@ SUBJECTS = {
     "Sampling and generation": decoding.MUTANTS,
     "Projection, norm, bounds, configs and checkpoints": catalogue.MUTANTS,
 }
+SHOWN = 5  # names of tests in a line
 HEAD = """\
 # Planted bugs
 
@@ -67,12 +68,19 @@ def section(subject, mutants):
     nodes = sorted({f"{ROOT}/tests/{mutant.killed_by}" for mutant in mutants})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         kills = list(pool.map(lambda mutant: failing(mutant, nodes), mutants))
-    lines = [f"\n## {subject}\n", "| Bug | In | Found by |", "| --- | --- | --- |"]
-    for mutant, tests in zip(mutants, kills, strict=True):
-        names = ", ".join(f"`{test.rpartition(': ')[2]}`" for test in tests)
-        lines.append(f"| {mutant.name} | `{mutant.file}` | {names or '**none**'} |")
+    return written(subject, mutants, kills)
+
+
+def written(subject, mutants, kills):
     found = Counter(test for tests in kills for test in tests)
     alone = Counter(tests[0] for tests in kills if len(tests) == 1)
+    lines = [f"\n## {subject}\n", "| Bug | In | Found by |", "| --- | --- | --- |"]
+    for mutant, tests in zip(mutants, kills, strict=True):
+        # Those that find the fewest bugs say most about this one.
+        names = [f"`{t.partition(': ')[2]}`" for t in sorted(tests, key=lambda t: (found[t], t))]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        line = ", ".join(names[:SHOWN]) or "**none**"
+        lines.append(f"| {mutant.name} | `{mutant.file}` | {line}{more} |")
     lines += [
         f"\nOf these {len(mutants)} bugs each test finds:\n",
         "| Test | Bugs | That no other of these tests finds |",
