@@ -11,3 +11,7 @@ class CheckpointError(ValueError):
 
 class BackendError(RuntimeError):
     """An array library that is asked for and cannot compute here; the message says why."""
+
+
+class TraceError(ValueError):
+    """A trace that is malformed, incomplete, or does not fit the model it is held against."""

@@ -1,0 +1,284 @@
+"""Operations with all that they are computed from, ready to be recomputed in float64.
+
+One dataclass an operation: its fields are what the operation reads, so that a hypothesis about a
+mistake is a copy with another field, and `bound` is its exact result and what rounding allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llama_layers.config import LlamaConfig
+from llama_layers.verify.bounds import (
+    Bound,
+    attention_bound,
+    embedding_bound,
+    linear_bound,
+    probabilities_bound,
+    residual_bound,
+    rms_norm_bound,
+    rope_bound,
+    scores_bound,
+    softmax_bound,
+    swiglu_bound,
+    weighted_sum_bound,
+)
+from llama_layers.verify.personas import CONTRACT, Persona
+
+
+@dataclass(frozen=True)
+class Formats:
+    """In what formats, and with which roundings, an engine computes.
+
+    Attributes
+    ----------
+    dtype : str
+        Of the result.
+    accumulate : str
+        Of sums and of everything between the inputs and the result.
+    persona : Persona
+        What is rounded beside that.
+    """
+
+    dtype: str
+    accumulate: str
+    persona: Persona = CONTRACT
+
+    def narrowed(self, rounds: bool) -> str | None:
+        """The format of a step that the persona rounds to the result's dtype, if it does."""
+        return self.dtype if rounds else None
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Rows of a table."""
+
+    ids: Any
+    table: Any
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact rows, and what rounding into the result's format allows."""
+        return embedding_bound(self.ids, self.table, dtype=formats.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """RMSNorm."""
+
+    x: Any
+    weight: Any
+    eps: float
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact norm, and what rounding allows."""
+        return rms_norm_bound(
+            self.x,
+            self.weight,
+            eps=self.eps,
+            dtype=formats.dtype,
+            accumulate=formats.accumulate,
+            normed=formats.narrowed(formats.persona.norm_before_weight),
+            flushes=formats.persona.flushes,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A product with a matrix [out, in], and a bias."""
+
+    x: Any
+    weight: Any
+    bias: Any | None = None
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact product, and what rounding allows."""
+        return linear_bound(
+            self.x,
+            self.weight,
+            self.bias,
+            dtype=formats.dtype,
+            accumulate=formats.accumulate,
+            flushes=formats.persona.flushes,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    """Rotary position embedding of x [B, S, heads, D] at positions [S] or [B, S]."""
+
+    x: Any
+    positions: Any
+    config: LlamaConfig
+    layout: Literal["half", "interleaved"] = "half"
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact rotation, and what rounding allows."""
+        persona = formats.persona
+        return rope_bound(
+            self.x,
+            self.positions,
+            self.config,
+            layout=self.layout,
+            dtype=formats.dtype,
+            accumulate=formats.accumulate,
+            phases=persona.phases,
+            table=formats.narrowed(persona.rope_table),
+            arithmetic=formats.narrowed(persona.rope_arithmetic),
+            flushes=persona.flushes,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scaled products of queries and keys."""
+
+    q: Any
+    k: Any
+    scale: float
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact scores, and what rounding allows."""
+        return scores_bound(
+            self.q,
+            self.k,
+            scale=self.scale,
+            dtype=formats.dtype,
+            accumulate=formats.accumulate,
+            scores=formats.narrowed(formats.persona.scores),
+            operands=formats.persona.kv_cache,
+            flushes=formats.persona.flushes,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """Softmax over the keys that a mask allows."""
+
+    scores: Any
+    mask: Any | None
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact probabilities, and what rounding allows."""
+        return softmax_bound(
+            self.scores, mask=self.mask, dtype=formats.dtype, accumulate=formats.accumulate
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Probabilities:
+    """Softmax of scaled products of queries and keys."""
+
+    q: Any
+    k: Any
+    mask: Any | None
+    scale: float
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact probabilities, and what rounding allows."""
+        return probabilities_bound(
+            self.q,
+            self.k,
+            mask=self.mask,
+            scale=self.scale,
+            dtype=formats.dtype,
+            accumulate=formats.accumulate,
+            scores=formats.narrowed(formats.persona.scores),
+            operands=formats.persona.kv_cache,
+            flushes=formats.persona.flushes,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSum:
+    """The values, weighed by probabilities [B, heads, S, T]."""
+
+    probabilities: Any
+    v: Any
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact sums, and what rounding allows."""
+        return weighted_sum_bound(
+            self.probabilities,
+            self.v,
+            dtype=formats.dtype,
+            accumulate=formats.accumulate,
+            operands=formats.persona.kv_cache,
+            flushes=formats.persona.flushes,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Scores, softmax and weighted sum at once, as fused kernels compute them."""
+
+    q: Any
+    k: Any
+    v: Any
+    mask: Any | None
+    scale: float
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact attention, and what rounding allows."""
+        persona = formats.persona
+        return attention_bound(
+            self.q,
+            self.k,
+            self.v,
+            mask=self.mask,
+            scale=self.scale,
+            dtype=formats.dtype,
+            accumulate=formats.accumulate,
+            scores=formats.narrowed(persona.scores),
+            probabilities=formats.narrowed(persona.probabilities),
+            operands=persona.kv_cache,
+            flushes=persona.flushes,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """silu(gate) times up."""
+
+    gate: Any
+    up: Any
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact product, and what rounding allows."""
+        return swiglu_bound(
+            self.gate,
+            self.up,
+            dtype=formats.dtype,
+            accumulate=formats.accumulate,
+            silu=formats.narrowed(formats.persona.silu),
+            flushes=formats.persona.flushes,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """The residual stream and what a block adds to it."""
+
+    x: Any
+    added: Any
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact sum, and what rounding allows."""
+        return residual_bound(
+            self.x, self.added, dtype=formats.dtype, accumulate=formats.accumulate
+        )
+
+
+Operation = (
+    Embedding
+    | Norm
+    | Linear
+    | Rope
+    | Scores
+    | Softmax
+    | Probabilities
+    | WeightedSum
+    | Attention
+    | Gate
+    | Residual
+)

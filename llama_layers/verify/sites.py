@@ -1,0 +1,129 @@
+"""The sites of a forward pass: what they are called, what they are computed from, and how.
+
+A site has the name of its module in Hugging Face's model, and its array is what that module gives
+there. Where no module stands (queries and keys after RoPE, scores, probabilities, the heads before
+they are projected out, the sum after attention), a name beside them does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llama_layers.config import LlamaConfig
+
+# In a layer, in the order of a forward pass: name, operation, shape, and the ways in which it can
+# be recomputed, the most local first. "x" is what comes into the layer. Sites marked with a star
+# hold a number for each pair of tokens, and are recorded only when asked for.
+_LAYER = """
+input_layernorm           norm         B S hidden   x
+self_attn.q_proj          linear       B S queries  input_layernorm
+self_attn.k_proj          linear       B S keys     input_layernorm
+self_attn.v_proj          linear       B S keys     input_layernorm
+self_attn.q_rope          rope         B S heads D  self_attn.q_proj
+self_attn.k_rope          rope         B S kv D     self_attn.k_proj
+self_attn.scores*         scores       B heads S S  self_attn.q_rope,self_attn.k_rope
+self_attn.probabilities*  softmax      B heads S S  self_attn.scores;self_attn.q_rope,self_attn.k_rope
+self_attn.attention       attention    B S heads D  self_attn.probabilities,self_attn.v_proj;self_attn.q_rope,self_attn.k_rope,self_attn.v_proj
+self_attn.o_proj          linear       B S hidden   self_attn.attention
+attention_residual        residual     B S hidden   x,self_attn.o_proj
+post_attention_layernorm  norm         B S hidden   attention_residual
+mlp.gate_proj             linear       B S inner    post_attention_layernorm
+mlp.up_proj               linear       B S inner    post_attention_layernorm
+mlp.act                   gate         B S inner    mlp.gate_proj,mlp.up_proj
+mlp.down_proj             linear       B S hidden   mlp.act
+""".strip()  # noqa: E501  # a table
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a forward pass whose array can be recorded and checked.
+
+    Attributes
+    ----------
+    name : str
+        As in Hugging Face's model: ``model.layers.3.self_attn.q_proj``.
+    layer : int or None
+        Which layer it is in; None before the first and after the last.
+    operation : str
+        What computes it: "embedding", "norm", "linear", "rope", "scores", "softmax", "attention",
+        "residual" or "gate".
+    shape : tuple of str
+        Its axes: "B" and "S" for batch and sequence, numbers for the others.
+    routes : tuple of tuple of str
+        The names of the sites that it is computed from: one or more ways, the most local first.
+    pairwise : bool
+        Whether it holds a number for each pair of tokens.
+    """
+
+    name: str
+    layer: int | None
+    operation: str
+    shape: tuple[str | int, ...]
+    routes: tuple[tuple[str, ...], ...]
+    pairwise: bool = False
+
+    @property
+    def role(self) -> str:
+        """The name inside the layer; "layer" for the layer's own output."""
+        if self.layer is None:
+            return self.name
+        return self.name.removeprefix(f"model.layers.{self.layer}").removeprefix(".") or "layer"
+
+
+def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
+    """Every site of a model, in the order of a forward pass.
+
+    Parameters
+    ----------
+    config : LlamaConfig
+        The model's numbers.
+
+    Returns
+    -------
+    tuple of Site
+        From ``model.embed_tokens`` to ``lm_head``.
+
+    Examples
+    --------
+    >>> from llama_layers import LlamaConfig
+    >>> from llama_layers.verify import sites
+    >>> found = sites(LlamaConfig.smollm2_135m())
+    >>> len(found), found[2].name, found[2].shape
+    (513, 'model.layers.0.self_attn.q_proj', ('B', 'S', 576))
+    """
+    hidden, vocabulary = config.hidden_size, config.vocab_size
+    last = f"model.layers.{config.num_hidden_layers - 1}"
+    return (
+        Site("model.embed_tokens", None, "embedding", ("B", "S", hidden), ((),)),
+        *(site for layer in range(config.num_hidden_layers) for site in _of_layer(config, layer)),
+        Site("model.norm", None, "norm", ("B", "S", hidden), ((last,),)),
+        Site("lm_head", None, "linear", ("B", "S", vocabulary), (("model.norm",),)),
+    )
+
+
+def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
+    name = f"model.layers.{layer}"
+    before = f"model.layers.{layer - 1}" if layer else "model.embed_tokens"
+    sizes = {
+        "hidden": config.hidden_size,
+        "queries": config.num_attention_heads * config.head_dim,
+        "keys": config.num_key_value_heads * config.head_dim,
+        "heads": config.num_attention_heads,
+        "kv": config.num_key_value_heads,
+        "D": config.head_dim,
+        "inner": config.intermediate_size,
+    }
+    for line in _LAYER.splitlines():
+        role, operation, *axes, routes = line.split()
+        inputs = (
+            tuple(before if part == "x" else f"{name}.{part}" for part in route.split(","))
+            for route in routes.split(";")
+        )
+        shape = tuple(sizes.get(axis, axis) for axis in axes)
+        starred = role.endswith("*")
+        yield Site(
+            f"{name}.{role.rstrip('*')}", layer, operation, shape, tuple(inputs), starred
+        )
+    residual = (f"{name}.attention_residual", f"{name}.mlp.down_proj")
+    yield Site(name, layer, "residual", ("B", "S", config.hidden_size), (residual,))
