@@ -9,6 +9,7 @@ from llama_layers.backends.dispatch import portable
 from llama_layers.backends.dtypes import accumulate_format, dtype_name, dtype_of, float_format
 from llama_layers.backends.namespaces import namespace
 from llama_layers.mask import Mask
+from llama_layers.scalars import check_number
 
 # Scores held at a time, over all heads and batches: 64 MiB in float32.
 SCORES = 1 << 24
@@ -34,7 +35,7 @@ def attention(
         Keys, after RoPE.
     v : Array, shape [B, T, num_kv_heads, D], the dtype of q
         Values.
-    mask : Array of bool, shape [S, T] or [B, S, T], or Mask, optional
+    mask : Array of bool, shape [S, T], [1, S, T] or [B, S, T], or Mask, optional
         True where a query may attend to a key; every key for every query if not given.
     scale : float, optional
         The c above; ``1 / sqrt(D)`` if not given.
@@ -48,14 +49,20 @@ def attention(
     Raises
     ------
     TypeError
-        If an argument is no array of floats, the mask is not boolean, or library or dtype differ.
+        If an argument is no array of floats, the mask is not boolean, library or dtype differ, or
+        the scale is no number.
     ValueError
-        If the shapes do not fit.
+        If the shapes do not fit, or the scale is not finite.
 
     Notes
     -----
     A value that is NaN or Inf reaches every query, also where the mask hides its key, since 0
     times NaN is NaN: hidden values must be finite.
+
+    Products of queries and keys beyond 3.4e38 overflow float32 (float64 beyond 1.8e308), and do so
+    before they are scaled. A query gets NaN if that gives plus infinity or NaN for any key that it
+    may attend to. A key with minus infinity weighs nothing; if all have it, the query gets NaN
+    without a mask, and zeros with one, as if it might attend to none.
 
     References
     ----------
@@ -75,6 +82,9 @@ def attention(
     _check(xp, q, k, v, mask)
     if scale is None:
         scale = 1 / math.sqrt(q.shape[3])
+    check_number("scale", scale)
+    if not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number, got {scale}")
     return attend(xp, q, k, v, mask, float(scale))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from numbers import Integral
 from typing import Any
 
 from array_api_compat import device
@@ -14,7 +13,8 @@ from llama_layers.cache import KVCache
 from llama_layers.config import LlamaConfig
 from llama_layers.llama import Llama
 from llama_layers.model import forward
-from llama_layers.sampling import check_options, sample
+from llama_layers.sampling import check_options, random_generator, sample
+from llama_layers.scalars import check_count, check_number, is_integer
 
 # Prompt tokens that go through the model at once where the cache is a ring.
 CHUNK = 512
@@ -71,7 +71,7 @@ def generate(
     Raises
     ------
     TypeError
-        If ids or mask are of another library or a wrong dtype.
+        If ids or mask are of another library or a wrong dtype, or an option is no number.
     ValueError
         If a shape does not fit, an id or an option is out of range, or a prompt ends in padding;
         at once, and not at the first step.
@@ -96,24 +96,26 @@ def generate(
         raise ValueError(
             f"input_ids: expected shape [B, S] with at least one token, got {list(input_ids.shape)}"
         )
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    check_count("max_new_tokens", max_new_tokens)
+    check_number("repetition_penalty", repetition_penalty)
     if not repetition_penalty > 0:
         raise ValueError(f"repetition_penalty: expected more than 0, got {repetition_penalty}")
     check_options(temperature, top_k, top_p, min_p)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    options |= {"rng": random_generator(rng)}
     ends = _ends(model.config, eos_token_id)
     if attention_mask is not None:
         _check_prompts(xp, input_ids, attention_mask)
-    prefilled = _prefill(model, input_ids, attention_mask, cache, max_new_tokens)
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    # As Python's integer: a sum with one of a few bits would overflow.
+    prefilled = _prefill(model, input_ids, attention_mask, cache, int(max_new_tokens))
     return _steps(
         model,
         prefilled,
         _seen(model, input_ids, attention_mask) if repetition_penalty != 1 else None,
-        repetition_penalty,
+        float(repetition_penalty),  # a NumPy scalar would widen the logits
         max_new_tokens,
         ends,
-        options | {"rng": host.random.default_rng(rng)},
+        options,
     )
 
 
@@ -132,7 +134,7 @@ def _ends(config: LlamaConfig, eos_token_id: int | tuple[int, ...] | None) -> tu
     given = config.eos_token_id if eos_token_id is None else eos_token_id
     ends = tuple(given) if isinstance(given, tuple | list) else () if given is None else (given,)
     for end in ends:
-        if not isinstance(end, Integral) or end < 0:
+        if not is_integer(end) or end < 0:
             raise ValueError(f"eos_token_id: expected token ids, zero or more, got {end!r}")
     return ends
 

@@ -7,13 +7,13 @@ keep a forward pass linear in the length of the sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 from array_api_compat import device
 
 from llama_layers.backends.dtypes import dtype_name
 from llama_layers.backends.namespaces import namespace
+from llama_layers.scalars import check_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +50,8 @@ class Mask:
     keep: Any | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None and (not isinstance(self.window, Integral) or self.window < 1):
-            raise ValueError(f"window: expected a positive integer or None, got {self.window!r}")
+        if self.window is not None:
+            check_count("window", self.window)
 
     def rows(self, start: int, stop: int, /) -> Any:
         """The mask of the queries from `start` to before `stop`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
 from typing import Any
 
 from array_api_compat import device
@@ -11,6 +10,7 @@ from array_api_compat import device
 from llama_layers.backends.dtypes import float_format
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, to_numpy
+from llama_layers.scalars import check_count, check_number
 
 
 def sample(
@@ -53,7 +53,8 @@ def sample(
     Raises
     ------
     TypeError
-        If `logits` is no array of floats.
+        If `logits` is no array of floats, `temperature`, `top_p` or `min_p` is no number, or `rng`
+        is nothing to draw from.
     ValueError
         If its shape is another, it has a NaN, an option is out of range, or, unless greedy, the
         largest logit of a row is infinite.
@@ -83,7 +84,7 @@ def sample(
         return xp.argmax(logits, axis=-1)
     weights = _weights(_below_largest(logits, temperature), top_k, top_p, min_p)
     cumulative = host.cumsum(weights, axis=-1)
-    drawn = host.random.default_rng(rng).random((logits.shape[0], 1)) * cumulative[:, -1:]
+    drawn = random_generator(rng).random((logits.shape[0], 1)) * cumulative[:, -1:]
     # The first token whose cumulative weight exceeds the draw: one of weight 0 never is.
     ids = host.argmax(cumulative > drawn, axis=-1)
     return from_numpy(ids, xp, device(logits))
@@ -92,15 +93,30 @@ def sample(
 def check_options(
     temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
 ) -> None:
-    """Refuse sampling options that are out of range."""
+    """Refuse sampling options that are no numbers or out of range."""
+    check_number("temperature", temperature)
+    for name, value in (("top_p", top_p), ("min_p", min_p)):
+        if value is not None:
+            check_number(name, value)
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature: expected a finite number, zero or more, got {temperature}")
-    if top_k is not None and (not isinstance(top_k, Integral) or top_k < 1):
-        raise ValueError(f"top_k: expected an integer, at least 1, got {top_k}")
+    if top_k is not None:
+        check_count("top_k", top_k)
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p: expected more than 0 and at most 1, got {top_p}")
     if min_p is not None and not 0 <= min_p <= 1:
         raise ValueError(f"min_p: expected 0 to 1, got {min_p}")
+
+
+def random_generator(rng: Any) -> Any:
+    """The NumPy generator that `rng` is, or that it seeds."""
+    try:
+        if isinstance(rng, bool):
+            raise TypeError
+        return host.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        expected = "a numpy.random.Generator, an integer, zero or more, or None"
+        raise type(error)(f"rng: expected {expected}, got {rng!r}") from None
 
 
 def _below_largest(logits: Any, temperature: float) -> Any:
@@ -117,6 +133,7 @@ def _weights(scaled: Any, top_k: int | None, top_p: float | None, min_p: float |
     """What each token's probability is proportional to; 0 where a filter drops it."""
     weights = host.exp(scaled)
     if top_k is not None and top_k < weights.shape[-1]:
+        top_k = int(top_k)  # an unsigned one has no negative
         smallest_kept = host.partition(scaled, -top_k, axis=-1)[:, -top_k, None]
         weights = host.where(scaled >= smallest_kept, weights, 0.0)
     if top_p is not None and top_p < 1:

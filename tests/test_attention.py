@@ -224,6 +224,29 @@ def test_no_keys_give_zeros():
     assert_same_bits(attention(q, k, v), np.zeros_like(q))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ([1e20, 0, 0], math.nan),
+        ([1e20, 1e20, -1e20], math.nan),
+        ([-1e20, 0, 0], 3.0),
+        ([-1e20, -1e20, 0], 4.0),
+        ([-1e20, -1e20, -1e20], {False: math.nan, True: 0.0}),
+    ],
+)
+def test_scores_that_overflow(keys, expected, masked):
+    """As the notes have it; values are 1, 2 and 4, and no scale brings a product back."""
+    q, k = np.full((1, 1, 1, 1), 1e20, np.float32), np.array(keys, np.float32).reshape(1, 3, 1, 1)
+    v = np.array([1, 2, 4], np.float32).reshape(1, 3, 1, 1)
+    mask = np.ones((1, 3), bool) if masked else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = attention(q, k, v, mask=mask, scale=1e-10)
+    np.testing.assert_array_equal(
+        y.item(), expected[masked] if isinstance(expected, dict) else expected
+    )
+
+
 def test_nan_of_a_query_stays_in_its_row():
     q, k, v = drawn(3)
     before = attention(q, k, v, mask=CAUSAL)
@@ -280,6 +303,13 @@ def test_blocks_of_queries(monkeypatch, scores, kind):
     np.testing.assert_allclose(attention(q, k, v, mask=mask), expected, **CLOSE)
 
 
+def test_scale_may_be_a_scalar_of_numpy():
+    q, k, v = (array.astype(np.float32) for array in drawn(6))
+    for kind in (np.float64, np.float32, np.float16):
+        assert_same_bits(attention(q, k, v, scale=kind(0.25)), attention(q, k, v, scale=0.25))
+    assert_same_bits(attention(q, k, v, scale=np.int8(2)), attention(q, k, v, scale=2.0))
+
+
 def test_default_scale_is_one_over_the_root_of_head_dim():
     q, k, v = drawn(6, width=9)
     assert_same_bits(attention(q, k, v), attention(q, k, v, scale=1 / math.sqrt(9)))
@@ -314,3 +344,18 @@ Q, K, V = drawn(0)
 def test_refuses(arguments, mask, error, message):
     with pytest.raises(error, match=message):
         attention(*arguments, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "message"),
+    [
+        ("x", TypeError, "scale: expected a number, got str"),
+        (True, TypeError, "scale: expected a number, got bool"),
+        (np.ones(1), TypeError, "scale: expected a number, got ndarray"),
+        (math.nan, ValueError, "scale: expected a finite number, got nan"),
+        (-math.inf, ValueError, "scale: expected a finite number, got -inf"),
+    ],
+)
+def test_refuses_a_scale(scale, error, message):
+    with pytest.raises(error, match=message):
+        attention(Q, K, V, scale=scale)

@@ -242,6 +242,19 @@ def test_on_every_library(backend, rng):
     np.testing.assert_array_equal(np.stack([to_numpy(s) for s in steps], axis=1), expected)
 
 
+def test_options_may_be_scalars_of_numpy(xp, rng):
+    """None widens the logits, or overflows: 12 tokens and 250 more are more than 8 bits count."""
+    weights = random_weights(GQA, dtype=np.float32)
+    model = model_of(GQA, weights, xp.asarray)
+    ids = xp.asarray(rng.integers(13, size=(2, 12)))
+    steps = generate(
+        model, ids, max_new_tokens=np.uint8(250), repetition_penalty=np.float32(1.5), rng=np.int8(3)
+    )
+    plain = generate(model, ids, max_new_tokens=250, repetition_penalty=1.5, rng=3)
+    for _ in range(3):
+        np.testing.assert_array_equal(to_numpy(next(steps)), to_numpy(next(plain)))
+
+
 IDS = np.array([[1, 2, 3], [4, 5, 6]])
 ONES = np.ones((2, 3), int)
 
@@ -259,9 +272,14 @@ ONES = np.ones((2, 3), int)
         (IDS[:, :0], {}, ValueError, r"input_ids: expected shape .* got \[2, 0\]"),
         (IDS * 1.0, {}, TypeError, "input_ids: expected an integer dtype, got float64"),
         (IDS + 10, {}, ValueError, "input_ids: expected ids from 0 to 12, got 11 to 16"),
-        (IDS, {"max_new_tokens": 0}, ValueError, "max_new_tokens: expected at least 1, got 0"),
+        (IDS, {"max_new_tokens": 0}, ValueError, "max_new_tokens: expected a positive .*, got 0"),
+        (IDS, {"max_new_tokens": 2.5}, ValueError, r"max_new_tokens: expected .*, got 2\.5"),
+        (IDS, {"max_new_tokens": True}, ValueError, "max_new_tokens: expected .*, got True"),
+        (IDS, {"max_new_tokens": None}, ValueError, "max_new_tokens: expected .*, got None"),
         (IDS, {"temperature": -1.0}, ValueError, "temperature: expected a finite number"),
-        (IDS, {"top_k": 0}, ValueError, "top_k: expected an integer, at least 1"),
+        (IDS, {"temperature": None}, TypeError, "temperature: expected a number, got NoneType"),
+        (IDS, {"top_k": 0}, ValueError, "top_k: expected a positive integer"),
+        (IDS, {"rng": "a"}, TypeError, "rng: expected a numpy.random.Generator, .*, got 'a'"),
         (IDS, {"top_p": 2.0}, ValueError, "top_p: expected more than 0 and at most 1"),
         (IDS, {"min_p": 2.0}, ValueError, "min_p: expected 0 to 1"),
         (
@@ -269,6 +287,12 @@ ONES = np.ones((2, 3), int)
             {"repetition_penalty": 0.0},
             ValueError,
             "repetition_penalty: expected more than 0, got 0.0",
+        ),
+        (
+            IDS,
+            {"repetition_penalty": None},
+            TypeError,
+            "repetition_penalty: expected a number, got NoneType",
         ),
         (
             IDS,
@@ -333,7 +357,7 @@ def test_a_row_that_has_ended_is_padded_without_a_padding_id():
     assert (rows[0, stop:] == end).all()
 
 
-@pytest.mark.parametrize("end", [-1, 3.0, "3"])
+@pytest.mark.parametrize("end", [-1, 3.0, "3", True])
 def test_an_end_that_is_no_token(end):
     with pytest.raises(ValueError, match="eos_token_id: expected token ids, zero or more, got"):
         generate(

@@ -78,3 +78,9 @@ S, T = np.arange(3), np.arange(5)
 def test_refuses(mask, error, message):
     with pytest.raises(error, match=message):
         attention(Q, K, K, mask=mask)
+
+
+@pytest.mark.parametrize("window", [0, 2.0, True, "3"])
+def test_refuses_a_window(window):
+    with pytest.raises(ValueError, match=f"window: expected a positive integer, got {window!r}"):
+        Mask(S, T, window)

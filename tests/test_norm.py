@@ -257,6 +257,8 @@ W = np.zeros(3, np.float32)
         (X, W[:2], 1e-5, ValueError, r"weight: expected shape \[3\], .*, got \[2\]"),
         (X, X, 1e-5, ValueError, r"weight: expected shape \[3\], .*, got \[2, 3\]"),
         (X, W, -1e-5, ValueError, r"eps: expected a finite number, zero or more, got -1e-05"),
+        (X, W, "1e-5", TypeError, "eps: expected a number, got str"),
+        (X, W, True, TypeError, "eps: expected a number, got bool"),
         (X, W, np.nan, ValueError, "eps: expected a finite number, .*, got nan"),
         (X, W, np.inf, ValueError, "eps: expected a finite number, .*, got inf"),
         (X.astype(int), W, 1e-5, TypeError, "x: expected one of the dtypes .*, got int64"),

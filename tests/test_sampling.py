@@ -225,7 +225,18 @@ ROW = np.array([LOGITS])
         (ROW, {"temperature": -0.1}, ValueError, "temperature: expected a finite .* got -0.1"),
         (ROW, {"temperature": math.inf}, ValueError, "temperature: expected a finite .* got inf"),
         (ROW, {"temperature": math.nan}, ValueError, "temperature: expected a finite .* got nan"),
-        (ROW, {"top_k": 0}, ValueError, "top_k: expected an integer, at least 1, got 0"),
+        (ROW, {"temperature": None}, TypeError, "temperature: expected a number, got NoneType"),
+        (ROW, {"temperature": "1"}, TypeError, "temperature: expected a number, got str"),
+        (ROW, {"temperature": True}, TypeError, "temperature: expected a number, got bool"),
+        (ROW, {"top_k": 0}, ValueError, "top_k: expected a positive integer, got 0"),
+        (ROW, {"top_k": 2.0}, ValueError, r"top_k: expected a positive integer, got 2\.0"),
+        (ROW, {"top_k": True}, ValueError, "top_k: expected a positive integer, got True"),
+        (ROW, {"top_p": "a"}, TypeError, "top_p: expected a number, got str"),
+        (ROW, {"min_p": [0.1]}, TypeError, "min_p: expected a number, got list"),
+        (ROW, {"rng": "a"}, TypeError, "rng: expected a numpy.random.Generator, .*, got 'a'"),
+        (ROW, {"rng": 2.5}, TypeError, r"rng: expected a numpy.random.Generator, .*, got 2\.5"),
+        (ROW, {"rng": True}, TypeError, "rng: expected a numpy.random.Generator, .*, got True"),
+        (ROW, {"rng": -1}, ValueError, "rng: expected .* an integer, zero or more, .*, got -1"),
         (ROW, {"top_p": 0.0}, ValueError, "top_p: expected more than 0 and at most 1, got 0.0"),
         (ROW, {"top_p": 1.1}, ValueError, "top_p: expected more than 0 and at most 1, got 1.1"),
         (ROW, {"top_p": math.nan}, ValueError, "top_p: expected more than 0 .* got nan"),
@@ -236,3 +247,12 @@ ROW = np.array([LOGITS])
 def test_refuses(logits, options, error, message):
     with pytest.raises(error, match=message):
         sample(logits, **options)
+
+
+def test_options_may_be_scalars_of_numpy():
+    """An unsigned integer has no negative, which the largest logits are counted by."""
+    logits = np.tile(ROW, (50, 1))
+    plain = {"temperature": 0.5, "top_k": 3, "top_p": 0.75, "min_p": 0.25, "rng": 4}
+    kinds = (np.float32, np.uint8, np.float16, np.float64, np.uint32)
+    scalars = {name: kind(value) for (name, value), kind in zip(plain.items(), kinds, strict=True)}
+    assert sample(logits, **scalars).tolist() == sample(logits, **plain).tolist()

@@ -56,7 +56,7 @@ def test_stats_go_to_stderr(smollm2, capsys):
     ("arguments", "message"),
     [
         (["--stop", ""], "--stop: expected a text, got an empty one"),
-        (["--max-new-tokens", "0"], "max_new_tokens: expected at least 1, got 0"),
+        (["--max-new-tokens", "0"], "max_new_tokens: expected a positive integer, got 0"),
         (["--temperature", "-1"], "temperature: expected a finite number, zero or more, got -1.0"),
         (["--top-p", "2"], "--top-p: needs a --temperature above 0; at 0 nothing is drawn"),
         (

@@ -219,8 +219,8 @@ MASK = [
     Mutant(
         "window ignored",
         "mask.py",
-        "if self.window is not None:",
-        "if False:",
+        "if self.window is not None:\n            allowed",
+        "if False:\n            allowed",
         _LAYER,
     ),
     Mutant(
@@ -780,6 +780,16 @@ LAYER = [
     ),
 ]
 
+ARGUMENTS = [
+    Mutant(
+        "a scale that is no finite number",
+        "attend.py",
+        "if not math.isfinite(scale):",
+        "if False:",
+        "test_attention.py::test_refuses_a_scale",
+    ),
+]
+
 MODEL = [
     Mutant(
         "embedding scaled",
@@ -853,4 +863,4 @@ MODEL = [
     ),
 ]
 
-MUTANTS = [*ROPE, *MASK, *ATTENTION, *CACHE, *POSITIONS, *MLP, *LAYER, *MODEL]
+MUTANTS = [*ROPE, *MASK, *ATTENTION, *CACHE, *POSITIONS, *MLP, *LAYER, *ARGUMENTS, *MODEL]

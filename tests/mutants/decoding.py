@@ -131,7 +131,7 @@ SAMPLING = [
     Mutant(
         "the global random state used",
         "sampling.py",
-        "host.random.default_rng(rng).random(",
+        "random_generator(rng).random(",
         "host.random.random_sample(",
         "test_sampling.py::test_rng_is_the_only_randomness[numpy]",
     ),
@@ -277,6 +277,34 @@ GENERATION = [
 ]
 
 MISUSE = [
+    Mutant(
+        "bools taken for integers",
+        "scalars.py",
+        "isinstance(value, Integral) and not isinstance(value, bool)",
+        "isinstance(value, Integral)",
+        "test_sampling.py::test_refuses",
+    ),
+    Mutant(
+        "bools taken for numbers",
+        "scalars.py",
+        "if not isinstance(value, Real) or isinstance(value, bool):",
+        "if not isinstance(value, Real):",
+        "test_sampling.py::test_refuses",
+    ),
+    Mutant(
+        "the count of new tokens unchecked",
+        "generation.py",
+        'check_count("max_new_tokens", max_new_tokens)',
+        "pass",
+        "test_generation.py::test_refuses_at_the_call",
+    ),
+    Mutant(
+        "a seed refused at the first step only",
+        "generation.py",
+        'options |= {"rng": random_generator(rng)}',
+        'options |= {"rng": rng}',
+        "test_generation.py::test_refuses_at_the_call",
+    ),
     Mutant(
         "what a tap gives is not looked at",
         "tap.py",
