@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Literal
 
 from llama_layers.backends.dtypes import dtype_name, float_format
 from llama_layers.backends.namespaces import namespace
+from llama_layers.scalars import check_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +58,8 @@ class QKVWeights:
 
     def __post_init__(self) -> None:
         namespace(fused=self.fused, bias=self.bias)
-        float_format("fused", self.fused)
         check_heads(self.num_heads, self.num_kv_heads)
-        if self.fused.ndim != 2:
-            raise ValueError(f"fused: expected shape [out, in], got {list(self.fused.shape)}")
+        _check_shape("fused", self.fused, "out", "in")
         heads = self.num_heads + 2 * self.num_kv_heads
         if self.fused.shape[0] % heads or not self.fused.shape[0]:
             raise ValueError(
@@ -69,12 +67,7 @@ class QKVWeights:
                 f"{heads}, got {self.fused.shape[0]}"
             )
         if self.bias is not None:
-            float_format("bias", self.bias)
-            if tuple(self.bias.shape) != (self.fused.shape[0],):
-                raise ValueError(
-                    f"bias: expected shape [{self.fused.shape[0]}], one for each row of fused, "
-                    f"got {list(self.bias.shape)}"
-                )
+            _check_shape("bias", self.bias, self.fused.shape[0])
 
     @classmethod
     def from_separate(
@@ -201,11 +194,28 @@ class AttentionWeights:
         Out of the heads.
     o_bias : Array, shape [hidden_size], or None
         Added to the output of `o_proj`.
+
+    Raises
+    ------
+    TypeError
+        If `qkv` is no QKVWeights, or an array is none, holds no floats, or comes from another
+        library than the first.
+    ValueError
+        If the shapes do not fit each other.
     """
 
     qkv: QKVWeights
     o_proj: Any
     o_bias: Any | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.qkv, QKVWeights):
+            raise TypeError(f"qkv: expected QKVWeights, got {type(self.qkv).__name__}")
+        namespace(qkv=self.qkv.fused, o_proj=self.o_proj, o_bias=self.o_bias)
+        hidden = self.qkv.hidden_size
+        _check_shape("o_proj", self.o_proj, hidden, self.qkv.num_heads * self.qkv.head_dim)
+        if self.o_bias is not None:
+            _check_shape("o_bias", self.o_bias, hidden)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +230,13 @@ class MLPWeights:
         Back to the hidden size.
     gate_bias, up_bias, down_bias : Array or None
         One number for each output of the matrix of that name.
+
+    Raises
+    ------
+    TypeError
+        If an array is none, holds no floats, or comes from another library than the first.
+    ValueError
+        If the shapes do not fit each other.
     """
 
     gate_proj: Any
@@ -228,6 +245,16 @@ class MLPWeights:
     gate_bias: Any | None = None
     up_bias: Any | None = None
     down_bias: Any | None = None
+
+    def __post_init__(self) -> None:
+        namespace(**vars(self))
+        _check_shape("gate_proj", self.gate_proj, "intermediate_size", "hidden_size")
+        inner, hidden = self.gate_proj.shape
+        _check_shape("up_proj", self.up_proj, inner, hidden)
+        _check_shape("down_proj", self.down_proj, hidden, inner)
+        for name, size in (("gate_bias", inner), ("up_bias", inner), ("down_bias", hidden)):
+            if (bias := getattr(self, name)) is not None:
+                _check_shape(name, bias, size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,14 +301,23 @@ class LlamaWeights:
 
 def check_heads(num_heads: int, num_kv_heads: int) -> None:
     """Refuse head counts that cannot be grouped."""
-    counts: tuple[tuple[str, Any], ...] = (("num_heads", num_heads), ("num_kv_heads", num_kv_heads))
-    for name, count in counts:
-        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {count!r}")
+    check_count("num_heads", num_heads)
+    check_count("num_kv_heads", num_kv_heads)
     if num_heads % num_kv_heads:
         raise ValueError(
             f"num_kv_heads: expected a divisor of num_heads = {num_heads}, got {num_kv_heads}"
         )
+
+
+def _check_shape(name: str, array: Any, *expected: int | str) -> None:
+    """Refuse what holds no floats or is of another shape; a name stands for any number."""
+    float_format(name, array)
+    if array.ndim != len(expected) or any(
+        not isinstance(size, str) and size != found
+        for size, found in zip(expected, array.shape, strict=True)
+    ):
+        shape = ", ".join(map(str, expected))
+        raise ValueError(f"{name}: expected shape [{shape}], got {list(array.shape)}")
 
 
 def _same_dtype(**arrays: Any) -> None:
@@ -300,8 +336,6 @@ def _concatenated_biases(xp: Any, biases: Sequence[Any], matrices: Sequence[Any]
     named = {f"biases[{i}]": bias for i, bias in enumerate(biases)}
     namespace(q=matrices[0], **named)
     for (name, bias), matrix in zip(named.items(), matrices, strict=True):
-        float_format(name, bias)
-        if tuple(bias.shape) != (matrix.shape[0],):
-            raise ValueError(f"{name}: expected shape [{matrix.shape[0]}], got {list(bias.shape)}")
+        _check_shape(name, bias, matrix.shape[0])
     _same_dtype(**named)
     return xp.concat(list(biases))

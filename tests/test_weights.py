@@ -1,4 +1,4 @@
-"""`QKVWeights`: fused storage, its views, and what is refused."""
+"""Weights: fused storage, its views, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers import QKVWeights
+from llama_layers import AttentionWeights, MLPWeights, QKVWeights
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.testing import assert_same_bits, configs, qkv_weights
 
@@ -93,8 +93,8 @@ F = np.zeros((16, 6), np.float32)
         ((F, 2, 0), ValueError, "num_kv_heads: expected a positive integer, got 0"),
         ((F, 2.0, 1), ValueError, r"num_heads: expected a positive integer, got 2\.0"),
         ((F, True, True), ValueError, "num_heads: expected a positive integer, got True"),
-        ((F, 2, 1, F), ValueError, r"bias: expected shape \[16\], .*, got \[16, 6\]"),
-        ((F, 2, 1, F[0]), ValueError, r"bias: expected shape \[16\], .*, got \[6\]"),
+        ((F, 2, 1, F), ValueError, r"bias: expected shape \[16\], got \[16, 6\]"),
+        ((F, 2, 1, F[0]), ValueError, r"bias: expected shape \[16\], got \[6\]"),
         ((F.astype(int), 2, 1), TypeError, "fused: expected one of the dtypes .*, got int64"),
         ((F, 2, 1, np.zeros(16, int)), TypeError, "bias: expected one of .*, got int64"),
         ((F.tolist(), 2, 1), TypeError, "fused: expected an array of NumPy, .*, got list"),
@@ -156,3 +156,52 @@ def test_refuses_devices_that_differ():
     )
     with pytest.raises(ValueError, match="bias: expected to be on the device of fused"):
         QKVWeights(fused, 2, 1, bias)
+
+
+QKV = QKVWeights(F, 2, 1)  # heads of 4 on 6 channels
+OUT, STRICT = np.zeros((6, 8), np.float32), array_api_strict.zeros(6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((F, OUT), TypeError, "qkv: expected QKVWeights, got ndarray"),
+        ((QKV, OUT.T), ValueError, r"o_proj: expected shape \[6, 8\], got \[8, 6\]"),
+        ((QKV, OUT[:, :4]), ValueError, r"o_proj: expected shape \[6, 8\], got \[6, 4\]"),
+        ((QKV, OUT[0]), ValueError, r"o_proj: expected shape \[6, 8\], got \[8\]"),
+        ((QKV, None), TypeError, "o_proj: expected an array, got NoneType"),
+        ((QKV, OUT.astype(int)), TypeError, "o_proj: expected one of the dtypes .*, got int64"),
+        ((QKV, OUT, OUT[0]), ValueError, r"o_bias: expected shape \[6\], got \[8\]"),
+        ((QKV, OUT, STRICT), TypeError, "o_bias: expected an array of the same library as qkv"),
+    ],
+)
+def test_attention_weights_refuse(arguments, error, message):
+    AttentionWeights(QKV, OUT, OUT[:, 0])
+    with pytest.raises(error, match=message):
+        AttentionWeights(*arguments)
+
+
+G = np.zeros((9, 6), np.float32)
+MLP = {"gate_proj": G, "up_proj": G, "down_proj": G.T, "gate_bias": G[:, 0], "down_bias": G[0]}
+
+
+@pytest.mark.parametrize(
+    ("field", "array", "error", "message"),
+    [
+        ("gate_proj", G[0], ValueError, r"\[intermediate_size, hidden_size\], got \[6\]"),
+        ("gate_proj", G.tolist(), TypeError, "expected an array of NumPy, .*, got list"),
+        ("gate_proj", G.astype(int), TypeError, "expected one of the dtypes .*, got int64"),
+        ("up_proj", G[1:], ValueError, r"expected shape \[9, 6\], got \[8, 6\]"),
+        ("up_proj", None, TypeError, "expected an array, got NoneType"),
+        ("down_proj", G, ValueError, r"expected shape \[6, 9\], got \[9, 6\]"),
+        ("gate_bias", G[0], ValueError, r"expected shape \[9\], got \[6\]"),
+        ("up_bias", G, ValueError, r"expected shape \[9\], got \[9, 6\]"),
+        ("up_bias", G[:, 0].astype(int), TypeError, "expected one of the dtypes .*, got int64"),
+        ("down_bias", G[:, 0], ValueError, r"expected shape \[6\], got \[9\]"),
+        ("down_bias", STRICT, TypeError, "expected an array of the same library as gate_proj"),
+    ],
+)
+def test_mlp_weights_refuse(field, array, error, message):
+    MLPWeights(**MLP)
+    with pytest.raises(error, match=f"{field}: .*{message}"):
+        MLPWeights(**MLP | {field: array})

@@ -241,6 +241,27 @@ MUTANTS = [
         "test_weights.py::test_refuses",
     ),
     Mutant(
+        "weights that do not fit each other accepted",
+        "weights.py",
+        "not isinstance(size, str) and size != found",
+        "False",
+        "test_weights.py::test_mlp_weights_refuse",
+    ),
+    Mutant(
+        "an output projection that does not fit its heads accepted",
+        "weights.py",
+        '_check_shape("o_proj", self.o_proj, hidden, self.qkv.num_heads * self.qkv.head_dim)',
+        "pass",
+        "test_weights.py::test_attention_weights_refuse",
+    ),
+    Mutant(
+        "biases of an MLP not looked at",
+        "weights.py",
+        "if (bias := getattr(self, name)) is not None:",
+        "if (bias := None) is not None:",
+        "test_weights.py::test_mlp_weights_refuse",
+    ),
+    Mutant(
         "devices not compared",
         "backends/namespaces.py",
         "            _check_device(name, device(array), first, device(arrays[first]))",
