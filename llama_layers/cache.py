@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 from array_api_compat import device
@@ -15,6 +14,7 @@ from llama_layers.backends.transfer import host, is_traced
 from llama_layers.config import LlamaConfig
 from llama_layers.llama import Llama
 from llama_layers.mask import slots
+from llama_layers.scalars import check_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,10 @@ class KVCache:
 
     Each method returns the cache that is valid from then on; the one it was called on is not,
     though they may share memory: `copy` it first to go on from one prefix in two ways.
+
+    Under a compiler (`jax.jit`) the length is not known, so that nothing can be refused: tokens
+    beyond `max_len` overwrite the first ones, without a word. The caller must see to it that they
+    fit.
 
     Attributes
     ----------
@@ -100,11 +104,11 @@ class KVCache:
         else:
             config = model_or_config.config
             like = model_or_config.activations_like() if like is None else like
-        for name, count in (("batch", batch), ("max_len", max_len), ("rolling", rolling)):
-            if count is not None and (not isinstance(count, Integral) or count < 1):
-                raise ValueError(f"{name}: expected a positive integer, got {count!r}")
+        check_count("batch", batch)
+        check_count("max_len", max_len)
         capacity, window = max_len, None
         if rolling is not None:
+            check_count("rolling", rolling)
             window = config.sliding_window
             if window is None or "full_attention" in (config.layer_types or ()):
                 raise ValueError("rolling: expected a config with a sliding window on every layer")
@@ -210,7 +214,8 @@ class KVCache:
         Raises
         ------
         TypeError, ValueError
-            If library, device, dtype or shape are not those of the cache.
+            If library, device, dtype or shape are not those of the cache, or it has not been
+            extended.
         """
         xp = namespace(cache=self.keys[layer], k=k, v=v)
         batch, _, heads, width = self.keys[layer].shape
@@ -226,6 +231,11 @@ class KVCache:
                     f"{dtype_name(self.keys[layer].dtype)}, got {dtype_name(array.dtype)}"
                 )
         first = self.length - k.shape[1]
+        if not is_traced(first) and int(first) < 0:
+            raise ValueError(
+                f"k: expected at most {int(self.length)} tokens, which the cache was extended to, "
+                f"got {k.shape[1]}"
+            )
         return replace(
             self,
             keys=_replaced(self.keys, layer, write_tokens(xp, self.keys[layer], first, k)),
@@ -260,7 +270,8 @@ class LayerCache:
     Parameters
     ----------
     cache : KVCache
-        The cache, as it is before the layer.
+        The cache as it is before the layer, made longer with `KVCache.extend` by the tokens that
+        come, once for all layers.
     layer : int
         Which layer.
     """

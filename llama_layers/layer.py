@@ -44,9 +44,13 @@ def decoder_layer(
     rope : tuple of two Arrays
         Cosines and sines of the tokens' positions, from `rope_table`.
     mask : Array of bool, Mask or None
-        Which keys each query may attend to; see `attention`.
+        Which keys each query may attend to; see `attention`. None lets every query attend to
+        every key, later ones too: causal attention takes a `Mask`, with a cache as well.
     cache : LayerCache, optional
-        Gives the keys and values of earlier tokens and takes those of these.
+        Gives the keys and values of earlier tokens and takes those of these. For layer i that is
+        ``LayerCache(cache.extend(S), i)``, with the cache extended once for all layers;
+        afterwards its attribute ``cache`` is the valid `KVCache`, from which the next layer goes
+        on.
     tap : callable, optional
         ``tap(name, array) -> array``, called at each site with the name of its module inside the
         layer: ``self_attn.q_proj``, say. What it returns takes the array's place.
@@ -58,6 +62,8 @@ def decoder_layer(
 
     Raises
     ------
+    TypeError
+        If `w`, `config`, `rope` or `cache` is of another type.
     TypeError, ValueError
         As the functions that it is made of do.
 
@@ -67,8 +73,51 @@ def decoder_layer(
 
     Examples
     --------
-    See `llama_layers.forward`, which calls it for every layer.
+    A layer of random weights, with 2 query heads and 1 key and value head of width 4:
+
+    >>> import numpy as np
+    >>> from llama_layers import AttentionWeights, KVCache, LayerCache, LayerWeights, LlamaConfig
+    >>> from llama_layers import Mask, MLPWeights, QKVWeights, decoder_layer, rope_table
+    >>> config = LlamaConfig(
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_attention_heads=2,
+    ...     num_key_value_heads=1,
+    ...     num_hidden_layers=1,
+    ...     rms_norm_eps=1e-5,
+    ...     rope_theta=10000.0,
+    ...     max_position_embeddings=16,
+    ...     vocab_size=10,
+    ... )
+    >>> normal = np.random.default_rng(0).standard_normal
+    >>> w = LayerWeights(
+    ...     np.ones(8),
+    ...     AttentionWeights(QKVWeights(normal((16, 8)), 2, 1), normal((8, 8))),
+    ...     np.ones(8),
+    ...     MLPWeights(normal((12, 8)), normal((12, 8)), normal((8, 12))),
+    ... )
+
+    Three tokens at once:
+
+    >>> x, place = normal((1, 3, 8)), np.arange(3)
+    >>> rope = rope_table(place, config, like=x)
+    >>> whole = decoder_layer(x, w, config=config, rope=rope, mask=Mask(place, place))
+
+    The same one by one, each with the cache that the one before left:
+
+    >>> cache = KVCache.create(config, 1, 3, like=x)
+    >>> for i in range(3):
+    ...     view = LayerCache(cache.extend(1), 0)
+    ...     rope = rope_table(place[i : i + 1], config, like=x)
+    ...     mask = Mask(place[i : i + 1], place[: i + 1])
+    ...     y = decoder_layer(
+    ...         x[:, i : i + 1], w, config=config, rope=rope, mask=mask, cache=view
+    ...     )
+    ...     cache = view.cache
+    >>> np.allclose(y, whole[:, 2:])
+    True
     """
+    _check(w, config, rope, cache)
     tap = tap or untouched
     eps = config.rms_norm_eps
     normed = tap("input_layernorm", rms_norm(x, w.input_layernorm, eps=eps))
@@ -76,6 +125,23 @@ def decoder_layer(
     x = tap("attention_residual", x)
     normed = tap("post_attention_layernorm", rms_norm(x, w.post_attention_layernorm, eps=eps))
     return x + mlp(normed, w.mlp, tap=inside(tap, "mlp"))
+
+
+def _check(w: Any, config: Any, rope: Any, cache: Any) -> None:
+    for name, value, kind in (("w", w, LayerWeights), ("config", config, LlamaConfig)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
+    pair = isinstance(rope, tuple | list)
+    if not pair or len(rope) != 2:
+        raise TypeError(
+            f"rope: expected two arrays, cosines and sines from rope_table, "
+            f"got {len(rope) if pair else type(rope).__name__}"
+        )
+    if not isinstance(cache, LayerCache | None):
+        raise TypeError(
+            f"cache: expected LayerCache(cache.extend(S), layer) of a KVCache, "
+            f"got {type(cache).__name__}"
+        )
 
 
 def _self_attention(

@@ -220,6 +220,8 @@ def test_padding_that_comes_late(rng):
         ((GQA, 0, 4), {}, "batch: expected a positive integer, got 0"),
         ((GQA, 1, -1), {}, "max_len: expected a positive integer, got -1"),
         ((GQA, 1, 4.0), {}, "max_len: expected a positive integer, got 4.0"),
+        ((GQA, True, 4), {}, "batch: expected a positive integer, got True"),
+        ((GQA, None, 4), {}, "batch: expected a positive integer, got None"),
         ((WINDOW, 1, 4), {"rolling": 0}, "rolling: expected a positive integer, got 0"),
         ((GQA, 1, 4), {"rolling": 2}, "rolling: expected a config with a sliding window on every"),
         ((CONFIGS["some windows"], 1, 4), {"rolling": 2}, "rolling: expected a config"),

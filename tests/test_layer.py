@@ -130,6 +130,46 @@ def test_on_every_library(backend):
     assert_close(y, expected, FLOAT32)
 
 
+@pytest.mark.parametrize(
+    ("argument", "given", "message"),
+    [
+        ("w", None, "w: expected LayerWeights, got NoneType"),
+        ("config", {}, "config: expected LlamaConfig, got dict"),
+        (
+            "rope",
+            None,
+            "rope: expected two arrays, cosines and sines from rope_table, got NoneType",
+        ),
+        ("rope", (np.ones((6, 2)),), "rope: expected two arrays, .*, got 1"),
+        ("rope", np.ones((2, 6, 2)), "rope: expected two arrays, .*, got ndarray"),
+        (
+            "cache",
+            KVCache.create(GQA, 2, 6, like=np.zeros(0)),
+            r"cache: expected LayerCache\(cache.extend\(S\), layer\) of a KVCache, got KVCache",
+        ),
+    ],
+)
+def test_refuses_arguments_of_another_type(argument, given, message):
+    config, weights, x = drawn(GQA, 0)
+    arguments = {
+        "w": layer_weights(weights, config, 0),
+        "config": config,
+        "rope": rope_table(np.arange(6), config, like=x),
+        "cache": None,
+    }
+    arguments[argument] = given
+    w = arguments.pop("w")
+    with pytest.raises(TypeError, match=message):
+        decoder_layer(x, w, **arguments, mask=None)
+
+
+def test_refuses_a_cache_without_room_made_for_the_tokens():
+    config, weights, x = drawn(GQA, 0)
+    cache = LayerCache(KVCache.create(config, 2, 12, like=x).extend(5), 0)
+    with pytest.raises(ValueError, match=r"k: expected at most 5 tokens, .* extended to, got 6"):
+        run(config, weights, x, np.arange(6), None, cache=cache)
+
+
 def test_refuses_what_its_functions_do():
     config, weights, x = drawn(GQA, 0)
     with pytest.raises(ValueError, match="weight: expected shape"):

@@ -782,6 +782,20 @@ LAYER = [
 
 ARGUMENTS = [
     Mutant(
+        "a layer's arguments of any type",
+        "layer.py",
+        "    _check(w, config, rope, cache)\n",
+        "",
+        "test_layer.py::test_refuses_arguments_of_another_type",
+    ),
+    Mutant(
+        "tokens written that the cache was not extended by",
+        "cache.py",
+        "if not is_traced(first) and int(first) < 0:",
+        "if False:",
+        "test_layer.py::test_refuses_a_cache_without_room_made_for_the_tokens",
+    ),
+    Mutant(
         "a scale that is no finite number",
         "attend.py",
         "if not math.isfinite(scale):",
