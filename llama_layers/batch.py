@@ -88,7 +88,7 @@ def check_positions(x: Any, positions: Any) -> None:
     """Refuse positions of another library or shape than the tokens of x [B, S, H]."""
     namespace(input_ids=x, positions=positions)
     batch, count = x.shape[:2]
-    if tuple(positions.shape) not in ((count,), (batch, count)):
+    if tuple(positions.shape) not in ((count,), (1, count), (batch, count)):
         raise ValueError(
             f"positions: expected shape {[count]} or {[batch, count]}, got {list(positions.shape)}"
         )

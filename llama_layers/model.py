@@ -53,7 +53,7 @@ def forward(
         Token ids; after those that the cache has seen, if there is one.
     cache : KVCache, optional
         Keys and values of earlier tokens; the one in the output is valid afterwards.
-    positions : Array, shape [S] or [B, S], an integer dtype, optional
+    positions : Array, shape [S], [1, S] or [B, S], an integer dtype, optional
         For RoPE. By default tokens are counted from the first that is no padding, on from the
         cache.
     attention_mask : Array, shape [B, S], bool or 0 and 1 of an integer dtype, optional

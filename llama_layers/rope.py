@@ -34,6 +34,12 @@ def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
     ndarray of float64, shape [head_dim / 2]
         Radians a position.
 
+    Notes
+    -----
+    With "dynamic" scaling a sequence fed in chunks differs from the same at once, beyond the
+    trained context: each chunk is turned by the frequencies of the length so far, and keys that
+    are in a cache already are not turned again. It is so in transformers too.
+
     References
     ----------
     J. Su et al., "RoFormer", section 3.4.2. `arXiv:2104.09864 <https://arxiv.org/abs/2104.09864>`_.
@@ -234,7 +240,7 @@ def apply_rope(
     ----------
     x : Array, shape [B, S, heads, D], a float dtype
         Queries or keys. Values are never turned.
-    cos, sin : Array, shape [S, D / 2] or [B, S, D / 2]
+    cos, sin : Array, shape [S, D / 2], [1, S, D / 2] or [B, S, D / 2]
         From `rope_table`.
     layout : {"half", "interleaved"}
         Which channels are a pair: i and i + D / 2 ("half", Hugging Face checkpoints), or 2i and
@@ -271,7 +277,7 @@ def apply_rope(
     table = accumulate_format(float_format("x", x))
     expected = (x.shape[1], x.shape[3] // 2)
     for name, array in (("cos", cos), ("sin", sin)):
-        if tuple(array.shape) not in (expected, (x.shape[0], *expected)):
+        if tuple(array.shape) not in (expected, (1, *expected), (x.shape[0], *expected)):
             raise ValueError(
                 f"{name}: expected shape {list(expected)} or {[x.shape[0], *expected]} for x "
                 f"{list(x.shape)}, got {list(array.shape)}"

@@ -139,7 +139,7 @@ def test_causal(seed, name):
     assert (np.abs(before - after)[place] > 1e-6).any()
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 5)])
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (2, 5)])
 def test_given_positions(shape, rng):
     weights = random_weights(GQA)
     model = model_of(GQA, weights)
@@ -246,6 +246,7 @@ IDS = np.array([[1, 2, 3], [4, 5, 6]])
             ValueError,
             r"positions: expected shape \[3\] or \[2, 3\], got \[2\]",
         ),
+        (IDS, {"positions": np.ones((3, 3), int)}, ValueError, r"positions: .* got \[3, 3\]"),
         (IDS, {"positions": np.arange(3) - 1}, ValueError, "positions: expected zero or more"),
         (IDS, {"attention_mask": np.ones((2, 3))}, TypeError, "attention_mask: .* got float64"),
         (

@@ -242,6 +242,13 @@ def test_positions_of_each_row(layout, rng):
         assert_same_bits(y[row], turned(x[row : row + 1], positions[row], layout)[0])
 
 
+@LAYOUTS
+def test_one_table_for_the_batch(layout, rng):
+    x = some_heads(1)
+    positions = rng.integers(1000, size=5)
+    assert_same_bits(turned(x, positions[None], layout), turned(x, positions, layout))
+
+
 def test_interleaved_on_a_basis_vector():
     """The paper's own: channel 2i turns into 2i + 1."""
     x = np.zeros((1, 1, 1, 4))
@@ -300,7 +307,8 @@ ANGLES = np.zeros((3, 2))
         ((X[..., :3], ANGLES, ANGLES), {}, ValueError, r"x: .* an even D, got \[2, 3, 1, 3\]"),
         ((X, ANGLES[:2], ANGLES), {}, ValueError, r"cos: .*\[3, 2\] or \[2, 3, 2\].*got \[2, 2\]"),
         ((X, ANGLES, ANGLES.T), {}, ValueError, r"sin: expected shape .* got \[2, 3\]"),
-        ((X, ANGLES, ANGLES[None]), {}, ValueError, r"sin: expected shape .* got \[1, 3, 2\]"),
+        ((X, ANGLES, np.stack([ANGLES] * 3)), {}, ValueError, r"sin: .* got \[3, 3, 2\]"),
+        ((X, ANGLES, ANGLES[None, :2]), {}, ValueError, r"sin: .* got \[1, 2, 2\]"),
         (
             (X, ANGLES.astype(np.float32), ANGLES),
             {},
