@@ -156,7 +156,9 @@ def model_case(model: str, text: str, layer: int, backend: Backend, dtype: str |
 
     if layer < 0:
         raise ValueError(f"--layer: expected zero or more, got {layer}")
-    llama = load(model, backend=backend, dtype=dtype, layers=range(layer + 1))
+    llama = load(model, backend=backend, dtype=dtype)
+    if layer >= (count := llama.config.num_hidden_layers):
+        raise ValueError(f"--layer: expected a number from 0 to {count - 1}, got {layer}")
     ids = llama.tokenizer.encode(text)
     if not ids:
         raise ValueError("text: expected at least one token, got none")
