@@ -113,7 +113,10 @@ class Tokenizer:
         Parameters
         ----------
         messages : sequence of mappings
-            Each with a ``role``, such as "user", and its ``content``.
+            Each with a ``role``, such as "user", and its ``content``. A control token that is
+            spelled out in the content becomes that token when the text is encoded, as in
+            transformers, and may so end the message or begin another: filter a text that is not
+            trusted.
         add_generation_prompt : bool
             Whether to begin the model's answer.
 
