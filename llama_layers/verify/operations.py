@@ -131,15 +131,16 @@ class Rope:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scaled products of queries and keys."""
+    """Scaled products of queries and keys, of which those that a mask allows count."""
 
     q: Any
     k: Any
+    mask: Any | None
     scale: float
 
     def bound(self, formats: Formats) -> Bound:
         """The exact scores, and what rounding allows."""
-        return scores_bound(
+        bound = scores_bound(
             self.q,
             self.k,
             scale=self.scale,
@@ -149,6 +150,7 @@ class Scores:
             operands=formats.persona.kv_cache,
             flushes=formats.persona.flushes,
         )
+        return bound if self.mask is None else bound.only(self.mask[..., None, :, :])
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,5 +47,55 @@ class Persona:
     kv_cache: str | None = None
     flushes: bool = False
 
+    def habits(self, operation: object, dtype: str) -> str:
+        """What of this is done in an operation, in words."""
+        said = {
+            "Norm": [
+                (self.norm_before_weight, f"the normalised row to {dtype} before the weight"),
+            ],
+            "Rope": [
+                (self.phases is not None, f"phases to {self.phases}"),
+                (self.rope_table, f"cosines and sines to {dtype}"),
+                (self.rope_arithmetic, f"each product to {dtype}"),
+            ],
+            "Gate": [(self.silu, f"silu(gate) to {dtype}")],
+        }
+        attention = [
+            (self.kv_cache is not None, f"queries, keys and values to {self.kv_cache}"),
+            (self.scores, f"scores to {dtype}"),
+            (self.probabilities, f"probabilities to {dtype}"),
+        ]
+        found = [text for does, text in said.get(type(operation).__name__, attention) if does]
+        if self.flushes:
+            found.append("subnormal numbers to zero")
+        return ", ".join(found)
+
 
 CONTRACT = Persona("contract")
+PERSONAS = {
+    persona.name: persona
+    for persona in (
+        Persona("float32 phases", phases="float32"),
+        Persona(
+            "transformers",
+            norm_before_weight=True,
+            phases="float32",
+            rope_table=True,
+            rope_arithmetic=True,
+            scores=True,
+            probabilities=True,
+            silu=True,
+        ),
+        Persona("llama.cpp", phases="float32", kv_cache="float16"),
+        Persona("XLA", flushes=True),
+    )
+}
+
+
+def persona_named(persona: str | Persona) -> Persona:
+    """The persona of a name; a ValueError if there is none."""
+    if isinstance(persona, Persona):
+        return persona
+    if persona not in PERSONAS:
+        raise ValueError(f"persona: expected one of {', '.join(PERSONAS)}, got {persona!r}")
+    return PERSONAS[persona]

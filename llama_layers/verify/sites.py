@@ -122,8 +122,6 @@ def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
         )
         shape = tuple(sizes.get(axis, axis) for axis in axes)
         starred = role.endswith("*")
-        yield Site(
-            f"{name}.{role.rstrip('*')}", layer, operation, shape, tuple(inputs), starred
-        )
+        yield Site(f"{name}.{role.rstrip('*')}", layer, operation, shape, tuple(inputs), starred)
     residual = (f"{name}.attention_residual", f"{name}.mlp.down_proj")
     yield Site(name, layer, "residual", ("B", "S", config.hidden_size), (residual,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from llama_layers.backends.dtypes import FLOATS, dtype_name
 from llama_layers.backends.transfer import to_numpy
-from llama_layers.checkpoint.atomic import written_atomically
 from llama_layers.errors import TraceError
+from llama_layers.files import check_output, write_atomically
+from llama_layers.verify.aliases import canonical_arrays
 
 # Tensors of a trace that are no activations.
 TOKENS = ("input_ids", "positions", "attention_mask")
@@ -33,15 +33,25 @@ class Trace:
     ----------
     arrays : mapping of str to Array
         For each recorded site its array, in the dtype that the engine computed it in.
-    input_ids : ndarray of int64, shape [B, S], or None
+    input_ids : Array of integers, shape [B, S], or None
         The tokens.
-    positions : ndarray of int64, shape [S] or [B, S], or None
-        The position of each token for RoPE; counted from 0, or from the first token that is no
-        padding, if not given.
-    attention_mask : ndarray of bool, shape [B, S], or None
-        Which tokens are no padding; all if not given.
+    positions : Array of integers, shape [S] or [B, S], or None
+        The position of each token for RoPE; where it is None they are counted from 0, from the
+        first token that is no padding.
+    attention_mask : Array of bool or of 0 and 1, shape [B, S], or None
+        Which tokens are no padding; all if it is None.
     metadata : mapping of str to str
-        Where it comes from: see `llama_layers.verify.record`.
+        Where the trace comes from. `check` reads "config" (the content of a config.json), "dtype"
+        and "accumulate" (formats that the engine computed in, where the arrays do not show it);
+        the rest is for people.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers.verify import Trace
+    >>> trace = Trace({"model.norm": np.ones((1, 2, 4), np.float32)}, np.array([[3, 1]]))
+    >>> trace.arrays["model.norm"].shape
+    (1, 2, 4)
     """
 
     arrays: Mapping[str, Any]
@@ -49,3 +59,98 @@ class Trace:
     positions: Any | None = None
     attention_mask: Any | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str], /, *, force: bool = False) -> None:
+        """Write a safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : str or path
+            The file.
+        force : bool, optional
+            Whether a file that exists may be replaced.
+
+        Raises
+        ------
+        FileExistsError
+            If the file exists, unless `force`.
+        FileNotFoundError
+            If its directory does not.
+
+        Examples
+        --------
+        >>> import numpy as np, pathlib, tempfile
+        >>> from llama_layers.verify import Trace
+        >>> trace = Trace({"model.norm": np.ones((1, 2, 4), np.float32)}, np.array([[3, 1]]))
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     file = pathlib.Path(directory, "port.safetensors")
+        ...     trace.save(file)
+        ...     Trace.load(file).arrays["model.norm"].shape
+        (1, 2, 4)
+        """
+        file = Path(path)
+        check_output(file, force)
+        tokens = {name: getattr(self, name) for name in TOKENS}
+        tensors = dict(self.arrays) | {n: a for n, a in tokens.items() if a is not None}
+        contiguous = {name: np.ascontiguousarray(to_numpy(a)) for name, a in tensors.items()}
+        metadata = {"format": "llama_layers.trace 1"} | dict(self.metadata)
+        write_atomically(file, lambda temporary: save_file(contiguous, temporary, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], /) -> Trace:
+        """Open a safetensors file; each array is read when it is used.
+
+        Parameters
+        ----------
+        path : str or path
+            The file. Names of Hugging Face, Meta, TransformerLens and llama.cpp are known, and
+            become those of `sites`.
+
+        Returns
+        -------
+        Trace
+            What the file holds.
+
+        Raises
+        ------
+        TraceError
+            If it is no whole safetensors file, or two names mean the same site.
+        FileNotFoundError
+            If there is no such file.
+        """
+        file = Path(path)
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: no such file")
+        try:
+            opened = safe_open(file, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise TraceError(f"{file}: expected a safetensors file: {error}") from None
+        stored = _Stored(opened)
+        tokens = {name: stored[name] for name in TOKENS if name in stored}
+        try:
+            arrays = canonical_arrays(stored.without(TOKENS))
+        except TraceError as error:
+            raise TraceError(f"{file}: {error}") from None
+        return cls(arrays, **tokens, metadata=opened.metadata() or {})
+
+
+class _Stored(Mapping[str, Any]):
+    """Tensors of an open file, each read when it is used."""
+
+    def __init__(self, opened: Any, hidden: tuple[str, ...] = ()) -> None:
+        self._opened = opened
+        self._names = tuple(name for name in opened.keys() if name not in hidden)  # noqa: SIM118
+
+    def without(self, names: tuple[str, ...]) -> _Stored:
+        return _Stored(self._opened, names)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._opened.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,40 @@
+"""Files that are written whole or not at all, and never over another unless asked."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def check_output(path: Path | None, force: bool) -> None:
+    """Refuse a path that cannot be written to; before the work, not after it."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected an existing directory, {path.parent} is none")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file, got a directory")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists; --force overwrites it, in Python force=True")
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside the path, and rename it when it is whole."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

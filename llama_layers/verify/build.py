@@ -1,0 +1,97 @@
+"""The operation at a site, with the port's own inputs and the model's weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llama_layers.backends.transfer import to_numpy
+from llama_layers.llama import Llama
+from llama_layers.verify.operations import (
+    Attention,
+    Embedding,
+    Gate,
+    Linear,
+    Norm,
+    Operation,
+    Probabilities,
+    Residual,
+    Rope,
+    Scores,
+    Softmax,
+    WeightedSum,
+)
+from llama_layers.verify.sites import Site
+from llama_layers.verify.validate import Recorded
+from llama_layers.weights import LayerWeights
+
+
+def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: Llama) -> Operation:
+    """What the site should be, computed from the recorded arrays that the route names."""
+    config = model.config
+    rows = recorded.arrays[site.name].shape[1]
+    inputs = [_last(recorded, name, rows) for name in route]
+    if site.operation == "embedding":
+        return Embedding(recorded.input_ids, to_numpy(model.weights.embed_tokens))
+    if site.operation == "norm":
+        return Norm(inputs[0], to_numpy(norm_weight(site, model)), config.rms_norm_eps)
+    if site.operation == "linear":
+        weight, bias = matrix(site, model)
+        return Linear(inputs[0], to_numpy(weight), None if bias is None else to_numpy(bias))
+    if site.operation == "residual":
+        return Residual(*inputs)
+    if site.operation == "gate":
+        return Gate(*inputs)
+    if site.operation == "rope":
+        return Rope(_heads(inputs[0], config.head_dim), recorded.positions, config)
+    assert site.layer is not None  # attention is inside a layer
+    scale = 1 / math.sqrt(config.head_dim)
+    mask = recorded.allowed(config.window_of(site.layer))
+    if site.operation == "scores":
+        return Scores(*inputs, mask, scale)
+    if site.operation == "softmax":
+        return Softmax(*inputs, mask) if len(inputs) == 1 else Probabilities(*inputs, mask, scale)
+    *others, v = inputs
+    v = _heads(v, config.head_dim)
+    return WeightedSum(*others, v) if len(others) == 1 else Attention(*others, v, mask, scale)
+
+
+def norm_weight(site: Site, model: Llama) -> Any:
+    """The weight of the norm at a site."""
+    if site.layer is None:
+        return model.weights.norm
+    return getattr(model.weights.layers[site.layer], site.role)
+
+
+def matrix(site: Site, model: Llama) -> tuple[Any, Any | None]:
+    """The matrix and the bias of the projection at a site."""
+    if site.layer is None:
+        return model.weights.lm_head, None
+    return layer_matrix(model.weights.layers[site.layer], site.role)
+
+
+def layer_matrix(layer: LayerWeights, role: str) -> tuple[Any, Any | None]:
+    """The matrix and the bias of a layer's projection."""
+    block, _, name = role.partition(".")
+    if block == "mlp":
+        return getattr(layer.mlp, name), getattr(layer.mlp, name.replace("proj", "bias"))
+    if name == "o_proj":
+        return layer.self_attn.o_proj, layer.self_attn.o_bias
+    qkv = layer.self_attn.qkv
+    queries, keys = qkv.num_heads * qkv.head_dim, qkv.num_kv_heads * qkv.head_dim
+    rows = {
+        "q_proj": slice(0, queries),
+        "k_proj": slice(queries, queries + keys),
+        "v_proj": slice(queries + keys, None),
+    }[name]
+    return qkv.fused[rows, :], None if qkv.bias is None else qkv.bias[rows]
+
+
+def _last(recorded: Recorded, name: str, rows: int) -> Any:
+    """The array of a site; its last tokens, where fewer were kept of what is computed from it."""
+    array = recorded.array(name)
+    return array[:, -rows:] if array.ndim == 3 and rows < array.shape[1] else array
+
+
+def _heads(array: Any, head_dim: int) -> Any:
+    return array.reshape(*array.shape[:2], array.shape[2] // head_dim, head_dim)

@@ -1,0 +1,222 @@
+"""Traces that do not fit a model, refused by name; and what is left, ready to be checked."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.backends.dtypes import FLOATS, dtype_name
+from llama_layers.backends.transfer import to_numpy
+from llama_layers.config import LlamaConfig
+from llama_layers.errors import ConfigError, TraceError
+from llama_layers.mask import Mask
+from llama_layers.verify.sites import Site, sites
+from llama_layers.verify.trace import Trace
+
+# Sites of which an engine may have kept the last token only.
+_OF_LAST_TOKEN = ("model.norm", "lm_head")
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A trace that fits its model.
+
+    Attributes
+    ----------
+    arrays : mapping of str to Array
+        By the name of their site.
+    config : LlamaConfig
+        The model's.
+    batch, count : int
+        Sequences, and tokens in each.
+    input_ids : ndarray of int64, shape [B, S], or None
+        The tokens.
+    positions : ndarray of int64, shape [S] or [B, S]
+        Of the tokens, for RoPE.
+    positions_given : bool
+        Whether the trace says them.
+    keep : ndarray of bool, shape [B, S], or None
+        Which tokens are no padding.
+    metadata : mapping of str to str
+        The trace's.
+    """
+
+    arrays: Mapping[str, Any]
+    config: LlamaConfig
+    batch: int
+    count: int
+    input_ids: NDArray[np.int64] | None
+    positions: NDArray[np.int64]
+    positions_given: bool
+    keep: NDArray[np.bool_] | None
+    metadata: Mapping[str, str]
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The array of a site, as NumPy's."""
+        return to_numpy(self.arrays[name])
+
+    def route(self, site: Site) -> tuple[str, ...] | None:
+        """The recorded sites that a site can be recomputed from; None if some are missing."""
+        if site.operation == "embedding":
+            return None if self.input_ids is None else ()
+        for route in site.routes:
+            if all(name in self.arrays for name in route):
+                return route
+        return None
+
+    def allowed(self, window: int | None) -> NDArray[np.bool_]:
+        """Which keys each query may attend to, [B, S, S] or [1, S, S]."""
+        places = np.arange(self.count)
+        rows = Mask(places, places, window, self.keep).rows(0, self.count)
+        return np.asarray(rows)
+
+
+def validated(trace: Trace, config: LlamaConfig) -> Recorded:
+    """The trace, if it can be one of the model; a TraceError that says why not, else."""
+    if not isinstance(trace, Trace):
+        raise TypeError(f"trace: expected a Trace, got {type(trace).__name__}")
+    _check_config(trace.metadata, config)
+    _check_formats(trace.metadata)
+    known = {site.name: site for site in sites(config)}
+    _check_names(trace.arrays, known)
+    batch, count = _extent(trace, known)
+    for name in trace.arrays:
+        _check_array(name, trace.arrays[name], known[name], batch, count)
+    keep = _keep(trace.attention_mask, batch, count)
+    ids = _ids(trace.input_ids, batch, count, config)
+    positions = _positions(trace.positions, keep, batch, count)
+    return Recorded(
+        trace.arrays,
+        config,
+        batch,
+        count,
+        ids,
+        positions,
+        trace.positions is not None,
+        keep,
+        trace.metadata,
+    )
+
+
+def _check_config(metadata: Mapping[str, str], config: LlamaConfig) -> None:
+    """Refuse a trace that says that it is of a model with other numbers."""
+    if "config" not in metadata:
+        return
+    try:
+        theirs = LlamaConfig.from_json(json.loads(metadata["config"])).to_json()
+    except (json.JSONDecodeError, ConfigError, TypeError) as error:
+        raise TraceError(f"metadata config: expected a config.json, got {error}") from None
+    ours = config.to_json()
+    free = {"torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id", "architectures"}
+    for key in ours.keys() | theirs.keys():
+        if key not in free and ours.get(key) != theirs.get(key):
+            raise TraceError(
+                f"trace: expected one of this model, with {key} {ours.get(key)!r}, got "
+                f"{theirs.get(key)!r}"
+            )
+
+
+def _check_formats(metadata: Mapping[str, str]) -> None:
+    for key in ("dtype", "accumulate"):
+        if metadata.get(key) not in (None, *FLOATS):
+            raise TraceError(
+                f"metadata {key}: expected one of {', '.join(FLOATS)}, got {metadata[key]!r}"
+            )
+
+
+def _check_names(arrays: Mapping[str, Any], known: Mapping[str, Site]) -> None:
+    unknown = [name for name in arrays if name not in known]
+    if unknown:
+        raise TraceError(
+            "trace: expected names of sites of this model, got "
+            + "; ".join(_with_suggestion(name, known) for name in sorted(unknown)[:5])
+            + (f"; and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        )
+    if not arrays:
+        raise TraceError("trace: expected at least one site of the model, got none")
+
+
+def _with_suggestion(name: str, known: Mapping[str, Site]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{name!r} (is it {close[0]!r}?)" if close else repr(name)
+
+
+def _extent(trace: Trace, known: Mapping[str, Site]) -> tuple[int, int]:
+    """Batch and sequence, as the ids say, or else most arrays that have all tokens."""
+    if trace.input_ids is not None:
+        shape = np.shape(trace.input_ids)
+        if len(shape) != 2:
+            raise TraceError(f"input_ids: expected shape [B, S], got {list(shape)}")
+        return int(shape[0]), int(shape[1])
+    for name in trace.arrays:
+        shape = tuple(trace.arrays[name].shape)
+        if name not in _OF_LAST_TOKEN and len(shape) == len(known[name].shape):
+            place = 2 if known[name].pairwise else 1
+            return int(shape[0]), int(shape[place])
+    raise TraceError("input_ids: missing, and no array that has every token tells their number")
+
+
+def _check_array(name: str, array: Any, site: Site, batch: int, count: int) -> None:
+    found = dtype_name(array.dtype)
+    if found not in FLOATS:
+        raise TraceError(f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {found}")
+    sizes = {"B": batch, "S": count}
+    expected = [sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in site.shape]
+    shapes = [expected]
+    if name in _OF_LAST_TOKEN:
+        shapes.append([batch, 1, expected[2]])
+    if list(array.shape) not in shapes:
+        axes = ", ".join(map(str, site.shape))
+        raise TraceError(f"{name}: expected shape {expected} ([{axes}]), got {list(array.shape)}")
+
+
+def _keep(mask: Any | None, batch: int, count: int) -> NDArray[np.bool_] | None:
+    if mask is None:
+        return None
+    keep = to_numpy(mask)
+    if keep.shape != (batch, count) or not np.isin(keep, (0, 1)).all():
+        raise TraceError(
+            f"attention_mask: expected 0 and 1 in shape [{batch}, {count}], got {list(keep.shape)}"
+        )
+    return None if keep.all() else keep.astype(bool)
+
+
+def _ids(
+    input_ids: Any | None, batch: int, count: int, config: LlamaConfig
+) -> NDArray[np.int64] | None:
+    if input_ids is None:
+        return None
+    ids = to_numpy(input_ids)
+    if ids.dtype.kind not in "iu":
+        raise TraceError(f"input_ids: expected integers, got {ids.dtype}")
+    if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
+        raise TraceError(
+            f"input_ids: expected ids from 0 to {config.vocab_size - 1}, got {ids.min()} to "
+            f"{ids.max()}"
+        )
+    return ids.astype(np.int64)
+
+
+def _positions(
+    given: Any | None, keep: NDArray[np.bool_] | None, batch: int, count: int
+) -> NDArray[np.int64]:
+    if given is None:
+        if keep is None:
+            return np.arange(count)
+        counted: NDArray[np.int64] = np.maximum(np.cumsum(keep, axis=1) - 1, 0)
+        return counted
+    positions = to_numpy(given)
+    if positions.dtype.kind not in "iu" or positions.shape not in ((count,), (batch, count)):
+        raise TraceError(
+            f"positions: expected integers in shape [{count}] or [{batch}, {count}], got "
+            f"{positions.dtype} in {list(positions.shape)}"
+        )
+    if positions.size and positions.min() < 0:
+        raise TraceError(f"positions: expected zero or more, got {positions.min()}")
+    return positions.astype(np.int64)
