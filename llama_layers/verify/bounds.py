@@ -13,7 +13,7 @@ Notation: :math:`u` is the unit roundoff of the format that sums are kept in,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,25 @@ class Bound:
             Above 1 where the result deserves a second look.
         """
         return _error_over(self.usual, self.exact, computed)
+
+    def only(self, places: Any, /) -> Bound:
+        """The bound for some elements; the others may be anything.
+
+        Parameters
+        ----------
+        places : ndarray of bool, broadcastable to the shape of `exact`
+            True for the elements that are judged.
+
+        Returns
+        -------
+        Bound
+            With no limit elsewhere.
+        """
+        return replace(
+            self,
+            limit=np.where(places, self.limit, np.inf),
+            usual=np.where(places, self.usual, np.inf),
+        )
 
 
 def _error_over(limit: Float64Array, exact: Float64Array, computed: Any) -> Float64Array:
