@@ -1,0 +1,220 @@
+"""Rounding of what is computed element by element: embeddings, gates and residuals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llama_layers.backends.dtypes import float_format
+from llama_layers.backends.transfer import to_numpy
+from llama_layers.verify.bounds.bound import (
+    Bound,
+    beyond,
+    bounded,
+    compounded,
+    finite_magnitude,
+    float64,
+    formats,
+    gamma,
+    known_format,
+    lost_to_underflow,
+    narrowing,
+    own_error,
+    rounded,
+)
+
+
+def embedding_bound(ids: Any, table: Any, /, *, dtype: str | None = None) -> Bound:
+    """The rows of a table, and what rounding into the result's format allows.
+
+    Nothing, unless that format does not hold the table's numbers; then one rounding,
+    :math:`u_o |y|`, and what underflows.
+
+    Parameters
+    ----------
+    ids : Array, an integer dtype
+        Which rows.
+    table : Array, shape [N, H]
+        The rows.
+    dtype : str, optional
+        The format of the result; that of `table` if not given.
+
+    Returns
+    -------
+    Bound
+        Of shape [..., H].
+
+    Raises
+    ------
+    TypeError
+        If the table holds no floats, or the ids are no integers.
+    ValueError
+        If a shape does not fit, an id is out of range or a format is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers.verify import embedding_bound
+    >>> table = np.ones((5, 4), np.float32)
+    >>> bool(np.all(embedding_bound(np.array([[3, 1]]), table).limit == 0))
+    True
+    """
+    stored = float_format("table", table)
+    narrow = narrowing(known_format("dtype", dtype), stored)
+    rows, chosen = to_numpy(table), to_numpy(ids)
+    if rows.ndim != 2:
+        raise ValueError(f"table: expected shape [N, H], got {list(rows.shape)}")
+    if not np.issubdtype(chosen.dtype, np.integer):
+        raise TypeError(f"ids: expected an integer dtype, got {chosen.dtype}")
+    if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(rows)):
+        raise ValueError(
+            f"ids: expected numbers from 0 to {len(rows) - 1}, got {chosen.min()} to {chosen.max()}"
+        )
+    exact = rows[chosen].astype(np.float64)
+    error = rounded(np.zeros_like(exact), exact, narrow)
+    overflows = beyond(exact, error, narrow)
+    return bounded(exact, (error, error), unlimited=overflows, certain=exact == 0)
+
+
+def swiglu_bound(
+    gate: Any,
+    up: Any,
+    /,
+    *,
+    dtype: str | None = None,
+    accumulate: str | None = None,
+    silu: str | None = None,
+    exp_ulps: float = 4.0,
+    flushes: bool = False,
+) -> Bound:
+    r"""The exact `llama_layers.swiglu` and the bound on its error.
+
+    With :math:`y = g \, \sigma(g) \, h` for gate g and up h, and exponentials that err by a
+    relative :math:`2 u e` (e is `exp_ulps`), the sigmoid errs by :math:`1 / (1 - 2 u e)` at most,
+    whichever sign its exponential has, and sum, division and two products add four roundings:
+
+    .. math:: |\hat y - y| \le r |y| + u e |g h| (1 + r) + \eta, \quad
+        r = \frac{1 + \gamma_4}{1 - 2 u e} - 1
+
+    and :math:`(1 + u_o)` times that and :math:`u_o |y|` more where the result is rounded. The
+    second term is for :math:`\sigma(g) = (1 + \tanh(g / 2)) / 2`, where an error of the hyperbolic
+    tangent counts in full though the sigmoid is small.
+
+    Parameters
+    ----------
+    gate, up : Array, any one shape
+        The operation's inputs, as they were stored.
+    dtype : str, optional
+        The format of the result; that of `gate` if not given.
+    accumulate : str, optional
+        The format of the arithmetic; float32, or float64 for float64 `gate`, if not given.
+    silu : str, optional
+        The format that silu(gate) is rounded to before it multiplies.
+    exp_ulps : float, optional
+        What is assumed of the engine: the error of its exponentials and hyperbolic tangents, in
+        units in the last place.
+    flushes : bool, optional
+        Whether the engine takes subnormal numbers for zero.
+
+    Returns
+    -------
+    Bound
+        Of the shape of `gate`. ``usual`` is the limit: so few roundings need not cancel. Nothing
+        is said of infinite gates.
+
+    Raises
+    ------
+    TypeError
+        If an argument holds no floats.
+    ValueError
+        If the shapes differ or a format is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import swiglu
+    >>> from llama_layers.verify import swiglu_bound
+    >>> gate, up = np.linspace(-9, 9, 64, dtype=np.float32), np.ones(64, np.float32)
+    >>> bool(np.all(swiglu_bound(gate, up).ratio(swiglu(gate, up)) <= 1))
+    True
+    """
+    out, sums = formats("gate", gate, dtype, accumulate)
+    float_format("up", up)
+    between = narrowing(known_format("silu", silu), sums)
+    g, h = float64(gate), float64(up)
+    if g.shape != h.shape:
+        raise ValueError(f"up: expected shape {list(g.shape)} of gate, got {list(h.shape)}")
+    u, lost = sums.unit_roundoff, lost_to_underflow(sums, flushes)
+    if 2 * u * exp_ulps >= 1:
+        relative = np.inf
+    else:
+        relative = compounded(gamma(4, u), 2 * u * exp_ulps / (1 - 2 * u * exp_ulps))
+    with np.errstate(all="ignore"):
+        gated = g / (1 + np.exp(-g))
+        exact = gated * h
+        size_g, size_h = finite_magnitude(g), finite_magnitude(h)
+        error = relative * np.abs(gated) + u * exp_ulps * size_g * (1 + relative)
+        error = own_error(sums) * error + lost * (1 + size_g)
+        overflows = beyond(gated, error, between) | beyond(gated, error, sums)
+        error = rounded(error, gated, between) * size_h
+        # The product, and the gated one in another order, may underflow; so may `up`.
+        error = error + lost * (1 + size_g + size_h)
+        overflows |= beyond(exact, error, sums)
+        error = rounded(error, exact, narrowing(out, sums))
+        overflows |= beyond(exact, error, out) | np.isinf(g)
+    zero = (g == 0) | (h == 0)
+    return bounded(exact, (error, error), unlimited=overflows, certain=zero)
+
+
+def residual_bound(
+    a: Any, b: Any, /, *, dtype: str | None = None, accumulate: str | None = None
+) -> Bound:
+    r"""The sum of two arrays, and the bound on its error.
+
+    .. math:: |\hat y - y| \le u |y| (1 + u_o) + u_o |y|
+
+    Sums do not underflow (Higham, section 2.1 and problem 2.19), so nothing is allowed where they
+    are zero.
+
+    Parameters
+    ----------
+    a, b : Array, any one shape
+        The operation's inputs, as they were stored.
+    dtype : str, optional
+        The format of the result; that of `a` if not given.
+    accumulate : str, optional
+        The format of the sum; float32, or float64 for float64 `a`, if not given.
+
+    Returns
+    -------
+    Bound
+        Of the shape of `a`. ``usual`` is the limit.
+
+    Raises
+    ------
+    TypeError
+        If an argument holds no floats.
+    ValueError
+        If the shapes differ or a format is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers.verify import residual_bound
+    >>> a, b = np.float32([1, 2]), np.float32([1e-3, -2])
+    >>> residual_bound(a, b).ratio(a + b) <= 1
+    array([ True,  True])
+    """
+    out, sums = formats("a", a, dtype, accumulate)
+    float_format("b", b)
+    a64, b64 = float64(a), float64(b)
+    if a64.shape != b64.shape:
+        raise ValueError(f"b: expected shape {list(a64.shape)} of a, got {list(b64.shape)}")
+    with np.errstate(invalid="ignore", over="ignore"):
+        exact = a64 + b64
+        error = own_error(sums) * sums.unit_roundoff * np.abs(exact)
+        overflows = beyond(exact, error, sums)
+        error = rounded(error, exact, narrowing(out, sums))
+        overflows |= beyond(exact, error, out)
+    return bounded(exact, (error, error), unlimited=overflows, certain=exact == 0)
