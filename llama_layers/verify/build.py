@@ -39,21 +39,24 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         weight, bias = matrix(site, model)
         return Linear(inputs[0], to_numpy(weight), None if bias is None else to_numpy(bias))
     if site.operation == "residual":
-        return Residual(*inputs)
+        return Residual(inputs[0], inputs[1])
     if site.operation == "gate":
-        return Gate(*inputs)
+        return Gate(inputs[0], inputs[1])
     if site.operation == "rope":
         return Rope(_heads(inputs[0], config.head_dim), recorded.positions, config)
     assert site.layer is not None  # attention is inside a layer
     scale = 1 / math.sqrt(config.head_dim)
     mask = recorded.allowed(config.window_of(site.layer))
     if site.operation == "scores":
-        return Scores(*inputs, mask, scale)
+        return Scores(inputs[0], inputs[1], mask, scale)
     if site.operation == "softmax":
-        return Softmax(*inputs, mask) if len(inputs) == 1 else Probabilities(*inputs, mask, scale)
-    *others, v = inputs
-    v = _heads(v, config.head_dim)
-    return WeightedSum(*others, v) if len(others) == 1 else Attention(*others, v, mask, scale)
+        if len(inputs) == 1:
+            return Softmax(inputs[0], mask)
+        return Probabilities(inputs[0], inputs[1], mask, scale)
+    v = _heads(inputs[-1], config.head_dim)
+    if len(inputs) == 2:
+        return WeightedSum(inputs[0], v)
+    return Attention(inputs[0], inputs[1], v, mask, scale)
 
 
 def norm_weight(site: Site, model: Llama) -> Any:

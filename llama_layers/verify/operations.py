@@ -240,7 +240,7 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """silu(gate) times up."""
+    """The gated product, silu(gate) times up."""
 
     gate: Any
     up: Any
