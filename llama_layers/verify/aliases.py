@@ -2,10 +2,217 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from llama_layers.errors import TraceError
+
+SCHEMES = ("Hugging Face", "Meta", "llama.cpp", "TransformerLens")
+
+# One row a site, one column a scheme. {} is the number of the layer, - stands where the scheme has
+# no name, and | between names of which a file has one. llama.cpp gives several tensors one name:
+# -1 after # is the last of them, which is meant where there is no #, and -2 the one before it.
+# Where the names were read: Meta's llama/model.py (modules); llama.cpp's llama-graph.cpp and
+# models/llama.cpp (names given to callbacks); TransformerLens 2.18 (hooks of HookedTransformer)
+# and, for names that end in hook_out, 4.3 (TransformerBridge).
+_TABLE = """
+model.embed_tokens                        tok_embeddings              embd|inp_embd                  hook_embed
+model.layers.{}.input_layernorm           layers.{}.attention_norm    attn_norm-{}                   blocks.{}.ln1.hook_out
+model.layers.{}.self_attn.q_proj          layers.{}.attention.wq      Qcur-{}#-2                     blocks.{}.attn.hook_q
+model.layers.{}.self_attn.k_proj          layers.{}.attention.wk      Kcur-{}#-2                     blocks.{}.attn.hook_k
+model.layers.{}.self_attn.v_proj          layers.{}.attention.wv      Vcur-{}                        blocks.{}.attn.hook_v
+model.layers.{}.self_attn.q_rope          -                           Qcur-{}#-1                     blocks.{}.attn.hook_rot_q
+model.layers.{}.self_attn.k_rope          -                           Kcur-{}#-1                     blocks.{}.attn.hook_rot_k
+model.layers.{}.self_attn.scores          -                           -                              blocks.{}.attn.hook_attn_scores
+model.layers.{}.self_attn.probabilities   -                           kq_soft_max-{}                 blocks.{}.attn.hook_pattern
+model.layers.{}.self_attn.attention       -                           kqv_out-{}                     blocks.{}.attn.hook_z
+model.layers.{}.self_attn.o_proj          layers.{}.attention.wo      attn_out-{}                    blocks.{}.hook_attn_out
+model.layers.{}.attention_residual        -                           ffn_inp-{}                     blocks.{}.hook_resid_mid
+model.layers.{}.post_attention_layernorm  layers.{}.ffn_norm          ffn_norm-{}                    blocks.{}.ln2.hook_out
+model.layers.{}.mlp.gate_proj             layers.{}.feed_forward.w1   ffn_gate-{}|ffn_gate_b-{}      blocks.{}.mlp.hook_pre
+model.layers.{}.mlp.up_proj               layers.{}.feed_forward.w3   ffn_up-{}|ffn_up_b-{}          blocks.{}.mlp.hook_pre_linear
+model.layers.{}.mlp.act                   -                           ffn_swiglu-{}|ffn_gate_par-{}  blocks.{}.mlp.hook_post
+model.layers.{}.mlp.down_proj             layers.{}.feed_forward.w2   ffn_out-{}                     blocks.{}.hook_mlp_out
+model.layers.{}                           layers.{}                   l_out-{}                       blocks.{}.hook_resid_post
+model.norm                                norm                        result_norm                    ln_final.hook_out
+lm_head                                   output                      result_output                  unembed.hook_out
+""".strip()  # noqa: E501  # a table
+
+# Names of these schemes that are taken for sites, and are none.
+_NO_SITES = {
+    "norm-{}": "a row before it is multiplied with the weight",
+    "norm": "a row before it is multiplied with the weight, in llama.cpp",
+    "blocks.{}.ln1.hook_normalized": "a row before it is multiplied with the weight",
+    "blocks.{}.ln2.hook_normalized": "a row before it is multiplied with the weight",
+    "ln_final.hook_normalized": "a row before it is multiplied with the weight",
+    "blocks.{}.hook_resid_pre": "what the layer before it gives",
+    "kq-{}": "scores before they are scaled",
+    "kqv-{}": "self_attn.attention with its axes in another order",
+    "model.layers.{}.self_attn": "self_attn.o_proj once more",
+    "model.layers.{}.mlp": "mlp.down_proj once more",
+    "layers.{}.attention": "layers.{}.attention.wo once more",
+    "layers.{}.feed_forward": "layers.{}.feed_forward.w2 once more",
+}
+# What hooks append to the name of a module.
+_ENDINGS = (".output", "_output", ".out", "_out")
+_NUMBER = re.compile(r"(?<=[.-])(0|[1-9]\d*)(?=\.|$)")
+_OCCURRENCE = re.compile(r"(.+-\d+)#(\d+)")
+
+
+def alias_table() -> tuple[tuple[str, ...], ...]:
+    """The rows of the table, each with as many names as there are `SCHEMES`.
+
+    Returns
+    -------
+    tuple of tuple of str
+        With ``{}`` for the number of a layer and an empty text where a scheme has no name.
+    """
+    return tuple(
+        tuple("" if name == "-" else name for name in line.split()) for line in _TABLE.splitlines()
+    )
+
+
+def _columns() -> Iterator[tuple[str, str, str, int]]:
+    """Each name in the table: its scheme, itself, the site it means, and which of its tensors."""
+    for row in alias_table():
+        for scheme, cell in zip(SCHEMES, row, strict=True):
+            for name in filter(None, cell.split("|")):
+                plain, _, place = name.partition("#")
+                yield scheme, plain, row[0], int(place or -1)
+
+
+_MEANINGS: dict[str, list[tuple[str, str, int]]] = {}
+for _scheme, _name, _site, _place in _columns():
+    _MEANINGS.setdefault(_name, []).append((_scheme, _site, _place))
 
 
 def canonical_arrays(arrays: Mapping[str, Any], /) -> Mapping[str, Any]:
-    """The arrays under the names of `sites`."""
-    return arrays
+    """Arrays under the names of `sites`, whichever scheme they are named by.
+
+    Parameters
+    ----------
+    arrays : mapping of str to Array
+        By name. A missing "model." and an ending like ".output", which hooks append, change
+        nothing.
+
+    Returns
+    -------
+    mapping of str to Array
+        The same arrays, none of them read. A name that is unknown is left as it is.
+
+    Raises
+    ------
+    TraceError
+        If two names mean one site, or it cannot be told which site a name means.
+
+    Examples
+    --------
+    >>> from llama_layers.verify.aliases import canonical_arrays
+    >>> list(canonical_arrays({"blocks.3.attn.hook_q": None}))
+    ['model.layers.3.self_attn.q_proj']
+    """
+    given: dict[str, str] = {}  # by site
+    for site, name in _named(arrays):
+        if site in given:
+            raise TraceError(f"{given[site]!r} and {name!r}: both mean {site}; expected one")
+        given[site] = name
+    if isinstance(arrays, dict):
+        return {site: arrays[name] for site, name in given.items()}
+    return _Renamed(arrays, given)
+
+
+class _Renamed(Mapping[str, Any]):
+    """Arrays under other names, each taken from where it is when it is used."""
+
+    def __init__(self, arrays: Mapping[str, Any], names: dict[str, str]) -> None:
+        self._arrays = arrays
+        self._names = names
+
+    def __getitem__(self, name: str) -> Any:
+        return self._arrays[self._names[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without reading the array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _named(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """For each name the site that it means, or itself."""
+    tensors: dict[str, list[tuple[int, str]]] = {}  # by name without #
+    for name in names:
+        numbered = _OCCURRENCE.fullmatch(name)
+        plain, place = (numbered[1], int(numbered[2])) if numbered else (name, 0)
+        for other, another in tensors.get(plain, []):
+            if place == other:
+                raise TraceError(f"{another!r} and {name!r}: both are number {place} of that name")
+        tensors.setdefault(plain, []).append((place, name))
+    is_llama_cpp = any(_schemes(plain) == {"llama.cpp"} for plain in tensors)
+    is_meta = any(_schemes(plain) == {"Meta"} for plain in tensors if plain != "norm")
+    for plain, found in tensors.items():
+        if plain == "norm" and is_llama_cpp:
+            if is_meta:
+                raise TraceError(
+                    "'norm': expected names of one scheme, got names of Meta's and of llama.cpp's, "
+                    "where it means rows after and before they are multiplied with the weight"
+                )
+            yield plain, plain
+            continue
+        yield from _sites_of(plain, [name for _, name in sorted(found)])
+
+
+def _sites_of(plain: str, names: list[str]) -> Iterator[tuple[str, str]]:
+    """The sites that the tensors of one name mean, in the order in which they were computed."""
+    template, number = _split(plain)
+    meanings = _MEANINGS.get(template) or _forgiving(template)
+    if not meanings:
+        yield from ((name, name) for name in names)
+        return
+    if len(meanings) > len(names):
+        sites = " or ".join(site.format(number) for _, site, _ in meanings)
+        raise TraceError(
+            f"{plain!r}: can mean {sites}; expected {plain}#0, {plain}#1 and so on, in the order "
+            "in which they were computed"
+        )
+    for _, site, place in meanings:
+        yield site.format(number), names[place]
+
+
+def _template(name: str) -> str:
+    return _split(name)[0]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A name with {} for the number of its layer, and that number."""
+    number = _NUMBER.search(name)
+    if number is None:
+        return name, ""
+    return f"{name[: number.start()]}{{}}{name[number.end() :]}", number[0]
+
+
+def _forgiving(template: str) -> list[tuple[str, str, int]]:
+    """What a module's name means that hooks have lengthened, or that has no "model." before it."""
+    ending = next((ending for ending in _ENDINGS if template.endswith(ending)), "")
+    for name in (template, template.removesuffix(ending)):
+        for candidate in (name, f"model.{name}"):
+            meanings = _MEANINGS.get(candidate, [])
+            if meanings and meanings[0][0] in ("Hugging Face", "Meta"):
+                return meanings[:1]
+    return []
+
+
+def _schemes(name: str) -> set[str]:
+    """The schemes that know a name."""
+    return {scheme for scheme, _, _ in _MEANINGS.get(_template(name), [])}
+
+
+def no_site(name: str) -> str | None:
+    """What a name means that is taken for a site's and is none; None if it is not known."""
+    template, number = _split(name)
+    reason = _NO_SITES.get(template)
+    return None if reason is None else reason.format(number)

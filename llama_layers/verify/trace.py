@@ -32,7 +32,8 @@ class Trace:
     Attributes
     ----------
     arrays : mapping of str to Array
-        For each recorded site its array, in the dtype that the engine computed it in.
+        For each recorded site its array, in the dtype that the engine computed it in. Names of
+        Hugging Face, Meta, TransformerLens and llama.cpp are known, and become those of `sites`.
     input_ids : Array of integers, shape [B, S], or None
         The tokens.
     positions : Array of integers, shape [S] or [B, S], or None
@@ -42,8 +43,14 @@ class Trace:
         Which tokens are no padding; all if it is None.
     metadata : mapping of str to str
         Where the trace comes from. `check` reads "config" (the content of a config.json), "dtype"
-        and "accumulate" (formats that the engine computed in, where the arrays do not show it);
-        the rest is for people.
+        and "accumulate" (formats that the engine computed in, where the arrays do not show it), and
+        "rope_layout" ("interleaved" where the pairs that RoPE turns are next to each other in
+        queries and keys, and not half a head apart); the rest is for people.
+
+    Raises
+    ------
+    TraceError
+        If two names mean the same site, or it cannot be told which site a name means.
 
     Examples
     --------
@@ -59,6 +66,9 @@ class Trace:
     positions: Any | None = None
     attention_mask: Any | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arrays", canonical_arrays(self.arrays))  # frozen
 
     def save(self, path: str | os.PathLike[str], /, *, force: bool = False) -> None:
         """Write a safetensors file, whole or not at all.
@@ -98,13 +108,13 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], /) -> Trace:
-        """Open a safetensors file; each array is read when it is used.
+        """Open a file; each array is read when it is used.
 
         Parameters
         ----------
         path : str or path
-            The file. Names of Hugging Face, Meta, TransformerLens and llama.cpp are known, and
-            become those of `sites`.
+            A safetensors file; or an .npz file, or a directory of .npy and .npz files, as
+            `read_arrays` takes them.
 
         Returns
         -------
@@ -114,24 +124,27 @@ class Trace:
         Raises
         ------
         TraceError
-            If it is no whole safetensors file, or two names mean the same site.
+            If it is no whole file of its kind, or two names mean the same site.
         FileNotFoundError
             If there is no such file.
         """
         file = Path(path)
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such file")
+        if file.is_dir() or file.suffix == ".npz":
+            from llama_layers.verify.recorders.array_files import read_arrays  # makes a Trace
+
+            return read_arrays(file)
         try:
-            opened = safe_open(file, framework="numpy")
+            opened: Any = safe_open(file, framework="numpy")
         except (SafetensorError, OSError) as error:
             raise TraceError(f"{file}: expected a safetensors file: {error}") from None
         stored = _Stored(opened)
         tokens = {name: stored[name] for name in TOKENS if name in stored}
         try:
-            arrays = canonical_arrays(stored.without(TOKENS))
+            return cls(stored.without(TOKENS), **tokens, metadata=opened.metadata() or {})
         except TraceError as error:
             raise TraceError(f"{file}: {error}") from None
-        return cls(arrays, **tokens, metadata=opened.metadata() or {})
 
 
 class _Stored(Mapping[str, Any]):
@@ -148,6 +161,9 @@ class _Stored(Mapping[str, Any]):
         if name not in self._names:
             raise KeyError(name)
         return self._opened.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

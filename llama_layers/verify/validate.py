@@ -16,11 +16,10 @@ from llama_layers.backends.transfer import to_numpy
 from llama_layers.config import LlamaConfig
 from llama_layers.errors import ConfigError, TraceError
 from llama_layers.mask import Mask
+from llama_layers.verify.aliases import no_site
+from llama_layers.verify.fit import OF_LAST_TOKEN, Fitted
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.trace import Trace
-
-# Sites of which an engine may have kept the last token only.
-_OF_LAST_TOKEN = ("model.norm", "lm_head")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +85,15 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
     known = {site.name: site for site in sites(config)}
     _check_names(trace.arrays, known)
     batch, count = _extent(trace, known)
-    for name in trace.arrays:
-        _check_array(name, trace.arrays[name], known[name], batch, count)
+    layout = trace.metadata.get("rope_layout", "half")
+    arrays = Fitted(trace.arrays, known, config, (batch, count), layout)
+    for name in arrays:
+        _check_array(name, arrays[name])
     keep = _keep(trace.attention_mask, batch, count)
     ids = _ids(trace.input_ids, batch, count, config)
     positions = _positions(trace.positions, keep, batch, count)
     return Recorded(
-        trace.arrays,
+        arrays,
         config,
         batch,
         count,
@@ -143,43 +144,53 @@ def _check_names(arrays: Mapping[str, Any], known: Mapping[str, Site]) -> None:
 
 
 def _with_suggestion(name: str, known: Mapping[str, Site]) -> str:
+    if (reason := no_site(name)) is not None:
+        return f"{name!r} (no site: {reason})"
     close = difflib.get_close_matches(name, known, n=1)
     return f"{name!r} (is it {close[0]!r}?)" if close else repr(name)
 
 
 def _extent(trace: Trace, known: Mapping[str, Site]) -> tuple[int, int]:
-    """Batch and sequence, as the ids say, or else most arrays that have all tokens."""
+    """Batch and sequence, as the ids say, or else the first array that has every token."""
+    found = _extent_of_arrays(trace.arrays, known)
     if trace.input_ids is not None:
-        shape = np.shape(trace.input_ids)
+        shape = tuple(int(size) for size in np.shape(trace.input_ids))
+        if len(shape) == 1 and found is not None and found[0] == 1:
+            return 1, shape[0]
         if len(shape) != 2:
             raise TraceError(f"input_ids: expected shape [B, S], got {list(shape)}")
-        return int(shape[0]), int(shape[1])
-    for name in trace.arrays:
-        shape = tuple(trace.arrays[name].shape)
-        if name not in _OF_LAST_TOKEN and len(shape) == len(known[name].shape):
-            place = 2 if known[name].pairwise else 1
-            return int(shape[0]), int(shape[place])
-    raise TraceError("input_ids: missing, and no array that has every token tells their number")
+        return shape[0], shape[1]
+    if found is None:
+        raise TraceError("input_ids: missing, and no array that has every token tells their number")
+    return found
 
 
-def _check_array(name: str, array: Any, site: Site, batch: int, count: int) -> None:
+def _extent_of_arrays(
+    arrays: Mapping[str, Any], known: Mapping[str, Site]
+) -> tuple[int, int] | None:
+    for name in arrays:
+        site = known[name]
+        shape = tuple(getattr(arrays[name], "shape", ()))
+        # A last axis that a site must have tells its other axes from those of heads.
+        if name in OF_LAST_TOKEN or site.pairwise or shape[-1:] != site.shape[-1:]:
+            continue
+        if len(shape) == len(site.shape):
+            return int(shape[0]), int(shape[1])
+        if len(shape) == len(site.shape) - 1:
+            return 1, int(shape[0])
+    return None
+
+
+def _check_array(name: str, array: NDArray[Any]) -> None:
     found = dtype_name(array.dtype)
     if found not in FLOATS:
         raise TraceError(f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {found}")
-    sizes = {"B": batch, "S": count}
-    expected = [sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in site.shape]
-    shapes = [expected]
-    if name in _OF_LAST_TOKEN:
-        shapes.append([batch, 1, expected[2]])
-    if list(array.shape) not in shapes:
-        axes = ", ".join(map(str, site.shape))
-        raise TraceError(f"{name}: expected shape {expected} ([{axes}]), got {list(array.shape)}")
 
 
 def _keep(mask: Any | None, batch: int, count: int) -> NDArray[np.bool_] | None:
     if mask is None:
         return None
-    keep = to_numpy(mask)
+    keep = np.atleast_2d(to_numpy(mask))
     if keep.shape != (batch, count) or not np.isin(keep, (0, 1)).all():
         raise TraceError(
             f"attention_mask: expected 0 and 1 in shape [{batch}, {count}], got {list(keep.shape)}"
@@ -192,7 +203,7 @@ def _ids(
 ) -> NDArray[np.int64] | None:
     if input_ids is None:
         return None
-    ids = to_numpy(input_ids)
+    ids = np.atleast_2d(to_numpy(input_ids))
     if ids.dtype.kind not in "iu":
         raise TraceError(f"input_ids: expected integers, got {ids.dtype}")
     if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):

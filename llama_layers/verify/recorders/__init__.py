@@ -1,5 +1,6 @@
 """Traces of what other engines compute."""
 
+from llama_layers.verify.recorders.array_files import read_arrays
 from llama_layers.verify.recorders.hugging_face import record_transformers
 
-__all__ = ["record_transformers"]
+__all__ = ["read_arrays", "record_transformers"]

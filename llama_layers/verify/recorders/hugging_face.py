@@ -80,7 +80,7 @@ def record_transformers(
     >>> check(trace, load("smollm2-135m")).agrees  # doctest: +SKIP
     True
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(config, "model_type", None) not in _FAMILIES or not hasattr(model, "lm_head"):
         raise TypeError(
             "model: expected a LlamaForCausalLM, MistralForCausalLM or Qwen2ForCausalLM of "

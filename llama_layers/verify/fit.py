@@ -1,0 +1,100 @@
+"""Arrays in the shapes and the order that the sites have, whichever of the usual ones they came in.
+
+Only a config tells heads from other axes, so this is done when a trace meets a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.backends.transfer import to_numpy
+from llama_layers.config import LlamaConfig
+from llama_layers.errors import TraceError
+from llama_layers.verify.sites import Site
+
+# Sites of which an engine may have kept the last token only.
+OF_LAST_TOKEN = ("model.norm", "lm_head")
+# Sites of which an axis holds heads side by side.
+_FLAT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+# Sites whose heads hold pairs that RoPE turns.
+_TURNED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_attn.k_rope")
+
+
+class Fitted(Mapping[str, Any]):
+    """A trace's arrays as NumPy's, each brought into its site's shape when it is used.
+
+    Heads may be an axis of their own or side by side, and a batch of one may be no axis. Where the
+    metadata's "rope_layout" is "interleaved", the two numbers of a pair that RoPE turns come next
+    to each other, and are put half a head apart.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Any],
+        known: Mapping[str, Site],
+        config: LlamaConfig,
+        extent: tuple[int, int],
+        layout: str,
+    ) -> None:
+        if layout not in ("half", "interleaved"):
+            raise TraceError(
+                f"metadata rope_layout: expected 'half' or 'interleaved', got {layout!r}"
+            )
+        self._arrays = arrays
+        self._known = known
+        self._width = config.head_dim
+        self._extent = extent
+        self._interleaved = layout == "interleaved"
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        array, site = self._arrays[name], self._known[name]
+        if not hasattr(array, "shape"):
+            raise TraceError(f"{name}: expected an array, got {type(array).__name__}")
+        array = to_numpy(array)
+        for shape in self._shapes(site):
+            if array.shape in _spellings(site, shape, self._width):
+                array = array.reshape(shape)
+                turned = self._interleaved and site.role in _TURNED
+                return _in_halves(array, self._width) if turned else array
+        axes = ", ".join(map(str, site.shape))
+        raise TraceError(
+            f"{name}: expected shape {list(self._shapes(site)[0])} ([{axes}]), "
+            f"got {list(array.shape)}"
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def _shapes(self, site: Site) -> list[tuple[int, ...]]:
+        sizes = dict(zip("BS", self._extent, strict=True))
+        shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in site.shape)
+        last = (shape[0], 1, *shape[2:])
+        return [shape, last] if site.name in OF_LAST_TOKEN else [shape]
+
+
+def _spellings(site: Site, shape: tuple[int, ...], width: int) -> list[tuple[int, ...]]:
+    """The shapes in which a site's numbers may come, in the same order."""
+    found = [shape]
+    if site.role in _FLAT:
+        found.append((*shape[:-1], shape[-1] // width, width))
+    elif len(shape) == 4 and not site.pairwise:
+        found.append((*shape[:2], shape[2] * shape[3]))
+    if shape[0] == 1:
+        found += [spelling[1:] for spelling in found]
+    return found
+
+
+def _in_halves(array: NDArray[Any], width: int) -> NDArray[Any]:
+    """Pairs next to each other put half a head apart."""
+    pairs = array.reshape(*array.shape[:2], -1, width // 2, 2)
+    return np.ascontiguousarray(np.swapaxes(pairs, -1, -2)).reshape(array.shape)
