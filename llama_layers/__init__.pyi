@@ -3,7 +3,7 @@ from .cache import KVCache, LayerCache
 from .checkpoint import load
 from .config import LlamaConfig
 from .embedding import embed
-from .errors import BackendError, CheckpointError, ConfigError
+from .errors import BackendError, CheckpointError, ConfigError, TraceError
 from .feed_forward import mlp, swiglu
 from .generation import generate
 from .layer import decoder_layer
@@ -15,6 +15,7 @@ from .projection import QKV, linear, qkv_projection
 from .rope import apply_rope, inv_freq, rope_table
 from .rope_scaling import RopeScaling
 from .sampling import sample
+from .verify import Report, Trace, check, record
 from .weights import (
     AttentionWeights,
     LayerWeights,
@@ -39,9 +40,13 @@ __all__ = [
     "Mask",
     "Output",
     "QKVWeights",
+    "Report",
     "RopeScaling",
+    "Trace",
+    "TraceError",
     "apply_rope",
     "attention",
+    "check",
     "decoder_layer",
     "embed",
     "forward",
@@ -51,6 +56,7 @@ __all__ = [
     "load",
     "mlp",
     "qkv_projection",
+    "record",
     "rms_norm",
     "rope_table",
     "sample",

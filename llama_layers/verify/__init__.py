@@ -1,4 +1,4 @@
-"""Rounding bounds, and results held against them."""
+"""Rounding bounds, results held against them, and ports held against a model."""
 
 from llama_layers.verify.bounds import (
     Bound,
@@ -14,25 +14,42 @@ from llama_layers.verify.bounds import (
     swiglu_bound,
     weighted_sum_bound,
 )
+from llama_layers.verify.check import check
 from llama_layers.verify.judge import Judgement, judge
+from llama_layers.verify.personas import PERSONAS, Persona
 from llama_layers.verify.qkv import Difference, QKVReport, Summary, examine_qkv, summarise
+from llama_layers.verify.record import record
+from llama_layers.verify.report import Element, Explanation, Report, SiteResult
+from llama_layers.verify.sites import Site, sites
+from llama_layers.verify.trace import Trace
 
 __all__ = [
+    "PERSONAS",
     "Bound",
     "Difference",
+    "Element",
+    "Explanation",
     "Judgement",
+    "Persona",
     "QKVReport",
+    "Report",
+    "Site",
+    "SiteResult",
     "Summary",
+    "Trace",
     "attention_bound",
+    "check",
     "embedding_bound",
     "examine_qkv",
     "judge",
     "linear_bound",
     "probabilities_bound",
+    "record",
     "residual_bound",
     "rms_norm_bound",
     "rope_bound",
     "scores_bound",
+    "sites",
     "softmax_bound",
     "summarise",
     "swiglu_bound",

@@ -37,7 +37,8 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         return Norm(inputs[0], to_numpy(norm_weight(site, model)), config.rms_norm_eps)
     if site.operation == "linear":
         weight, bias = matrix(site, model)
-        return Linear(inputs[0], to_numpy(weight), None if bias is None else to_numpy(bias))
+        bias = None if bias is None else to_numpy(bias)
+        return Linear(_flat(inputs[0]), to_numpy(weight), bias)
     if site.operation == "residual":
         return Residual(inputs[0], inputs[1])
     if site.operation == "gate":
@@ -94,6 +95,10 @@ def _last(recorded: Recorded, name: str, rows: int) -> Any:
     """The array of a site; its last tokens, where fewer were kept of what is computed from it."""
     array = recorded.array(name)
     return array[:, -rows:] if array.ndim == 3 and rows < array.shape[1] else array
+
+
+def _flat(array: Any) -> Any:
+    return array.reshape(*array.shape[:2], math.prod(array.shape[2:]))
 
 
 def _heads(array: Any, head_dim: int) -> Any:

@@ -127,6 +127,8 @@ def check(
         ),
         metadata=dict(trace.metadata),
         seconds=time.perf_counter() - start,
+        persona=chosen.name,
+        explained=explain,
     )
 
 

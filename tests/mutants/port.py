@@ -1,0 +1,118 @@
+"""A port made of a copy of the package: every activation, of several models, in several ways.
+
+``python port.py DIRECTORY FILE`` runs the copy that is in a directory and writes an .npz file. A
+case in which the copy raises is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+COUNT = 20
+CUTS = (7, 8, 9, 14)  # where a run through a cache is cut
+
+
+def configs():
+    """Models that between them use every branch of the forward pass."""
+    from llama_layers import LlamaConfig
+
+    gqa = LlamaConfig(
+        vocab_size=64,
+        hidden_size=40,
+        intermediate_size=56,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=8,
+        rms_norm_eps=1e-3,
+        rope_theta=5000.0,
+        max_position_embeddings=16,
+    )
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    some = ("sliding_attention", "full_attention", "sliding_attention")
+    return {
+        "gqa": gqa,
+        "tied mha": replace(gqa, num_key_value_heads=6, tie_word_embeddings=True),
+        "biases": replace(gqa, attention_bias=True, mlp_bias=True),
+        "qwen2": replace(gqa, model_type="qwen2"),
+        "window": replace(gqa, model_type="mistral", sliding_window=5),
+        "some windows": replace(gqa, sliding_window=4, layer_types=some),
+        "linear": replace(gqa, rope_scaling={"rope_type": "linear", "factor": 3.0}),
+        "dynamic": replace(gqa, rope_scaling={"rope_type": "dynamic", "factor": 3.0}),
+        "yarn": replace(gqa, rope_scaling=yarn),
+        "llama3": replace(gqa, rope_scaling=llama3),
+    }
+
+
+def weights_of(config, seed=0):
+    """Random weights by Hugging Face name, in float32."""
+    from random_models import random_weights
+
+    return random_weights(config, seed, np.float32)
+
+
+def case_ids(config):
+    return np.random.default_rng(1).integers(0, config.vocab_size, (2, COUNT))
+
+
+def keep_of(way):
+    """Which tokens are no padding."""
+    keep = np.ones((2, COUNT), bool)
+    if "padded" in way:
+        keep[1, :4] = False
+    return keep
+
+
+WAYS = ("whole", "padded", "cached", "padded and cached")
+
+
+def recorded(model, ids, way):
+    """The array of each site; a run through a cache joined along the sequence."""
+    from llama_layers import KVCache, forward
+
+    keep = keep_of(way) if "padded" in way else None
+    cuts = CUTS if "cached" in way else ()
+    cache = KVCache.create(model, 2, COUNT) if cuts else None
+    parts: dict[str, list] = {}
+
+    def tap(name, array):
+        parts.setdefault(name, []).append(np.array(array))
+        return array
+
+    for start, stop in zip((0, *cuts), (*cuts, COUNT), strict=True):
+        mask = None if keep is None else keep[:, start:stop]
+        cache = forward(model, ids[:, start:stop], cache=cache, attention_mask=mask, tap=tap).cache
+    return {name: np.concatenate(arrays, axis=1) for name, arrays in parts.items()}
+
+
+def main(directory, file):
+    sys.path[:0] = [directory, str(Path(__file__).parents[1])]
+    from random_models import model_of
+
+    arrays = {}
+    for kind, config in configs().items():
+        with contextlib.suppress(Exception):
+            model = model_of(config, weights_of(config))
+            for way in WAYS:
+                if kind == "dynamic" and "cached" in way:
+                    continue  # the frequencies follow the length so far
+                with contextlib.suppress(Exception), np.errstate(all="ignore"):
+                    for name, array in recorded(model, case_ids(config), way).items():
+                        arrays[f"{kind}|{way}|{name}"] = array
+    np.savez(file, **arrays)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,106 @@
+"""No false alarm on SmolLM2, whatever library computes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_strict
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from llama_layers.verify.recorders import record_transformers
+
+from llama_layers import forward, load
+from llama_layers.backends.transfer import from_numpy
+from llama_layers.verify import Trace, check, record
+
+pytestmark = pytest.mark.peer
+
+TEXT = (
+    "The river rose in the night, and by the morning it had taken the bridge, the mill and the "
+    "lower half of the garden. Nobody in the house had slept. They stood at the windows upstairs "
+    "and counted: 2 boats, 17 sheep, 1 piano."
+)
+LIBRARIES = {"numpy": np, "array_api_strict": array_api_strict, "torch": torch, "jax": jnp}
+
+
+@pytest.fixture(scope="module")
+def models(smollm2):
+    """SmolLM2 with the weights that an engine of a dtype computes with."""
+    return {dtype: load(smollm2, dtype=dtype) for dtype in ("float32", "bfloat16")}
+
+
+@pytest.fixture(scope="module")
+def ids(models):
+    return np.array([models["float32"].tokenizer.encode(TEXT)[:64]])
+
+
+def assert_no_false_alarm(trace, model, **options):
+    report = check(trace, model, **options)
+    assert report.agrees, report.first
+    assert not report.missing
+    return report
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("numpy", "float32"),
+        ("array_api_strict", "float32"),
+        ("torch", "float32"),
+        ("torch", "bfloat16"),
+        ("jax", "float32"),
+        ("jax", "bfloat16"),
+    ],
+)
+def test_our_own_pass(smollm2, models, ids, name, dtype):
+    xp = LIBRARIES[name]
+    model = load(smollm2, backend="numpy" if xp is np else xp, dtype=dtype)
+    trace = record(model, from_numpy(ids, xp))
+    assert trace.metadata["dtype"] == dtype
+    report = assert_no_false_alarm(trace, models[dtype])
+    assert report.verdict == "PASS"
+
+
+def test_float64(smollm2, ids):
+    model = load(smollm2, dtype="float64")
+    assert assert_no_false_alarm(record(model, ids), model).verdict == "PASS"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled(smollm2, models, ids, dtype):
+    """jax.jit fuses, reorders and flushes as it likes."""
+    model = load(smollm2, backend=jnp, dtype=dtype)
+
+    @jax.jit
+    def traced(ids: Any) -> dict[str, Any]:
+        arrays = {}
+
+        def keep(name: str, array: Any) -> Any:
+            arrays[name] = array
+            return array
+
+        forward(model, ids, tap=keep)
+        return arrays
+
+    assert_no_false_alarm(Trace(traced(jnp.asarray(ids)), ids), models[dtype])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_transformers(smollm2, models, ids, dtype, attention):
+    peer = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2, dtype=getattr(torch, dtype), attn_implementation=attention
+    ).eval()
+    trace = record_transformers(peer, torch.asarray(ids))
+    report = assert_no_false_alarm(trace, models[dtype])
+    # What it rounds on purpose has a name; and with that name given, nothing is left to warn of.
+    assert {r.note.partition(":")[0] for r in report.results if r.verdict == "WARN"} <= {
+        "rounds as transformers does",
+        "rounds as float32 phases does",
+    }
+    allowed = assert_no_false_alarm(trace, models[dtype], persona="transformers")
+    assert allowed.verdict == "PASS"

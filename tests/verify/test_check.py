@@ -1,0 +1,220 @@
+"""`check`: no false alarm, no miss, and plain words about traces that cannot be checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_models import CONFIGS, GQA, model_of, random_weights
+
+from llama_layers import LlamaConfig
+from llama_layers.errors import TraceError
+from llama_layers.testing import configs
+from llama_layers.verify import Trace, check, record, sites
+
+PAIRWISE = ("scores", "probabilities")
+
+
+def traced(config, seed=0, dtype=np.float32, count=7, padded=False, **options):
+    """A random model, and a trace of it."""
+    model = model_of(config, random_weights(config, seed, dtype))
+    ids = np.random.default_rng(seed).integers(0, config.vocab_size, (2, count))
+    mask = None
+    if padded:
+        mask = np.ones((2, count), int)
+        mask[1, : (count + 1) // 2] = 0
+    return model, record(model, ids, attention_mask=mask, **options)
+
+
+def changed(trace, **arrays):
+    return replace(trace, arrays=dict(trace.arrays) | arrays)
+
+
+def verdicts(report):
+    return {result.verdict for result in report.results}
+
+
+@settings(max_examples=200)
+@given(
+    config=configs(max_heads=4),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    count=st.integers(1, 9),
+    padded=st.booleans(),
+)
+def test_no_false_alarm(config, seed, dtype, count, padded):
+    model, trace = traced(config, seed, dtype, count, padded)
+    report = check(trace, model)
+    assert verdicts(report) <= {"PASS", "WARN"}, report.first
+    assert len(report.results) == len(trace.arrays)
+    assert not report.missing
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_pairs_of_tokens(kind):
+    model, trace = traced(CONFIGS[kind], sites=[*PAIRWISE, "attention", "?_rope", "v_proj"])
+    report = check(trace, model)
+    routes = {r.site.role: r.inputs for r in report.results if r.judgement is not None}
+    assert [name.rpartition(".")[2] for name in routes["self_attn.probabilities"]] == ["scores"]
+    assert routes["self_attn.attention"][0].endswith("probabilities")
+    assert verdicts(report) <= {"PASS", "WARN", "SEEN"}, report.first
+
+
+@settings(max_examples=60)
+@given(kind=st.sampled_from(sorted(CONFIGS)), seed=st.integers(0, 1000), data=st.data())
+def test_one_wrong_element_is_found_where_it_is(kind, seed, data):
+    model, trace = traced(CONFIGS[kind], seed, padded=data.draw(st.booleans()))
+    name = data.draw(st.sampled_from(sorted(trace.arrays)))
+    array = np.array(trace.arrays[name])
+    index = tuple(data.draw(st.integers(0, n - 1)) for n in array.shape)
+    if trace.attention_mask is not None and not trace.attention_mask[index[:2]]:
+        return  # what engines leave there is their own affair
+    array[index] += np.float32(0.01) * np.abs(array).max()
+    report = check(changed(trace, **{name: array}), model)
+    assert report.first.site.name == name
+    assert report.first.verdict == "FAIL"
+    assert report.first.worst[0].index == index
+    assert report.first.judgement.index == index
+
+
+@settings(max_examples=60)
+@given(kind=st.sampled_from(sorted(CONFIGS)), seed=st.integers(0, 1000), data=st.data())
+def test_sites_whose_inputs_are_missing(kind, seed, data):
+    """Some sites only are recorded; a gross error in the last of them shows all the same."""
+    model, trace = traced(CONFIGS[kind], seed)
+    kept = data.draw(st.sets(st.sampled_from(sorted(trace.arrays)), min_size=1))
+    fewer = replace(
+        trace, arrays={name: trace.arrays[name] for name in trace.arrays if name in kept}
+    )
+    report = check(fewer, model)
+    assert verdicts(report) <= {"PASS", "WARN", "SEEN"}, report.first
+    for result in report.results:
+        assert (result.judgement is None) == (result.verdict == "SEEN")
+        assert set(result.inputs) <= kept | {"input_ids"}
+    wrong = changed(fewer, **{result.site.name: 1.01 * fewer.arrays[result.site.name]})
+    assert check(wrong, model).first.site.name == result.site.name
+
+
+def test_missing_sites_are_listed():
+    model, trace = traced(GQA)
+    del trace.arrays["model.layers.1.mlp.act"]
+    assert check(trace, model).missing == ("model.layers.1.mlp.act",)
+
+
+def test_last_token_only():
+    model, trace = traced(GQA)
+    last = {name: trace.arrays[name][:, -1:] for name in ("model.norm", "lm_head")}
+    assert check(changed(trace, **last), model).agrees
+    only_logits = changed(trace, lm_head=last["lm_head"])
+    assert check(only_logits, model).agrees
+
+
+def test_formats_that_the_arrays_do_not_show():
+    """Numbers rounded to bfloat16 and stored as float32."""
+    model, trace = traced(GQA)
+    rounded = trace.arrays["model.norm"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    shown = replace(changed(trace, **{"model.norm": rounded}), metadata={})
+    assert check(shown, model).first.site.name == "model.norm"
+    result = check(shown, model, dtype="bfloat16").results[-2]
+    assert (result.site.name, result.dtype, result.verdict) == ("model.norm", "bfloat16", "PASS")
+    said = replace(shown, metadata={"dtype": "float16"})
+    assert {r.dtype for r in check(said, model).results} == {"float16"}
+
+
+class TestRefused:
+    """Traces that cannot be checked, by name."""
+
+    def refusal(self, trace, config=GQA):
+        model = model_of(config, random_weights(config, 0, np.float32))
+        with pytest.raises(TraceError) as error:
+            check(trace, model)
+        return str(error.value)
+
+    def test_unknown_names(self):
+        _, trace = traced(GQA)
+        message = self.refusal(changed(trace, **{"model.layers.0.self_attn.q_prj": np.ones(1)}))
+        assert (
+            "'model.layers.0.self_attn.q_prj' (is it 'model.layers.0.self_attn.q_proj'?)" in message
+        )
+        assert "model.layers.2" in self.refusal(changed(trace, **{"model.layers.2": np.ones(1)}))
+
+    def test_nothing(self):
+        assert "at least one site" in self.refusal(Trace({}))
+
+    @pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj", "lm_head"])
+    def test_shapes(self, name):
+        _, trace = traced(GQA)
+        message = self.refusal(changed(trace, **{name: trace.arrays[name][..., 1:]}))
+        assert message.startswith(f"{name}: expected shape [2, 7, ")
+
+    def test_dtypes(self):
+        _, trace = traced(GQA)
+        message = self.refusal(changed(trace, lm_head=trace.arrays["lm_head"].astype(int)))
+        assert message.startswith("lm_head: expected one of the dtypes")
+
+    def test_other_model(self):
+        _, trace = traced(replace(GQA, rope_theta=99.0))
+        assert "rope_theta 100.0, got 99.0" in self.refusal(trace)
+
+    @pytest.mark.parametrize(
+        ("field", "value", "message"),
+        [
+            ("input_ids", np.full((2, 7), 13), "input_ids: expected ids from 0 to 12"),
+            ("input_ids", np.ones((2, 7)), "input_ids: expected integers"),
+            ("input_ids", np.ones(7, int), "input_ids: expected shape [B, S]"),
+            ("positions", np.ones((3, 7), int), "positions: expected integers in shape [7]"),
+            ("positions", -np.ones(7, int), "positions: expected zero or more"),
+            ("attention_mask", np.full((2, 7), 2), "attention_mask: expected 0 and 1"),
+            ("metadata", {"dtype": "float8"}, "metadata dtype: expected one of"),
+            ("metadata", {"config": "{"}, "metadata config: expected a config.json"),
+        ],
+    )
+    def test_tokens(self, field, value, message):
+        _, trace = traced(GQA)
+        assert message in self.refusal(replace(trace, **{field: value}))
+
+    def test_arguments(self):
+        model, trace = traced(GQA)
+        with pytest.raises(TypeError, match="trace: expected a Trace, got dict"):
+            check({}, model)
+        with pytest.raises(TypeError, match="model: expected a Llama, got str"):
+            check(trace, "smollm2-135m")
+        with pytest.raises(ValueError, match=r"persona: expected one of .*transformers.*'torch'"):
+            check(trace, model, persona="torch")
+        with pytest.raises(ValueError, match=r"accumulate: expected one of .*'tf32'"):
+            check(trace, model, accumulate="tf32")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_sites_are_those_of_a_forward_pass(kind):
+    config = CONFIGS[kind]
+    _, trace = traced(config, sites=["*"])
+    expected = {"B": 2, "S": 7}
+    for site in sites(config):
+        shape = tuple(expected.get(axis, axis) for axis in site.shape)
+        assert trace.arrays[site.name].shape == shape, site.name
+    assert len(trace.arrays) == len(sites(config))
+
+
+def test_nan_and_inf_are_no_failure_where_they_belong():
+    model, trace = traced(GQA)
+    weights = random_weights(GQA, 0, np.float32)
+    weights["model.embed_tokens.weight"][3, 2] = np.nan
+    model = model_of(GQA, weights)
+    trace = record(model, np.array([[1, 2, 3]]))
+    report = check(trace, model)
+    assert report.agrees
+    clean = {n: np.nan_to_num(a) for n, a in trace.arrays.items()}
+    assert (
+        check(replace(trace, arrays=clean), model).first.site.name == "model.embed_tokens"
+    )
+
+
+def test_config_in_the_metadata_is_the_models():
+    _, trace = traced(GQA)
+    assert LlamaConfig.from_json(json.loads(trace.metadata["config"])) == GQA
