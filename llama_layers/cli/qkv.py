@@ -19,7 +19,7 @@ from llama_layers.cli.options import (
     add_json,
     resolve_backend,
 )
-from llama_layers.cli.output import check_output, write_atomically
+from llama_layers.files import check_output, write_atomically
 
 if TYPE_CHECKING:
     from llama_layers.llama import Llama

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from llama_layers.backends.transfer import to_numpy
 from llama_layers.projection import QKV, qkv_projection
 from llama_layers.verify.bounds import Bound, linear_bound
 from llama_layers.verify.judge import Judgement, judge
+from llama_layers.verify.plain import plain
 from llama_layers.weights import QKVWeights
 
 # Two elements differ when they are further apart than this.
@@ -96,7 +97,7 @@ class QKVReport:
         dict
             One entry for each attribute, with the verdict beside each ratio.
         """
-        content = _json(asdict(self))
+        content = plain(self)
         for name in ("q", "k", "v"):
             content[name]["judgement"]["verdict"] = getattr(self, name).judgement.verdict
         return dict(content)
@@ -205,13 +206,3 @@ def _difference(a: NDArray[Any], b: NDArray[Any]) -> Difference:
     with np.errstate(invalid="ignore"):  # Inf - Inf: not a number, and so a difference
         apart = np.abs(a.astype(np.float64) - b.astype(np.float64))
     return Difference(int(np.count_nonzero(~(apart <= DIFFERENCE))), apart.size)
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _json(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(entry) for entry in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return str(value)
-    return value

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llama_layers.verify.judge import Judgement
+from llama_layers.verify.plain import plain
 from llama_layers.verify.sites import Site
 
 SiteVerdict = Literal["PASS", "WARN", "FAIL", "SEEN", "DIFFERS"]
+ReportVerdict = Literal["PASS", "WARN", "FAIL", "SEEN", "NONE"]
+SITE_VERDICTS: tuple[SiteVerdict, ...] = get_args(SiteVerdict)
 
 
 @dataclass(frozen=True)
@@ -118,33 +123,77 @@ class Report:
         What the trace says of its origin.
     seconds : float
         How long the check took.
+    persona : str
+        The engine whose further roundings were allowed; "contract" if none were.
+    explained : bool
+        Whether explanations were looked for.
     """
 
     results: tuple[SiteResult, ...]
     missing: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    persona: str = "contract"
+    explained: bool = True
 
     @property
-    def first_failure(self) -> SiteResult | None:
-        """The first site that diverges, FAIL or DIFFERS; None if none does."""
-        return next((r for r in self.results if r.verdict in ("FAIL", "DIFFERS")), None)
+    def verdict(self) -> ReportVerdict:
+        """What the results come to.
+
+        FAIL if a site fails or differs, else WARN if one warns, else PASS if one passes. Where no
+        site could be held against a bound: SEEN, or NONE if nothing was compared with anything.
+        """
+        found = {result.verdict for result in self.results}
+        if found & {"FAIL", "DIFFERS"}:
+            return "FAIL"
+        if "WARN" in found:
+            return "WARN"
+        if "PASS" in found:
+            return "PASS"
+        compared = any(not math.isnan(result.difference) for result in self.results)
+        return "SEEN" if compared else "NONE"
 
     @property
     def agrees(self) -> bool:
-        """Whether no site diverges."""
-        return self.first_failure is None
+        """Whether something was compared, and no site fails or differs."""
+        return self.verdict in ("PASS", "WARN", "SEEN")
 
-    def counts(self) -> dict[str, int]:
-        """How many sites have each verdict.
+    @property
+    def exit_status(self) -> int:
+        """Of a command that checks: 0 agrees, 1 does not, 2 nothing could be checked."""
+        return {"FAIL": 1, "NONE": 2}.get(self.verdict, 0)
+
+    @property
+    def failures(self) -> tuple[SiteResult, ...]:
+        """The sites that fail or differ, in the order of a forward pass."""
+        return tuple(result for result in self.results if result.verdict in ("FAIL", "DIFFERS"))
+
+    @property
+    def first(self) -> SiteResult | None:
+        """The first site that fails or differs."""
+        return next(iter(self.failures), None)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, every: bool = False, width: int = 80) -> str:
+        """The report for people to read.
+
+        Parameters
+        ----------
+        every : bool, optional
+            Whether to print a line for each site, not only for each role.
+        width : int, optional
+            How many columns the lines may take, where they can be broken.
 
         Returns
         -------
-        dict of str to int
-            For "PASS", "WARN", "FAIL", "SEEN" and "DIFFERS".
+        str
+            Without a line break at the end.
         """
-        verdicts: tuple[SiteVerdict, ...] = ("PASS", "WARN", "FAIL", "SEEN", "DIFFERS")
-        return {v: sum(r.verdict == v for r in self.results) for v in verdicts}
+        from llama_layers.verify.text import report_text
+
+        return report_text(self, every=every, width=width)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values; NaN and Inf become strings.
@@ -152,6 +201,29 @@ class Report:
         Returns
         -------
         dict
-            One entry for each attribute, with the verdict and the first failure on top.
+            The verdict, the exit status and the first failure first, then the attributes.
         """
-        raise NotImplementedError
+        from llama_layers.verify.text import headline
+
+        counts = Counter(result.verdict for result in self.results)
+        return {
+            "verdict": self.verdict,
+            "agrees": self.agrees,
+            "exit_status": self.exit_status,
+            "headline": headline(self),
+            "first": None if self.first is None else _result_json(self.first),
+            "counts": {verdict: counts[verdict] for verdict in SITE_VERDICTS},
+            "persona": self.persona,
+            "explained": self.explained,
+            "seconds": self.seconds,
+            "metadata": dict(self.metadata),
+            "missing": list(self.missing),
+            "histogram_edges": list(EDGES),
+            "results": [_result_json(result) for result in self.results],
+        }
+
+
+def _result_json(result: SiteResult) -> dict[str, Any]:
+    content: dict[str, Any] = plain(result)
+    content["site"]["role"] = result.site.role
+    return content
