@@ -268,10 +268,7 @@ def attention_bound(
         weights = weigh(errors, allowed, sums, exp_ulps, blocks)
         numbers = v64[tile.batch, :, tile.kv].astype(np.float64)
         parts = _weighed(weights, numbers, out, sums, factors, blocks, flushes)
-        hidden = None if allowed is None else ~allowed.any(axis=-1)[:, None]
         for array, part in zip((exact, limit, usual), parts, strict=True):
-            if hidden is not None:
-                part[np.broadcast_to(hidden, part.shape)] = 0.0
             array[tile.batch, tile.rows, tile.heads] = part.transpose(1, 0, 2)
     return Bound(exact, limit, usual)
 
@@ -312,5 +309,6 @@ def _weighed(
                 overflows |= bool((size_v >= form.max).any())
             error = rounded(error, exact, narrowing(out, sums))
             errors.append(np.where(overflows | beyond(exact, error, out), np.inf, error))
-    bound = bounded(exact, (errors[0], errors[1]), unlimited=~np.isfinite(exact))
+    unlimited = ~np.isfinite(exact)
+    bound = bounded(exact, (errors[0], errors[1]), unlimited=unlimited, certain=weights.hidden)
     return bound.exact, bound.limit, bound.usual

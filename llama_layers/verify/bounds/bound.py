@@ -160,7 +160,8 @@ def rounded(error: Any, value: Any, to: FloatFormat | None) -> Any:
     """The error after one more rounding, of what should be `value`."""
     if to is None:
         return error
-    return error * (1 + to.unit_roundoff) + to.unit_roundoff * np.abs(value) + to.smallest_subnormal
+    u = to.unit_roundoff
+    return error * (1 + u) + u * finite_magnitude(value) + to.smallest_subnormal
 
 
 def beyond(magnitude: Any, error: Any, to: FloatFormat | None) -> Any:

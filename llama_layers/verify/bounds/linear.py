@@ -125,7 +125,7 @@ def _linear_block(
     finite_x, finite_w = finite_magnitude(x), finite_magnitude(w)
     with np.errstate(invalid="ignore", over="ignore"):
         # In another order than `linear` sums in: a float64 result is not held against itself.
-        product = x[:, ::-1] @ w[:, ::-1].T
+        product = np.ascontiguousarray(x[:, ::-1]) @ np.ascontiguousarray(w[:, ::-1]).T
         exact = product if b is None else product + b
         magnitude = finite_x @ finite_w.T
         if b is not None:

@@ -154,7 +154,7 @@ def swiglu_bound(
         gated = g / (1 + np.exp(-g))
         exact = gated * h
         size_g, size_h = finite_magnitude(g), finite_magnitude(h)
-        error = relative * np.abs(gated) + u * exp_ulps * size_g * (1 + relative)
+        error = relative * finite_magnitude(gated) + u * exp_ulps * size_g * (1 + relative)
         error = own_error(sums) * error + lost * (1 + size_g)
         overflows = beyond(gated, error, between) | beyond(gated, error, sums)
         error = rounded(error, gated, between) * size_h
@@ -213,7 +213,7 @@ def residual_bound(
         raise ValueError(f"b: expected shape {list(a64.shape)} of a, got {list(b64.shape)}")
     with np.errstate(invalid="ignore", over="ignore"):
         exact = a64 + b64
-        error = own_error(sums) * sums.unit_roundoff * np.abs(exact)
+        error = own_error(sums) * sums.unit_roundoff * finite_magnitude(exact)
         overflows = beyond(exact, error, sums)
         error = rounded(error, exact, narrowing(out, sums))
         overflows |= beyond(exact, error, out)

@@ -31,6 +31,10 @@ from llama_layers.verify.bounds.bound import (
 
 # The error that is allowed a power, in unit roundoffs: 4 units in the last place, as of CUDA's.
 POWER = 8
+# The same for theta, the inverse, the position and its product with the frequency together.
+PRODUCTS = 4
+# And for each pair after the first, if its frequency is the one before times a host's power.
+STEP = 3
 
 
 def rope_bound(
@@ -73,6 +77,8 @@ def rope_bound(
       of an exponential, the logarithm of theta and the product,
     - 8 for the power, within 4 units in the last place as CUDA's is,
     - 4 for theta, the inverse, the position and its product with the frequency,
+    - 3 i where each frequency is the one before it times :math:`\theta^{-2/D}`, as in llama.cpp:
+      a rounding, and a power within 1 unit in the last place,
 
     and what scaling adds: 1 for "linear" (a division); for "dynamic" the error of the stretched
     theta, raised to :math:`D / (D - 2)`; for "llama3" and "yarn" that of the blend between kept
@@ -218,7 +224,7 @@ def _relative_errors(
     scaling = config.rope_scaling
     dynamic = scaling is not None and scaling.rope_type == "dynamic"
     exponents: Float64Array = np.abs(np.log(frequencies if dynamic else plain))
-    roundings = 3 * exponents + POWER + 4
+    roundings = 3 * exponents + POWER + PRODUCTS + STEP * np.arange(len(plain))
     if scaling is None:
         return roundings * u
     if scaling.rope_type == "linear":
@@ -226,7 +232,7 @@ def _relative_errors(
     if scaling.rope_type == "dynamic":
         return (roundings + _stretch(config, length)) * u
     if scaling.rope_type == "llama3":
-        weight = _band(scaling, plain, roundings * u)
+        weight = _band(scaling, plain, roundings, u)
     else:
         weight = np.full_like(roundings, _ramp(config, scaling))
     # Beside the weight itself: a division, two products, a difference and a sum.
@@ -243,16 +249,19 @@ def _stretch(config: LlamaConfig, length: int | None) -> float:
     return exponent * (2 * factor + 3 + 3 * math.log(stretch)) + POWER + 1
 
 
-def _band(scaling: RopeScaling, plain: Float64Array, error: Float64Array) -> Float64Array:
+def _band(
+    scaling: RopeScaling, plain: Float64Array, roundings: Float64Array, u: float
+) -> Float64Array:
     """Roundings in the weight of the blend of "llama3", which is exact outside its band."""
     assert scaling.original_max_position_embeddings is not None
     assert scaling.low_freq_factor is not None
     assert scaling.high_freq_factor is not None
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     turns = scaling.original_max_position_embeddings * plain / (2 * np.pi)
-    inside = (turns > low * (1 - 2 * error)) & (turns < high * (1 + 2 * error))
-    lost = turns * (3 * np.abs(np.log(plain)) + POWER + 8) / (high - low) + 3
-    return np.where(inside, lost, 0.0)
+    tolerance = 2 * (roundings + 4) * u
+    inside = (turns > low * (1 - tolerance)) & (turns < high * (1 + tolerance))
+    # Of the turns, over a width; a difference, and a quotient of the weight, which is at most 1.
+    return np.where(inside, turns * (roundings + 4) / (high - low) + 3, 0.0)
 
 
 def _ramp(config: LlamaConfig, scaling: RopeScaling) -> float:
@@ -260,7 +269,11 @@ def _ramp(config: LlamaConfig, scaling: RopeScaling) -> float:
     if scaling.truncate is not False:
         return 3.0
     trained = scaling.original_max_position_embeddings or config.max_position_embeddings
-    fast, slow = scaling.beta_fast or 32.0, scaling.beta_slow or 1.0
-    # The end of the ramp over its width, in pairs; and the logarithms that both are made of.
-    start = abs(math.log(trained / (fast * 2 * math.pi))) / math.log(fast / slow)
-    return 8.0 + 8.0 * (start + 1.0)
+    pairs = config.head_dim / (2 * math.log(config.rope_theta))
+    ends = (
+        pairs * math.log(trained / (2 * math.pi * turns))
+        for turns in (scaling.beta_fast or 32.0, scaling.beta_slow or 1.0)
+    )
+    low, high = (min(max(end, 0.0), config.head_dim - 1.0) for end in ends)
+    # Both ends are made of logarithms; what is lost in them counts over the ramp's width.
+    return 8 * (low + high + pairs) / (abs(high - low) or 0.001) + 8

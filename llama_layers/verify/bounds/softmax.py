@@ -84,6 +84,8 @@ class Weights:
     """By how much each grows if its exponential errs by most, and usually, and no other does."""
     unlimited: Any
     """Rows of which nothing can be said, [..., S, 1]."""
+    hidden: Any
+    """Rows that may see no key, [S, 1]."""
 
     def share(self, which: int, underflow: float) -> Float64Array:
         """By how much the sum of the exponentials can be off, relative to itself; [..., S, 1]."""
@@ -126,13 +128,11 @@ def weigh(
             overflows = ~np.isfinite(most)
             grown.append((growth * (1 + exponential) + e * exponential) / np.maximum(total, 1.0))
         unlimited |= overflows
-        hidden = ~visible.any(axis=-1, keepdims=True)
-        if allowed is None:  # an engine that is told of no empty rows divides 0 by 0
-            unlimited |= hidden
-        else:
-            unlimited |= hidden & allowed.any(axis=-1, keepdims=True)
+        # Without a key but minus infinity an engine divides 0 by 0, unless the mask says so.
+        hidden = False if allowed is None else ~allowed.any(axis=-1, keepdims=True)
+        unlimited |= ~visible.any(axis=-1, keepdims=True) & ~np.asarray(hidden)
         p = e / np.where(total == 0, 1.0, total)
-    return Weights(p, (grown[0], grown[1]), unlimited)
+    return Weights(p, (grown[0], grown[1]), unlimited, hidden)
 
 
 def probability_errors(
