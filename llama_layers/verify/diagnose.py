@@ -3,48 +3,160 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.llama import Llama
-from llama_layers.verify.operations import Formats, Operation
+from llama_layers.verify.bounds import Bound
+from llama_layers.verify.defined import where_defined
+from llama_layers.verify.hypotheses import HYPOTHESES
+from llama_layers.verify.hypotheses.hypothesis import (
+    Change,
+    Computable,
+    Hypothesis,
+    Kind,
+    wide,
+)
+from llama_layers.verify.operations import Formats, Linear
+from llama_layers.verify.personas import CONTRACT, PERSONAS, Persona
 from llama_layers.verify.report import Explanation
-from llama_layers.verify.sites import Site
-from llama_layers.verify.validate import Recorded
+from llama_layers.verify.suspect import Suspect
+
+__all__ = ["Suspect", "diagnose"]
+
+# Every rounding that any engine is known for: a mistake that does not hold with it holds with none.
+_ALL = Persona(
+    "all", True, "float32", True, True, True, True, True, kv_cache="float16", flushes=True
+)
+# How much of a product is looked at before all of it: the worst tokens and the worst outputs.
+_TOKENS, _OUTPUTS = 3, 64
+# Explanations whose errors are this much larger than the least count as equally good.
+_ALIKE = 1.25
+# An explanation leaves an error below this share of the one that it explains.
+_LESS = 0.9
 
 
-@dataclass(frozen=True, eq=False)
-class Suspect:
-    """A site that failed, with all that could tell why.
-
-    Attributes
-    ----------
-    site : Site
-        Which.
-    operation : Operation
-        What it should be.
-    computed : ndarray
-        What the port has there.
-    formats : Formats
-        In which formats it computes.
-    recorded : Recorded
-        The port's other arrays.
-    model : Llama
-        The model's other weights.
-    """
-
-    site: Site
-    operation: Operation
-    computed: NDArray[Any]
-    formats: Formats
-    recorded: Recorded
-    model: Llama
+@dataclass(frozen=True)
+class _Found:
+    explanation: Explanation
+    error: float
+    """Of the whole array, with the mistake."""
 
 
 def diagnose(
     suspect: Suspect, /, *, only: Collection[str] | None = None
 ) -> tuple[Explanation, ...]:
-    """The mistakes that would explain a suspect, the likeliest first."""
+    """The mistakes that would explain a suspect, the likeliest first.
+
+    A mistake explains it if the bound of the operation with the mistake holds the port's array.
+    Mistakes in the formula are tried first, then too few bits, then what can be read off the array
+    itself; what explains is looked for no further.
+
+    Parameters
+    ----------
+    suspect : Suspect
+        A site that failed.
+    only : collection of str, optional
+        Names of hypotheses to try; all if not given.
+
+    Returns
+    -------
+    tuple of Explanation
+        Those that cannot be told apart from the port's array, by the error that they leave; none
+        if no hypothesis explains it.
+    """
+    trial = _Trial(suspect)
+    chosen = [h for h in HYPOTHESES if only is None or h.name in only]
+    for kind in Kind:
+        found = [f for h in chosen if h.kind == kind for f in trial.found(h)]
+        if found:
+            least = _ALIKE * min(f.error for f in found)
+            found.sort(key=lambda f: max(f.error, least))
+            return tuple(f.explanation for f in found)
     return ()
+
+
+class _Trial:
+    """One suspect, held against one mistake after the other."""
+
+    def __init__(self, suspect: Suspect) -> None:
+        self._suspect = suspect
+        self._formats = suspect.formats
+        right = self._judged(suspect.bound(suspect.formats))
+        ratio = right.ratio(suspect.computed)
+        self._wrong = ratio > 1
+        self._error = _error(suspect.computed, right)
+        if isinstance(suspect.operation, Linear):
+            self._tokens = _largest(ratio.max(axis=(0, 2)), _TOKENS)
+            self._outputs = _largest(ratio.max(axis=(0, 1)), _OUTPUTS)
+
+    def found(self, hypothesis: Hypothesis) -> list[_Found]:
+        """The ways in which a hypothesis explains the suspect: the best, and those as good."""
+        found = []
+        for change in hypothesis.applied(self._suspect):
+            result = self._explained(change.operation) if self._possible(change) else None
+            if result is not None:
+                ratio, error = result
+                found.append(_Found(Explanation(hypothesis.name, change.detail, ratio), error))
+        found.sort(key=lambda f: f.error)
+        best = {f.explanation.detail: f for f in reversed(found) if f.error <= 4 * found[0].error}
+        return list(best.values())[::-1]
+
+    def _possible(self, change: Change) -> bool:
+        """Whether a mistake survives a look at the worst tokens and outputs of a product."""
+        formats, computed = self._liberal(), self._suspect.computed
+        operation = change.operation
+        if not isinstance(operation, Linear):
+            ratio = self._judged(operation.bound(formats)).ratio(computed)
+            return bool(ratio.max() <= 1)
+        few = replace(
+            operation,
+            x=operation.x[:, self._tokens],
+            weight=operation.weight[self._outputs],
+            bias=None if operation.bias is None else operation.bias[self._outputs],
+        )
+        theirs = computed[:, self._tokens][..., self._outputs]
+        return bool(few.bound(formats).ratio(theirs).max() <= 1)
+
+    def _explained(self, operation: Computable) -> tuple[float, float] | None:
+        """The largest ratio and the error that are left, where the mistake explains the array."""
+        for persona in self._personas():
+            bound = self._judged(operation.bound(replace(self._formats, persona=persona)))
+            ratio = bound.ratio(self._suspect.computed)
+            if ratio.max() <= 1:
+                # A bound that says nothing where the port is wrong explains nothing.
+                judged = np.count_nonzero(self._wrong & ~np.isinf(bound.limit))
+                error = _error(self._suspect.computed, bound)
+                told = 2 * judged >= np.count_nonzero(self._wrong)
+                if told and error < _LESS * self._error:
+                    return float(ratio.max()), error
+                return None
+        return None
+
+    def _liberal(self) -> Formats:
+        chosen = self._formats.persona is not CONTRACT
+        return self._formats if chosen else replace(self._formats, persona=_ALL)
+
+    def _personas(self) -> tuple[Persona, ...]:
+        persona = self._formats.persona
+        return (persona,) if persona is not CONTRACT else (CONTRACT, *PERSONAS.values())
+
+    def _judged(self, bound: Bound) -> Bound:
+        return where_defined(bound, self._suspect.site, self._suspect.recorded)
+
+
+def _largest(values: NDArray[Any], count: int) -> NDArray[np.intp]:
+    return np.sort(np.argsort(-values, kind="stable")[:count])
+
+
+def _error(computed: Any, bound: Bound) -> float:
+    """The root of the sum of squared errors; infinite for numbers that are none and should be."""
+    values = wide(computed)
+    judged = ~np.isinf(bound.limit)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(values - bound.exact)
+        same = (values == bound.exact) | (np.isnan(values) & np.isnan(bound.exact))
+        error = np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
+        return float(np.sqrt(np.sum(np.square(error[judged]))))

@@ -1,0 +1,129 @@
+"""Mistakes that any site can have, read off the port's own array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.verify.hypotheses.hypothesis import (
+    Change,
+    Formula,
+    Hypothesis,
+    Kind,
+    Moved,
+    wide,
+)
+from llama_layers.verify.operations import Operation
+from llama_layers.verify.sites import sites
+from llama_layers.verify.suspect import Suspect
+
+
+def _another_sites_array(operation: Any, suspect: Suspect) -> Iterator[Change]:
+    computed = suspect.computed
+    for site in sites(suspect.recorded.config):
+        if site.name == suspect.site.name or site.name not in suspect.recorded.arrays:
+            continue
+        if suspect.recorded.arrays[site.name].shape == computed.shape:
+            other = suspect.recorded.array(site.name)
+            if other.ravel()[:8].tobytes() == computed.ravel()[:8].tobytes() and np.array_equal(
+                other, computed
+            ):
+                yield Change(
+                    Formula(wide(other), np.zeros(other.shape), 0),
+                    f"The port has the array of {site.name} here, bit for bit.",
+                )
+
+
+def _zeros(operation: Any, suspect: Suspect) -> Iterator[Change]:
+    bound = suspect.bound(suspect.formats)
+    wrong = bound.ratio(suspect.computed) > 1
+    if wrong.any() and not wide(suspect.computed)[wrong].any():
+        yield Change(
+            Moved(suspect, lambda y: np.where(wrong, 0.0, y)),
+            f"The port has zeros{_where(wrong)} that should be other numbers.",
+        )
+
+
+def _where(wrong: NDArray[np.bool_]) -> str:
+    """Along which axes the places are few."""
+    names = {3: ("sequence", "token", "channel"), 4: ("sequence", "token", "head", "channel")}
+    said = []
+    for axis, name in enumerate(names[wrong.ndim]):
+        others = tuple(i for i in range(wrong.ndim) if i != axis)
+        places = np.flatnonzero(wrong.any(axis=others))
+        if 0 < len(places) < wrong.shape[axis]:
+            numbers = ", ".join(map(str, places[:4])) + (" ..." if len(places) > 4 else "")
+            said.append(f"{name} {numbers}")
+    return f" at {', '.join(said)}" if said else ""
+
+
+def _scaled(operation: Any, suspect: Suspect) -> Iterator[Change]:
+    exact, computed = suspect.bound(suspect.formats).exact, wide(suspect.computed)
+    both = np.isfinite(exact) & np.isfinite(computed)
+    size = float(np.sum(np.square(exact[both])))
+    factor = float(np.sum(computed[both] * exact[both])) / size if size else 0.0
+    if factor:
+        yield Change(
+            Moved(suspect, lambda y: factor * y),
+            f"The port has {factor:.6g} times what it should have, everywhere.",
+        )
+
+
+def _tokens_moved(operation: Any, suspect: Suspect) -> Iterator[Change]:
+    if suspect.site.pairwise:
+        return
+    count = suspect.computed.shape[1]
+    for step, which in ((1, "before"), (-1, "after")):
+        if count > 1:
+            yield Change(
+                Moved(suspect, partial(np.roll, shift=step, axis=1)),
+                f"The port has at each token what belongs to the one {which} it.",
+            )
+    yield Change(Moved(suspect, lambda y: y[:, ::-1]), "The port has the tokens in reverse order.")
+    if len(suspect.computed) > 1:
+        yield Change(
+            Moved(suspect, lambda y: y[::-1]), "The port has the sequences in reverse order."
+        )
+
+
+def _heads_moved(operation: Any, suspect: Suspect) -> Iterator[Change]:
+    """For each head the one whose numbers it has."""
+    exact, computed = suspect.bound(suspect.formats).exact, wide(suspect.computed)
+    if suspect.site.pairwise:
+        return
+    config = suspect.recorded.config
+    if exact.ndim == 3:
+        if "self_attn" not in suspect.site.role or suspect.site.role == "self_attn.o_proj":
+            return
+        exact, computed = (y.reshape(*y.shape[:2], -1, config.head_dim) for y in (exact, computed))
+    heads = exact.shape[2]
+    errors = [
+        [np.sum(np.square(computed[:, :, to] - exact[:, :, of])) for of in range(heads)]
+        for to in range(heads)
+    ]
+    order = np.argmin(np.nan_to_num(errors, nan=np.inf), axis=1)
+    if (order == np.arange(heads)).all():
+        return
+    shape = suspect.computed.shape
+    split = (*shape[:2], heads, -1)
+    yield Change(
+        Moved(suspect, lambda y: y.reshape(split)[:, :, order].reshape(shape)),
+        f"The port has heads {_listed(order)} in the place of {_listed(np.arange(heads))}.",
+    )
+
+
+def _listed(numbers: NDArray[Any]) -> str:
+    return ", ".join(map(str, numbers[:6])) + (" ..." if len(numbers) > 6 else "")
+
+
+HYPOTHESES = (
+    Hypothesis("array of another site", Operation, _another_sites_array, kind=Kind.SOLVED),
+    Hypothesis("zeros", Operation, _zeros, kind=Kind.SOLVED),
+    Hypothesis("everything scaled", Operation, _scaled, kind=Kind.SOLVED),
+    Hypothesis("tokens in another place", Operation, _tokens_moved, kind=Kind.SOLVED),
+    Hypothesis("heads in another order", Operation, _heads_moved, kind=Kind.SOLVED),
+)

@@ -1,0 +1,145 @@
+"""What a hypothesis is, and operations that only a mistake would compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from types import UnionType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.backends.dtypes import FLOATS
+from llama_layers.backends.transfer import to_numpy
+from llama_layers.verify.bounds import Bound, gamma
+from llama_layers.verify.operations import Formats
+from llama_layers.verify.personas import CONTRACT
+from llama_layers.verify.suspect import Suspect
+
+Float64Array = NDArray[np.float64]
+
+
+class Kind(IntEnum):
+    """What a hypothesis is about; one kind is tried after the other, until one explains."""
+
+    MISTAKE = 0
+    """Another formula, another weight, another input."""
+    ROUNDING = 1
+    """The right formula in fewer bits."""
+    SOLVED = 2
+    """Something about the mistake is found from the port's own array."""
+
+
+class Computable(Protocol):
+    """What has a bound: an operation, or one of the classes below."""
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact result, and what rounding allows."""
+
+
+class Change(NamedTuple):
+    """An operation with a mistake."""
+
+    operation: Computable
+    """What the port would have computed."""
+    detail: str
+    """A sentence: what it seems to do, and what it should."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A mistake that a port may have made.
+
+    Attributes
+    ----------
+    name : str
+        A few words.
+    operations : type or union of types
+        The operations in which it can be made.
+    changes : callable
+        ``changes(operation, suspect)`` gives the operations that it may have led to, each alone or
+        with a detail of its own.
+    detail : str
+        A sentence: what the port seems to do, and what it should.
+    kind : Kind
+        What it is about.
+    """
+
+    name: str
+    operations: type | UnionType
+    changes: Callable[[Any, Suspect], Iterable[Computable | Change]]
+    detail: str = ""
+    kind: Kind = Kind.MISTAKE
+
+    def applied(self, suspect: Suspect) -> Iterable[Change]:
+        """The operations with the mistake; none where it could not have been made."""
+        if not isinstance(suspect.operation, self.operations):
+            return
+        for change in self.changes(suspect.operation, suspect):
+            yield change if isinstance(change, Change) else Change(change, self.detail)
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """The result of an operation with its elements in other places, or scaled."""
+
+    operation: Computable
+    move: Callable[[Float64Array], Float64Array]
+
+    def bound(self, formats: Formats) -> Bound:
+        """The bound of the operation, moved as its result is."""
+        bound = self.operation.bound(formats)
+        limit, usual = (np.abs(self.move(part)) for part in (bound.limit, bound.usual))
+        return Bound(self.move(bound.exact), limit, usual)
+
+
+@dataclass(frozen=True, eq=False)
+class Only:
+    """An operation of which some elements can be anything."""
+
+    operation: Computable
+    places: NDArray[np.bool_]
+
+    def bound(self, formats: Formats) -> Bound:
+        """The operation's bound at the other places."""
+        return self.operation.bound(formats).only(self.places)
+
+
+@dataclass(frozen=True, eq=False)
+class Formula:
+    r"""A result that no function of this package computes.
+
+    Each of `roundings` rounding errors is relative to `magnitude`, of the size of the terms that
+    the result is summed from: :math:`|\hat y - y| \le \gamma_n A + u_o |y|`. A persona may round
+    some steps to the format of the result.
+    """
+
+    exact: Float64Array
+    magnitude: Float64Array
+    roundings: int
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact result, and what so many roundings allow."""
+        out, sums = FLOATS[formats.dtype], FLOATS[formats.accumulate]
+        growth = gamma(2 * self.roundings, sums.unit_roundoff)
+        if formats.persona is not CONTRACT:
+            growth += 4 * out.unit_roundoff
+        with np.errstate(invalid="ignore", over="ignore"):
+            limit = growth * self.magnitude + out.unit_roundoff * np.abs(self.exact)
+            limit += out.smallest_subnormal
+            if formats.persona.flushes:
+                limit += sums.smallest_normal
+            limit = np.where(np.abs(self.exact) + limit >= out.max, np.inf, limit)
+        return Bound(self.exact, limit, limit)
+
+
+def wide(array: Any) -> Float64Array:
+    """An array's numbers in float64."""
+    return to_numpy(array).astype(np.float64)
+
+
+def with_fields(operation: Any, **fields: Any) -> Any:
+    """A copy of an operation with other fields, those that it has."""
+    return replace(operation, **{k: v for k, v in fields.items() if hasattr(operation, k)})

@@ -1,0 +1,284 @@
+"""The right formula in too few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.backends.dtypes import FLOATS
+from llama_layers.verify.bounds import Bound
+from llama_layers.verify.defined import where_defined
+from llama_layers.verify.hypotheses.hypothesis import (
+    Change,
+    Computable,
+    Float64Array,
+    Formula,
+    Hypothesis,
+    Kind,
+    wide,
+)
+from llama_layers.verify.operations import (
+    Attention,
+    Embedding,
+    Formats,
+    Gate,
+    Linear,
+    Norm,
+    Probabilities,
+    Residual,
+    Rope,
+    Scores,
+    Softmax,
+    WeightedSum,
+)
+from llama_layers.verify.suspect import Suspect
+
+_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+_INPUTS: dict[type, tuple[str, ...]] = {
+    Linear: ("x", "weight"),
+    Norm: ("x", "weight"),
+    Attention: ("q", "k", "v"),
+    Scores: ("q", "k"),
+    Probabilities: ("q", "k"),
+    WeightedSum: ("probabilities", "v"),
+    Gate: ("gate", "up"),
+    Residual: ("x", "added"),
+    Rope: ("x",),
+    Embedding: ("table",),
+}
+_Any = (
+    Linear | Norm | Attention | Scores | Probabilities | WeightedSum | Gate | Residual | Rope
+    | Embedding
+)  # fmt: skip
+_Summing = Linear | Norm | Attention | Scores | Probabilities | Softmax | WeightedSum
+
+
+def tf32(array: NDArray[Any], half: int) -> NDArray[np.float32]:
+    """Numbers of 10 bits after the point: the other 13 are cut off, after `half` was added."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    finite = np.isfinite(bits.view(np.float32))
+    cut = (bits + np.uint32(half)) & np.uint32(0xFFFFE000)
+    return np.where(finite, cut, bits).view(np.float32)
+
+
+def _narrow(dtype: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    def rounded(array: NDArray[Any]) -> NDArray[Any]:
+        with np.errstate(over="ignore"):
+            return array.astype(dtype).astype(np.float32)
+
+    return rounded
+
+
+def _inputs_rounded(
+    *roundings: Callable[[NDArray[Any]], NDArray[Any]], parts: bool = True
+) -> Callable[[Any, Suspect], Iterator[Change]]:
+    """All inputs rounded, and if `parts` some of them."""
+
+    def changes(operation: Any, suspect: Suspect) -> Iterator[Change]:
+        names = _INPUTS[type(operation)]
+        for rounding in roundings:
+            rounded = {name: rounding(getattr(operation, name)) for name in names}
+            for count in range(len(names), 0, -1) if parts else (len(names),):
+                for some in combinations(names, count):
+                    yield Change(replace(operation, **{name: rounded[name] for name in some}), "")
+
+    return changes
+
+
+def _named(
+    name: str,
+    operations: Any,
+    changes: Callable[[Any, Suspect], Iterator[Change]],
+    detail: str,
+) -> Hypothesis:
+    def told(operation: Any, suspect: Suspect) -> Iterator[Change]:
+        for change in changes(operation, suspect):
+            yield change._replace(detail=change.detail or detail)
+
+    return Hypothesis(name, operations, told, detail, Kind.ROUNDING)
+
+
+@dataclass(frozen=True, eq=False)
+class InFormats:
+    """An operation in other formats than the port says."""
+
+    operation: Computable
+    dtype: str | None = None
+    accumulate: str | None = None
+    usually: bool = False
+
+    def bound(self, formats: Formats) -> Bound:
+        """Its bound in them; what is usual in the place of the limit, if asked."""
+        other = replace(
+            formats,
+            dtype=self.dtype or formats.dtype,
+            accumulate=self.accumulate or formats.accumulate,
+        )
+        bound = self.operation.bound(other)
+        return replace(bound, limit=bound.usual) if self.usually else bound
+
+
+def _result_rounded(narrow: str) -> Callable[[Any, Suspect], Iterator[Computable]]:
+    """Only where every number of the port's is one of the narrower format."""
+
+    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
+        if FLOATS[narrow].precision >= FLOATS[suspect.formats.dtype].precision:
+            return
+        computed = wide(suspect.computed)
+        with np.errstate(over="ignore"):
+            same = computed.astype(_DTYPES[narrow]).astype(np.float64) == computed
+        if same[np.isfinite(computed)].all():
+            yield InFormats(operation, dtype=narrow)
+
+    return changes
+
+
+@dataclass(frozen=True, eq=False)
+class Truncated:
+    """An operation whose result is cut off to its format, in the place of rounded."""
+
+    operation: Computable
+
+    def bound(self, formats: Formats) -> Bound:
+        """Half a unit in the last place below the exact result, and as much around it."""
+        bound = self.operation.bound(replace(formats, dtype=formats.accumulate))
+        out = FLOATS[formats.dtype]
+        with np.errstate(all="ignore"):
+            _, exponent = np.frexp(bound.exact)
+            unit = np.ldexp(2.0 * out.unit_roundoff, exponent - 1)
+            unit = np.maximum(unit, out.smallest_subnormal)
+        below = bound.exact - np.sign(bound.exact) * unit / 2
+        return Bound(below, unit / 2 + bound.limit, unit / 2 + bound.usual)
+
+
+def _truncated(operation: Any, suspect: Suspect) -> Iterator[Computable]:
+    if FLOATS[suspect.formats.dtype].precision < FLOATS[suspect.formats.accumulate].precision:
+        yield Truncated(operation)
+
+
+def _narrow_sums(narrow: str) -> Callable[[Any, Suspect], Iterator[Computable]]:
+    r"""Errors as sums in a narrow format leave them.
+
+    No bound tells: it is vacuous from n = 1 / u on. What is asked for, with u of the narrow format
+    and n products an element: every error within what is usual in that format, their size between
+    u / 8 and 2 sqrt(n) u of the result's, no correlation with the result above 0.3 (a scaled result
+    is no rounding), and no token that errs by over 8 times the median.
+    """
+
+    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
+        if FLOATS[narrow].precision >= FLOATS[suspect.formats.accumulate].precision:
+            return
+        bound = where_defined(suspect.bound(suspect.formats), suspect.site, suspect.recorded)
+        judged = np.isfinite(bound.limit) & np.isfinite(bound.exact)
+        with np.errstate(invalid="ignore"):
+            error = np.where(judged, wide(suspect.computed) - bound.exact, 0.0)
+        if _like_rounding(error, np.where(judged, bound.exact, 0.0), narrow, _terms(operation)):
+            yield InFormats(operation, accumulate=narrow, usually=True)
+
+    return changes
+
+
+def _terms(operation: Any) -> int:
+    """How many products an element is summed from."""
+    x = getattr(operation, _INPUTS.get(type(operation), ("scores",))[0])
+    return int(x.shape[-1])
+
+
+def _like_rounding(error: Float64Array, exact: Float64Array, narrow: str, terms: int) -> bool:
+    u = FLOATS[narrow].unit_roundoff
+    size, whole = np.linalg.norm(error), np.linalg.norm(exact)
+    if not np.isfinite(size) or not u / 8 * whole <= size <= 2 * np.sqrt(terms) * u * whole:
+        return False
+    if abs(np.sum(error * exact)) > 0.3 * size * whole:
+        return False
+    axes = (-1,) if error.ndim == 3 else (-1, -2)
+    each = np.sqrt(np.sum(error**2, axis=axes) / np.maximum(np.sum(exact**2, axis=axes), 1e-300))
+    return bool(each.max() <= 8 * np.median(each[each > 0]))
+
+
+def _narrow_mean(narrow: str) -> Callable[[Norm, Suspect], Iterator[Formula]]:
+    """The mean square of each token as a number of a narrow format, read off the port's rows."""
+
+    def changes(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+        x = wide(norm.x)
+        square = np.mean(np.square(x), axis=-1, keepdims=True)
+        normed = x * wide(norm.weight)
+        with np.errstate(all="ignore"):
+            factor = np.sum(wide(suspect.computed) * normed, axis=-1, keepdims=True)
+            factor /= np.sum(np.square(normed), axis=-1, keepdims=True)
+            found = factor**-2.0 - norm.eps
+            mean = found.astype(_DTYPES[narrow]).astype(np.float64)
+            off = np.abs(mean / square - 1)
+        # Whatever is summed in so few bits: the sum may stop to grow long before its end.
+        if np.isfinite(off).all() and 0 < off.max() < 0.9:
+            exact = normed / np.sqrt(mean + norm.eps)
+            yield Formula(exact, np.abs(exact), 8)
+
+    return changes
+
+
+_CUT_OFF = 0
+_HALF = 0x1000
+
+HYPOTHESES = (
+    _named(
+        "inputs rounded to TF32",
+        Linear | Attention | Scores | Probabilities | WeightedSum,
+        _inputs_rounded(lambda y: tf32(y, _HALF), lambda y: tf32(y, _CUT_OFF), parts=False),
+        "The port seems to multiply in TF32, with 10 bits after the point, not in float32.",
+    ),
+    *(
+        _named(
+            f"inputs rounded to {narrow}",
+            _Any,
+            _inputs_rounded(_narrow(dtype)),
+            f"The port seems to round inputs to {narrow} before it computes.",
+        )
+        for narrow, dtype in _DTYPES.items()
+    ),
+    *(
+        Hypothesis(
+            f"result rounded to {narrow}",
+            _Any | Softmax,
+            _result_rounded(narrow),
+            f"Every number of the port's is one of {narrow}, and within its rounding.",
+            Kind.ROUNDING,
+        )
+        for narrow in _DTYPES
+    ),
+    Hypothesis(
+        "result cut off",
+        _Any | Softmax,
+        _truncated,
+        "The port seems to cut results off to their format; they should be rounded to nearest.",
+        Kind.ROUNDING,
+    ),
+    *(
+        Hypothesis(
+            f"norm's mean in {narrow}",
+            Norm,
+            _narrow_mean(narrow),
+            f"Each token's mean square seems to be a number of {narrow}; sums need float32 at the "
+            "least.",
+            Kind.ROUNDING,
+        )
+        for narrow in _DTYPES
+    ),
+    *(
+        Hypothesis(
+            f"sums kept in {narrow}",
+            _Summing,
+            _narrow_sums(narrow),
+            f"The port's errors are of the size and kind that sums kept in {narrow} make; sums "
+            "need float32 at the least.",
+            Kind.SOLVED,
+        )
+        for narrow in _DTYPES
+    ),
+)

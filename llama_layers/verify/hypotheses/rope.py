@@ -1,0 +1,365 @@
+"""Mistakes in rotary position embedding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from llama_layers.backends.dtypes import FLOATS
+from llama_layers.config import LlamaConfig
+from llama_layers.rope import attention_factor, inv_freq
+from llama_layers.rope_scaling import RopeScaling
+from llama_layers.verify.bounds import Bound
+from llama_layers.verify.hypotheses.hypothesis import (
+    Change,
+    Computable,
+    Float64Array,
+    Formula,
+    Hypothesis,
+    Kind,
+    Moved,
+    wide,
+)
+from llama_layers.verify.operations import Formats, Rope
+from llama_layers.verify.suspect import Suspect
+
+_THETAS = (1e4, 5e5, 1e6, 1e5, 2.5e5, 5e6, 1e7)
+# In a frequency and its product with a position, for any theta up to 1e7; see `rope_bound`.
+_ROUNDINGS_OF_PHASES = 64
+_NARROW = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """Pairs of channels i and i + D / 2, multiplied with any cosines and sines.
+
+    The phases, in radians, tell how far off they are if a persona rounds them.
+    """
+
+    x: Any
+    cos: Float64Array
+    sin: Float64Array
+    phases: Float64Array
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact products and sums, and what rounding allows."""
+        a, b = np.split(wide(self.x), 2, axis=-1)
+        exact = np.concatenate([a * self.cos - b * self.sin, b * self.cos + a * self.sin], axis=-1)
+        off = np.ones_like(self.phases)
+        if formats.persona.phases is not None:
+            narrow, sums = (FLOATS[f].unit_roundoff for f in ("float32", formats.accumulate))
+            off += _ROUNDINGS_OF_PHASES * np.abs(self.phases) * narrow / sums
+        magnitude = (np.abs(a) + np.abs(b)) * np.hypot(self.cos, self.sin) * off
+        return Formula(exact, np.concatenate([magnitude, magnitude], axis=-1), 4).bound(formats)
+
+
+def phases_of(rope: Rope, config: LlamaConfig | None = None) -> Float64Array:
+    """The phases [B or 1, S, 1, D / 2] of a rotation."""
+    config = config or rope.config
+    length = int(rope.positions.max()) + 1
+    omega = inv_freq(config, length=length)
+    phases: Float64Array = rope.positions[..., None, None] * omega
+    return phases if phases.ndim == 4 else phases[None]
+
+
+def turn(rope: Rope, phases: Float64Array, factor: float | None = None) -> Turn:
+    """A rotation by any phases."""
+    factor = attention_factor(rope.config) if factor is None else factor
+    return Turn(rope.x, factor * np.cos(phases), factor * np.sin(phases), phases)
+
+
+def _layout(rope: Rope, suspect: Suspect) -> Iterator[Rope]:
+    if rope.layout == "half":
+        yield replace(rope, layout="interleaved")
+
+
+def _put_back_otherwise(rope: Rope, suspect: Suspect) -> Iterator[Moved]:
+    dim = rope.x.shape[-1]
+    halves = np.arange(dim).reshape(-1, 2).T.ravel()  # 0, 2, 4 ... 1, 3, 5 ...
+    pairs = np.argsort(halves)
+    yield Moved(replace(rope, layout="interleaved"), lambda y: y[..., halves])
+    yield Moved(rope, lambda y: y[..., pairs])
+
+
+def _other_theta(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+    for theta in _THETAS:
+        if theta != rope.config.rope_theta:
+            yield Change(
+                replace(rope, config=replace(rope.config, rope_theta=theta)),
+                f"The port seems to compute with rope_theta {theta:g}; this model has "
+                f"{rope.config.rope_theta:g}.",
+            )
+
+
+def _exponent(rope: Rope, suspect: Suspect) -> Iterator[Computable]:
+    for power in (2.0, 0.5):
+        yield replace(rope, config=replace(rope.config, rope_theta=rope.config.rope_theta**power))
+
+
+def _turned_back(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+    yield turn(rope, -phases_of(rope))
+
+
+def _off_by_one(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+    omega = inv_freq(rope.config, length=int(rope.positions.max()) + 1)
+    for step, first in ((1, "one too high"), (-1, "one too low")):
+        yield Change(
+            turn(rope, phases_of(rope) + step * omega),
+            f"The port seems to turn each token by a position {first}.",
+        )
+
+
+def _counted_with_padding(rope: Rope, suspect: Suspect) -> Iterator[Rope]:
+    if suspect.recorded.keep is not None:
+        yield replace(rope, positions=np.arange(suspect.recorded.count))
+
+
+def _by_head(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+    omega = inv_freq(rope.config)
+    yield turn(rope, (np.arange(rope.x.shape[2])[:, None] * omega)[None, None])
+
+
+def _narrow_phases(
+    narrow: str,
+) -> Callable[[Rope, Suspect], Iterator[Turn]]:
+    def changes(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+        dtype = _NARROW[narrow]
+        positions = np.asarray(rope.positions, np.float64)[..., None, None]
+        omega = inv_freq(rope.config, length=int(rope.positions.max()) + 1)
+        for rounded in (
+            _to(dtype, _to(dtype, positions) * _to(dtype, omega)),
+            positions * _to(dtype, omega),
+            _to(dtype, positions) * omega,
+            _to(dtype, positions * omega),
+            _to(dtype, positions) * _to(dtype, omega),
+            _to(dtype, positions * _to(dtype, omega)),
+        ):
+            yield turn(rope, rounded if rounded.ndim == 4 else rounded[None])
+
+    return changes
+
+
+def _narrow_table(narrow: str) -> Callable[[Rope, Suspect], Iterator[Turn]]:
+    def changes(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+        table = turn(rope, phases_of(rope))
+        dtype = _NARROW[narrow]
+        yield replace(table, cos=_to(dtype, table.cos), sin=_to(dtype, table.sin))
+
+    return changes
+
+
+def _to(dtype: Any, array: Float64Array) -> Float64Array:
+    rounded: Float64Array = array.astype(np.float32).astype(dtype).astype(np.float64)
+    return rounded
+
+
+def _scaling_ignored(rope: Rope, suspect: Suspect) -> Iterator[Rope]:
+    if rope.config.rope_scaling is not None:
+        yield replace(rope, config=replace(rope.config, rope_scaling=None))
+
+
+def _scaling_of_another_kind(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+    scaling = rope.config.rope_scaling
+    if scaling is None or scaling.factor == 1:
+        return
+    for kind in ("linear", "dynamic", "yarn"):
+        if kind != scaling.rope_type:
+            other = RopeScaling(kind, factor=scaling.factor)
+            yield Change(
+                replace(rope, config=replace(rope.config, rope_scaling=other)),
+                f"The port seems to scale frequencies as rope_type {kind!r} does, with the same "
+                f"factor; this model has {scaling.rope_type!r}.",
+            )
+
+
+def _factor_inverted(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+    scaling = rope.config.rope_scaling
+    if scaling is not None:
+        plain = phases_of(rope, replace(rope.config, rope_scaling=None))
+        yield turn(rope, plain * scaling.factor)
+
+
+def _attention_factor_missing(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+    yield turn(rope, phases_of(rope), 1.0)
+
+
+def _attention_factor_misused(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+    factor = attention_factor(rope.config)
+    right = turn(rope, phases_of(rope))
+    yield replace(right, sin=right.sin / factor)
+    yield replace(right, cos=right.cos / factor)
+    yield turn(rope, phases_of(rope), factor**2)
+    yield turn(rope, phases_of(rope), math.sqrt(factor))
+    yield turn(rope, phases_of(rope), 1 / factor)
+
+
+def _not_applied(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+    phases = phases_of(rope)
+    yield turn(rope, np.zeros_like(phases))
+    yield turn(rope, np.zeros_like(phases), 1.0)
+
+
+def _applied_twice(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+    yield turn(rope, 2 * phases_of(rope), attention_factor(rope.config) ** 2)
+
+
+def _swapped(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+    right = turn(rope, phases_of(rope))
+    yield replace(right, cos=right.sin, sin=right.cos)
+
+
+def _one_half(rope: Rope, suspect: Suspect) -> Iterator[Computable]:
+    """One result of each pair is left as it was, or half of all pairs is."""
+    bound = turn(rope, phases_of(rope)).bound(suspect.formats)
+    x, dim = wide(rope.x), rope.x.shape[-1]
+    channel = np.arange(dim)
+    magnitude = np.abs(x) + np.abs(np.roll(x, dim // 2, axis=-1))
+    for kept in (
+        channel >= dim // 2,
+        channel < dim // 2,
+        channel % (dim // 2) >= dim // 4,
+        channel % (dim // 2) < dim // 4,
+    ):
+        yield Formula(np.where(kept, x, bound.exact), magnitude, 6)
+
+
+def _first_channels_only(rope: Rope, suspect: Suspect) -> Iterator[Computable]:
+    """The first D / 2 channels turned among themselves, as partial rotary embeddings do."""
+    dim = rope.x.shape[-1]
+    if dim % 4:
+        return
+    x = wide(rope.x)
+    first = turn(
+        replace(rope, x=x[..., : dim // 2]),
+        phases_of(rope, replace(rope.config, head_dim=dim // 2)),
+    ).bound(suspect.formats)
+    exact = np.concatenate([first.exact, x[..., dim // 2 :]], axis=-1)
+    yield Formula(exact, np.abs(x) + np.abs(np.roll(x, dim // 4, axis=-1)) + np.abs(exact), 6)
+
+
+HYPOTHESES = (
+    Hypothesis(
+        "RoPE layout interleaved",
+        Rope,
+        _layout,
+        "The port seems to pair channels 2i and 2i + 1; this checkpoint pairs i and i + D / 2.",
+    ),
+    Hypothesis(
+        "RoPE pairs put back in the other layout",
+        Rope,
+        _put_back_otherwise,
+        "The port seems to take pairs of channels in one layout and to put them back in the "
+        "other; both should be i and i + D / 2.",
+    ),
+    Hypothesis(
+        "RoPE turned the other way",
+        Rope,
+        _turned_back,
+        "The port seems to turn by minus the phase: the sign of the sine is wrong.",
+    ),
+    Hypothesis("another rope_theta", Rope, _other_theta),
+    Hypothesis(
+        "RoPE exponent",
+        Rope,
+        _exponent,
+        "The port seems to take theta to the power of -4i / D or -i / D; it should be -2i / D.",
+    ),
+    Hypothesis("RoPE position off by one", Rope, _off_by_one),
+    Hypothesis(
+        "padding counted in positions",
+        Rope,
+        _counted_with_padding,
+        "The port seems to count positions from the start of the batch; they should be counted "
+        "from the first token that is no padding.",
+    ),
+    Hypothesis(
+        "RoPE by head",
+        Rope,
+        _by_head,
+        "The port seems to turn by the number of the head; it should be the token's position.",
+    ),
+    Hypothesis(
+        "RoPE scaling ignored",
+        Rope,
+        _scaling_ignored,
+        "The port seems to compute plain frequencies; this model has a rope_scaling.",
+    ),
+    Hypothesis("RoPE scaling of another kind", Rope, _scaling_of_another_kind),
+    Hypothesis(
+        "RoPE scaling factor inverted",
+        Rope,
+        _factor_inverted,
+        "The port seems to multiply frequencies with the scaling factor; it should divide.",
+    ),
+    Hypothesis(
+        "attention factor of yarn missing",
+        Rope,
+        _attention_factor_missing,
+        "The port seems to turn without yarn's attention factor; cosines and sines should be "
+        "multiplied with it.",
+    ),
+    Hypothesis(
+        "attention factor of yarn misused",
+        Rope,
+        _attention_factor_misused,
+        "The port seems to apply yarn's attention factor to cosines or sines only, or to another "
+        "power; both should be multiplied with it, once.",
+    ),
+    Hypothesis(
+        "RoPE not applied",
+        Rope,
+        _not_applied,
+        "The port seems to leave queries or keys as they are; it should turn them.",
+    ),
+    Hypothesis(
+        "RoPE applied twice",
+        Rope,
+        _applied_twice,
+        "The port seems to turn by twice the phase; it should turn once.",
+    ),
+    Hypothesis(
+        "RoPE cosine and sine swapped",
+        Rope,
+        _swapped,
+        "The port seems to take cosines for sines and sines for cosines.",
+    ),
+    Hypothesis(
+        "RoPE on half of the channels",
+        Rope,
+        _one_half,
+        "The port seems to turn half of the channels and to leave the others; it should turn all.",
+    ),
+    Hypothesis(
+        "partial RoPE",
+        Rope,
+        _first_channels_only,
+        "The port seems to turn the first half of a head by itself; pairs should be i and "
+        "i + D / 2 of the whole head.",
+    ),
+    *(
+        Hypothesis(
+            f"RoPE phases in {narrow}",
+            Rope,
+            _narrow_phases(narrow),
+            f"The port seems to compute positions, frequencies or phases in {narrow}; they need "
+            "float32 at the least.",
+            Kind.ROUNDING,
+        )
+        for narrow in ("bfloat16", "float16")
+    ),
+    *(
+        Hypothesis(
+            f"RoPE table in {narrow}",
+            Rope,
+            _narrow_table(narrow),
+            f"The port seems to round cosines and sines to {narrow}.",
+            Kind.ROUNDING,
+        )
+        for narrow in ("bfloat16", "float16")
+    ),
+)

@@ -1,0 +1,130 @@
+"""Positions and frequencies of RoPE, read off the port's own array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.rope import attention_factor, inv_freq
+from llama_layers.verify.hypotheses.hypothesis import Change, Float64Array, Hypothesis, Kind, wide
+from llama_layers.verify.hypotheses.rope import turn
+from llama_layers.verify.operations import Rope
+from llama_layers.verify.suspect import Suspect
+
+# Rows of positions that frequencies are first looked for in; the finest grid that is affordable.
+_COARSE = 64
+
+
+def _turns(rope: Rope, suspect: Suspect) -> NDArray[np.complex128]:
+    """For each token and pair, [B, S, D / 2]: the phase it was turned by, as weighty as it is.
+
+    A pair as a complex number is multiplied with exp(i phase): the conjugate of what it was times
+    what it is now has that phase, and all heads share it.
+    """
+    (a, b), (c, d) = (np.split(wide(y), 2, axis=-1) for y in (rope.x, suspect.computed))
+    turns: NDArray[np.complex128] = np.sum((a - 1j * b) * (c + 1j * d), axis=2)
+    return turns
+
+
+def _other_positions(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+    turns = _turns(rope, suspect)
+    if not np.isfinite(turns).all():
+        return
+    stated = np.broadcast_to(rope.positions, turns.shape[:2])
+    last = max(2 * turns.shape[1], int(stated.max()) + 2)
+    omega = inv_freq(rope.config, length=int(stated.max()) + 1)
+    phases = np.arange(last + 1)[:, None] * omega
+    # How well each position fits: the projection of the turns on the direction it stands for.
+    fit = turns.real @ np.cos(phases).T + turns.imag @ np.sin(phases).T
+    best = fit.argmax(axis=-1)
+    at_stated = np.take_along_axis(fit, stated[..., None], axis=-1)[..., 0]
+    found = np.where(at_stated >= fit.max(axis=-1) * (1 - 1e-9), stated, best)
+    if (found == stated).all():
+        return
+    yield Change(
+        replace(rope, positions=found),
+        f"The port seems to turn {_mapping(found, stated)}.",
+    )
+
+
+def _mapping(found: NDArray[Any], stated: NDArray[Any]) -> str:
+    """Which tokens use which positions, as runs in which both go up by one."""
+    parts: list[str] = []
+    for row in range(found.shape[0]):
+        runs: list[list[int]] = []
+        for token in np.flatnonzero(found[row] != stated[row]):
+            steps = runs and token == runs[-1][1] + 1
+            if steps and found[row, token] == found[row, token - 1] + 1:
+                runs[-1][1] = int(token)
+            else:
+                runs.append([int(token), int(token)])
+        said = [
+            f"{_span('token', a, b)} at {_span('position', found[row, a], found[row, b])}"
+            f" in the place of {_span('position', stated[row, a], stated[row, b])}"
+            for a, b in runs
+        ]
+        if said and said[0] not in " ".join(parts):
+            more = f" and {len(said) - 3} runs more" if len(said) > 3 else ""
+            parts.append(", ".join(said[:3]) + more)
+    return "; ".join(parts[:2])
+
+
+def _span(noun: str, first: int, last: int) -> str:
+    return f"{noun} {first}" if first == last else f"{noun}s {first}..{last}"
+
+
+def _other_frequencies(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+    turns = _turns(rope, suspect)
+    positions = np.broadcast_to(rope.positions, turns.shape[:2]).ravel().astype(np.float64)
+    turns = turns.reshape(len(positions), -1)
+    if not np.isfinite(turns).all() or len(set(positions)) < 4:
+        return
+    found = _frequencies(positions, turns)
+    stated = inv_freq(rope.config, length=int(positions.max()) + 1)
+    lengths = [np.sqrt(np.sum(np.square(wide(y)))) for y in (suspect.computed, rope.x)]
+    factor = float(lengths[0] / lengths[1])
+    shape = (*np.broadcast_shapes(np.shape(rope.positions), (1, 1)), 1, 1)
+    phases = np.reshape(rope.positions, shape) * found
+    different = np.flatnonzero(np.abs(found - stated) > 1e-4 * np.abs(stated))
+    if not different.size:
+        return
+    first = ", ".join(f"pair {i} by {found[i]:.6g}, not {stated[i]:.6g}" for i in different[:3])
+    scaled = attention_factor(rope.config)
+    beside = "" if abs(factor - scaled) < 1e-4 else f", and multiplies with {factor:.6g}"
+    yield Change(
+        turn(rope, phases, scaled if not beside else factor),
+        f"The port seems to turn {len(different)} of {len(found)} pairs by other angles a "
+        f"position ({first}){beside}: rope_theta or rope_scaling is not what the config says.",
+    )
+
+
+def _frequencies(positions: Float64Array, turns: NDArray[np.complex128]) -> Float64Array:
+    """The angle a position of each pair: the best of a grid, refined on ever later positions."""
+    order = np.argsort(positions, kind="stable")[:_COARSE]
+    few, theirs = positions[order] - positions[order][0], turns[order]
+    theirs = theirs * np.conj(theirs[0] / max(float(np.abs(theirs[0]).max()), 1e-300))
+    span = max(float(few.max()), 1.0)
+    grid = np.linspace(-np.pi, np.pi, int(16 * span) + 1)
+    found = grid[np.argmax((np.exp(-1j * np.outer(grid, few)) @ theirs).real, axis=0)]
+    reach = span
+    while True:
+        near = positions <= positions.min() + reach
+        p, w = positions[near][:, None], np.abs(turns[near])
+        for _ in range(3):
+            off = np.angle(turns[near] * np.exp(-1j * p * found))
+            found = found + np.sum(w * p * off, axis=0) / np.maximum(
+                np.sum(w * p * p, axis=0), 1e-300
+            )
+        if near.all():
+            return np.asarray(found)
+        reach *= 2
+
+
+HYPOTHESES = (
+    Hypothesis("RoPE at other positions", Rope, _other_positions, kind=Kind.SOLVED),
+    Hypothesis("RoPE with other frequencies", Rope, _other_frequencies, kind=Kind.SOLVED),
+)

@@ -1,0 +1,161 @@
+"""Mistakes in the residual stream: what enters it, and what is added to what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from llama_layers.backends.transfer import to_numpy
+from llama_layers.verify.hypotheses.hypothesis import (
+    Change,
+    Float64Array,
+    Formula,
+    Hypothesis,
+    Kind,
+    wide,
+)
+from llama_layers.verify.operations import Embedding, Residual
+from llama_layers.verify.suspect import Suspect
+
+
+def _sum(*terms: Float64Array) -> Formula:
+    magnitude: Float64Array = np.sum([np.abs(term) for term in terms], axis=0)
+    total: Float64Array = np.sum(terms, axis=0)
+    return Formula(total, magnitude, len(terms) + 2)
+
+
+def _residual_missing(residual: Residual, suspect: Suspect) -> Iterator[Formula]:
+    yield _sum(wide(residual.added))
+
+
+def _block_not_added(residual: Residual, suspect: Suspect) -> Iterator[Formula]:
+    yield _sum(wide(residual.x))
+
+
+def _added_twice(residual: Residual, suspect: Suspect) -> Iterator[Change]:
+    x, added = wide(residual.x), wide(residual.added)
+    yield Change(_sum(2 * x, added), "The port seems to add the residual stream twice.")
+    yield Change(_sum(x, 2 * added), "The port seems to add the block's output twice.")
+
+
+def _subtracted(residual: Residual, suspect: Suspect) -> Iterator[Formula]:
+    x, added = wide(residual.x), wide(residual.added)
+    yield _sum(x, -added)
+    yield _sum(-x, added)
+
+
+def _another_stream(residual: Residual, suspect: Suspect) -> Iterator[Change]:
+    for name, x in suspect.streams(residual.x.shape):
+        yield Change(
+            replace(residual, x=x),
+            f"The port seems to add what the block computes to {name}; it should be added to "
+            f"{suspect.site.routes[0][0]}.",
+        )
+
+
+def _another_block(residual: Residual, suspect: Suspect) -> Iterator[Change]:
+    for name, added in suspect.streams(residual.x.shape):
+        yield Change(
+            replace(residual, added=added),
+            f"The port seems to add {name}; it should be {suspect.site.routes[0][1]}.",
+        )
+
+
+def _one_more(residual: Residual, suspect: Suspect) -> Iterator[Change]:
+    for name, more in suspect.streams(residual.x.shape):
+        yield Change(
+            _sum(wide(residual.x), wide(residual.added), wide(more)),
+            f"The port seems to add {name}, too.",
+        )
+
+
+def _scaled(residual: Residual, suspect: Suspect) -> Iterator[Change]:
+    """The factor of the block's output that fits best."""
+    x, added, computed = wide(residual.x), wide(residual.added), wide(suspect.computed)
+    size = float(np.sum(np.square(added)))
+    if not size or not np.isfinite(computed).all():
+        return
+    factor = float(np.sum((computed - x) * added)) / size
+    formula = _sum(x, factor * added)
+    yield Change(
+        replace(formula, roundings=8),
+        f"The port seems to add {factor:.6g} times what the block computes.",
+    )
+
+
+def _embedding_scaled(embedding: Embedding, suspect: Suspect) -> Iterator[Formula]:
+    rows = wide(embedding.table[embedding.ids])
+    root = math.sqrt(rows.shape[-1])
+    in_format = float(np.asarray(root, suspect.computed.dtype).astype(np.float64))
+    for factor in (root, in_format):
+        yield Formula(rows * factor, np.abs(rows * factor), 3)
+
+
+def _ids_shifted(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
+    size = len(embedding.table)
+    for step in (1, -1):
+        ids = (embedding.ids + step) % size
+        yield Change(
+            replace(embedding, ids=ids),
+            f"The port seems to read the row of id {step:+d} for each id.",
+        )
+
+
+def _tokens_shifted(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
+    for step, which in ((1, "before"), (-1, "after")):
+        yield Change(
+            replace(embedding, ids=np.roll(embedding.ids, step, axis=1)),
+            f"The port seems to read the row of the token {which} each.",
+        )
+
+
+def _another_table(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
+    yield Change(
+        replace(embedding, table=to_numpy(suspect.model.weights.lm_head)),
+        "The port seems to read rows of the head; they should be the embedding's.",
+    )
+    rows, columns = embedding.table.shape
+    yield Change(
+        replace(embedding, table=embedding.table.reshape(columns, rows).T),
+        "The port seems to read the embedding as if it were stored [hidden, vocabulary].",
+    )
+
+
+HYPOTHESES = (
+    Hypothesis(
+        "residual missing",
+        Residual,
+        _residual_missing,
+        "The port seems to pass on what the block computes; the residual stream should be added.",
+    ),
+    Hypothesis(
+        "block not added",
+        Residual,
+        _block_not_added,
+        "The port seems to pass the residual stream on; what the block computes should be added.",
+    ),
+    Hypothesis("added twice", Residual, _added_twice),
+    Hypothesis(
+        "subtracted for added",
+        Residual,
+        _subtracted,
+        "The port seems to subtract; it should add.",
+    ),
+    Hypothesis("residual from the wrong place", Residual, _another_stream),
+    Hypothesis("another block added", Residual, _another_block),
+    Hypothesis("one array more added", Residual, _one_more),
+    Hypothesis("added block scaled", Residual, _scaled, kind=Kind.SOLVED),
+    Hypothesis(
+        "embedding scaled by the root of hidden_size",
+        Embedding,
+        _embedding_scaled,
+        "The port seems to multiply the embedding with the root of hidden_size, as Gemma does; "
+        "Llama does not.",
+    ),
+    Hypothesis("token ids shifted", Embedding, _ids_shifted),
+    Hypothesis("tokens shifted", Embedding, _tokens_shifted),
+    Hypothesis("another embedding table", Embedding, _another_table),
+)

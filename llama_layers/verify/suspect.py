@@ -1,0 +1,78 @@
+"""A site that rounding does not explain, with all that could tell why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.llama import Llama
+from llama_layers.verify.bounds import Bound
+from llama_layers.verify.operations import Formats, Operation
+from llama_layers.verify.sites import Site, sites
+from llama_layers.verify.validate import Recorded
+
+
+@dataclass(frozen=True, eq=False)
+class Suspect:
+    """A site that failed, with all that could tell why.
+
+    Attributes
+    ----------
+    site : Site
+        Which.
+    operation : Operation
+        What it should be.
+    computed : ndarray
+        What the port has there.
+    formats : Formats
+        In which formats it computes.
+    recorded : Recorded
+        The port's other arrays.
+    model : Llama
+        The model's other weights.
+    """
+
+    site: Site
+    operation: Operation
+    computed: NDArray[Any]
+    formats: Formats
+    recorded: Recorded
+    model: Llama
+    _bounds: dict[Formats, Bound] = field(default_factory=dict, init=False, repr=False)
+
+    def bound(self, formats: Formats) -> Bound:
+        """The bound of the operation without a mistake, computed once."""
+        if formats not in self._bounds:
+            self._bounds[formats] = self.operation.bound(formats)
+        return self._bounds[formats]
+
+    def beside(self, role: str) -> NDArray[Any] | None:
+        """The port's array of another site in the same layer, if it was recorded."""
+        return self.array(f"model.layers.{self.site.layer}.{role}")
+
+    def array(self, name: str) -> NDArray[Any] | None:
+        """The port's array of a site, if it was recorded, of as many last tokens as here."""
+        if name not in self.recorded.arrays:
+            return None
+        array = self.recorded.array(name)
+        rows = self.computed.shape[1]
+        return array[:, -rows:] if self.site.layer is None and rows < array.shape[1] else array
+
+    def streams(self, shape: tuple[int, ...]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Other arrays of a shape that could be mistaken for an input, the nearest first.
+
+        They are those of the same layer and of the one before it; heads lie side by side.
+        """
+        last = self.recorded.config.num_hidden_layers - 1
+        layer = last if self.site.layer is None else self.site.layer
+        for site in reversed(sites(self.recorded.config)):
+            near = site.layer in (layer, layer - 1) or (site.layer is None and layer in (0, last))
+            if site.pairwise or not near or site.name == self.site.name:
+                continue
+            array = self.array(site.name)
+            if array is not None and array.size == np.prod(shape):
+                yield site.name, array.reshape(shape)
