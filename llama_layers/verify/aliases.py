@@ -152,8 +152,8 @@ def _named(names: Iterable[str]) -> Iterator[tuple[str, str]]:
             if place == other:
                 raise TraceError(f"{another!r} and {name!r}: both are number {place} of that name")
         tensors.setdefault(plain, []).append((place, name))
-    is_llama_cpp = any(_schemes(plain) == {"llama.cpp"} for plain in tensors)
-    is_meta = any(_schemes(plain) == {"Meta"} for plain in tensors if plain != "norm")
+    is_llama_cpp = any(schemes_of(plain) == {"llama.cpp"} for plain in tensors)
+    is_meta = any(schemes_of(plain) == {"Meta"} for plain in tensors if plain != "norm")
     for plain, found in tensors.items():
         if plain == "norm" and is_llama_cpp:
             if is_meta:
@@ -206,7 +206,7 @@ def _forgiving(template: str) -> list[tuple[str, str, int]]:
     return []
 
 
-def _schemes(name: str) -> set[str]:
+def schemes_of(name: str) -> set[str]:
     """The schemes that know a name."""
     return {scheme for scheme, _, _ in _MEANINGS.get(_template(name), [])}
 

@@ -21,7 +21,7 @@ OF_LAST_TOKEN = ("model.norm", "lm_head")
 # Sites of which an axis holds heads side by side.
 _FLAT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # Sites whose heads hold pairs that RoPE turns.
-_TURNED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_attn.k_rope")
+TURNED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_attn.k_rope")
 
 
 class Fitted(Mapping[str, Any]):
@@ -58,8 +58,8 @@ class Fitted(Mapping[str, Any]):
         for shape in self._shapes(site):
             if array.shape in _spellings(site, shape, self._width):
                 array = array.reshape(shape)
-                turned = self._interleaved and site.role in _TURNED
-                return _in_halves(array, self._width) if turned else array
+                turned = self._interleaved and site.role in TURNED
+                return in_halves(array, self._width) if turned else array
         axes = ", ".join(map(str, site.shape))
         raise TraceError(
             f"{name}: expected shape {list(self._shapes(site)[0])} ([{axes}]), "
@@ -94,7 +94,7 @@ def _spellings(site: Site, shape: tuple[int, ...], width: int) -> list[tuple[int
     return found
 
 
-def _in_halves(array: NDArray[Any], width: int) -> NDArray[Any]:
+def in_halves(array: NDArray[Any], width: int) -> NDArray[Any]:
     """Pairs next to each other put half a head apart."""
     pairs = array.reshape(*array.shape[:2], -1, width // 2, 2)
     return np.ascontiguousarray(np.swapaxes(pairs, -1, -2)).reshape(array.shape)

@@ -2,5 +2,6 @@
 
 from llama_layers.verify.recorders.array_files import read_arrays
 from llama_layers.verify.recorders.hugging_face import record_transformers
+from llama_layers.verify.recorders.llama_cpp import record_llama_cpp
 
-__all__ = ["read_arrays", "record_transformers"]
+__all__ = ["read_arrays", "record_llama_cpp", "record_transformers"]
