@@ -77,6 +77,15 @@ PERSONAS = {
     for persona in (
         Persona("float32 phases", phases="float32"),
         Persona(
+            "transformers with sdpa",
+            norm_before_weight=True,
+            phases="float32",
+            rope_table=True,
+            rope_arithmetic=True,
+            probabilities=True,
+            silu=True,
+        ),
+        Persona(
             "transformers",
             norm_before_weight=True,
             phases="float32",

@@ -1,0 +1,88 @@
+"""Ports held against a model, in a test suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from llama_layers.llama import Llama
+from llama_layers.verify.aliases import canonical_arrays
+from llama_layers.verify.check import check
+from llama_layers.verify.personas import Persona
+from llama_layers.verify.trace import Trace
+
+Port = Trace | Mapping[str, Any] | Callable[[Any], Trace | Mapping[str, Any]]
+
+
+def assert_matches_reference(
+    port: Port,
+    model: Llama,
+    /,
+    *,
+    input_ids: Any | None = None,
+    positions: Any | None = None,
+    attention_mask: Any | None = None,
+    dtype: str | None = None,
+    accumulate: str | None = None,
+    persona: str | Persona | None = None,
+) -> None:
+    """Assert that what a port computed is what the model says, but for rounding.
+
+    Parameters
+    ----------
+    port : mapping of str to Array, Trace, or callable
+        The port's activations by name, of any library, as `llama_layers.verify.check` wants them;
+        or what gives them when it is called with `input_ids`.
+    model : Llama
+        The model, with the weights that the port computed with.
+    input_ids : Array of integers, shape [B, S], optional
+        The tokens; a callable needs them, and so does a check of the embedding.
+    positions, attention_mask : as for `llama_layers.verify.Trace`, optional
+        Where the tokens stand, and which of them are no padding.
+    dtype, accumulate, persona : as for `llama_layers.verify.check`, optional
+        How the port rounds.
+
+    Raises
+    ------
+    AssertionError
+        If a site diverges. The message is the report: the first wrong site, by how much, and the
+        mistake that explains it.
+    TraceError
+        If the arrays cannot be the model's.
+    TypeError, ValueError
+        If an argument is of a wrong type, or nothing that was recorded could be compared.
+
+    Examples
+    --------
+    >>> from llama_layers import load
+    >>> from llama_layers.testing import assert_matches_reference
+    >>> def test_my_engine():  # doctest: +SKIP
+    ...     ids = np.array([[1, 2, 3]])
+    ...     assert_matches_reference(my_engine.activations, load("smollm2-135m"), input_ids=ids)
+    """
+    __tracebackhide__ = True  # pytest shows the caller's line
+    if callable(port):
+        if input_ids is None:
+            raise TypeError("input_ids: expected tokens to call the port with, got None")
+        port = port(input_ids)
+    if not isinstance(port, Trace):
+        if not isinstance(port, Mapping):
+            raise TypeError(
+                f"port: expected arrays by name, a Trace, or a function that gives them, "
+                f"got {type(port).__name__}"
+            )
+        port = Trace(canonical_arrays(port))
+    tokens = {
+        "input_ids": input_ids,
+        "positions": positions,
+        "attention_mask": attention_mask,
+    }
+    given = {name: array for name, array in tokens.items() if array is not None}
+    report = check(
+        replace(port, **given), model, dtype=dtype, accumulate=accumulate, persona=persona
+    )
+    if report.verdict == "NONE":
+        raise ValueError(str(report))
+    if not report.agrees:
+        raise AssertionError(str(report))
