@@ -87,7 +87,12 @@ def test_residual_off_by_two_ulps_fails(rng, dtype):
     assert (bound.ratio(y.astype(np.float64) + 1.01 * ulps) > 1).all()
 
 
-def test_residual_that_cancels_or_overflows():
+def test_what_cancels_or_overflows():
+    huge = np.array([1.7e308])
+    assert np.isinf(residual_bound(huge, huge).limit).all()
+    assert np.isinf(swiglu_bound(huge, huge).limit).all()
+    row = np.array([1e100, 0])
+    assert np.isinf(rms_norm_bound(row, np.repeat(huge, 2), eps=1.0).limit[0])
     a = np.array([1.5, 3e38, np.inf, np.nan, np.inf], np.float32)
     b = np.array([-1.5, 3e38, 1, 1, -np.inf], np.float32)
     bound = residual_bound(a, b)

@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bound_bugs
 import catalogue
 import decoder
 import decoding
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MUTANTS = [*catalogue.MUTANTS, *decoder.MUTANTS, *decoding.MUTANTS]
+MUTANTS = [*catalogue.MUTANTS, *decoder.MUTANTS, *decoding.MUTANTS, *bound_bugs.MUTANTS]
 
 
 def run(directory, *nodes):

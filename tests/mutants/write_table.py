@@ -15,6 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import bound_bugs
 import catalogue
 import decoder
 import decoding
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 SUBJECTS = {
     "Decoder": decoder.MUTANTS,
     "Sampling and generation": decoding.MUTANTS,
+    "Bounds of a layer's operations": bound_bugs.MUTANTS,
     "Projection, norm, bounds, configs and checkpoints": catalogue.MUTANTS,
 }
 SHOWN = 5  # names of tests in a line

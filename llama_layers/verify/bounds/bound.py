@@ -171,6 +171,14 @@ def beyond(magnitude: Any, error: Any, to: FloatFormat | None) -> Any:
     return np.isfinite(magnitude) & (np.abs(magnitude) + error >= to.max)
 
 
+def overflowed(exact: Float64Array, *inputs: Float64Array) -> Any:
+    """Where finite numbers have no finite result even in float64."""
+    places: Any = np.isinf(exact)
+    for array in inputs:
+        places = places & np.isfinite(array)
+    return places
+
+
 def own_error(sums: FloatFormat) -> float:
     """By what factor an error in the sums' format grows if `exact` errs by as many roundings.
 

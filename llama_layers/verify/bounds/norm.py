@@ -18,6 +18,7 @@ from llama_layers.verify.bounds.bound import (
     known_format,
     lost_to_underflow,
     narrowing,
+    overflowed,
     own_error,
     rounded,
     usual_growth,
@@ -129,6 +130,7 @@ def rms_norm_bound(
         sum_of_squares = n * mean_square * (1 + gamma(n, u))
         can_overflow = ~(sum_of_squares < sums.max) & np.isfinite(mean_square)
         can_overflow = can_overflow | beyond(exact, limit, out) | beyond(row, 0.0, between)
+        can_overflow |= overflowed(exact, row, w64)
         # Squares that all underflow leave a root of zero, and rows of Inf and NaN.
         can_overflow |= np.isfinite(exact) & (gamma(n + 4, u) + lost_squares >= 1)
     zero = ((x64 == 0) | (w64 == 0)) & ~can_overflow

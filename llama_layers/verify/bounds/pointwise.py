@@ -20,6 +20,7 @@ from llama_layers.verify.bounds.bound import (
     known_format,
     lost_to_underflow,
     narrowing,
+    overflowed,
     own_error,
     rounded,
 )
@@ -162,7 +163,7 @@ def swiglu_bound(
         error = error + lost * (1 + size_g + size_h)
         overflows |= beyond(exact, error, sums)
         error = rounded(error, exact, narrowing(out, sums))
-        overflows |= beyond(exact, error, out) | np.isinf(g)
+        overflows |= beyond(exact, error, out) | overflowed(exact, g, h) | np.isinf(g)
     zero = (g == 0) | (h == 0)
     return bounded(exact, (error, error), unlimited=overflows, certain=zero)
 
@@ -216,5 +217,5 @@ def residual_bound(
         error = own_error(sums) * sums.unit_roundoff * finite_magnitude(exact)
         overflows = beyond(exact, error, sums)
         error = rounded(error, exact, narrowing(out, sums))
-        overflows |= beyond(exact, error, out)
+        overflows |= beyond(exact, error, out) | overflowed(exact, a64, b64)
     return bounded(exact, (error, error), unlimited=overflows, certain=exact == 0)
