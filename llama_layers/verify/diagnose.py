@@ -14,7 +14,6 @@ from llama_layers.verify.defined import where_defined
 from llama_layers.verify.hypotheses import HYPOTHESES
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
-    Computable,
     Hypothesis,
     Kind,
     wide,
@@ -68,6 +67,8 @@ def diagnose(
         if no hypothesis explains it.
     """
     trial = _Trial(suspect)
+    if not trial.fails:
+        return ()
     chosen = [h for h in HYPOTHESES if only is None or h.name in only]
     for kind in Kind:
         found = [f for h in chosen if h.kind == kind for f in trial.found(h)]
@@ -87,16 +88,23 @@ class _Trial:
         right = self._judged(suspect.bound(suspect.formats))
         ratio = right.ratio(suspect.computed)
         self._wrong = ratio > 1
+        if not self.fails:
+            return
         self._error = _error(suspect.computed, right)
         if isinstance(suspect.operation, Linear):
             self._tokens = _largest(ratio.max(axis=(0, 2)), _TOKENS)
             self._outputs = _largest(ratio.max(axis=(0, 1)), _OUTPUTS)
 
+    @property
+    def fails(self) -> bool:
+        """Whether there is anything to explain."""
+        return bool(self._wrong.any())
+
     def found(self, hypothesis: Hypothesis) -> list[_Found]:
         """The ways in which a hypothesis explains the suspect: the best, and those as good."""
         found = []
         for change in hypothesis.applied(self._suspect):
-            result = self._explained(change.operation) if self._possible(change) else None
+            result = self._explained(change, hypothesis.loosens) if self._possible(change) else None
             if result is not None:
                 ratio, error = result
                 found.append(_Found(Explanation(hypothesis.name, change.detail, ratio), error))
@@ -120,19 +128,18 @@ class _Trial:
         theirs = computed[:, self._tokens][..., self._outputs]
         return bool(few.bound(formats).ratio(theirs).max() <= 1)
 
-    def _explained(self, operation: Computable) -> tuple[float, float] | None:
+    def _explained(self, change: Change, loosens: bool) -> tuple[float, float] | None:
         """The largest ratio and the error that are left, where the mistake explains the array."""
         for persona in self._personas():
-            bound = self._judged(operation.bound(replace(self._formats, persona=persona)))
+            bound = self._judged(change.operation.bound(replace(self._formats, persona=persona)))
             ratio = bound.ratio(self._suspect.computed)
             if ratio.max() <= 1:
                 # A bound that says nothing where the port is wrong explains nothing.
                 judged = np.count_nonzero(self._wrong & ~np.isinf(bound.limit))
                 error = _error(self._suspect.computed, bound)
                 told = 2 * judged >= np.count_nonzero(self._wrong)
-                if told and error < _LESS * self._error:
-                    return float(ratio.max()), error
-                return None
+                less = loosens or error < _LESS * self._error
+                return (float(ratio.max()), error) if told and less else None
         return None
 
     def _liberal(self) -> Formats:

@@ -121,6 +121,10 @@ def _exponentials_normalised(scores: Float64Array) -> Float64Array:
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
+def _hidden_at_zero(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
+    return _exponentials_normalised(np.where(allowed, scores, 0.0))
+
+
 def _scores_themselves(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
     return np.where(allowed, scores, 0.0)
 
@@ -318,6 +322,12 @@ HYPOTHESES = (
         _Weighed,
         _weighed(_masked_afterwards),
         "The port seems to hide keys after the softmax; they should be hidden before it.",
+    ),
+    Hypothesis(
+        "hidden keys at 0",
+        _Weighed,
+        _weighed(_hidden_at_zero),
+        "The port seems to give hidden keys a score of 0; it should be minus infinity.",
     ),
     Hypothesis(
         "softmax left out",

@@ -65,6 +65,9 @@ class Hypothesis:
         A sentence: what the port seems to do, and what it should.
     kind : Kind
         What it is about.
+    loosens : bool
+        Whether it allows larger errors around the same result, not another result; the port's
+        array must show it in another way, then.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Hypothesis:
     changes: Callable[[Any, Suspect], Iterable[Computable | Change]]
     detail: str = ""
     kind: Kind = Kind.MISTAKE
+    loosens: bool = False
 
     def applied(self, suspect: Suspect) -> Iterable[Change]:
         """The operations with the mistake; none where it could not have been made."""

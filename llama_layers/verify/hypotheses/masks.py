@@ -113,22 +113,26 @@ def _bools_added(operation: Any, suspect: Suspect) -> Iterator[Computable]:
 
 def _another_scale(operation: Any, suspect: Suspect) -> Iterator[Change]:
     config = suspect.recorded.config
-    heads = config.num_attention_heads
-    for scale, words in (
-        (1.0, "no scale"),
-        (1 / config.head_dim, "a scale of 1 / D (or twice that of its root)"),
-        (1 / math.sqrt(config.hidden_size), "a scale of 1 / sqrt(hidden_size)"),
-        (1 / math.sqrt(heads), "a scale of 1 / sqrt(num_attention_heads)"),
-        (1 / math.sqrt(config.num_key_value_heads), "a scale of 1 / sqrt(num_key_value_heads)"),
-        (1 / math.sqrt(heads * config.head_dim), "a scale of 1 / sqrt(all channels)"),
-        (1 / math.sqrt(config.head_dim // 2), "a scale of 1 / sqrt(D / 2)"),
-        (math.sqrt(config.head_dim), "a scale of sqrt(D)"),
-        (operation.scale * math.log2(math.e), "base 2 in the place of e"),
+    heads, width = config.num_attention_heads, config.head_dim
+    words: dict[float, list[str]] = {}
+    for scale, said in (
+        (1.0, "1"),
+        (1 / width, "1 / D"),
+        (1 / math.sqrt(config.hidden_size), "1 / sqrt(hidden_size)"),
+        (1 / math.sqrt(heads * width), "1 / sqrt(num_attention_heads D)"),
+        (1 / math.sqrt(heads), "1 / sqrt(num_attention_heads)"),
+        (1 / math.sqrt(config.num_key_value_heads), "1 / sqrt(num_key_value_heads)"),
+        (1 / math.sqrt(width // 2), "1 / sqrt(D / 2)"),
+        (math.sqrt(width), "sqrt(D)"),
+        (operation.scale * math.log(2), "1 / sqrt(D), and to raise 2 to the scores, not e"),
     ):
+        words.setdefault(scale, []).append(said)
+    for scale, spellings in words.items():
         if not math.isclose(scale, operation.scale):
             yield Change(
                 replace(operation, scale=scale),
-                f"The port seems to compute scores with {words}; it should be 1 / sqrt(D).",
+                f"The port seems to scale scores with {' or '.join(spellings)}; it should be "
+                "1 / sqrt(D).",
             )
 
 
@@ -219,12 +223,6 @@ HYPOTHESES = (
         _finite(-1e4),
         "The port seems to add -1e4 to hidden scores, which very low scores come near; it should "
         "be minus infinity.",
-    ),
-    Hypothesis(
-        "hidden keys at 0",
-        _Masked,
-        _finite(0.0),
-        "The port seems to let hidden keys take part; their scores should be minus infinity.",
     ),
     Hypothesis(
         "mask added as 0 and 1",

@@ -181,16 +181,20 @@ def _joined_in_another_order(linear: Linear, suspect: Suspect) -> Iterator[Linea
         yield replace(linear, weight=both[0::2] if role == "mlp.gate_proj" else both[1::2])
 
 
-def _not_normalised(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
-    role, config = suspect.site.role, suspect.recorded.config
-    layer = suspect.site.layer
-    name = {
+def _before_norm(suspect: Suspect) -> str | None:
+    """The site that this projection's input is the norm of; None if it is no norm's."""
+    role, layer, config = suspect.site.role, suspect.site.layer, suspect.recorded.config
+    if role in _QKV:
+        return f"model.layers.{layer - 1}" if layer else "model.embed_tokens"
+    return {
         "lm_head": f"model.layers.{config.num_hidden_layers - 1}",
         "mlp.gate_proj": f"model.layers.{layer}.attention_residual",
         "mlp.up_proj": f"model.layers.{layer}.attention_residual",
     }.get(role)
-    if role in _QKV:
-        name = f"model.layers.{layer - 1}" if layer else "model.embed_tokens"
+
+
+def _not_normalised(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
+    name = _before_norm(suspect)
     x = None if name is None else suspect.array(name)
     if x is not None:
         yield replace(linear, x=x)
@@ -198,10 +202,12 @@ def _not_normalised(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
 
 def _another_input(linear: Linear, suspect: Suspect) -> Iterator[Change]:
     for name, x in suspect.streams(linear.x.shape):
-        yield Change(
-            replace(linear, x=x),
-            f"The port seems to multiply the array of {name}; that is not this projection's input.",
-        )
+        if name != _before_norm(suspect):
+            yield Change(
+                replace(linear, x=x),
+                f"The port seems to multiply the array of {name}; its input is "
+                f"{suspect.site.routes[0][0]}.",
+            )
 
 
 def _inputs_in_another_order(linear: Linear, suspect: Suspect) -> Iterator[Linear]:

@@ -167,7 +167,8 @@ def _scaling_of_another_kind(rope: Rope, suspect: Suspect) -> Iterator[Change]:
     scaling = rope.config.rope_scaling
     if scaling is None or scaling.factor == 1:
         return
-    for kind in ("linear", "dynamic", "yarn"):
+    stretched = int(rope.positions.max()) >= rope.config.max_position_embeddings
+    for kind in ("linear", "dynamic", "yarn") if stretched else ("linear", "yarn"):
         if kind != scaling.rope_type:
             other = RopeScaling(kind, factor=scaling.factor)
             yield Change(

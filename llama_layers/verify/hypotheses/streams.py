@@ -66,10 +66,11 @@ def _another_block(residual: Residual, suspect: Suspect) -> Iterator[Change]:
 
 def _one_more(residual: Residual, suspect: Suspect) -> Iterator[Change]:
     for name, more in suspect.streams(residual.x.shape):
-        yield Change(
-            _sum(wide(residual.x), wide(residual.added), wide(more)),
-            f"The port seems to add {name}, too.",
-        )
+        if name not in suspect.site.routes[0]:
+            yield Change(
+                _sum(wide(residual.x), wide(residual.added), wide(more)),
+                f"The port seems to add {name}, too.",
+            )
 
 
 def _scaled(residual: Residual, suspect: Suspect) -> Iterator[Change]:
