@@ -179,9 +179,9 @@ def softmax_bound(
         \frac{p_t \eta_t + p_t r + \kappa p_t (1 + \eta_t)}{1 - r} + \eta,
         \quad \kappa = \frac{(1 + u)^2}{1 - \gamma_n} - 1
 
-    and :math:`u_o p_t` where the result is rounded. After N. Higham and co-authors ("Accurately
-    computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41, 2021), who subtract
-    the largest score for the same reason.
+    and :math:`u_o p_t` where the result is rounded. P. Blanchard, D. Higham and N. Higham bound the
+    same algorithm in one format ("Accurately computing the log-sum-exp and softmax functions", IMA
+    Journal of Numerical Analysis 41, 2021).
 
     Parameters
     ----------
