@@ -215,7 +215,7 @@ def interleaved(array, width):
     return result
 
 
-@pytest.fixture(params=["gqa", "mqa", "biases"])
+@pytest.fixture(params=["gqa", "mqa", "biases", "llama3"])
 def recorded(request):
     config = CONFIGS[request.param]
     model = model_of(config, random_weights(config, 0, np.float32))

@@ -103,6 +103,7 @@ class TestReadArrays:
         np.save(tmp_path / "model.norm.npy", np.zeros((5, 10), np.float32))
         found = read_arrays(tmp_path)
         assert isinstance(found.arrays["model.norm"], np.memmap)
+        (tmp_path / "model.norm.npy").unlink()  # one that is open would stay
         np.save(tmp_path / "model.norm.npy", np.ones((5, 10), np.float32))
         assert np.array_equal(found.arrays["model.norm"], np.ones((5, 10)))
 
