@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,12 +102,12 @@ class _Trial:
 
     def found(self, hypothesis: Hypothesis) -> list[_Found]:
         """The ways in which a hypothesis explains the suspect: the best, and those as good."""
-        found = []
-        for change in hypothesis.applied(self._suspect):
-            result = self._explained(change, hypothesis.loosens) if self._possible(change) else None
-            if result is not None:
-                ratio, error = result
-                found.append(_Found(Explanation(hypothesis.name, change.detail, ratio), error))
+        found = [
+            result
+            for change in hypothesis.applied(self._suspect)
+            if self._possible(change)
+            for result in self._explained(hypothesis, change)
+        ]
         found.sort(key=lambda f: f.error)
         best = {f.explanation.detail: f for f in reversed(found) if f.error <= 4 * found[0].error}
         return list(best.values())[::-1]
@@ -117,8 +117,7 @@ class _Trial:
         formats, computed = self._liberal(), self._suspect.computed
         operation = change.operation
         if not isinstance(operation, Linear):
-            ratio = self._judged(operation.bound(formats)).ratio(computed)
-            return bool(ratio.max() <= 1)
+            return self._holds(self._judged(operation.bound(formats)).ratio(computed), self._wrong)
         few = replace(
             operation,
             x=operation.x[:, self._tokens],
@@ -126,21 +125,48 @@ class _Trial:
             bias=None if operation.bias is None else operation.bias[self._outputs],
         )
         theirs = computed[:, self._tokens][..., self._outputs]
-        return bool(few.bound(formats).ratio(theirs).max() <= 1)
+        return self._holds(few.bound(formats).ratio(theirs), self._wrong[:, self._tokens])
 
-    def _explained(self, change: Change, loosens: bool) -> tuple[float, float] | None:
+    def _holds(self, ratio: NDArray[np.float64], wrong: NDArray[np.bool_]) -> bool:
+        """Whether each token that is wrong is explained; others need no explanation."""
+        return bool((self._by_token(ratio) <= 1)[self._by_token(wrong)].all())
+
+    def _explained(self, hypothesis: Hypothesis, change: Change) -> Iterator[_Found]:
         """The largest ratio and the error that are left, where the mistake explains the array."""
+        computed = self._suspect.computed
         for persona in self._personas():
-            bound = self._judged(change.operation.bound(replace(self._formats, persona=persona)))
-            ratio = bound.ratio(self._suspect.computed)
-            if ratio.max() <= 1:
+            formats = replace(self._formats, persona=persona)
+            bound = self._judged(change.operation.bound(formats))
+            tokens, wrong = self._by_token(bound.ratio(computed)) <= 1, self._by_token(self._wrong)
+            if not tokens.all():
+                bound = self._partly(bound, self._judged(self._suspect.bound(formats)), tokens)
+            ratio = bound.ratio(computed).max()
+            if ratio <= 1:
                 # A bound that says nothing where the port is wrong explains nothing.
                 judged = np.count_nonzero(self._wrong & ~np.isinf(bound.limit))
-                error = _error(self._suspect.computed, bound)
-                told = 2 * judged >= np.count_nonzero(self._wrong)
-                less = loosens or error < _LESS * self._error
-                return (float(ratio.max()), error) if told and less else None
-        return None
+                error = _error(computed, bound)
+                less = hypothesis.loosens or error < _LESS * self._error
+                if 2 * judged >= np.count_nonzero(self._wrong) and less:
+                    detail = change.detail if tokens.all() else _at(wrong, change.detail)
+                    yield _Found(Explanation(hypothesis.name, detail, float(ratio)), error)
+                return
+
+    def _by_token(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The largest for each token, [B, S]."""
+        token = 2 if self._suspect.site.pairwise else 1
+        largest: NDArray[Any] = array.max(axis=tuple({1, 2, array.ndim - 1} - {token}))
+        return largest
+
+    def _partly(self, mistaken: Bound, right: Bound, tokens: NDArray[np.bool_]) -> Bound:
+        """One bound at some tokens, and the other elsewhere: only a part of a run may be wrong."""
+        shape = [1] * mistaken.exact.ndim
+        shape[0], shape[2 if self._suspect.site.pairwise else 1] = tokens.shape
+        here = tokens.reshape(shape)
+        return Bound(
+            np.where(here, mistaken.exact, right.exact),
+            np.where(here, mistaken.limit, right.limit),
+            np.where(here, mistaken.usual, right.usual),
+        )
 
     def _liberal(self) -> Formats:
         chosen = self._formats.persona is not CONTRACT
@@ -152,6 +178,17 @@ class _Trial:
 
     def _judged(self, bound: Bound) -> Bound:
         return where_defined(bound, self._suspect.site, self._suspect.recorded)
+
+
+def _at(tokens: NDArray[np.bool_], detail: str) -> str:
+    """The detail, with the tokens that show the mistake."""
+    numbers = np.flatnonzero(tokens.any(axis=0))
+    first, last = numbers[0], numbers[-1]
+    if len(numbers) == last - first + 1:
+        words = f"token {first}" if first == last else f"tokens {first}..{last}"
+    else:
+        words = f"{len(numbers)} tokens, the first {first} and the last {last}"
+    return f"{detail.removesuffix('.')}, but only at {words}."
 
 
 def _largest(values: NDArray[Any], count: int) -> NDArray[np.intp]:

@@ -3,6 +3,7 @@
 from llama_layers.verify.hypotheses import (
     anywhere,
     attention,
+    caches,
     masks,
     mlp,
     norms,
@@ -21,6 +22,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     *rope.HYPOTHESES,
     *rope_solved.HYPOTHESES,
     *masks.HYPOTHESES,
+    *caches.HYPOTHESES,
     *attention.HYPOTHESES,
     *mlp.HYPOTHESES,
     *precision.HYPOTHESES,

@@ -36,6 +36,8 @@ _Weighed = Attention | Probabilities | Softmax
 _Keyed = Attention | Probabilities | Scores
 # Tokens up to which every first key of every query is tried.
 _FEW_TOKENS = 512
+# Queries in which the heads of queries and keys are looked for.
+_FEW_QUERIES = 3
 
 
 def _values(operation: Attention | WeightedSum, heads: int) -> Float64Array:
@@ -58,24 +60,26 @@ def _scores(operation: Any, suspect: Suspect) -> tuple[Float64Array, Float64Arra
 
 
 def _weighed(
-    weights: Callable[[Float64Array, NDArray[np.bool_]], Float64Array],
+    *functions: Callable[[Float64Array, NDArray[np.bool_]], Float64Array],
 ) -> Callable[[Any, Suspect], Iterator[Computable]]:
     """Attention with weights that are another function of scores and mask."""
 
     def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
         scores, roundings = _scores(operation, suspect)
         allowed = np.broadcast_to(operation.mask[:, None], scores.shape)
-        with np.errstate(all="ignore"):
-            p = weights(scores, allowed)
         worst = np.max(np.where(allowed, roundings + np.abs(scores), 0), axis=-1, keepdims=True)
         growth = 2 * worst.max(axis=2, keepdims=True) + 2 * scores.shape[-1] + 20
-        if isinstance(operation, Attention):
-            v = _values(operation, scores.shape[1])
-            with np.errstate(invalid="ignore"):
-                exact, magnitude = p @ v, np.abs(p) @ np.abs(v) * growth
-            yield Formula(exact.transpose(0, 2, 1, 3), magnitude.transpose(0, 2, 1, 3), 1)
-        else:
-            yield Formula(p, np.abs(p) * growth, 1)
+        for weights in functions:
+            with np.errstate(all="ignore"):
+                exact = weights(scores, allowed)
+                magnitude = np.abs(exact)
+                if isinstance(operation, Attention):
+                    v = _values(operation, scores.shape[1])
+                    exact, magnitude = exact @ v, magnitude @ np.abs(v)
+                magnitude = magnitude * growth
+            if isinstance(operation, Attention):
+                exact, magnitude = (y.transpose(0, 2, 1, 3) for y in (exact, magnitude))
+            yield Formula(exact, magnitude, 1)
 
     return changes
 
@@ -113,16 +117,21 @@ def _one_more(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
 
 
 def _masked_afterwards(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    return _exponentials_normalised(scores) * allowed
+    return _softmax(scores) * allowed
 
 
-def _exponentials_normalised(scores: Float64Array) -> Float64Array:
+def _softmax(scores: Float64Array) -> Float64Array:
     weights = _exponentials(scores, np.ones(scores.shape, bool))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
-def _hidden_at_zero(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    return _exponentials_normalised(np.where(allowed, scores, 0.0))
+def _hidden_at(
+    value: float, added: bool = False
+) -> Callable[[Float64Array, NDArray[np.bool_]], Float64Array]:
+    def weights(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
+        return _softmax(np.where(allowed, scores, scores + value if added else value))
+
+    return weights
 
 
 def _scores_themselves(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
@@ -198,16 +207,6 @@ def _another_layers(operation: Any, suspect: Suspect) -> Iterator[Change]:
             )
 
 
-def _late(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-    """Keys and values one place late, behind a token of zeros."""
-    late = {}
-    for field in "kv":
-        if hasattr(operation, field):
-            array = getattr(operation, field)
-            late[field] = np.concatenate([np.zeros_like(array[:, :1]), array[:, :-1]], axis=1)
-    yield replace(operation, **late)
-
-
 def _in_order(suspect: Suspect, heads: NDArray[np.intp]) -> Moved:
     return Moved(suspect, lambda y: y[:, :, heads])
 
@@ -256,17 +255,51 @@ def _best_run(
 ) -> NDArray[np.bool_]:
     """The keys from some first one on, or up to some last one, that explain a query best."""
     best, chosen = np.inf, np.zeros(scores.shape[-1], bool)
+    chosen[keys] = True
     for order in (keys[::-1], keys):
         weights = np.exp(scores[:, order] - scores[:, order].max())
         sums = np.cumsum(weights[..., None] * v[:, order], axis=1)
-        runs = sums / np.cumsum(weights, axis=1)[..., None]
-        errors = np.sum(np.square(runs - computed[:, None]), axis=(0, 2))
+        with np.errstate(invalid="ignore"):
+            runs = sums / np.cumsum(weights, axis=1)[..., None]
+            errors = np.sum(np.square(runs - computed[:, None]), axis=(0, 2))
+        errors = np.where(np.isnan(errors), np.inf, errors)
         length = len(keys) if errors[-1] <= 4 * errors.min() else int(np.argmin(errors)) + 1
         if errors[length - 1] < best / 4:
             best = errors[length - 1]
             chosen = np.zeros_like(chosen)
             chosen[order[:length]] = True
     return chosen
+
+
+def _other_heads(operation: Attention, suspect: Suspect) -> Iterator[Change]:
+    """For each head of the result, the query head and the key head that it is of."""
+    ratio = suspect.bound(suspect.formats).ratio(suspect.computed).max(axis=(0, 2, 3))
+    few = np.argsort(-ratio, kind="stable")[:_FEW_QUERIES]
+    q, k, v = (wide(y).transpose(0, 2, 1, 3) for y in (operation.q, operation.k, operation.v))
+    scores = q[:, :, None, few] @ k[:, None].swapaxes(-1, -2) * operation.scale
+    allowed = np.broadcast_to(np.asarray(operation.mask)[:, None, None, few], scores.shape)
+    weights = _exponentials(scores, allowed)
+    total = weights.sum(axis=-1, keepdims=True)
+    every = weights @ v[:, None] / np.where(total == 0, 1.0, total)  # [B, heads, kv, few, D]
+    computed = wide(suspect.computed)[:, few].transpose(0, 2, 1, 3)
+    errors = np.array(
+        [
+            np.sum(np.square(every - head[:, None, None]), axis=(0, 3, 4))
+            for head in computed.swapaxes(0, 1)
+        ]
+    )
+    queries, keys = np.divmod(errors.reshape(len(errors), -1).argmin(axis=1), k.shape[1])
+    yield Change(
+        replace(
+            operation,
+            q=operation.q[:, :, queries],
+            k=operation.k[:, :, keys],
+            v=operation.v[:, :, keys],
+        ),
+        "The port seems to have in its heads the result of query heads "
+        f"{', '.join(map(str, queries[:8]))} and key heads {', '.join(map(str, keys[:8]))}"
+        f"{' ...' if len(keys) > 8 else ''}.",
+    )
 
 
 def _seen_by(found: NDArray[np.bool_], allowed: NDArray[np.bool_]) -> str:
@@ -324,9 +357,16 @@ HYPOTHESES = (
         "The port seems to hide keys after the softmax; they should be hidden before it.",
     ),
     Hypothesis(
+        "hidden keys at -1e4",
+        _Weighed,
+        _weighed(_hidden_at(-1e4), _hidden_at(-1e4, added=True)),
+        "The port seems to give hidden keys a score of -1e4, which low scores come near; it should "
+        "be minus infinity.",
+    ),
+    Hypothesis(
         "hidden keys at 0",
         _Weighed,
-        _weighed(_hidden_at_zero),
+        _weighed(_hidden_at(0.0)),
         "The port seems to give hidden keys a score of 0; it should be minus infinity.",
     ),
     Hypothesis(
@@ -385,16 +425,11 @@ HYPOTHESES = (
     ),
     Hypothesis("another layer's keys and values", _Keyed | WeightedSum, _another_layers),
     Hypothesis(
-        "keys and values one place late",
-        _Keyed | WeightedSum,
-        _late,
-        "The port seems to keep keys and values one place late in its cache, behind zeros.",
-    ),
-    Hypothesis(
         "heads mixed up",
         _Summed,
         _heads_mixed,
         "The port seems to put the heads of the result in another order: [B, S, heads, D] is due.",
     ),
+    Hypothesis("other heads", Attention, _other_heads, kind=Kind.SOLVED),
     Hypothesis("other tokens seen", Attention, _other_tokens, kind=Kind.SOLVED),
 )

@@ -89,22 +89,8 @@ def _inverted(operation: Any, suspect: Suspect) -> Iterator[Computable]:
     yield masked(operation, ~operation.mask)
 
 
-def _queries_blanked(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-    keep = suspect.recorded.keep
-    if keep is not None:
-        seen = _seen(suspect, 0, _window(suspect), True) & keep[:, :, None]
-        yield masked(operation, seen)
-
-
 def _itself_only(operation: Any, suspect: Suspect) -> Iterator[Computable]:
     yield masked(operation, np.eye(suspect.recorded.count, dtype=bool)[None])
-
-
-def _finite(value: float) -> Callable[[Any, Suspect], Iterator[Computable]]:
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-        yield masked(operation, np.where(operation.mask, 0.0, value))
-
-    return changes
 
 
 def _bools_added(operation: Any, suspect: Suspect) -> Iterator[Computable]:
@@ -205,24 +191,11 @@ HYPOTHESES = (
         "The port seems to attend to what the mask hides, and not to what it allows.",
     ),
     Hypothesis(
-        "padding hidden as a query",
-        _Masked,
-        _queries_blanked,
-        "The port seems to hide padding as a query and not as a key; it should be hidden as a key.",
-    ),
-    Hypothesis(
         "a token sees only itself",
         _Masked,
         _itself_only,
         "The port seems to let a token attend to itself alone: earlier keys and values are not "
         "read.",
-    ),
-    Hypothesis(
-        "hidden keys at -1e4",
-        _Masked,
-        _finite(-1e4),
-        "The port seems to add -1e4 to hidden scores, which very low scores come near; it should "
-        "be minus infinity.",
     ),
     Hypothesis(
         "mask added as 0 and 1",

@@ -169,8 +169,8 @@ def _narrow_sums(narrow: str) -> Callable[[Any, Suspect], Iterator[Computable]]:
 
     No bound tells: it is vacuous from n = 1 / u on. What is asked for, with u of the narrow format
     and n products an element: every error within what is usual in that format; all together
-    between u / 8 and sqrt(n) u / 2 of the result; no correlation with the result above 0.3 (a scaled
-    result is no rounding); and no token that errs by over 8 times the median.
+    between u / 8 and sqrt(n) u / 2 of the result; no correlation with the result above 0.3, since a
+    scaled result is no rounding; and no token that errs by over 8 times the median.
     """
 
     def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:

@@ -153,6 +153,30 @@ def _narrow_table(narrow: str) -> Callable[[Rope, Suspect], Iterator[Turn]]:
     return changes
 
 
+@dataclass(frozen=True, eq=False)
+class Coarse:
+    """A rotation whose cosines and sines may be off by so much."""
+
+    rope: Rope
+    off: float
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact rotation, and what its limit and the table allow."""
+        bound = self.rope.bound(formats)
+        a, b = np.split(np.abs(wide(self.rope.x)), 2, axis=-1)
+        more = self.off * np.concatenate([a + b, a + b], axis=-1)
+        return replace(bound, limit=bound.limit + more, usual=bound.usual + more)
+
+
+def _coarse_table(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+    for bits in (10, 8):
+        yield Change(
+            Coarse(rope, 2.0 ** -(bits + 1)),
+            f"The port's cosines and sines seem to have {bits} bits after the point; they need "
+            "float32 at the least.",
+        )
+
+
 def _to(dtype: Any, array: Float64Array) -> Float64Array:
     rounded: Float64Array = array.astype(np.float32).astype(dtype).astype(np.float64)
     return rounded
@@ -363,4 +387,5 @@ HYPOTHESES = (
         )
         for narrow in ("bfloat16", "float16")
     ),
+    Hypothesis("RoPE table in few bits", Rope, _coarse_table, kind=Kind.SOLVED, loosens=True),
 )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 
 from llama_layers.backends.transfer import to_numpy
@@ -90,8 +91,8 @@ def _scaled(residual: Residual, suspect: Suspect) -> Iterator[Change]:
 def _embedding_scaled(embedding: Embedding, suspect: Suspect) -> Iterator[Formula]:
     rows = wide(embedding.table[embedding.ids])
     root = math.sqrt(rows.shape[-1])
-    in_format = float(np.asarray(root, suspect.computed.dtype).astype(np.float64))
-    for factor in (root, in_format):
+    for dtype in (np.float64, np.float32, ml_dtypes.bfloat16, np.float16):
+        factor = float(np.asarray(root, dtype))
         yield Formula(rows * factor, np.abs(rows * factor), 3)
 
 

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 from ported import (
     COUNT,
+    LAYER,
     attended,
     causal,
     narrow,
@@ -24,6 +25,18 @@ class Mistake(NamedTuple):
     role: str
     wrong: object
     config: str = "base"
+    also: tuple[str, ...] = ()
+    """Other mistakes that leave the same array, or one too much like it."""
+    padded: bool = False
+    first: int = 0
+    """The position of the first token."""
+    dtype: object = np.float32
+
+    @property
+    def site(self):
+        if self.role.startswith(("model.", "lm_head")):
+            return self.role
+        return f"model.layers.{LAYER}.{self.role}".removesuffix(".")
 
 
 PLACES = np.arange(COUNT)
@@ -81,18 +94,24 @@ def _by_head(p):
     return turned(x.swapaxes(1, 2), np.outer(np.arange(x.shape[2]), omega(p.config))).swapaxes(1, 2)
 
 
-def _bfloat16_phases(p):
-    places = narrow(PLACES.astype(np.float32) + 300)
-    phases = narrow(np.outer(places, narrow(omega(p.config).astype(np.float32))))
-    return turned(p.heads("self_attn.q_proj"), phases)
+def _narrow_phases(dtype):
+    def wrong(p):
+        places = narrow(p.positions.astype(np.float32), dtype)
+        phases = narrow(np.outer(places, narrow(omega(p.config).astype(np.float32), dtype)), dtype)
+        return turned(p.heads("self_attn.q_proj"), phases)
+
+    return wrong
 
 
-def _bfloat16_table(p):
-    x = p.heads("self_attn.q_proj")
-    a, b = np.split(x, 2, axis=-1)
-    phases = np.outer(PLACES, omega(p.config))[None, :, None]
-    cos, sin = (narrow(f(phases).astype(np.float32)) for f in (np.cos, np.sin))
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+def _narrow_table(rounding):
+    def wrong(p):
+        x = p.heads("self_attn.q_proj")
+        a, b = np.split(x, 2, axis=-1)
+        phases = np.outer(PLACES, omega(p.config))[None, :, None]
+        cos, sin = (rounding(f(phases).astype(np.float32)) for f in (np.cos, np.sin))
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+    return wrong
 
 
 def _yarn_sine(p):
@@ -171,7 +190,16 @@ ROPE = [
     Mistake("RoPE cosine and sine swapped", Q_ROPE, _cos_sin),
     Mistake("RoPE on half of the channels", Q_ROPE, _one_half),
     Mistake("partial RoPE", Q_ROPE, _partial),
-    Mistake("RoPE table in bfloat16", Q_ROPE, _bfloat16_table),
+    Mistake("RoPE phases in bfloat16", Q_ROPE, _narrow_phases(ml_dtypes.bfloat16), first=300),
+    Mistake("RoPE phases in float16", Q_ROPE, _narrow_phases(np.float16), first=3000),
+    Mistake("RoPE table in bfloat16", Q_ROPE, _narrow_table(lambda y: narrow(y))),
+    Mistake(
+        "RoPE table in float16",
+        Q_ROPE,
+        _narrow_table(lambda y: narrow(y, np.float16)),
+    ),
+    Mistake("RoPE table in few bits", Q_ROPE, _narrow_table(lambda y: np.round(y * 256) / 256)),
+    Mistake("padding counted in positions", Q_ROPE, _at(PLACES), padded=True),
 ]
 
 
@@ -233,17 +261,24 @@ def _wrong_biases(p):
 
 Q, K, V, OUT = (f"self_attn.{n}_proj" for n in "qkvo")
 GATE, UP, DOWN = (f"mlp.{n}_proj" for n in ("gate", "up", "down"))
+_SPLIT = "joined matrix split in another order"
 LINEAR = [
     Mistake("weight transposed", Q, lambda p: _linear(p, p.weight(Q).T)),
     Mistake("weight transposed", K, lambda p: _linear(p, p.weight(K).reshape(32, -1).T)),
-    Mistake("keys and values swapped", K, lambda p: _linear(p, p.weight(V))),
-    Mistake("keys and values swapped", V, lambda p: _linear(p, p.weight(K))),
+    Mistake("keys and values swapped", K, lambda p: _linear(p, p.weight(V)), also=(_SPLIT,)),
+    Mistake("keys and values swapped", V, lambda p: _linear(p, p.weight(K)), also=(_SPLIT,)),
+    Mistake(
+        "queries and values swapped", V, lambda p: _linear(p, p.weight(Q)), "mha", also=(_SPLIT,)
+    ),
+    Mistake("queries and the output of attention swapped", Q, lambda p: _linear(p, p.weight(OUT))),
     Mistake(
         "gate and up swapped",
         GATE,
         lambda p: _linear(p, p.weight(UP), p["post_attention_layernorm"]),
     ),
-    Mistake("queries and keys swapped", Q, lambda p: _linear(p, p.weight(K)), "mha"),
+    Mistake(
+        "queries and keys swapped", Q, lambda p: _linear(p, p.weight(K)), "mha", also=(_SPLIT,)
+    ),
     Mistake("bias missing", K, lambda p: _linear(p, p.weight(K)), "biases"),
     Mistake("bias missing", DOWN, lambda p: _linear(p, p.weight(DOWN), p["mlp.act"]), "biases"),
     Mistake(
@@ -322,13 +357,16 @@ def _square(x, axis=-1):
     return (x * x).mean(axis=axis, keepdims=True)
 
 
-def _bfloat16_mean(p):
-    x = p["x"].astype(np.float32)
-    total = np.zeros((*x.shape[:2], 1), ml_dtypes.bfloat16)
-    for i in range(x.shape[-1]):
-        total = (total.astype(np.float32) + x[..., i : i + 1] ** 2).astype(ml_dtypes.bfloat16)
-    mean = (total.astype(np.float32) / x.shape[-1]).astype(ml_dtypes.bfloat16).astype(np.float32)
-    return x / np.sqrt(mean + np.float32(p.config.rms_norm_eps)) * p.weight("input_layernorm")
+def _narrow_mean(dtype):
+    def wrong(p):
+        x = p["x"].astype(np.float32)
+        total = np.zeros((*x.shape[:2], 1), dtype)
+        for i in range(x.shape[-1]):
+            total = (total.astype(np.float32) + x[..., i : i + 1] ** 2).astype(dtype)
+        mean = narrow(total.astype(np.float32) / x.shape[-1], dtype)
+        return x / np.sqrt(mean + np.float32(p.config.rms_norm_eps)) * p.weight(NORM)
+
+    return wrong
 
 
 NORM = "input_layernorm"
@@ -358,7 +396,8 @@ NORMS = [
     ),
     Mistake("norm skipped", NORM, lambda p: p["x"]),
     Mistake("weight without the norm", NORM, lambda p: p["x"] * p.weight(NORM)),
-    Mistake("norm's mean in bfloat16", NORM, _bfloat16_mean),
+    Mistake("norm's mean in bfloat16", NORM, _narrow_mean(ml_dtypes.bfloat16)),
+    Mistake("norm's mean in float16", NORM, _narrow_mean(np.float16)),
     Mistake(
         "input from the wrong place",
         "post_attention_layernorm",
@@ -409,6 +448,11 @@ def _exponentials(s):
     return np.exp(s - s.max(axis=-1, keepdims=True))
 
 
+def _overflowing(s):
+    e = np.exp(s.astype(np.float32))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
 def _over_queries(s):
     e = np.exp(s)
     return e / e.sum(axis=-2, keepdims=True)
@@ -429,19 +473,46 @@ def _one_added(scores):
     return np.exp(scores + causal(COUNT)) / np.exp(scores + causal(COUNT)).sum(-1, keepdims=True)
 
 
-def _chunked(p):
+def _odd_tokens(p):
+    """The first two tokens are hidden from every third query."""
     allowed = causal(COUNT).copy()
-    allowed[9:, :9] = False
+    allowed[5::3, :2] = False
     return attended(p.heads(Q_ROPE), p.heads("self_attn.k_rope"), p.heads(V), allowed)
 
 
-def _kept():
-    keep = np.ones((2, COUNT), bool)
-    keep[1, :4] = False
-    return keep
+def _heads_regrouped(p):
+    """Query heads taken for [group, kv] in the place of [kv, group], and left so."""
+    q = p.heads(Q_ROPE)[:, :, [0, 2, 1, 3]]
+    return attended(q, p.heads("self_attn.k_rope"), p.heads(V), causal(COUNT))
+
+
+CHUNKS = ((0, 5), (5, 6), (6, 10), (10, 14))
+
+
+def _cached(first_slot=None, query_slot=None, read_from=None):
+    """Attention a chunk at a time over a cache, written and read as the arguments say."""
+
+    def wrong(p):
+        q, k, v = (p.heads(n) for n in (Q_ROPE, "self_attn.k_rope", V))
+        y = np.zeros(q.shape)
+        cache_k, cache_v = (np.zeros((2, 2 * COUNT, *a.shape[2:])) for a in (k, v))
+        for start, stop in CHUNKS:
+            slot = start if first_slot is None else first_slot(start)
+            cache_k[:, slot : slot + stop - start] = k[:, start:stop]
+            cache_v[:, slot : slot + stop - start] = v[:, start:stop]
+            for s in range(start, stop):
+                low = 0 if read_from is None else read_from(start)
+                high = min(stop, 1 + (s if query_slot is None else query_slot(s, start)))
+                seen = np.ones((1, high - low), bool)
+                rows = (cache_k[:, low:high], cache_v[:, low:high])
+                y[:, s : s + 1] = attended(q[:, s : s + 1], *rows, seen)
+        return y
+
+    return wrong
 
 
 ATTENTION_SITE = "self_attn.attention"
+_SEEN = "other tokens seen"
 _EYE = np.eye(COUNT, dtype=bool)
 ATTENTION = [
     Mistake("no causal mask", ATTENTION_SITE, _attention(np.ones((COUNT, COUNT), bool))),
@@ -491,12 +562,49 @@ ATTENTION = [
     Mistake("values turned by RoPE", ATTENTION_SITE, _turned_values),
     Mistake("keys turned twice", ATTENTION_SITE, _keys_twice),
     Mistake("another layer's keys and values", ATTENTION_SITE, _layer_0),
-    Mistake("keys and values one place late", ATTENTION_SITE, _one_late),
+    Mistake("cache written one place late", ATTENTION_SITE, _one_late),
+    Mistake("hidden keys at -1e4", ATTENTION_SITE, _attention(hidden=-1e4), "huge"),
+    Mistake("softmax without the shift", ATTENTION_SITE, _attention(weights=_overflowing), "large"),
     Mistake(
         "heads mixed up", ATTENTION_SITE, lambda p: p.right.swapaxes(1, 2).reshape(p.right.shape)
     ),
     Mistake("heads mixed up", ATTENTION_SITE, lambda p: p.right[:, :, ::-1]),
-    Mistake("other tokens seen", ATTENTION_SITE, _chunked),
+    Mistake("other tokens seen", ATTENTION_SITE, _odd_tokens),
+    Mistake("other heads", ATTENTION_SITE, _heads_regrouped),
+    Mistake(
+        "cache not read", ATTENTION_SITE, _cached(read_from=lambda start: start), also=(_SEEN,)
+    ),
+    Mistake("cache written from its start", ATTENTION_SITE, _cached(first_slot=lambda start: 0)),
+    Mistake(
+        "cache written one place late", ATTENTION_SITE, _cached(first_slot=lambda start: start + 1)
+    ),
+    Mistake(
+        "mask of the first chunk for each",
+        ATTENTION_SITE,
+        _cached(query_slot=lambda s, start: s - start),
+        also=(_SEEN,),
+    ),
+    Mistake(
+        "a token sees the next",
+        ATTENTION_SITE,
+        _cached(query_slot=lambda s, start: s + 1),
+    ),
+    Mistake(
+        "padding seen",
+        ATTENTION_SITE,
+        _attention(causal(COUNT)),
+        padded=True,
+    ),
+    Mistake(
+        "queries turned twice",
+        ATTENTION_SITE,
+        lambda p: attended(
+            turned(p.heads(Q_ROPE), np.outer(PLACES, omega(p.config))),
+            p.heads("self_attn.k_rope"),
+            p.heads(V),
+            causal(COUNT),
+        ),
+    ),
     Mistake(
         "inputs rounded to bfloat16",
         ATTENTION_SITE,
@@ -576,12 +684,48 @@ def _sums(dtype):
 
 
 ROUNDING = [
-    Mistake("inputs rounded to TF32", Q, _rounded(_tf32)),
+    Mistake("inputs rounded to TF32", Q, _rounded(_tf32), also=("inputs rounded to float16",)),
     Mistake("inputs rounded to TF32", Q, _rounded(lambda x: _tf32(x, False))),
     Mistake("inputs rounded to bfloat16", Q, _rounded(narrow)),
-    Mistake("inputs rounded to float16", Q, _rounded(lambda x: narrow(x, np.float16))),
+    Mistake("inputs rounded to float16", Q, _rounded(lambda x: narrow(x, np.float16)), "small"),
     Mistake("result rounded to bfloat16", Q, lambda p: narrow(p.right)),
+    Mistake("result rounded to float16", Q, lambda p: narrow(p.right, np.float16)),
     Mistake("sums kept in bfloat16", Q, _sums(ml_dtypes.bfloat16)),
     Mistake("sums kept in float16", Q, _sums(np.float16)),
 ]
-MISTAKES = [*ROPE, *LINEAR, *NORMS, *ATTENTION, *MLP, *STREAMS, *ROUNDING]
+
+
+# Outside the layers ------------------------------------------------------------------------------
+def _table(p):
+    return p.weights["model.embed_tokens.weight"]
+
+
+EMBEDDING = "model.embed_tokens"
+OUTSIDE = [
+    Mistake(
+        "embedding scaled by the root of hidden_size",
+        EMBEDDING,
+        lambda p: _table(p)[p.ids] * np.float32(32**0.5),
+    ),
+    Mistake("token ids shifted", EMBEDDING, lambda p: _table(p)[p.ids - 1]),
+    Mistake("tokens shifted", EMBEDDING, lambda p: _table(p)[np.roll(p.ids, 1, axis=1)]),
+    Mistake("another embedding table", EMBEDDING, lambda p: p.weights["lm_head.weight"][p.ids]),
+    Mistake("another embedding table", EMBEDDING, lambda p: _table(p).reshape(32, -1).T[p.ids]),
+    Mistake("norm skipped", "model.norm", lambda p: p.arrays["model.layers.2"]),
+    Mistake(
+        "input from the wrong place",
+        "model.norm",
+        lambda p: normed(
+            p.arrays["model.layers.1"], p.weights["model.norm.weight"], p.config.rms_norm_eps
+        ),
+    ),
+    Mistake(
+        "embedding used as the head", "lm_head", lambda p: p.arrays["model.norm"] @ _table(p).T
+    ),
+    Mistake(
+        "input not normalised",
+        "lm_head",
+        lambda p: p.arrays["model.layers.2"] @ p.weights["lm_head.weight"].T,
+    ),
+]
+MISTAKES = [*OUTSIDE, *ROPE, *LINEAR, *NORMS, *ATTENTION, *MLP, *STREAMS, *ROUNDING]

@@ -46,14 +46,20 @@ CONFIGS = {
 }
 WEIGHTS = {name: random_weights(config, dtype=np.float32) for name, config in CONFIGS.items()}
 COUNT = 14
+# Queries of one layer made small or large: numbers that float16 underflows in, scores that
+# exponentials overflow at, and scores below -1e4.
+for name, factor in (("small", 2e-5), ("large", 100.0), ("huge", 2e4)):
+    CONFIGS[name] = BASE
+    role = f"model.layers.{LAYER}.self_attn.q_proj.weight"
+    WEIGHTS[name] = WEIGHTS["base"] | {role: WEIGHTS["base"][role] * np.float32(factor)}
 
 
 class Port:
     """What a mistake can see: the arrays so far, the weights, and the right array in its place."""
 
-    def __init__(self, config, weights, arrays, name, right, positions):
+    def __init__(self, config, weights, arrays, right, ids, positions):
         self.config, self.weights, self.arrays = config, weights, arrays
-        self.name, self.right, self.positions = name, right, positions
+        self.right, self.ids, self.positions = right, ids, positions
 
     def __getitem__(self, role):
         """An array in the same layer; "x" is what comes into it."""
@@ -72,23 +78,31 @@ class Port:
         return array.reshape(*array.shape[:2], -1, self.config.head_dim)
 
 
-def run(name, site, mistake, *, keep=None, positions=None, dtype=np.float32):
-    """The trace of a port that computes a site with a mistake, and what follows from it."""
+def run(mistake):
+    """The trace of a port with a mistake at a site, and with all that follows from it."""
+    name, dtype = mistake.config, mistake.dtype
     config = CONFIGS[name]
     weights = {n: w.astype(dtype) for n, w in WEIGHTS[name].items()}
     model = model_of(config, weights)
+    keep, positions = None, None
+    if mistake.padded:
+        keep = np.ones((2, COUNT), bool)
+        keep[1, :4] = False
+    if mistake.first:
+        positions = mistake.first + np.arange(COUNT)
     ids = np.random.default_rng(5).integers(0, config.vocab_size, (2, COUNT))
     arrays = {}
 
     def tap(at, array):
-        if at == site:
-            seen = np.arange(COUNT) if positions is None else positions
-            port = Port(config, weights, arrays, at, array, seen)
-            array = np.ascontiguousarray(mistake(port)).astype(dtype).reshape(array.shape)
+        if at == mistake.site:
+            places = np.arange(COUNT) if positions is None else positions
+            port = Port(config, weights, arrays, array, ids, places)
+            array = mistake.wrong(port).astype(array.dtype).reshape(array.shape)
         arrays[at] = array
         return array
 
-    forward(model, ids, attention_mask=keep, positions=positions, tap=tap)
+    with np.errstate(all="ignore"):
+        forward(model, ids, attention_mask=keep, positions=positions, tap=tap)
     return Trace(arrays, input_ids=ids, positions=positions, attention_mask=keep), model
 
 

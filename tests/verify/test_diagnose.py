@@ -1,0 +1,287 @@
+"""Ports with a mistake made in naive code: it is found at its site, and named first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from mistakes import MISTAKES, Mistake
+from ported import BASE, CONFIGS, COUNT, LAYER, WEIGHTS, attended, causal, narrow, run, softmax
+from random_models import model_of
+
+from llama_layers import KVCache, forward
+from llama_layers.verify import Trace, check, sites
+from llama_layers.verify.build import operation_of
+from llama_layers.verify.diagnose import Suspect, diagnose
+from llama_layers.verify.hypotheses import HYPOTHESES
+from llama_layers.verify.hypotheses.precision import tf32
+from llama_layers.verify.operations import Formats
+from llama_layers.verify.validate import validated
+
+NAME = f"model.layers.{LAYER}.self_attn"
+# Named in tests of their own.
+ELSEWHERE = {"another token's norm", "cache shared by all layers", "result cut off"}
+
+
+def told(report):
+    return [explanation.name for explanation in report.first.explanations]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.name}, {m.role or 'layer'}")
+def test_named_first(mistake):
+    """And nothing else is named, but what leaves the same array."""
+    report = check(*run(mistake))
+    assert report.first.site.name == mistake.site
+    assert report.first.verdict == "FAIL"
+    assert [result.site.name for result in report.failures] == [mistake.site]
+    names = told(report)
+    assert names[:1] == [mistake.name]
+    assert set(names) == {mistake.name, *mistake.also}
+    for explanation in report.first.explanations:
+        assert 0 <= explanation.ratio <= 1
+        assert explanation.detail.endswith(".")
+
+
+def test_every_hypothesis_is_tested():
+    assert {h.name for h in HYPOTHESES} == {m.name for m in MISTAKES} | ELSEWHERE
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_is_said_of_a_correct_port(config, padded):
+    right = Mistake("none", "input_layernorm", lambda p: p.right, config, padded=padded)
+    trace, model = run(right)
+    report = check(trace, model)
+    assert report.agrees
+    assert not any(result.explanations for result in report.results)
+
+
+FLOAT64 = [m for m in MISTAKES if m.config == "base" and not m.padded and not m.first][::4]
+
+
+@pytest.mark.parametrize("mistake", FLOAT64, ids=lambda m: f"{m.name}, {m.role or 'layer'}")
+def test_float64(mistake):
+    """Where a mistake is made in float64 it is within the bounds of float64."""
+    trace, model = run(mistake._replace(dtype=np.float64))
+    report = check(trace, model)
+    assert report.first.site.name == mistake.site
+    in_float32 = any(word in mistake.name for word in ("rounded", "kept", "mean in", "bfloat16"))
+    assert in_float32 or told(report)[0] == mistake.name
+
+
+BFLOAT16 = """
+RoPE layout interleaved; RoPE turned the other way; another rope_theta; weight transposed;
+keys and values swapped; RoPE permutation left in; bias missing; mean subtracted;
+norm weight skipped; norm weight plus one; no causal mask; another scale of scores;
+key heads tiled; gelu for silu; gate and up swapped in the product; residual missing
+""".replace("\n", " ").split(";")
+
+
+@pytest.mark.parametrize("name", [name.strip() for name in BFLOAT16])
+def test_bfloat16(name):
+    """A port whose every array is rounded to bfloat16: only its own site is kept wrong."""
+    mistake = next(m for m in MISTAKES if m.name == name)
+    trace, model = run(mistake)
+    routes = next(r for r in check(trace, model).results if r.site.name == mistake.site).inputs
+    arrays = {n: trace.arrays[n].astype(ml_dtypes.bfloat16) for n in routes}
+    again = rounded_inputs(mistake, arrays)
+    report = check(Trace(arrays | {mistake.site: again}, trace.input_ids), model)
+    assert report.first.site.name == mistake.site
+    assert told(report)[0] == name
+
+
+def rounded_inputs(mistake, arrays):
+    """The mistaken array in bfloat16, of inputs that are rounded to it."""
+    wide = {name: array.astype(np.float32) for name, array in arrays.items()}
+
+    def wrong(port):
+        port.arrays = port.arrays | wide
+        return mistake.wrong(port)
+
+    trace, _ = run(mistake._replace(wrong=wrong))
+    return trace.arrays[mistake.site].astype(ml_dtypes.bfloat16)
+
+
+def test_result_cut_off():
+    rng = np.random.default_rng(0)
+    model = model_of(BASE, WEIGHTS["base"])
+    x = rng.standard_normal((1, 9, 32)).astype(ml_dtypes.bfloat16)
+    weight = WEIGHTS["base"][f"{NAME}.q_proj.weight"]
+    y = x.astype(np.float32) @ weight.T
+    cut = (y.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    for array, names in ((cut, ["result cut off"]), (y, [])):
+        arrays = {
+            f"model.layers.{LAYER}.input_layernorm": x,
+            f"{NAME}.q_proj": array.astype(ml_dtypes.bfloat16),
+        }
+        failures = check(Trace(arrays), model).failures
+        assert [e.name for result in failures for e in result.explanations] == names
+
+
+def test_token_of_the_last_norm():
+    """A port that keeps the logits of the last token only, and takes another for it."""
+    trace, model = run(Mistake("none", "input_layernorm", lambda p: p.right))
+    arrays = dict(trace.arrays)
+    for name in ("model.norm", "lm_head"):
+        arrays[name] = arrays[name][:, 3:4]
+    report = check(Trace(arrays, trace.input_ids), model)
+    assert report.first.site.name == "model.norm"
+    assert told(report) == ["another token's norm"]
+    assert "token 3;" in report.first.explanations[0].detail
+
+
+def test_cache_that_all_layers_share():
+    """Each layer writes to one memory, and reads what the last layer wrote of earlier tokens."""
+    model = model_of(BASE, WEIGHTS["base"])
+    ids = np.random.default_rng(5).integers(0, BASE.vocab_size, (2, COUNT))
+    memory = np.zeros((2, 2, COUNT, 2, 8))
+    parts = {}
+
+    def tap(name, array):
+        at = slice(start, stop)
+        if name.endswith("k_rope"):
+            memory[0, :, at] = array
+        if name.endswith("v_proj"):
+            memory[1, :, at] = array.reshape(2, -1, 2, 8)
+        if name.endswith("attention"):
+            q = parts[name.replace("attention", "q_rope")][-1]
+            keys = memory[:, :, :stop]
+            array = attended(q, *keys, causal(COUNT)[start:stop, :stop]).astype(np.float32)
+        parts.setdefault(name, []).append(array)
+        return array
+
+    cache = KVCache.create(model, 2, COUNT)
+    for start, stop in ((0, 5), (5, 6), (6, 10), (10, COUNT)):
+        cache = forward(model, ids[:, start:stop], cache=cache, tap=tap).cache
+    arrays = {name: np.concatenate(chunks, axis=1) for name, chunks in parts.items()}
+    report = check(Trace(arrays, ids), model)
+    assert report.first.site.name == "model.layers.0.self_attn.attention"
+    assert told(report) == ["cache shared by all layers"]
+    assert "start at tokens 0, 5, 6, 10." in report.first.explanations[0].detail
+
+
+def pairwise(q, k, allowed, scale):
+    """Scores [B, heads, S, T] of grouped heads."""
+    k = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
+    scores = np.einsum("bshd,bthd->bhst", q.astype(np.float64), k) * scale
+    return np.where(allowed, scores, -np.inf)
+
+
+@pytest.mark.parametrize(
+    ("site", "name"),
+    [
+        ("scores", "another scale of scores"),
+        ("probabilities", "no causal mask"),
+        ("probabilities", "softmax over the queries"),
+        ("attention", "key heads tiled"),
+        ("attention", "keys for values"),
+    ],
+)
+def test_sites_of_pairs(site, name):
+    trace, model = run(Mistake("none", "input_layernorm", lambda p: p.right))
+    arrays = dict(trace.arrays)
+    q, k = arrays[f"{NAME}.q_rope"], arrays[f"{NAME}.k_rope"]
+    v = arrays[f"{NAME}.v_proj"].reshape(k.shape)
+    allowed = np.ones((COUNT, COUNT), bool) if name == "no causal mask" else causal(COUNT)
+    scores = pairwise(q, k, causal(COUNT), 1.0 if "scale" in name else 8**-0.5)
+    arrays[f"{NAME}.scores"] = scores.astype(np.float32)
+    p = softmax(pairwise(q, k, allowed, 8**-0.5))
+    if "queries" in name:
+        e = np.exp(scores)
+        p = e / e.sum(axis=-2, keepdims=True)
+    arrays[f"{NAME}.probabilities"] = p.astype(np.float32)
+    if site == "probabilities":
+        del arrays[f"{NAME}.scores"]
+    if site == "attention":
+        v = k if "values" in name else v
+        order = [0, 1, 0, 1] if "tiled" in name else [0, 0, 1, 1]
+        y = np.einsum("bhst,bthd->bshd", p, v[:, :, order])
+        arrays[f"{NAME}.attention"] = y.astype(np.float32)
+    report = check(Trace(arrays, trace.input_ids), model)
+    assert report.first.site.name == f"{NAME}.{site}"
+    assert told(report)[0] == name
+
+
+def suspect_of(mistake):
+    """What `check` hands over for the site of a mistake."""
+    trace, model = run(mistake)
+    recorded = validated(trace, model.config)
+    (site,) = (site for site in sites(model.config) if site.name == mistake.site)
+    operation = operation_of(site, recorded.route(site), recorded, model)
+    array = recorded.array(site.name)
+    return Suspect(site, operation, array, Formats("float32", "float32"), recorded, model)
+
+
+INTERLEAVED = next(m for m in MISTAKES if m.name == "RoPE layout interleaved")
+
+
+def test_only_the_named_are_tried():
+    suspect = suspect_of(INTERLEAVED)
+    assert diagnose(suspect, only=[]) == ()
+    assert diagnose(suspect, only=["another rope_theta"]) == ()
+    (found,) = diagnose(suspect, only=["RoPE layout interleaved", "RoPE not applied"])
+    assert found.name == "RoPE layout interleaved"
+    assert found.detail == (
+        "The port seems to pair channels 2i and 2i + 1; this checkpoint pairs i and i + D / 2."
+    )
+
+
+def test_an_array_within_its_bound_needs_no_explanation():
+    suspect = suspect_of(INTERLEAVED)
+    exact = suspect.bound(suspect.formats).exact.astype(np.float32)
+    assert diagnose(replace(suspect, computed=exact)) == ()
+
+
+def test_noise_is_not_explained():
+    rng = np.random.default_rng(1)
+    for role in ("input_layernorm", "self_attn.q_rope", "self_attn.attention", "mlp.act", ""):
+        noisy = Mistake(
+            "none", role, lambda p: p.right * (1 + 0.5 * rng.standard_normal(p.right.shape))
+        )
+        report = check(*run(noisy))
+        assert report.first.site.name == noisy.site
+        assert report.first.explanations == ()
+
+
+def test_a_mistake_in_a_part_of_the_tokens():
+    def wrong(p):
+        y = p.right.copy()
+        y[:, 8:] = INTERLEAVED.wrong(p)[:, 8:]
+        return y
+
+    report = check(*run(INTERLEAVED._replace(wrong=wrong)))
+    assert told(report) == ["RoPE layout interleaved"]
+    assert report.first.explanations[0].detail.endswith(", but only at tokens 8..13.")
+
+
+def test_positions_are_told():
+    stale = next(m for m in MISTAKES if m.name == "RoPE at other positions")
+    (found,) = check(*run(stale)).first.explanations
+    assert found.detail == (
+        "The port seems to turn tokens 9..13 at positions 0..4 in the place of positions 9..13."
+    )
+
+
+def test_another_layer_is_told():
+    layer = next(m for m in MISTAKES if m.name == "another layer's weights")
+    (found,) = check(*run(layer)).first.explanations
+    assert found.detail == (
+        "The port seems to multiply with the matrix of layer 2; this is layer 1."
+    )
+
+
+def test_zeros_are_told():
+    zeros = next(m for m in MISTAKES if m.name == "zeros")
+    (found,) = check(*run(zeros)).first.explanations
+    assert found.detail == "The port has zeros at channel 5 that should be other numbers."
+
+
+def test_tf32():
+    """10 bits after the point, ties away from zero, or cut off; no number out of range."""
+    x = np.array([1 + 2.0**-11, 1 + 2.0**-12, -1 - 3 * 2.0**-11, np.inf, np.nan, 0.0], np.float32)
+    assert tf32(x, 0x1000).tolist()[:4] == [1 + 2.0**-10, 1.0, -1 - 2 * 2.0**-10, np.inf]
+    assert tf32(x, 0).tolist()[:4] == [1.0, 1.0, -1 - 2.0**-10, np.inf]
+    assert np.isnan(tf32(x, 0)[4])
+    assert narrow(x)[0] == 1.0
