@@ -263,6 +263,24 @@ class TestShapes:
         alone = {name: array[0] for name, array in arrays.items()}
         assert passes(Trace(alone, trace.input_ids), model) == passes(trace, model)
 
+    def test_of_transformer_lens(self, recorded):
+        """Heads apart, and scores of minus infinity where a key is hidden."""
+        model, trace = recorded
+        names = {s: name.replace("blocks.3", "blocks.{}") for name, s in TRANSFORMER_LENS.items()}
+        arrays = {}
+        for site, array in trace.arrays.items():
+            number = site.split(".")[2] if ".layers." in site else ""
+            name = names[site.replace(f".{number}", ".3", 1) if number else site].format(number)
+            if name.endswith(("hook_q", "hook_k", "hook_v")):
+                array = array.reshape(*array.shape[:2], -1, model.config.head_dim)
+            elif name.endswith("hook_attn_scores"):
+                array = np.where(np.tri(6, dtype=bool), array, np.float32(-np.inf))
+            arrays[name] = array
+        assert not set(arrays) & set(trace.arrays)
+        found, expected = passes(Trace(arrays, trace.input_ids), model), passes(trace, model)
+        assert found.keys() == expected.keys()
+        assert all(found[name] == expected[name] for name in found if "scores" not in name)
+
     def test_interleaved(self, recorded):
         model, trace = recorded
         arrays = {
