@@ -34,6 +34,7 @@ def configs():
         max_position_embeddings=16,
     )
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    mscale = {"mscale": 0.7, "mscale_all_dim": 1.2}
     llama3 = {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -52,6 +53,9 @@ def configs():
         "linear": replace(gqa, rope_scaling={"rope_type": "linear", "factor": 3.0}),
         "dynamic": replace(gqa, rope_scaling={"rope_type": "dynamic", "factor": 3.0}),
         "yarn": replace(gqa, rope_scaling=yarn),
+        "yarn with mscale": replace(
+            gqa, rope_scaling=yarn | {"mscale": 0.7, "mscale_all_dim": 1.2}
+        ),
         "llama3": replace(gqa, rope_scaling=llama3),
     }
 
@@ -75,16 +79,29 @@ def keep_of(way):
     return keep
 
 
-WAYS = ("whole", "padded", "cached", "padded and cached")
+WAYS = ("whole", "padded", "cached", "padded and cached", "ring", "padded ring", "in blocks")
+
+
+def cases():
+    """Models and ways to run them, the simplest first."""
+    for way in WAYS:
+        for kind in configs():
+            if ("ring" in way and kind != "window") or (way == "in blocks" and kind != "gqa"):
+                continue
+            if kind == "dynamic" and way in ("cached", "padded and cached"):
+                continue  # the frequencies follow the length so far
+            yield kind, way
 
 
 def recorded(model, ids, way):
     """The array of each site; a run through a cache joined along the sequence."""
-    from llama_layers import KVCache, forward
+    from llama_layers import KVCache, attend, forward
 
+    attend.SCORES = 800 if way == "in blocks" else 1 << 24  # 800 are those of 3 queries
     keep = keep_of(way) if "padded" in way else None
-    cuts = CUTS if "cached" in way else ()
-    cache = KVCache.create(model, 2, COUNT) if cuts else None
+    cuts = CUTS if "cached" in way or "ring" in way else ()
+    rolling = COUNT // 2 if "ring" in way else None
+    cache = KVCache.create(model, 2, COUNT, rolling=rolling) if cuts else None
     parts: dict[str, list] = {}
 
     def tap(name, array):
@@ -102,15 +119,12 @@ def main(directory, file):
     from random_models import model_of
 
     arrays = {}
-    for kind, config in configs().items():
-        with contextlib.suppress(Exception):
+    for kind, way in cases():
+        with contextlib.suppress(Exception), np.errstate(all="ignore"):
+            config = configs()[kind]
             model = model_of(config, weights_of(config))
-            for way in WAYS:
-                if kind == "dynamic" and "cached" in way:
-                    continue  # the frequencies follow the length so far
-                with contextlib.suppress(Exception), np.errstate(all="ignore"):
-                    for name, array in recorded(model, case_ids(config), way).items():
-                        arrays[f"{kind}|{way}|{name}"] = array
+            for name, array in recorded(model, case_ids(config), way).items():
+                arrays[f"{kind}|{way}|{name}"] = array
     np.savez(file, **arrays)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,12 +34,6 @@ def run(directory, *nodes):
     for file in outcome["files"]:
         assert Path(file).is_relative_to(directory), f"{file} is none of the copy's"
     return outcome
-
-
-@pytest.fixture
-def package(tmp_path):
-    ignored = shutil.ignore_patterns("__pycache__")
-    return Path(shutil.copytree(ROOT / "llama_layers", tmp_path / "llama_layers", ignore=ignored))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
