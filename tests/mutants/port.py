@@ -34,7 +34,6 @@ def configs():
         max_position_embeddings=16,
     )
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-    mscale = {"mscale": 0.7, "mscale_all_dim": 1.2}
     llama3 = {
         "rope_type": "llama3",
         "factor": 8.0,
