@@ -83,7 +83,7 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
     _check_config(trace.metadata, config)
     _check_formats(trace.metadata)
     known = {site.name: site for site in sites(config)}
-    _check_names(trace.arrays, known)
+    check_names(trace.arrays, known)
     batch, count = _extent(trace, known)
     layout = trace.metadata.get("rope_layout", "half")
     arrays = Fitted(trace.arrays, known, config, (batch, count), layout)
@@ -131,7 +131,7 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
             )
 
 
-def _check_names(arrays: Mapping[str, Any], known: Mapping[str, Site]) -> None:
+def check_names(arrays: Mapping[str, Any], known: Mapping[str, Site]) -> None:
     unknown = [name for name in arrays if name not in known]
     if unknown:
         raise TraceError(
@@ -172,12 +172,13 @@ def _extent_of_arrays(
         site = known[name]
         shape = tuple(getattr(arrays[name], "shape", ()))
         # A last axis that a site must have tells its other axes from those of heads.
-        if name in OF_LAST_TOKEN or site.pairwise or shape[-1:] != site.shape[-1:]:
+        if name in OF_LAST_TOKEN or not (site.pairwise or shape[-1:] == site.shape[-1:]):
             continue
+        place = 2 if site.pairwise else 1
         if len(shape) == len(site.shape):
-            return int(shape[0]), int(shape[1])
+            return int(shape[0]), int(shape[place])
         if len(shape) == len(site.shape) - 1:
-            return 1, int(shape[0])
+            return 1, int(shape[place - 1])
     return None
 
 
