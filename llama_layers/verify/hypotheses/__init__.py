@@ -3,6 +3,7 @@
 from llama_layers.verify.hypotheses import (
     anywhere,
     attention,
+    attention_solved,
     caches,
     masks,
     mlp,
@@ -10,6 +11,7 @@ from llama_layers.verify.hypotheses import (
     precision,
     projections,
     rope,
+    rope_rounding,
     rope_solved,
     streams,
 )
@@ -20,10 +22,12 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     *norms.HYPOTHESES,
     *projections.HYPOTHESES,
     *rope.HYPOTHESES,
+    *rope_rounding.HYPOTHESES,
     *rope_solved.HYPOTHESES,
     *masks.HYPOTHESES,
     *caches.HYPOTHESES,
     *attention.HYPOTHESES,
+    *attention_solved.HYPOTHESES,
     *mlp.HYPOTHESES,
     *precision.HYPOTHESES,
     *anywhere.HYPOTHESES,

@@ -15,11 +15,9 @@ from llama_layers.verify.hypotheses.hypothesis import (
     Float64Array,
     Formula,
     Hypothesis,
-    Kind,
     Moved,
     wide,
 )
-from llama_layers.verify.hypotheses.masks import masked
 from llama_layers.verify.operations import (
     Attention,
     Formats,
@@ -34,18 +32,15 @@ from llama_layers.verify.suspect import Suspect
 _Summed = Attention | WeightedSum
 _Weighed = Attention | Probabilities | Softmax
 _Keyed = Attention | Probabilities | Scores
-# Tokens up to which every first key of every query is tried.
-_FEW_TOKENS = 512
-# Queries in which the heads of queries and keys are looked for.
-_FEW_QUERIES = 3
 
 
-def _values(operation: Attention | WeightedSum, heads: int) -> Float64Array:
+def values_of(operation: Attention | WeightedSum, heads: int) -> Float64Array:
+    """The values of each query head, [B, heads, T, D]."""
     v = wide(operation.v).transpose(0, 2, 1, 3)
     return np.repeat(v, heads // v.shape[1], axis=1)
 
 
-def _scores(operation: Any, suspect: Suspect) -> tuple[Float64Array, Float64Array]:
+def scores_of(operation: Any, suspect: Suspect) -> tuple[Float64Array, Float64Array]:
     """Scores [B, heads, S, T], and the roundings that each has been through."""
     if isinstance(operation, Softmax):
         scores = wide(operation.scores)
@@ -65,7 +60,7 @@ def _weighed(
     """Attention with weights that are another function of scores and mask."""
 
     def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-        scores, roundings = _scores(operation, suspect)
+        scores, roundings = scores_of(operation, suspect)
         allowed = np.broadcast_to(operation.mask[:, None], scores.shape)
         worst = np.max(np.where(allowed, roundings + np.abs(scores), 0), axis=-1, keepdims=True)
         growth = 2 * worst.max(axis=2, keepdims=True) + 2 * scores.shape[-1] + 20
@@ -74,17 +69,18 @@ def _weighed(
                 exact = weights(scores, allowed)
                 magnitude = np.abs(exact)
                 if isinstance(operation, Attention):
-                    v = _values(operation, scores.shape[1])
+                    v = values_of(operation, scores.shape[1])
                     exact, magnitude = exact @ v, magnitude @ np.abs(v)
                 magnitude = magnitude * growth
             if isinstance(operation, Attention):
                 exact, magnitude = (y.transpose(0, 2, 1, 3) for y in (exact, magnitude))
-            yield Formula(exact, magnitude, 1)
+            yield Formula(exact, magnitude, 1, cached=True)
 
     return changes
 
 
-def _exponentials(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
+def exponentials(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
+    """Of the scores above their largest; zeros for what is not allowed."""
     hidden = np.where(allowed, scores, -np.inf)
     largest = hidden.max(axis=-1, keepdims=True)
     return np.asarray(np.exp(hidden - np.where(np.isfinite(largest), largest, 0)))
@@ -96,7 +92,7 @@ def _over_queries(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Ar
 
 
 def _over_queries_too(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    weights = _exponentials(scores, allowed)
+    weights = exponentials(scores, allowed)
     weights = weights / weights.sum(axis=-2, keepdims=True)
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
@@ -111,7 +107,7 @@ def _overflowing(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Arr
 
 
 def _one_more(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    weights = _exponentials(scores, allowed)
+    weights = exponentials(scores, allowed)
     largest = np.where(allowed, scores, -np.inf).max(axis=-1, keepdims=True)
     return np.asarray(weights / (weights.sum(axis=-1, keepdims=True) + np.exp(-largest)))
 
@@ -121,7 +117,7 @@ def _masked_afterwards(scores: Float64Array, allowed: NDArray[np.bool_]) -> Floa
 
 
 def _softmax(scores: Float64Array) -> Float64Array:
-    weights = _exponentials(scores, np.ones(scores.shape, bool))
+    weights = exponentials(scores, np.ones(scores.shape, bool))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
@@ -228,89 +224,6 @@ def _heads_mixed(operation: Any, suspect: Suspect) -> Iterator[Computable]:
             yield _in_order(suspect, other)
 
 
-def _other_tokens(operation: Attention, suspect: Suspect) -> Iterator[Change]:
-    """For each query, the first key that it seems to see; or the last."""
-    count = suspect.recorded.count
-    if count > _FEW_TOKENS or not np.isfinite(suspect.computed.astype(np.float64)).all():
-        return
-    scores, _ = _scores(operation, suspect)
-    v, computed = _values(operation, scores.shape[1]), wide(suspect.computed)
-    allowed = np.broadcast_to(np.asarray(operation.mask), (len(v), count, count))
-    found = np.array(allowed)
-    for batch, query in np.ndindex(len(v), count):
-        keys = np.flatnonzero(allowed[batch, query])
-        if keys.size:
-            theirs = computed[batch, query]
-            seen = _best_run(scores[batch, :, query], v[batch], keys, theirs)
-            found[batch, query] = seen
-    if (found == allowed).all():
-        return
-    yield Change(
-        masked(operation, found), f"The port seems to see {_seen_by(found[0], allowed[0])}."
-    )
-
-
-def _best_run(
-    scores: Float64Array, v: Float64Array, keys: NDArray[Any], computed: Float64Array
-) -> NDArray[np.bool_]:
-    """The keys from some first one on, or up to some last one, that explain a query best."""
-    best, chosen = np.inf, np.zeros(scores.shape[-1], bool)
-    chosen[keys] = True
-    for order in (keys[::-1], keys):
-        weights = np.exp(scores[:, order] - scores[:, order].max())
-        sums = np.cumsum(weights[..., None] * v[:, order], axis=1)
-        with np.errstate(invalid="ignore"):
-            runs = sums / np.cumsum(weights, axis=1)[..., None]
-            errors = np.sum(np.square(runs - computed[:, None]), axis=(0, 2))
-        errors = np.where(np.isnan(errors), np.inf, errors)
-        length = len(keys) if errors[-1] <= 4 * errors.min() else int(np.argmin(errors)) + 1
-        if errors[length - 1] < best / 4:
-            best = errors[length - 1]
-            chosen = np.zeros_like(chosen)
-            chosen[order[:length]] = True
-    return chosen
-
-
-def _other_heads(operation: Attention, suspect: Suspect) -> Iterator[Change]:
-    """For each head of the result, the query head and the key head that it is of."""
-    ratio = suspect.bound(suspect.formats).ratio(suspect.computed).max(axis=(0, 2, 3))
-    few = np.argsort(-ratio, kind="stable")[:_FEW_QUERIES]
-    q, k, v = (wide(y).transpose(0, 2, 1, 3) for y in (operation.q, operation.k, operation.v))
-    scores = q[:, :, None, few] @ k[:, None].swapaxes(-1, -2) * operation.scale
-    allowed = np.broadcast_to(np.asarray(operation.mask)[:, None, None, few], scores.shape)
-    weights = _exponentials(scores, allowed)
-    total = weights.sum(axis=-1, keepdims=True)
-    every = weights @ v[:, None] / np.where(total == 0, 1.0, total)  # [B, heads, kv, few, D]
-    computed = wide(suspect.computed)[:, few].transpose(0, 2, 1, 3)
-    errors = np.array(
-        [
-            np.sum(np.square(every - head[:, None, None]), axis=(0, 3, 4))
-            for head in computed.swapaxes(0, 1)
-        ]
-    )
-    queries, keys = np.divmod(errors.reshape(len(errors), -1).argmin(axis=1), k.shape[1])
-    yield Change(
-        replace(
-            operation,
-            q=operation.q[:, :, queries],
-            k=operation.k[:, :, keys],
-            v=operation.v[:, :, keys],
-        ),
-        "The port seems to have in its heads the result of query heads "
-        f"{', '.join(map(str, queries[:8]))} and key heads {', '.join(map(str, keys[:8]))}"
-        f"{' ...' if len(keys) > 8 else ''}.",
-    )
-
-
-def _seen_by(found: NDArray[np.bool_], allowed: NDArray[np.bool_]) -> str:
-    said = []
-    for query in np.flatnonzero((found != allowed).any(axis=-1)):
-        seen = np.flatnonzero(found[query])
-        said.append(f"tokens {seen[0]}..{seen[-1]} from token {query}")
-    more = f" and other ones from {len(said) - 3} tokens more" if len(said) > 3 else ""
-    return ", ".join(said[:3]) + more
-
-
 HYPOTHESES = (
     Hypothesis(
         "softmax over the queries",
@@ -328,7 +241,7 @@ HYPOTHESES = (
     Hypothesis(
         "softmax not normalised",
         _Weighed,
-        _weighed(_exponentials),
+        _weighed(exponentials),
         "The port seems not to divide the exponentials by their sum.",
     ),
     Hypothesis(
@@ -430,6 +343,4 @@ HYPOTHESES = (
         _heads_mixed,
         "The port seems to put the heads of the result in another order: [B, S, heads, D] is due.",
     ),
-    Hypothesis("other heads", Attention, _other_heads, kind=Kind.SOLVED),
-    Hypothesis("other tokens seen", Attention, _other_tokens, kind=Kind.SOLVED),
 )

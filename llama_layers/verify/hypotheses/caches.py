@@ -6,6 +6,7 @@ and takes for the next chunk the longest that explains what the port has for its
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -179,6 +180,11 @@ HYPOTHESES = tuple(
             "cache shared by all layers",
             (_Cache(_shared),),
             "The port seems to read earlier keys and values of the last layer",
+        ),
+        (
+            "no causal mask",
+            (_Cache(_in_place, query=lambda token, start: sys.maxsize),),
+            "The port seems to let a token see all of its chunk, later tokens too",
         ),
         (
             "mask of the first chunk for each",

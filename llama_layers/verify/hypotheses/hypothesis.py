@@ -15,7 +15,6 @@ from llama_layers.backends.dtypes import FLOATS
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.verify.bounds import Bound, gamma
 from llama_layers.verify.operations import Formats
-from llama_layers.verify.personas import CONTRACT
 from llama_layers.verify.suspect import Suspect
 
 Float64Array = NDArray[np.float64]
@@ -117,23 +116,27 @@ class Formula:
 
     Each of `roundings` rounding errors is relative to `magnitude`, of the size of the terms that
     the result is summed from: :math:`|\hat y - y| \le \gamma_n A + u_o |y|`. A persona may round
-    some steps to the format of the result.
+    some steps to the format of the result, and what is read from a cache, if something is `cached`.
     """
 
     exact: Float64Array
     magnitude: Float64Array
     roundings: int
+    cached: bool = False
 
     def bound(self, formats: Formats) -> Bound:
         """The exact result, and what so many roundings allow."""
         out, sums = FLOATS[formats.dtype], FLOATS[formats.accumulate]
         growth = gamma(2 * self.roundings, sums.unit_roundoff)
-        if formats.persona is not CONTRACT:
+        persona = formats.persona
+        if any(value is True for name, value in vars(persona).items() if name != "flushes"):
             growth += 4 * out.unit_roundoff
+        if self.cached and persona.kv_cache is not None:
+            growth += 4 * FLOATS[persona.kv_cache].unit_roundoff
         with np.errstate(invalid="ignore", over="ignore"):
             limit = growth * self.magnitude + out.unit_roundoff * np.abs(self.exact)
             limit += out.smallest_subnormal
-            if formats.persona.flushes:
+            if persona.flushes:
                 limit += sums.smallest_normal
             limit = np.where(np.abs(self.exact) + limit >= out.max, np.inf, limit)
         return Bound(self.exact, limit, limit)

@@ -61,10 +61,14 @@ _Summing = Linear | Norm | Attention | Scores | Probabilities | Softmax | Weight
 
 def tf32(array: NDArray[Any], half: int) -> NDArray[np.float32]:
     """Numbers of 10 bits after the point: the other 13 are cut off, after `half` was added."""
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    finite = np.isfinite(bits.view(np.float32))
-    cut = (bits + np.uint32(half)) & np.uint32(0xFFFFE000)
-    return np.where(finite, cut, bits).view(np.float32)
+    numbers = np.array(array, np.float32)
+    odd = ~np.isfinite(numbers)
+    kept = numbers[odd]
+    bits = numbers.view(np.uint32)
+    bits += np.uint32(half)
+    bits &= np.uint32(0xFFFFE000)
+    numbers[odd] = kept
+    return numbers
 
 
 def _narrow(dtype: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:

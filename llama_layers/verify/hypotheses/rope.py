@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from llama_layers.backends.dtypes import FLOATS
@@ -21,7 +20,6 @@ from llama_layers.verify.hypotheses.hypothesis import (
     Float64Array,
     Formula,
     Hypothesis,
-    Kind,
     Moved,
     wide,
 )
@@ -31,7 +29,6 @@ from llama_layers.verify.suspect import Suspect
 _THETAS = (1e4, 5e5, 1e6, 1e5, 2.5e5, 5e6, 1e7)
 # In a frequency and its product with a position, for any theta up to 1e7; see `rope_bound`.
 _ROUNDINGS_OF_PHASES = 64
-_NARROW = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,64 +119,6 @@ def _counted_with_padding(rope: Rope, suspect: Suspect) -> Iterator[Rope]:
 def _by_head(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
     omega = inv_freq(rope.config)
     yield turn(rope, (np.arange(rope.x.shape[2])[:, None] * omega)[None, None])
-
-
-def _narrow_phases(
-    narrow: str,
-) -> Callable[[Rope, Suspect], Iterator[Turn]]:
-    def changes(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
-        dtype = _NARROW[narrow]
-        positions = np.asarray(rope.positions, np.float64)[..., None, None]
-        omega = inv_freq(rope.config, length=int(rope.positions.max()) + 1)
-        for rounded in (
-            _to(dtype, _to(dtype, positions) * _to(dtype, omega)),
-            positions * _to(dtype, omega),
-            _to(dtype, positions) * omega,
-            _to(dtype, positions * omega),
-            _to(dtype, positions) * _to(dtype, omega),
-            _to(dtype, positions * _to(dtype, omega)),
-        ):
-            yield turn(rope, rounded if rounded.ndim == 4 else rounded[None])
-
-    return changes
-
-
-def _narrow_table(narrow: str) -> Callable[[Rope, Suspect], Iterator[Turn]]:
-    def changes(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
-        table = turn(rope, phases_of(rope))
-        dtype = _NARROW[narrow]
-        yield replace(table, cos=_to(dtype, table.cos), sin=_to(dtype, table.sin))
-
-    return changes
-
-
-@dataclass(frozen=True, eq=False)
-class Coarse:
-    """A rotation whose cosines and sines may be off by so much."""
-
-    rope: Rope
-    off: float
-
-    def bound(self, formats: Formats) -> Bound:
-        """The exact rotation, and what its limit and the table allow."""
-        bound = self.rope.bound(formats)
-        a, b = np.split(np.abs(wide(self.rope.x)), 2, axis=-1)
-        more = self.off * np.concatenate([a + b, a + b], axis=-1)
-        return replace(bound, limit=bound.limit + more, usual=bound.usual + more)
-
-
-def _coarse_table(rope: Rope, suspect: Suspect) -> Iterator[Change]:
-    for bits in (10, 8):
-        yield Change(
-            Coarse(rope, 2.0 ** -(bits + 1)),
-            f"The port's cosines and sines seem to have {bits} bits after the point; they need "
-            "float32 at the least.",
-        )
-
-
-def _to(dtype: Any, array: Float64Array) -> Float64Array:
-    rounded: Float64Array = array.astype(np.float32).astype(dtype).astype(np.float64)
-    return rounded
 
 
 def _scaling_ignored(rope: Rope, suspect: Suspect) -> Iterator[Rope]:
@@ -366,26 +305,4 @@ HYPOTHESES = (
         "The port seems to turn the first half of a head by itself; pairs should be i and "
         "i + D / 2 of the whole head.",
     ),
-    *(
-        Hypothesis(
-            f"RoPE phases in {narrow}",
-            Rope,
-            _narrow_phases(narrow),
-            f"The port seems to compute positions, frequencies or phases in {narrow}; they need "
-            "float32 at the least.",
-            Kind.ROUNDING,
-        )
-        for narrow in ("bfloat16", "float16")
-    ),
-    *(
-        Hypothesis(
-            f"RoPE table in {narrow}",
-            Rope,
-            _narrow_table(narrow),
-            f"The port seems to round cosines and sines to {narrow}.",
-            Kind.ROUNDING,
-        )
-        for narrow in ("bfloat16", "float16")
-    ),
-    Hypothesis("RoPE table in few bits", Rope, _coarse_table, kind=Kind.SOLVED, loosens=True),
 )
