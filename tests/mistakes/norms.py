@@ -26,7 +26,7 @@ def _norm(eps=None, weight=None):
 
 def _by(divisor, centre=False):
     def wrong(p):
-        x = p["x"].astype(np.float64)
+        x = p["x"]
         if centre:
             x = x - x.mean(axis=-1, keepdims=True)
         return x / divisor(x, p.config.rms_norm_eps) * p.weight("input_layernorm")

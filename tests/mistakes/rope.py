@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
+from decoder_oracle import frequencies
 from ported import COUNT, narrow, omega, turned
 
 from mistakes.mistake import (
@@ -105,6 +107,17 @@ def _yarn_factor(power):
     return wrong
 
 
+def _with_scaling(**parameters):
+    """RoPE of the config with other parameters of its scaling."""
+
+    def wrong(p):
+        scaling = replace(p.config.rope_scaling, **parameters)
+        speeds, factor = frequencies(replace(p.config, rope_scaling=scaling))
+        return turned(p.heads("self_attn.q_proj"), np.outer(PLACES, speeds), factor=factor)
+
+    return wrong
+
+
 STALE = np.concatenate([np.arange(9), np.arange(COUNT - 9)])
 MISTAKES = [
     Mistake("RoPE layout interleaved", Q_ROPE, _rope("self_attn.q_proj", layout="interleaved")),
@@ -122,6 +135,7 @@ MISTAKES = [
     Mistake("RoPE position off by one", Q_ROPE, _at(PLACES - 1)),
     Mistake("RoPE at other positions", Q_ROPE, _at(STALE)),
     Mistake("RoPE at other positions", Q_ROPE, _at(np.full(COUNT, 3))),
+    Mistake("RoPE at other positions", Q_ROPE, _at(PLACES + 7)),
     Mistake("RoPE by head", Q_ROPE, _by_head),
     Mistake(
         "RoPE scaling ignored",
@@ -136,6 +150,13 @@ MISTAKES = [
         "RoPE scaling of another kind",
         Q_ROPE,
         _rope("self_attn.q_proj", phases=lambda c: np.outer(PLACES, omega(c) / 8)),
+        "llama3",
+    ),
+    Mistake("another parameter of RoPE scaling", Q_ROPE, _with_scaling(truncate=False), "yarn"),
+    Mistake(
+        "another parameter of RoPE scaling",
+        Q_ROPE,
+        _with_scaling(original_max_position_embeddings=16),
         "llama3",
     ),
     Mistake(

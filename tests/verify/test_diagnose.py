@@ -71,6 +71,16 @@ def test_nothing_is_said_of_a_correct_port(config, padded):
     assert not any(result.explanations for result in report.results)
 
 
+def test_attention_of_padding_may_be_anything():
+    def wrong(p):
+        y = p.right.copy()
+        y[1, :4] = 7.0
+        return y
+
+    assert check(*run(Mistake("none", "self_attn.attention", wrong, padded=True))).agrees
+    assert not check(*run(Mistake("none", "self_attn.attention", wrong))).agrees
+
+
 ROUNDING = {h.name for h in HYPOTHESES if h.kind is Kind.ROUNDING or h.loosens}
 FLOAT64 = [
     m
@@ -259,6 +269,17 @@ def test_noise_is_not_explained():
         report = check(*run(noisy))
         assert report.first.site.name == noisy.site
         assert report.first.explanations == ()
+
+
+def test_a_scale_is_no_rounding():
+    """Errors as large as those of bfloat16 sums, but all to one side."""
+    rng = np.random.default_rng(2)
+    scaled = Mistake(
+        "none",
+        "self_attn.q_proj",
+        lambda p: p.right * (1 + rng.uniform(0.002, 0.01, p.right.shape)),
+    )
+    assert told(check(*run(scaled))) == []
 
 
 def test_a_mistake_in_a_part_of_the_tokens():

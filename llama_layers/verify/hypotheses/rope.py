@@ -141,6 +141,30 @@ def _scaling_of_another_kind(rope: Rope, suspect: Suspect) -> Iterator[Change]:
             )
 
 
+def _another_parameter(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+    scaling, length = rope.config.rope_scaling, rope.config.max_position_embeddings
+    if scaling is None:
+        return
+    changes: list[dict[str, Any]] = []
+    if scaling.rope_type in ("yarn", "llama3"):
+        changes.append({"original_max_position_embeddings": length})
+        changes.append({"original_max_position_embeddings": int(length * scaling.factor)})
+    if scaling.rope_type == "yarn":
+        changes.append({"truncate": scaling.truncate is False})
+        changes.append(
+            {"beta_fast": scaling.beta_slow or 1.0, "beta_slow": scaling.beta_fast or 32.0}
+        )
+        changes += [{"mscale": None, "mscale_all_dim": None}, {"attention_factor": None}]
+    for change in changes:
+        if any(getattr(scaling, name) != value for name, value in change.items()):
+            said = " and ".join(f"{name} {value}" for name, value in change.items())
+            yield Change(
+                replace(rope, config=replace(rope.config, rope_scaling=replace(scaling, **change))),
+                f"The port seems to compute with {said} in rope_scaling; this model has "
+                f"{' and '.join(str(getattr(scaling, name)) for name in change)}.",
+            )
+
+
 def _factor_inverted(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
     scaling = rope.config.rope_scaling
     if scaling is not None:
@@ -254,6 +278,7 @@ HYPOTHESES = (
         "The port seems to compute plain frequencies; this model has a rope_scaling.",
     ),
     Hypothesis("RoPE scaling of another kind", Rope, _scaling_of_another_kind),
+    Hypothesis("another parameter of RoPE scaling", Rope, _another_parameter),
     Hypothesis(
         "RoPE scaling factor inverted",
         Rope,
