@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from llama_layers.cli import convert, generate, info, pull, qkv
+from llama_layers.cli import check, compare, convert, generate, info, pull, qkv, trace
 from llama_layers.errors import BackendError
 
 
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (info, pull, convert, qkv, generate):
+    for command in (info, pull, convert, qkv, generate, trace, check, compare):
         command.add_parser(commands)
     return parser
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 from rich.console import Console
+from rich.highlighter import RegexHighlighter
+from rich.theme import Theme
+
+# Lines longer than this are hard to read.
+_WIDEST = 100
 
 
 class Terminal(Console):
@@ -16,3 +22,24 @@ class Terminal(Console):
     def on_broken_pipe(self) -> NoReturn:
         """Say so."""
         raise BrokenPipeError
+
+
+class _Verdicts(RegexHighlighter):
+    """Verdicts in colour, which say nothing that the words do not."""
+
+    highlights = (
+        r"\b(?P<good>PASS|AGREE)\b",
+        r"\b(?P<doubtful>WARN|NONE)\b",
+        r"\b(?P<bad>FAIL|DIFFERS|DIVERGE)\b",
+        r"(?m)^(?P<cause>Likely cause: .*)$",
+    )
+
+
+_THEME = Theme({"good": "green", "doubtful": "yellow", "bad": "bold red", "cause": "bold"})
+
+
+def print_report(text: Callable[[int], str]) -> None:
+    """Print a report that is made for a width, with its verdicts in colour."""
+    console = Terminal(theme=_THEME)
+    report = _Verdicts()(text(min(console.width, _WIDEST)))
+    console.print(report, soft_wrap=True)

@@ -15,6 +15,9 @@ from llama_layers.verify.bounds import (
     weighted_sum_bound,
 )
 from llama_layers.verify.check import check
+from llama_layers.verify.compare import compare
+from llama_layers.verify.comparison import Comparison, SiteDifference
+from llama_layers.verify.html import to_html, write_html
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.personas import PERSONAS, Persona
 from llama_layers.verify.qkv import Difference, QKVReport, Summary, examine_qkv, summarise
@@ -26,6 +29,7 @@ from llama_layers.verify.trace import Trace
 __all__ = [
     "PERSONAS",
     "Bound",
+    "Comparison",
     "Difference",
     "Element",
     "Explanation",
@@ -34,11 +38,13 @@ __all__ = [
     "QKVReport",
     "Report",
     "Site",
+    "SiteDifference",
     "SiteResult",
     "Summary",
     "Trace",
     "attention_bound",
     "check",
+    "compare",
     "embedding_bound",
     "examine_qkv",
     "judge",
@@ -53,5 +59,7 @@ __all__ = [
     "softmax_bound",
     "summarise",
     "swiglu_bound",
+    "to_html",
     "weighted_sum_bound",
+    "write_html",
 ]

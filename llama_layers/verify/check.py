@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,19 +15,11 @@ from llama_layers.backends.transfer import to_numpy
 from llama_layers.llama import Llama
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.build import operation_of
+from llama_layers.verify.defined import where_defined
 from llama_layers.verify.diagnose import Suspect, diagnose
 from llama_layers.verify.inherited import Inherited
 from llama_layers.verify.judge import Judgement, judge
-from llama_layers.verify.operations import (
-    Attention,
-    Formats,
-    Operation,
-    Probabilities,
-    Rope,
-    Scores,
-    Softmax,
-    WeightedSum,
-)
+from llama_layers.verify.operations import Formats
 from llama_layers.verify.personas import CONTRACT, PERSONAS, Persona, persona_named
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
 from llama_layers.verify.sites import Site, sites
@@ -52,6 +44,7 @@ def check(
     accumulate: str | None = None,
     persona: str | Persona | None = None,
     explain: bool = True,
+    progress: Callable[[SiteResult], object] | None = None,
 ) -> Report:
     r"""Hold each recorded site against what it should be.
 
@@ -77,6 +70,8 @@ def check(
         site that one of them explains is a WARN with its name.
     explain : bool, optional
         Whether to look for the mistakes that explain a FAIL.
+    progress : callable, optional
+        What is called with each result as soon as it is known.
 
     Returns
     -------
@@ -118,8 +113,13 @@ def check(
         if value is not None and value not in FLOATS:
             raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
     checker = _Checker(recorded, model, dtype, accumulate, chosen, persona is None, explain)
+    results = []
+    for result in checker.results():
+        results.append(result)
+        if progress is not None:
+            progress(result)
     return Report(
-        results=tuple(checker.results()),
+        results=tuple(results),
         missing=tuple(
             site.name
             for site in sites(model.config)
@@ -128,6 +128,7 @@ def check(
         metadata=dict(trace.metadata),
         seconds=time.perf_counter() - start,
         persona=chosen.name,
+        weights=dtype_name(model.weights.embed_tokens.dtype),
         explained=explain,
     )
 
@@ -175,17 +176,17 @@ class _Checker:
         array = self._recorded.array(site.name)
         formats = self._formats(array)
         operation = operation_of(site, route, self._recorded, self._model)
-        bound = self._bound(operation, formats)
+        suspect = Suspect(site, operation, array, formats, self._recorded, self._model)
+        bound = where_defined(suspect.bound(formats), site, self._recorded)
         judgement = judge(array, bound)
         verdict: SiteVerdict = judgement.verdict
         note = ""
         if verdict != "PASS" and self._tries_personas:
-            explained = self._as_persona(operation, array, formats)
+            explained = self._as_persona(suspect)
             if explained is not None:
                 verdict, note = "WARN", explained
         explanations: tuple[Explanation, ...] = ()
         if verdict == "FAIL" and self._explains:
-            suspect = Suspect(site, operation, array, formats, self._recorded, self._model)
             explanations = self._diagnosis(suspect)
         return SiteResult(
             site=site,
@@ -202,20 +203,14 @@ class _Checker:
             explanations=explanations,
         )
 
-    def _bound(self, operation: Operation, formats: Formats) -> Bound:
-        """The operation's bound; without limits where engines may do as they like."""
-        bound = operation.bound(formats)
-        tokens = _defined(operation, self._recorded)
-        return bound if tokens is None else bound.only(tokens)
-
-    def _as_persona(
-        self, operation: Operation, array: NDArray[Any], formats: Formats
-    ) -> str | None:
+    def _as_persona(self, suspect: Suspect) -> str | None:
         """What to say where an engine's own roundings explain the array."""
         for persona in PERSONAS.values():
-            theirs = replace(formats, persona=persona)
-            if judge(array, self._bound(operation, theirs)).verdict == "PASS":
-                return f"rounds as {persona.name} does: {persona.habits(operation, formats.dtype)}"
+            bound = suspect.operation.bound(replace(suspect.formats, persona=persona))
+            theirs = where_defined(bound, suspect.site, self._recorded)
+            if judge(suspect.computed, theirs).verdict == "PASS":
+                habits = persona.habits(suspect.operation, suspect.formats.dtype)
+                return f"rounds as {persona.name} does: {habits}"
         return None
 
     def _diagnosis(self, suspect: Suspect) -> tuple[Explanation, ...]:
@@ -243,8 +238,8 @@ class _Checker:
             differs = not difference <= DIFFERS * max(yardstick or 0.0, floor)
             verdict = "DIFFERS" if differs else "SEEN"
             note = (
-                "its inputs were not recorded: only error inherited from "
-                f"{', '.join(inputs)} on could be seen, and no bound holds for it"
+                "inputs were not recorded, so that only inherited error could be seen, for which "
+                "no bound holds"
             )
         return SiteResult(
             site=site,
@@ -260,31 +255,13 @@ class _Checker:
         )
 
 
-def _defined(operation: Operation, recorded: Recorded) -> NDArray[np.bool_] | None:
-    """Where a result means something; None for everywhere.
-
-    What attention gives to padding differs between engines: there it sees nothing or everything,
-    at a position that each chooses for itself.
-    """
-    keep = recorded.keep
-    if keep is None:
-        return None
-    if isinstance(operation, Scores | Softmax | Probabilities):
-        return keep[:, None, :, None]
-    if isinstance(operation, Attention | WeightedSum):
-        return keep[:, :, None, None]
-    if isinstance(operation, Rope) and not recorded.positions_given:
-        return keep[:, :, None, None]
-    return None
-
-
 def _unusual(judgement: Judgement, verdict: str) -> str:
     if verdict != "WARN":
         return ""
     if judgement.usual_ratio > 1:
         return (
-            f"rounding can explain it, but errors are {judgement.usual_ratio:.3g} times what is "
-            "usual: sums in fewer bits than stated, perhaps"
+            "rounding can explain it, but errors are larger than usual: sums in fewer bits than "
+            "stated, perhaps"
         )
     return "nothing could be judged: every element can overflow"
 

@@ -41,8 +41,12 @@ def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
 
 
 def figure(number: float) -> str:
-    """A ratio or a difference in two digits: 0.41, 17, 1.2e+04."""
-    return f"{number:.2g}"
+    """A ratio or a difference in two digits: 0.41, 17, 1.2e+04; more, where it is almost 1."""
+    for digits in range(2, 17):
+        text = f"{number:.{digits}g}"
+        if text != "1":
+            break
+    return text
 
 
 def apart(first: float, second: float) -> tuple[str, str]:

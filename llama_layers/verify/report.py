@@ -125,6 +125,8 @@ class Report:
         How long the check took.
     persona : str
         The engine whose further roundings were allowed; "contract" if none were.
+    weights : str
+        The dtype of the model's weights; may be empty.
     explained : bool
         Whether explanations were looked for.
     """
@@ -134,6 +136,7 @@ class Report:
     metadata: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     persona: str = "contract"
+    weights: str = ""
     explained: bool = True
 
     @property
@@ -214,6 +217,7 @@ class Report:
             "first": None if self.first is None else _result_json(self.first),
             "counts": {verdict: counts[verdict] for verdict in SITE_VERDICTS},
             "persona": self.persona,
+            "weights": self.weights,
             "explained": self.explained,
             "seconds": self.seconds,
             "metadata": dict(self.metadata),

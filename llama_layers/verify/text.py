@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from llama_layers.verify.layout import apart, counted, figure, paragraph, table, wrapped
 from llama_layers.verify.report import SITE_VERDICTS, Report, SiteResult
+from llama_layers.verify.sites import Site
 from llama_layers.verify.summary import RoleSummary, by_role, grouped, layer_ranges
 
 
@@ -101,13 +102,12 @@ def consequences(report: Report, width: int) -> str:
         return ""
     if len(failures) == 1:
         return "No other site fails."
-    lines = [
-        wrapped(f"{len(failures)} sites fail: {', '.join(roles_and_layers(failures))}.", width)
-    ]
+    where = ", ".join(roles_and_layers(failure.site for failure in failures))
+    lines = [wrapped(f"{len(failures)} sites fail: {where}.", width)]
     first = failures[0]
     if first.explanations:
         name = first.explanations[0].name
-        others = [r for r in failures if name not in {e.name for e in r.explanations}]
+        others = [r.site for r in failures if name not in {e.name for e in r.explanations}]
         explains = (
             f"{len(failures) - len(others)} of them; not {', '.join(roles_and_layers(others))}"
             if others
@@ -122,11 +122,11 @@ def role_name(role: str) -> str:
     return "layer output" if role == "layer" else role
 
 
-def roles_and_layers(results: Iterable[SiteResult]) -> list[str]:
+def roles_and_layers(sites: Iterable[Site]) -> list[str]:
     """Which sites, in few words: self_attn.q_rope in layers 0-3, 7."""
     return [
-        _in_layers(role, [r.site.layer for r in found])
-        for role, found in grouped(results, lambda r: r.site.role).items()
+        _in_layers(role, [site.layer for site in found])
+        for role, found in grouped(sites, lambda site: site.role).items()
     ]
 
 
@@ -209,7 +209,7 @@ def notes(report: Report) -> Iterator[str]:
     """What is said of sites, once each, and of which."""
     noted = (result for result in report.results if result.note)
     for (verdict, note), results in grouped(noted, lambda r: (r.verdict, r.note)).items():
-        yield f"{verdict} {', '.join(roles_and_layers(results))}: {note}."
+        yield f"{verdict} {', '.join(roles_and_layers(r.site for r in results))}: {note}."
 
 
 def missing_sites(report: Report) -> Iterator[str]:
@@ -249,4 +249,5 @@ def _closing(report: Report) -> str:
     )
     persona = "" if report.persona == "contract" else f", with the roundings of {report.persona}"
     sites = counted(len(report.results), "site")
-    return f"{sites} checked in {report.seconds:.1f} s as {said}{persona}."
+    weights = f", from weights in {report.weights}" if report.weights else ""
+    return f"{sites} checked in {report.seconds:.1f} s as {said}{weights}{persona}."

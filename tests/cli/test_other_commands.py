@@ -45,7 +45,6 @@ def test_an_unexpected_error_is_trouble_not_divergence(monkeypatch, capsys):
     def defect(*_):
         raise KeyError("a defect")
 
-    monkeypatch.setattr("llama_layers.checkpoint.opening.open_checkpoint", defect)
     monkeypatch.setattr("llama_layers.checkpoint.open_checkpoint", defect)
     assert main(["info", "x"]) == 2
     assert "KeyError: 'a defect'" in capsys.readouterr().err

@@ -1,0 +1,155 @@
+"""``llama-layers check``: hold what a port computed against a model, site by site."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_layers.backends.dtypes import FLOATS, dtype_name
+from llama_layers.cli.options import add_force, add_json
+
+if TYPE_CHECKING:
+    from llama_layers.checkpoint import Checkpoint
+    from llama_layers.verify import SiteResult, Trace
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "check",
+        help="find a port's first wrong site, and say why",
+        description="Recompute each site of a trace in float64 from the port's own inputs, hold "
+        "every element against what rounding allows there, and name the mistake that explains the "
+        "first that fails.",
+        epilog="Exit status: 0 agrees, 1 a site fails, 2 nothing could be checked.",
+    )
+    parser.add_argument(
+        "trace", type=Path, help="a safetensors or .npz file, or a directory of .npy files"
+    )
+    parser.add_argument(
+        "--model", required=True, help="a directory, file or known model, such as smollm2-135m"
+    )
+    formats = tuple(FLOATS)
+    parser.add_argument(
+        "--dtype",
+        choices=formats,
+        help="what the port rounds results to (default: as the trace says, or its arrays)",
+    )
+    parser.add_argument(
+        "--accumulate",
+        choices=formats,
+        help="what the port keeps sums in (default: as the trace says, or float32)",
+    )
+    parser.add_argument(
+        "--weights-dtype",
+        choices=formats,
+        help="what the port rounds weights to (default: as the trace says, or else the dtype of "
+        "its arrays, if that is narrower than the checkpoint's)",
+    )
+    parser.add_argument(
+        "--persona",
+        metavar="ENGINE",
+        help="allow an engine's further roundings: transformers, llama.cpp, XLA, 'float32 phases'",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page, too")
+    parser.add_argument("--all", action="store_true", help="print a line for each site")
+    parser.add_argument(
+        "--no-diagnose", action="store_true", help="do not look for what explains a failure"
+    )
+    add_force(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, print the report, and write the page if asked for."""
+    from llama_layers.checkpoint import load, open_checkpoint
+    from llama_layers.cli.terminal import print_report
+    from llama_layers.files import check_output
+    from llama_layers.verify import Trace, check
+    from llama_layers.verify.html import write_html
+
+    check_output(args.html, args.force)
+    trace = Trace.load(args.trace)
+    checkpoint = open_checkpoint(args.model)
+    rounded = None
+    weights = args.weights_dtype or stated_weights(trace)
+    if weights is None:
+        weights = rounded = narrower_dtype(trace, args.dtype, checkpoint)
+    model = load(args.model, dtype=weights)
+    with layers_done(model.config.num_hidden_layers) as progress:
+        report = check(
+            trace,
+            model,
+            dtype=args.dtype,
+            accumulate=args.accumulate,
+            persona=args.persona,
+            explain=not args.no_diagnose,
+            progress=progress,
+        )
+    if args.html is not None:
+        write_html(report, args.html, force=args.force)
+    if args.json:
+        print(json.dumps(report.to_json(), indent=2))
+        return report.exit_status
+    print_report(lambda width: report.text(every=args.all, width=width))
+    if rounded is not None:
+        print(f"The checkpoint's weights were rounded to {rounded}, as the trace is in it;")
+        print("--weights-dtype says otherwise.")
+    if args.html is not None:
+        print(f"written {args.html}")
+    return report.exit_status
+
+
+def stated_weights(trace: Trace) -> str | None:
+    """The dtype of the weights that a trace says it was computed with."""
+    from llama_layers.errors import TraceError
+
+    stated = trace.metadata.get("weights")
+    if stated not in (None, *FLOATS):
+        raise TraceError(
+            f"metadata weights: expected one of {', '.join(FLOATS)}, got {stated!r}; "
+            "--weights-dtype takes its place"
+        )
+    return stated
+
+
+def narrower_dtype(trace: Trace, dtype: str | None, checkpoint: Checkpoint) -> str | None:
+    """The dtype that a port computes in, if it cannot hold the checkpoint's weights.
+
+    A port in bfloat16 rounds the weights of a float32 checkpoint when it loads them.
+    """
+    found = dtype or trace.metadata.get("dtype")
+    if found not in FLOATS:
+        dtypes = Counter(dtype_name(trace.arrays[name].dtype) for name in trace.arrays)
+        found = next((name for name, _ in dtypes.most_common() if name in FLOATS), None)
+    if found is None:  # nothing to check, which check says better
+        return None
+    stored = {info.read_dtype for info in checkpoint.tensors.values()}
+    return None if all(FLOATS[found].holds(FLOATS[name]) for name in stored) else found
+
+
+@contextmanager
+def layers_done(count: int) -> Iterator[Callable[[SiteResult], None] | None]:
+    """A progress bar on stderr, where that is a terminal, and what moves it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("checking layers"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("layers", total=count)
+
+        def move(result: SiteResult) -> None:
+            if result.site.layer is not None:
+                bar.update(task, completed=result.site.layer)
+
+        yield move

@@ -1,0 +1,105 @@
+"""``llama-layers trace``: the activations of a forward pass, for a port to be held against."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from llama_layers.cli.options import add_backend, add_dtype, add_force, add_json, resolve_backend
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "trace",
+        help="write the activations of every site of a forward pass",
+        description="Run a model on a text and write the array of every site as safetensors, under "
+        "the name that its module has in Hugging Face's model. --dtype float64 makes an exact "
+        "reference.",
+    )
+    parser.add_argument("text", nargs="?", help="the text; or --ids")
+    parser.add_argument(
+        "--ids", type=_numbers, metavar="1,2,3", help="token ids in place of a text"
+    )
+    parser.add_argument(
+        "--model", required=True, help="a directory, file or known model, such as smollm2-135m"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write"
+    )
+    parser.add_argument(
+        "--sites",
+        type=lambda text: text.split(","),
+        metavar="A,B",
+        help="which sites: names, their last words, or patterns, such as q_proj,'mlp.*' "
+        "(default: all but scores and probabilities)",
+    )
+    parser.add_argument(
+        "--layers", type=_ranges, metavar="0-3,7", help="of which layers (default: all)"
+    )
+    add_backend(parser)
+    add_dtype(parser, "the weights")
+    add_force(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,3, got {text!r}") from None
+
+
+def _ranges(text: str) -> list[int]:
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or part == first)):
+            raise argparse.ArgumentTypeError(f"expected layers such as 0-3,7, got {text!r}")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the model, and write what was asked for."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from llama_layers.backends.placement import placement
+    from llama_layers.checkpoint import load
+    from llama_layers.files import check_output
+    from llama_layers.verify import record
+
+    if (args.text is None) == (args.ids is None):
+        raise ValueError("text: expected a text or --ids, and not both")
+    check_output(args.output, args.force)
+    backend = resolve_backend(args.backend)
+    model = load(args.model, backend=backend, dtype=args.dtype)
+    ids = model.tokenizer.encode(args.text) if args.ids is None else args.ids
+    if not ids:
+        raise ValueError("text: expected at least one token, got none")
+    trace = record(
+        model, placement(backend)(np.asarray([ids])), sites=args.sites, layers=args.layers
+    )
+    said = {"model": args.model} | ({} if args.text is None else {"text": args.text})
+    replace(trace, metadata={**trace.metadata, **said}).save(args.output, force=args.force)
+    if args.json:
+        content = {
+            "path": str(args.output),
+            "bytes": args.output.stat().st_size,
+            "input_ids": ids,
+            "metadata": {**trace.metadata, **said},
+            "sites": {name: list(array.shape) for name, array in trace.arrays.items()},
+        }
+        print(json.dumps(content, indent=2))
+    else:
+        size = args.output.stat().st_size / 2**20
+        print(
+            f"{args.output}: {len(trace.arrays)} sites of {len(ids)} tokens in "
+            f"{trace.metadata['dtype']}, {size:.1f} MiB"
+        )
+    return 0

@@ -1,0 +1,253 @@
+"""Two traces side by side, without a model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.backends.dtypes import FLOATS, FloatFormat, dtype_name
+from llama_layers.backends.transfer import to_numpy
+from llama_layers.config import LlamaConfig
+from llama_layers.errors import ConfigError, TraceError
+from llama_layers.mask import Mask
+from llama_layers.verify.comparison import Comparison, SiteDifference
+from llama_layers.verify.fit import OF_LAST_TOKEN
+from llama_layers.verify.sites import Site, sites
+from llama_layers.verify.trace import TOKENS, Trace
+from llama_layers.verify.validate import check_names, validated
+
+# Numbers of an array that are widened to float64 at a time.
+_BLOCK = 2**20
+
+
+def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
+    r"""Say how far two traces are apart at each site, and how much of that is inherited.
+
+    Parameters
+    ----------
+    trace_a, trace_b : Trace
+        Of the same tokens. Where the metadata of one has a "config", arrays in any of the shapes
+        that `check` knows are compared; else those of a site must have the same shape in both.
+
+    Returns
+    -------
+    Comparison
+        A result for each site that both have.
+
+    Raises
+    ------
+    TraceError
+        If the traces are of different tokens or models, share no site, or have arrays that cannot
+        be compared.
+    TypeError
+        If an argument is no Trace.
+
+    Notes
+    -----
+    A site's difference is :math:`\lVert a - b \rVert / \lVert a \rVert` over the whole array, but
+    for padding. It is a suspect if it is more than 10 times
+
+    .. math:: \max_i d_i + u \sqrt{n},
+
+    where :math:`d_i` are the differences of its inputs, :math:`u` is the unit roundoff of the
+    coarser of the two formats, and :math:`n` the number of operations since those inputs: 1, if
+    they were recorded.
+
+    That is experience, and no bound: between right runs of SmolLM2 in float16, bfloat16, float32
+    and float64, no site exceeds 4 times it. An operation may amplify what it inherits, as a softmax
+    of large scores does, and be right; a mistake in few elements, or in tokens whose activations
+    are small beside those of others, may hide below it; two traces with the same mistake agree.
+    With a model, `check` judges each element of each site by what rounding allows there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers.verify import Trace, compare
+    >>> x, y = np.ones((1, 2, 4), np.float32), np.ones((1, 2, 6), np.float32)
+    >>> a = Trace({"model.layers.0.input_layernorm": x, "model.layers.0.self_attn.q_proj": y})
+    >>> b = Trace({"model.layers.0.input_layernorm": x, "model.layers.0.self_attn.q_proj": 2 * y})
+    >>> comparison = compare(a, b)
+    >>> comparison.first.site.name, comparison.first.difference
+    ('model.layers.0.self_attn.q_proj', 1.0)
+    """
+    traces = (trace_a, trace_b)
+    for name, trace in zip(("trace_a", "trace_b"), traces, strict=True):
+        if not isinstance(trace, Trace):
+            raise TypeError(f"{name}: expected a Trace, got {type(trace).__name__}")
+    config = next((c for c in map(_stated_config, traces) if c is not None), None)
+    every = sites(config or _stand_in(traces))
+    arrays_a, arrays_b = (_arrays(trace, config, every) for trace in traces)
+    common = [site for site in every if site.name in arrays_a and site.name in arrays_b]
+    if not common:
+        raise TraceError("traces: expected at least one site that both have, got none")
+    same_tokens = _check_tokens(trace_a, trace_b)
+    keep = _keep(traces)
+    differences: dict[str, SiteDifference] = {}
+    for site in common:
+        a, b = to_numpy(arrays_a[site.name]), to_numpy(arrays_b[site.name])
+        formats = [_format(site, *side) for side in ((a, trace_a), (b, trace_b))]
+        inputs, steps = _nearest(site, every, differences)
+        differences[site.name] = SiteDifference(
+            site,
+            (formats[0].name, formats[1].name),
+            _difference(*_rows(site, a, b, keep, config)),
+            inputs,
+            max((differences[i].difference for i in inputs if i in differences), default=0.0),
+            max(form.unit_roundoff for form in formats) * math.sqrt(steps),
+        )
+    return Comparison(
+        tuple(differences.values()),
+        tuple(site.name for site in every if site.name in arrays_a and site not in common),
+        tuple(site.name for site in every if site.name in arrays_b and site not in common),
+        same_tokens,
+        dict(trace_a.metadata),
+        dict(trace_b.metadata),
+    )
+
+
+def _stated_config(trace: Trace) -> LlamaConfig | None:
+    if "config" not in trace.metadata:
+        return None
+    try:
+        return LlamaConfig.from_json(json.loads(trace.metadata["config"]))
+    except (json.JSONDecodeError, ConfigError, TypeError) as error:
+        raise TraceError(f"metadata config: expected a config.json, got {error}") from None
+
+
+def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
+    """A config of as many layers as the names tell: what is computed from what is the same."""
+    names = (name.split(".") for trace in traces for name in trace.arrays)
+    layers = [int(parts[2]) for parts in names if len(parts) > 2 and parts[2].isdecimal()]
+    return LlamaConfig(
+        vocab_size=2,
+        hidden_size=2,
+        intermediate_size=2,
+        num_hidden_layers=1 + max(layers, default=0),
+        num_attention_heads=1,
+        rms_norm_eps=1e-5,
+        rope_theta=1e4,
+        max_position_embeddings=1,
+    )
+
+
+def _arrays(trace: Trace, config: LlamaConfig | None, every: Sequence[Site]) -> Mapping[str, Any]:
+    """The arrays of a trace, in the shapes of a config if there is one."""
+    if config is not None:
+        return validated(trace, config).arrays
+    check_names(trace.arrays, {site.name: site for site in every})
+    return trace.arrays
+
+
+def _check_tokens(trace_a: Trace, trace_b: Trace) -> bool:
+    """Refuse traces of different tokens; whether both say which tokens they are of."""
+    for name in TOKENS:
+        a, b = getattr(trace_a, name), getattr(trace_b, name)
+        if a is None or b is None:
+            continue
+        try:
+            a, b = np.broadcast_arrays(*(np.atleast_2d(to_numpy(array)) for array in (a, b)))
+        except ValueError:
+            shapes = [list(np.shape(getattr(trace, name))) for trace in (trace_a, trace_b)]
+            raise TraceError(
+                f"{name}: expected the same in both traces, got shapes {shapes[0]} and {shapes[1]}"
+            ) from None
+        if not np.array_equal(a, b):
+            where = tuple(int(i) for i in np.argwhere(a != b)[0])
+            raise TraceError(
+                f"{name}: expected the same in both traces, got {a[where]} and {b[where]} "
+                f"at {list(where)}"
+            )
+    return trace_a.input_ids is not None and trace_b.input_ids is not None
+
+
+def _keep(traces: Sequence[Trace]) -> NDArray[np.bool_] | None:
+    """Which tokens are no padding, [B, S]; None for all."""
+    masks = [trace.attention_mask for trace in traces if trace.attention_mask is not None]
+    if not masks:
+        return None
+    keep = np.asarray(np.atleast_2d(to_numpy(masks[0])), dtype=bool)
+    return None if keep.all() else keep
+
+
+def _format(site: Site, array: NDArray[Any], trace: Trace) -> FloatFormat:
+    """What an array was computed in: its dtype, or a coarser one that the metadata tells."""
+    found = dtype_name(array.dtype)
+    if found not in FLOATS:
+        raise TraceError(
+            f"{site.name}: expected one of the dtypes {', '.join(FLOATS)}, got {found}"
+        )
+    stated = FLOATS.get(trace.metadata.get("dtype", found), FLOATS[found])
+    return min(FLOATS[found], stated, key=lambda form: form.precision)
+
+
+def _nearest(
+    site: Site, every: Sequence[Site], common: Mapping[str, Any]
+) -> tuple[tuple[str, ...], int]:
+    """The nearest common sites that a site is computed from, and the operations since."""
+    for route in site.routes:
+        if all(name in common for name in route):
+            return route or ("input_ids",), 1
+    routes = {other.name: other.routes[-1] for other in every}
+    seen: set[str] = set()
+    waiting = list(site.routes[-1])
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            if name not in common:
+                waiting += routes[name]
+    found = tuple(name for name in routes if name in seen and name in common)
+    return found or ("input_ids",), 1 + len(seen) - len(found)
+
+
+def _rows(
+    site: Site,
+    a: NDArray[Any],
+    b: NDArray[Any],
+    keep: NDArray[np.bool_] | None,
+    config: LlamaConfig | None,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None]:
+    """Both arrays with a row for each token that counts, and which keys count in which row."""
+    if site.name in OF_LAST_TOKEN and a.ndim == b.ndim == 3 and 1 in (a.shape[1], b.shape[1]):
+        a, b = a[:, -1:], b[:, -1:]
+    if a.shape != b.shape:
+        raise TraceError(
+            f"{site.name}: expected the same shape in both traces, got {list(a.shape)} and "
+            f"{list(b.shape)}"
+        )
+    allowed = None
+    if site.pairwise:
+        a, b = np.swapaxes(a, 1, 2), np.swapaxes(b, 1, 2)
+        window = None if config is None or site.layer is None else config.window_of(site.layer)
+        places = np.arange(a.shape[1])
+        rows = np.asarray(Mask(places, places, window, keep).rows(0, len(places)))
+        allowed = np.broadcast_to(rows, (len(a), *rows.shape[1:]))[:, :, None, :]
+    if keep is not None and keep.shape[0] == a.shape[0]:
+        kept = keep[:, -a.shape[1] :]
+        return a[kept], b[kept], None if allowed is None else allowed[kept]
+    a, b = (array.reshape(-1, *array.shape[2:]) for array in (a, b))
+    return a, b, None if allowed is None else allowed.reshape(-1, *allowed.shape[2:])
+
+
+def _difference(a: NDArray[Any], b: NDArray[Any], allowed: NDArray[np.bool_] | None) -> float:
+    """||a - b|| / ||a|| over what is allowed, a block at a time."""
+    error = norm = 0.0
+    step = max(1, _BLOCK // max(1, a[:1].size))
+    for start in range(0, len(a), step):
+        x, y = (array[start : start + step].astype(np.float64) for array in (a, b))
+        if allowed is not None:
+            x, y = (np.where(allowed[start : start + step], array, 0.0) for array in (x, y))
+        finite = np.isfinite(x) & np.isfinite(y)
+        if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
+            return math.inf
+        with np.errstate(over="ignore"):
+            error += float(np.sum(np.square(x[finite] - y[finite])))
+            norm += float(np.sum(np.square(x[finite])))
+    if error == 0:
+        return 0.0
+    return math.sqrt(error / norm) if norm and math.isfinite(error) else math.inf
