@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--persona",
         metavar="ENGINE",
-        help="allow an engine's further roundings: transformers, llama.cpp, XLA, 'float32 phases'",
+        help="allow an engine's further roundings, such as those of transformers or llama.cpp",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page, too")
     parser.add_argument("--all", action="store_true", help="print a line for each site")
@@ -100,8 +100,9 @@ def run(args: argparse.Namespace) -> int:
         return report.exit_status
     print_report(lambda width: report.text(every=args.all, width=width))
     if rounded is not None:
-        print(f"The checkpoint's weights were rounded to {rounded}, as the trace is in it;")
-        print("--weights-dtype says otherwise.")
+        print(
+            f"Weights were rounded to {rounded}, as the trace is; --weights-dtype overrides that."
+        )
     if args.html is not None:
         print(f"written {args.html}")
     return report.exit_status

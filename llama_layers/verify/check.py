@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -233,7 +234,7 @@ class _Checker:
             difference, verdict = float("nan"), "SEEN"
             note = "nothing that it could be recomputed from was recorded"
         else:
-            difference = _difference(array, exact)
+            difference = self._distance(array, exact)
             floor = FLOATS[formats.dtype].unit_roundoff
             differs = not difference <= DIFFERS * max(yardstick or 0.0, floor)
             verdict = "DIFFERS" if differs else "SEEN"
@@ -253,6 +254,17 @@ class _Checker:
             yardstick=yardstick,
             note=note,
         )
+
+    def _distance(self, array: NDArray[Any], exact: NDArray[np.float64]) -> float:
+        """The difference over tokens that are no padding; Inf where one is finite, one not."""
+        if self._recorded.keep is not None:
+            keep = self._recorded.keep[:, -array.shape[1] :]
+            array, exact = array[keep], exact[keep]
+        wide = array.astype(np.float64)
+        odd = ~(np.isfinite(wide) & np.isfinite(exact))
+        if not np.array_equal(wide[odd], exact[odd], equal_nan=True):
+            return math.inf
+        return _difference(array, exact)
 
 
 def _unusual(judgement: Judgement, verdict: str) -> str:

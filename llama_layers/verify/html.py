@@ -16,6 +16,8 @@ from llama_layers.verify.layout import apart, figure
 from llama_layers.verify.report import SITE_VERDICTS, Element, Report, SiteResult
 from llama_layers.verify.summary import RoleSummary, by_role, grouped
 from llama_layers.verify.text import (
+    UNEXPLAINED,
+    UNLOCATED,
     headline,
     missing_sites,
     notes,
@@ -138,10 +140,10 @@ def _first(report: Report) -> Iterator[str]:
 
 
 def _likely(report: Report, first: SiteResult) -> Iterator[str]:
-    if not report.explained or first.judgement is None:
-        return
-    if not first.explanations:
-        yield "<p>No mistake known here explains it.</p>"
+    if first.judgement is None:
+        yield f"<p>{UNLOCATED}</p>"
+    elif report.explained and not first.explanations:
+        yield f"<p>{UNEXPLAINED}</p>"
     for i, explanation in enumerate(first.explanations):
         yield f"<h3>{'Or' if i else 'Likely cause'}: {escape(explanation.name)}</h3>"
         yield f"<p>{escape(explanation.detail)}</p>"

@@ -58,6 +58,7 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th {{ font-weight: 600; text-align: left; }}
 th, td {{ padding: 0.18rem 0.7rem 0.18rem 0; vertical-align: middle; }}
 .lines td, .lines th {{ border-bottom: 1px solid var(--line); }}
+.num {{ white-space: nowrap; }}
 .right {{ text-align: right; }}
 .map {{ border-collapse: separate; border-spacing: 1px; font-size: 0.8rem; line-height: 1; }}
 .map th {{ padding: 0 0.6rem 0 0; white-space: nowrap; font-weight: 400; color: var(--text);

@@ -50,14 +50,16 @@ class Inherited:
 
     def _sources(self, site: Site) -> tuple[str, ...]:
         """The nearest recorded arrays that a site depends on, in the order of a forward pass."""
-        found: set[str] = set()
+        known = {"input_ids", *self._recorded.arrays}
+        seen: set[str] = set()
         waiting = list(self._routes[site.name]) or ["input_ids"]
         while waiting:
             name = waiting.pop()
-            if name in self._recorded.arrays or name == "input_ids":
-                found.add(name)
-            else:
-                waiting += self._routes[name] or ["input_ids"]
+            if name not in seen:  # a stream has many ways through the layers
+                seen.add(name)
+                if name not in known:
+                    waiting += self._routes[name] or ["input_ids"]
+        found = seen & known
         return tuple(name for name in ("input_ids", *self._routes) if name in found)
 
 

@@ -11,6 +11,9 @@ from llama_layers.verify.report import SITE_VERDICTS, Report, SiteResult
 from llama_layers.verify.sites import Site
 from llama_layers.verify.summary import RoleSummary, by_role, grouped, layer_ranges
 
+UNEXPLAINED = "No mistake that is known here explains it."
+UNLOCATED = "The sites between were not recorded; with them, the first wrong one would be found."
+
 
 def report_text(report: Report, *, every: bool, width: int) -> str:
     """All of a report: `Report.text` says what the arguments are."""
@@ -64,6 +67,8 @@ def what_is_wrong(result: SiteResult) -> str:
     """The worst element of a failure, or how far it differs, in words."""
     if result.judgement is None:
         since = f" since {', '.join(result.inputs)}" if result.inputs else ""
+        if math.isinf(result.difference):
+            return f"NaN or Inf where a recomputation{since} has none, or the reverse"
         own = "" if result.yardstick is None else f", our own run by {figure(result.yardstick)}"
         return f"differs by {figure(result.difference)} from a recomputation{since}{own}"
     ratio = result.judgement.ratio
@@ -78,10 +83,12 @@ def what_is_wrong(result: SiteResult) -> str:
 def causes(report: Report, width: int) -> Iterator[str]:
     """What would explain the first failure."""
     first = report.first
-    if first is None or not report.explained or first.judgement is None:
+    if first is None:
         return
-    if not first.explanations:
-        yield "No mistake known here explains it."
+    if first.judgement is None:
+        yield wrapped(UNLOCATED, width)
+    elif report.explained and not first.explanations:
+        yield UNEXPLAINED
     for i, explanation in enumerate(first.explanations):
         lines = (
             wrapped(f"{'Or' if i else 'Likely cause'}: {explanation.name}", width),
