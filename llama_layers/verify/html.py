@@ -231,7 +231,7 @@ def _remarks(report: Report) -> Iterator[str]:
 def _worst(results: Sequence[SiteResult]) -> Iterator[str]:
     """The worst elements of the worst layer for each kind of site."""
     targets = anchors(results)
-    if not any(result.worst for result in results):
+    if not results:
         return
     yield "<h2>Worst elements</h2>"
     shown = 0
@@ -240,11 +240,13 @@ def _worst(results: Sequence[SiteResult]) -> Iterator[str]:
         assert worst is not None  # each role has a site
         opened = worst.verdict == "FAIL" and shown < _OPEN
         shown += opened
-        yield f'<details id="{targets[summary.role]}"{" open" if opened else ""}>'
+        yield f"<details{' open' if opened else ''}>"
         yield f"<summary>{escape(worst.site.name)}: {worst.verdict}</summary>"
+        yield f'<div id="{targets[summary.role]}">'  # inside, since a link to it opens it then
         yield f"<p>{escape(worst.note)}</p>" if worst.note else ""
-        yield from _elements(worst.worst)
-        yield "</details>"
+        if worst.worst:
+            yield from _elements(worst.worst)
+        yield "</div></details>"
 
 
 def _every(results: Sequence[SiteResult]) -> Iterator[str]:

@@ -24,7 +24,8 @@ class RoleSummary:
     counts : mapping of str to int
         How many have which verdict.
     worst : SiteResult or None
-        The one with the largest error over its limit; None if none has a limit.
+        The one with the largest error over its limit, of those that fail if some do; None if none
+        has a limit.
     usual : SiteResult or None
         The one with the largest error over what is usual.
     farthest : SiteResult or None
@@ -61,7 +62,7 @@ def _summary(role: str, results: Sequence[SiteResult]) -> RoleSummary:
     return RoleSummary(
         role,
         Counter(result.verdict for result in results),
-        max(judged, key=lambda pair: pair[0].ratio, default=(None, None))[1],
+        max(judged, key=lambda p: (p[1].verdict == "FAIL", p[0].ratio), default=(None, None))[1],
         max(judged, key=lambda pair: pair[0].usual_ratio, default=(None, None))[1],
         max(others, key=_distance, default=None),
     )
