@@ -1,0 +1,322 @@
+"""`llama-layers trace`, `check` and `compare`, on small models."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny
+from random_models import GQA, model_of, random_weights
+
+from llama_layers import load
+from llama_layers.cli import main
+from llama_layers.verify import Trace, record, sites
+
+IDS = "1,2,3,4,5"
+NAMES = [site.name for site in sites(GQA) if not site.pairwise]
+ROUNDED = "Weights were rounded to bfloat16, as the trace is; --weights-dtype overrides that."
+Q_ROPE = "model.layers.1.self_attn.q_rope"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small random model in float32."""
+    weights = random_weights(GQA, dtype=np.float32)
+    return tiny.write_single(tmp_path_factory.mktemp("model"), weights, GQA)
+
+
+@pytest.fixture
+def run(checkpoint, capsys):
+    """Run a command on the model: exit status, stdout and stderr."""
+
+    def call(command, *arguments):
+        model = [] if command == "compare" or "--model" in arguments else ["--model", checkpoint]
+        status = main([command, *map(str, arguments), *map(str, model)])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def port(run, tmp_path):
+    """A right trace."""
+    path = tmp_path / "port.safetensors"
+    assert run("trace", "--ids", IDS, "-o", path)[0] == 0
+    return path
+
+
+def spoilt(port, name=Q_ROPE, change=lambda array: array + 1, **fields):
+    """The trace with one site changed, in another file."""
+    trace = Trace.load(port)
+    arrays = dict(trace.arrays) | {name: change(np.array(trace.arrays[name]))}
+    path = port.with_name("spoilt.safetensors")
+    replace(trace, arrays=arrays, **fields).save(path, force=True)
+    return path
+
+
+def trouble(run, *arguments):
+    """What a refused command says, in one line."""
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_a_trace_holds_every_site(run, port, checkpoint):
+    trace = Trace.load(port)
+    expected = record(load(checkpoint), np.array([[1, 2, 3, 4, 5]]))
+    assert sorted(trace.arrays) == sorted(NAMES)
+    for name in NAMES:
+        assert np.array_equal(trace.arrays[name], expected.arrays[name]), name
+    assert trace.input_ids.tolist() == [[1, 2, 3, 4, 5]]
+    assert trace.metadata["model"] == str(checkpoint)
+    assert trace.metadata["dtype"] == "float32"
+    assert run("trace", "--ids", IDS, "-o", port, "--force")[1] == (
+        f"{port}: 33 sites of 5 tokens in float32, {port.stat().st_size / 2**20:.1f} MiB\n"
+    )
+
+
+def test_a_trace_of_some_sites(run, tmp_path):
+    path = tmp_path / "some.safetensors"
+    status, out, _ = run(
+        "trace", "--ids", IDS, "-o", path, "--sites", "q_proj,mlp.*", "--layers", "1",
+        *("--dtype", "float64", "--json"),
+    )  # fmt: skip
+    assert status == 0
+    content = json.loads(out)
+    roles = ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.act", "mlp.down_proj")
+    assert set(content["sites"]) == {f"model.layers.1.{role}" for role in roles}
+    assert content["sites"]["model.layers.1.mlp.act"] == [1, 5, 14]
+    assert content["bytes"] == path.stat().st_size
+    assert content["input_ids"] == [1, 2, 3, 4, 5]
+    trace = Trace.load(path)
+    assert set(trace.arrays) == set(content["sites"])
+    assert trace.arrays["model.layers.1.mlp.act"].dtype == np.float64
+
+
+def test_a_trace_of_a_text(run, tmp_path):
+    config = replace(tiny.CONFIG, vocab_size=12)
+    model = tiny.write_gguf(
+        tmp_path / "model.gguf", tiny.arrays(config), config, metadata=tiny.TOKENIZER.items()
+    )
+    path = tmp_path / "text.safetensors"
+    status, out, err = run("trace", "ab 12", "-o", path, "--model", model)
+    assert (status, err) == (0, "")
+    trace = Trace.load(path)
+    assert trace.input_ids.tolist() == [load(model).tokenizer.encode("ab 12")]
+    assert trace.metadata["text"] == "ab 12"
+    assert f"of {trace.input_ids.size} tokens" in out
+
+
+def test_trace_refuses(run, tmp_path, port):
+    path = tmp_path / "new.safetensors"
+    both = "llama-layers trace: text: expected a text or --ids, and not both\n"
+    assert trouble(run, "trace", "a text", "--ids", IDS, "-o", path) == both
+    assert trouble(run, "trace", "-o", path) == both
+    assert "layers: expected numbers from 0 to 1, got 2" in trouble(
+        run, "trace", "--ids", IDS, "-o", path, "--layers", "0-2"
+    )
+    assert "got 'q_prj', which names none" in trouble(
+        run, "trace", "--ids", IDS, "-o", path, "--sites", "q_prj"
+    )
+    assert "expected ids from 0 to 12" in trouble(run, "trace", "--ids", "1,13", "-o", path)
+    assert "is none" in trouble(run, "trace", "--ids", IDS, "-o", tmp_path / "none" / "a")
+    before = port.read_bytes()
+    assert f"{port} exists; --force overwrites it" in trouble(
+        run, "trace", "--ids", "1", "-o", port
+    )
+    assert port.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [port]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--layers", "1-"), ("--layers", "a"), ("--ids", "1,,2"), ("--ids", "a")]
+)
+def test_trace_refuses_what_is_no_list(run, capsys, option, value):
+    with pytest.raises(SystemExit, match="2"):
+        run("trace", "-o", "x.safetensors", option, value)
+    assert f"argument {option}: expected" in capsys.readouterr().err
+
+
+def test_a_right_trace_agrees(run, port):
+    status, out, err = run("check", port)
+    assert (status, err) == (0, "")
+    assert out.startswith("PASS: 33 sites; the largest error is ")
+    assert "FAIL" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_wrong_trace_is_found(run, port):
+    wrong = spoilt(port)
+    status, out, err = run("check", wrong)
+    assert (status, err) == (1, "")
+    assert out.startswith(f"FAIL: first at {Q_ROPE}: an error that no rounding\n  allows, at [0, 0")
+    # Attention was computed from the right queries.
+    assert "2 sites fail: self_attn.q_rope in layer 1, self_attn.attention in layer 1." in out
+    assert "explains it" in out or "Likely cause" in out
+    status, out, _ = run("check", wrong, "--no-diagnose")
+    assert status == 1
+    assert "explains it" not in out
+    assert "Likely cause" not in out
+
+
+def test_every_site_on_demand(run, port):
+    assert "model.layers.1.mlp.up_proj " not in run("check", port)[1]
+    lines = run("check", port, "--all")[1].splitlines()
+    for name in NAMES:
+        assert any(line.split()[:2] == [name, "PASS"] for line in lines), name
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_check_as_json(run, port, wrong):
+    status, out, _ = run("check", spoilt(port) if wrong else port, "--json")
+    content = json.loads(out)
+    assert status == content["exit_status"] == int(wrong)
+    assert content["verdict"] == ("FAIL" if wrong else "PASS")
+    assert [r["site"]["name"] for r in content["results"]] == NAMES
+    failing = [r["site"]["name"] for r in content["results"] if r["verdict"] == "FAIL"]
+    assert failing == ([Q_ROPE, "model.layers.1.self_attn.attention"] if wrong else [])
+
+
+def test_check_as_a_page(run, port):
+    page = port.with_name("report.html")
+    status, out, _ = run("check", spoilt(port), "--html", page)
+    assert status == 1
+    assert out.endswith(f"written {page}\n")
+    assert f"first at {Q_ROPE}" in page.read_text(encoding="utf-8")
+    page.write_text("mine")
+    assert f"{page} exists; --force overwrites it" in trouble(run, "check", port, "--html", page)
+    assert page.read_text() == "mine"
+    assert run("check", port, "--html", page, "--force")[0] == 0
+    assert "PASS" in page.read_text(encoding="utf-8")
+
+
+def test_check_refuses(run, port, tmp_path):
+    assert "nope: no such file" in trouble(run, "check", tmp_path / "nope")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(port.read_bytes()[:-100])
+    assert f"{cut}: expected a safetensors file" in trouble(run, "check", cut)
+    unknown = tmp_path / "unknown.safetensors"
+    Trace({"model.layers.0.mlp.akt": np.ones((1, 5, 14), np.float32)}).save(unknown)
+    assert "'model.layers.0.mlp.akt' (is it 'model.layers.0.mlp.act'?)" in trouble(
+        run, "check", unknown
+    )
+    other = tiny.write_single(tmp_path / "other", tiny.arrays())
+    assert "expected one of this model, with " in trouble(run, "check", port, "--model", other)
+    assert "persona: expected one of " in trouble(run, "check", port, "--persona", "nobody")
+    assert "got 'Q4_1'; --weights-dtype takes its place" in trouble(
+        run, "check", spoilt(port, metadata={"weights": "Q4_1"})
+    )
+
+
+def test_nothing_to_check_is_trouble(run, tmp_path):
+    path = tmp_path / "lone.safetensors"
+    Trace({Q_ROPE: np.ones((1, 5, 4, 4), np.float32)}).save(path)
+    status, out, _ = run("check", path)
+    assert status == 2
+    assert out.startswith("NONE: nothing could be checked")
+
+
+@pytest.fixture
+def half(checkpoint, tmp_path):
+    """A trace of the float32 model computed with bfloat16 weights, on bfloat16 activations."""
+    narrow = {n: a.astype(ml_dtypes.bfloat16) for n, a in random_weights(GQA).items()}
+    exact = record(
+        model_of(GQA, {n: a.astype(np.float64) for n, a in narrow.items()}),
+        np.array([[1, 2, 3, 4, 5]]),
+        sites=["embed_tokens", "input_layernorm"],
+    )
+    q_proj, x = "model.layers.0.self_attn.q_proj", "model.layers.0.input_layernorm"
+    arrays = {
+        n: a.astype(ml_dtypes.bfloat16) for n, a in exact.arrays.items() if "layers.1" not in n
+    }
+    product = arrays[x].astype(float) @ narrow[f"{q_proj}.weight"].astype(float).T
+    arrays[q_proj] = product.astype(ml_dtypes.bfloat16)
+    path = tmp_path / "half.safetensors"
+    Trace(arrays, exact.input_ids).save(path)
+    return path
+
+
+def test_a_narrower_port_has_rounded_the_weights(run, half):
+    status, out, _ = run("check", half)
+    assert status == 0
+    assert ROUNDED in out
+    assert "weights in\n  bfloat16" in out or "weights in bfloat16" in out
+    status, out, _ = run("check", half, "--weights-dtype", "float32", "--json")
+    assert json.loads(out)["weights"] == "float32"
+    assert status == 1
+    assert json.loads(out)["first"]["site"]["name"] == "model.layers.0.self_attn.q_proj"
+
+
+def test_a_trace_may_say_its_weights(run, half):
+    trace = Trace.load(half)
+    replace(trace, metadata={"weights": "float32"}).save(half, force=True)
+    status, out, _ = run("check", half)
+    assert status == 1
+    assert ROUNDED not in out
+    replace(trace, metadata={"weights": "bfloat16"}).save(half, force=True)
+    status, out, _ = run("check", half)
+    assert status == 0
+    assert ROUNDED not in out
+
+
+def test_metadata_may_say_that_a_wide_array_is_narrow(run, half):
+    trace = Trace.load(half)
+    wide = {name: array.astype(np.float32) for name, array in trace.arrays.items()}
+    told = replace(trace, arrays=wide, metadata={"dtype": "bfloat16"})
+    told.save(half, force=True)
+    assert run("check", half)[0] == 0
+    replace(told, metadata={}).save(half, force=True)
+    assert run("check", half)[0] == 1
+    assert run("check", half, "--dtype", "bfloat16")[0] == 0
+
+
+class Screen(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_progress_is_shown_on_terminals_only(run, port, monkeypatch):
+    assert run("check", port)[2] == ""
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert run("check", port)[0] == 0
+    assert "checking layers" in screen.getvalue()
+
+
+def test_traces_that_agree(run, port, tmp_path):
+    exact = tmp_path / "exact.safetensors"
+    assert run("trace", "--ids", IDS, "-o", exact, "--dtype", "float64")[0] == 0
+    status, out, err = run("compare", exact, port)
+    assert (status, err) == (0, "")
+    assert out.startswith("AGREE: 33 sites; the largest difference is ")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_traces_that_come_apart(run, port):
+    wrong = spoilt(port)
+    status, out, _ = run("compare", port, wrong)
+    assert status == 1
+    assert out.startswith(f"DIVERGE: first at {Q_ROPE}: difference ")
+    status, out, _ = run("compare", port, wrong, "--json")
+    content = json.loads(out)
+    assert status == content["exit_status"] == 1
+    assert content["first"]["site"]["name"] == Q_ROPE
+    lines = run("compare", port, wrong, "--all")[1].splitlines()
+    assert any(line.split()[:2] == [Q_ROPE, "yes"] for line in lines)
+
+
+def test_compare_refuses(run, port, tmp_path):
+    other = tmp_path / "other.safetensors"
+    assert run("trace", "--ids", "1,2,3,4,6", "-o", other)[0] == 0
+    assert trouble(run, "compare", port, other) == (
+        "llama-layers compare: input_ids: expected the same in both traces, got 5 and 6 at [0, 4]\n"
+    )
+    assert "nope: no such file" in trouble(run, "compare", port, tmp_path / "nope")
