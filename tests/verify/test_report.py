@@ -279,11 +279,12 @@ def test_json_writes_nan_and_inf_as_text():
     judgement = Judgement(math.inf, math.inf, (0,), 0, 1)
     worst = (Element((0,), math.nan, -math.inf, math.inf),)
     made = Report((result(NORM, "FAIL", judgement=judgement, worst=worst),))
-    (found,) = json.loads(json.dumps(made.to_json(), allow_nan=False))["results"]
+    (found,) = made.to_json()["results"]
     assert found["judgement"]["ratio"] == "inf"
     assert found["worst"][0] | {"index": 0} == {
         "index": 0, "computed": "nan", "exact": "-inf", "limit": "inf",
     }  # fmt: skip
+    json.dumps(made.to_json(), allow_nan=False)
 
 
 @pytest.fixture(scope="module")
