@@ -210,11 +210,38 @@ def test_nan_and_inf_are_no_failure_where_they_belong():
     report = check(trace, model)
     assert report.agrees
     clean = {n: np.nan_to_num(a) for n, a in trace.arrays.items()}
-    assert (
-        check(replace(trace, arrays=clean), model).first.site.name == "model.embed_tokens"
-    )
+    assert check(replace(trace, arrays=clean), model).first.site.name == "model.embed_tokens"
 
 
 def test_config_in_the_metadata_is_the_models():
     _, trace = traced(GQA)
     assert LlamaConfig.from_json(json.loads(trace.metadata["config"])) == GQA
+
+
+def lone(trace, name="lm_head", **changes):
+    """The trace with nothing but one site."""
+    return replace(trace, arrays={name: np.array(trace.arrays[name])}, **changes)
+
+
+def test_a_lone_site_of_many_layers():
+    # Its inputs lie 2 ** 40 ways back.
+    model, trace = traced(replace(GQA, num_hidden_layers=40))
+    (result,) = check(lone(trace), model).results
+    assert (result.verdict, result.inputs) == ("SEEN", ("input_ids",))
+
+
+def test_a_lone_site_with_a_nan_differs():
+    model, trace = traced(GQA)
+    trace = lone(trace)
+    trace.arrays["lm_head"][1, 2, 3] = np.nan
+    assert verdicts(check(trace, model)) == {"DIFFERS"}
+
+
+def test_padding_of_a_lone_site_is_not_compared():
+    model, trace = traced(GQA, padded=True)
+    trace = lone(trace)
+    trace.arrays["lm_head"][1, 0] = np.nan
+    trace.arrays["lm_head"][1, 1] = 1000
+    assert verdicts(check(trace, model)) == {"SEEN"}
+    trace.arrays["lm_head"][1, -1] += 1
+    assert verdicts(check(trace, model)) == {"DIFFERS"}
