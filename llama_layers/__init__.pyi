@@ -15,7 +15,7 @@ from .projection import QKV, linear, qkv_projection
 from .rope import apply_rope, inv_freq, rope_table
 from .rope_scaling import RopeScaling
 from .sampling import sample
-from .verify import Report, Trace, check, record
+from .verify import Report, Trace, check, compare, record
 from .weights import (
     AttentionWeights,
     LayerWeights,
@@ -47,6 +47,7 @@ __all__ = [
     "apply_rope",
     "attention",
     "check",
+    "compare",
     "decoder_layer",
     "embed",
     "forward",

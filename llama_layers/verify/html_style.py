@@ -67,6 +67,7 @@ th, td {{ padding: 0.18rem 0.7rem 0.18rem 0; vertical-align: middle; }}
 .map td {{ min-width: 1.35rem; height: 1.35rem; padding: 0; text-align: center;
   font-weight: 700; }}
 .map td.none {{ border: 1px dashed var(--line); }}
+.map .b0 {{ outline: 1px solid var(--line); outline-offset: -1px; }}
 .map a {{ color: inherit; text-decoration: none; display: block; }}
 .unjudged {{ background: var(--panel); color: var(--text); outline: 1px solid var(--line);
   outline-offset: -1px; }}
