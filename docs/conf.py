@@ -66,7 +66,7 @@ html_theme_options = {
 
 # Every public name is in the reference, or the build fails.
 _listed = set(Path(__file__).with_name("reference").joinpath("index.md").read_text().split())
-for _module in ("", ".checkpoint", ".verify", ".testing"):
+for _module in ("", ".checkpoint", ".verify", ".verify.recorders", ".testing"):
     _missing = set(import_module(f"llama_layers{_module}").__all__) - _listed
     if _missing:
         raise RuntimeError(f"docs/reference/index.md: add {', '.join(sorted(_missing))}")

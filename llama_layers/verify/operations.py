@@ -163,7 +163,11 @@ class Softmax:
     def bound(self, formats: Formats) -> Bound:
         """The exact probabilities, and what rounding allows."""
         return softmax_bound(
-            self.scores, mask=self.mask, dtype=formats.dtype, accumulate=formats.accumulate
+            self.scores,
+            mask=self.mask,
+            dtype=formats.dtype,
+            accumulate=formats.accumulate,
+            flushes=formats.persona.flushes,
         )
 
 

@@ -132,6 +132,7 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
 
 
 def check_names(arrays: Mapping[str, Any], known: Mapping[str, Site]) -> None:
+    """Refuse names that are no site's, and say what they probably mean."""
     unknown = [name for name in arrays if name not in known]
     if unknown:
         raise TraceError(

@@ -13,9 +13,21 @@ import catalogue
 import decoder
 import decoding
 import pytest
+import verify_diagnose_bugs
+import verify_recorders_bugs
+import verify_report_bugs
 
 ROOT = Path(__file__).parents[2]
-MUTANTS = [*catalogue.MUTANTS, *decoder.MUTANTS, *decoding.MUTANTS, *bound_bugs.MUTANTS]
+SUBJECTS = (
+    catalogue,
+    decoder,
+    decoding,
+    bound_bugs,
+    verify_diagnose_bugs,
+    verify_recorders_bugs,
+    verify_report_bugs,
+)
+MUTANTS = [mutant for subject in SUBJECTS for mutant in subject.MUTANTS]
 
 
 def run(directory, *nodes):

@@ -19,12 +19,18 @@ import bound_bugs
 import catalogue
 import decoder
 import decoding
+import verify_diagnose_bugs
+import verify_recorders_bugs
+import verify_report_bugs
 
 ROOT = Path(__file__).parents[2]
 SUBJECTS = {
     "Decoder": decoder.MUTANTS,
     "Sampling and generation": decoding.MUTANTS,
     "Bounds of a layer's operations": bound_bugs.MUTANTS,
+    "Diagnosis": verify_diagnose_bugs.MUTANTS,
+    "Names, files and recorders": verify_recorders_bugs.MUTANTS,
+    "Reports and comparisons": verify_report_bugs.MUTANTS,
     "Projection, norm, bounds, configs and checkpoints": catalogue.MUTANTS,
 }
 SHOWN = 5  # names of tests in a line

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import array_api_strict
@@ -11,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from llama_layers.verify.recorders import record_transformers
 
-from llama_layers import forward, load
+from llama_layers import Llama, LlamaWeights, forward, load
 from llama_layers.backends.transfer import from_numpy
 from llama_layers.verify import Trace, check, record
+from llama_layers.verify.recorders import record_transformers
 
 pytestmark = pytest.mark.peer
 
@@ -36,6 +38,18 @@ def models(smollm2):
 @pytest.fixture(scope="module")
 def ids(models):
     return np.array([models["float32"].tokenizer.encode(TEXT)[:64]])
+
+
+def first_layers(model, count=5):
+    """A shorter model: compiling all 30 layers takes half a minute."""
+    config = replace(model.config, num_hidden_layers=count)
+    weights = LlamaWeights(
+        model.weights.embed_tokens,
+        model.weights.layers[:count],
+        model.weights.norm,
+        model.weights.lm_head,
+    )
+    return Llama(config, weights)
 
 
 def assert_no_false_alarm(trace, model, **options):
@@ -72,10 +86,14 @@ def test_float64(smollm2, ids):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_compiled(smollm2, models, ids, dtype):
-    """jax.jit fuses, reorders and flushes as it likes."""
-    model = load(smollm2, backend=jnp, dtype=dtype)
+    """jax.jit fuses, reorders and flushes as it likes.
 
-    @jax.jit
+    Where it may also keep more digits than it writes out, what it records in bfloat16 is not what
+    it goes on with, and nobody could tell that from a mistake.
+    """
+    model = first_layers(load(smollm2, backend=jnp, dtype=dtype))
+
+    @partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
     def traced(ids: Any) -> dict[str, Any]:
         arrays = {}
 
@@ -86,7 +104,7 @@ def test_compiled(smollm2, models, ids, dtype):
         forward(model, ids, tap=keep)
         return arrays
 
-    assert_no_false_alarm(Trace(traced(jnp.asarray(ids)), ids), models[dtype])
+    assert_no_false_alarm(Trace(traced(jnp.asarray(ids)), ids), first_layers(models[dtype]))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -99,6 +117,10 @@ def test_transformers(smollm2, models, ids, dtype, attention):
     report = assert_no_false_alarm(trace, models[dtype])
     # What it rounds on purpose has a name; and with that name given, nothing is left to warn of.
     named = {r.note.partition(" does:")[0] for r in report.results if r.verdict == "WARN"}
-    assert named <= {"rounds as transformers", "rounds as transformers with sdpa", "rounds as float32 phases"}
+    assert named <= {
+        "rounds as transformers",
+        "rounds as transformers with sdpa",
+        "rounds as float32 phases",
+    }
     allowed = assert_no_false_alarm(trace, models[dtype], persona="transformers")
     assert allowed.verdict == "PASS"

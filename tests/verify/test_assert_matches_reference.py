@@ -62,7 +62,7 @@ def test_positions_and_padding(model):
 
 
 def test_refused(model):
-    with pytest.raises(TypeError, match="port: expected arrays by name, a Trace, .* got list"):
+    with pytest.raises(TypeError, match=r"port: expected arrays by name, a Trace, .* got list"):
         assert_matches_reference([], model)
     with pytest.raises(TypeError, match="input_ids: expected tokens to call the port with"):
         assert_matches_reference(lambda ids: {}, model)
