@@ -67,8 +67,9 @@ class Mask:
             True where a query may attend to a key.
         """
         xp = namespace(queries=self.queries, keys=self.keys, keep=self.keep)
-        queries = xp.expand_dims(self.queries[start:stop], axis=1)
-        keys = xp.expand_dims(self.keys, axis=0)
+        integer = xp.asarray(0).dtype  # signed, and wide: unsigned differences would wrap
+        queries = xp.astype(xp.expand_dims(self.queries[start:stop], axis=1), integer)
+        keys = xp.astype(xp.expand_dims(self.keys, axis=0), integer)
         allowed = (keys >= 0) & (keys <= queries)
         if self.window is not None:
             allowed = allowed & (keys > queries - self.window)

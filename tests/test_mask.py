@@ -84,3 +84,14 @@ def test_refuses(mask, error, message):
 def test_refuses_a_window(window):
     with pytest.raises(ValueError, match=f"window: expected a positive integer, got {window!r}"):
         Mask(S, T, window)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8"])
+@pytest.mark.parametrize("window", [2, 200])
+def test_slots_of_any_integer_dtype(backend, dtype, window):
+    slots = backend.array(np.arange(4))
+    expected = Mask(slots, slots, window).rows(0, 4)
+    narrow = backend.array(np.arange(4).astype(dtype))
+    for queries, keys in ((narrow, narrow), (narrow, slots), (slots, narrow)):
+        computed = Mask(queries, keys, window).rows(0, 4)
+        np.testing.assert_array_equal(to_numpy(computed), to_numpy(expected))
