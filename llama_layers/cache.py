@@ -14,7 +14,7 @@ from llama_layers.backends.transfer import host, is_traced
 from llama_layers.config import LlamaConfig
 from llama_layers.llama import Llama
 from llama_layers.mask import slots
-from llama_layers.scalars import check_count
+from llama_layers.scalars import check_count, is_integer
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,9 +149,11 @@ class KVCache:
 
         Raises
         ------
-        ValueError
-            If they do not fit; nothing is written then.
+        TypeError, ValueError
+            If they do not fit, or `count` or `keep` is not as above; nothing is written then.
         """
+        if not is_integer(count) or count < 0:
+            raise ValueError(f"count: expected an integer from 0 on, got {count!r}")
         if not is_traced(self.length) and int(self.length) + count > self.max_len:
             raise ValueError(
                 f"cache: expected room for {int(self.length) + count} tokens, got max_len = "
@@ -170,6 +172,10 @@ class KVCache:
             counts = xp.zeros((batch,), dtype=xp.int32, device=where) + self.length
         if keep is None:
             keep = xp.ones((batch, count), dtype=xp.bool, device=where)
+        if not xp.isdtype(keep.dtype, "bool"):
+            raise TypeError(f"keep: expected bool, got {dtype_name(keep.dtype)}")
+        if tuple(keep.shape) != (batch, count):
+            raise ValueError(f"keep: expected shape {[batch, count]}, got {list(keep.shape)}")
         new = xp.sum(xp.astype(keep, xp.int32), axis=1, dtype=xp.int32)
         kept = write_tokens(xp, kept, self.length, keep)
         return replace(longer, keep=kept, counts=counts + new)
@@ -214,9 +220,13 @@ class KVCache:
         Raises
         ------
         TypeError, ValueError
-            If library, device, dtype or shape are not those of the cache, or it has not been
-            extended.
+            If library, device, dtype or shape are not those of the cache, it has not been
+            extended, or there is no such layer; nothing is written then.
         """
+        if not is_integer(layer) or not 0 <= layer < len(self.keys):
+            raise ValueError(
+                f"layer: expected an integer from 0 to {len(self.keys) - 1}, got {layer!r}"
+            )
         xp = namespace(cache=self.keys[layer], k=k, v=v)
         batch, _, heads, width = self.keys[layer].shape
         for name, array in (("k", k), ("v", v)):

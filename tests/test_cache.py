@@ -254,6 +254,44 @@ def test_append_refuses(k, v, error, message):
     assert contents(cache) == before
 
 
+@pytest.mark.parametrize("layer", [-1, 2, True, 0.0])
+def test_append_refuses_a_layer(layer):
+    cache = KVCache.create(GQA, 2, 4).extend(1)
+    before = contents(cache)
+    with pytest.raises(ValueError, match=f"layer: expected an integer from 0 to 1, got {layer!r}"):
+        cache.append(layer, BLOCK + 1, BLOCK + 1)
+    assert contents(cache) == before
+
+
+@pytest.mark.parametrize("count", [-1, True, 1.0, "1", None])
+def test_extend_refuses_a_count(count):
+    cache = KVCache.create(GQA, 2, 4).extend(2)
+    with pytest.raises(ValueError, match=f"count: expected an integer from 0 on, got {count!r}"):
+        cache.extend(count)
+
+
+KEEP = np.ones((2, 1), bool)
+
+
+@pytest.mark.parametrize(
+    ("keep", "error", "message"),
+    [
+        (KEEP.astype(int), TypeError, "keep: expected bool, got int64"),
+        (KEEP[:1], ValueError, r"keep: expected shape \[2, 1\], got \[1, 1\]"),
+        (KEEP[:, 0], ValueError, r"keep: expected shape \[2, 1\], got \[2\]"),
+        (np.ones((2, 2), bool), ValueError, r"keep: expected shape \[2, 1\], got \[2, 2\]"),
+        (KEEP.tolist(), TypeError, "keep: expected an array"),
+        (array_api_strict.asarray(KEEP), TypeError, "keep: .* same library as cache"),
+    ],
+)
+def test_extend_refuses_what_to_keep(keep, error, message):
+    cache = KVCache.create(GQA, 2, 4).extend(2, np.ones((2, 2), bool))
+    before = contents(cache)
+    with pytest.raises(error, match=message):
+        cache.extend(1, keep)
+    assert contents(cache) == before
+
+
 @pytest.mark.parametrize(
     ("config", "batch", "message"),
     [
