@@ -24,8 +24,8 @@ class KVCache:
     Each method returns the cache that is valid from then on; the one it was called on is not,
     though they may share memory: `copy` it first to go on from one prefix in two ways.
 
-    Under a compiler (`jax.jit`) the length is not known, so that nothing can be refused: tokens
-    beyond `max_len` overwrite the first ones, without a word. The caller must see to it that they
+    Under a compiler (`jax.jit`) the length is not known, so that tokens beyond `max_len` cannot be
+    refused: they overwrite the first ones, without a word. The caller must see to it that they
     fit.
 
     Attributes
@@ -42,6 +42,8 @@ class KVCache:
         Which tokens are no padding; None if all are.
     counts : Array, shape [B], int32, or None
         How many tokens of each sequence are no padding; None if all are.
+    room : int
+        Tokens that `extend` last made room for, and `append` takes; 0 after a `forward`.
     """
 
     keys: tuple[Any, ...]
@@ -51,6 +53,7 @@ class KVCache:
     window: int | None = None
     keep: Any | None = None
     counts: Any | None = None
+    room: int = 0
 
     @classmethod
     def create(
@@ -115,7 +118,7 @@ class KVCache:
             capacity = min(max_len, window + rolling - 1)
         xp = namespace(like=like)
         make_traceable(
-            xp, cls, ("keys", "values", "length", "keep", "counts"), ("max_len", "window")
+            xp, cls, ("keys", "values", "length", "keep", "counts"), ("max_len", "window", "room")
         )
         shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
         keys, values = (
@@ -161,7 +164,7 @@ class KVCache:
             )
         if count > (most := self.most_at_once()):
             raise ValueError(f"cache: expected at most {most} tokens at a time, got {count}")
-        longer = replace(self, length=self.length + count)
+        longer = replace(self, length=self.length + count, room=int(count))
         if keep is None and self.keep is None:
             return longer
         xp = namespace(cache=self.keys[0], keep=keep)
@@ -220,8 +223,8 @@ class KVCache:
         Raises
         ------
         TypeError, ValueError
-            If library, device, dtype or shape are not those of the cache, it has not been
-            extended, or there is no such layer; nothing is written then.
+            If library, device, dtype or shape are not those of the cache, it was not extended by
+            S tokens last, or there is no such layer; nothing is written then.
         """
         if not is_integer(layer) or not 0 <= layer < len(self.keys):
             raise ValueError(
@@ -229,11 +232,12 @@ class KVCache:
             )
         xp = namespace(cache=self.keys[layer], k=k, v=v)
         batch, _, heads, width = self.keys[layer].shape
+        shape = (batch, self.room, heads, width)
         for name, array in (("k", k), ("v", v)):
-            if array.ndim != 4 or (array.shape[0], *array.shape[2:]) != (batch, heads, width):
+            if tuple(array.shape) != shape:
                 raise ValueError(
-                    f"{name}: expected shape [{batch}, S, {heads}, {width}] for the cache, "
-                    f"got {list(array.shape)}"
+                    f"{name}: expected shape {list(shape)}, for the {self.room} tokens that the "
+                    f"cache was last extended by, got {list(array.shape)}"
                 )
             if array.dtype != self.keys[layer].dtype:
                 raise TypeError(
@@ -241,11 +245,6 @@ class KVCache:
                     f"{dtype_name(self.keys[layer].dtype)}, got {dtype_name(array.dtype)}"
                 )
         first = self.length - k.shape[1]
-        if not is_traced(first) and int(first) < 0:
-            raise ValueError(
-                f"k: expected at most {int(self.length)} tokens, which the cache was extended to, "
-                f"got {k.shape[1]}"
-            )
         return replace(
             self,
             keys=_replaced(self.keys, layer, write_tokens(xp, self.keys[layer], first, k)),

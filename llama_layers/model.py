@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llama_layers.backends.namespaces import namespace
@@ -126,6 +127,8 @@ def forward(
         )
         x = tap(f"model.layers.{index}", x)
         cache = None if part is None else part.cache
+    if cache is not None:
+        cache = replace(cache, room=0)
     if last_only:
         x = x[:, -1:, :]
     x = tap("model.norm", rms_norm(x, weights.norm, eps=config.rms_norm_eps))

@@ -238,8 +238,10 @@ BLOCK = np.zeros((2, 1, 2, 4), np.float32)
 @pytest.mark.parametrize(
     ("k", "v", "error", "message"),
     [
-        (BLOCK[:1], BLOCK, ValueError, r"k: expected shape \[2, S, 2, 4\] for the cache, got \[1,"),
+        (BLOCK[:1], BLOCK, ValueError, r"k: expected shape \[2, 1, 2, 4\], .* got \[1,"),
         (BLOCK, BLOCK[..., :2], ValueError, r"v: expected shape .* got \[2, 1, 2, 2\]"),
+        (BLOCK, BLOCK[:, :0], ValueError, r"v: expected shape .* got \[2, 0, 2, 4\]"),
+        (BLOCK, np.repeat(BLOCK, 2, axis=1), ValueError, r"v: .* got \[2, 2, 2, 4\]"),
         (BLOCK, BLOCK[0], ValueError, r"v: expected shape .* got \[1, 2, 4\]"),
         (BLOCK.astype(float), BLOCK, TypeError, "k: expected the dtype of the cache, float32, got"),
         (BLOCK, array_api_strict.asarray(BLOCK), TypeError, "v: .* same library as cache"),
@@ -252,6 +254,30 @@ def test_append_refuses(k, v, error, message):
     with pytest.raises(error, match=message):
         cache.append(0, k, v)
     assert contents(cache) == before
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_append_refuses_other_tokens_than_room_was_made_for(backend, count):
+    like = backend.array(np.zeros(0, np.float32))
+    tokens = backend.array(np.ones((2, 2, 2, 4), np.float32))
+    cache = KVCache.create(GQA, 2, 9, like=like).extend(2).append(0, tokens, tokens)
+    cache = cache.extend(2).append(0, 2 * tokens, tokens).append(0, 3 * tokens, tokens)  # retried
+    before = contents(cache)
+    other = backend.array(np.ones((2, count, 2, 4), np.float32))
+    message = rf"k: expected shape \[2, 2, 2, 4\], .* extended by, got \[2, {count}, 2, 4\]"
+    with pytest.raises(ValueError, match=message):
+        cache.append(0, other, other)
+    assert contents(cache) == before
+
+
+def test_append_refuses_tokens_after_a_pass_without_more_room():
+    model = model_of(GQA, random_weights(GQA, dtype=np.float32))
+    cache = forward(model, np.ones((2, 1), int), cache=KVCache.create(model, 2, 4)).cache
+    before = contents(cache)
+    with pytest.raises(ValueError, match=r"k: expected shape \[2, 0, 2, 4\], .* got \[2, 1, 2, 4"):
+        cache.append(0, BLOCK, BLOCK)
+    assert contents(cache) == before
+    cache.extend(1).append(0, BLOCK, BLOCK)
 
 
 @pytest.mark.parametrize("layer", [-1, 2, True, 0.0])
