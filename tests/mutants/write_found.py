@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import port
-from port_causes import NO_CHANGE
+from port_causes import GENERAL, NO_CHANGE
 from random_models import model_of
 from test_ports import MUTANTS, changes, run, trace_of
 
@@ -32,9 +32,10 @@ and writes its activations. `check` is asked for the first wrong site, by how mu
 rounding allows, and which mistake explains it.
 
 Of {count} mistakes that change a value, {right} are found at the right first site, which is the
-first whose array is another than without the mistake. {named} are explained by a mistake of that
-name, or by one that comes to the same numbers. Bugs in what no activation shows, such as sampling,
-files and messages, are in [](planted_bugs.md).
+first whose array is another than without the mistake. {named} are named for what they are, or for
+what comes to the same numbers; {general} more are told in general, by what was read off the array.
+Bugs in what no activation shows, such as sampling, files and messages, are in
+[](planted_bugs.md).
 
 `python tests/mutants/write_found.py` writes this page; `pytest -n auto tests/mutants` holds every
 line of it. The same is done to transformers models in `tests/peers/test_planted_bugs.py`.
@@ -67,16 +68,20 @@ def main():
     chosen = [mutant for mutant in MUTANTS if mutant.name not in NO_CHANGE]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(lambda mutant: examined(mutant, right, models), chosen))
-    lines, rightly, named = [], 0, 0
+    lines, rightly, named, general = [], 0, 0, 0
     for mutant, result in zip(chosen, found, strict=True):
         site, first = result
         rightly += first is not None and first.site.name == site
         causes = dict.fromkeys(e.name for e in first.explanations) if first else {}
-        named += bool(causes)
-        ratio = f"{first.judgement.ratio:.2g}" if first else ""
+        told = next(iter(causes), None) in GENERAL
+        general += told
+        named += bool(causes) and not told
+        judgement = first.judgement if first else None
+        ratio = f"{judgement.ratio:.2g}" if judgement else "input unknown"
         said = "; ".join(causes) or "no mistake known here explains it"
         lines.append(f"| {mutant.name} | `{mutant.file}` | `{site}` | {ratio} | {said} |")
-    head = HEAD.format(models=len(models), count=len(chosen), right=rightly, named=named)
+    counts = {"right": rightly, "named": named, "general": general}
+    head = HEAD.format(models=len(models), count=len(chosen), **counts)
     (ROOT / "docs" / "found_bugs.md").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
 
