@@ -12,7 +12,7 @@ from llama_layers.backends.dtypes import dtype_name
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import host, is_traced
 from llama_layers.config import LlamaConfig
-from llama_layers.llama import Llama
+from llama_layers.llama import Llama, check_model
 from llama_layers.mask import slots
 from llama_layers.scalars import check_count, is_integer
 
@@ -105,6 +105,7 @@ class KVCache:
             config = model_or_config
             like = host.zeros((), dtype="float32") if like is None else like
         else:
+            check_model(model_or_config)
             config = model_or_config.config
             like = model_or_config.activations_like() if like is None else like
         check_count("batch", batch)

@@ -11,7 +11,7 @@ from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, to_numpy
 from llama_layers.cache import KVCache
 from llama_layers.config import LlamaConfig
-from llama_layers.llama import Llama
+from llama_layers.llama import Llama, check_model
 from llama_layers.model import forward
 from llama_layers.sampling import check_options, random_generator, sample
 from llama_layers.scalars import check_count, check_number, is_integer
@@ -91,6 +91,7 @@ def generate(
     >>> model.tokenizer.decode(new)  # doctest: +SKIP
     ' Paris.'
     """
+    check_model(model)
     xp = namespace(input_ids=input_ids, attention_mask=attention_mask)
     if input_ids.ndim != 2 or not input_ids.shape[1]:
         raise ValueError(

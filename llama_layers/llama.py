@@ -28,11 +28,29 @@ class Llama:
         Its parameters.
     open_tokenizer : callable or None
         Opens the tokenizer that came with the weights.
+
+    Raises
+    ------
+    TypeError
+        If `config` or `weights` is of another type.
+    ValueError
+        If the weights are of another number of layers than the config says.
     """
 
     config: LlamaConfig
     weights: LlamaWeights = field(repr=False)
     open_tokenizer: Callable[[], Tokenizer] | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (("config", LlamaConfig), ("weights", LlamaWeights)):
+            if not isinstance(given := getattr(self, name), kind):
+                raise TypeError(f"{name}: expected {kind.__name__}, got {type(given).__name__}")
+        layers = len(self.weights.layers)
+        if layers != self.config.num_hidden_layers:
+            raise ValueError(
+                f"weights: expected {self.config.num_hidden_layers} layers, as config says, "
+                f"got {layers}"
+            )
 
     def activations_like(self) -> Any:
         """An array of no elements, of the library, device and dtype of the activations."""
@@ -60,3 +78,9 @@ class Llama:
         if self.open_tokenizer is None:
             raise ValueError("tokenizer: this model has none, since no checkpoint was loaded")
         return self.open_tokenizer()
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no model: the name of one, say, which `load` would have made one of."""
+    if not isinstance(model, Llama):
+        raise TypeError(f"model: expected a Llama, as load gives it, got {type(model).__name__}")

@@ -17,7 +17,7 @@ from llama_layers.batch import (
 from llama_layers.cache import KVCache, LayerCache
 from llama_layers.embedding import activations, embed
 from llama_layers.layer import decoder_layer
-from llama_layers.llama import Llama
+from llama_layers.llama import Llama, check_model
 from llama_layers.norm import rms_norm
 from llama_layers.projection import linear
 from llama_layers.rope import rope_table
@@ -98,6 +98,7 @@ def forward(
     >>> forward(model, np.array([[1, 2, 3]])).logits.shape  # doctest: +SKIP
     (1, 3, 49152)
     """
+    check_model(model)
     tap = checked(tap)
     config, weights = model.config, model.weights
     x = embed(input_ids, weights.embed_tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import array_api_strict
 import decoder_oracle
 import numpy as np
@@ -17,7 +19,7 @@ from random_models import (
     ways,
 )
 
-from llama_layers import KVCache, embed, forward
+from llama_layers import KVCache, Llama, embed, forward, generate
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.testing import assert_same_bits, configs
 
@@ -308,3 +310,21 @@ def test_a_cache_of_another_kind():
             np.array([[1]]),
             cache=3,
         )
+
+
+def test_refuses_what_is_no_model():
+    model = model_of(GQA, random_weights(GQA))
+    ids = np.array([[1, 2]])
+    for call in (
+        lambda: forward("smollm2-135m", ids),
+        lambda: generate("smollm2-135m", ids, max_new_tokens=1),
+        lambda: KVCache.create("smollm2-135m", 1, 4),
+    ):
+        with pytest.raises(TypeError, match="model: expected a Llama, as load gives it, got str"):
+            call()
+    with pytest.raises(ValueError, match="weights: expected 3 layers, as config says, got 2"):
+        Llama(replace(GQA, num_hidden_layers=3), model.weights)
+    with pytest.raises(TypeError, match="config: expected LlamaConfig, got int"):
+        Llama(1, model.weights)
+    with pytest.raises(TypeError, match="weights: expected LlamaWeights, got dict"):
+        Llama(GQA, {})

@@ -38,7 +38,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text"
     )
-    parser.add_argument("--stats", action="store_true", help="print speeds on stderr")
+    parser.add_argument(
+        "--stats",
+        action="store_true",
+        help="print speeds on stderr; that of prefill includes reading the weights",
+    )
     add_backend(parser)
     add_dtype(parser, "the weights")
     parser.set_defaults(run=run)
