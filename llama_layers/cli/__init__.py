@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        found: int = getattr(args, "status", 0)  # what a check had found by then
+        return found
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, ImportError, BackendError) as error:

@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     from llama_layers.verify.html import write_html
 
     check_output(args.html, args.force)
+    if args.html is not None and Path(args.html).resolve() == Path(args.trace).resolve():
+        raise ValueError(f"--html: expected another file than the trace, got {args.html}")
     trace = Trace.load(args.trace)
     checkpoint = open_checkpoint(args.model)
     rounded = None
@@ -93,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
             explain=not args.no_diagnose,
             progress=progress,
         )
+    args.status = report.exit_status
     if args.html is not None:
         write_html(report, args.html, force=args.force)
     if args.json:

@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from llama_layers.verify import Trace, compare
 
     comparison = compare(Trace.load(args.a), Trace.load(args.b))
+    args.status = comparison.exit_status
     if args.json:
         print(json.dumps(comparison.to_json(), indent=2))
     else:

@@ -186,6 +186,9 @@ class _Checker:
             explained = self._as_persona(suspect)
             if explained is not None:
                 verdict, note = "WARN", explained
+        judged = ~np.isinf(bound.limit)
+        if verdict != "FAIL" and not np.isfinite(array.astype(np.float64)[judged]).all():
+            verdict, note = "WARN", "the port has NaN or Inf here, as what it was given demands"
         explanations: tuple[Explanation, ...] = ()
         if verdict == "FAIL" and self._explains:
             explanations = self._diagnosis(suspect)
@@ -275,7 +278,7 @@ def _unusual(judgement: Judgement, verdict: str) -> str:
             "rounding can explain it, but errors are larger than usual: sums in fewer bits than "
             "stated, perhaps"
         )
-    return "nothing could be judged: every element can overflow"
+    return "nothing could be judged: numbers can overflow, or sums have too few bits for a limit"
 
 
 def _difference(array: NDArray[Any], exact: NDArray[Any]) -> float:

@@ -45,6 +45,9 @@ def headline(report: Report) -> str:
         key=lambda r: r.judgement.ratio if r.judgement else 0.0,
     )
     if report.verdict == "PASS":
+        passed = sum(result.verdict == "PASS" for result in report.results)
+        if passed < len(report.results):
+            count = f"{passed} of {count}, the others without recorded inputs"
         return f"PASS: {count}; {largest_error(worst)}"
     warned = [result for result in report.results if result.verdict == "WARN"]
     warn = "warns" if len(warned) == 1 else "warn"

@@ -86,6 +86,8 @@ class Trace:
             If the file exists, unless `force`.
         FileNotFoundError
             If its directory does not.
+        ValueError
+            If the name is that of a NumPy file.
 
         Examples
         --------
@@ -99,6 +101,8 @@ class Trace:
         (1, 2, 4)
         """
         file = Path(path)
+        if file.suffix in (".npy", ".npz"):
+            raise ValueError(f"{file}: expected a name for a safetensors file, got {file.suffix}")
         check_output(file, force)
         tokens = {name: getattr(self, name) for name in TOKENS}
         tensors = dict(self.arrays) | {n: a for n, a in tokens.items() if a is not None}

@@ -19,7 +19,7 @@ from llama_layers.mask import Mask
 from llama_layers.verify.aliases import no_site
 from llama_layers.verify.fit import OF_LAST_TOKEN, Fitted
 from llama_layers.verify.sites import Site, sites
-from llama_layers.verify.trace import Trace
+from llama_layers.verify.trace import TOKENS, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,10 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
     """The trace, if it can be one of the model; a TraceError that says why not, else."""
     if not isinstance(trace, Trace):
         raise TypeError(f"trace: expected a Trace, got {type(trace).__name__}")
+    for name in TOKENS:
+        given = getattr(trace, name)
+        if given is not None and not hasattr(given, "dtype"):
+            raise TypeError(f"{name}: expected an array of integers, got {type(given).__name__}")
     _check_config(trace.metadata, config)
     _check_formats(trace.metadata)
     known = {site.name: site for site in sites(config)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -163,6 +164,20 @@ def test_a_wrong_trace_is_found(run, port):
     assert status == 1
     assert "explains it" not in out
     assert "Likely cause" not in out
+
+
+def test_a_closed_pipe_hides_no_failure(checkpoint, port):
+    wrong = spoilt(port)
+    command = f"'{sys.executable}' -m llama_layers check '{wrong}' --model '{checkpoint}' | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_page_in_the_place_of_the_trace_is_refused(run, port):
+    before = port.read_bytes()
+    message = trouble(run, "check", port, "--html", port, "--force")
+    assert "--html: expected another file than the trace" in message
+    assert port.read_bytes() == before
 
 
 def test_every_site_on_demand(run, port):

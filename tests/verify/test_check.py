@@ -180,6 +180,8 @@ class TestRefused:
 
     def test_arguments(self):
         model, trace = traced(GQA)
+        with pytest.raises(TypeError, match="input_ids: expected an array of integers, got list"):
+            check(replace(trace, input_ids=[[1]]), model)
         with pytest.raises(TypeError, match="trace: expected a Trace, got dict"):
             check({}, model)
         with pytest.raises(TypeError, match="model: expected a Llama, got str"):
@@ -209,6 +211,9 @@ def test_nan_and_inf_are_no_failure_where_they_belong():
     trace = record(model, np.array([[1, 2, 3]]))
     report = check(trace, model)
     assert report.agrees
+    assert report.verdict == "WARN"
+    spread = [r for r in report.results if "NaN or Inf" in r.note]
+    assert {r.site.role for r in spread} >= {"model.embed_tokens", "mlp.act", "lm_head"}
     clean = {n: np.nan_to_num(a) for n, a in trace.arrays.items()}
     assert check(replace(trace, arrays=clean), model).first.site.name == "model.embed_tokens"
 
@@ -245,3 +250,15 @@ def test_padding_of_a_lone_site_is_not_compared():
     assert verdicts(check(trace, model)) == {"SEEN"}
     trace.arrays["lm_head"][1, -1] += 1
     assert verdicts(check(trace, model)) == {"DIFFERS"}
+
+
+def test_headline_counts_what_was_judged():
+    model, trace = traced(GQA, sites=["q_proj", "input_layernorm"])
+    assert check(trace, model).text().startswith("PASS: 2 of 4 sites, the others without recorded")
+
+
+def test_no_numpy_name_for_a_safetensors_file(tmp_path):
+    _, trace = traced(GQA)
+    with pytest.raises(ValueError, match=r"expected a name for a safetensors file, got \.npz"):
+        trace.save(tmp_path / "trace.npz")
+    assert not list(tmp_path.iterdir())
