@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -29,7 +30,5 @@ def _tf32(name: str, module: Any) -> str:
     if name == "jax":
         return str(module.config.jax_default_matmul_precision or "default")
     if name == "cupy":
-        from os import environ
-
-        return "yes" if environ.get("CUPY_TF32") == "1" else "no"
+        return "yes" if os.environ.get("CUPY_TF32") == "1" else "no"
     return "no"

@@ -12,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.backends.dtypes import FLOATS, accumulate_format, dtype_name
-from llama_layers.backends.transfer import to_numpy
 from llama_layers.llama import Llama
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.defined import where_defined
-from llama_layers.verify.diagnose import Suspect, diagnose
+from llama_layers.verify.diagnose import diagnose
+from llama_layers.verify.distance import distance
 from llama_layers.verify.inherited import Inherited
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.operations import Formats
 from llama_layers.verify.personas import CONTRACT, PERSONAS, Persona, persona_named
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
 from llama_layers.verify.sites import Site, sites
+from llama_layers.verify.suspect import Suspect
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.validate import Recorded, validated
 
@@ -67,8 +68,8 @@ def check(
         The format that the port keeps sums in; by default what the metadata says, or float32
         (float64 for float64 results).
     persona : str or Persona, optional
-        The engine whose further roundings are allowed: one of `PERSONAS`. By default none is; a
-        site that one of them explains is a WARN with its name.
+        The engine whose further roundings are allowed, "transformers" for one, or roundings of
+        your own. By default none is; a site that an engine's explain is a WARN with its name.
     explain : bool, optional
         Whether to look for the mistakes that explain a FAIL.
     progress : callable, optional
@@ -109,11 +110,11 @@ def check(
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
     recorded = validated(trace, model.config)
-    chosen = CONTRACT if persona is None else persona_named(persona)
+    chosen = None if persona is None else persona_named(persona)
     for name, value in (("dtype", dtype), ("accumulate", accumulate)):
         if value is not None and value not in FLOATS:
             raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
-    checker = _Checker(recorded, model, dtype, accumulate, chosen, persona is None, explain)
+    checker = _Checker(recorded, model, dtype, accumulate, chosen, explain)
     results = []
     for result in checker.results():
         results.append(result)
@@ -128,9 +129,9 @@ def check(
         ),
         metadata=dict(trace.metadata),
         seconds=time.perf_counter() - start,
-        persona=chosen.name,
+        persona=(chosen or CONTRACT).name,
         weights=dtype_name(model.weights.embed_tokens.dtype),
-        explained=explain,
+        diagnosed=explain,
     )
 
 
@@ -143,16 +144,15 @@ class _Checker:
         model: Llama,
         dtype: str | None,
         accumulate: str | None,
-        persona: Persona,
-        tries_personas: bool,
+        persona: Persona | None,
         explains: bool,
     ) -> None:
         self._recorded = recorded
         self._model = model
         self._dtype = dtype or recorded.metadata.get("dtype")
         self._accumulate = accumulate or recorded.metadata.get("accumulate")
-        self._persona = persona
-        self._tries_personas = tries_personas
+        self._persona = persona or CONTRACT
+        self._tries_personas = persona is None
         self._explains = explains
         self._explained: dict[str, list[Explanation]] = {}  # by role
         self._diagnosed: dict[str, int] = {}
@@ -200,7 +200,7 @@ class _Checker:
             accumulate=formats.accumulate,
             inputs=route,
             judgement=judgement,
-            difference=_difference(array, bound.exact),
+            difference=distance(bound.exact, array),
             note=note or _unusual(judgement, verdict),
             histogram=_histogram(bound.ratio(array)),
             worst=_worst(array, bound),
@@ -233,21 +233,22 @@ class _Checker:
         array = self._recorded.array(site.name)
         formats = self._formats(array)
         exact, yardstick, inputs = self._inherited.at(site, formats.dtype)
+        verdict: SiteVerdict = "SEEN"
         if exact is None:
-            difference, verdict = float("nan"), "SEEN"
+            difference = math.nan
             note = "nothing that it could be recomputed from was recorded"
         else:
             difference = self._distance(array, exact)
             floor = FLOATS[formats.dtype].unit_roundoff
-            differs = not difference <= DIFFERS * max(yardstick or 0.0, floor)
-            verdict = "DIFFERS" if differs else "SEEN"
+            if not difference <= DIFFERS * max(yardstick or 0.0, floor):
+                verdict = "DIFFERS"
             note = (
                 "inputs were not recorded, so that only inherited error could be seen, for which "
                 "no bound holds"
             )
         return SiteResult(
             site=site,
-            verdict=verdict,  # type: ignore[arg-type]
+            verdict=verdict,
             shape=array.shape,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
@@ -259,15 +260,11 @@ class _Checker:
         )
 
     def _distance(self, array: NDArray[Any], exact: NDArray[np.float64]) -> float:
-        """The difference over tokens that are no padding; Inf where one is finite, one not."""
-        if self._recorded.keep is not None:
-            keep = self._recorded.keep[:, -array.shape[1] :]
-            array, exact = array[keep], exact[keep]
-        wide = array.astype(np.float64)
-        odd = ~(np.isfinite(wide) & np.isfinite(exact))
-        if not np.array_equal(wide[odd], exact[odd], equal_nan=True):
-            return math.inf
-        return _difference(array, exact)
+        """How far apart they are at tokens that are no padding."""
+        if self._recorded.keep is None:
+            return distance(exact, array)
+        keep = self._recorded.keep[:, -array.shape[1] :]
+        return distance(exact[keep], array[keep])
 
 
 def _unusual(judgement: Judgement, verdict: str) -> str:
@@ -279,15 +276,6 @@ def _unusual(judgement: Judgement, verdict: str) -> str:
             "stated, perhaps"
         )
     return "nothing could be judged: numbers can overflow, or sums have too few bits for a limit"
-
-
-def _difference(array: NDArray[Any], exact: NDArray[Any]) -> float:
-    wide = to_numpy(array).astype(np.float64)
-    both = np.isfinite(wide) & np.isfinite(exact)
-    with np.errstate(over="ignore"):
-        norm = float(np.sqrt(np.sum(np.square(exact[both]))))
-        error = float(np.sqrt(np.sum(np.square(wide[both] - exact[both]))))
-    return error / norm if norm else float(error > 0)
 
 
 def _histogram(ratio: NDArray[np.float64]) -> tuple[int, ...]:

@@ -16,13 +16,11 @@ from llama_layers.config import LlamaConfig
 from llama_layers.errors import ConfigError, TraceError
 from llama_layers.mask import Mask
 from llama_layers.verify.comparison import Comparison, SiteDifference
+from llama_layers.verify.distance import distance
 from llama_layers.verify.fit import OF_LAST_TOKEN
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.trace import TOKENS, Trace
 from llama_layers.verify.validate import check_names, validated
-
-# Numbers of an array that are widened to float64 at a time.
-_BLOCK = 2**20
 
 
 def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
@@ -95,7 +93,7 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
         differences[site.name] = SiteDifference(
             site,
             (formats[0].name, formats[1].name),
-            _difference(*_rows(site, a, b, keep, config)),
+            distance(*_rows(site, a, b, keep, config)),
             inputs,
             max((differences[i].difference for i in inputs if i in differences), default=0.0),
             max(form.unit_roundoff for form in formats) * math.sqrt(steps),
@@ -232,22 +230,3 @@ def _rows(
         return a[kept], b[kept], None if allowed is None else allowed[kept]
     a, b = (array.reshape(-1, *array.shape[2:]) for array in (a, b))
     return a, b, None if allowed is None else allowed.reshape(-1, *allowed.shape[2:])
-
-
-def _difference(a: NDArray[Any], b: NDArray[Any], allowed: NDArray[np.bool_] | None) -> float:
-    """||a - b|| / ||a|| over what is allowed, a block at a time."""
-    error = norm = 0.0
-    step = max(1, _BLOCK // max(1, a[:1].size))
-    for start in range(0, len(a), step):
-        x, y = (array[start : start + step].astype(np.float64) for array in (a, b))
-        if allowed is not None:
-            x, y = (np.where(allowed[start : start + step], array, 0.0) for array in (x, y))
-        finite = np.isfinite(x) & np.isfinite(y)
-        if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
-            return math.inf
-        with np.errstate(over="ignore"):
-            error += float(np.sum(np.square(x[finite] - y[finite])))
-            norm += float(np.sum(np.square(x[finite])))
-    if error == 0:
-        return 0.0
-    return math.sqrt(error / norm) if norm and math.isfinite(error) else math.inf

@@ -23,8 +23,6 @@ from llama_layers.verify.personas import CONTRACT, PERSONAS, Persona
 from llama_layers.verify.report import Explanation
 from llama_layers.verify.suspect import Suspect
 
-__all__ = ["Suspect", "diagnose"]
-
 # Every rounding that any engine is known for: a mistake that does not hold with it holds with none.
 _ALL = Persona(
     "all", True, "float32", True, True, True, True, True, kv_cache="float16", flushes=True

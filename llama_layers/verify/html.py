@@ -142,7 +142,7 @@ def _first(report: Report) -> Iterator[str]:
 def _likely(report: Report, first: SiteResult) -> Iterator[str]:
     if first.judgement is None:
         yield f"<p>{UNLOCATED}</p>"
-    elif report.explained and not first.explanations:
+    elif report.diagnosed and not first.explanations:
         yield f"<p>{UNEXPLAINED}</p>"
     for i, explanation in enumerate(first.explanations):
         yield f"<h3>{'Or' if i else 'Likely cause'}: {escape(explanation.name)}</h3>"

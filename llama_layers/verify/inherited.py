@@ -17,6 +17,7 @@ from llama_layers.norm import rms_norm
 from llama_layers.projection import linear
 from llama_layers.rope import rope_table
 from llama_layers.tap import inside
+from llama_layers.verify.distance import distance
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.validate import Recorded
 
@@ -44,9 +45,7 @@ class Inherited:
         rows = self._recorded.arrays[site.name].shape[1]
         exact = self._passes["float64"].site(site)[:, -rows:]
         own = self._passes.setdefault(dtype, _Pass(self._recorded, self._model, dtype)).site(site)
-        error = float(np.linalg.norm(own[:, -rows:].astype(np.float64) - exact))
-        norm = float(np.linalg.norm(exact))
-        return exact, error / norm if norm else 0.0, sources
+        return exact, distance(exact, own[:, -rows:]), sources
 
     def _sources(self, site: Site) -> tuple[str, ...]:
         """The nearest recorded arrays that a site depends on, in the order of a forward pass."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -72,29 +72,21 @@ class Persona:
 
 
 CONTRACT = Persona("contract")
+_SDPA = Persona(
+    "transformers with sdpa",
+    norm_before_weight=True,
+    phases="float32",
+    rope_table=True,
+    rope_arithmetic=True,
+    probabilities=True,
+    silu=True,
+)
 PERSONAS = {
     persona.name: persona
-    for persona in (
+    for persona in (  # what explains with fewer roundings comes first
         Persona("float32 phases", phases="float32"),
-        Persona(
-            "transformers with sdpa",
-            norm_before_weight=True,
-            phases="float32",
-            rope_table=True,
-            rope_arithmetic=True,
-            probabilities=True,
-            silu=True,
-        ),
-        Persona(
-            "transformers",
-            norm_before_weight=True,
-            phases="float32",
-            rope_table=True,
-            rope_arithmetic=True,
-            scores=True,
-            probabilities=True,
-            silu=True,
-        ),
+        _SDPA,
+        replace(_SDPA, name="transformers", scores=True),
         Persona("llama.cpp", phases="float32", kv_cache="float16"),
         Persona("XLA", flushes=True),
     )

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
+from llama_layers.attend import exponentials
 from llama_layers.backends.describe import describe
 from llama_layers.backends.dtypes import accumulate_format, dtype_name, dtype_of, float_format
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import to_numpy
-from llama_layers.batch import kept_tokens, token_positions
+from llama_layers.batch import kept_tokens, layer_masks, token_positions
 from llama_layers.config import LlamaConfig
 from llama_layers.llama import Llama
-from llama_layers.mask import Mask, slots
 from llama_layers.model import forward
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.trace import Trace
@@ -81,7 +81,8 @@ def record(
         model, input_ids, positions=positions, attention_mask=attention_mask, tap=keep
     ).logits
     xp = namespace(logits=logits)
-    masks = _masks(model, logits, attention_mask)
+    kept = kept_tokens(logits, attention_mask, 0)
+    masks = layer_masks(logits, model.config, kept, None)
     for site in pairwise:
         q, k = (arrays[name] for name in _inputs_of_scores(site))
         scores = _scores(xp, q, k)
@@ -91,7 +92,7 @@ def record(
             scores = _softmax(xp, scores, mask.rows(0, q.shape[1]))
         arrays[site.name] = xp.astype(scores, q.dtype, copy=False)
     if positions is None:
-        positions = token_positions(logits, kept_tokens(logits, attention_mask, 0), None)
+        positions = token_positions(logits, kept, None)
     return Trace(
         {site.name: to_numpy(arrays[site.name]) for site in chosen},
         input_ids=to_numpy(input_ids),
@@ -136,16 +137,6 @@ def _inputs_of_scores(site: Site) -> tuple[str, str]:
     return f"{name}.q_rope", f"{name}.k_rope"
 
 
-def _masks(model: Llama, logits: Any, attention_mask: Any | None) -> dict[int | None, Mask]:
-    """The mask for each window that the layers of a config have, for a pass without a cache."""
-    config, count = model.config, logits.shape[1]
-    xp = namespace(logits=logits)
-    places = slots(xp, 0, count, logits)
-    keep = kept_tokens(logits, attention_mask, 0)
-    windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
-    return {window: Mask(places, places, window, keep) for window in windows}
-
-
 def _scores(xp: Any, q: Any, k: Any) -> Any:
     """Scaled products [B, heads, S, T], in the format of sums: `attention` holds blocks only."""
     wide = dtype_of(xp, accumulate_format(float_format("q", q)).name)
@@ -158,10 +149,7 @@ def _scores(xp: Any, q: Any, k: Any) -> Any:
 
 
 def _softmax(xp: Any, scores: Any, allowed: Any) -> Any:
-    allowed = xp.expand_dims(allowed, axis=1)
-    scores = xp.where(allowed, scores, -math.inf)
-    largest = xp.max(scores, axis=-1, keepdims=True)
-    weights = xp.exp(scores - xp.where(largest == -math.inf, xp.zeros_like(largest), largest))
+    weights = exponentials(xp, scores, xp.expand_dims(allowed, axis=1))
     total = xp.sum(weights, axis=-1, keepdims=True)
     return weights / xp.where(total == 0, xp.ones_like(total), total)
 

@@ -127,7 +127,7 @@ class Report:
         The engine whose further roundings were allowed; "contract" if none were.
     weights : str
         The dtype of the model's weights; may be empty.
-    explained : bool
+    diagnosed : bool
         Whether explanations were looked for.
     """
 
@@ -137,7 +137,7 @@ class Report:
     seconds: float = 0.0
     persona: str = "contract"
     weights: str = ""
-    explained: bool = True
+    diagnosed: bool = True
 
     @property
     def verdict(self) -> ReportVerdict:
@@ -218,7 +218,7 @@ class Report:
             "counts": {verdict: counts[verdict] for verdict in SITE_VERDICTS},
             "persona": self.persona,
             "weights": self.weights,
-            "explained": self.explained,
+            "diagnosed": self.diagnosed,
             "seconds": self.seconds,
             "metadata": dict(self.metadata),
             "missing": list(self.missing),

@@ -90,7 +90,7 @@ def causes(report: Report, width: int) -> Iterator[str]:
         return
     if first.judgement is None:
         yield wrapped(UNLOCATED, width)
-    elif report.explained and not first.explanations:
+    elif report.diagnosed and not first.explanations:
         yield UNEXPLAINED
     for i, explanation in enumerate(first.explanations):
         lines = (

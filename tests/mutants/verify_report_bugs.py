@@ -10,6 +10,7 @@ PAGE = "verify/html.py"
 PICTURES = "verify/html_pictures.py"
 COMPARE = "verify/compare.py"
 COMPARISON = "verify/comparison.py"
+DISTANCE = "verify/distance.py"
 CHECK = "cli/check.py"
 
 MUTANTS = [
@@ -81,7 +82,7 @@ MUTANTS = [
     Mutant(
         "no mistake found where none was looked for",
         TEXT,
-        "elif report.explained and not first.explanations:",
+        "elif report.diagnosed and not first.explanations:",
         "elif not first.explanations:",
         "verify/test_report.py::test_where_nothing_explains_it",
     ),
@@ -194,21 +195,21 @@ MUTANTS = [
     ),
     Mutant(
         "relative to the second trace",
-        COMPARE,
+        DISTANCE,
         "norm += float(np.sum(np.square(x[finite])))",
         "norm += float(np.sum(np.square(y[finite])))",
         "verify/test_compare.py::test_the_difference_is_that_of_the_norms",
     ),
     Mutant(
         "the first block only",
-        COMPARE,
+        DISTANCE,
         "for start in range(0, len(a), step):",
         "for start in range(0, len(a), step)[:1]:",
         "verify/test_compare.py::test_the_difference_is_that_of_the_norms",
     ),
     Mutant(
         "NaN passed over in a comparison",
-        COMPARE,
+        DISTANCE,
         "        if not np.array_equal(x[~finite], y[~finite], equal_nan=True):\n"
         "            return math.inf\n",
         "",
@@ -230,7 +231,7 @@ MUTANTS = [
     ),
     Mutant(
         "scores of later tokens compared",
-        COMPARE,
+        DISTANCE,
         "        if allowed is not None:\n            x, y",
         "        if False:\n            x, y",
         "verify/test_compare.py::test_scores_of_later_tokens_do_not_count",

@@ -26,11 +26,12 @@ from random_models import model_of
 from llama_layers import KVCache, forward
 from llama_layers.verify import Trace, check, sites
 from llama_layers.verify.build import operation_of
-from llama_layers.verify.diagnose import Suspect, diagnose
+from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.hypotheses import HYPOTHESES
 from llama_layers.verify.hypotheses.hypothesis import Kind
 from llama_layers.verify.hypotheses.precision import tf32
 from llama_layers.verify.operations import Formats
+from llama_layers.verify.suspect import Suspect
 from llama_layers.verify.validate import validated
 
 NAME = f"model.layers.{LAYER}.self_attn"

@@ -152,7 +152,7 @@ def test_what_the_cause_explains():
 def test_where_nothing_explains_it():
     said = "No mistake that is known here explains it."
     assert said in str(report(result(NORM, "FAIL")))
-    assert said not in str(report(result(NORM, "FAIL"), explained=False))
+    assert said not in str(report(result(NORM, "FAIL"), diagnosed=False))
     differs = str(report(unjudged("lm_head", "DIFFERS")))
     assert said not in differs
     assert "The sites between were not recorded" in differs
@@ -303,7 +303,7 @@ def checked():
 def test_a_check_fills_it(checked):
     made, told = checked
     assert tuple(told) == made.results
-    assert (made.weights, made.persona, made.explained) == ("float32", "contract", False)
+    assert (made.weights, made.persona, made.diagnosed) == ("float32", "contract", False)
     assert made.first.site.name == NORM
     assert made.first.worst[0].index == (0, 2, 7)
     assert ": port " in str(made)
