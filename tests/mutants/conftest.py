@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def package(tmp_path):
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """The package as it is, compiled: what a bug does not touch need not be compiled for each."""
+    directory = tmp_path_factory.mktemp("compiled") / "llama_layers"
     ignored = shutil.ignore_patterns("__pycache__")
-    return Path(shutil.copytree(ROOT / "llama_layers", tmp_path / "llama_layers", ignore=ignored))
+    shutil.copytree(ROOT / "llama_layers", directory, ignore=ignored)
+    assert compileall.compile_dir(directory, quiet=1)
+    return directory
+
+
+@pytest.fixture
+def package(compiled, tmp_path):
+    return Path(shutil.copytree(compiled, tmp_path / "llama_layers"))

@@ -1,15 +1,12 @@
 """A port made of a copy of the package: every activation, of several models, in several ways.
 
-``python port.py DIRECTORY FILE`` runs the copy that is in a directory and writes an .npz file. A
-case in which the copy raises is left out.
+`run` imports the package, so it belongs in a process of its own: see runner.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +16,8 @@ CUTS = (7, 8, 9, 14)  # where a run through a cache is cut
 
 def configs():
     """Models that between them use every branch of the forward pass."""
+    from random_models import LLAMA3, YARN
+
     from llama_layers import LlamaConfig
 
     gqa = LlamaConfig(
@@ -33,14 +32,6 @@ def configs():
         rope_theta=5000.0,
         max_position_embeddings=16,
     )
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-    llama3 = {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
     some = ("sliding_attention", "full_attention", "sliding_attention")
     return {
         "gqa": gqa,
@@ -51,11 +42,11 @@ def configs():
         "some windows": replace(gqa, sliding_window=4, layer_types=some),
         "linear": replace(gqa, rope_scaling={"rope_type": "linear", "factor": 3.0}),
         "dynamic": replace(gqa, rope_scaling={"rope_type": "dynamic", "factor": 3.0}),
-        "yarn": replace(gqa, rope_scaling=yarn),
+        "yarn": replace(gqa, rope_scaling=YARN),
         "yarn with mscale": replace(
-            gqa, rope_scaling=yarn | {"mscale": 0.7, "mscale_all_dim": 1.2}
+            gqa, rope_scaling=YARN | {"mscale": 0.7, "mscale_all_dim": 1.2}
         ),
-        "llama3": replace(gqa, rope_scaling=llama3),
+        "llama3": replace(gqa, rope_scaling=LLAMA3),
     }
 
 
@@ -113,8 +104,8 @@ def recorded(model, ids, way):
     return {name: np.concatenate(arrays, axis=1) for name, arrays in parts.items()}
 
 
-def main(directory, file):
-    sys.path[:0] = [directory, str(Path(__file__).parents[1])]
+def run(file):
+    """Write every activation of every case to an .npz file; a case that raises is left out."""
     from random_models import model_of
 
     arrays = {}
@@ -125,7 +116,3 @@ def main(directory, file):
             for name, array in recorded(model, case_ids(config), way).items():
                 arrays[f"{kind}|{way}|{name}"] = array
     np.savez(file, **arrays)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

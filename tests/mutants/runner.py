@@ -1,19 +1,46 @@
-"""Run tests against a copy of the package, and say how they ended.
+"""Run something against a copy of the package, in a process of its own.
 
-``python runner.py DIRECTORY ROOT NODE_ID...`` puts the directory that holds the copy first on the
-path, and prints one JSON object as its last line.
+The processes are forks of one that has loaded the libraries which tests use, but no part of the
+package: loading them takes longer than most tests.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the processes below: many run at once
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    """
+    array_api_compat.numpy array_api_strict hypothesis.extra.numpy ml_dtypes numpy pytest
+    safetensors.numpy
+    """.split()
+)
 
-class Outcomes:
-    """Counts what passed, and keeps what was raised in the calls of tests."""
+
+class Outcome(NamedTuple):
+    """How tests ended."""
+
+    status: int
+    passed: int
+    failures: list[tuple[str, bool]]
+    """What was raised, and whether an assertion raised it."""
+    files: list[str]
+    """Those of the package that were loaded."""
+
+
+class Counter:
+    """Counts what passed, and keeps what was raised."""
 
     def __init__(self) -> None:
         self.passed = 0
@@ -31,15 +58,26 @@ class Outcomes:
         return report
 
 
-def main(directory: str, root: str, *nodes: str) -> None:
+def with_copy(directory, function, *arguments):
+    """What a function returns in a new process that imports the package from a directory."""
+    with ProcessPoolExecutor(1, CONTEXT) as pool:
+        return pool.submit(_there, str(directory), function, arguments).result()
+
+
+def _there(directory, function, arguments):
+    assert "llama_layers" not in sys.modules, "the package was loaded before its copy"
+    os.chdir(directory)
     sys.path.insert(0, directory)
-    outcomes = Outcomes()
-    options = ["-c", f"{root}/setup.cfg", "--rootdir", root, "-q", "-p", "no:cacheprovider"]
-    status = pytest.main([*options, *(f"{root}/tests/{node}" for node in nodes)], [outcomes])
-    files = [getattr(m, "__file__", None) for n, m in sys.modules.items() if "llama_layers" in n]
-    result = {"status": status, "passed": outcomes.passed, "failures": outcomes.failures}
-    print(f"\n{json.dumps(result | {'files': files})}")
+    os.environ["HYPOTHESIS_PROFILE"] = "mutants"
+    return function(*arguments)
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def outcome(*nodes):
+    """How tests end."""
+    counter = Counter()
+    options = ["-c", f"{ROOT}/setup.cfg", "--rootdir", str(ROOT), "-q", "-p", "no:cacheprovider"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is loaded already
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = pytest.main([*options, *(f"{ROOT}/tests/{node}" for node in nodes)], [counter])
+    loaded = [getattr(m, "__file__", None) for n, m in sys.modules.items() if "llama_layers" in n]
+    return Outcome(int(status), counter.passed, counter.failures, [f for f in loaded if f])

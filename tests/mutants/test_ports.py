@@ -6,9 +6,6 @@ array is another than without the bug.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import catalogue
@@ -17,11 +14,13 @@ import decoding
 import numpy as np
 import port
 import pytest
+import runner
 from port_causes import CAUSES, GENERAL, NO_CHANGE, UNNAMED
 from random_models import model_of
 
 from llama_layers.verify import Trace, check, sites
 
+ROOT = Path(__file__).parents[2]
 # Files that take part in a forward pass.
 FILES = """
 attend.py backends/numpy/linear.py batch.py cache.py embedding.py feed_forward.py layer.py mask.py
@@ -35,11 +34,7 @@ CHANGED = 1e-4  # relative: a bug of less may be within rounding
 
 def run(directory, file):
     """Every activation of a copy of the package."""
-    subprocess.run(
-        [sys.executable, Path(port.__file__), directory, file],
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-        check=True,
-    )
+    runner.with_copy(directory, port.run, file)
     return np.load(file)
 
 
@@ -74,7 +69,7 @@ def models():
 def right(tmp_path_factory):
     """The port without a bug."""
     file = tmp_path_factory.mktemp("right") / "port.npz"
-    return run(Path(__file__).parents[2], file)
+    return run(ROOT, file)
 
 
 def trace_of(stored, case, model):
