@@ -19,10 +19,12 @@ from llama_layers.verify.text import (
     UNEXPLAINED,
     UNLOCATED,
     headline,
+    is_unexplained,
     missing_sites,
     notes,
     role_name,
     roles_and_layers,
+    so_computed,
 )
 
 # How many roles show their worst elements without a click.
@@ -140,17 +142,14 @@ def _first(report: Report) -> Iterator[str]:
 
 
 def _likely(report: Report, first: SiteResult) -> Iterator[str]:
-    if first.judgement is None:
-        yield f"<p>{UNLOCATED}</p>"
-    elif report.diagnosed and not first.explanations:
+    if is_unexplained(report, first):
         yield f"<p>{UNEXPLAINED}</p>"
     for i, explanation in enumerate(first.explanations):
         yield f"<h3>{'Or' if i else 'Likely cause'}: {escape(explanation.name)}</h3>"
         yield f"<p>{escape(explanation.detail)}</p>"
-        yield (
-            f'<p class="dim">So computed, the largest error is {figure(explanation.ratio)} times '
-            "what rounding allows.</p>"
-        )
+        yield f'<p class="dim">{so_computed(first, explanation)}</p>'
+    if first.judgement is None:
+        yield f"<p>{UNLOCATED}</p>"
 
 
 def _facts(facts: dict[str, str]) -> Iterator[str]:

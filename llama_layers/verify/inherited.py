@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from collections import ChainMap
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,32 @@ from llama_layers.llama import Llama
 from llama_layers.norm import rms_norm
 from llama_layers.projection import linear
 from llama_layers.rope import rope_table
-from llama_layers.tap import inside
+from llama_layers.tap import Tap, inside, untouched
 from llama_layers.verify.distance import distance
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.validate import Recorded
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A forward pass from what was recorded; or from that with a mistake made on the way.
+
+    Attributes
+    ----------
+    recorded : Recorded
+        The port's arrays, which take the place of what is computed.
+    model : Llama
+        What computes the others.
+    tap : callable
+        Called with each array that a pass goes on with, after the port's has taken its place.
+    causal : bool
+        Whether attention hides later tokens.
+    """
+
+    recorded: Recorded
+    model: Llama
+    tap: Tap = untouched
+    causal: bool = True
 
 
 class Inherited:
@@ -33,7 +57,8 @@ class Inherited:
         self._recorded = recorded
         self._model = model
         self._routes = {site.name: site.routes[-1] for site in sites(model.config)}
-        self._passes = {"float64": _Pass(recorded, model, "float64")}
+        self.run = Run(recorded, model)
+        self._passes = {"float64": _Pass(self.run, "float64")}
 
     def at(
         self, site: Site, dtype: str
@@ -44,11 +69,36 @@ class Inherited:
             return None, None, ()
         rows = self._recorded.arrays[site.name].shape[1]
         exact = self._passes["float64"].site(site)[:, -rows:]
-        own = self._passes.setdefault(dtype, _Pass(self._recorded, self._model, dtype)).site(site)
+        own = self._passes.setdefault(dtype, _Pass(self.run, dtype)).site(site)
         return exact, distance(exact, own[:, -rows:]), sources
+
+    def filled(self, site: Site) -> Recorded:
+        """The trace, with what the exact pass goes on with where the port recorded nothing."""
+        exact = self._passes["float64"]
+        exact.site(site)
+        return replace(self._recorded, arrays=ChainMap(self._recorded.arrays, exact.used))
+
+    def between(self, site: Site) -> tuple[int, ...]:
+        """The layers that a recomputation of a site runs, whole or in part."""
+        seen = self._unrecorded(site)[0] | {site.name}
+        layers = {other.layer for other in sites(self._model.config) if other.name in seen}
+        return tuple(sorted(layers - {None}))
+
+    def places(self, site: Site) -> list[Site]:
+        """The sites that lead to one from recorded ones, itself the last; if they are few."""
+        if len(self.between(site)) > 1:
+            return [site]
+        names = self._unrecorded(site)[0] | {site.name}
+        same = (other for other in sites(self.run.model.config) if other.layer == site.layer)
+        return [other if other.name != site.name else site for other in same if other.name in names]
 
     def _sources(self, site: Site) -> tuple[str, ...]:
         """The nearest recorded arrays that a site depends on, in the order of a forward pass."""
+        found = self._unrecorded(site)[1]
+        return tuple(name for name in ("input_ids", *self._routes) if name in found)
+
+    def _unrecorded(self, site: Site) -> tuple[set[str], set[str]]:
+        """The arrays between a site and the nearest recorded ones, and those."""
         known = {"input_ids", *self._recorded.arrays}
         seen: set[str] = set()
         waiting = list(self._routes[site.name]) or ["input_ids"]
@@ -58,26 +108,34 @@ class Inherited:
                 seen.add(name)
                 if name not in known:
                     waiting += self._routes[name] or ["input_ids"]
-        found = seen & known
-        return tuple(name for name in ("input_ids", *self._routes) if name in found)
+        return seen - known, seen & known
+
+
+def computed(run: Run, dtype: str, site: Site) -> NDArray[Any]:
+    """What a site is in a run, in a dtype."""
+    return _Pass(run, dtype).site(site)
 
 
 class _Pass:
-    """A forward pass in one dtype, a layer at a time, with the port's arrays put in."""
+    """A run in one dtype, a layer at a time, with the port's arrays put in."""
 
-    def __init__(self, recorded: Recorded, model: Llama, dtype: str) -> None:
-        self._recorded = recorded
-        self._model = model
+    def __init__(self, run: Run, dtype: str) -> None:
+        self._recorded = run.recorded
+        self._model = run.model
+        self._tap = run.tap
+        self._causal = run.causal
         self._dtype = dtype_of(np, dtype)
         self._layer = -1  # the last one that was computed
         self._output: Any = None  # the residual stream after it
-        self._computed: dict[str, NDArray[Any]] = {}
+        self._computed: dict[str, NDArray[Any]] = {}  # since the last layer began
+        self.used: dict[str, NDArray[Any]] = {}
+        """The arrays that the pass went on with since the last layer began."""
 
     def site(self, site: Site) -> NDArray[Any]:
         """What a site is, computed from the arrays before it."""
         last = self._model.config.num_hidden_layers - 1
         if site.name not in self._computed:
-            self._computed = {}
+            self._computed, self.used = {}, {}
             if site.name == "model.embed_tokens":
                 self._embed()
             elif site.layer is not None:
@@ -90,8 +148,9 @@ class _Pass:
         """Keep what was computed, and go on with what the port has."""
         self._computed[name] = array
         if name in self._recorded.arrays:
-            return self._recorded.array(name).astype(self._dtype)
-        return array
+            array = self._recorded.array(name).astype(self._dtype)
+        self.used[name] = self._tap(name, array)
+        return self.used[name]
 
     def _stream_after(self, layer: int) -> Any:
         """The residual stream after a layer; -1 is before the first."""
@@ -102,6 +161,7 @@ class _Pass:
             return self._embed()
         if self._layer != layer:
             self._run(layer)
+        self.used[name] = self._output
         return self._output
 
     def _embed(self) -> Any:
@@ -113,17 +173,23 @@ class _Pass:
         config, recorded = self._model.config, self._recorded
         x = self._stream_after(layer - 1)
         name = f"model.layers.{layer}"
-        tap = inside(self._put_in, name)
         output = decoder_layer(
             x,
             _in_format(self._model.weights.layers[layer], self._dtype),
             config=config,
             rope=rope_table(recorded.positions, config, like=x),
-            mask=recorded.allowed(config.window_of(layer)),
-            tap=tap,
+            mask=self._mask(layer),
+            tap=inside(self._put_in, name),
         )
         self._output = self._put_in(name, output)
         self._layer = layer
+
+    def _mask(self, layer: int) -> NDArray[np.bool_]:
+        recorded = self._recorded
+        if self._causal:
+            return recorded.allowed(self._model.config.window_of(layer))
+        keep = np.ones((1, recorded.count), bool) if recorded.keep is None else recorded.keep
+        return np.repeat(keep[:, None, :], recorded.count, axis=1)
 
     def _head(self, x: Any) -> None:
         weights, eps = self._model.weights, self._model.config.rms_norm_eps
@@ -138,12 +204,19 @@ class _Pass:
 
 def _in_format(weights: Any, dtype: Any) -> Any:
     """Weights, or a dataclass of them, as NumPy arrays that sums for a dtype hold exactly."""
+
+    def held(array: Any) -> NDArray[Any]:
+        array = to_numpy(array)
+        if dtype == np.float64 or array.dtype == np.float64:
+            return np.asarray(array, np.float64 if dtype == np.float64 else np.float32)
+        return np.asarray(array)
+
+    return mapped(weights, held)
+
+
+def mapped(weights: Any, change: Callable[[Any], Any]) -> Any:
+    """Weights, or a dataclass of them, with each array changed."""
     if is_dataclass(weights) and not isinstance(weights, type):
-        parts = {f.name: _in_format(getattr(weights, f.name), dtype) for f in fields(weights)}
+        parts = {f.name: mapped(getattr(weights, f.name), change) for f in fields(weights)}
         return replace(weights, **parts)
-    if not hasattr(weights, "dtype"):
-        return weights
-    array = to_numpy(weights)
-    if dtype == np.float64 or array.dtype == np.float64:
-        return array.astype(np.float64 if dtype == np.float64 else np.float32)
-    return array
+    return change(weights) if hasattr(weights, "dtype") else weights

@@ -28,7 +28,8 @@ class Explanation:
     detail : str
         A sentence: what the port seems to do, and what it should.
     ratio : float
-        The largest error over its limit when the site is recomputed with the mistake.
+        The largest error over its limit when the site is recomputed with the mistake. Where its
+        inputs were not recorded: the difference that is left, over the largest that is SEEN.
     """
 
     name: str
@@ -65,7 +66,8 @@ class SiteResult:
     verdict : {"PASS", "WARN", "FAIL", "SEEN", "DIFFERS"}
         Where its inputs were recorded, as for `Judgement`, and WARN also where a persona's
         roundings explain it. Where they were not: whether it differs from a recomputation as our
-        own run does (SEEN), or by far more (DIFFERS).
+        own run does (SEEN), or by far more (DIFFERS); or, where nothing was recorded to recompute
+        it from, whether it has NaN or Inf that the model does not (DIFFERS).
     shape : tuple of int
         Of the recorded array.
     dtype, accumulate : str
@@ -87,7 +89,7 @@ class SiteResult:
     worst : tuple of Element
         The elements with the largest error over limit, the worst first.
     explanations : tuple of Explanation
-        Mistakes that would explain a FAIL, the likeliest first.
+        Mistakes that would explain a FAIL or DIFFERS, the likeliest first.
     """
 
     site: Site

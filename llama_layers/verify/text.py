@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from llama_layers.verify.layout import apart, counted, figure, paragraph, table, wrapped
-from llama_layers.verify.report import SITE_VERDICTS, Report, SiteResult
+from llama_layers.verify.report import SITE_VERDICTS, Explanation, Report, SiteResult
 from llama_layers.verify.sites import Site
 from llama_layers.verify.summary import RoleSummary, by_role, grouped, layer_ranges
 
@@ -69,6 +69,8 @@ def largest_error(worst: SiteResult) -> str:
 def what_is_wrong(result: SiteResult) -> str:
     """The worst element of a failure, or how far it differs, in words."""
     if result.judgement is None:
+        if math.isnan(result.difference):
+            return "NaN or Inf, and nothing recorded before it has any"
         since = f" since {', '.join(result.inputs)}" if result.inputs else ""
         if math.isinf(result.difference):
             return f"NaN or Inf where a recomputation{since} has none, or the reverse"
@@ -88,21 +90,31 @@ def causes(report: Report, width: int) -> Iterator[str]:
     first = report.first
     if first is None:
         return
-    if first.judgement is None:
-        yield wrapped(UNLOCATED, width)
-    elif report.diagnosed and not first.explanations:
+    if is_unexplained(report, first):
         yield UNEXPLAINED
     for i, explanation in enumerate(first.explanations):
         lines = (
             wrapped(f"{'Or' if i else 'Likely cause'}: {explanation.name}", width),
             paragraph(explanation.detail, width),
-            paragraph(
-                f"So computed, the largest error is {figure(explanation.ratio)} times what "
-                "rounding allows.",
-                width,
-            ),
+            paragraph(so_computed(first, explanation), width),
         )
         yield "\n".join(line for line in lines if line)
+    if first.judgement is None:
+        yield wrapped(UNLOCATED, width)
+
+
+def is_unexplained(report: Report, first: SiteResult) -> bool:
+    """Whether mistakes were tried on a failure, and none explains it."""
+    tried = report.diagnosed and (first.judgement is not None or math.isfinite(first.difference))
+    return tried and not first.explanations
+
+
+def so_computed(result: SiteResult, explanation: Explanation) -> str:
+    """What a mistake leaves, as a sentence."""
+    ratio = figure(explanation.ratio)
+    if result.judgement is None:
+        return f"So computed, it differs by {ratio} times what would still be SEEN."
+    return f"So computed, the largest error is {ratio} times what rounding allows."
 
 
 def consequences(report: Report, width: int) -> str:

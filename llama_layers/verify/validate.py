@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,42 @@ class Recorded:
         places = np.arange(self.count)
         rows = Mask(places, places, window, self.keep).rows(0, self.count)
         return np.asarray(rows)
+
+
+def first_tokens(recorded: Recorded, count: int) -> Recorded:
+    """The first tokens of a trace; all of them where it is padded or holds last tokens only."""
+    shapes = [recorded.arrays[name].shape for name in OF_LAST_TOKEN if name in recorded.arrays]
+    short = any(shape[1] < recorded.count for shape in shapes)
+    if recorded.keep is not None or short or recorded.count <= count:
+        return recorded
+    return replace(
+        recorded,
+        arrays=_FirstTokens(recorded.arrays, count),
+        count=count,
+        input_ids=None if recorded.input_ids is None else recorded.input_ids[:, :count],
+        positions=recorded.positions[..., :count],
+    )
+
+
+class _FirstTokens(Mapping[str, Any]):
+    """The first tokens of each array that has an axis of them."""
+
+    def __init__(self, arrays: Mapping[str, Any], count: int) -> None:
+        self._arrays, self._count = arrays, count
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        array = to_numpy(self._arrays[name])
+        pairwise = name.endswith(("self_attn.scores", "self_attn.probabilities"))
+        return array[:, :, : self._count, : self._count] if pairwise else array[:, : self._count]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 def validated(trace: Trace, config: LlamaConfig) -> Recorded:

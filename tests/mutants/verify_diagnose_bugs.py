@@ -6,6 +6,7 @@ from catalogue import Mutant
 
 _TESTS = "verify/test_diagnose.py"
 _NAMED = f"{_TESTS}::test_named_first"
+_SEEN = "verify/test_seen.py"
 
 MUTANTS = [
     Mutant(
@@ -39,7 +40,7 @@ MUTANTS = [
     Mutant(
         "personas not tried with a mistake",
         "verify/diagnose.py",
-        "(CONTRACT, *PERSONAS.values())",
+        "(CONTRACT, *self._formats.personas)",
         "(CONTRACT,)",
         f"{_TESTS}::test_a_mistake_beside_an_engines_own_roundings",
     ),
@@ -147,5 +148,62 @@ MUTANTS = [
         "if abs(np.sum(error * exact)) > 0.3 * size * whole:",
         "if False:",
         f"{_TESTS}::test_a_scale_is_no_rounding",
+    ),
+    # Sites whose inputs were not recorded.
+    Mutant(
+        "no mistake looked for before a site",
+        "verify/seen.py",
+        "(*self._known(seen, only), *self._composed(seen, only))",
+        "(*self._known(seen, only),)",
+        f"{_SEEN}::test_nothing_but_logits",
+    ),
+    Mutant(
+        "mistakes looked for in a site's own operation only",
+        "verify/inherited.py",
+        "if len(self.between(site)) > 1:",
+        "if True:",
+        f"{_SEEN}::test_a_mistake_at_a_site_that_was_not_recorded",
+    ),
+    Mutant(
+        "later tokens seen of the first few only",
+        "verify/seen.py",
+        "if run.causal and not self._less(",
+        "if not self._less(",
+        f"{_SEEN}::test_nothing_but_logits[no causal mask]",
+    ),
+    Mutant(
+        "any mistake taken for an explanation of a difference",
+        "verify/seen.py",
+        "            if left <= seen.allowed\n",
+        "            if left < math.inf\n",
+        f"{_SEEN}::test_noise_is_not_explained",
+    ),
+    Mutant(
+        "the weights of the layer itself for another's",
+        "verify/hypotheses/composed.py",
+        "self._places.get(layer, layer)",
+        "layer",
+        f"{_SEEN}::test_the_outputs_of_layers[another layer's weights]",
+    ),
+    Mutant(
+        "the mistake made, and the port's array put in over it",
+        "verify/inherited.py",
+        "self.used[name] = self._tap(name, array)",
+        "self.used[name] = array",
+        f"{_SEEN}::test_the_outputs_of_layers[RoPE layout interleaved]",
+    ),
+    Mutant(
+        "NaN that comes from nowhere passed over",
+        "verify/seen.py",
+        'return "DIFFERS" if self.odd else "SEEN"',
+        'return "SEEN"',
+        f"{_SEEN}::TestNotANumber::test_everywhere",
+    ),
+    Mutant(
+        "NaN of the model taken for the port's",
+        "verify/seen.py",
+        "and _weights_are_finite(model, site)",
+        "",
+        f"{_SEEN}::TestNotANumber::test_of_the_model_itself",
     ),
 ]

@@ -20,7 +20,16 @@ from made_reports import (
 )
 from random_models import GQA, model_of, random_weights
 
-from llama_layers.verify import Element, Explanation, Judgement, Report, SiteResult, check, record
+from llama_layers.verify import (
+    Element,
+    Explanation,
+    Judgement,
+    Report,
+    SiteResult,
+    check,
+    record,
+    to_html,
+)
 from llama_layers.verify.html_pictures import bin_of
 from llama_layers.verify.report import EDGES
 
@@ -154,8 +163,20 @@ def test_where_nothing_explains_it():
     assert said in str(report(result(NORM, "FAIL")))
     assert said not in str(report(result(NORM, "FAIL"), diagnosed=False))
     differs = str(report(unjudged("lm_head", "DIFFERS")))
-    assert said not in differs
+    assert said in differs
     assert "The sites between were not recorded" in differs
+    assert said not in str(report(unjudged("lm_head", "DIFFERS", math.inf)))  # nothing was tried
+
+
+def test_an_explanation_without_a_bound():
+    made = report(unjudged("lm_head", "DIFFERS", explanations=(INTERLEAVED,)))
+    assert paragraphs(made, width=1000)[1:3] == [
+        "Likely cause: RoPE layout interleaved\n"
+        "  It pairs 2i and 2i + 1.\n"
+        "  So computed, it differs by 0.41 times what would still be SEEN.",
+        "The sites between were not recorded; with them, the first wrong one would be found.",
+    ]
+    assert "it differs by 0.41 times what would still be SEEN." in to_html(made)
 
 
 def row(text, name):

@@ -31,7 +31,7 @@ def _gelu_tanh(g: Float64Array) -> Float64Array:
     return np.asarray(g * (1 + np.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3))) / 2)
 
 
-_FORMULAS: dict[str, tuple[Callable[[Float64Array, Float64Array], Float64Array], str]] = {
+FORMULAS: dict[str, tuple[Callable[[Float64Array, Float64Array], Float64Array], str]] = {
     "gelu for silu": (lambda g, u: _gelu(g) * u, "gelu(gate) * up"),
     "gelu (tanh) for silu": (lambda g, u: _gelu_tanh(g) * u, "gelu_tanh(gate) * up"),
     "gelu (sigmoid) for silu": (
@@ -73,5 +73,5 @@ HYPOTHESES = tuple(
         _formula(formula),
         f"The port seems to compute {text}; it should be silu(gate) * up.",
     )
-    for name, (formula, text) in _FORMULAS.items()
+    for name, (formula, text) in FORMULAS.items()
 )
