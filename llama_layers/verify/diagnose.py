@@ -42,6 +42,7 @@ class _Found:
     """Of the whole array, with the mistake."""
 
 
+@np.errstate(all="ignore")  # with a mistake, numbers may overflow
 def diagnose(
     suspect: Suspect, /, *, only: Collection[str] | None = None
 ) -> tuple[Explanation, ...]:

@@ -1,0 +1,95 @@
+"""Sites without recorded inputs, recomputed since the last arrays that were recorded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mistakes import Mistake
+from ported import BASE, CONFIGS, LAYER, WEIGHTS, run
+from random_models import model_of
+
+from llama_layers.verify import check, record, sites
+
+ROLES = [site.role for site in sites(BASE) if site.layer == LAYER and not site.pairwise]
+
+
+def right(p):
+    return p.right
+
+
+def only(trace, *names):
+    return replace(trace, arrays={name: trace.arrays[name] for name in names})
+
+
+def verdicts(report):
+    return {result.site.name: result.verdict for result in report.results}
+
+
+def growing(p):
+    """Wrong by another factor in each channel, which no norm undoes."""
+    factors = np.linspace(1, 2, p.right[0, 0].size).reshape(p.right.shape[2:])
+    return p.right * factors
+
+
+@pytest.mark.parametrize("role", [*ROLES, "model.embed_tokens"])
+def test_what_follows_from_an_error_is_not_counted(role):
+    """A port computes all that comes after its mistake right, from what the mistake left."""
+    mistake = Mistake("none", role.removesuffix("layer") if role == "layer" else role, growing)
+    trace, model = run(mistake)
+    found = verdicts(check(only(trace, mistake.site, "lm_head"), model, explain=False))
+    itself = "FAIL" if role == "model.embed_tokens" else "DIFFERS"  # ids are recorded always
+    assert found == {mistake.site: itself, "lm_head": "SEEN"}
+    alone = check(only(trace, "lm_head"), model, explain=False)
+    assert verdicts(alone) == {"lm_head": "DIFFERS"}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("options", [{}, {"padded": True}, {"first": 7}], ids=str)
+def test_tokens_see_and_stand_where_they_do(config, options):
+    trace, model = run(Mistake("none", "input_layernorm", right, config, **options))
+    for name in ("model.layers.1.self_attn.attention", "model.layers.2", "lm_head"):
+        assert verdicts(check(only(trace, name), model)) == {name: "SEEN"}
+
+
+@pytest.mark.parametrize("names", [["lm_head"], ["model.norm"], ["model.norm", "lm_head"]])
+def test_the_last_token_alone(names):
+    trace, model = run(Mistake("none", "input_layernorm", right))
+    last = replace(trace, arrays={name: trace.arrays[name][:, -1:] for name in names})
+    assert verdicts(check(last, model))[names[0]] == "SEEN"
+    first = replace(trace, arrays={name: trace.arrays[name][:, :1] for name in names})
+    assert verdicts(check(first, model))[names[0]] == "DIFFERS"
+
+
+def test_the_last_token_beside_padding():
+    trace, model = run(Mistake("none", "input_layernorm", right, padded=True))
+    last = replace(trace, arrays={"lm_head": trace.arrays["lm_head"][:, -1:].copy()})
+    assert verdicts(check(last, model)) == {"lm_head": "SEEN"}
+    last.arrays["lm_head"][1] += 1  # the row that starts with padding
+    assert verdicts(check(last, model)) == {"lm_head": "DIFFERS"}
+
+
+@pytest.mark.parametrize("name", ["model.layers.0", "lm_head"])
+def test_float64(name):
+    """Not even our own run differs from the exact one, and still no port must match it."""
+    weights = {n: array.astype(np.float64) for n, array in WEIGHTS["base"].items()}
+    model = model_of(BASE, weights)
+    trace = only(record(model, np.array([[3, 1, 4, 1, 5]])), name)
+    signs = np.random.default_rng(0).choice([-1, 1], trace.arrays[name].shape)
+    for size, verdict in ((0, "SEEN"), (2.0**-53, "SEEN"), (1e-9, "DIFFERS")):
+        array = trace.arrays[name] * (1 + size * signs)
+        assert verdicts(check(replace(trace, arrays={name: array}), model)) == {name: verdict}
+
+
+def test_what_rounding_grows_to_is_no_difference():
+    """Scores as large as these make much of the last bit of a query."""
+    rng = np.random.default_rng(0)
+
+    def last_bits(p):
+        return p.right * (1 + 2.0**-23 * rng.choice([-1, 1], p.right.shape))
+
+    trace, model = run(Mistake("none", "self_attn.q_rope", last_bits, "large"))
+    (result,) = check(only(trace, "model.layers.1.self_attn.attention"), model).results
+    assert result.difference > 30 * 2.0**-24
+    assert result.verdict == "SEEN"

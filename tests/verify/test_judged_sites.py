@@ -1,0 +1,141 @@
+"""What a check holds each site against, and what it makes of several that fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mistakes import Mistake
+from ported import BASE, CONFIGS, COUNT, omega, run, softmax, turned
+from random_models import GQA, model_of, random_weights
+
+from llama_layers.errors import TraceError
+from llama_layers.verify import check, record, sites
+
+NAMES = [site.name for site in sites(GQA) if not site.pairwise]
+RIGHT = Mistake("none", "input_layernorm", lambda p: p.right)
+
+
+def result_of(report, name):
+    (result,) = (result for result in report.results if result.site.name == name)
+    return result
+
+
+def changed(trace, **arrays):
+    return replace(trace, arrays=dict(trace.arrays) | arrays)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_fails(number):
+    model = model_of(GQA, random_weights(GQA, 0, np.float32))
+    trace = record(model, np.array([[3, 1, 4, 1]]))
+    for name in NAMES:
+        array = trace.arrays[name].copy()
+        array.ravel()[7] = number
+        found = check(changed(trace, **{name: array}), model).first
+        assert (found.site.name, found.verdict) == (name, "FAIL")
+        assert found.judgement.index == np.unravel_index(7, array.shape)
+
+
+def test_layers_with_mistakes_of_their_own():
+    trace, model = run(RIGHT)
+    phases = np.outer(np.arange(COUNT), omega(BASE))
+    names = [f"model.layers.{layer}.self_attn." for layer in range(3)]
+    queries = [trace.arrays[f"{n}q_proj"].reshape(2, COUNT, 4, 8) for n in names]
+    wrong = (
+        turned(queries[0], phases, sign=-1),
+        turned(queries[1], phases, layout="interleaved"),
+        turned(queries[2], phases, sign=-1),
+    )
+    arrays = {f"{n}q_rope": y.astype(np.float32) for n, y in zip(names, wrong, strict=True)}
+    report = check(changed(trace, **arrays), model)
+    told = [[e.name for e in result_of(report, name).explanations] for name in arrays]
+    other = "RoPE turned the other way"
+    assert told == [[other], ["RoPE layout interleaved"], [other]]
+
+
+@pytest.mark.parametrize("role", ["self_attn.q_rope", "self_attn.k_rope"])
+def test_rope_of_padding_may_be_anything_where_it_has_no_position(role):
+    def wrong(p):
+        y = p.right.copy()
+        y[1, :4] = 7.0
+        return y
+
+    trace, model = run(Mistake("none", role, wrong, padded=True))
+    assert check(trace, model).agrees
+    counted = np.maximum(np.cumsum(trace.attention_mask, axis=1) - 1, 0)
+    found = check(replace(trace, positions=counted), model, explain=False).first
+    assert found.site.role == role
+    array = trace.arrays[found.site.name]
+    array[1, 4] += 1  # the first that is no padding
+    assert check(trace, model, explain=False).first.site.role == role
+
+
+@pytest.mark.parametrize("role", ["scores", "probabilities"])
+def test_pairs_of_padding(role):
+    """A padded query may see anything; what others see is held against the mask."""
+    config = CONFIGS["base"]
+    trace, model = run(RIGHT._replace(padded=True))
+    layer = record(model, trace.input_ids, attention_mask=trace.attention_mask, sites=[role])
+    name = f"model.layers.1.self_attn.{role}"
+    q, k = (trace.arrays[f"model.layers.1.self_attn.{n}_rope"] for n in "qk")
+    k = np.repeat(k, config.num_attention_heads // config.num_key_value_heads, axis=2)
+    scores = np.einsum("bshd,bthd->bhst", q.astype(float), k) / np.sqrt(config.head_dim)
+    seen = np.tri(COUNT, dtype=bool) & trace.attention_mask[:, None, None, :]
+    array = np.where(seen, scores, -np.inf)
+    array = (array if role == "scores" else softmax(array)).astype(np.float32)
+    assert array.shape == layer.arrays[name].shape
+    for queries, padding, verdict in ((slice(4), 0.25, "PASS"), (slice(4, 5), 0.25, "FAIL")):
+        theirs = array.copy()
+        theirs[1, :, queries, :5] = padding
+        found = result_of(check(changed(trace, **{name: theirs}), model, explain=False), name)
+        assert found.verdict == verdict
+    recorded = layer.arrays[name]
+    shown = seen & trace.attention_mask[:, None, :, None]
+    shown = np.broadcast_to(shown, recorded.shape)
+    np.testing.assert_allclose(recorded[shown], array[shown], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", ["base", "window", "some windows"])
+def test_probabilities_are_recorded_of_what_is_seen(kind, padded):
+    trace, model = run(RIGHT._replace(config=kind, padded=padded))
+    keep = np.ones((2, COUNT), bool) if not padded else trace.attention_mask
+    found = record(model, trace.input_ids, attention_mask=trace.attention_mask, sites=["prob*"])
+    for layer in range(3):
+        window = CONFIGS[kind].window_of(layer)
+        query, key = np.mgrid[:COUNT, :COUNT]
+        seen = (key <= query) & (query - key < (window or COUNT))
+        seen = seen & keep[:, None, :] & keep[:, :, None]
+        array = found.arrays[f"model.layers.{layer}.self_attn.probabilities"]
+        assert np.array_equal(array.min(axis=1) > 0, seen) if not padded else True
+        for row in np.argwhere(keep):
+            batch, place = row
+            assert np.array_equal(array[batch, :, place].min(axis=0) > 0, seen[batch, place])
+
+
+OTHER = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 9.0,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "sliding_window": 2,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "tie_word_embeddings": True,
+    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+}
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_a_trace_of_another_config(key):
+    """Whichever of the two says what the other leaves out."""
+    models = []
+    for config in (GQA, replace(GQA, **{key: OTHER[key]})):
+        model = model_of(config, random_weights(config, 0, np.float32))
+        models.append((model, record(model, np.array([[3, 1, 4, 1]]))))
+    (one, its_trace), (other, their_trace) = models
+    for model, trace in ((one, their_trace), (other, its_trace)):
+        with pytest.raises(TraceError, match="trace: expected one of this model, with"):
+            check(trace, model)
