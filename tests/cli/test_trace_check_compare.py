@@ -265,7 +265,11 @@ def test_a_narrower_port_has_rounded_the_weights(run, half):
     status, out, _ = run("check", half, "--weights-dtype", "float32", "--json")
     assert json.loads(out)["weights"] == "float32"
     assert status == 1
-    assert json.loads(out)["first"]["site"]["name"] == "model.layers.0.self_attn.q_proj"
+    first = json.loads(out)["first"]
+    assert first["site"]["name"] == "model.layers.0.self_attn.q_proj"
+    (cause,) = first["explanations"]
+    assert cause["name"] == "weights rounded to bfloat16"
+    assert "--weights-dtype bfloat16, in Python load(..., dtype='bfloat16')." in cause["detail"]
 
 
 def test_a_trace_may_say_its_weights(run, half):
@@ -289,6 +293,68 @@ def test_metadata_may_say_that_a_wide_array_is_narrow(run, half):
     replace(told, metadata={}).save(half, force=True)
     assert run("check", half)[0] == 1
     assert run("check", half, "--dtype", "bfloat16")[0] == 0
+
+
+def test_most_arrays_say_what_the_weights_were_rounded_to(run, half, port):
+    """Logits are often float32 where all else is bfloat16; and one bfloat16 array says nothing."""
+    trace = Trace.load(half)
+    logits = {"lm_head": Trace.load(port).arrays["lm_head"].astype(np.float32)}
+    replace(trace, arrays={**logits, **trace.arrays}).save(half, force=True)
+    assert ROUNDED in run("check", half)[1]
+    wide = Trace.load(port)
+    embedding = wide.arrays["model.embed_tokens"].astype(ml_dtypes.bfloat16)
+    arrays = {"model.embed_tokens": embedding, **wide.arrays} | {"model.embed_tokens": embedding}
+    replace(wide, arrays=arrays, metadata={}).save(port, force=True)
+    assert ROUNDED not in run("check", port)[1]
+
+
+def test_a_checkpoint_of_several_dtypes(run, half, tmp_path):
+    weights = random_weights(GQA, dtype=np.float32)
+    weights |= {n: a.astype(ml_dtypes.bfloat16) for n, a in weights.items() if "norm" in n}
+    model = tiny.write_single(tmp_path / "several", weights, GQA)
+    assert ROUNDED in run("check", half, "--model", model)[1]
+
+
+def test_the_command_has_the_last_word_on_weights(run, half):
+    replace(Trace.load(half), metadata={"weights": "float32"}).save(half, force=True)
+    assert run("check", half)[0] == 1
+    assert run("check", half, "--weights-dtype", "bfloat16")[0] == 0
+
+
+def lone_gate(port, dtype):
+    """A gated product alone, whose silu is rounded to a dtype first."""
+    trace = Trace.load(port)
+    names = [f"model.layers.1.mlp.{name}" for name in ("gate_proj", "up_proj", "act")]
+    gate, up = (trace.arrays[name].astype(dtype).astype(np.float32) for name in names[:2])
+    silu = (gate / (1 + np.exp(-gate))).astype(dtype).astype(np.float32)
+    arrays = dict(zip(names, (gate, up, silu * up), strict=True))
+    return Trace({name: array.astype(dtype) for name, array in arrays.items()})
+
+
+def test_roundings_of_an_engine(run, port):
+    lone_gate(port, ml_dtypes.bfloat16).save(port, force=True)
+    status, out, _ = run("check", port)
+    assert (status, out[:5]) == (0, "WARN:")
+    status, out, _ = run("check", port, "--persona", "transformers")
+    assert (status, out[:5]) == (0, "PASS:")
+    status, out, _ = run("check", port, "--persona", "XLA")
+    assert (status, out[:5]) == (1, "FAIL:")
+
+
+def test_sums_in_fewer_bits(run, port):
+    trace = Trace.load(port)
+    x, name = "model.layers.1.input_layernorm", "model.layers.1.self_attn.q_proj"
+    weight = random_weights(GQA, dtype=np.float32)[f"{name}.weight"]
+    total = np.zeros((1, 5, len(weight)), np.float16)
+    for i in range(weight.shape[1]):
+        total = (total + trace.arrays[x][..., i, None] * weight[:, i]).astype(np.float16)
+    Trace({x: trace.arrays[x], name: total.astype(np.float32)}).save(port, force=True)
+    assert run("check", port)[0] == 1
+    assert run("check", port, "--accumulate", "float16")[0] == 0
+    said = replace(Trace.load(port), metadata={"accumulate": "float16"})
+    said.save(port, force=True)
+    assert run("check", port)[0] == 0
+    assert run("check", port, "--accumulate", "float32")[0] == 1
 
 
 class Screen(io.StringIO):

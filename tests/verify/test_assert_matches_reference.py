@@ -69,3 +69,59 @@ def test_refused(model):
     scores = record(model, IDS, sites=["scores"], layers=[0]).arrays
     with pytest.raises(ValueError, match="nothing could be checked"):
         assert_matches_reference(scores, model)
+
+
+def lone(model, role, inputs, dtype, computed):
+    """One site of layer 1, computed from inputs in a dtype, as a port would hand them over."""
+    trace = record(model, IDS)
+    arrays = {n: trace.arrays[f"model.layers.1.{n}"].astype(dtype) for n in inputs}
+    wide = [array.astype(np.float32) for array in arrays.values()]
+    arrays[role] = computed(*wide).astype(np.float32)
+    return {f"model.layers.1.{name}": array for name, array in arrays.items()}
+
+
+def test_how_the_port_rounds(model):
+    weight = model.weights.layers[1].mlp.up_proj
+
+    def half_sums(x):
+        total = np.zeros((*x.shape[:2], len(weight)), np.float16)
+        for i in range(x.shape[2]):
+            total = (total + x[..., i, None] * weight[:, i]).astype(np.float16)
+        return total
+
+    def half_silu(gate, up):
+        silu = gate / (1 + np.exp(-gate))
+        return silu.astype(np.float16).astype(np.float32) * up
+
+    product = ("mlp.up_proj", ["post_attention_layernorm"], np.float32)
+    gate = ("mlp.act", ["mlp.gate_proj", "mlp.up_proj"], np.float16)
+    result = lone(model, *product, lambda x: (x @ weight.T).astype(np.float16))
+    sums = lone(model, *product, half_sums)
+    silu = lone(model, *gate, half_silu)
+    silu["model.layers.1.mlp.act"] = silu["model.layers.1.mlp.act"].astype(np.float16)
+    for arrays, options in (
+        (result, {"dtype": "float16"}),
+        (sums, {"accumulate": "float16"}),
+    ):
+        with pytest.raises(AssertionError, match=r"^FAIL: first at "):
+            assert_matches_reference(arrays, model)
+        assert_matches_reference(arrays, model, **options)
+    # Named or not: what an engine does on purpose is no failure, unless another is named.
+    assert_matches_reference(silu, model)
+    assert_matches_reference(silu, model, persona="transformers")
+    with pytest.raises(AssertionError, match=r"^FAIL: first at "):
+        assert_matches_reference(silu, model, persona="XLA")
+
+
+def test_a_difference_without_inputs_is_a_failure(model):
+    logits = record(model, IDS).arrays["lm_head"]
+    assert_matches_reference({"lm_head": logits}, model, input_ids=IDS)
+    with pytest.raises(AssertionError, match="lm_head"):
+        assert_matches_reference({"lm_head": 1.1 * logits}, model, input_ids=IDS)
+
+
+def test_a_traces_own_tokens_count_unless_others_are_given(model):
+    trace = record(model, IDS, positions=np.arange(3, 8))
+    assert_matches_reference(trace, model, input_ids=IDS)
+    with pytest.raises(AssertionError, match=r"first at model\.layers\.0\.self_attn\.q_rope"):
+        assert_matches_reference(trace, model, positions=np.arange(5))
