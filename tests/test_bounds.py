@@ -47,7 +47,10 @@ def orders(x, weight, bias, rng):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @given(data=st.data())
 def test_linear_limit_is_the_formula(dtype, data):
-    """gamma_n A (1 + u_o) + u_o |y| (+ u_o |x W| with a bias), and what underflow can lose."""
+    """gamma_n A (1 + u_o) + u_o |y|, and what underflow can lose.
+
+    With a bias the product may be rounded, too: another 1 + u_o and u_o |x W|.
+    """
     x, weight, bias = data.draw(linear_problems(dtype, max_magnitude=16.0))
     y, magnitude = oracle.exact_linear(x, weight, bias)
     product, _ = oracle.exact_linear(x, weight)
@@ -59,12 +62,12 @@ def test_linear_limit_is_the_formula(dtype, data):
             assert bound.limit[place] == 0
             continue
         rounded_product = abs(product[place]) if bias is not None else 0
-        stated = gamma(n, 2.0**-24) * magnitude[place] * (1 + out)
+        stated = gamma(n, 2.0**-24) * magnitude[place] * (1 + out) ** (1 if bias is None else 2)
         stated += out * (abs(y[place]) + rounded_product)
         lost = (n + 1) * Fraction(2.0**-149) + Fraction(TINY[dtype])
         limit = Fraction(float(bound.limit[place]))
         assert stated * (1 - Fraction(2.0**-40)) <= limit
-        assert limit <= stated * (1 + Fraction(2.0**-20)) + lost * (1 + out)
+        assert limit <= stated * (1 + Fraction(2.0**-20)) + lost * (1 + out) ** 2
 
 
 @given(problem=linear_problems("float64"))

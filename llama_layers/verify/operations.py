@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llama_layers.backends.dtypes import FLOATS, FloatFormat
 from llama_layers.config import LlamaConfig
 from llama_layers.verify.bounds import (
     Bound,
@@ -24,7 +25,7 @@ from llama_layers.verify.bounds import (
     swiglu_bound,
     weighted_sum_bound,
 )
-from llama_layers.verify.personas import CONTRACT, Persona
+from llama_layers.verify.personas import CONTRACT, PERSONAS, Persona
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,43 @@ class Formats:
         Of sums and of everything between the inputs and the result.
     persona : Persona
         What is rounded beside that.
+    inputs : str or None
+        Of the narrowest input, where it was recorded; None if there is none.
     """
 
     dtype: str
     accumulate: str
     persona: Persona = CONTRACT
+    inputs: str | None = None
+
+    @property
+    def personas(self) -> tuple[Persona, ...]:
+        """Those that an engine with these formats can have, in the order in which they are tried.
+
+        A cache is narrower than the results that it keeps, and no one narrows float64 on purpose;
+        nothing is kept in more digits than it was recorded in unless the sums have more.
+        """
+        return tuple(
+            persona
+            for persona in PERSONAS.values()
+            if (persona.kv_cache is None or self._cached_in(FLOATS[persona.kv_cache]))
+            and (self._sums_have_more_digits or not persona.excess_precision)
+        )
+
+    def _cached_in(self, form: FloatFormat) -> bool:
+        return self.dtype != "float64" and form.precision < FLOATS[self.dtype].precision
+
+    @property
+    def unrounded_inputs(self) -> str | None:
+        """The format of the inputs, if the engine went on with what they were before it."""
+        excess = self.persona.excess_precision and self._sums_have_more_digits
+        return self.inputs if excess else None
+
+    @property
+    def _sums_have_more_digits(self) -> bool:
+        """Than an input was recorded in."""
+        narrowest = FLOATS[self.inputs or self.accumulate]
+        return narrowest.precision < FLOATS[self.accumulate].precision
 
     def narrowed(self, rounds: bool) -> str | None:
         """The format of a step that the persona rounds to the result's dtype, if it does."""
@@ -80,6 +113,7 @@ class Norm:
             accumulate=formats.accumulate,
             normed=formats.narrowed(formats.persona.norm_before_weight),
             flushes=formats.persona.flushes,
+            inputs=formats.unrounded_inputs,
         )
 
 
@@ -100,6 +134,7 @@ class Linear:
             dtype=formats.dtype,
             accumulate=formats.accumulate,
             flushes=formats.persona.flushes,
+            inputs=formats.unrounded_inputs,
         )
 
 
@@ -126,6 +161,7 @@ class Rope:
             table=formats.narrowed(persona.rope_table),
             arithmetic=formats.narrowed(persona.rope_arithmetic),
             flushes=persona.flushes,
+            inputs=formats.unrounded_inputs,
         )
 
 
@@ -149,6 +185,7 @@ class Scores:
             scores=formats.narrowed(formats.persona.scores),
             operands=formats.persona.kv_cache,
             flushes=formats.persona.flushes,
+            inputs=formats.unrounded_inputs,
         )
         return bound if self.mask is None else bound.only(self.mask[..., None, :, :])
 
@@ -168,6 +205,7 @@ class Softmax:
             dtype=formats.dtype,
             accumulate=formats.accumulate,
             flushes=formats.persona.flushes,
+            inputs=formats.unrounded_inputs,
         )
 
 
@@ -192,6 +230,7 @@ class Probabilities:
             scores=formats.narrowed(formats.persona.scores),
             operands=formats.persona.kv_cache,
             flushes=formats.persona.flushes,
+            inputs=formats.unrounded_inputs,
         )
 
 
@@ -211,6 +250,7 @@ class WeightedSum:
             accumulate=formats.accumulate,
             operands=formats.persona.kv_cache,
             flushes=formats.persona.flushes,
+            inputs=formats.unrounded_inputs,
         )
 
 
@@ -239,6 +279,7 @@ class Attention:
             probabilities=formats.narrowed(persona.probabilities),
             operands=persona.kv_cache,
             flushes=persona.flushes,
+            inputs=formats.unrounded_inputs,
         )
 
 
@@ -258,6 +299,7 @@ class Gate:
             accumulate=formats.accumulate,
             silu=formats.narrowed(formats.persona.silu),
             flushes=formats.persona.flushes,
+            inputs=formats.unrounded_inputs,
         )
 
 
@@ -271,7 +313,12 @@ class Residual:
     def bound(self, formats: Formats) -> Bound:
         """The exact sum, and what rounding allows."""
         return residual_bound(
-            self.x, self.added, dtype=formats.dtype, accumulate=formats.accumulate
+            self.x,
+            self.added,
+            dtype=formats.dtype,
+            accumulate=formats.accumulate,
+            flushes=formats.persona.flushes,
+            inputs=formats.unrounded_inputs,
         )
 
 

@@ -34,6 +34,9 @@ class Persona:
         The format that attention reads queries, keys and values in; None for the dtype.
     flushes : bool
         Subnormal numbers are taken for zero.
+    excess_precision : bool
+        Inputs are rounded to the dtype where they are written out, but the engine goes on with what
+        they were before, in the format of the sums. Weights and tables are what they are.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Persona:
     silu: bool = False
     kv_cache: str | None = None
     flushes: bool = False
+    excess_precision: bool = False
 
     def habits(self, operation: object, dtype: str) -> str:
         """What of this is done in an operation, in words."""
@@ -68,10 +72,13 @@ class Persona:
         found = [text for does, text in said.get(type(operation).__name__, attention) if does]
         if self.flushes:
             found.append("subnormal numbers to zero")
+        if self.excess_precision:
+            found.append("inputs only where they are written out")
         return ", ".join(found)
 
 
 CONTRACT = Persona("contract")
+_XLA = Persona("XLA", flushes=True)
 _SDPA = Persona(
     "transformers with sdpa",
     norm_before_weight=True,
@@ -88,7 +95,8 @@ PERSONAS = {
         _SDPA,
         replace(_SDPA, name="transformers", scores=True),
         Persona("llama.cpp", phases="float32", kv_cache="float16"),
-        Persona("XLA", flushes=True),
+        _XLA,
+        replace(_XLA, name="XLA with excess precision", excess_precision=True),
     )
 }
 

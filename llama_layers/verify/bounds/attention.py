@@ -15,10 +15,12 @@ from llama_layers.verify.bounds.bound import (
     Float64Array,
     beyond,
     bounded,
+    carried,
     compounded,
     finite_magnitude,
     formats,
     gamma,
+    input_error,
     known_format,
     lost_to_underflow,
     narrowing,
@@ -39,12 +41,18 @@ def weighted_sum_bound(
     accumulate: str | None = None,
     operands: str | None = None,
     flushes: bool = False,
+    inputs: str | None = None,
 ) -> Bound:
     r"""The values weighed by probabilities, and the bound on the error.
 
     A product of matrices, as in `linear_bound`: with T keys,
 
     .. math:: |\hat y - y| \le \gamma_T |p| |v| (1 + u_o) + u_o |y| + \eta
+
+    Where the engine computed from other inputs than were stored, within :math:`\delta_p` and
+    :math:`\delta_v` (`inputs`), the product is off by
+    :math:`\Delta = \delta_p |v| + (|p| + \delta_p) \delta_v`, and its rounding errors are of
+    :math:`|p| |v| + \Delta`.
 
     Parameters
     ----------
@@ -61,12 +69,17 @@ def weighted_sum_bound(
         :math:`((1 + u_p)^2 - 1) |p| |v|`.
     flushes : bool, optional
         Whether the engine takes subnormal numbers for zero.
+    inputs : str, optional
+        The format that probabilities and values were rounded to where they were stored, though the
+        engine computed from what they were before, in the format of the sums. Nothing is if it has
+        all digits of that.
 
     Returns
     -------
     Bound
         Of shape [B, S, heads, D]. ``usual`` has :math:`4 \sqrt T u` in the place of
-        :math:`\gamma_T`. Nothing is said of sums with NaN or infinity, since an engine may leave
+        :math:`\gamma_T`, and :math:`4 \sqrt{\sum}` of the squares in the place of the sums in
+        :math:`\Delta`. Nothing is said of sums with NaN or infinity, since an engine may leave
         out keys that weigh nothing.
 
     Raises
@@ -98,12 +111,13 @@ def weighted_sum_bound(
             f"got {list(values.shape)}"
         )
     each = [narrowing(form, stored), narrowing(form, stored_p)]
+    before = narrowing(known_format("inputs", inputs), sums)
     shape = (batch, queries, heads, values.shape[3])
     exact, limit, usual = (np.zeros(shape) for _ in range(3))
     for tile in tiles(batch, queries, keys, heads, values.shape[2]):
         weights = p[tile.batch, tile.heads, tile.rows].astype(np.float64)
         numbers = values[tile.batch, :, tile.kv].astype(np.float64)
-        parts = _sums(weights, numbers, out, sums, each, flushes)
+        parts = _sums(weights, numbers, out, sums, each, flushes, before)
         for array, part in zip((exact, limit, usual), parts, strict=True):
             array[tile.batch, tile.rows, tile.heads] = part.transpose(1, 0, 2)
     return Bound(exact, limit, usual)
@@ -116,10 +130,12 @@ def _sums(
     sums: FloatFormat,
     operands: list[FloatFormat | None],
     flushes: bool,
+    before: FloatFormat | None,
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
     """The weighted sums of a tile, their limit and their usual error."""
     n, u = len(v), sums.unit_roundoff
-    size_p, size_v = finite_magnitude(p), finite_magnitude(v)
+    off_p, off_v = input_error(p, before), input_error(v, before)
+    size_p, size_v = finite_magnitude(p) + off_p, finite_magnitude(v) + off_v
     with np.errstate(all="ignore"):
         exact = np.ascontiguousarray(p[..., ::-1]) @ np.ascontiguousarray(v[::-1])
         magnitude = size_p @ size_v
@@ -133,9 +149,10 @@ def _sums(
                 underflow += form.smallest_subnormal * (size + n)
                 too_large |= bool((np.abs(numbers) >= form.max).any())
         each = [0.0 if form is None else form.unit_roundoff for form in operands]
+        moved = carried((off_p, finite_magnitude(v)), (size_p, off_v))
         errors = []
-        for grow in (gamma, usual_growth):
-            error = own_error(sums) * compounded(grow(n, u), *each) * magnitude + underflow
+        for grow, off in zip((gamma, usual_growth), moved, strict=True):
+            error = own_error(sums) * compounded(grow(n, u), *each) * magnitude + underflow + off
             overflows = ~(magnitude + error < sums.max) | too_large
             error = rounded(error, exact, narrowing(out, sums))
             errors.append(np.where(overflows | beyond(exact, error, out), np.inf, error))
@@ -160,6 +177,7 @@ def attention_bound(
     exp_ulps: float = 4.0,
     block: int = 16,
     flushes: bool = False,
+    inputs: str | None = None,
 ) -> Bound:
     r"""The exact `llama_layers.attention` and the bound on its error.
 
@@ -188,6 +206,11 @@ def attention_bound(
 
     .. math:: |\hat y - \tilde y| \le \Gamma \, \frac{\sum_t p_t (1 + \eta_t) |v_t|}{1 - r},
         \quad \Gamma = \frac{1 + \gamma_{T + N}}{1 - \gamma_{T + N}} (1 + u)^2 (1 + u_p) - 1
+
+    Where the engine computed from other inputs than were stored, within :math:`\delta` of them
+    (`inputs`), the scores' :math:`\alpha_t` tells what comes of queries and keys. Errors of values
+    are weighed as the values are, and add :math:`\sum_t p_t (1 + \eta_t) \delta_t / (1 - r)`; in
+    the other terms the values are :math:`|v_t| + \delta_t`.
 
     Parameters
     ----------
@@ -218,6 +241,10 @@ def attention_bound(
         What is assumed of the engine: it rescales no more than once in so many keys.
     flushes : bool, optional
         Whether the engine takes subnormal numbers for zero.
+    inputs : str, optional
+        The format that queries, keys and values were rounded to where they were stored, though the
+        engine computed from what they were before, in the format of the sums. Nothing is if it has
+        all digits of that.
 
     Returns
     -------
@@ -251,7 +278,7 @@ def attention_bound(
     check_count("block", block)
     (batch, queries, heads, width), keys, kv_heads = q64.shape, k64.shape[1], k64.shape[2]
     scale = 1 / math.sqrt(width) if scale is None else scale
-    how = score_rounding(q, k, scale, sums, scores, operands, flushes)
+    how = score_rounding(q, k, scale, sums, scores, operands, flushes, inputs)
     form = known_format("operands", operands)
     factors = [
         narrowing(known_format("probabilities", probabilities), sums),
@@ -267,7 +294,8 @@ def attention_bound(
         allowed = masks.allowed(tile.batch, tile.rows)
         weights = weigh(errors, allowed, sums, exp_ulps, blocks)
         numbers = v64[tile.batch, :, tile.kv].astype(np.float64)
-        parts = _weighed(weights, numbers, out, sums, factors, blocks, flushes)
+        off = input_error(numbers, how.before)
+        parts = _weighed(weights, (numbers, off), out, sums, factors, blocks, flushes)
         for array, part in zip((exact, limit, usual), parts, strict=True):
             array[tile.batch, tile.rows, tile.heads] = part.transpose(1, 0, 2)
     return Bound(exact, limit, usual)
@@ -275,16 +303,17 @@ def attention_bound(
 
 def _weighed(
     weights: Weights,
-    v: Float64Array,
+    values: tuple[Float64Array, Float64Array],
     out: FloatFormat,
     sums: FloatFormat,
     factors: list[FloatFormat | None],
     blocks: int,
     flushes: bool,
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Attention of a tile, its limit and its usual error."""
+    """Attention of a tile, of values that are off by so much, its limit and its usual error."""
+    v, off = values
     n, u, lost = len(v), sums.unit_roundoff, lost_to_underflow(sums, flushes)
-    size_v = finite_magnitude(v)
+    size_v = finite_magnitude(v) + off
     each = [form for form in factors if form is not None]
     with np.errstate(all="ignore"):
         reverse = np.ascontiguousarray(weights.p[..., ::-1])
@@ -302,6 +331,7 @@ def _weighed(
             share = weights.share(i, lost)
             moved = weights.grown[i] @ size_v
             error = moved + np.abs(exact) * share + factor * (magnitude + moved) + underflow
+            error = error + carried((weights.p + weights.grown[i], off))[i]
             error = own_error(sums) * error / np.where(share < 1, 1 - share, 0.0)
             # Sums that are normalised last hold up to n times as much.
             overflows = ~(n * (magnitude + error) < sums.max) | weights.unlimited

@@ -164,6 +164,33 @@ def rounded(error: Any, value: Any, to: FloatFormat | None) -> Any:
     return error * (1 + u) + u * finite_magnitude(value) + to.smallest_subnormal
 
 
+def input_error(stored: Float64Array, to: FloatFormat | None) -> Float64Array:
+    r"""How far numbers that were rounded to a format can be from what they were before.
+
+    A rounding makes :math:`\tilde x = x (1 + d)`, :math:`|d| \le u`, of x, or errs by less than the
+    smallest number, so that :math:`|x - \tilde x| \le u / (1 - u) |\tilde x| + \eta`. What is
+    infinite may have been any large number. Without a format nothing was rounded.
+    """
+    if to is None:
+        return np.zeros_like(stored)
+    u = to.unit_roundoff
+    magnitude = np.where(np.isnan(stored), 0.0, np.abs(stored))
+    return np.asarray(u / (1 - u) * magnitude + to.smallest_subnormal)
+
+
+def carried(*products: tuple[Float64Array, Float64Array]) -> tuple[Any, Any]:
+    r"""What errors of factors add to a sum of products, at most and usually.
+
+    Of errors and the magnitudes that they are multiplied with, as matrices: :math:`\sum_i \delta_i
+    |w_i|`, and :math:`4 \sqrt{\sum_i \delta_i^2 w_i^2}` where that is less, since errors of random
+    sign cancel.
+    """
+    pairs = [(error, size) for error, size in products if error.any() and size.any()]
+    most = sum((error @ size for error, size in pairs), 0.0)
+    squares = sum((np.square(error) @ np.square(size) for error, size in pairs), 0.0)
+    return most, np.minimum(4 * np.sqrt(squares), most)
+
+
 def beyond(magnitude: Any, error: Any, to: FloatFormat | None) -> Any:
     """Where a finite number, in error by so much, may overflow a format."""
     if to is None:

@@ -12,10 +12,14 @@ from llama_layers.backends.transfer import to_numpy
 from llama_layers.verify.bounds.bound import (
     Bound,
     Float64Array,
+    carried,
     finite_magnitude,
     float64,
     formats,
     gamma,
+    input_error,
+    known_format,
+    narrowing,
     usual_growth,
 )
 
@@ -32,6 +36,7 @@ def linear_bound(
     dtype: str | None = None,
     accumulate: str | None = None,
     flushes: bool = False,
+    inputs: str | None = None,
 ) -> Bound:
     r"""The exact `llama_layers.linear` and the bound on its error.
 
@@ -43,8 +48,15 @@ def linear_bound(
     (Higham, section 3.5, with one more rounding into the result's format). The terms with
     :math:`u_o` fall away where the result's format is that of the sums. A bias is one more term of
     the sum; where the result's format is narrower than the sums', a product rounded before the
-    bias is added is allowed too, which costs another :math:`u_o |x W^\top|`. :math:`\eta` is what
-    products that underflow can lose. Where every product is zero, so is the bound.
+    bias is added is allowed too, which costs another :math:`u_o |x W^\top|` and :math:`1 + u_o`.
+    :math:`\eta` is what products that underflow can lose. Where every product is zero, so is the
+    bound.
+
+    Where the engine computed from other inputs than were stored, :math:`|x - \tilde x| \le \delta`
+    (`inputs`), a product with them is off by :math:`\Delta = \delta |W|^\top` and their sums by
+    rounding errors of what is that much larger:
+
+    .. math:: |\hat y - y| \le (\gamma_n (A + \Delta) + \Delta) (1 + u_o) + u_o |y| + \eta
 
     Parameters
     ----------
@@ -61,11 +73,15 @@ def linear_bound(
         The format that sums are kept in; float32, or float64 for float64 `x`, if not given.
     flushes : bool, optional
         Whether the engine takes subnormal numbers for zero, as XLA does on CPUs.
+    inputs : str, optional
+        The format that `x` was rounded to where it was stored, though the engine computed from
+        what it was before, in the format of the sums. Nothing is if it has all digits of that.
 
     Returns
     -------
     Bound
-        Of shape [..., N]. ``usual`` has :math:`4 \sqrt n u` in the place of :math:`\gamma_n`.
+        Of shape [..., N]. ``usual`` has :math:`4 \sqrt n u` in the place of :math:`\gamma_n`, and
+        :math:`4 \sqrt{\delta^2 (W^2)^\top}` in the place of :math:`\Delta`.
 
     Raises
     ------
@@ -94,6 +110,7 @@ def linear_bound(
         )
     if b is not None and b.shape != (w.shape[0],):
         raise ValueError(f"bias: expected shape [{w.shape[0]}], got {list(b.shape)}")
+    before = narrowing(known_format("inputs", inputs), sums)
     rows = x64.reshape(math.prod(x64.shape[:-1]), x64.shape[-1])
     blocks = [
         _linear_block(
@@ -103,6 +120,7 @@ def linear_bound(
             out,
             sums,
             flushes,
+            before,
         )
         for start in range(0, max(1, w.shape[0]), BLOCK_ROWS)
     ]
@@ -119,10 +137,12 @@ def _linear_block(
     out: FloatFormat,
     sums: FloatFormat,
     flushes: bool,
+    before: FloatFormat | None,
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
     """The exact product, the limit and the usual error for a block of a weight's rows."""
     n = x.shape[1] + (b is not None)
-    finite_x, finite_w = finite_magnitude(x), finite_magnitude(w)
+    off, finite_w = input_error(x, before), finite_magnitude(w)
+    finite_x = finite_magnitude(x) + off
     with np.errstate(invalid="ignore", over="ignore"):
         # In another order than `linear` sums in: a float64 result is not held against itself.
         product = np.ascontiguousarray(x[:, ::-1]) @ np.ascontiguousarray(w[:, ::-1]).T
@@ -141,9 +161,10 @@ def _linear_block(
         if flushes:
             lost = finite_x.sum(axis=1)[:, None] + finite_w.sum(axis=1) + 2 * n
             underflow = np.maximum(underflow, sums.smallest_normal * lost)
-        widening = 1 + (0.0 if out is sums else out.unit_roundoff)
-        grown = gamma(n, sums.unit_roundoff) * magnitude
-        grown_usually = usual_growth(n, sums.unit_roundoff) * magnitude
+        widening = 1.0 if out is sums else (1 + out.unit_roundoff) ** (1 if b is None else 2)
+        most, usually = carried((off, finite_w.T))
+        grown = gamma(n, sums.unit_roundoff) * magnitude + most
+        grown_usually = usual_growth(n, sums.unit_roundoff) * magnitude + usually
         limit = (grown + underflow) * widening + rounding
         usual = (grown_usually + underflow) * widening + rounding
     exactly_zero = (magnitude == 0) & (sums.name != "float64")

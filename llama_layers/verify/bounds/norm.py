@@ -12,9 +12,11 @@ from llama_layers.verify.bounds.bound import (
     Float64Array,
     beyond,
     bounded,
+    carried,
     float64,
     formats,
     gamma,
+    input_error,
     known_format,
     lost_to_underflow,
     narrowing,
@@ -36,6 +38,7 @@ def rms_norm_bound(
     normed: str | None = None,
     root_ulps: float = 1.0,
     flushes: bool = False,
+    inputs: str | None = None,
 ) -> Bound:
     r"""The exact `llama_layers.rms_norm` and the bound on its error.
 
@@ -49,6 +52,16 @@ def rms_norm_bound(
         (1 + u_n) - 1 \right) |y| (1 + u_o) + u_o |y| + \eta
 
     with :math:`u_n` the roundoff of the format of the normalised row, if it has one of its own.
+
+    Where the engine computed from other inputs than were stored, :math:`|x - \tilde x| \le \delta`
+    (`inputs`), their mean square and eps, :math:`s = \sum x_i^2 / n + \epsilon`, are off by a
+    relative
+
+    .. math:: \zeta = \frac{\sum_i \delta_i (2 |x_i| + \delta_i)}{n s},
+
+    which is added to :math:`\gamma_{n+4}`, and the element itself by
+    :math:`\delta_i |w_i| / \sqrt s`, which is added to :math:`|y|` and once to the whole. At first
+    order in the inputs' roundoff that is :math:`2 u_i |y|`.
 
     Parameters
     ----------
@@ -70,11 +83,15 @@ def rms_norm_bound(
         place. A root and a division that are each rounded correctly are within 1.
     flushes : bool, optional
         Whether the engine takes subnormal numbers for zero.
+    inputs : str, optional
+        The format that `x` was rounded to where it was stored, though the engine computed from
+        what it was before, in the format of the sums. Nothing is if it has all digits of that.
 
     Returns
     -------
     Bound
-        Of the shape of `x`. ``usual`` has :math:`4 \sqrt n u` in the place of :math:`\gamma_n`.
+        Of the shape of `x`. ``usual`` has :math:`4 \sqrt n u` in the place of :math:`\gamma_n`,
+        and :math:`4 \sqrt{\sum}` of the squares in the place of the sum in :math:`\zeta`.
 
     Raises
     ------
@@ -103,11 +120,14 @@ def rms_norm_bound(
     between = narrowing(known_format("normed", normed), sums)
     n, u = x64.shape[-1], sums.unit_roundoff
     lost = lost_to_underflow(sums, flushes)
+    off = input_error(x64, narrowing(known_format("inputs", inputs), sums))
     with np.errstate(all="ignore"):
         reversed64 = x64[..., ::-1]  # as in `linear_bound`, another order than is judged
         mean_square = np.mean(reversed64 * reversed64, axis=-1, keepdims=True)
         row = x64 / np.sqrt(mean_square + eps)
         exact = row * w64
+        moved = off * np.abs(w64) / np.sqrt(mean_square + eps)
+        squares = carried((off * (2 * np.abs(x64) + off), np.ones((n, 1))))
         underflow = lost * (2 + np.abs(w64)) + np.zeros_like(row)
         if between is not None:
             underflow += between.smallest_subnormal * np.abs(w64)
@@ -115,23 +135,25 @@ def rms_norm_bound(
             underflow += lost * (np.abs(w64) / np.sqrt(mean_square + eps) + np.abs(row))
         lost_squares = 2 * lost / (mean_square + eps)
 
-        def error(growth: float) -> Float64Array:
-            mean_error = own_error(sums) * growth + lost_squares
+        def error(growth: float, square: Any) -> Float64Array:
+            mean_error = own_error(sums) * growth + lost_squares + square / n / (mean_square + eps)
             root = -0.5 * np.log1p(-np.minimum(mean_error, 1))
             roundings = np.log1p(2 * u * root_ulps) + 2 * np.log1p(u)
             if between is not None:
                 roundings += np.log1p(between.unit_roundoff)
             relative = own_error(sums) * np.expm1(roundings + root)
-            return np.asarray(
-                rounded(relative * np.abs(exact) + underflow, exact, narrowing(out, sums))
-            )
+            total = relative * (np.abs(exact) + moved) + moved + underflow
+            return np.asarray(rounded(total, exact, narrowing(out, sums)))
 
-        limit, usual = error(gamma(n + 4, u)), error(usual_growth(n + 4, u))
-        sum_of_squares = n * mean_square * (1 + gamma(n, u))
+        limit = error(gamma(n + 4, u), squares[0])
+        usual = error(usual_growth(n + 4, u), squares[1])
+        sum_of_squares = (n * mean_square + squares[0]) * (1 + gamma(n, u))
         can_overflow = ~(sum_of_squares < sums.max) & np.isfinite(mean_square)
         can_overflow = can_overflow | beyond(exact, limit, out) | beyond(row, 0.0, between)
         can_overflow |= overflowed(exact, row, w64)
         # Squares that all underflow leave a root of zero, and rows of Inf and NaN.
+        lost_squares = lost_squares + squares[0] / n / (mean_square + eps)
         can_overflow |= np.isfinite(exact) & (gamma(n + 4, u) + lost_squares >= 1)
-    zero = ((x64 == 0) | (w64 == 0)) & ~can_overflow
+        can_overflow |= np.isinf(off).any(axis=-1, keepdims=True)
+    zero = (((x64 == 0) & (off == 0)) | (w64 == 0)) & ~can_overflow
     return bounded(exact, (limit, usual), unlimited=can_overflow, certain=zero)

@@ -10,6 +10,7 @@ from llama_layers.backends.dtypes import float_format
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.verify.bounds.bound import (
     Bound,
+    Float64Array,
     beyond,
     bounded,
     compounded,
@@ -17,6 +18,7 @@ from llama_layers.verify.bounds.bound import (
     float64,
     formats,
     gamma,
+    input_error,
     known_format,
     lost_to_underflow,
     narrowing,
@@ -88,6 +90,7 @@ def swiglu_bound(
     silu: str | None = None,
     exp_ulps: float = 4.0,
     flushes: bool = False,
+    inputs: str | None = None,
 ) -> Bound:
     r"""The exact `llama_layers.swiglu` and the bound on its error.
 
@@ -101,6 +104,16 @@ def swiglu_bound(
     and :math:`(1 + u_o)` times that and :math:`u_o |y|` more where the result is rounded. The
     second term is for :math:`\sigma(g) = (1 + \tanh(g / 2)) / 2`, where an error of the hyperbolic
     tangent counts in full though the sigmoid is small.
+
+    Where the engine computed from other inputs than were stored, within :math:`\delta_g` and
+    :math:`\delta_h` (`inputs`), silu is off by
+
+    .. math:: \Delta = \max_{|t| \le \delta_g} |s(g + t) - s(g)|, \quad s(g) = g \, \sigma(g),
+
+    which is at an end of that interval: s falls or rises through all of it, or is convex, around
+    its least value at -1.28. The product is off by another
+    :math:`\Delta (|h| + \delta_h) + |s| \delta_h`, and in the terms above :math:`|s| + \Delta`,
+    :math:`|g| + \delta_g` and :math:`|h| + \delta_h` are the sizes of silu, gate and up.
 
     Parameters
     ----------
@@ -117,6 +130,10 @@ def swiglu_bound(
         units in the last place.
     flushes : bool, optional
         Whether the engine takes subnormal numbers for zero.
+    inputs : str, optional
+        The format that gate and up were rounded to where they were stored, though the engine
+        computed from what they were before, in the format of the sums. Nothing is if it has all
+        digits of that.
 
     Returns
     -------
@@ -147,36 +164,64 @@ def swiglu_bound(
     if g.shape != h.shape:
         raise ValueError(f"up: expected shape {list(g.shape)} of gate, got {list(h.shape)}")
     u, lost = sums.unit_roundoff, lost_to_underflow(sums, flushes)
+    before = narrowing(known_format("inputs", inputs), sums)
+    off_g, off_h = input_error(g, before), input_error(h, before)
     if 2 * u * exp_ulps >= 1:
         relative = np.inf
     else:
         relative = compounded(gamma(4, u), 2 * u * exp_ulps / (1 - 2 * u * exp_ulps))
     with np.errstate(all="ignore"):
-        gated = g / (1 + np.exp(-g))
+        gated = _silu(g)
         exact = gated * h
-        size_g, size_h = finite_magnitude(g), finite_magnitude(h)
-        error = relative * finite_magnitude(gated) + u * exp_ulps * size_g * (1 + relative)
-        error = own_error(sums) * error + lost * (1 + size_g)
+        moved = _silu_moved(g, off_g)
+        size_g, size_h = finite_magnitude(g) + off_g, finite_magnitude(h) + off_h
+        error = relative * (finite_magnitude(gated) + moved)
+        error = error + u * exp_ulps * size_g * (1 + relative)
+        error = own_error(sums) * error + lost * (1 + size_g) + moved
         overflows = beyond(gated, error, between) | beyond(gated, error, sums)
-        error = rounded(error, gated, between) * size_h
+        error = rounded(error, gated, between) * size_h + finite_magnitude(gated) * off_h
         # The product, and the gated one in another order, may underflow; so may `up`.
         error = error + lost * (1 + size_g + size_h)
         overflows |= beyond(exact, error, sums)
         error = rounded(error, exact, narrowing(out, sums))
         overflows |= beyond(exact, error, out) | overflowed(exact, g, h) | np.isinf(g)
-    zero = (g == 0) | (h == 0)
+        overflows |= np.isinf(off_h)
+    zero = (size_g == 0) & (g == 0) | (size_h == 0) & (h == 0)
     return bounded(exact, (error, error), unlimited=overflows, certain=zero)
 
 
+def _silu(x: Float64Array) -> Float64Array:
+    return np.asarray(x / (1 + np.exp(-x)))
+
+
+def _silu_moved(x: Float64Array, off: Float64Array) -> Float64Array:
+    """How far silu can be from that of x, so far from x at most."""
+    at = _silu(x)
+    below, above = (finite_magnitude(_silu(end) - at) for end in (x - off, x + off))
+    return np.maximum(below, above)
+
+
 def residual_bound(
-    a: Any, b: Any, /, *, dtype: str | None = None, accumulate: str | None = None
+    a: Any,
+    b: Any,
+    /,
+    *,
+    dtype: str | None = None,
+    accumulate: str | None = None,
+    flushes: bool = False,
+    inputs: str | None = None,
 ) -> Bound:
     r"""The sum of two arrays, and the bound on its error.
 
     .. math:: |\hat y - y| \le u |y| (1 + u_o) + u_o |y|
 
     Sums do not underflow (Higham, section 2.1 and problem 2.19), so nothing is allowed where they
-    are zero.
+    are zero. An engine that flushes may lose both inputs and the result, each below the smallest
+    normal number. Where the engine computed from other inputs than were stored, within
+    :math:`\delta` in all (`inputs`), the sum is off by that, and its rounding error one of
+    :math:`|y| + \delta`:
+
+    .. math:: |\hat y - y| \le (u (|y| + \delta) + \delta) (1 + u_o) + u_o |y|
 
     Parameters
     ----------
@@ -186,6 +231,12 @@ def residual_bound(
         The format of the result; that of `a` if not given.
     accumulate : str, optional
         The format of the sum; float32, or float64 for float64 `a`, if not given.
+    flushes : bool, optional
+        Whether the engine takes subnormal numbers for zero.
+    inputs : str, optional
+        The format that `a` and `b` were rounded to where they were stored, though the engine
+        computed from what they were before, in the format of the sums. Nothing is if it has all
+        digits of that.
 
     Returns
     -------
@@ -212,10 +263,16 @@ def residual_bound(
     a64, b64 = float64(a), float64(b)
     if a64.shape != b64.shape:
         raise ValueError(f"b: expected shape {list(a64.shape)} of a, got {list(b64.shape)}")
+    before = narrowing(known_format("inputs", inputs), sums)
+    off = input_error(a64, before) + input_error(b64, before)
     with np.errstate(invalid="ignore", over="ignore"):
         exact = a64 + b64
-        error = own_error(sums) * sums.unit_roundoff * finite_magnitude(exact)
+        error = own_error(sums) * sums.unit_roundoff * (finite_magnitude(exact) + off) + off
+        if flushes:
+            error = error + 3 * sums.smallest_normal
         overflows = beyond(exact, error, sums)
         error = rounded(error, exact, narrowing(out, sums))
         overflows |= beyond(exact, error, out) | overflowed(exact, a64, b64)
-    return bounded(exact, (error, error), unlimited=overflows, certain=exact == 0)
+        overflows |= np.isinf(off)
+    certain = (exact == 0) & (off == 0)
+    return bounded(exact, (error, error), unlimited=overflows, certain=certain)

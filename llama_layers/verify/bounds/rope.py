@@ -22,6 +22,7 @@ from llama_layers.verify.bounds.bound import (
     finite_magnitude,
     float64,
     formats,
+    input_error,
     known_format,
     lost_to_underflow,
     narrowing,
@@ -51,6 +52,7 @@ def rope_bound(
     arithmetic: str | None = None,
     trig_ulps: float = 1.0,
     flushes: bool = False,
+    inputs: str | None = None,
 ) -> Bound:
     r"""The exact rotation of `llama_layers.apply_rope` and the bound on its error.
 
@@ -88,6 +90,11 @@ def rope_bound(
 
     At position 0 nothing is turned, and nothing allowed but the rounding into the result's format.
 
+    Where the engine turned other numbers than were stored, within :math:`\delta_a` and
+    :math:`\delta_b` (`inputs`), the element is off by
+    :math:`\delta_a |\cos\phi| + \delta_b |\sin\phi|`, at every position, and
+    :math:`|a| + \delta_a` and :math:`|b| + \delta_b` are what the errors above are relative to.
+
     Parameters
     ----------
     x : Array, shape [B, S, heads, D]
@@ -113,6 +120,9 @@ def rope_bound(
         place.
     flushes : bool, optional
         Whether the engine takes subnormal numbers for zero.
+    inputs : str, optional
+        The format that `x` was rounded to where it was stored, though the engine computed from
+        what it was before, in the format of the sums. Nothing is if it has all digits of that.
 
     Returns
     -------
@@ -157,25 +167,29 @@ def rope_bound(
         steps = [u, u] if between is None else [u, u, between.unit_roundoff, between.unit_roundoff]
         beta = compounded(*steps)
         first, second = _pairs(x64, layout)
+        off = input_error(x64, narrowing(known_format("inputs", inputs), sums))
+        off_first, off_second = _pairs(off, layout)
         y, limit = np.empty_like(x64), np.empty_like(x64)
-        for into, a, b, c, s in (
-            (_pairs(np.arange(x64.shape[-1]), layout)[0], first, second, cos, -sin),
-            (_pairs(np.arange(x64.shape[-1]), layout)[1], second, first, cos, sin),
+        channels = _pairs(np.arange(x64.shape[-1]), layout)
+        for into, a, b, off_a, off_b, s in (
+            (channels[0], first, second, off_first, off_second, -sin),
+            (channels[1], second, first, off_second, off_first, sin),
         ):
-            y[..., into] = exact = a * c + b * s
-            size_a, size_b = finite_magnitude(a), finite_magnitude(b)
-            magnitude = size_a * np.abs(c) + size_b * np.abs(s)
+            y[..., into] = exact = a * cos + b * s
+            size_a, size_b = finite_magnitude(a) + off_a, finite_magnitude(b) + off_b
+            magnitude = size_a * np.abs(cos) + size_b * np.abs(s)
             error = compounded(beta, tau) * magnitude + (1 + beta) * (size_a + size_b) * delta
             error = own_error(sums) * error + lost * (size_a + size_b + 3 + 2 * abs(factor))
+            error = error + off_a * np.abs(cos) + off_b * np.abs(s)
             overflows = ~(magnitude + error < sums.max)
             if between is not None:
                 error = error + 3 * between.smallest_subnormal
                 overflows |= ~(magnitude + error < between.max)
-            error[np.broadcast_to(still, error.shape) | ((a == 0) & (b == 0))] = 0.0
+            error[(still | ((a == 0) & (b == 0))) & (off_a + off_b == 0)] = 0.0
             if between is None or out is not between:
                 error = rounded(error, exact, narrowing(out, sums))
             # An angle that is off by a little may turn plus infinity into minus infinity.
-            flips = np.minimum(np.abs(c), np.abs(s)) <= delta + tau
+            flips = np.minimum(np.abs(cos), np.abs(s)) <= delta + tau
             overflows |= beyond(exact, error, out) | (~np.isfinite(exact) & flips)
             limit[..., into] = np.where(overflows, np.inf, error)
     return bounded(y, (limit, limit))

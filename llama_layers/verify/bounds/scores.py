@@ -16,10 +16,12 @@ from llama_layers.verify.bounds.bound import (
     Bound,
     Float64Array,
     beyond,
+    carried,
     compounded,
     finite_magnitude,
     formats,
     gamma,
+    input_error,
     known_format,
     lost_to_underflow,
     narrowing,
@@ -52,11 +54,14 @@ class ScoreRounding:
     operands: FloatFormat | None
     """What queries and keys are rounded to."""
     flushes: bool
+    before: FloatFormat | None
+    """What queries and keys were rounded to after the engine had read them."""
 
     def errors(self, q: Float64Array, k: Float64Array) -> Errors:
         """Of the scores of q [..., S, D] and k [T, D]; infinite where they can overflow."""
         n, u, c = q.shape[-1] + 4, self.sums.unit_roundoff, abs(self.scale)
-        size_q, size_k = finite_magnitude(q), finite_magnitude(k)
+        off_q, off_k = input_error(q, self.before), input_error(k, self.before)
+        size_q, size_k = finite_magnitude(q) + off_q, finite_magnitude(k) + off_k
         with np.errstate(all="ignore"):
             # In another order than `attention` sums in: a float64 result is not its own judge.
             product = np.ascontiguousarray(q[..., ::-1]) @ np.ascontiguousarray(k[:, ::-1]).T
@@ -66,10 +71,11 @@ class ScoreRounding:
             underflow = lost_to_underflow(self.sums, self.flushes) * (size + 2 * n)
             if self.operands is not None:
                 underflow += self.operands.smallest_subnormal * (size + n)
+            moved = carried((off_q, finite_magnitude(k).T), (size_q, off_k.T))
             errors = []
-            for grow in (gamma, usual_growth):
+            for grow, off in zip((gamma, usual_growth), moved, strict=True):
                 growth = own_error(self.sums) * self._growth(grow(n, u))
-                error = growth * magnitude + underflow  # of the product, not scaled
+                error = growth * magnitude + off + underflow  # of the product, not scaled
                 overflows = ~(max(1.0, c) * (magnitude + error) < self.sums.max)
                 overflows |= beyond(product, error, self.between)
                 error = rounded(error, product, self.between) * c + underflow
@@ -100,6 +106,7 @@ def score_rounding(
     scores: str | None,
     operands: str | None,
     flushes: bool,
+    inputs: str | None,
 ) -> ScoreRounding:
     """The roundings of scores, of checked arguments."""
     check_number("scale", scale)
@@ -113,6 +120,7 @@ def score_rounding(
         narrowing(known_format("scores", scores), sums),
         narrowing(known_format("operands", operands), widest),
         flushes,
+        narrowing(known_format("inputs", inputs), sums),
     )
 
 
@@ -164,6 +172,7 @@ def scores_bound(
     scores: str | None = None,
     operands: str | None = None,
     flushes: bool = False,
+    inputs: str | None = None,
 ) -> Bound:
     r"""The scores of attention and the bound on their error.
 
@@ -174,6 +183,13 @@ def scores_bound(
     Beside D for the sum (Higham, section 3.1), 2 roundings are for c, itself rounded, and the
     product with it, before or after the sum; 2 more allow :math:`\sqrt{c}` in both factors. Grouped
     heads are not repeated: query head h reads key head ``h // (heads / kv_heads)``.
+
+    Where the engine computed from other queries and keys than were stored, within :math:`\delta_q`
+    and :math:`\delta_k` (`inputs`), their product is off by
+
+    .. math:: \Delta = |c| (\delta_q |k|^\top + (|q| + \delta_q) \delta_k^\top),
+
+    and its rounding errors are of :math:`A + \Delta`.
 
     Parameters
     ----------
@@ -195,12 +211,17 @@ def scores_bound(
         :math:`((1 + u_p)^2 - 1) A`.
     flushes : bool, optional
         Whether the engine takes subnormal numbers for zero.
+    inputs : str, optional
+        The format that queries and keys were rounded to where they were stored, though the engine
+        computed from what they were before, in the format of the sums. Nothing is if it has all
+        digits of that.
 
     Returns
     -------
     Bound
         Of shape [B, heads, S, T]. ``usual`` has :math:`4 \sqrt{D + 4} u` in the place of
-        :math:`\gamma_{D+4}`.
+        :math:`\gamma_{D+4}`, and :math:`4 \sqrt{\sum}` of the squares in the place of the sums
+        in :math:`\Delta`.
 
     Raises
     ------
@@ -220,7 +241,7 @@ def scores_bound(
     True
     """
     out, sums = formats("q", q, dtype, accumulate)
-    how = score_rounding(q, k, scale, sums, scores, operands, flushes)
+    how = score_rounding(q, k, scale, sums, scores, operands, flushes, inputs)
     q64, k64 = to_numpy(q), to_numpy(k)
     check_heads(q64, k=k64)
     (batch, queries, heads, _), keys, kv_heads = q64.shape, k64.shape[1], k64.shape[2]

@@ -17,6 +17,8 @@ from llama_layers.verify.bounds.bound import (
     compounded,
     formats,
     gamma,
+    input_error,
+    known_format,
     lost_to_underflow,
     narrowing,
     own_error,
@@ -162,6 +164,7 @@ def softmax_bound(
     accumulate: str | None = None,
     exp_ulps: float = 4.0,
     flushes: bool = False,
+    inputs: str | None = None,
 ) -> Bound:
     r"""The softmax over the keys that a mask allows, and the bound on its error.
 
@@ -179,7 +182,9 @@ def softmax_bound(
         \frac{p_t \eta_t + p_t r + \kappa p_t (1 + \eta_t)}{1 - r} + \eta,
         \quad \kappa = \frac{(1 + u)^2}{1 - \gamma_n} - 1
 
-    and :math:`u_o p_t` where the result is rounded. P. Blanchard, D. Higham and N. Higham bound the
+    and :math:`u_o p_t` where the result is rounded. Where the engine computed from other scores
+    than were stored, within :math:`\delta_t` (`inputs`), these are errors of the scores, as
+    :math:`\alpha_t` in `probabilities_bound`. P. Blanchard, D. Higham and N. Higham bound the
     same algorithm in one format ("Accurately computing the log-sum-exp and softmax functions", IMA
     Journal of Numerical Analysis 41, 2021).
 
@@ -198,6 +203,10 @@ def softmax_bound(
         What is assumed of the engine: the error of its exponentials, in units in the last place.
     flushes : bool, optional
         Whether the engine takes subnormal numbers for zero.
+    inputs : str, optional
+        The format that scores were rounded to where they were stored, though the engine computed
+        from what they were before, in the format of the sums. Nothing is if it has all digits of
+        that.
 
     Returns
     -------
@@ -228,14 +237,15 @@ def softmax_bound(
         raise ValueError(f"scores: expected shape [B, heads, S, T], got {list(values.shape)}")
     batch, heads, queries, keys = values.shape
     masks = MaskRows.of(mask, batch, queries, keys)
-    # Stored scores are exact; a mask is added to them in the format of the sums.
-    how = ScoreRounding(1.0, sums, None, None, flushes)
+    # A mask is added to the scores in the format of the sums.
+    how = ScoreRounding(1.0, sums, None, None, flushes, None)
+    before = narrowing(known_format("inputs", inputs), sums)
     exact, limit, usual = (np.zeros(values.shape) for _ in range(3))
     for tile in tiles(batch, queries, keys, heads, heads):
         place = (tile.batch, tile.heads, tile.rows)
         a = values[place].astype(np.float64)
-        none = np.zeros_like(a)
-        given = masks.added(Errors(a, none, none), how, tile.batch, tile.rows)
+        off = input_error(a, before)
+        given = masks.added(Errors(a, off, off), how, tile.batch, tile.rows)
         allowed = masks.allowed(tile.batch, tile.rows)
         weights = weigh(given, allowed, sums, exp_ulps)
         _fill((exact, limit, usual), place, weights, allowed, (out, sums), flushes)
@@ -274,6 +284,7 @@ def probabilities_bound(
     operands: str | None = None,
     exp_ulps: float = 4.0,
     flushes: bool = False,
+    inputs: str | None = None,
 ) -> Bound:
     r"""The probabilities of attention from queries and keys, and the bound on their error.
 
@@ -304,6 +315,8 @@ def probabilities_bound(
         What is assumed of the engine: the error of its exponentials, in units in the last place.
     flushes : bool, optional
         Whether the engine takes subnormal numbers for zero.
+    inputs : str, optional
+        The format that queries and keys were rounded to, as for `scores_bound`.
 
     Returns
     -------
@@ -327,7 +340,7 @@ def probabilities_bound(
     np.float64(0.0)
     """
     out, sums = formats("q", q, dtype, accumulate)
-    how = score_rounding(q, k, scale, sums, scores, operands, flushes)
+    how = score_rounding(q, k, scale, sums, scores, operands, flushes, inputs)
     q64, k64 = to_numpy(q), to_numpy(k)
     check_heads(q64, k=k64)
     (batch, queries, heads, _), keys, kv_heads = q64.shape, k64.shape[1], k64.shape[2]
