@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS, accumulate_format, dtype_name
+from llama_layers.backends.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
 from llama_layers.llama import Llama
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.defined import where_defined
-from llama_layers.verify.diagnose import diagnose
+from llama_layers.verify.diagnose import diagnose, diagnose_unusual
 from llama_layers.verify.distance import distance
-from llama_layers.verify.inherited import Inherited
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.operations import Formats
-from llama_layers.verify.personas import CONTRACT, PERSONAS, Persona, persona_named
+from llama_layers.verify.personas import CONTRACT, Persona, persona_named
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
+from llama_layers.verify.seen import Unlocated
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.suspect import Suspect
 from llama_layers.verify.trace import Trace
@@ -30,9 +29,6 @@ from llama_layers.verify.validate import Recorded, validated
 
 # Elements of a site that a report shows.
 WORST = 8
-# An array whose inputs are not known may differ from the exact one so many times as much as our
-# own run in the same dtype does.
-DIFFERS = 30.0
 # How many sites of one role are diagnosed, if what explained the first does not explain them.
 DIAGNOSED = 3
 
@@ -62,8 +58,8 @@ def check(
         The model, with the weights that the port computed with: a port that rounds them to
         bfloat16 is held against ``load(..., dtype="bfloat16")``.
     dtype : str, optional
-        The format that the port rounds results to; by default what the trace's metadata says, or
-        the dtype of each array.
+        The format that the port rounds results to, where that is narrower than its arrays are; by
+        default what the trace's metadata says, or the dtype of each array.
     accumulate : str, optional
         The format that the port keeps sums in; by default what the metadata says, or float32
         (float64 for float64 results).
@@ -86,7 +82,8 @@ def check(
         If the trace is of another model, an array has a wrong shape or dtype, or no site of the
         model is in it.
     TypeError, ValueError
-        If an argument is of a wrong type, or a format or persona is unknown.
+        If an argument is of a wrong type, a format or persona is unknown, or `dtype` is wider than
+        every array.
 
     Notes
     -----
@@ -114,6 +111,8 @@ def check(
     for name, value in (("dtype", dtype), ("accumulate", accumulate)):
         if value is not None and value not in FLOATS:
             raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
+    if dtype is not None:
+        _check_dtype(dtype, recorded)
     checker = _Checker(recorded, model, dtype, accumulate, chosen, explain)
     results = []
     for result in checker.results():
@@ -133,6 +132,17 @@ def check(
         weights=dtype_name(model.weights.embed_tokens.dtype),
         diagnosed=explain,
     )
+
+
+def _check_dtype(dtype: str, recorded: Recorded) -> None:
+    """Refuse a format that no array can have been rounded from."""
+    found = (FLOATS[dtype_name(recorded.arrays[name].dtype)] for name in recorded.arrays)
+    widest = max(found, key=lambda form: form.precision)
+    if FLOATS[dtype].precision > widest.precision:
+        raise ValueError(
+            f"dtype: expected what the port rounds results to, no wider than its arrays, which are "
+            f"{widest.name}, got {dtype}"
+        )
 
 
 class _Checker:
@@ -156,7 +166,7 @@ class _Checker:
         self._explains = explains
         self._explained: dict[str, list[Explanation]] = {}  # by role
         self._diagnosed: dict[str, int] = {}
-        self._inherited = Inherited(recorded, model)
+        self._unlocated = Unlocated(recorded, model)
 
     def results(self) -> Iterator[SiteResult]:
         for site in sites(self._model.config):
@@ -167,15 +177,22 @@ class _Checker:
                 else:
                     yield self._judged(site, route)
 
-    def _formats(self, array: NDArray[Any]) -> Formats:
+    def _formats(self, array: NDArray[Any], inputs: Sequence[str] = ()) -> Formats:
+        found, *read = (self._format(a) for a in (array, *map(self._recorded.array, inputs)))
+        accumulate = self._accumulate or accumulate_format(found).name
+        narrowest = min(read, key=lambda form: form.precision).name if read else None
+        return Formats(found.name, accumulate, self._persona, narrowest)
+
+    def _format(self, array: NDArray[Any]) -> FloatFormat:
+        """What an array was rounded to."""
         found = FLOATS[dtype_name(array.dtype)]
         if self._dtype is not None and FLOATS[self._dtype].precision < found.precision:
-            found = FLOATS[self._dtype]
-        return Formats(found.name, self._accumulate or accumulate_format(found).name, self._persona)
+            return FLOATS[self._dtype]
+        return found
 
     def _judged(self, site: Site, route: tuple[str, ...]) -> SiteResult:
         array = self._recorded.array(site.name)
-        formats = self._formats(array)
+        formats = self._formats(array, route)
         operation = operation_of(site, route, self._recorded, self._model)
         suspect = Suspect(site, operation, array, formats, self._recorded, self._model)
         bound = where_defined(suspect.bound(formats), site, self._recorded)
@@ -191,7 +208,7 @@ class _Checker:
             verdict, note = "WARN", "the port has NaN or Inf here, as what it was given demands"
         explanations: tuple[Explanation, ...] = ()
         if verdict == "FAIL" and self._explains:
-            explanations = self._diagnosis(suspect)
+            explanations = self._diagnosis(site, lambda only: diagnose(suspect, only=only))
         return SiteResult(
             site=site,
             verdict=verdict,
@@ -201,7 +218,7 @@ class _Checker:
             inputs=route,
             judgement=judgement,
             difference=distance(bound.exact, array),
-            note=note or _unusual(judgement, verdict),
+            note=note or self._unusual(suspect, judgement, verdict),
             histogram=_histogram(bound.ratio(array)),
             worst=_worst(array, bound),
             explanations=explanations,
@@ -209,7 +226,7 @@ class _Checker:
 
     def _as_persona(self, suspect: Suspect) -> str | None:
         """What to say where an engine's own roundings explain the array."""
-        for persona in PERSONAS.values():
+        for persona in suspect.formats.personas:
             bound = suspect.operation.bound(replace(suspect.formats, persona=persona))
             theirs = where_defined(bound, suspect.site, self._recorded)
             if judge(suspect.computed, theirs).verdict == "PASS":
@@ -217,65 +234,58 @@ class _Checker:
                 return f"rounds as {persona.name} does: {habits}"
         return None
 
-    def _diagnosis(self, suspect: Suspect) -> tuple[Explanation, ...]:
-        role = suspect.site.role
-        known = self._explained.setdefault(role, [])
-        again = diagnose(suspect, only={explanation.name for explanation in known})
-        if again or self._diagnosed.get(role, 0) >= DIAGNOSED:
+    def _diagnosis(
+        self, site: Site, diagnosed: Callable[[Collection[str] | None], tuple[Explanation, ...]]
+    ) -> tuple[Explanation, ...]:
+        """What explains a site: what explained others of its role, or else any mistake."""
+        known = self._explained.setdefault(site.role, [])
+        again = diagnosed({explanation.name for explanation in known})
+        if again or self._diagnosed.get(site.role, 0) >= DIAGNOSED:
             return again
-        self._diagnosed[role] = self._diagnosed.get(role, 0) + 1
-        found = diagnose(suspect)
+        self._diagnosed[site.role] = self._diagnosed.get(site.role, 0) + 1
+        found = diagnosed(None)
         known.extend(found)
         return found
+
+    def _unusual(self, suspect: Suspect, judgement: Judgement, verdict: SiteVerdict) -> str:
+        """What to say of errors that rounding can explain, and rarely does."""
+        if verdict != "WARN":
+            return ""
+        if judgement.usual_ratio <= 1:
+            return (
+                "nothing could be judged: numbers can overflow, or sums have too few bits for a "
+                "limit"
+            )
+        causes = diagnose_unusual(suspect) if self._explains else ()
+        said = "rounding can explain it, but errors are larger than usual"
+        if not causes:
+            return f"{said}: sums in fewer bits than stated, perhaps"
+        names = list(dict.fromkeys(cause.name for cause in causes))
+        detail = causes[0].detail.removesuffix(".") if len(names) == 1 else ""
+        return f"{said}, and like those of {' or '.join(names)}. {detail}".removesuffix(". ")
 
     def _seen(self, site: Site) -> SiteResult:
         """What can be said where the inputs of a site were not recorded."""
         array = self._recorded.array(site.name)
-        formats = self._formats(array)
-        exact, yardstick, inputs = self._inherited.at(site, formats.dtype)
-        verdict: SiteVerdict = "SEEN"
-        if exact is None:
-            difference = math.nan
-            note = "nothing that it could be recomputed from was recorded"
-        else:
-            difference = self._distance(array, exact)
-            floor = FLOATS[formats.dtype].unit_roundoff
-            if not difference <= DIFFERS * max(yardstick or 0.0, floor):
-                verdict = "DIFFERS"
-            note = (
-                "inputs were not recorded, so that only inherited error could be seen, for which "
-                "no bound holds"
+        seen = self._unlocated.seen(site, array, self._formats(array))
+        explanations: tuple[Explanation, ...] = ()
+        if seen.verdict == "DIFFERS" and self._explains:
+            explanations = self._diagnosis(
+                site, lambda only: self._unlocated.diagnose(seen, only=only)
             )
         return SiteResult(
             site=site,
-            verdict=verdict,
+            verdict=seen.verdict,
             shape=array.shape,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            inputs=inputs,
+            dtype=seen.formats.dtype,
+            accumulate=seen.formats.accumulate,
+            inputs=seen.inputs,
             judgement=None,
-            difference=difference,
-            yardstick=yardstick,
-            note=note,
+            difference=seen.difference,
+            yardstick=seen.yardstick,
+            note=seen.note,
+            explanations=explanations,
         )
-
-    def _distance(self, array: NDArray[Any], exact: NDArray[np.float64]) -> float:
-        """How far apart they are at tokens that are no padding."""
-        if self._recorded.keep is None:
-            return distance(exact, array)
-        keep = self._recorded.keep[:, -array.shape[1] :]
-        return distance(exact[keep], array[keep])
-
-
-def _unusual(judgement: Judgement, verdict: str) -> str:
-    if verdict != "WARN":
-        return ""
-    if judgement.usual_ratio > 1:
-        return (
-            "rounding can explain it, but errors are larger than usual: sums in fewer bits than "
-            "stated, perhaps"
-        )
-    return "nothing could be judged: numbers can overflow, or sums have too few bits for a limit"
 
 
 def _histogram(ratio: NDArray[np.float64]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.defined import where_defined
-from llama_layers.verify.hypotheses import HYPOTHESES
+from llama_layers.verify.hypotheses import HYPOTHESES, ROUNDINGS
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
     Hypothesis,
@@ -19,13 +19,23 @@ from llama_layers.verify.hypotheses.hypothesis import (
     wide,
 )
 from llama_layers.verify.operations import Formats, Linear
-from llama_layers.verify.personas import CONTRACT, PERSONAS, Persona
+from llama_layers.verify.personas import CONTRACT, Persona
 from llama_layers.verify.report import Explanation
 from llama_layers.verify.suspect import Suspect
 
 # Every rounding that any engine is known for: a mistake that does not hold with it holds with none.
 _ALL = Persona(
-    "all", True, "float32", True, True, True, True, True, kv_cache="float16", flushes=True
+    "all",
+    True,
+    "float32",
+    True,
+    True,
+    True,
+    True,
+    True,
+    kv_cache="float16",
+    flushes=True,
+    excess_precision=True,
 )
 # How much of a product is looked at before all of it: the worst tokens and the worst outputs.
 _TOKENS, _OUTPUTS = 3, 64
@@ -65,10 +75,28 @@ def diagnose(
         Those that cannot be told apart from the port's array, by the error that they leave; none
         if no hypothesis explains it.
     """
-    trial = _Trial(suspect)
+    return _tried(_Trial(suspect), [h for h in HYPOTHESES if only is None or h.name in only])
+
+
+def diagnose_unusual(suspect: Suspect, /) -> tuple[Explanation, ...]:
+    """The roundings that would explain errors within the limit and beyond what is usual.
+
+    Parameters
+    ----------
+    suspect : Suspect
+        A site that warns.
+
+    Returns
+    -------
+    tuple of Explanation
+        Those that leave no more than what is usual in the place of the limit; `ratio` is over that.
+    """
+    return _tried(_Trial(suspect, usually=True), ROUNDINGS)
+
+
+def _tried(trial: _Trial, chosen: Collection[Hypothesis]) -> tuple[Explanation, ...]:
     if not trial.fails:
         return ()
-    chosen = [h for h in HYPOTHESES if only is None or h.name in only]
     for kind in Kind:
         found = [f for h in chosen if h.kind == kind for f in trial.found(h)]
         if found:
@@ -79,10 +107,11 @@ def diagnose(
 
 
 class _Trial:
-    """One suspect, held against one mistake after the other."""
+    """One suspect, held against one mistake after the other: by limits, or by what is usual."""
 
-    def __init__(self, suspect: Suspect) -> None:
+    def __init__(self, suspect: Suspect, *, usually: bool = False) -> None:
         self._suspect = suspect
+        self._usually = usually
         self._formats = suspect.formats
         right = self._judged(suspect.bound(suspect.formats))
         ratio = right.ratio(suspect.computed)
@@ -124,7 +153,8 @@ class _Trial:
             bias=None if operation.bias is None else operation.bias[self._outputs],
         )
         theirs = computed[:, self._tokens][..., self._outputs]
-        return self._holds(few.bound(formats).ratio(theirs), self._wrong[:, self._tokens])
+        ratio = self._limited(few.bound(formats)).ratio(theirs)
+        return self._holds(ratio, self._wrong[:, self._tokens])
 
     def _holds(self, ratio: NDArray[np.float64], wrong: NDArray[np.bool_]) -> bool:
         """Whether each token that is wrong is explained; others need no explanation."""
@@ -173,10 +203,13 @@ class _Trial:
 
     def _personas(self) -> tuple[Persona, ...]:
         persona = self._formats.persona
-        return (persona,) if persona is not CONTRACT else (CONTRACT, *PERSONAS.values())
+        return (persona,) if persona is not CONTRACT else (CONTRACT, *self._formats.personas)
 
     def _judged(self, bound: Bound) -> Bound:
-        return where_defined(bound, self._suspect.site, self._suspect.recorded)
+        return where_defined(self._limited(bound), self._suspect.site, self._suspect.recorded)
+
+    def _limited(self, bound: Bound) -> Bound:
+        return replace(bound, limit=bound.usual) if self._usually else bound
 
 
 def _at(tokens: NDArray[np.bool_], detail: str) -> str:

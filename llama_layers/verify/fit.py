@@ -5,6 +5,7 @@ Only a config tells heads from other axes, so this is done when a trace meets a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from llama_layers.verify.sites import Site
 OF_LAST_TOKEN = ("model.norm", "lm_head")
 # Sites of which an axis holds heads side by side.
 _FLAT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+# Sites that hold heads, side by side or not.
+HEADED = (*_FLAT, "self_attn.q_rope", "self_attn.k_rope", "self_attn.attention")
 # Sites whose heads hold pairs that RoPE turns.
 TURNED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_attn.k_rope")
 
@@ -63,8 +66,19 @@ class Fitted(Mapping[str, Any]):
         axes = ", ".join(map(str, site.shape))
         raise TraceError(
             f"{name}: expected shape {list(self._shapes(site)[0])} ([{axes}]), "
-            f"got {list(array.shape)}"
+            f"got {list(array.shape)}{self._transposed(site, array.shape)}"
         )
+
+    def _transposed(self, site: Site, shape: tuple[int, ...]) -> str:
+        """What to do about heads that come before tokens."""
+        batch, count = self._extent
+        heads = math.prod(size for size in site.shape if isinstance(size, int)) // self._width
+        if site.role in HEADED and shape[-3:] == (heads, count, self._width):
+            if len(shape) == 3 and batch == 1:
+                return ": transpose axes 0 and 1, heads and tokens"
+            if shape[:-3] == (batch,):
+                return ": transpose axes 1 and 2, heads and tokens"
+        return ""
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays

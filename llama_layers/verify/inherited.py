@@ -76,13 +76,14 @@ class Inherited:
         """The trace, with what the exact pass goes on with where the port recorded nothing."""
         exact = self._passes["float64"]
         exact.site(site)
-        return replace(self._recorded, arrays=ChainMap(self._recorded.arrays, exact.used))
+        both: Any = ChainMap(self._recorded.arrays, exact.used)  # type: ignore[arg-type]  # is read
+        return replace(self._recorded, arrays=both)
 
     def between(self, site: Site) -> tuple[int, ...]:
         """The layers that a recomputation of a site runs, whole or in part."""
         seen = self._unrecorded(site)[0] | {site.name}
-        layers = {other.layer for other in sites(self._model.config) if other.name in seen}
-        return tuple(sorted(layers - {None}))
+        found = (other.layer for other in sites(self._model.config) if other.name in seen)
+        return tuple(sorted({layer for layer in found if layer is not None}))
 
     def places(self, site: Site) -> list[Site]:
         """The sites that lead to one from recorded ones, itself the last; if they are few."""

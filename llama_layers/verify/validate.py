@@ -17,7 +17,7 @@ from llama_layers.config import LlamaConfig
 from llama_layers.errors import ConfigError, TraceError
 from llama_layers.mask import Mask
 from llama_layers.verify.aliases import no_site
-from llama_layers.verify.fit import OF_LAST_TOKEN, Fitted
+from llama_layers.verify.fit import HEADED, OF_LAST_TOKEN, Fitted
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.trace import TOKENS, Trace
 
@@ -209,18 +209,40 @@ def _extent(trace: Trace, known: Mapping[str, Site]) -> tuple[int, int]:
 def _extent_of_arrays(
     arrays: Mapping[str, Any], known: Mapping[str, Site]
 ) -> tuple[int, int] | None:
-    for name in arrays:
-        site = known[name]
-        shape = tuple(getattr(arrays[name], "shape", ()))
-        # A last axis that a site must have tells its other axes from those of heads.
-        if name in OF_LAST_TOKEN or not (site.pairwise or shape[-1:] == site.shape[-1:]):
-            continue
-        place = 2 if site.pairwise else 1
-        if len(shape) == len(site.shape):
-            return int(shape[0]), int(shape[place])
-        if len(shape) == len(site.shape) - 1:
-            return 1, int(shape[place - 1])
+    """Batch and sequence of the first array whose other sizes are those of its site."""
+    given = [
+        (known[name], tuple(int(size) for size in getattr(arrays[name], "shape", ())))
+        for name in arrays
+        if name not in OF_LAST_TOKEN
+    ]
+    for read in (_extent_as, _extent_by_last_axis):  # a site with a wrong size is refused later
+        for site, shape in given:
+            # Heads before tokens are refused later, too, and told from tokens before heads.
+            for order in (site.shape, _heads_first(site)):
+                for whole in (shape, (1, *shape)):
+                    if len(whole) == len(order) and (found := read(order, whole)) is not None:
+                        return found
     return None
+
+
+def _extent_as(order: tuple[str | int, ...], shape: tuple[int, ...]) -> tuple[int, int] | None:
+    if any(isinstance(a, int) and a != size for a, size in zip(order, shape, strict=True)):
+        return None
+    return shape[0], shape[order.index("S")]
+
+
+def _extent_by_last_axis(
+    order: tuple[str | int, ...], shape: tuple[int, ...]
+) -> tuple[int, int] | None:
+    return (shape[0], shape[order.index("S")]) if order[-1] in ("S", shape[-1]) else None
+
+
+def _heads_first(site: Site) -> tuple[str | int, ...]:
+    """The axes of a site with those of heads and tokens swapped, if it has both."""
+    if site.role not in HEADED or len(site.shape) != 4:
+        return site.shape
+    batch, tokens, heads, width = site.shape
+    return batch, heads, tokens, width
 
 
 def _check_array(name: str, array: NDArray[Any]) -> None:

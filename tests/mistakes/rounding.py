@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-from ported import narrow
+from ported import narrow, normed
 
 from mistakes.mistake import (
+    EMBEDDING,
+    NORM,
     Mistake,
     Q,
 )
@@ -19,6 +21,18 @@ def _tf32(x, nearest=True):
 
 def _rounded(how):
     return lambda p: how(p["input_layernorm"]).astype(np.float64) @ how(p.weight(Q)).T
+
+
+def _of_weights(how):
+    return lambda p: p["input_layernorm"].astype(np.float64) @ how(p.weight(Q)).T
+
+
+def _norm_of_narrow_weight(p):
+    return normed(p["x"], narrow(p.weight(NORM), np.float16), p.config.rms_norm_eps)
+
+
+def _table(p):
+    return p.weights["model.embed_tokens.weight"]
 
 
 def _sums(dtype):
@@ -37,6 +51,14 @@ MISTAKES = [
     Mistake("inputs rounded to TF32", Q, _rounded(lambda x: _tf32(x, False))),
     Mistake("inputs rounded to bfloat16", Q, _rounded(narrow)),
     Mistake("inputs rounded to float16", Q, _rounded(lambda x: narrow(x, np.float16)), "small"),
+    Mistake("weights rounded to bfloat16", Q, _of_weights(narrow)),
+    Mistake("weights rounded to float16", NORM, _norm_of_narrow_weight),
+    Mistake(
+        "weights rounded to bfloat16",
+        EMBEDDING,
+        lambda p: narrow(_table(p))[p.ids],
+        also=("result rounded to bfloat16",),
+    ),
     Mistake("result rounded to bfloat16", Q, lambda p: narrow(p.right)),
     Mistake("result rounded to float16", Q, lambda p: narrow(p.right, np.float16)),
     Mistake("sums kept in bfloat16", Q, _sums(ml_dtypes.bfloat16)),

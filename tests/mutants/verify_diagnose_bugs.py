@@ -206,4 +206,33 @@ MUTANTS = [
         "",
         f"{_SEEN}::TestNotANumber::test_of_the_model_itself",
     ),
+    # Too few bits.
+    Mutant(
+        "unusual errors held against the limit",
+        "verify/diagnose.py",
+        "return replace(bound, limit=bound.usual) if self._usually else bound",
+        "return bound",
+        "verify/test_precision.py::test_found_and_named[2048-TF32, cut off]",
+    ),
+    Mutant(
+        "rounded weights told as rounded inputs",
+        "verify/hypotheses/precision.py",
+        "if not weights.issuperset(some):",
+        "if True:",
+        f"{_NAMED}[weights rounded to bfloat16, self_attn.q_proj]",
+    ),
+    Mutant(
+        "the first row that begins like a token's",
+        "verify/hypotheses/streams.py",
+        "found = near[(off <= 2 * u * np.abs(row)).all(axis=-1)]",
+        "found = near[(off[:, :1] <= 2 * u * np.abs(row[:1])).all(axis=-1)]",
+        f"{_TESTS}::test_other_ids_are_told",
+    ),
+    Mutant(
+        "ids looked for and not put in",
+        "verify/hypotheses/streams.py",
+        "        ids[b, s] = row\n",
+        "",
+        f"{_TESTS}::test_other_ids_are_told",
+    ),
 ]

@@ -114,6 +114,19 @@ def test_last_token_only():
     assert check(only_logits, model).agrees
 
 
+def test_a_dtype_that_no_array_can_show_is_refused():
+    model, trace = traced(GQA)
+    said = "dtype: expected what the port rounds results to, no wider than its arrays, which are "
+    with pytest.raises(ValueError, match=f"{said}float32, got float64"):
+        check(trace, model, dtype="float64")
+    assert check(trace, model, dtype="float32").agrees
+    half = {name: array.astype(ml_dtypes.bfloat16) for name, array in trace.arrays.items()}
+    with pytest.raises(ValueError, match=f"{said}bfloat16, got float16"):
+        check(replace(trace, arrays=half), model, dtype="float16")
+    half["lm_head"] = trace.arrays["lm_head"]
+    check(replace(trace, arrays=half), model, dtype="float32")
+
+
 def test_formats_that_the_arrays_do_not_show():
     """Numbers rounded to bfloat16 and stored as float32."""
     model, trace = traced(GQA)
@@ -151,6 +164,25 @@ class TestRefused:
         _, trace = traced(GQA)
         message = self.refusal(changed(trace, **{name: trace.arrays[name][..., 1:]}))
         assert message.startswith(f"{name}: expected shape [2, 7, ")
+
+    @pytest.mark.parametrize(
+        "role", ["q_proj", "k_proj", "v_proj", "q_rope", "k_rope", "attention"]
+    )
+    @pytest.mark.parametrize("batch", [1, 2])
+    @pytest.mark.parametrize("told", [True, False], ids=["ids", "no ids"])
+    def test_heads_before_tokens(self, role, batch, told):
+        _, trace = traced(GQA)
+        name = f"model.layers.1.self_attn.{role}"
+        known = ["lm_head", "model.norm"] if role.endswith("rope") else ["model.embed_tokens"]
+        others = {n: trace.arrays[n][:batch] for n in known}
+        array = trace.arrays[name].reshape(2, 7, -1, 4)[:batch].swapaxes(1, 2)
+        ids = trace.input_ids[:batch] if told else None
+        message = self.refusal(Trace({name: array, **others}, ids))
+        assert message.endswith("transpose axes 1 and 2, heads and tokens")
+        if batch == 1:
+            message = self.refusal(Trace({name: array[0], **others}, ids))
+            assert message.endswith("transpose axes 0 and 1, heads and tokens")
+        assert "transpose" not in self.refusal(Trace({name: array[..., 1:]}, trace.input_ids))
 
     def test_dtypes(self):
         _, trace = traced(GQA)

@@ -36,7 +36,12 @@ from llama_layers.verify.validate import validated
 
 NAME = f"model.layers.{LAYER}.self_attn"
 # Named in tests of their own.
-ELSEWHERE = {"another token's norm", "cache shared by all layers", "result cut off"}
+ELSEWHERE = {
+    "another token's norm",
+    "cache shared by all layers",
+    "other token ids",
+    "result cut off",
+}
 
 
 def told(report):
@@ -324,6 +329,27 @@ def test_another_layer_is_told():
     assert found.detail == (
         "The port seems to multiply with the matrix of layer 2; this is layer 1."
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_other_ids_are_told(dtype):
+    trace, model = run(Mistake("none", "model.embed_tokens", lambda p: p.right))
+    name = "model.embed_tokens"
+    wrong = np.array(trace.arrays[name])
+    places, rows = [(0, 3), (1, 0), (1, 1), (1, 9)], [17, 18, 96, 0]
+    for place, row in zip(places, rows, strict=True):
+        wrong[place] = WEIGHTS["base"]["model.embed_tokens.weight"][row]
+    ids = [trace.input_ids[place] for place in places]
+    report = check(Trace({name: wrong.astype(dtype)}, trace.input_ids), model)
+    (found,) = report.first.explanations
+    assert found.name == "other token ids"
+    assert found.detail == (
+        f"Token at (0, 3): the array is row 17, input_ids says {ids[0]}; at (1, 0): the array is "
+        f"row 18, input_ids says {ids[1]}; at (1, 1): the array is row 96, input_ids says {ids[2]};"
+        " and 1 more."
+    )
+    wrong[1, 9] = 7.0
+    assert told(check(Trace({name: wrong}, trace.input_ids), model)) == []
 
 
 def test_zeros_are_told():

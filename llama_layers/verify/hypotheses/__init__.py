@@ -33,4 +33,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     *anywhere.HYPOTHESES,
 )
 
-__all__ = ["HYPOTHESES"]
+# Those of too few bits.
+ROUNDINGS: tuple[Hypothesis, ...] = (*precision.HYPOTHESES, *rope_rounding.HYPOTHESES)
+
+__all__ = ["HYPOTHESES", "ROUNDINGS"]

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS
+from llama_layers.backends.dtypes import FLOATS, dtype_name
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.hypotheses.hypothesis import (
@@ -56,6 +56,11 @@ _Any = (
     Linear | Norm | Attention | Scores | Probabilities | WeightedSum | Gate | Residual | Rope
     | Embedding
 )  # fmt: skip
+_WEIGHTS: dict[type, tuple[str, ...]] = {
+    Linear: ("weight", "bias"),
+    Norm: ("weight",),
+    Embedding: ("table",),
+}
 _Summing = Linear | Norm | Attention | Scores | Probabilities | Softmax | WeightedSum
 
 
@@ -86,11 +91,23 @@ def _inputs_rounded(
 
     def changes(operation: Any, suspect: Suspect) -> Iterator[Change]:
         names = _INPUTS[type(operation)]
+        weights = set(_WEIGHTS.get(type(operation), ()))
         for rounding in roundings:
             rounded = {name: rounding(getattr(operation, name)) for name in names}
             for count in range(len(names), 0, -1) if parts else (len(names),):
                 for some in combinations(names, count):
-                    yield Change(replace(operation, **{name: rounded[name] for name in some}), "")
+                    if not weights.issuperset(some):  # which `_weights_rounded` is about
+                        yield Change(replace(operation, **{n: rounded[n] for n in some}), "")
+
+    return changes
+
+
+def _weights_rounded(narrow: str) -> Callable[[Any, Suspect], Iterator[Computable]]:
+    rounding = _narrow(_DTYPES[narrow])
+
+    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
+        weights = {name: getattr(operation, name) for name in _WEIGHTS[type(operation)]}
+        yield replace(operation, **{n: rounding(w) for n, w in weights.items() if w is not None})
 
     return changes
 
@@ -168,7 +185,7 @@ def _truncated(operation: Any, suspect: Suspect) -> Iterator[Computable]:
         yield Truncated(operation)
 
 
-def _narrow_sums(narrow: str) -> Callable[[Any, Suspect], Iterator[Computable]]:
+def _narrow_sums(narrow: str) -> Callable[[Any, Suspect], Iterator[Change]]:
     r"""Errors as sums in a narrow format leave them.
 
     No bound tells: it is vacuous from n = 1 / u on. What is asked for, with u of the narrow format
@@ -177,7 +194,7 @@ def _narrow_sums(narrow: str) -> Callable[[Any, Suspect], Iterator[Computable]]:
     scaled result is no rounding; and no token that errs by over 8 times the median.
     """
 
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
+    def changes(operation: Any, suspect: Suspect) -> Iterator[Change]:
         if FLOATS[narrow].precision >= FLOATS[suspect.formats.accumulate].precision:
             return
         bound = where_defined(suspect.bound(suspect.formats), suspect.site, suspect.recorded)
@@ -187,7 +204,16 @@ def _narrow_sums(narrow: str) -> Callable[[Any, Suspect], Iterator[Computable]]:
         exact, terms = np.where(judged, bound.exact, 0.0), _terms(operation)
         coarse = _are_numbers_of("bfloat16", suspect.computed) or _are_coarse(error, exact, terms)
         if coarse == (narrow == "bfloat16") and _like_rounding(error, exact, narrow, terms):
-            yield InFormats(operation, accumulate=narrow, usually=True)
+            said = (
+                f"The port's errors are of the size and kind that sums kept in {narrow} make; sums "
+                "need float32 at the least."
+            )
+            if dtype_name(suspect.computed.dtype) == narrow:
+                said += (
+                    f" Or it computes in a wider format and only writes its arrays in {narrow}: "
+                    "write them as they are computed."
+                )
+            yield Change(InFormats(operation, accumulate=narrow, usually=True), said)
 
     return changes
 
@@ -265,6 +291,18 @@ HYPOTHESES = (
     ),
     *(
         Hypothesis(
+            f"weights rounded to {narrow}",
+            Linear | Norm | Embedding,
+            _weights_rounded(narrow),
+            f"The port seems to have rounded the model's weights to {narrow} when it loaded them. "
+            f"If that is meant, hold it against those: --weights-dtype {narrow}, in Python "
+            f"load(..., dtype={narrow!r}).",
+            Kind.ROUNDING,
+        )
+        for narrow in _DTYPES
+    ),
+    *(
+        Hypothesis(
             f"result rounded to {narrow}",
             _Any | Softmax,
             _result_rounded(narrow),
@@ -297,9 +335,7 @@ HYPOTHESES = (
             f"sums kept in {narrow}",
             _Summing,
             _narrow_sums(narrow),
-            f"The port's errors are of the size and kind that sums kept in {narrow} make; sums "
-            "need float32 at the least.",
-            Kind.SOLVED,
+            kind=Kind.SOLVED,
             loosens=True,
         )
         for narrow in _DTYPES

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
+from llama_layers.backends.dtypes import FLOATS
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
@@ -20,6 +23,9 @@ from llama_layers.verify.hypotheses.hypothesis import (
 )
 from llama_layers.verify.operations import Embedding, Residual
 from llama_layers.verify.suspect import Suspect
+
+# Of more wrong tokens than that the ids are not looked for.
+_IDS = 64
 
 
 def _sum(*terms: Float64Array) -> Formula:
@@ -114,6 +120,34 @@ def _tokens_shifted(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
         )
 
 
+def _other_ids(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
+    """The row of the table that each wrong token has, where there is one."""
+    bound = suspect.bound(suspect.formats)
+    wrong = np.argwhere((bound.ratio(suspect.computed) > 1).any(axis=-1))
+    if not 0 < len(wrong) <= _IDS:
+        return
+    ids, said = embedding.ids.copy(), []
+    for b, s in wrong:
+        row = _row_of(wide(suspect.computed[b, s]), embedding.table, suspect.formats.dtype)
+        if row is None:
+            return
+        said.append(f"({b}, {s}): the array is row {row}, input_ids says {ids[b, s]}")
+        ids[b, s] = row
+    more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
+    yield Change(replace(embedding, ids=ids), f"Token at {'; at '.join(said[:3])}{more}.")
+
+
+def _row_of(row: Float64Array, table: NDArray[Any], dtype: str) -> int | None:
+    """Which row of a table it is in a format, by its first channels and then by all."""
+    u = FLOATS[dtype].unit_roundoff
+    few = 4
+    off = np.abs(table[:, :few].astype(np.float64) - row[:few])
+    near = np.flatnonzero((off <= 2 * u * np.abs(row[:few])).all(axis=-1))
+    off = np.abs(table[near].astype(np.float64) - row)
+    found = near[(off <= 2 * u * np.abs(row)).all(axis=-1)]
+    return int(found[0]) if len(found) else None
+
+
 def _another_table(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
     yield Change(
         replace(embedding, table=to_numpy(suspect.model.weights.lm_head)),
@@ -159,5 +193,6 @@ HYPOTHESES = (
     ),
     Hypothesis("token ids shifted", Embedding, _ids_shifted),
     Hypothesis("tokens shifted", Embedding, _tokens_shifted),
+    Hypothesis("other token ids", Embedding, _other_ids, kind=Kind.SOLVED),
     Hypothesis("another embedding table", Embedding, _another_table),
 )
