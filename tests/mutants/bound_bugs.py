@@ -9,6 +9,12 @@ ROPE = "verify/bounds/rope.py"
 SCORES = "verify/bounds/scores.py"
 SOFTMAX = "verify/bounds/softmax.py"
 ATTENTION = "verify/bounds/attention.py"
+INPUTS = "test_bounds_inputs.py::test"
+WITHIN = f"{INPUTS}_within_the_limit_of_what_was_recorded"
+WORST = f"{INPUTS}_worst_inputs_reach_the_limit_and_stay_within"
+VANISH = f"{INPUTS}_numbers_that_vanish_where_they_are_written"
+TOO_LARGE = f"{INPUTS}_nothing_is_said_of_numbers_that_were_too_large_to_write"
+EXCESS = "verify/test_excess_precision.py::test"
 
 MUTANTS = [
     # What every bound is made of.
@@ -72,8 +78,8 @@ MUTANTS = [
     Mutant(
         "silu's tanh form forgotten",
         POINTWISE,
-        "error = relative * finite_magnitude(gated) + u * exp_ulps * size_g * (1 + relative)",
-        "error = relative * finite_magnitude(gated)",
+        "error = error + u * exp_ulps * size_g * (1 + relative)",
+        "pass",
         "test_bounds_pointwise.py::test_swiglu_true_error_is_within_the_limit[float32]",
     ),
     Mutant(
@@ -86,8 +92,8 @@ MUTANTS = [
     Mutant(
         "residual's limit from what is added, not from the sum",
         POINTWISE,
-        "sums.unit_roundoff * finite_magnitude(exact)",
-        "sums.unit_roundoff * (finite_magnitude(a64) + finite_magnitude(b64))",
+        "sums.unit_roundoff * (finite_magnitude(exact) + off)",
+        "sums.unit_roundoff * (finite_magnitude(a64) + finite_magnitude(b64) + off)",
         "test_bounds_pointwise.py::test_residual_limit_is_the_formula[float32]",
     ),
     Mutant(
@@ -151,8 +157,8 @@ MUTANTS = [
     Mutant(
         "second channel turned the other way",
         ROPE,
-        "second, first, cos, sin),",
-        "second, first, cos, -sin),",
+        "second, first, off_second, off_first, sin),",
+        "second, first, off_second, off_first, -sin),",
         "test_bounds_rope.py::test_true_error_is_within_the_limit",
     ),
     # Scores.
@@ -311,5 +317,209 @@ MUTANTS = [
         "error = own_error(sums) * error / np.where(share < 1, 1 - share, 0.0)",
         "error = own_error(sums) * error",
         "test_bounds_attention.py::test_attention_limit_is_the_formula[bfloat16]",
+    ),
+    # Inputs of which an engine had more digits than were recorded.
+    Mutant(
+        "inputs' roundings counted twice",
+        "verify/bounds/bound.py",
+        "u / (1 - u) * magnitude + to",
+        "2 * u / (1 - u) * magnitude + to",
+        f"{WORST}[linear]",
+    ),
+    Mutant(
+        "inputs that vanish forgotten",
+        "verify/bounds/bound.py",
+        "magnitude + to.smallest_subnormal)",
+        "magnitude)",
+        f"{VANISH}[linear]",
+    ),
+    Mutant(
+        "inputs too large to write taken for right",
+        "verify/bounds/bound.py",
+        "magnitude = np.where(np.isnan(stored), 0.0, np.abs(stored))",
+        "magnitude = finite_magnitude(stored)",
+        f"{TOO_LARGE}[linear]",
+    ),
+    Mutant(
+        "inputs' roundings that never cancel",
+        "verify/bounds/bound.py",
+        "return most, np.minimum(4 * np.sqrt(squares), most)",
+        "return most, most",
+        f"{INPUTS}_roundings_rarely_all_go_one_way",
+    ),
+    Mutant(
+        "errors of a product's inputs forgotten",
+        "verify/bounds/linear.py",
+        "most, usually = carried((off, finite_w.T))",
+        "most, usually = 0.0, 0.0",
+        f"{WITHIN}[linear-bfloat16]",
+    ),
+    Mutant(
+        "errors of inputs left out of a product's size",
+        "verify/bounds/linear.py",
+        "finite_x = finite_magnitude(x) + off",
+        "finite_x = finite_magnitude(x)",
+        f"{VANISH}[linear]",
+    ),
+    Mutant(
+        "errors of a row not normalised",
+        "verify/bounds/norm.py",
+        "total = relative * (np.abs(exact) + moved) + moved + underflow",
+        "total = relative * (np.abs(exact) + moved) + underflow",
+        f"{WITHIN}[norm-bfloat16]",
+    ),
+    Mutant(
+        "errors of a mean square's inputs forgotten",
+        "verify/bounds/norm.py",
+        "growth + lost_squares + square / n / (mean_square + eps)",
+        "growth + lost_squares",
+        f"{WORST}[norm]",
+    ),
+    Mutant(
+        "errors of a mean square's inputs counted twice",
+        "verify/bounds/norm.py",
+        "off * (2 * np.abs(x64) + off)",
+        "2 * off * (2 * np.abs(x64) + off)",
+        f"{INPUTS}_roundings_rarely_all_go_one_way",
+    ),
+    Mutant(
+        "row with a number too large to write normalised",
+        "verify/bounds/norm.py",
+        "can_overflow |= np.isinf(off).any(axis=-1, keepdims=True)",
+        "pass",
+        f"{TOO_LARGE}[norm]",
+    ),
+    Mutant(
+        "error of one channel of a pair forgotten",
+        ROPE,
+        "error = error + off_a * np.abs(cos) + off_b * np.abs(s)",
+        "error = error + off_a * np.abs(cos)",
+        f"{WORST}[rope]",
+    ),
+    Mutant(
+        "errors of the channels of a pair swapped",
+        ROPE,
+        "first, second, off_first, off_second, -sin)",
+        "first, second, off_second, off_first, -sin)",
+        f"{WORST}[rope]",
+    ),
+    Mutant(
+        "inputs taken for exact at position zero",
+        ROPE,
+        "(still | ((a == 0) & (b == 0))) & (off_a + off_b == 0)",
+        "still | ((a == 0) & (b == 0))",
+        f"{WITHIN}[rope-bfloat16]",
+    ),
+    Mutant(
+        "errors of a gate forgotten",
+        POINTWISE,
+        "lost * (1 + size_g) + moved",
+        "lost * (1 + size_g)",
+        f"{WORST}[gate]",
+    ),
+    Mutant(
+        "errors of what is gated forgotten",
+        POINTWISE,
+        "* size_h + finite_magnitude(gated) * off_h",
+        "* size_h",
+        f"{WORST}[gate]",
+    ),
+    Mutant(
+        "errors of a gate above it only",
+        POINTWISE,
+        "return np.maximum(below, above)",
+        "return above",
+        f"{INPUTS}_silu_beside_its_least_value",
+    ),
+    Mutant(
+        "errors of what is added forgotten",
+        POINTWISE,
+        "off = input_error(a64, before) + input_error(b64, before)",
+        "off = input_error(a64, before)",
+        f"{WORST}[residual]",
+    ),
+    Mutant(
+        "zero sum of inexact inputs taken for certain",
+        POINTWISE,
+        "certain = (exact == 0) & (off == 0)",
+        "certain = exact == 0",
+        f"{VANISH}[residual]",
+    ),
+    Mutant(
+        "residual that may not flush",
+        POINTWISE,
+        "error = error + 3 * sums.smallest_normal",
+        "pass",
+        f"{INPUTS}_residual_that_flushes",
+    ),
+    Mutant(
+        "errors of keys forgotten",
+        SCORES,
+        "moved = carried((off_q, finite_magnitude(k).T), (size_q, off_k.T))",
+        "moved = carried((off_q, finite_magnitude(k).T))",
+        f"{WORST}[scores]",
+    ),
+    Mutant(
+        "errors of queries forgotten",
+        SCORES,
+        "moved = carried((off_q, finite_magnitude(k).T), (size_q, off_k.T))",
+        "moved = carried((size_q, off_k.T))",
+        f"{WORST}[scores]",
+    ),
+    Mutant(
+        "errors of recorded scores forgotten",
+        SOFTMAX,
+        "off = input_error(a, before)",
+        "off = np.zeros_like(a)",
+        f"{WITHIN}[softmax-bfloat16]",
+    ),
+    Mutant(
+        "errors of recorded probabilities forgotten",
+        ATTENTION,
+        "moved = carried((off_p, finite_magnitude(v)), (size_p, off_v))",
+        "moved = carried((size_p, off_v))",
+        f"{WORST}[weighted sum]",
+    ),
+    Mutant(
+        "errors of weighed values forgotten",
+        ATTENTION,
+        "moved = carried((off_p, finite_magnitude(v)), (size_p, off_v))",
+        "moved = carried((off_p, finite_magnitude(v)))",
+        f"{WORST}[weighted sum]",
+    ),
+    Mutant(
+        "errors of attention's values forgotten",
+        ATTENTION,
+        "error = error + carried((weights.p + weights.grown[i], off))[i]",
+        "pass",
+        f"{WORST}[attention of equal scores]",
+    ),
+    Mutant(
+        "excess precision tried where sums have no more digits",
+        "verify/operations.py",
+        "and (self._sums_have_more_digits or not persona.excess_precision)",
+        "",
+        f"{EXCESS}_personas_that_formats_allow",
+    ),
+    Mutant(
+        "excess precision where sums have no more digits",
+        "verify/operations.py",
+        "excess = self.persona.excess_precision and self._sums_have_more_digits",
+        "excess = self.persona.excess_precision",
+        f"{EXCESS}_inputs_of_which_more_is_known",
+    ),
+    Mutant(
+        "narrow cache of float64",
+        "verify/operations.py",
+        'return self.dtype != "float64" and form',
+        "return form",
+        f"{EXCESS}_no_cache_is_an_excuse_for_float64",
+    ),
+    Mutant(
+        "inputs' format taken for the result's",
+        "verify/check.py",
+        "return Formats(found.name, accumulate, self._persona, narrowest)",
+        "return Formats(found.name, accumulate, self._persona, found.name)",
+        f"{EXCESS}_stated_formats",
     ),
 ]
