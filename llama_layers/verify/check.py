@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,13 @@ from llama_layers.llama import Llama
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.defined import where_defined
-from llama_layers.verify.diagnose import diagnose, diagnose_unusual
+from llama_layers.verify.diagnose import diagnose, diagnose_strictly, diagnose_unusual
 from llama_layers.verify.distance import distance
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.operations import Formats
 from llama_layers.verify.personas import CONTRACT, Persona, persona_named
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
-from llama_layers.verify.seen import Unlocated
+from llama_layers.verify.seen import Seen, Unlocated
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.suspect import Suspect
 from llama_layers.verify.trace import Trace
@@ -31,6 +31,19 @@ from llama_layers.verify.validate import Recorded, validated
 WORST = 8
 # How many sites of one role are diagnosed, if what explained the first does not explain them.
 DIAGNOSED = 3
+
+T = TypeVar("T", Suspect, Seen, contravariant=True)
+
+
+class Diagnosis(Protocol[T]):
+    """What looks for mistakes, all or only some."""
+
+    __name__: str
+
+    def __call__(
+        self, subject: T, /, *, only: Collection[str] | None = None
+    ) -> tuple[Explanation, ...]:
+        """The mistakes that explain a site."""
 
 
 def check(
@@ -164,8 +177,8 @@ class _Checker:
         self._persona = persona or CONTRACT
         self._tries_personas = persona is None
         self._explains = explains
-        self._explained: dict[str, list[Explanation]] = {}  # by role
-        self._diagnosed: dict[str, int] = {}
+        self._explained: dict[tuple[str, str], list[Explanation]] = {}  # by role and diagnosis
+        self._diagnosed: dict[tuple[str, str], int] = {}
         self._unlocated = Unlocated(recorded, model)
 
     def results(self) -> Iterator[SiteResult]:
@@ -199,16 +212,16 @@ class _Checker:
         judgement = judge(array, bound)
         verdict: SiteVerdict = judgement.verdict
         note = ""
+        explanations: tuple[Explanation, ...] = ()
         if verdict != "PASS" and self._tries_personas:
-            explained = self._as_persona(suspect)
-            if explained is not None:
-                verdict, note = "WARN", explained
+            note, explanations = self._as_persona(suspect)
+            if note:
+                verdict = "WARN"
         judged = ~np.isinf(bound.limit)
         if verdict != "FAIL" and not np.isfinite(array.astype(np.float64)[judged]).all():
             verdict, note = "WARN", "the port has NaN or Inf here, as what it was given demands"
-        explanations: tuple[Explanation, ...] = ()
         if verdict == "FAIL" and self._explains:
-            explanations = self._diagnosis(site, lambda only: diagnose(suspect, only=only))
+            explanations = explanations or self._diagnosis(suspect, diagnose)
         return SiteResult(
             site=site,
             verdict=verdict,
@@ -221,29 +234,32 @@ class _Checker:
             note=note or self._unusual(suspect, judgement, verdict),
             histogram=_histogram(bound.ratio(array)),
             worst=_worst(array, bound),
-            explanations=explanations,
+            explanations=explanations if self._explains else (),
         )
 
-    def _as_persona(self, suspect: Suspect) -> str | None:
-        """What to say where an engine's own roundings explain the array."""
+    def _as_persona(self, suspect: Suspect) -> tuple[str, tuple[Explanation, ...]]:
+        """What to say where an engine's own roundings explain the array; or what does better."""
         for persona in suspect.formats.personas:
             bound = suspect.operation.bound(replace(suspect.formats, persona=persona))
             theirs = where_defined(bound, suspect.site, self._recorded)
             if judge(suspect.computed, theirs).verdict == "PASS":
+                # Unrounded inputs excuse much: what explains without them is what it was.
+                strictly = persona.excess_precision and self._diagnosis(suspect, diagnose_strictly)
+                if strictly:
+                    return "", strictly
                 habits = persona.habits(suspect.operation, suspect.formats.dtype)
-                return f"rounds as {persona.name} does: {habits}"
-        return None
+                return f"rounds as {persona.name} does: {habits}", ()
+        return "", ()
 
-    def _diagnosis(
-        self, site: Site, diagnosed: Callable[[Collection[str] | None], tuple[Explanation, ...]]
-    ) -> tuple[Explanation, ...]:
+    def _diagnosis(self, subject: T, diagnosed: Diagnosis[T]) -> tuple[Explanation, ...]:
         """What explains a site: what explained others of its role, or else any mistake."""
-        known = self._explained.setdefault(site.role, [])
-        again = diagnosed({explanation.name for explanation in known})
-        if again or self._diagnosed.get(site.role, 0) >= DIAGNOSED:
+        key = (subject.site.role, diagnosed.__name__)
+        known = self._explained.setdefault(key, [])
+        again = diagnosed(subject, only={explanation.name for explanation in known})
+        if again or self._diagnosed.get(key, 0) >= DIAGNOSED:
             return again
-        self._diagnosed[site.role] = self._diagnosed.get(site.role, 0) + 1
-        found = diagnosed(None)
+        self._diagnosed[key] = self._diagnosed.get(key, 0) + 1
+        found = diagnosed(subject)
         known.extend(found)
         return found
 
@@ -270,9 +286,7 @@ class _Checker:
         seen = self._unlocated.seen(site, array, self._formats(array))
         explanations: tuple[Explanation, ...] = ()
         if seen.verdict == "DIFFERS" and self._explains:
-            explanations = self._diagnosis(
-                site, lambda only: self._unlocated.diagnose(seen, only=only)
-            )
+            explanations = self._diagnosis(seen, self._unlocated.diagnose)
         return SiteResult(
             site=site,
             verdict=seen.verdict,

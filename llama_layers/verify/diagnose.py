@@ -78,6 +78,30 @@ def diagnose(
     return _tried(_Trial(suspect), [h for h in HYPOTHESES if only is None or h.name in only])
 
 
+@np.errstate(all="ignore")
+def diagnose_strictly(
+    suspect: Suspect, /, *, only: Collection[str] | None = None
+) -> tuple[Explanation, ...]:
+    """The mistakes that would explain a suspect without any engine's further roundings.
+
+    Parameters
+    ----------
+    suspect : Suspect
+        A site that failed.
+    only : collection of str, optional
+        Names of hypotheses to try; all if not given.
+
+    Returns
+    -------
+    tuple of Explanation
+        Other formulas, weights and inputs, and fewer bits; not what is read off the array.
+    """
+    chosen = [h for h in HYPOTHESES if h.kind != Kind.SOLVED and not h.loosens]
+    trial = _Trial(suspect, personas=(CONTRACT,))
+    return _tried(trial, [h for h in chosen if only is None or h.name in only])
+
+
+@np.errstate(all="ignore")
 def diagnose_unusual(suspect: Suspect, /) -> tuple[Explanation, ...]:
     """The roundings that would explain errors within the limit and beyond what is usual.
 
@@ -109,10 +133,19 @@ def _tried(trial: _Trial, chosen: Collection[Hypothesis]) -> tuple[Explanation, 
 class _Trial:
     """One suspect, held against one mistake after the other: by limits, or by what is usual."""
 
-    def __init__(self, suspect: Suspect, *, usually: bool = False) -> None:
+    def __init__(
+        self,
+        suspect: Suspect,
+        *,
+        usually: bool = False,
+        personas: tuple[Persona, ...] | None = None,
+    ) -> None:
         self._suspect = suspect
         self._usually = usually
         self._formats = suspect.formats
+        persona = suspect.formats.persona
+        tried = (persona,) if persona is not CONTRACT else (CONTRACT, *suspect.formats.personas)
+        self._personas = tried if personas is None else personas
         right = self._judged(suspect.bound(suspect.formats))
         ratio = right.ratio(suspect.computed)
         self._wrong = ratio > 1
@@ -163,7 +196,7 @@ class _Trial:
     def _explained(self, hypothesis: Hypothesis, change: Change) -> Iterator[_Found]:
         """The largest ratio and the error that are left, where the mistake explains the array."""
         computed = self._suspect.computed
-        for persona in self._personas():
+        for persona in self._personas:
             formats = replace(self._formats, persona=persona)
             bound = self._judged(change.operation.bound(formats))
             tokens, wrong = self._by_token(bound.ratio(computed)) <= 1, self._by_token(self._wrong)
@@ -200,10 +233,6 @@ class _Trial:
     def _liberal(self) -> Formats:
         chosen = self._formats.persona is not CONTRACT
         return self._formats if chosen else replace(self._formats, persona=_ALL)
-
-    def _personas(self) -> tuple[Persona, ...]:
-        persona = self._formats.persona
-        return (persona,) if persona is not CONTRACT else (CONTRACT, *self._formats.personas)
 
     def _judged(self, bound: Bound) -> Bound:
         return where_defined(self._limited(bound), self._suspect.site, self._suspect.recorded)

@@ -112,7 +112,7 @@ class Unlocated:
         return Seen(site, array, formats, inputs, math.nan, yardstick, odd)
 
     def diagnose(
-        self, seen: Seen, *, only: Collection[str] | None = None
+        self, seen: Seen, /, *, only: Collection[str] | None = None
     ) -> tuple[Explanation, ...]:
         """The mistakes whose recomputation the array looks like, the likeliest first.
 

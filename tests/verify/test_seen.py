@@ -191,8 +191,14 @@ def test_a_mistake_at_a_site_that_was_not_recorded(mistake):
     assert report.first.verdict in ("DIFFERS", "FAIL")
     assert mistake.name in told(report.first)
     if mistake.role == "mlp.act":
-        detail = report.first.explanations[0].detail
+        (detail,) = (e.detail for e in report.first.explanations if e.name == mistake.name)
         assert detail.endswith(f" That is at {mistake.site}.")
+
+
+def test_the_last_layers_were_left_out():
+    report = checked(names=["model.embed_tokens", "lm_head"], layers=[0, None, None])
+    assert told(report.first) == ["last layers left out"]
+    assert report.first.explanations[0].detail == "The port seems to pass layers 1 to 2 by."
 
 
 def test_noise_is_not_explained():

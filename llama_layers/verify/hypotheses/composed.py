@@ -56,11 +56,16 @@ def composed(run: Run, between: Sequence[int]) -> Iterator[Composed]:
 def _layers(run: Run, between: Sequence[int]) -> Iterator[Composed]:
     """A layer that was not run, or run with the weights of another."""
     for layer in between:
-        ends = {f"model.layers.{layer}.{name}" for name in ("self_attn.o_proj", "mlp.down_proj")}
         yield Composed(
             "layer left out",
             f"The port seems to pass layer {layer} by.",
-            replace(run, tap=_at(ends, np.zeros_like)),
+            replace(run, tap=_at(_ends([layer]), np.zeros_like)),
+        )
+    for since in (between[i:] for i in range(len(between) - 1)):
+        yield Composed(
+            "last layers left out",
+            f"The port seems to pass layers {since[0]} to {since[-1]} by.",
+            replace(run, tap=_at(_ends(since), np.zeros_like)),
         )
     if len(between) > _FEW:
         return
@@ -72,6 +77,12 @@ def _layers(run: Run, between: Sequence[int]) -> Iterator[Composed]:
                     f"The port seems to run layer {layer} with the weights of layer {other}.",
                     _with_layers(run, places={layer: other}),
                 )
+
+
+def _ends(layers: Sequence[int]) -> set[str]:
+    """The sites that add what layers compute."""
+    blocks = ("self_attn.o_proj", "mlp.down_proj")
+    return {f"model.layers.{layer}.{block}" for layer in layers for block in blocks}
 
 
 def _taps(run: Run) -> Iterator[Composed]:

@@ -94,9 +94,15 @@ def _inputs_rounded(
         weights = set(_WEIGHTS.get(type(operation), ()))
         for rounding in roundings:
             rounded = {name: rounding(getattr(operation, name)) for name in names}
+            # To round weights alone is a mistake of its own.
+            told = {
+                name
+                for name in set(names) - weights
+                if not parts or not np.array_equal(rounded[name], wide(getattr(operation, name)))
+            }
             for count in range(len(names), 0, -1) if parts else (len(names),):
                 for some in combinations(names, count):
-                    if not weights.issuperset(some):  # which `_weights_rounded` is about
+                    if told.intersection(some):
                         yield Change(replace(operation, **{n: rounded[n] for n in some}), "")
 
     return changes
