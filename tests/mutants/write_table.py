@@ -8,6 +8,7 @@ import bound_bugs
 import catalogue
 import decoder
 import decoding
+import verify_check_bugs
 import verify_diagnose_bugs
 import verify_recorders_bugs
 import verify_report_bugs
@@ -18,6 +19,7 @@ SUBJECTS = {
     "Decoder": decoder.MUTANTS,
     "Sampling and generation": decoding.MUTANTS,
     "Bounds of a layer's operations": bound_bugs.MUTANTS,
+    "Checks, traces and commands": verify_check_bugs.MUTANTS,
     "Diagnosis": verify_diagnose_bugs.MUTANTS,
     "Names, files and recorders": verify_recorders_bugs.MUTANTS,
     "Reports and comparisons": verify_report_bugs.MUTANTS,
