@@ -17,7 +17,7 @@ def check_output(path: Path | None, force: bool) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a file, got a directory")
     if path.exists() and not force:
-        raise FileExistsError(f"{path} exists; --force overwrites it, in Python force=True")
+        raise FileExistsError(f"{path} exists; force=True overwrites it")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from llama_layers.cli import check, compare, convert, generate, info, pull, qkv, trace
+from llama_layers.cli import bench, check, compare, convert, generate, info, pull, qkv, trace
 from llama_layers.errors import BackendError
 
 
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, ImportError, BackendError) as error:
-        print(f"llama-layers {args.command}: {error}", file=sys.stderr)
+        said = str(error).replace("; force=True overwrites", "; --force overwrites")
+        print(f"llama-layers {args.command}: {said}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(f"llama-layers {args.command}: not enough memory: {error}", file=sys.stderr)
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (info, pull, convert, qkv, generate, trace, check, compare):
+    for command in (info, pull, convert, qkv, generate, trace, check, compare, bench):
         command.add_parser(commands)
     return parser
 

@@ -39,12 +39,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--dtype",
         choices=formats,
-        help="what the port rounds results to (default: as the trace says, or its arrays)",
+        help="what the port rounded its arrays to, where that is narrower than they are stored: "
+        "bfloat16 written out as float32, say (default: as the trace says, or its arrays' dtypes)",
     )
     parser.add_argument(
         "--accumulate",
         choices=formats,
-        help="what the port keeps sums in (default: as the trace says, or float32)",
+        help="what the port keeps sums in (default: as the trace says, or float32; float64 for "
+        "float64 arrays)",
     )
     parser.add_argument(
         "--weights-dtype",

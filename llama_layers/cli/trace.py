@@ -18,6 +18,8 @@ def add_parser(commands: Any) -> None:
         description="Run a model on a text and write the array of every site as safetensors, under "
         "the name that its module has in Hugging Face's model. --dtype float64 makes an exact "
         "reference.",
+        epilog="--dtype is what the model computes in here. That of check is another: what the "
+        "arrays of a port were rounded to.",
     )
     parser.add_argument("text", nargs="?", help="the text; or --ids")
     parser.add_argument(
@@ -40,7 +42,10 @@ def add_parser(commands: Any) -> None:
         "--layers", type=_ranges, metavar="0-3,7", help="of which layers (default: all)"
     )
     add_backend(parser)
-    add_dtype(parser, "the weights")
+    add_dtype(
+        parser,
+        "the weights, and of what is computed with them (default: as stored)",
+    )
     add_force(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -59,6 +64,8 @@ def _ranges(text: str) -> list[int]:
         first, _, last = part.partition("-")
         if not (first.isdecimal() and (last.isdecimal() or part == first)):
             raise argparse.ArgumentTypeError(f"expected layers such as 0-3,7, got {text!r}")
+        if int(last or first) < int(first):
+            raise argparse.ArgumentTypeError(f"expected a range that ascends, got {part!r}")
         found += range(int(first), int(last or first) + 1)
     return found
 

@@ -90,13 +90,16 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
         a, b = to_numpy(arrays_a[site.name]), to_numpy(arrays_b[site.name])
         formats = [_format(site, *side) for side in ((a, trace_a), (b, trace_b))]
         inputs, steps = _nearest(site, every, differences)
+        a, b, allowed = _rows(site, a, b, keep, config)
         differences[site.name] = SiteDifference(
             site,
             (formats[0].name, formats[1].name),
-            distance(*_rows(site, a, b, keep, config)),
+            distance(a, b, allowed),
             inputs,
             max((differences[i].difference for i in inputs if i in differences), default=0.0),
             max(form.unit_roundoff for form in formats) * math.sqrt(steps),
+            _identical(a, b),
+            _odd(a, b, allowed),
         )
     return Comparison(
         tuple(differences.values()),
@@ -230,3 +233,17 @@ def _rows(
         return a[kept], b[kept], None if allowed is None else allowed[kept]
     a, b = (array.reshape(-1, *array.shape[2:]) for array in (a, b))
     return a, b, None if allowed is None else allowed.reshape(-1, *allowed.shape[2:])
+
+
+def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two arrays have the same bits: a zero of the other sign is another number."""
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    return a.dtype == b.dtype and np.array_equal(
+        np.ascontiguousarray(a).view(bits), np.ascontiguousarray(b).view(bits)
+    )
+
+
+def _odd(a: NDArray[Any], b: NDArray[Any], allowed: NDArray[np.bool_] | None) -> int:
+    """How many of the numbers that count are NaN or Inf in either array."""
+    odd = ~(np.isfinite(a) & np.isfinite(b))
+    return int(np.count_nonzero(odd if allowed is None else odd & allowed))

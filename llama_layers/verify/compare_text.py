@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from llama_layers.verify.comparison import SUSPECT, Comparison, SiteDifference
@@ -27,10 +28,13 @@ def headline(comparison: Comparison) -> str:
     first = comparison.first
     if first is not None:
         return f"DIVERGE: first at {first.site.name}: {what_is_wrong(first)}"
+    sites = counted(len(comparison.results), "site")
+    if all(result.identical for result in comparison.results):
+        return f"AGREE: {sites}, bitwise equal"
     largest = max(comparison.results, key=lambda result: result.difference)
     amplifies = max(comparison.results, key=lambda result: result.factor)
     return (
-        f"AGREE: {counted(len(comparison.results), 'site')}; the largest difference is "
+        f"AGREE: {sites}; the largest difference is "
         f"{figure(largest.difference)}, at {largest.site.name}; none differs by more than "
         f"{figure(amplifies.factor)} times what it inherits and may round"
     )
@@ -38,6 +42,8 @@ def headline(comparison: Comparison) -> str:
 
 def what_is_wrong(result: SiteDifference) -> str:
     """How far a suspect differs, in words."""
+    if math.isinf(result.difference) and result.odd:
+        return f"NaN or Inf in one trace and not in the other; inputs: {', '.join(result.inputs)}"
     return (
         f"difference {figure(result.difference)}, {figure(result.factor)} times what it inherits "
         f"from {', '.join(result.inputs)} ({figure(result.inherited)}) and may round "
@@ -100,6 +106,10 @@ def _remarks(comparison: Comparison) -> Iterator[str]:
         )
         + "."
     )
+    odd = [result for result in comparison.results if result.odd and not result.suspect]
+    if odd:
+        where = ", ".join(roles_and_layers(result.site for result in odd))
+        yield f"NaN or Inf at {counted(len(odd), 'site')}, alike in both or inherited: {where}."
     if not comparison.same_tokens:
         yield "Not both traces have input_ids: they were taken to be of the same tokens."
     for which, names in (("first", comparison.only_a), ("second", comparison.only_b)):

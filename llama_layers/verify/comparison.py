@@ -34,6 +34,10 @@ class SiteDifference:
     roundoff : float
         The unit roundoff of the coarser of the two formats, times the root of the number of
         operations since those inputs.
+    identical : bool
+        Whether both traces have the same bits in the same dtype.
+    odd : int
+        How many numbers are NaN or Inf in either trace.
     """
 
     site: Site
@@ -42,6 +46,8 @@ class SiteDifference:
     inputs: tuple[str, ...]
     inherited: float
     roundoff: float
+    identical: bool = False
+    odd: int = 0
 
     @property
     def added(self) -> float:

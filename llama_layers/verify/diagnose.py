@@ -209,7 +209,7 @@ class _Trial:
                 error = _error(computed, bound)
                 less = hypothesis.loosens or error < _LESS * self._error
                 if 2 * judged >= np.count_nonzero(self._wrong) and less:
-                    detail = change.detail if tokens.all() else _at(wrong, change.detail)
+                    detail = change.detail if tokens.all() else _at(wrong, tokens, change.detail)
                     yield _Found(Explanation(hypothesis.name, detail, float(ratio)), error)
                 return
 
@@ -241,15 +241,27 @@ class _Trial:
         return replace(bound, limit=bound.usual) if self._usually else bound
 
 
-def _at(tokens: NDArray[np.bool_], detail: str) -> str:
-    """The detail, with the tokens that show the mistake."""
-    numbers = np.flatnonzero(tokens.any(axis=0))
-    first, last = numbers[0], numbers[-1]
-    if len(numbers) == last - first + 1:
-        words = f"token {first}" if first == last else f"tokens {first}..{last}"
+def _at(tokens: NDArray[np.bool_], explained: NDArray[np.bool_], detail: str) -> str:
+    """The detail, with the sequences and tokens that show the mistake, if some have it not."""
+    rows, numbers = (np.flatnonzero(tokens.any(axis=axis)) for axis in (1, 0))
+    places = _counted("token", numbers) if not explained[rows].all() else ""
+    sequences = _counted("sequence", rows) if len(rows) < len(tokens) else ""
+    if places:
+        where = f"at {places}" + (f" of {sequences}" if sequences else "")
+    elif sequences:
+        where = f"in {sequences}"
     else:
-        words = f"{len(numbers)} tokens, the first {first} and the last {last}"
-    return f"{detail.removesuffix('.')}, but only at {words}."
+        return detail
+    return f"{detail.removesuffix('.')}, but only {where}."
+
+
+def _counted(what: str, numbers: NDArray[np.intp]) -> str:
+    first, last = numbers[0], numbers[-1]
+    if first == last:
+        return f"{what} {first}"
+    if len(numbers) == last - first + 1:
+        return f"{what}s {first}..{last}"
+    return f"{len(numbers)} {what}s, the first {first} and the last {last}"
 
 
 def _largest(values: NDArray[Any], count: int) -> NDArray[np.intp]:

@@ -16,6 +16,7 @@ from llama_layers.verify.layout import apart, figure
 from llama_layers.verify.report import SITE_VERDICTS, Element, Report, SiteResult
 from llama_layers.verify.summary import RoleSummary, by_role, grouped
 from llama_layers.verify.text import (
+    LEGEND,
     UNEXPLAINED,
     UNLOCATED,
     headline,
@@ -194,7 +195,7 @@ def _roles(results: Sequence[SiteResult]) -> Iterator[str]:
     yield "<h2>How errors are spread</h2>"
     yield (
         '<p class="dim">All elements of all layers, by error over limit, on log scales; the dashed '
-        "line is the limit.</p>"
+        f"line is the limit. {LEGEND}</p>"
     )
     heads = ("site", "verdicts", "error/limit", "error/usual", "worst layer", "histogram")
     yield '<div class="scroll"><table class="lines"><thead><tr>'

@@ -41,7 +41,12 @@ def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
 
 
 def figure(number: float) -> str:
-    """A ratio or a difference in two digits: 0.41, 17, 1.2e+04; more, where it is almost 1."""
+    """A ratio or a difference in two digits: 0.41, 17, 1.2e+04; more, where it is just above 1.
+
+    A ratio just below 1 is no near miss: what is rounded correctly comes as near as that.
+    """
+    if 0.995 <= number < 1:
+        return "1.00"
     for digits in range(2, 17):
         text = f"{number:.{digits}g}"
         if text != "1":

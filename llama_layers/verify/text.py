@@ -12,6 +12,7 @@ from llama_layers.verify.sites import Site
 from llama_layers.verify.summary import RoleSummary, by_role, grouped, layer_ranges
 
 UNEXPLAINED = "No mistake that is known here explains it."
+LEGEND = "Beyond 1 no rounding explains it. What is rounded once, as a sum, can reach 1.00."
 UNLOCATED = "The sites between were not recorded; with them, the first wrong one would be found."
 
 
@@ -21,7 +22,7 @@ def report_text(report: Report, *, every: bool, width: int) -> str:
         wrapped(headline(report), width),
         *causes(report, width),
         consequences(report, width),
-        _roles(report),
+        _roles(report, width),
         _unjudged(report),
         _sites(report) if every else "",
         "\n".join(wrapped(note, width) for note in notes(report)),
@@ -160,7 +161,7 @@ def _in_layers(role: str, layers: Iterable[int | None]) -> str:
     return f"{role_name(role)} in {word} {layer_ranges(numbers)}"
 
 
-def _roles(report: Report) -> str:
+def _roles(report: Report, width: int) -> str:
     """A line for each role with a limit, with its verdicts and its largest error."""
     shown = [summary for summary in by_role(report.results) if summary.worst is not None]
     if not shown:
@@ -168,7 +169,7 @@ def _roles(report: Report) -> str:
     verdicts = [v for v in SITE_VERDICTS if any(summary.counts[v] for summary in shown)]
     rows = [["site", *verdicts, "error/limit", "error/usual", "layer"]]
     rows += [[role_name(s.role), *_counts(s, verdicts), *_worst(s)] for s in shown]
-    return table(rows)
+    return f"{table(rows)}\n{wrapped(LEGEND, width)}"
 
 
 def _counts(summary: RoleSummary, verdicts: Iterable[str]) -> list[str]:

@@ -142,13 +142,32 @@ class Trace:
         try:
             opened: Any = safe_open(file, framework="numpy")
         except (SafetensorError, OSError) as error:
-            raise TraceError(f"{file}: expected a safetensors file: {error}") from None
+            raise TraceError(f"{file}: expected a safetensors file{_found(file, error)}") from None
         stored = _Stored(opened)
         tokens = {name: stored[name] for name in TOKENS if name in stored}
         try:
             return cls(stored.without(TOKENS), **tokens, metadata=opened.metadata() or {})
         except TraceError as error:
             raise TraceError(f"{file}: {error}") from None
+
+
+def _found(file: Path, error: Exception) -> str:
+    """What is in the place of a safetensors file, which begins with the length of its header."""
+    if not file.is_file():
+        return f": {error}"
+    if file.suffix == ".npy":
+        return ", got an .npy file: name the directory that it is in"
+    size = file.stat().st_size
+    if not size:
+        return ", got an empty file"
+    with file.open("rb") as opened:
+        start = opened.read(9)
+    if start[8:] not in (b"", b"{"):
+        return ", got a file that does not begin as one"
+    length = int.from_bytes(start[:8], "little") + 8
+    if size < max(length, 9):
+        return f", got one that is cut off: it has {size} bytes, fewer than its header"
+    return f": {error}"
 
 
 class _Stored(Mapping[str, Any]):

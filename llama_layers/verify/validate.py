@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -187,6 +188,10 @@ def check_names(arrays: Mapping[str, Any], known: Mapping[str, Site]) -> None:
 def _with_suggestion(name: str, known: Mapping[str, Site]) -> str:
     if (reason := no_site(name)) is not None:
         return f"{name!r} (no site: {reason})"
+    layer = re.match(r"model\.layers\.(\d+)(?=\.|$)", name)
+    count = 1 + max(site.layer for site in known.values() if site.layer is not None)
+    if layer is not None and int(layer[1]) >= count:
+        return f"{name!r} (layers are 0 to {count - 1})"
     close = difflib.get_close_matches(name, known, n=1)
     return f"{name!r} (is it {close[0]!r}?)" if close else repr(name)
 
@@ -255,9 +260,16 @@ def _keep(mask: Any | None, batch: int, count: int) -> NDArray[np.bool_] | None:
     if mask is None:
         return None
     keep = np.atleast_2d(to_numpy(mask))
-    if keep.shape != (batch, count) or not np.isin(keep, (0, 1)).all():
+    if keep.shape != (batch, count):
         raise TraceError(
             f"attention_mask: expected 0 and 1 in shape [{batch}, {count}], got {list(keep.shape)}"
+        )
+    odd = np.argwhere(~np.isin(keep, (0, 1)))
+    if len(odd):
+        place = tuple(int(i) for i in odd[0])
+        raise TraceError(
+            f"attention_mask: expected 0 and 1, as Hugging Face has it, got {keep[place]} at "
+            f"{list(place)}"
         )
     return None if keep.all() else keep.astype(bool)
 

@@ -136,7 +136,11 @@ def test_trace_refuses(run, tmp_path, port):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--layers", "1-"), ("--layers", "a"), ("--ids", "1,,2"), ("--ids", "a")]
+    ("option", "value"),
+    [
+        *(("--layers", value) for value in ("1-", "a", "3-1", "0,3-1")),
+        *(("--ids", value) for value in ("1,,2", "a")),
+    ],
 )
 def test_trace_refuses_what_is_no_list(run, capsys, option, value):
     with pytest.raises(SystemExit, match="2"):
@@ -159,10 +163,10 @@ def test_a_wrong_trace_is_found(run, port):
     assert out.startswith(f"FAIL: first at {Q_ROPE}: an error that no rounding\n  allows, at [0, 0")
     # Attention was computed from the right queries.
     assert "2 sites fail: self_attn.q_rope in layer 1, self_attn.attention in layer 1." in out
-    assert "explains it" in out or "Likely cause" in out
+    assert "known here explains it" in out or "Likely cause" in out
     status, out, _ = run("check", wrong, "--no-diagnose")
     assert status == 1
-    assert "explains it" not in out
+    assert "known here explains it" not in out
     assert "Likely cause" not in out
 
 
@@ -216,6 +220,29 @@ def test_check_refuses(run, port, tmp_path):
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(port.read_bytes()[:-100])
     assert f"{cut}: expected a safetensors file" in trouble(run, "check", cut)
+    for content, said in (
+        (b"", "got an empty file"),
+        (b"a text of some length", "got a file that does not begin as one"),
+        (port.read_bytes()[:5], "got one that is cut off: it has 5 bytes, fewer than its header"),
+        (port.read_bytes()[:60], "got one that is cut off: it has 60 bytes, fewer than its header"),
+    ):
+        cut.write_bytes(content)
+        assert trouble(run, "check", cut).endswith(f"{cut}: expected a safetensors file, {said}\n")
+    array = tmp_path / "arrays" / "model.norm.npy"
+    array.parent.mkdir()
+    (array.parent / "notes.txt").write_text("no array")
+    assert "expected arrays in .npy or .npz files, got none, but notes.txt" in trouble(
+        run, "check", array.parent
+    )
+    array.write_bytes(b"no array")
+    assert trouble(run, "check", array.parent).endswith("got no .npy file of numbers\n")
+    np.save(array, np.ones(3))
+    assert trouble(run, "check", array).endswith(
+        "expected a safetensors file, got an .npy file: name the directory that it is in\n"
+    )
+    assert "no wider than its arrays, which are float32, got float64" in trouble(
+        run, "check", port, "--dtype", "float64"
+    )
     unknown = tmp_path / "unknown.safetensors"
     Trace({"model.layers.0.mlp.akt": np.ones((1, 5, 14), np.float32)}).save(unknown)
     assert "'model.layers.0.mlp.akt' (is it 'model.layers.0.mlp.act'?)" in trouble(

@@ -19,8 +19,8 @@ MUTANTS = [
     Mutant(
         "names to try not looked at",
         "verify/diagnose.py",
-        "if only is None or h.name in only]",
-        "if True]",
+        "_Trial(suspect), [h for h in HYPOTHESES if only is None or h.name in only]",
+        "_Trial(suspect), HYPOTHESES",
         f"{_TESTS}::test_only_the_named_are_tried",
     ),
     Mutant(
@@ -40,7 +40,7 @@ MUTANTS = [
     Mutant(
         "personas not tried with a mistake",
         "verify/diagnose.py",
-        "(CONTRACT, *self._formats.personas)",
+        "(CONTRACT, *suspect.formats.personas)",
         "(CONTRACT,)",
         f"{_TESTS}::test_a_mistake_beside_an_engines_own_roundings",
     ),
@@ -54,8 +54,8 @@ MUTANTS = [
     Mutant(
         "tokens that are right said to be wrong",
         "verify/diagnose.py",
-        "else _at(wrong, change.detail)",
-        "else _at(tokens, change.detail)",
+        "else _at(wrong, tokens, change.detail)",
+        "else _at(tokens, tokens, change.detail)",
         f"{_TESTS}::test_a_mistake_in_a_part_of_the_tokens",
     ),
     Mutant(

@@ -154,7 +154,9 @@ class TestRefused:
         assert (
             "'model.layers.0.self_attn.q_prj' (is it 'model.layers.0.self_attn.q_proj'?)" in message
         )
-        assert "model.layers.2" in self.refusal(changed(trace, **{"model.layers.2": np.ones(1)}))
+        for name in ("model.layers.2", "model.layers.17.mlp.up_proj"):
+            message = self.refusal(changed(trace, **{name: np.ones(1)}))
+            assert message.endswith(f"got {name!r} (layers are 0 to 1)")
 
     def test_nothing(self):
         assert "at least one site" in self.refusal(Trace({}))
@@ -201,7 +203,12 @@ class TestRefused:
             ("input_ids", np.ones(7, int), "input_ids: expected shape [B, S]"),
             ("positions", np.ones((3, 7), int), "positions: expected integers in shape [7]"),
             ("positions", -np.ones(7, int), "positions: expected zero or more"),
-            ("attention_mask", np.full((2, 7), 2), "attention_mask: expected 0 and 1"),
+            ("attention_mask", np.ones((2, 6)), "attention_mask: expected 0 and 1 in shape [2, 7]"),
+            (
+                "attention_mask",
+                np.array([[1] * 7, [1, 1, -1, 1, 1, 2, 1]]),
+                "attention_mask: expected 0 and 1, as Hugging Face has it, got -1 at [1, 2]",
+            ),
             ("metadata", {"dtype": "float8"}, "metadata dtype: expected one of"),
             ("metadata", {"config": "{"}, "metadata config: expected a config.json"),
         ],

@@ -376,6 +376,42 @@ def test_agreement_as_text():
     assert max(map(len, compare(wide, traced(dtype=np.float64)).text().splitlines())) <= 80
 
 
+def test_identical_traces():
+    trace = traced()
+    assert compare(trace, trace).text().startswith("AGREE: 33 sites, bitwise equal\n")
+    zero = {name: np.array(array) for name, array in trace.arrays.items()}
+    zero["lm_head"][0, 0, 0] = 0.0
+    minus = zero | {"lm_head": np.where(zero["lm_head"] == 0, -0.0, zero["lm_head"])}
+    minus["lm_head"] = minus["lm_head"].astype(np.float32)
+    comparison = compare(*(replace(trace, arrays=arrays) for arrays in (zero, minus)))
+    assert by_name(comparison)["lm_head"].difference == 0
+    assert [r.site.name for r in comparison.results if not r.identical] == ["lm_head"]
+    assert "bitwise" not in str(comparison)
+    wide = zero | {"lm_head": zero["lm_head"].astype(float)}
+    assert not by_name(compare(trace, replace(trace, arrays=wide)))["lm_head"].identical
+
+
+def test_nan_is_told():
+    trace = traced(sites=["layer", "model.norm", "scores"])
+    spoilt = {name: np.array(array) for name, array in trace.arrays.items()}
+    spoilt["model.layers.1"][0, 1, 2:4] = np.nan, np.inf
+    spoilt["model.layers.1.self_attn.scores"][..., 0, 1] = -np.inf  # hidden
+    spoilt = replace(trace, arrays=spoilt)
+    both = compare(spoilt, spoilt)
+    assert both.agrees
+    assert by_name(both)["model.layers.1"].odd == 2
+    assert (
+        "NaN or Inf at 1 site, alike in both or inherited: layer output in layer 1."
+        in both.text(width=1000)
+    )
+    one = compare(trace, spoilt)
+    assert one.text(width=1000).startswith(
+        "DIVERGE: first at model.layers.1: NaN or Inf in one trace and not in the other; inputs: "
+        "model.layers.0\n"
+    )
+    assert "NaN" not in str(compare(trace, trace))
+
+
 def test_as_json():
     a, b = made({f"{LAYER}.mlp.act": 0.5, f"{LAYER}.mlp.down_proj": math.nan})
     comparison = compare(a, replace(b, metadata={"engine": "mine"}))

@@ -288,15 +288,25 @@ def test_a_scale_is_no_rounding():
     assert told(check(*run(scaled))) == []
 
 
-def test_a_mistake_in_a_part_of_the_tokens():
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (np.s_[:, 8:], "at tokens 8..13"),
+        (np.s_[:, 5], "at token 5"),
+        (np.s_[1], "in sequence 1"),
+        (np.s_[1, 8:], "at tokens 8..13 of sequence 1"),
+        (np.s_[:, [2, 9]], "at 2 tokens, the first 2 and the last 9"),
+    ],
+)
+def test_a_mistake_in_a_part_of_the_tokens(places, said):
     def wrong(p):
         y = p.right.copy()
-        y[:, 8:] = INTERLEAVED.wrong(p)[:, 8:]
+        y[places] = INTERLEAVED.wrong(p).reshape(y.shape)[places]
         return y
 
     report = check(*run(INTERLEAVED._replace(wrong=wrong)))
     assert told(report) == ["RoPE layout interleaved"]
-    assert report.first.explanations[0].detail.endswith(", but only at tokens 8..13.")
+    assert report.first.explanations[0].detail.endswith(f", but only {said}.")
 
 
 def test_a_mistake_beside_an_engines_own_roundings():

@@ -179,6 +179,18 @@ def test_an_explanation_without_a_bound():
     assert "it differs by 0.41 times what would still be SEEN." in to_html(made)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "shown"),
+    [(0.99999, "1.00"), (0.995, "1.00"), (0.994, "0.99"), (1.0, "1"), (1.0004, "1.0004")],
+)
+def test_a_correctly_rounded_sum_is_no_near_miss(ratio, shown):
+    made = report(result("model.layers.2", ratio=ratio))
+    assert f"the largest error is {shown} times" in str(made)
+    said = "Beyond 1 no rounding explains it. What is rounded once, as a sum, can reach 1.00."
+    assert said in made.text(width=1000)
+    assert said in to_html(made)
+
+
 def row(text, name):
     (found,) = (line for line in text.splitlines() if line.startswith(f"{name}  "))
     return found.removeprefix(name).split()

@@ -40,7 +40,7 @@ def test_a_file_is_not_overwritten_unless_asked(tmp_path):
     _, trace = traced()
     file = tmp_path / "port.safetensors"
     file.write_text("mine")
-    with pytest.raises(FileExistsError, match="exists; --force overwrites it, in Python force="):
+    with pytest.raises(FileExistsError, match=r"exists; force=True overwrites it$"):
         trace.save(file)
     assert file.read_text() == "mine"
     trace.save(file, force=True)

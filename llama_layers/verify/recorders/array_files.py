@@ -68,7 +68,8 @@ def read_arrays(path: str | os.PathLike[str], /) -> Trace:
             stored[plain] = array
     tokens = {name: stored.pop(name).read() for name in TOKENS if name in stored}
     if not stored:
-        raise TraceError(f"{place}: expected arrays in .npy or .npz files, got none")
+        found = ", ".join(file.name for file in files[:3]) or "an empty directory"
+        raise TraceError(f"{place}: expected arrays in .npy or .npz files, got none, but {found}")
     try:
         return Trace(_Lazy(stored), **tokens, metadata=_metadata(place / "metadata.json"))
     except TraceError as error:
@@ -103,8 +104,10 @@ class _Stored:
             array = self._load()
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             within = "" if self._member is None else f", {self._member}"
+            # What NumPy says then is how to load Python objects, from a file that may have none.
+            reason = "got no .npy file of numbers" if "pickle" in str(error) else str(error)
             raise TraceError(
-                f"{self.file}{within}: expected an array of numbers: {error}"
+                f"{self.file}{within}: expected an array of numbers: {reason}"
             ) from None
         # What NumPy writes for the bfloat16 of ml_dtypes has a dtype of two bytes without meaning.
         if self._is_bfloat16 or array.dtype == "V2":
