@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from llama_layers.backends.dispatch import portable
 from llama_layers.backends.namespaces import namespace
 from llama_layers.batch import (
     check_cache,
@@ -18,6 +20,7 @@ from llama_layers.cache import KVCache, LayerCache
 from llama_layers.embedding import activations, embed
 from llama_layers.layer import decoder_layer
 from llama_layers.llama import Llama, check_model
+from llama_layers.mask import Mask
 from llama_layers.norm import rms_norm
 from llama_layers.projection import linear
 from llama_layers.rope import rope_table
@@ -115,22 +118,37 @@ def forward(
     if cache is not None:
         cache = cache.extend(x.shape[1], keep)
     masks = layer_masks(x, config, keep, cache)
-    for index, layer in enumerate(weights.layers):
-        part = None if cache is None else LayerCache(cache, index)
-        x = decoder_layer(
-            x,
-            layer,
-            config=config,
-            rope=rope,
-            mask=masks[config.window_of(index)],
-            cache=part,
-            tap=inside(tap, f"model.layers.{index}"),
-        )
-        x = tap(f"model.layers.{index}", x)
-        cache = None if part is None else part.cache
+    x, cache = decoder_layers(namespace(x=x), x, model, rope, masks, cache, tap)
     if cache is not None:
         cache = replace(cache, room=0)
     if last_only:
         x = x[:, -1:, :]
     x = tap("model.norm", rms_norm(x, weights.norm, eps=config.rms_norm_eps))
     return Output(tap("lm_head", linear(x, weights.lm_head)), cache)
+
+
+@portable
+def decoder_layers(
+    xp: Any,
+    x: Any,
+    model: Llama,
+    rope: tuple[Any, Any],
+    masks: Mapping[int | None, Mask],
+    cache: KVCache | None,
+    tap: Tap,
+) -> tuple[Any, KVCache | None]:
+    """The residual stream after all layers, and the cache with their keys and values."""
+    for index, layer in enumerate(model.weights.layers):
+        part = None if cache is None else LayerCache(cache, index)
+        x = decoder_layer(
+            x,
+            layer,
+            config=model.config,
+            rope=rope,
+            mask=masks[model.config.window_of(index)],
+            cache=part,
+            tap=inside(tap, f"model.layers.{index}"),
+        )
+        x = tap(f"model.layers.{index}", x)
+        cache = None if part is None else part.cache
+    return x, cache

@@ -585,8 +585,8 @@ POSITIONS = [
     Mutant(
         "one window for all layers",
         "model.py",
-        "mask=masks[config.window_of(index)]",
-        "mask=masks[config.window_of(0)]",
+        "mask=masks[model.config.window_of(index)]",
+        "mask=masks[model.config.window_of(0)]",
         _MODEL,
     ),
 ]
@@ -822,15 +822,15 @@ MODEL = [
     Mutant(
         "the last layer skipped",
         "model.py",
-        "enumerate(weights.layers):",
-        "enumerate(weights.layers[:-1]):",
+        "enumerate(model.weights.layers):",
+        "enumerate(model.weights.layers[:-1]):",
         _MODEL,
     ),
     Mutant(
         "the first layer's weights in every layer",
         "model.py",
-        "            layer,\n            config=config,",
-        "            weights.layers[0],\n            config=config,",
+        "            layer,\n            config=model.config,",
+        "            model.weights.layers[0],\n            config=model.config,",
         _MODEL,
     ),
     Mutant(

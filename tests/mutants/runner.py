@@ -69,6 +69,7 @@ def _there(directory, function, arguments):
     os.chdir(directory)
     sys.path.insert(0, directory)
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
+    os.environ["LLAMA_LAYERS_FAST"] = "0"  # each copy's kernels would be compiled anew
     return function(*arguments)
 
 

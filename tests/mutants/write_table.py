@@ -6,6 +6,7 @@ from pathlib import Path
 
 import bound_bugs
 import catalogue
+import compiled_bugs
 import decoder
 import decoding
 import verify_check_bugs
@@ -18,6 +19,7 @@ SUBJECTS = {
     "Projection, norm, bounds, configs and checkpoints": catalogue.MUTANTS,
     "Decoder": decoder.MUTANTS,
     "Sampling and generation": decoding.MUTANTS,
+    "Compiled bodies": compiled_bugs.MUTANTS,
     "Bounds of a layer's operations": bound_bugs.MUTANTS,
     "Checks, traces and commands": verify_check_bugs.MUTANTS,
     "Diagnosis": verify_diagnose_bugs.MUTANTS,

@@ -1,0 +1,139 @@
+"""All decoder layers of a few tokens, as one kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.backends.dtypes import dtype_name
+from llama_layers.backends.numpy.fast.formats import CHUNK, KINDS, MOST, ROWS
+from llama_layers.backends.numpy.fast.team import TEAM, threads
+from llama_layers.cache import KVCache
+from llama_layers.config import LlamaConfig
+from llama_layers.llama import Llama
+from llama_layers.mask import Mask
+from llama_layers.tap import Tap, untouched
+from llama_layers.weights import LayerWeights, LlamaWeights
+
+
+class Plan:
+    """Where the weights of all layers are, in one format."""
+
+    def __init__(self, layers: tuple[LayerWeights, ...]) -> None:
+        self.layers = layers
+        arrays = [_arrays(layer) for layer in layers]
+        present = [a for row in arrays for a in row if a is not None]
+        names = {dtype_name(a.dtype) for a in present}
+        rows = [w.shape[0] for row in arrays for w in row if w is not None and w.ndim == 2]
+        self.kind = KINDS.get(names.pop()) if len(names) == 1 else None
+        if min(rows, default=0) < ROWS or not all(a.flags.c_contiguous for a in present):
+            self.kind = None
+        self.addresses = np.array([[0 if a is None else a.ctypes.data for a in r] for r in arrays])
+
+
+def _arrays(w: LayerWeights) -> tuple[NDArray[Any] | None, ...]:
+    """In the order in which the kernel takes them."""
+    attention, mlp = w.self_attn, w.mlp
+    return (
+        w.input_layernorm,
+        attention.qkv.fused,
+        attention.qkv.bias,
+        attention.o_proj,
+        attention.o_bias,
+        w.post_attention_layernorm,
+        mlp.gate_proj,
+        mlp.gate_bias,
+        mlp.up_proj,
+        mlp.up_bias,
+        mlp.down_proj,
+        mlp.down_bias,
+    )
+
+
+_PLANS: WeakKeyDictionary[LlamaWeights, Plan] = WeakKeyDictionary()
+
+
+def _plan(weights: LlamaWeights) -> Plan:
+    """The plan for a model's weights, made once, and again if a layer was exchanged."""
+    plan = _PLANS.get(weights)
+    if plan is None or any(a is not b for a, b in zip(plan.layers, weights.layers, strict=True)):
+        plan = _PLANS[weights] = Plan(tuple(weights.layers))
+    return plan
+
+
+def decoder_layers(
+    xp: Any,
+    x: NDArray[Any],
+    model: Llama,
+    rope: tuple[Any, Any],
+    masks: Mapping[int | None, Mask],
+    cache: KVCache | None,
+    tap: Tap,
+) -> tuple[NDArray[Any], KVCache | None]:
+    """The definition's result, by one kernel for all layers where that can be."""
+    from llama_layers.model import decoder_layers as portable
+
+    few = 0 < x.shape[0] * x.shape[1] <= MOST and x.dtype == np.float32
+    # Layers that are read from a file when they are asked for have no addresses.
+    held = isinstance(model.weights.layers, list | tuple)
+    if cache is not None and tap is untouched and few and held:
+        plan = _plan(model.weights)
+        if plan.kind is not None and all(
+            a.flags.c_contiguous and a.flags.writeable for a in (*cache.keys, *cache.values)
+        ):
+            return _run(x, model.config, plan, rope, masks, cache), cache
+    definition: Any = portable.__wrapped__  # type: ignore[attr-defined]
+    y: tuple[NDArray[Any], KVCache | None] = definition(xp, x, model, rope, masks, cache, tap)
+    return y
+
+
+def _run(
+    x: NDArray[Any],
+    config: LlamaConfig,
+    plan: Plan,
+    rope: tuple[Any, Any],
+    masks: Mapping[int | None, Mask],
+    cache: KVCache,
+) -> NDArray[Any]:
+    from llama_layers.backends.numpy.fast import kernels  # loads numba, which takes a while
+
+    batch, seq, hidden = x.shape
+    tokens, size = batch * seq, threads()
+    heads, kv_heads, width = (
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+    )  # fmt: skip
+    windows = list(masks)
+    visible = masks[windows[0]].keys.shape[0]
+    allowed = np.stack(
+        [np.broadcast_to(masks[w].rows(0, seq), (batch, seq, visible)) for w in windows]
+    ).reshape(len(windows), tokens, visible)
+    mask_of = np.array([windows.index(config.window_of(i)) for i in range(len(plan.layers))])
+    cos, sin = (
+        np.broadcast_to(t, (batch, seq, width // 2)).reshape(tokens, width // 2) for t in rope
+    )
+    addresses = zip(cache.keys, cache.values, strict=True)
+    caches = np.array([[k.ctypes.data, v.ctypes.data] for k, v in addresses])
+    chunks = -(-visible // CHUNK)
+    inner = plan.layers[0].mlp.gate_proj.shape[0]
+    qkv = (heads + 2 * kv_heads) * width
+
+    def empty(*shape: int) -> NDArray[Any]:
+        return np.empty(shape, np.float32)
+
+    y = np.array(x.reshape(tokens, hidden), order="C")
+    TEAM.run(
+        size, kernels.layers, np.zeros(1, np.int64), plan.kind, plan.addresses, caches,
+        cache.capacity, int(cache.length) - seq, seq, np.float32(config.rms_norm_eps),
+        np.float32(1 / math.sqrt(width)), np.ascontiguousarray(cos), np.ascontiguousarray(sin),
+        allowed.view(np.uint8), mask_of, y, empty(size, max(hidden, inner, qkv)),
+        empty(size, tokens, hidden), empty(tokens, qkv), empty(tokens, chunks, heads, width),
+        empty(tokens, chunks, heads, 2), empty(size, heads // kv_heads, CHUNK),
+        empty(size, tokens, heads * width), empty(tokens, hidden), empty(tokens, inner),
+        empty(tokens, inner),
+    )  # fmt: skip
+    return y.reshape(x.shape)

@@ -1,0 +1,9 @@
+"""What the compiled kernels and their callers agree on."""
+
+from __future__ import annotations
+
+FLOAT32, BFLOAT16, FLOAT16 = range(3)
+KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+ROWS = 4  # of weights that are multiplied at once: a matrix has as many at least
+CHUNK = 256  # keys that one unit of attention takes
+MOST = 16  # tokens: with more, the operations are the limit, and BLAS is at it

@@ -1,0 +1,112 @@
+"""Bugs to plant in the compiled kernels, and in what calls them."""
+
+from __future__ import annotations
+
+from catalogue import Mutant
+
+KERNELS = "backends/numpy/fast/kernels.py"
+DECODE = "backends/numpy/fast/decode.py"
+LINEAR = "backends/numpy/fast/linear.py"
+PRODUCT = "test_compiled.py::test_a_product_is_within_the_bound_of_naive_loops"
+LAYERS = "test_compiled.py::test_whole_layers[gqa-float32]"
+
+MUTANTS = [
+    Mutant(
+        "numbers left over by the vectors dropped",
+        KERNELS,
+        "((LANES, _integer(0), whole), (1, whole, count))",
+        "((LANES, _integer(0), whole), (1, whole, whole))",
+        PRODUCT,
+    ),
+    Mutant(
+        "bfloat16 widened by a bit too few",
+        KERNELS,
+        "ir.Constant(wide, [16] * lanes)",
+        "ir.Constant(wide, [15] * lanes)",
+        PRODUCT,
+    ),
+    Mutant(
+        "halves of the lanes not all added",
+        KERNELS,
+        "for i in (0, count)\n",
+        "for i in (0, 0)\n",
+        PRODUCT,
+    ),
+    Mutant(
+        "sums in an order that the number of tokens decides",
+        KERNELS,
+        "whole = builder.and_(count, _integer(-LANES))",
+        "whole = builder.and_(count, _integer(-LANES * shape[1]))",
+        "test_compiled.py::test_a_row_does_not_depend_on_the_others_or_on_threads",
+    ),
+    Mutant(
+        "rows left over by the tiles not computed",
+        KERNELS,
+        "first = min(row, stop - ROWS)",
+        "first = min(row, rows // ROWS * ROWS - ROWS)",
+        PRODUCT,
+    ),
+    Mutant(
+        "threads that do not wait for the keys",
+        KERNELS,
+        "while _arrived(address) < round_ * team:",
+        "while _arrived(address) < 0:",
+        "test_compiled.py::test_a_sequence_does_not_depend_on_its_batch_or_on_threads",
+    ),
+    Mutant(
+        "chunks of attention added without their largest scores",
+        KERNELS,
+        "factor = math.exp(own - shift) if own",
+        "factor = np.float32(1) if own",
+        "test_compiled.py::test_attention_in_chunks",
+    ),
+    Mutant(
+        "a ring's slots not wrapped",
+        KERNELS,
+        "(place + token % seq) % capacity",
+        "min(place + token % seq, capacity - 1)",
+        "test_compiled.py::test_a_ring",
+    ),
+    Mutant(
+        "one window for all layers in a kernel",
+        DECODE,
+        "windows.index(config.window_of(i))",
+        "windows.index(config.window_of(0))",
+        "test_compiled.py::test_whole_layers[some windows-float32]",
+    ),
+    Mutant(
+        "gate's bias added to what it gates",
+        DECODE,
+        "        mlp.gate_bias,\n        mlp.up_proj,\n        mlp.up_bias,\n",
+        "        mlp.up_bias,\n        mlp.up_proj,\n        mlp.gate_bias,\n",
+        "test_compiled.py::test_whole_layers[biases-float32]",
+    ),
+    Mutant(
+        "an exchanged layer not noticed",
+        DECODE,
+        "any(a is not b for a, b in zip(",
+        "any(False for a, b in zip(",
+        "test_compiled.py::test_weights_changed_in_place_count_and_so_do_exchanged_layers",
+    ),
+    Mutant(
+        "taps not called where layers are compiled",
+        DECODE,
+        "cache is not None and tap is untouched and few",
+        "cache is not None and few",
+        "test_compiled.py::test_what_the_kernel_of_layers_does_not_take",
+    ),
+    Mutant(
+        "weights of other formats read as those of the first",
+        DECODE,
+        "if len(names) == 1 else None",
+        "if names else None",
+        "test_compiled.py::test_what_the_kernel_of_layers_does_not_take",
+    ),
+    Mutant(
+        "a weight in another order read as if it were in rows",
+        LINEAR,
+        "        or not weight.flags.c_contiguous\n",
+        "",
+        "test_compiled.py::test_what_the_kernel_does_not_take_goes_to_blas",
+    ),
+]
