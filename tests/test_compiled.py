@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from unittest import mock
 
@@ -34,6 +36,7 @@ def compiled(x, weight, bias=None, team=1):
     with (
         mock.patch.object(fast_linear, "threads", return_value=team),
         mock.patch.object(fast_linear, "SMALL", 0),
+        mock.patch.object(fast_linear, "LONELY", 0),
         mock.patch.object(fast_linear, "blas", side_effect=AssertionError("not by the kernel")),
         np.errstate(all="ignore"),
     ):
@@ -107,12 +110,26 @@ def test_sixteen_bit_inputs_are_rounded_once():
         ((2, 8), lambda x, w: (x.astype(np.float64), w.astype(np.float64))),
     ],
 )
-def test_what_the_kernel_does_not_take_goes_to_blas(shape, change):
+def test_what_the_kernel_does_not_take_goes_to_blas(shape, change, monkeypatch):
+    monkeypatch.setattr(fast_linear, "SMALL", 0)
     rng = np.random.default_rng(0)
     turned = np.roll(np.eye(8, dtype=np.float32), 1, axis=1)
     x, weight = change(rng.standard_normal(shape, dtype=np.float32), turned)
     y = fast_linear.linear_2d(np, x, weight, None)
     assert_same_bits(y, np.roll(x, -1, axis=1)[:, : len(weight)])
+
+
+def test_small_products_do_not_load_numba():
+    code = """
+import sys, numpy
+from llama_layers import linear
+assert (linear(numpy.eye(8, dtype="f4"), 2 * numpy.eye(8, dtype="f4")) == 2 * numpy.eye(8)).all()
+assert "llama_layers.backends.numpy.fast" in sys.modules
+assert "numba" not in sys.modules
+"""
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=os.environ | {"LLAMA_LAYERS_FAST": "1"}
+    )
 
 
 def decoded(model, ids, cuts, team=2, **options):

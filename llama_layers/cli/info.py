@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import math
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.backends.dtypes import FLOATS
+from llama_layers.backends.numpy.compiled import compiled_problem
 from llama_layers.cli.options import add_json
 
 if TYPE_CHECKING:
@@ -21,30 +25,54 @@ def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "info",
-        help="say what a checkpoint is and what it costs in memory",
-        description="Read the headers of a checkpoint, check them against its config, and print "
-        "what it is and what it costs in memory in each dtype. No weight is read.",
+        help="say what computes here, and what a checkpoint is and costs in memory",
+        description="Print what would compute here: NumPy, its compiled bodies, a GPU. With a "
+        "checkpoint, read its headers, check them against its config, and print what it is and "
+        "what it costs in memory in each dtype. No weight is read.",
     )
-    parser.add_argument("model", help="a directory, file or known model, such as smollm2-135m")
+    parser.add_argument(
+        "model", nargs="?", help="a directory, file or known model, such as smollm2-135m"
+    )
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Open the checkpoint and print what its headers say."""
+    """Print what computes here, and what the headers of the checkpoint say."""
     from llama_layers.checkpoint import open_checkpoint
     from llama_layers.cli.terminal import Terminal
 
-    checkpoint = open_checkpoint(args.model)
+    if args.model is None and args.tensors:
+        raise ValueError("--tensors: expected a model whose tensors to list")
+    here = computing()
+    checkpoint = None if args.model is None else open_checkpoint(args.model)
     if args.json:
-        print(json.dumps(describe(checkpoint, args.tensors), indent=2))
+        content = {} if checkpoint is None else describe(checkpoint, args.tensors)
+        print(json.dumps({**content, "computing": here}, indent=2))
         return 0
     console = Terminal(highlight=False)
+    for name, fact in here.items():
+        console.print(f"  {name:<12}{fact}", markup=False, soft_wrap=True)
+    if checkpoint is None:
+        return 0
+    console.print()
     print_summary(console, checkpoint)
     if args.tensors:
         print_tensors(console, checkpoint)
     return 0
+
+
+def computing() -> dict[str, str]:
+    """What computes here, and what does not and why."""
+    compiled = compiled_problem()
+    return {
+        "NumPy": version("numpy"),
+        "compiled": f"not in use: {compiled}"
+        if compiled
+        else f"products and decoding of few tokens, by numba {version('numba')}",
+        "GPU": gpu_problem() or f"CuPy {importlib.import_module('cupy').__version__}",
+    }
 
 
 def describe(checkpoint: Checkpoint, tensors: bool) -> dict[str, Any]:

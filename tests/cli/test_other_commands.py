@@ -9,6 +9,7 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
+from llama_layers.backends.numpy import compiled
 from llama_layers.cli import main
 
 
@@ -86,6 +87,24 @@ def test_info_prints_each_tensor_on_demand(checkpoint, capsys):
     assert "model.layers.1.mlp.up_proj.weight" not in short
     assert main(["info", str(checkpoint), "--tensors"]) == 0
     assert "model.layers.1.mlp.up_proj.weight" in capsys.readouterr().out
+
+
+def test_info_of_what_computes_here(capsys, monkeypatch):
+    monkeypatch.setenv("LLAMA_LAYERS_FAST", "0")
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert f"NumPy       {np.__version__}" in shown
+    assert "compiled    not in use: switched off by LLAMA_LAYERS_FAST=0" in shown
+    monkeypatch.delenv("LLAMA_LAYERS_FAST")
+    missing = {"numba": None, "threadpoolctl": None}
+    monkeypatch.setattr(compiled, "find_spec", missing.get)
+    assert main(["info", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)["computing"]
+    assert content["compiled"] == (
+        "not in use: needs numba and threadpoolctl: pip install 'llama-layers[fast]'"
+    )
+    assert main(["info", "--tensors"]) == 2
+    assert "--tensors: expected a model" in capsys.readouterr().err
 
 
 def test_info_of_nothing(capsys, tmp_path):
