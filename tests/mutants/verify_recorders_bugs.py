@@ -214,4 +214,42 @@ TRANSFORMERS = [
     ),
 ]
 
-MUTANTS = [*NAMES, *SHAPES, *FILES, *LLAMA_CPP, *TRANSFORMERS]
+REFUSALS = [
+    Mutant(
+        "heads before tokens refused without a word of it",
+        "verify/fit.py",
+        "shape[-3:] == (heads, count, self._width)",
+        "shape[-3:] == (count, heads, self._width)",
+        "verify/test_check.py::TestRefused::test_heads_before_tokens",
+    ),
+    Mutant(
+        "tokens counted along heads that come first",
+        "verify/validate.py",
+        "return batch, heads, tokens, width",
+        "return batch, tokens, heads, width",
+        "verify/test_check.py::TestRefused::test_heads_before_tokens",
+    ),
+    Mutant(
+        "a dtype that no array can show passed over",
+        "verify/check.py",
+        "if FLOATS[dtype].precision > widest.precision:",
+        "if False:",
+        "verify/test_check.py::test_a_dtype_that_no_array_can_show_is_refused",
+    ),
+    Mutant(
+        "another name suggested for a layer that there is not",
+        "verify/validate.py",
+        "int(layer[1]) >= count:",
+        "int(layer[1]) > count:",
+        "verify/test_check.py::TestRefused::test_unknown_names",
+    ),
+    Mutant(
+        "a file cut off in its header told as none",
+        "verify/trace.py",
+        "if size < max(length, 9):",
+        "if size < 9:",
+        "cli/test_trace_check_compare.py::test_check_refuses",
+    ),
+]
+
+MUTANTS = [*NAMES, *SHAPES, *FILES, *LLAMA_CPP, *TRANSFORMERS, *REFUSALS]

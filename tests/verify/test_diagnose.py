@@ -343,23 +343,25 @@ def test_another_layer_is_told():
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_other_ids_are_told(dtype):
-    trace, model = run(Mistake("none", "model.embed_tokens", lambda p: p.right))
-    name = "model.embed_tokens"
-    wrong = np.array(trace.arrays[name])
+    ids = np.random.default_rng(5).integers(0, BASE.vocab_size, (2, COUNT))
     places, rows = [(0, 3), (1, 0), (1, 1), (1, 9)], [17, 18, 96, 0]
+    weights = {name: array.copy() for name, array in WEIGHTS["base"].items()}
+    table = weights["model.embed_tokens.weight"]
+    table[5, :4] = table[17, :4]  # a row that begins like another
+    array = table[ids].astype(dtype)
     for place, row in zip(places, rows, strict=True):
-        wrong[place] = WEIGHTS["base"]["model.embed_tokens.weight"][row]
-    ids = [trace.input_ids[place] for place in places]
-    report = check(Trace({name: wrong.astype(dtype)}, trace.input_ids), model)
-    (found,) = report.first.explanations
-    assert found.name == "other token ids"
-    assert found.detail == (
-        f"Token at (0, 3): the array is row 17, input_ids says {ids[0]}; at (1, 0): the array is "
-        f"row 18, input_ids says {ids[1]}; at (1, 1): the array is row 96, input_ids says {ids[2]};"
-        " and 1 more."
+        array[place] = table[row]
+    model, name = model_of(BASE, weights), "model.embed_tokens"
+    report = check(Trace({name: array}, ids), model)
+    assert told(report) == ["other token ids"]
+    said = [ids[place] for place in places]
+    assert report.first.explanations[0].detail == (
+        f"Token at (0, 3): the array is row 17, input_ids says {said[0]}; at (1, 0): the array is "
+        f"row 18, input_ids says {said[1]}; at (1, 1): the array is row 96, input_ids says "
+        f"{said[2]}; and 1 more."
     )
-    wrong[1, 9] = 7.0
-    assert told(check(Trace({name: wrong}, trace.input_ids), model)) == []
+    array[1, 9] = 7.0
+    assert told(check(Trace({name: array}, ids), model)) == []
 
 
 def test_zeros_are_told():

@@ -138,14 +138,13 @@ def _other_ids(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
 
 
 def _row_of(row: Float64Array, table: NDArray[Any], dtype: str) -> int | None:
-    """Which row of a table it is in a format, by its first channels and then by all."""
-    u = FLOATS[dtype].unit_roundoff
-    few = 4
-    off = np.abs(table[:, :few].astype(np.float64) - row[:few])
-    near = np.flatnonzero((off <= 2 * u * np.abs(row[:few])).all(axis=-1))
-    off = np.abs(table[near].astype(np.float64) - row)
-    found = near[(off <= 2 * u * np.abs(row)).all(axis=-1)]
-    return int(found[0]) if len(found) else None
+    """Which row of a table it may be in a format: the nearest of those that begin like it."""
+    start = row[:4]
+    off = np.abs(table[:, : len(start)].astype(np.float64) - start)
+    near = np.flatnonzero((off <= 2 * FLOATS[dtype].unit_roundoff * np.abs(start)).all(axis=-1))
+    if not len(near):
+        return None
+    return int(near[np.argmin(np.abs(table[near].astype(np.float64) - row).sum(axis=-1))])
 
 
 def _another_table(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
