@@ -18,6 +18,7 @@ from llama_layers.verify.defined import where_defined
 from llama_layers.verify.diagnose import diagnose, diagnose_strictly, diagnose_unusual
 from llama_layers.verify.distance import distance
 from llama_layers.verify.judge import Judgement, judge
+from llama_layers.verify.layout import counted
 from llama_layers.verify.operations import Formats
 from llama_layers.verify.personas import CONTRACT, Persona, persona_named
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
@@ -220,6 +221,8 @@ class _Checker:
         judged = ~np.isinf(bound.limit)
         if verdict != "FAIL" and not np.isfinite(array.astype(np.float64)[judged]).all():
             verdict, note = "WARN", "the port has NaN or Inf here, as what it was given demands"
+        elif verdict != "FAIL" and (lost := _overflowed(suspect)):
+            verdict, note = "WARN", f"{counted(lost, 'number')} overflowed {formats.dtype} here"
         if verdict == "FAIL" and self._explains:
             explanations = explanations or self._diagnosis(suspect, diagnose)
         return SiteResult(
@@ -300,6 +303,15 @@ class _Checker:
             note=seen.note,
             explanations=explanations,
         )
+
+
+def _overflowed(suspect: Suspect) -> int:
+    """How many numbers are none where the exact ones are, and none is ruled out by rounding."""
+    if suspect.site.pairwise:  # hidden keys have no limit either
+        return 0
+    bound = suspect.bound(suspect.formats)
+    lost = ~np.isfinite(suspect.computed) & np.isfinite(bound.exact) & np.isinf(bound.limit)
+    return int(np.count_nonzero(lost))
 
 
 def _histogram(ratio: NDArray[np.float64]) -> tuple[int, ...]:

@@ -132,6 +132,7 @@ class _Pass:
         self.used: dict[str, NDArray[Any]] = {}
         """The arrays that the pass went on with since the last layer began."""
 
+    @np.errstate(invalid="ignore", over="ignore")  # the port may have NaN or Inf
     def site(self, site: Site) -> NDArray[Any]:
         """What a site is, computed from the arrays before it."""
         last = self._model.config.num_hidden_layers - 1

@@ -98,6 +98,7 @@ CAUSES = {
     "another eps": "another eps",
     "embedding scaled": "embedding scaled by the root of hidden_size",
     "the first layer's weights in every layer": "another norm's weight",
+    "the last layer skipped": "layer left out",
     "the last norm skipped": "norm skipped",
     "another eps in the last norm": "another eps",
     "the embedding for the head, tied or not": "embedding used as the head",
@@ -107,11 +108,10 @@ CAUSES = {
 # What was read off the port's array, which says where to look and not what the mistake is.
 GENERAL = {"RoPE with other frequencies", "everything scaled"}
 
-# Found, and not named. A skipped layer leaves a model whose last site has lost its input.
+# Found, and not named.
 UNNAMED = {
     "blocks in reverse order",
     "the cache filled and not read",
-    "the last layer skipped",
 }
 
 # They change no activation of a token in float32 by more than 1e-4, in the cases of port.py: they

@@ -240,6 +240,18 @@ class TestNotANumber:
             report = check(Trace({"model.layers.0": lone["model.layers.0"]}), model)
             assert report.verdict == "NONE"
 
+    def test_overflow_is_told(self):
+        model = model_of(BASE, WEIGHTS["base"])
+        x, added = (np.full((1, 2, 32), 4e4, np.float16) for _ in "ab")
+        added[0, 0] = 1
+        name = "model.layers.1.attention_residual"
+        with np.errstate(over="ignore"):
+            y = x + added
+        arrays = {"model.layers.0": x, "model.layers.1.self_attn.o_proj": added, name: y}
+        result = check(Trace(arrays), model).results[-1]
+        assert (result.site.name, result.verdict) == (name, "WARN")
+        assert result.note == "32 numbers overflowed float16 here"
+
     def test_padding_and_hidden_scores_may_be_any(self):
         trace, model = self.traced(WEIGHTS["base"])
         keep = np.ones(IDS.shape, bool)
