@@ -56,6 +56,18 @@ def to_hugging_face(name: str, convention: str) -> str:
     return (found.format(numbered[2]) if numbered else found) + dot + kind
 
 
+def to_gguf(name: str) -> str:
+    """GGUF's name for a Hugging Face name."""
+    module, _, kind = name.rpartition(".")
+    number = re.search(r"\.(\d+)\.", module)
+    for gguf, hugging_face in _TO_HUGGING_FACE["gguf"].items():
+        if number and hugging_face.replace("{}", number[1]) == module:
+            return f"{gguf.replace('{}', number[1])}.{kind}"
+        if hugging_face == module:
+            return f"{gguf}.{kind}"
+    raise ValueError(f"name: expected that of a model's tensor, got {name!r}")
+
+
 def is_derived(name: str) -> bool:
     """Whether a tensor holds only what follows from the config."""
     return _DERIVED.fullmatch(name) is not None
@@ -82,6 +94,12 @@ def deinterleave(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
     """
     pairs = array.reshape(heads, -1, 2, *array.shape[1:])
     return pairs.swapaxes(1, 2).reshape(array.shape)
+
+
+def interleave(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
+    """The reverse of `deinterleave`."""
+    halves = array.reshape(heads, 2, -1, *array.shape[1:])
+    return halves.swapaxes(1, 2).reshape(array.shape)
 
 
 def expected_tensors(config: LlamaConfig, /) -> dict[str, tuple[int, ...]]:

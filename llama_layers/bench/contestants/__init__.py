@@ -1,0 +1,108 @@
+"""Those that compute the same job: ourselves, and the peers that are installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+
+from llama_layers.bench.contestants.contestant import Contestant
+from llama_layers.bench.job import Job, Kind
+
+OURS = "llama_layers"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another engine.
+
+    Attributes
+    ----------
+    kinds : tuple of str
+        The jobs that it can do.
+    packages : dict of str to str
+        What it needs: the name to import, and the one to install.
+    module : str
+        Here, with a function ``contestant(job, threads, closing)``.
+    """
+
+    kinds: tuple[Kind, ...]
+    packages: dict[str, str]
+    module: str
+
+    def versions(self) -> dict[str, str]:
+        """Of what it needs."""
+        return {package: version(package) for package in self.packages.values()}
+
+
+PEERS = {
+    "torch": Peer(("qkv",), {"torch": "torch"}, "torch_linear"),
+    "onnxruntime": Peer(
+        ("qkv",), {"onnxruntime": "onnxruntime", "onnx": "onnx"}, "onnxruntime_linear"
+    ),
+    "openvino": Peer(("qkv",), {"openvino": "openvino"}, "openvino_linear"),
+    "transformers": Peer(
+        ("layer", "decode", "prefill"),
+        {"transformers": "transformers", "torch": "torch"},
+        "transformers_model",
+    ),
+    "llama.cpp": Peer(
+        ("layer", "decode", "prefill"),
+        {"llama_cpp": "llama-cpp-python", "gguf": "gguf"},
+        "llama_cpp_model",
+    ),
+}
+
+
+def check_peers(names: Sequence[str], kind: Kind) -> None:
+    """Refuse peers that are not known, cannot do a job, or are not installed."""
+    able = [name for name, peer in PEERS.items() if kind in peer.kinds]
+    for name in names:
+        if name not in PEERS:
+            raise ValueError(f"--against: expected some of {', '.join(able)}, got {name!r}")
+        if name not in able:
+            raise ValueError(f"--against: {name} has no {kind} here; {', '.join(able)} have")
+        packages = PEERS[name].packages
+        if missing := [package for module, package in packages.items() if not find_spec(module)]:
+            raise ModuleNotFoundError(
+                f"--against {name}: {' and '.join(missing)} not installed: "
+                f"pip install {' '.join(missing)}"
+            )
+    if len(set(names)) < len(names):
+        raise ValueError(f"--against: expected each name once, got {', '.join(names)}")
+
+
+def contestants(
+    names: Sequence[str], job: Job, threads: int, closing: ExitStack
+) -> list[Contestant]:
+    """Ourselves, and the peers of these names, ready for the job.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of `PEERS`.
+    job : QKVJob or ModelJob
+        What to compute.
+    threads : int
+        How many each may use.
+    closing : ExitStack
+        Gets what must be undone in the end.
+
+    Returns
+    -------
+    list of Contestant
+        Ourselves first.
+
+    Raises
+    ------
+    ValueError
+        If a peer cannot compute in the dtype of the job, or its config.
+    """
+    modules = ["ours", *(PEERS[name].module for name in names)]
+    return [
+        importlib.import_module(f"{__name__}.{module}").contestant(job, threads, closing)
+        for module in modules
+    ]

@@ -1,0 +1,66 @@
+"""Whole models in llama.cpp, through llama-cpp-python, from a GGUF file that is written for it."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.bench.contestants.contestant import Contestant, model_contestant
+from llama_layers.bench.gguf_out import write_gguf
+from llama_layers.bench.job import ModelJob
+
+
+def contestant(job: ModelJob, threads: int, closing: ExitStack) -> Contestant:
+    """The model of the job."""
+    directory = closing.enter_context(tempfile.TemporaryDirectory())
+    file = Path(directory) / "model.gguf"
+    write_gguf(file, job.model)
+    return model_contestant(_Model(file, job, threads, closing), job)
+
+
+class _State(NamedTuple):
+    """A context, of whose cache so many tokens count."""
+
+    context: Any
+    length: int
+
+
+class _Model:
+    name = "llama.cpp"
+
+    def __init__(self, file: Path, job: ModelJob, threads: int, closing: ExitStack) -> None:
+        self.file = file
+        self.threads = threads
+        self.closing = closing
+        self.numbers = f"{job.dtype} weights, float32 activations, float16 cache"
+
+    def start(self, length: int) -> _State:
+        context = importlib.import_module("llama_cpp").Llama(
+            str(self.file),
+            n_ctx=length,
+            n_batch=length,
+            n_threads=self.threads,
+            n_threads_batch=self.threads,
+            verbose=False,
+        )
+        self.closing.callback(context.close)
+        return _State(context, 0)
+
+    def copy(self, state: _State) -> _State:
+        return state  # `eval` drops what it finds beyond the tokens that count
+
+    def feed(self, state: _State, ids: NDArray[np.int64]) -> tuple[Any, _State]:
+        context, length = state
+        context.n_tokens = length
+        context.eval(ids[0].tolist())
+        return context, _State(context, length + ids.shape[1])
+
+    def to_numpy(self, logits: Any) -> NDArray[Any]:
+        pointer = logits._ctx.get_logits()
+        return np.ctypeslib.as_array(pointer, (logits.n_vocab(),)).copy()

@@ -1,0 +1,89 @@
+"""What a computation costs at the least: bytes read from memory, and operations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from llama_layers.checkpoint.names import expected_tensors
+from llama_layers.config import LlamaConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes and operations.
+
+    Attributes
+    ----------
+    nbytes : int
+        Weights, each once, and cached keys and values. Activations are not counted: they can stay
+        in the processor's cache.
+    flops : int
+        Additions and multiplications of the products with matrices and of attention; the rest of
+        a layer is a few for each number, and not counted.
+    """
+
+    nbytes: int
+    flops: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.nbytes + other.nbytes, self.flops + other.flops)
+
+
+def linear_cost(outputs: int, inputs: int, rows: int, itemsize: int) -> Cost:
+    """Some rows times a matrix [outputs, inputs]."""
+    return Cost(outputs * inputs * itemsize, 2 * rows * outputs * inputs)
+
+
+def attention_cost(
+    config: LlamaConfig, window: int | None, rows: int, past: int, itemsize: int
+) -> Cost:
+    """Attention of some tokens of one sequence to themselves and to `past` cached ones.
+
+    Each query meets each key that it sees in a dot product, and weighs its value: 4 operations for
+    each number of a query head. The keys and values of earlier tokens are read; those of these are
+    made here.
+    """
+    seen = sum(min(past + row + 1, window or math.inf) for row in range(rows))
+    read = min(past, (window or math.inf) - 1)
+    numbers = 2 * config.num_key_value_heads * config.head_dim
+    return Cost(
+        int(read) * numbers * itemsize,
+        4 * config.num_attention_heads * config.head_dim * int(seen),
+    )
+
+
+def layers_cost(
+    config: LlamaConfig, rows: int, past: int, itemsize: int, cache_itemsize: int
+) -> Cost:
+    """Some tokens of one sequence through all layers, after `past` cached ones."""
+    shapes = [s for name, s in expected_tensors(config).items() if name.startswith("model.layers.")]
+    cost = Cost(
+        sum(map(math.prod, shapes)) * itemsize,
+        2 * rows * sum(math.prod(shape) for shape in shapes if len(shape) == 2),
+    )
+    for layer in range(config.num_hidden_layers):
+        cost += attention_cost(config, config.window_of(layer), rows, past, cache_itemsize)
+    return cost
+
+
+def model_cost(
+    config: LlamaConfig, rows: int, past: int, itemsize: int, cache_itemsize: int
+) -> Cost:
+    """A forward pass of some tokens, to the logits of the last one."""
+    embedding_rows_and_norm = (rows + 1) * config.hidden_size * itemsize
+    return (
+        layers_cost(config, rows, past, itemsize, cache_itemsize)
+        + linear_cost(config.vocab_size, config.hidden_size, 1, itemsize)
+        + Cost(embedding_rows_and_norm, 0)
+    )
+
+
+def decode_cost(
+    config: LlamaConfig, tokens: int, past: int, itemsize: int, cache_itemsize: int
+) -> Cost:
+    """Some tokens after `past` others, each in a forward pass of its own; the mean of one."""
+    total = Cost(0, 0)
+    for token in range(tokens):
+        total += model_cost(config, 1, past + token, itemsize, cache_itemsize)
+    return Cost(total.nbytes // tokens, total.flops // tokens)

@@ -1,0 +1,176 @@
+"""What is computed: the same for every contestant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.backends.dtypes import FLOATS, dtype_name
+from llama_layers.bench.cost import Cost, decode_cost, layers_cost, linear_cost, model_cost
+from llama_layers.bench.models import with_layers
+from llama_layers.cache import KVCache
+from llama_layers.config import LlamaConfig
+from llama_layers.llama import Llama
+from llama_layers.weights import QKVWeights
+
+Kind = Literal["qkv", "layer", "decode", "prefill"]
+# Copies of weights take turns until they are as large as this, lest they stay in the cache.
+UNCACHED = 256 << 20
+MOST_COPIES = 64
+
+
+def copies(nbytes: int) -> int:
+    """How many copies of something are enough to be read from memory each time."""
+    return min(MOST_COPIES, math.ceil(UNCACHED / nbytes))
+
+
+@dataclass(frozen=True, eq=False)
+class QKVJob:
+    """Hidden states times the fused query, key and value matrix.
+
+    Attributes
+    ----------
+    weights : sequence of QKVWeights
+        Equal copies, each used once in a timed call.
+    sizes : sequence of int
+        Tokens of the cases.
+    """
+
+    weights: Sequence[QKVWeights]
+    sizes: Sequence[int]
+    kind: Kind = "qkv"
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights."""
+        return dtype_name(self.weights[0].fused.dtype)
+
+    @property
+    def units(self) -> int:
+        """Products in a timed call."""
+        return len(self.weights)
+
+    def x(self, size: int) -> NDArray[np.float32]:
+        """Hidden states [1, S, hidden_size]."""
+        rng = np.random.default_rng(size)
+        return rng.standard_normal((1, size, self.weights[0].hidden_size), np.float32)
+
+    def cost(self, size: int) -> Cost:
+        """Of one product."""
+        outputs, inputs = self.weights[0].fused.shape
+        return linear_cost(outputs, inputs, size, FLOATS[self.dtype].itemsize)
+
+    def case(self, size: int) -> str:
+        """What a case is called."""
+        return f"S = {size}"
+
+    def tokens(self, size: int) -> int | None:
+        """Tokens of one unit, where a rate of them says something."""
+        return None
+
+    def title(self) -> str:
+        """What is measured."""
+        outputs, inputs = self.weights[0].fused.shape
+        return f"Q, K and V: {inputs} to {outputs}, {self.dtype} weights, {_times(self.units)}"
+
+
+@dataclass(frozen=True, eq=False)
+class ModelJob:
+    """Tokens through a model, in one pass or one by one, after others that its cache holds.
+
+    Attributes
+    ----------
+    model : Llama
+        The model; for a layer, one of a few words and of copies of the layer.
+    kind : {"layer", "decode", "prefill"}
+        What a unit is: a layer, a token, or a prompt.
+    sizes : sequence of int
+        Tokens of the cases; for "decode" those in the cache before.
+    context : int
+        For "layer": tokens in the cache before.
+    steps : int
+        For "decode": tokens in a timed call.
+    """
+
+    model: Llama
+    kind: Kind
+    sizes: Sequence[int]
+    context: int = 0
+    steps: int = 1
+
+    @property
+    def config(self) -> LlamaConfig:
+        """Of the model."""
+        return self.model.config
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights."""
+        return dtype_name(self.model.weights.embed_tokens.dtype)
+
+    @property
+    def units(self) -> int:
+        """Of which a timed call has so many."""
+        return {"layer": self.config.num_hidden_layers, "decode": self.steps, "prefill": 1}[
+            self.kind
+        ]
+
+    def passes(self, size: int) -> tuple[int, list[int]]:
+        """How many tokens the cache holds before, and those of each timed pass."""
+        if self.kind == "decode":
+            return size, [1] * self.steps
+        return (self.context if self.kind == "layer" else 0), [size]
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """Token ids [1, T] that are enough for every case, and begin all of them."""
+        longest = max(before + sum(parts) for before, parts in map(self.passes, self.sizes))
+        return np.random.default_rng(0).integers(0, self.config.vocab_size, (1, longest))
+
+    def cost(self, size: int) -> Cost:
+        """Of one unit."""
+        stored = FLOATS[self.dtype].itemsize
+        cached = KVCache.create(self.model, 1, 1).keys[0].dtype.itemsize
+        if self.kind == "layer":
+            return layers_cost(with_layers(self.config, 1), size, self.context, stored, cached)
+        if self.kind == "decode":
+            return decode_cost(self.config, self.steps, size, stored, cached)
+        return model_cost(self.config, size, 0, stored, cached)
+
+    def case(self, size: int) -> str:
+        """What a case is called."""
+        if self.kind == "layer":
+            return f"S = {size}"
+        return f"after {size} tokens" if self.kind == "decode" else f"{size} tokens"
+
+    def tokens(self, size: int) -> int | None:
+        """Tokens of one unit, where a rate of them says something."""
+        return {"layer": None, "decode": 1, "prefill": size}[self.kind]
+
+    def title(self) -> str:
+        """What is measured."""
+        c = self.config
+        heads = f"{c.num_attention_heads} query and {c.num_key_value_heads} key/value heads"
+        sizes = f"hidden size {c.hidden_size}, MLP {c.intermediate_size}, {heads}"
+        end = f"{sizes}, {self.dtype} weights"
+        if self.kind == "layer":
+            return (
+                f"One layer after {self.context} tokens: {end}, "
+                f"{_times(c.num_hidden_layers)}; one sequence"
+            )
+        what = "Prefill" if self.kind == "prefill" else f"Decode, {self.steps} tokens a round"
+        layers = "1 layer" if c.num_hidden_layers == 1 else f"{c.num_hidden_layers} layers"
+        return f"{what}: {layers} of {end}; one sequence"
+
+
+Job = QKVJob | ModelJob
+
+
+def _times(count: int) -> str:
+    return "one copy" if count == 1 else f"{count} copies in turn"

@@ -1,0 +1,199 @@
+"""The models that are measured: checkpoints, and published sizes with random weights."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.backends.dtypes import FLOATS, dtype_of
+from llama_layers.checkpoint import load, open_checkpoint
+from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
+from llama_layers.checkpoint.names import expected_tensors
+from llama_layers.config import LlamaConfig
+from llama_layers.llama import Llama
+from llama_layers.presets import PublishedSizes
+from llama_layers.weights import (
+    AttentionWeights,
+    LayerWeights,
+    LlamaWeights,
+    MLPWeights,
+    QKVWeights,
+)
+
+PRESETS = {name.replace("_", "-"): name for name in vars(PublishedSizes) if name[0] != "_"}
+# The part of the memory that weights may take.
+SHARE = 0.7
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a name is that of files or of a known model, and not of a published size only."""
+    return Path(name).exists() or name in KNOWN_MODELS
+
+
+def config_of(name: str) -> LlamaConfig:
+    """The config of a checkpoint or of a published size."""
+    if Path(name).exists() or (name in KNOWN_MODELS and cached_path(name).exists()):
+        return open_checkpoint(name).config
+    if name not in PRESETS:
+        raise ValueError(
+            f"--model: {name}: expected a directory, a file, or one of "
+            f"{', '.join(sorted({*PRESETS, *KNOWN_MODELS}))}"
+        )
+    config: LlamaConfig = getattr(LlamaConfig, PRESETS[name])()
+    return config
+
+
+def with_layers(config: LlamaConfig, count: int) -> LlamaConfig:
+    """The config with another number of layers, all of the kind of those that it begins with."""
+    kinds = config.layer_types
+    if kinds is not None:
+        kinds = tuple(kinds[i % len(kinds)] for i in range(count))
+    return replace(config, num_hidden_layers=count, layer_types=kinds)
+
+
+def opened_model(name: str, dtype: str, layers: int | None) -> Llama:
+    """A checkpoint, or its first layers only."""
+    model = load(name, dtype=dtype)
+    count = model.config.num_hidden_layers
+    if layers is None or layers == count:
+        return model
+    if layers > count:
+        raise ValueError(f"--layers: expected at most {count}, those of the model, got {layers}")
+    weights = model.weights
+    first = LlamaWeights(
+        weights.embed_tokens, weights.layers[:layers], weights.norm, weights.lm_head
+    )
+    return Llama(with_layers(model.config, layers), first, model.open_tokenizer)
+
+
+class Numbers:
+    """Numbers for weights of a dtype: normal ones from a block that is used again and again.
+
+    Drawing each of billions would take minutes, and no speed depends on it. Each matrix begins
+    elsewhere in the block: an engine that finds two equal ones might keep only one.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype: np.dtype[Any] = np.dtype(dtype_of(np, dtype))
+        self._block = np.random.default_rng(0).standard_normal((1 << 20) + 7, np.float32)
+        self._made = 0
+
+    def matrix(self, outputs: int, inputs: int) -> NDArray[Any]:
+        """A matrix [out, in] that keeps the size of a row."""
+        self._made += 1
+        flat = np.empty(outputs * inputs, self._dtype)
+        block = (self._block / np.float32(math.sqrt(inputs))).astype(self._dtype)
+        block = np.roll(block, self._made)
+        for start in range(0, flat.size, block.size):
+            part = flat[start : start + block.size]
+            part[:] = block[: part.size]
+        return flat.reshape(outputs, inputs)
+
+    def ones(self, count: int) -> NDArray[Any]:
+        """The weight of a norm."""
+        return np.ones(count, self._dtype)
+
+    def qkv(self, config: LlamaConfig) -> QKVWeights:
+        """Fused projections; no biases."""
+        heads = config.num_attention_heads + 2 * config.num_key_value_heads
+        return QKVWeights(
+            self.matrix(heads * config.head_dim, config.hidden_size),
+            config.num_attention_heads,
+            config.num_key_value_heads,
+        )
+
+    def layer(self, config: LlamaConfig) -> LayerWeights:
+        """One decoder layer."""
+        hidden, inner = config.hidden_size, config.intermediate_size
+        o_proj = self.matrix(hidden, config.num_attention_heads * config.head_dim)
+        return LayerWeights(
+            self.ones(hidden),
+            AttentionWeights(self.qkv(config), o_proj),
+            self.ones(hidden),
+            MLPWeights(
+                self.matrix(inner, hidden), self.matrix(inner, hidden), self.matrix(hidden, inner)
+            ),
+        )
+
+    def model(self, config: LlamaConfig) -> Llama:
+        """All layers."""
+        embedding = self.matrix(config.vocab_size, config.hidden_size)
+        tied = config.tie_word_embeddings
+        return Llama(
+            config,
+            LlamaWeights(
+                embedding,
+                [self.layer(config) for _ in range(config.num_hidden_layers)],
+                self.ones(config.hidden_size),
+                embedding if tied else self.matrix(config.vocab_size, config.hidden_size),
+            ),
+        )
+
+
+def without_biases(config: LlamaConfig) -> LlamaConfig:
+    """A config that random weights fit; adding biases takes no time worth measuring."""
+    kind = "llama" if config.model_type == "qwen2" else config.model_type
+    return replace(config, model_type=kind, attention_bias=False, mlp_bias=False)
+
+
+def random_model(config: LlamaConfig, dtype: str, layers: int | None, engines: int) -> Llama:
+    """A model of some size with random weights, and as many layers as there is memory for.
+
+    Parameters
+    ----------
+    config : LlamaConfig
+        The size.
+    dtype : str
+        Of the weights.
+    layers : int or None
+        How many layers; None for as many as fit, up to those of the config.
+    engines : int
+        How many hold the weights at the same time.
+
+    Returns
+    -------
+    Llama
+        The model.
+
+    Raises
+    ------
+    MemoryError
+        If not even one layer fits.
+    """
+    config = without_biases(config)
+    if layers is None:
+        layers = layers_that_fit(config, dtype, int(available_memory() * SHARE / engines))
+    return Numbers(dtype).model(with_layers(config, layers))
+
+
+def layers_that_fit(config: LlamaConfig, dtype: str, nbytes: int) -> int:
+    """How many layers of a model fit into some bytes, up to those of the config."""
+    itemsize = FLOATS[dtype].itemsize
+    sizes = [
+        itemsize * sum(map(math.prod, expected_tensors(with_layers(config, count)).values()))
+        for count in (1, 2)
+    ]
+    each = sizes[1] - sizes[0]
+    count = 1 + (nbytes - sizes[0]) // each
+    if count < 1:
+        raise MemoryError(
+            f"one layer in {dtype} and the vocabulary take {sizes[0] / 1e9:.1f} GB in each "
+            f"engine, of which {nbytes / 1e9:.1f} GB may be taken"
+        )
+    return min(count, config.num_hidden_layers)
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping; half of all where the system does not tell."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,119 @@
+"""A benchmark as tables, for a terminal and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from llama_layers.bench.contestants import OURS
+from llama_layers.bench.result import Case, Limit, Result
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def headings(result: Result) -> list[str]:
+    """What the columns are called: no ratio where there is nobody else."""
+    tokens = ["tokens/s"] if result.cases[0].tokens else []
+    ratio = ["time / ours"] if len(result.numbers) > 1 else []
+    return ["", "best, ms", "median, ms", "of the limit", *tokens, *ratio]
+
+
+def rows(result: Result, case: Case) -> Iterator[list[str]]:
+    """The limit, ourselves, and the peers, in one case."""
+    compared = len(result.numbers) > 1
+    seconds, by = result.limit(case)
+    ends = [""] if compared else []
+    yield [f"limit: {by}", milliseconds(seconds), "", "", *rate(case, seconds), *ends]
+    for name in case.seconds:
+        best, median = case.best(name), case.median(name)
+        if compared:
+            ratios = " / ".join(f"{ratio:.2f}" for ratio in case.ratios(name))
+            ends = ["" if name == OURS else ratios]
+        share = f"{100 * result.share(case, name):.0f} %"
+        yield [name, milliseconds(best), milliseconds(median), share, *rate(case, best), *ends]
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits of them, or more."""
+    value = seconds * 1e3
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
+
+
+def rate(case: Case, seconds: float) -> list[str]:
+    """Tokens a second, where that says something."""
+    return [] if case.tokens is None else [f"{case.tokens / seconds:.1f}"]
+
+
+def facts(result: Result) -> dict[str, str]:
+    """What was measured, on what and with what."""
+    rounds = "1 round" if result.rounds == 1 else f"{result.rounds} rounds"
+    return {
+        "threads": f"{result.threads} for each, in turns, {rounds}",
+        **result.numbers,
+        "reading": f"{_rates(result.reading)} GB/s: {result.reading.what}",
+        "multiplying": f"{_rates(result.multiplying)} GFLOP/s: {result.multiplying.what}",
+        "machine": ", ".join(f"{name} {text}" for name, text in result.machine.items()),
+    }
+
+
+def notes(result: Result) -> list[str]:
+    """What the figures mean, where that is not plain."""
+    found = [
+        "limit: weights and cached keys and values read once, or multiplied, whichever takes "
+        "longer, at the best rate of this run."
+    ]
+    if len(result.numbers) > 1:
+        found.append("time / ours: best / median; above 1 where ours is shorter.")
+    if any(result.share(case, name) > 1 for case in result.cases for name in case.seconds):
+        found.append(
+            "Above 100 %: products of 16-bit numbers, a cache, or a better moment than the limit "
+            "was probed in."
+        )
+    return found
+
+
+def print_result(console: Console, result: Result) -> None:
+    """Print a benchmark."""
+    from rich.padding import Padding
+    from rich.table import Table
+
+    console.print(result.title, style="bold", markup=False)
+    about = Table.grid(padding=(0, 2, 0, 0))
+    for fact in facts(result).items():
+        about.add_row(*fact)
+    console.print(Padding(about, (0, 0, 1, 2)))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, heading in enumerate(headings(result)):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+    for case in result.cases:
+        table.add_row(case.name, style="bold")
+        for row in rows(result, case):
+            table.add_row("  " + row[0], *row[1:], style="cyan" if row[0] == OURS else None)
+    console.print(table)
+    console.print()
+    for note in notes(result):
+        console.print(note, markup=False)
+
+
+def markdown(result: Result) -> str:
+    """A benchmark as a section of a page."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |\n"
+
+    heads = headings(result)
+    lines = [f"{result.title}.\n\n", line(["", *heads]), "|---" * (len(heads) + 1) + "|\n"]
+    for case in result.cases:
+        for number, row in enumerate(rows(result, case)):
+            lines.append(line(["" if number else case.name, *row]))
+    about = (f"- {name}: {fact}\n" for name, fact in facts(result).items())
+    return "".join([*lines, "\n", *about])
+
+
+def _rates(limit: Limit) -> str:
+    """The best, and what else was seen."""
+    return (
+        f"{limit.best / 1e9:.0f} (the worst of {len(limit.rates)} tries "
+        f"{min(limit.rates) / 1e9:.0f})"
+    )

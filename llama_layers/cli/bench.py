@@ -1,0 +1,211 @@
+"""``llama-layers bench``: how fast it is, next to the machine's limits and to other engines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_layers.cli.options import add_force
+from llama_layers.files import check_output, write_atomically
+
+if TYPE_CHECKING:
+    from llama_layers.bench.job import Job
+    from llama_layers.bench.result import Result
+
+DTYPES = ("float32", "bfloat16", "float16")
+# The words of the model that stands for a layer: its embedding and head take no time.
+LAYER_VOCABULARY = 16
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "bench",
+        help="measure speed, next to the machine's limits and to other engines",
+        description="Time the Q/K/V projection, a layer, decoding or prefill, and other engines "
+        "that are installed, in turns. What the machine can do, reading from memory and "
+        "multiplying, is measured in the same run.",
+    )
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+
+    qkv = kinds.add_parser("qkv", help="hidden states times the fused Q, K and V matrix")
+    _add_common(qkv, "llama2-7b", "whose sizes it has; weights are random")
+    _add_sizes(qkv, "--seq", [1, 2, 8, 32, 128], "tokens")
+
+    layer = kinds.add_parser("layer", help="one decoder layer")
+    _add_common(layer, "llama2-7b", "whose sizes it has; weights are random")
+    _add_sizes(layer, "--seq", [1, 8, 128], "tokens")
+    layer.add_argument(
+        "--context", type=_count, default=64, metavar="N", help="tokens before (default: 64)"
+    )
+
+    decode = kinds.add_parser("decode", help="a whole model, token by token")
+    _add_common(decode, "smollm2-135m", "to run; a published size has random weights")
+    _add_layers(decode)
+    _add_sizes(decode, "--context", [32], "tokens before")
+    decode.add_argument(
+        "--tokens", type=_count, default=32, metavar="N", help="tokens a round (default: 32)"
+    )
+
+    prefill = kinds.add_parser("prefill", help="a whole model, a prompt at once")
+    _add_common(prefill, "smollm2-135m", "to run; a published size has random weights")
+    _add_layers(prefill)
+    _add_sizes(prefill, "--seq", [512], "tokens of the prompt")
+
+    for kind in (qkv, layer, decode, prefill):
+        kind.set_defaults(run=run)
+
+
+def _add_common(parser: argparse.ArgumentParser, model: str, what: str) -> None:
+    parser.add_argument(
+        "--model",
+        default=model,
+        help=f"a directory, file, known model or published size, {what} (default: {model})",
+    )
+    parser.add_argument("--threads", type=_count, metavar="N", help="(default: all cores)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)"
+    )
+    parser.add_argument("--rounds", type=_count, default=10, metavar="N", help="(default: 10)")
+    parser.add_argument(
+        "--against",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="A,B",
+        help="other engines that are installed: torch, onnxruntime and openvino for qkv, "
+        "transformers and llama.cpp for the rest",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every time measured")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (png, svg, pdf)")
+    add_force(parser)
+
+
+def _add_sizes(parser: argparse.ArgumentParser, option: str, default: list[int], what: str) -> None:
+    shown = ",".join(map(str, default))
+    parser.add_argument(
+        option,
+        dest="sizes",
+        type=_counts,
+        default=default,
+        metavar="N,M",
+        help=f"{what} (default: {shown})",
+    )
+
+
+def _add_layers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--layers",
+        type=_count,
+        metavar="N",
+        help="only so many (default: all; of a published size as many as fit in memory)",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    counts = [_count(part) for part in text.split(",")]
+    if len(set(counts)) < len(counts):
+        raise argparse.ArgumentTypeError(f"expected each number once, got {text!r}")
+    return counts
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print, write and draw what was found."""
+    from llama_layers.bench.contestants import check_peers
+    from llama_layers.bench.threads import available_threads
+
+    for output in (args.json, args.plot):
+        check_output(output, args.force)
+    if args.json is not None and args.json == args.plot:
+        raise ValueError(f"--json and --plot: expected two files, got {args.json} twice")
+    if args.plot is not None:
+        from llama_layers.cli import plot  # without matplotlib, fail before the work
+
+        plot.check_format(args.plot)
+    check_peers(args.against, args.kind)
+    cores = available_threads()
+    if args.threads is not None and args.threads > cores:
+        raise ValueError(f"--threads: expected at most {cores}, the cores, got {args.threads}")
+
+    from llama_layers.bench.measure import measure
+    from llama_layers.bench.table import print_result
+    from llama_layers.cli.terminal import Terminal
+
+    job = make_job(args)
+    with rounds_done(args.rounds) as progress:
+        result = measure(
+            job,
+            args.against,
+            threads=args.threads or cores,
+            rounds=args.rounds,
+            progress=progress,
+        )
+    if args.json is not None:
+        write_atomically(args.json, lambda temporary: write_json(temporary, result))
+    if args.plot is not None:
+        from llama_layers.bench.chart import draw
+
+        write_atomically(args.plot, lambda temporary: draw(temporary, result))
+    print_result(Terminal(highlight=False), result)
+    for verb, path in (("written", args.json), ("drawn", args.plot)):
+        if path is not None:
+            print(f"{verb} {path}")
+    return 0
+
+
+def write_json(path: Path, result: Result) -> None:
+    """Write a result for a program to read."""
+    path.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def make_job(args: argparse.Namespace) -> Job:
+    """What the arguments ask for."""
+    from llama_layers.backends.dtypes import FLOATS
+    from llama_layers.bench import models
+    from llama_layers.bench.cost import layers_cost
+    from llama_layers.bench.job import ModelJob, QKVJob, copies
+
+    if args.kind == "qkv":
+        numbers, config = models.Numbers(args.dtype), models.config_of(args.model)
+        first = numbers.qkv(config)
+        others = [numbers.qkv(config) for _ in range(copies(first.fused.nbytes) - 1)]
+        return QKVJob([first, *others], args.sizes)
+    if args.kind == "layer":
+        config = models.with_layers(models.config_of(args.model), 1)
+        small = models.without_biases(replace(config, vocab_size=LAYER_VOCABULARY))
+        count = copies(layers_cost(small, 1, 0, FLOATS[args.dtype].itemsize, 0).nbytes)
+        model = models.random_model(small, args.dtype, count, 1 + len(args.against))
+        return ModelJob(model, "layer", args.sizes, context=args.context)
+    if models.is_checkpoint(args.model):
+        model = models.opened_model(args.model, args.dtype, args.layers)
+    else:
+        config = models.config_of(args.model)
+        model = models.random_model(config, args.dtype, args.layers, 1 + len(args.against))
+    steps = args.tokens if args.kind == "decode" else 1
+    return ModelJob(model, args.kind, args.sizes, steps=steps)
+
+
+@contextmanager
+def rounds_done(count: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr, where that is a terminal, and what moves it at each round."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("rounds"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("rounds", total=count)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,109 @@
+"""`llama-layers bench`: the peers that are installed do the same work."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import random_models
+import tiny
+
+from llama_layers.bench import measure
+from llama_layers.bench.agreement import TOLERANCES
+from llama_layers.cli import main
+
+pytestmark = pytest.mark.peer
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+CONFIGS = {
+    "plain": tiny.CONFIG,
+    "tied": tiny.TIED,
+    "biased": tiny.BIASED,
+    "qwen2": tiny.QWEN2,
+    "llama3": replace(tiny.CONFIG, rope_scaling=LLAMA3),
+}
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch):
+    """Nothing is asserted of times; agreement is asked for more closely than of 16-bit numbers."""
+    for name, value in (("REST", 0), ("READ_BYTES", 1 << 20), ("SQUARE", 64)):
+        monkeypatch.setattr(measure, name, value)
+    monkeypatch.setitem(TOLERANCES, "float32", 1e-5)
+    monkeypatch.setitem(TOLERANCES, "bfloat16", 0.05)
+    monkeypatch.setitem(TOLERANCES, "float16", 0.01)
+
+
+def bench(tmp_path, *arguments):
+    """Those that took part, each with its times; `bench` itself refuses results that differ."""
+    path = tmp_path / "bench.json"
+    options = ["--rounds", "2", "--threads", "1", "--json", str(path), "--force"]
+    assert main(["bench", *arguments, *options]) == 0
+    cases = json.loads(path.read_text())["cases"]
+    return [{name: len(times) for name, times in case["seconds"].items()} for case in cases]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("peer", ["torch", "onnxruntime", "openvino"])
+def test_qkv(tmp_path, capsys, peer, dtype):
+    pytest.importorskip(peer)
+    options = ("--model", "smollm2-135m", "--seq", "1,9", "--dtype", dtype, "--against", peer)
+    if peer != "torch" and dtype != "float32" and not able(peer, dtype):
+        assert main(["bench", "qkv", *options]) == 2
+        assert f"--against {peer}: " in capsys.readouterr().err
+    else:
+        assert bench(tmp_path, "qkv", *options) == [{"llama_layers": 2, peer: 2}] * 2
+
+
+def able(peer, dtype):
+    """Whether a peer multiplies numbers of 16 bits here."""
+    if peer == "onnxruntime":
+        return False
+    core = importlib.import_module(peer).Core()
+    word = {"bfloat16": "BF16", "float16": "FP16"}[dtype]
+    return word in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ("layer", "--seq", "1,4", "--context", "3"),
+        ("decode", "--context", "1,6", "--tokens", "3"),
+        ("prefill", "--seq", "1,5"),
+    ],
+)
+def test_transformers(tmp_path, kind, name, dtype):
+    config = CONFIGS[name]
+    weights = random_models.random_weights(config, dtype=np.float32)
+    model = tiny.write_single(tmp_path / "tiny", weights, config)
+    options = ("--model", str(model), "--dtype", dtype, "--against", "transformers")
+    assert bench(tmp_path, *kind, *options) == [{"llama_layers": 2, "transformers": 2}] * 2
+
+
+@pytest.mark.parametrize("config", [tiny.CONFIG, tiny.TIED])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ("layer", "--seq", "1,4", "--context", "3"),
+        ("decode", "--context", "1,6", "--tokens", "3"),
+        ("prefill", "--seq", "1,5"),
+    ],
+)
+def test_llama_cpp(tmp_path, monkeypatch, kind, dtype, config):
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setitem(TOLERANCES, "float32", 0.02)  # a cache of float16
+    weights = random_models.random_weights(config, dtype=np.float32)
+    model = tiny.write_single(tmp_path / "tiny", weights, config)
+    options = ("--model", str(model), "--dtype", dtype, "--against", "llama.cpp")
+    assert bench(tmp_path, *kind, *options) == [{"llama_layers": 2, "llama.cpp": 2}] * 2
