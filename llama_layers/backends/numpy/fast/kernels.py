@@ -69,6 +69,34 @@ def _total(builder: Any, lanes: Any, count: int) -> Any:
     return builder.extract_element(lanes, ir.Constant(_I32, 0))
 
 
+def _multiply_add(builder: Any, lanes: int) -> Any:
+    floats = ir.VectorType(_F32, lanes)
+    kind = ir.FunctionType(floats, [floats] * 3)
+    return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{lanes}f32")
+
+
+def _zeros(builder: Any, keys: Any, lanes: int) -> dict[Any, Any]:
+    """A place for a sum for each key, which LLVM keeps in a register."""
+    zeros = ir.Constant(ir.VectorType(_F32, lanes), [0.0] * lanes)
+    return {key: cgutils.alloca_once_value(builder, zeros) for key in keys}
+
+
+def _call(builder: Any, name: str, write: Any, arguments: Any) -> None:
+    """Call a function of the module by its name, and have it written if it is not there yet.
+
+    Written once and not inlined, a tile is compiled once, and not wherever it is used.
+    """
+    kind = ir.FunctionType(ir.VoidType(), [_I64] * len(arguments))
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    if function.is_declaration:
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        body = ir.IRBuilder(function.append_basic_block())
+        write(body, *function.args)
+        body.ret_void()
+    builder.call(function, arguments)
+
+
 @intrinsic(prefer_literal=True)
 def _tile(typing, rows, tokens, kind, w, w_step, x, x_step, count, y, y_row, y_token):
     """Write the sums over K of `rows` rows of weights times `tokens` rows of x.
@@ -80,24 +108,14 @@ def _tile(typing, rows, tokens, kind, w, w_step, x, x_step, count, y, y_row, y_t
     form = kind.literal_value
     size = 4 if form == FLOAT32 else 2
 
-    def code(context, builder, signature, arguments):
-        w, w_step, x, x_step, count, y, y_row, y_token = arguments[3:]
+    def write(builder, w, w_step, x, x_step, count, y, y_row, y_token):
         ws = [builder.add(w, builder.mul(w_step, _integer(r))) for r in range(shape[0])]
         xs = [builder.add(x, builder.mul(x_step, _integer(t))) for t in range(shape[1])]
         whole = builder.and_(count, _integer(-LANES))
         totals = {}
         for lanes, start, stop in ((LANES, _integer(0), whole), (1, whole, count)):
-            floats = ir.VectorType(_F32, lanes)
-            zeros = ir.Constant(floats, [0.0] * lanes)
-            sums = {
-                (r, t): cgutils.alloca_once_value(builder, zeros)
-                for r in range(shape[0])
-                for t in range(shape[1])
-            }
-            multiply_add = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{lanes}f32"
-            )
-            step = _integer(lanes)
+            sums = _zeros(builder, list(np.ndindex(shape)), lanes)
+            multiply_add, step = _multiply_add(builder, lanes), _integer(lanes)
             with cgutils.for_range_slice(builder, start, stop, step, _I64) as (k, _):
                 right, left = (
                     [_numbers(builder, builder.add(a, offset), f, lanes) for a in addresses]
@@ -115,6 +133,9 @@ def _tile(typing, rows, tokens, kind, w, w_step, x, x_step, count, y, y_row, y_t
         for (r, t), total in totals.items():
             offset = builder.add(builder.mul(y_row, _integer(r)), builder.mul(y_token, _integer(t)))
             builder.store(total, builder.inttoptr(builder.add(y, offset), _F32.as_pointer()))
+
+    def code(context, builder, signature, arguments):
+        _call(builder, f"llama_layers_tile_{shape[0]}_{shape[1]}_{form}", write, arguments[3:])
         return context.get_dummy_value()
 
     return types.void(rows, tokens, kind, *[types.intp] * 8), code
@@ -126,18 +147,9 @@ def _weigh(typing, tokens, vectors, lanes, p, p_step, v, v_step, count, y, y_ste
     shape = tokens.literal_value, vectors.literal_value
     width = lanes.literal_value
 
-    def code(context, builder, signature, arguments):
-        p, p_step, v, v_step, count, y, y_step = arguments[3:]
-        floats = ir.VectorType(_F32, width)
-        zeros = ir.Constant(floats, [0.0] * width)
-        sums = {
-            (t, d): cgutils.alloca_once_value(builder, zeros)
-            for t in range(shape[0])
-            for d in range(shape[1])
-        }
-        multiply_add = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{width}f32"
-        )
+    def write(builder, p, p_step, v, v_step, count, y, y_step):
+        sums = _zeros(builder, list(np.ndindex(shape)), width)
+        multiply_add = _multiply_add(builder, width)
         everywhere = ir.Constant(ir.VectorType(_I32, width), [0] * width)
         with cgutils.for_range(builder, count, intp=_I64) as loop:
             row = builder.add(v, builder.mul(v_step, loop.index))
@@ -156,8 +168,13 @@ def _weigh(typing, tokens, vectors, lanes, p, p_step, v, v_step, count, y, y_ste
                     builder.store(added, place)
         for (t, d), place in sums.items():
             offset = builder.add(builder.mul(y_step, _integer(t)), _integer(4 * width * d))
-            address = builder.inttoptr(builder.add(y, offset), floats.as_pointer())
+            address = builder.inttoptr(
+                builder.add(y, offset), ir.VectorType(_F32, width).as_pointer()
+            )
             builder.store(builder.load(place), address).align = 4
+
+    def code(context, builder, signature, arguments):
+        _call(builder, f"llama_layers_weigh_{shape[0]}_{shape[1]}_{width}", write, arguments[3:])
         return context.get_dummy_value()
 
     return types.void(tokens, vectors, lanes, *[types.intp] * 7), code
@@ -216,9 +233,14 @@ _summing = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"
 
 
 @_compiled
+def _address(array):
+    return np.intp(array.ctypes.data)
+
+
+@_compiled
 def _meet(sync, round_, team):
     """Wait until every thread of the team has come here; return the number of the next round."""
-    address = sync.ctypes.data
+    address = _address(sync)
     _arrive(address)
     spins = 0
     while _arrived(address) < round_ * team:
@@ -292,8 +314,8 @@ def product(thread, team, kind, w, rows, x, y):
     for row in range(start, stop, ROWS):
         first = min(row, stop - ROWS)
         _rows_times(
-            kind, ROWS, w + first * w_step, w_step, x.ctypes.data, 4 * count, tokens, count,
-            y.ctypes.data + 4 * first, 4, 4 * y.shape[1],
+            kind, ROWS, w + first * w_step, w_step, _address(x), 4 * count, tokens, count,
+            _address(y) + 4 * first, 4, 4 * y.shape[1],
         )  # fmt: skip
 
 
@@ -334,9 +356,9 @@ def _attend(q, group, keys, values, head, first, last, allowed, scale, scores, y
     """
     width = keys.shape[2]
     step, count = 4 * keys.shape[1] * width, last - first
-    k = keys.ctypes.data + first * step + 4 * head * width
-    v = values.ctypes.data + first * step + 4 * head * width
-    p, p_step = scores.ctypes.data, 4 * scores.shape[1]
+    k = _address(keys) + first * step + 4 * head * width
+    v = _address(values) + first * step + 4 * head * width
+    p, p_step = _address(scores), 4 * scores.shape[1]
     whole = count // ROWS * ROWS
     for t in range(0, whole, ROWS):
         _rows_times(
@@ -506,8 +528,8 @@ def layers(
         for unit in range(thread, tokens * kv_heads * chunks, team):
             token, kv, chunk = unit // (kv_heads * chunks), unit // chunks % kv_heads, unit % chunks
             first, q_head, row = chunk * CHUNK, kv * group, token // seq
-            q = qkv.ctypes.data + 4 * (token * qkv.shape[1] + q_head * width)
-            part = parts.ctypes.data + 4 * ((token * chunks + chunk) * heads + q_head) * width
+            q = _address(qkv) + 4 * (token * qkv.shape[1] + q_head * width)
+            part = _address(parts) + 4 * ((token * chunks + chunk) * heads + q_head) * width
             _attend(
                 q, group, keys[row], values[row], kv, first, min(first + CHUNK, visible),
                 allowed[mask_of[layer], token], scale, scores[thread], part,
