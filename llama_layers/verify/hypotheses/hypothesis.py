@@ -18,6 +18,8 @@ from llama_layers.verify.operations import Formats
 from llama_layers.verify.suspect import Suspect
 
 Float64Array = NDArray[np.float64]
+# What a persona may do that is no rounding of a step.
+_NO_ROUNDINGS = ("flushes", "excess_precision")
 
 
 class Kind(IntEnum):
@@ -116,7 +118,8 @@ class Formula:
 
     Each of `roundings` rounding errors is relative to `magnitude`, of the size of the terms that
     the result is summed from: :math:`|\hat y - y| \le \gamma_n A + u_o |y|`. A persona may round
-    some steps to the format of the result, and what is read from a cache, if something is `cached`.
+    some steps to the format of the result, and what is read from a cache, if something is `cached`;
+    inputs that had more digits count as as many roundings.
     """
 
     exact: Float64Array
@@ -129,8 +132,11 @@ class Formula:
         out, sums = FLOATS[formats.dtype], FLOATS[formats.accumulate]
         growth = gamma(2 * self.roundings, sums.unit_roundoff)
         persona = formats.persona
-        if any(value is True for name, value in vars(persona).items() if name != "flushes"):
+        further = {k: v for k, v in vars(persona).items() if k not in _NO_ROUNDINGS}
+        if any(value is True for value in further.values()):
             growth += 4 * out.unit_roundoff
+        if formats.unrounded_inputs is not None:
+            growth += 4 * FLOATS[formats.unrounded_inputs].unit_roundoff
         if self.cached and persona.kv_cache is not None:
             growth += 4 * FLOATS[persona.kv_cache].unit_roundoff
         with np.errstate(invalid="ignore", over="ignore"):
