@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
         "and no bound; check, with a model, has one.",
         epilog="Exit status: 0 no site comes apart, 1 one does, 2 they could not be compared.",
     )
-    parser.add_argument("a", type=Path, help="a trace: the reference, if one is")
+    parser.add_argument("a", type=Path, help="a trace, as check takes it: the reference, if one is")
     parser.add_argument("b", type=Path, help="another")
     parser.add_argument("--all", action="store_true", help="print a line for each site")
     add_json(parser)
