@@ -138,6 +138,7 @@ def decoded(model, ids, cuts, team=2, **options):
     with (
         mock.patch.object(decode, "_run", kernel),
         mock.patch.object(decode, "threads", return_value=team),
+        mock.patch.object(fast_linear, "SMALL", 0),
         mock.patch.dict(BODIES, fast.BODIES),
     ):
         logits = run_in_chunks(model, ids, cuts, **options)
