@@ -11,7 +11,7 @@ CAUSES = {
     "bias dropped by the projection": "bias missing",
     "bias dropped by the NumPy body": "bias missing",
     "a column of zeros": "zeros",
-    "float16 storage that says float32": "inputs rounded to float16",
+    "float16 storage that says float32": "weights rounded to float16",
     "float16 activations that say float32": "inputs rounded to float16",
     "another eps than the one given": "another eps",
     "eps outside the root": "eps outside the root",
