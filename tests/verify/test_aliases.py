@@ -331,7 +331,7 @@ class TestShapes:
             check(Trace(dict(trace.arrays) | {name: array}, trace.input_ids), model)
         message = str(error.value)
         assert message.startswith(f"{name}: expected shape {shape} ")
-        assert message.endswith(f"got {list(array.shape)}")
+        assert f"got {list(array.shape)}" in message
 
     def test_refused_layout(self):
         model = model_of(GQA, random_weights(GQA, 0, np.float32))
