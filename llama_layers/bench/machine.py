@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,11 @@ def machine(threads: Threads, packages: dict[str, str]) -> dict[str, str]:
         "llama_layers": version("llama-layers"),
         **packages,
     }
+
+
+def load() -> dict[str, str]:
+    """How many threads wanted to run in the last minute, where the system tells."""
+    return {"load before": f"{os.getloadavg()[0]:.1f}"} if hasattr(os, "getloadavg") else {}
 
 
 def processor() -> str:

@@ -10,7 +10,7 @@ from llama_layers.bench.agreement import check_agreement
 from llama_layers.bench.contestants import PEERS, contestants
 from llama_layers.bench.job import Job
 from llama_layers.bench.limits import Probe
-from llama_layers.bench.machine import machine
+from llama_layers.bench.machine import load, machine
 from llama_layers.bench.result import Case, Limit, Result
 from llama_layers.bench.rounds import run_rounds
 from llama_layers.bench.threads import Threads
@@ -55,7 +55,7 @@ def measure(
     BackendError
         If a contestant does other work.
     """
-    pool = Threads(threads)
+    pool, before = Threads(threads), load()
     with ExitStack() as closing:
         closing.enter_context(pool.applied())
         taking_part = contestants(names, job, threads, closing)
@@ -81,7 +81,7 @@ def measure(
     return Result(
         title=job.title(),
         threads=threads,
-        machine=machine(pool, packages),
+        machine=machine(pool, packages) | before,
         reading=Limit("dot products over an array that no cache holds", probe.reading),
         multiplying=Limit(
             f"float32 products of {SQUARE} x {SQUARE} matrices in NumPy",

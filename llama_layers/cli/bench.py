@@ -151,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
             rounds=args.rounds,
             progress=progress,
         )
+    result = replace(result, title=f"{result.title} ({origin(args)})")
     if args.json is not None:
         write_atomically(args.json, lambda temporary: write_json(temporary, result))
     if args.plot is not None:
@@ -162,6 +163,15 @@ def run(args: argparse.Namespace) -> int:
         if path is not None:
             print(f"{verb} {path}")
     return 0
+
+
+def origin(args: argparse.Namespace) -> str:
+    """Where the weights are from."""
+    from llama_layers.bench.models import is_checkpoint
+
+    if args.kind in ("decode", "prefill") and is_checkpoint(args.model):
+        return str(args.model)
+    return f"sizes of {args.model}, random weights"
 
 
 def write_json(path: Path, result: Result) -> None:

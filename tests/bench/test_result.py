@@ -123,7 +123,9 @@ def test_each_thread_reads_its_part_with_one_blas_thread(count, monkeypatch):
         seen.append(blas_threads())
 
     monkeypatch.setattr("llama_layers.bench.limits._dot", dot)
-    Probe(Threads(count), iter(range(100)).__next__, nbytes=1 << 12, square=2)()
+    probe = Probe(Threads(count), iter(range(100)).__next__, nbytes=1 << 12, square=2)
+    with Threads(2).applied():
+        probe()
     assert len(read) == count * TRIES
     assert sum(read) == TRIES * (1 << 12) // 4
     assert seen == [{1}] * len(read)

@@ -44,7 +44,9 @@ def test_qkv(model, tmp_path, capsys):
     assert result.numbers == {"llama_layers": "float32 weights, float32 activations and sums"}
     assert {"processor", "NumPy", "BLAS"} <= result.machine.keys()
     out = capsys.readouterr().out
-    assert out.startswith("Q, K and V: 32 to 64, float32 weights, 64 copies in turn\n")
+    title = f"Q, K and V: 32 to 64, float32 weights, 64 copies in turn (sizes of {model}, random "
+    assert content["title"] == f"{title}weights)"
+    assert out.startswith("Q, K and V: 32 to 64, float32 weights, 64 copies in turn (sizes of")
     assert f"written {tmp_path / 'bench.json'}" in out
 
 
@@ -58,7 +60,7 @@ def test_a_layer(model, tmp_path, capsys):
         "nbytes": 2 * (matrices + 2 * 32) + 5 * 2 * 2 * 8 * 4,
         "flops": 2 * 2 * matrices + 4 * 4 * 8 * (6 + 7),
     }
-    assert "bfloat16 weights, 64 copies in turn" in capsys.readouterr().out
+    assert "bfloat16 weights, 64 copies in turn; one sequence" in content["title"]
 
 
 def test_decoding(model, tmp_path, capsys):
@@ -80,13 +82,17 @@ def test_prefill_of_the_first_layer(model, tmp_path, capsys):
     arguments = ("--model", model, "--seq", "7", "--layers", "1", "--rounds", "1")
     content = run_json(tmp_path, "prefill", *arguments)
     assert content["title"].startswith("Prefill: 1 layer of hidden size 32")
+    assert content["title"].endswith(f"one sequence ({model})")
     assert content["cases"][0]["tokens"] == 7
 
 
 def test_a_published_size(tmp_path, capsys):
     arguments = ("--model", "smollm2-135m", "--dtype", "float16", "--seq", "1", "--rounds", "1")
     content = run_json(tmp_path, "qkv", *arguments)
-    assert content["title"] == "Q, K and V: 576 to 960, float16 weights, 64 copies in turn"
+    assert content["title"] == (
+        "Q, K and V: 576 to 960, float16 weights, 64 copies in turn "
+        "(sizes of smollm2-135m, random weights)"
+    )
 
 
 @pytest.mark.parametrize("count", [2, 4])

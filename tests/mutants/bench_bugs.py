@@ -1,0 +1,133 @@
+"""Bugs in the benchmark: what is timed, counted and compared."""
+
+from catalogue import Mutant
+
+MUTANTS = [
+    Mutant(
+        "our time over a peer's",
+        "bench/result.py",
+        "return self.best(name) / self.best(OURS), ",
+        "return self.best(OURS) / self.best(name), ",
+        "bench/test_result.py::test_ratios_of_best_and_median",
+    ),
+    Mutant(
+        "the mean of the times for their median",
+        "bench/result.py",
+        "return statistics.median(self.seconds[name])",
+        "return statistics.mean(self.seconds[name])",
+        "bench/test_result.py::test_ratios_of_best_and_median",
+    ),
+    Mutant(
+        "the limit at the worst rate that was seen",
+        "bench/result.py",
+        "return max(self.rates)",
+        "return min(self.rates)",
+        "bench/test_result.py::test_the_longer_limit_counts_at_its_best_rate",
+    ),
+    Mutant(
+        "the shorter of the two limits",
+        "bench/result.py",
+        "if reading >= multiplying:",
+        "if reading <= multiplying:",
+        "bench/test_result.py::test_the_longer_limit_counts_at_its_best_rate",
+    ),
+    Mutant(
+        "the same contestant first in each round",
+        "bench/rounds.py",
+        "first = by % len(items)",
+        "first = 0 % len(items)",
+        "bench/test_rounds.py::test_every_round_has_everyone_once_and_begins_with_another",
+    ),
+    Mutant(
+        "preparations timed",
+        "bench/rounds.py",
+        "                call = contestant.prepare(size)\n                start = clock()\n",
+        "                start = clock()\n                call = contestant.prepare(size)\n",
+        "bench/test_rounds.py::test_only_the_call_is_timed",
+    ),
+    Mutant(
+        "threads of the one before left spinning",
+        "bench/rounds.py",
+        "                rest()\n",
+        "",
+        "bench/test_rounds.py::"
+        "test_threads_rest_before_each_turn_and_limits_are_probed_before_each_round",
+    ),
+    Mutant(
+        "a cache that keeps what was timed before",
+        "bench/contestants/contestant.py",
+        "start = engine.copy(filled(size))",
+        "start = filled(size)",
+        "bench/test_rounds.py::test_what_a_model_is_fed",
+    ),
+    Mutant(
+        "the time of a round for that of a token",
+        "bench/measure.py",
+        "[s / job.units for s in times]",
+        "list(times)",
+        "cli/test_bench.py::test_times_are_of_one_token",
+    ),
+    Mutant(
+        "NaN taken for the same work",
+        "bench/agreement.py",
+        "if not off <= TOLERANCES[dtype]:",
+        "if off > TOLERANCES[dtype]:",
+        "bench/test_rounds.py::test_other_work_is_refused",
+    ),
+    Mutant(
+        "copies of weights that are equal",
+        "bench/models.py",
+        "block = np.roll(block, self._made)",
+        "block = np.roll(block, 1)",
+        "bench/test_models.py::test_random_matrices_keep_the_size_of_a_row_and_differ",
+    ),
+    Mutant(
+        "memory for one engine only",
+        "bench/models.py",
+        "int(available_memory() * SHARE / engines)",
+        "int(available_memory() * SHARE)",
+        "bench/test_models.py::test_every_engine_needs_memory",
+    ),
+    Mutant(
+        "all of BLAS's threads in each thread that reads",
+        "bench/limits.py",
+        "with self.threads.one_for_blas(), ThreadPoolExecutor",
+        "with ThreadPoolExecutor",
+        "bench/test_result.py::test_each_thread_reads_its_part_with_one_blas_thread",
+    ),
+    Mutant(
+        "keys counted that a window hides",
+        "bench/cost.py",
+        "min(past + row + 1, window or math.inf)",
+        "past + row + 1",
+        "bench/test_cost.py::test_attention_by_loops",
+    ),
+    Mutant(
+        "keys counted without their values",
+        "bench/cost.py",
+        "numbers = 2 * config.num_key_value_heads * config.head_dim",
+        "numbers = config.num_key_value_heads * config.head_dim",
+        "bench/test_cost.py::test_attention_by_loops",
+    ),
+    Mutant(
+        "logits of every token counted",
+        "bench/cost.py",
+        "linear_cost(config.vocab_size, config.hidden_size, 1, itemsize)",
+        "linear_cost(config.vocab_size, config.hidden_size, rows, itemsize)",
+        "bench/test_cost.py::test_only_the_last_token_has_logits",
+    ),
+    Mutant(
+        "llama.cpp given rows in Hugging Face's order",
+        "bench/gguf_out.py",
+        "rows = array if heads is None else interleave(array, heads)",
+        "rows = array",
+        "bench/test_models.py::test_gguf_comes_back",
+    ),
+    Mutant(
+        "a picture drawn over another file",
+        "cli/bench.py",
+        "for output in (args.json, args.plot):",
+        "for output in (args.json,):",
+        "cli/test_bench.py::test_nothing_is_overwritten",
+    ),
+]
