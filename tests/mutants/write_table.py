@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import bench_bugs
 import bound_bugs
 import catalogue
 import compiled_bugs
@@ -25,6 +26,7 @@ SUBJECTS = {
     "Diagnosis": verify_diagnose_bugs.MUTANTS,
     "Names, files and recorders": verify_recorders_bugs.MUTANTS,
     "Reports and comparisons": verify_report_bugs.MUTANTS,
+    "Benchmarks": bench_bugs.MUTANTS,
 }
 HEAD = """\
 # Planted bugs
