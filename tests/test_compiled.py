@@ -103,6 +103,7 @@ def test_sixteen_bit_inputs_are_rounded_once():
     ("shape", "change"),
     [
         ((17, 8), lambda x, w: (x, w)),
+        ((17, 8), lambda x, w: (x.astype(np.float64), w)),
         ((0, 8), lambda x, w: (x, w)),
         ((2, 8), lambda x, w: (x, w[:3])),
         ((2, 8), lambda x, w: (x, np.asfortranarray(w))),
@@ -117,6 +118,18 @@ def test_what_the_kernel_does_not_take_goes_to_blas(shape, change, monkeypatch):
     x, weight = change(rng.standard_normal(shape, dtype=np.float32), turned)
     y = fast_linear.linear_2d(np, x, weight, None)
     assert_same_bits(y, np.roll(x, -1, axis=1)[:, : len(weight)])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("x_dtype", ["float32", "bfloat16"])
+def test_many_tokens_and_narrow_weights(x_dtype, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((formats.MOST + 1, 40)).astype(DTYPES[x_dtype])
+    weight = rng.standard_normal((9, 40)).astype(DTYPES[dtype])
+    bias = rng.standard_normal(9).astype(DTYPES[dtype])
+    y = fast_linear.linear_2d(np, x, weight, bias)
+    assert y.dtype == x.dtype
+    assert_within_bound(y, linear_bound(x, weight, bias, flushes=True))
 
 
 def test_small_products_do_not_load_numba():

@@ -109,4 +109,18 @@ MUTANTS = [
         "",
         "test_compiled.py::test_what_the_kernel_does_not_take_goes_to_blas",
     ),
+    Mutant(
+        "the bias forgotten with many tokens",
+        LINEAR,
+        "gemm.pack(x), weight, wide, y)",
+        "gemm.pack(x), weight, None, y)",
+        "test_compiled.py::test_many_tokens_and_narrow_weights",
+    ),
+    Mutant(
+        "the bias forgotten with few tokens",
+        LINEAR,
+        "        y += bias.astype(np.float32, copy=False)\n",
+        "        pass\n",
+        PRODUCT,
+    ),
 ]

@@ -20,6 +20,8 @@ def test_killed(package, mutant):
     outcome = runner.with_copy(package.parent, runner.outcome, mutant.killed_by)
     assert str(path) in outcome.files, "never loaded"
     assert_of_the_copy(outcome, package)
+    if outcome.status == pytest.ExitCode.OK and not outcome.passed:
+        pytest.skip(f"{mutant.killed_by} is skipped here")
     assert outcome.status == pytest.ExitCode.TESTS_FAILED, "survived"
     assert any(asserted for _, asserted in outcome.failures), outcome.failures
 

@@ -1,4 +1,4 @@
-"""Products of a few tokens with every row of a matrix, in compiled code."""
+"""Products with every row of a matrix, in compiled code where that is faster than BLAS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.backends.numpy.linear import linear_2d as blas
 
 LONELY = 1 << 16  # numbers of a matrix that one thread multiplies sooner than a second wakes
-# Float32 numbers that BLAS multiplies within a millisecond: not worth loading numba for.
+# Float32 numbers that BLAS multiplies by a few tokens within a millisecond: not worth loading numba
+# for.
 SMALL = 1 << 22
 
 
@@ -25,18 +26,42 @@ def linear_2d(
     if (
         kind is None
         or x.dtype == np.float64
-        or not 0 < len(x) <= MOST
+        or len(x) == 0
         or len(weight) < ROWS
         or not weight.flags.c_contiguous
-        or (kind == FLOAT32 and weight.size < SMALL)
+        or (kind == FLOAT32 and (len(x) > MOST or weight.size < SMALL))
     ):
         return blas(xp, x, weight, bias)
+    size = threads() if weight.size > LONELY else 1
+    if len(x) <= MOST:
+        return _few(x, weight, bias, kind, size)
+    return _many(xp, x, weight, bias, size)
+
+
+def _few(
+    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, kind: int, size: int
+) -> NDArray[Any]:
+    """Limited by the reading of the weights."""
     from llama_layers.backends.numpy.fast import kernels  # loads numba, which takes a while
 
     rows = np.ascontiguousarray(x, np.float32)
     y = np.empty((len(x), len(weight)), np.float32)
-    size = threads() if weight.size > LONELY else 1
     TEAM.run(size, kernels.product, kind, weight.ctypes.data, len(weight), rows, y)
     if bias is not None:
         y += bias.astype(np.float32, copy=False)
     return y.astype(x.dtype, copy=False)
+
+
+def _many(
+    xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, size: int
+) -> NDArray[Any]:
+    """Limited by arithmetic, which 16-bit weights must not be widened for as a whole."""
+    from llama_layers.backends.numpy.fast import gemm
+
+    if gemm.problem(dtype_name(x.dtype), dtype_name(weight.dtype)) is not None:
+        return blas(xp, x, weight, bias)
+    # Tokens side by side in memory, as BLAS leaves them too: what is added to it is in that order.
+    y = np.empty((len(x), len(weight)), x.dtype, order="F")
+    wide = None if bias is None else bias.astype(np.float32, copy=False)
+    TEAM.run(size, gemm.multiply, gemm.pack(x), weight, wide, y)
+    return y
