@@ -275,6 +275,23 @@ def test_weights_changed_in_place_count_and_so_do_exchanged_layers():
     np.testing.assert_allclose(exchanged, plain(model, ids, [6]), rtol=1e-4, atol=1e-4)
 
 
+def test_several_caches_take_turns():
+    """Buffers are looked at anew where they are others than for the token before."""
+    model, _ = models(CONFIGS["gqa"], "float32")
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 12))
+    expected = [decoded(model, ids[i : i + 1], range(1, 12)) for i in range(2)]
+    caches = [KVCache.create(model, 1, 12) for _ in range(2)]
+    found = [[], []]
+    with mock.patch.dict(BODIES, fast.BODIES), mock.patch.object(fast_linear, "SMALL", 0):
+        for token in range(12):
+            for i in range(2):
+                output = forward(model, ids[i : i + 1, token : token + 1], cache=caches[i])
+                caches[i] = output.cache if token % 3 else output.cache.copy()
+                found[i].append(output.logits)
+    for parts, logits in zip(found, expected, strict=True):
+        assert_same_bits(np.concatenate(parts, axis=1), logits)
+
+
 def goes_another_way(model, ids, **options):
     with (
         mock.patch.object(decode, "_run", side_effect=AssertionError("by the kernel")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,24 @@ class Plan:
         if min(rows, default=0) < ROWS or not all(a.flags.c_contiguous for a in present):
             self.kind = None
         self.addresses = np.array([[0 if a is None else a.ctypes.data for a in r] for r in arrays])
+        self._last: tuple[list[ref[NDArray[Any]]], NDArray[np.int64] | None] = ([], None)
+
+    def caches(self, cache: KVCache) -> NDArray[np.int64] | None:
+        """Where the keys and values of each layer are; None if they are not in the kernel's order.
+
+        They are the same from token to token, and to ask for so many addresses takes longer than
+        to see that.
+        """
+        arrays = [array for pair in zip(cache.keys, cache.values, strict=True) for array in pair]
+        buffers, found = self._last
+        if len(arrays) != len(buffers) or any(
+            known() is not array for known, array in zip(buffers, arrays, strict=True)
+        ):
+            usable = all(a.flags.c_contiguous and a.flags.writeable for a in arrays)
+            addresses = np.array([a.ctypes.data for a in arrays]).reshape(-1, 2)
+            found = addresses if usable else None
+            self._last = ([ref(array) for array in arrays], found)
+        return found
 
 
 def _arrays(w: LayerWeights) -> tuple[NDArray[Any] | None, ...]:
@@ -79,14 +97,10 @@ def decoder_layers(
     from llama_layers.model import decoder_layers as portable
 
     few = 0 < x.shape[0] * x.shape[1] <= MOST and x.dtype == np.float32
-    # Layers that are read from a file when they are asked for have no addresses.
-    held = isinstance(model.weights.layers, list | tuple)
-    if cache is not None and tap is untouched and few and held:
+    if cache is not None and tap is untouched and few:
         plan = _plan(model.weights)
-        if plan.kind is not None and all(
-            a.flags.c_contiguous and a.flags.writeable for a in (*cache.keys, *cache.values)
-        ):
-            return _run(x, model.config, plan, rope, masks, cache), cache
+        if plan.kind is not None and (caches := plan.caches(cache)) is not None:
+            return _run(x, model.config, plan, rope, masks, cache, caches), cache
     definition: Any = portable.__wrapped__  # type: ignore[attr-defined]
     y: tuple[NDArray[Any], KVCache | None] = definition(xp, x, model, rope, masks, cache, tap)
     return y
@@ -99,6 +113,7 @@ def _run(
     rope: tuple[Any, Any],
     masks: Mapping[int | None, Mask],
     cache: KVCache,
+    caches: NDArray[np.int64],
 ) -> NDArray[Any]:
     from llama_layers.backends.numpy.fast import kernels  # loads numba, which takes a while
 
@@ -116,8 +131,6 @@ def _run(
     cos, sin = (
         np.broadcast_to(t, (batch, seq, width // 2)).reshape(tokens, width // 2) for t in rope
     )
-    addresses = zip(cache.keys, cache.values, strict=True)
-    caches = np.array([[k.ctypes.data, v.ctypes.data] for k, v in addresses])
     chunks = -(-visible // CHUNK)
     inner = plan.layers[0].mlp.gate_proj.shape[0]
     qkv = (heads + 2 * kv_heads) * width

@@ -56,7 +56,7 @@ TEAM = Team()
 def threads() -> int:
     """As many as NumPy's BLAS uses now, so that its environment variables and limits count."""
     blas = _numpy_blas()
-    return max(1, min(blas.num_threads, os.cpu_count() or 1)) if blas else os.cpu_count() or 1
+    return int(blas.num_threads) if blas else os.cpu_count() or 1
 
 
 @cache
