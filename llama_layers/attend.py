@@ -56,7 +56,7 @@ def attention(
 
     Notes
     -----
-    A value that is NaN or Inf reaches every query, also where the mask hides its key, since 0
+    A value that is NaN or Inf may reach any query, also where the mask hides its key, since 0
     times NaN is NaN: hidden values must be finite.
 
     Products of queries and keys beyond 3.4e38 overflow float32 (float64 beyond 1.8e308), and do so

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from array_api_compat import device
 
-from llama_layers.backends.dtypes import accumulate_format, dtype_of, float_format
+from llama_layers.backends.dispatch import portable
+from llama_layers.backends.dtypes import accumulate_format, float_format
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, is_traced, to_numpy
 from llama_layers.config import LlamaConfig
@@ -286,7 +287,13 @@ def apply_rope(
             raise TypeError(f"{name}: expected {table.name} for x, got {array.dtype}")
     if layout not in ("half", "interleaved"):
         raise ValueError(f"layout: expected 'half' or 'interleaved', got {layout!r}")
-    wide = xp.astype(x, dtype_of(xp, table.name), copy=False)
+    return turn(xp, x, cos, sin, layout)
+
+
+@portable
+def turn(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
+    """The definition of `apply_rope`, for arguments already checked."""
+    wide = xp.astype(x, cos.dtype, copy=False)
     cos, sin = (xp.expand_dims(angle, axis=-2) for angle in (cos, sin))  # the same for each head
     if layout == "half":
         half = x.shape[3] // 2

@@ -15,6 +15,7 @@ import pytest
 from array_api_compat import device as device_of
 from hypothesis import Phase, settings
 
+from llama_layers.backends import numpy as numpy_backend
 from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.backends.transfer import from_numpy
 
@@ -79,6 +80,16 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 def xp(backend: Backend) -> Any:
     """The namespace of `backend`."""
     return backend.xp
+
+
+@pytest.fixture(scope="module", params=["definition", "body"])
+def bodies(request: pytest.FixtureRequest) -> Iterator[None]:
+    """NumPy arrays go through the definition, and then through the body that is faster for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "definition":
+            for name in ("attend", "gate_with_silu", "normalise", "turn"):
+                patch.delitem(numpy_backend.BODIES, name)
+        yield
 
 
 @pytest.fixture

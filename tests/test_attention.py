@@ -15,6 +15,8 @@ from llama_layers import Mask, attend, attention
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.testing import assert_same_bits
 
+pytestmark = pytest.mark.usefixtures("bodies")
+
 SEEDS = st.integers(0, 2**32 - 1)
 CAUSAL = np.tril(np.ones((6, 6), bool))
 # Scores of size 10 are off by some 2**-50 before they become exponents.

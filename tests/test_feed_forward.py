@@ -10,10 +10,14 @@ import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes
 
 from llama_layers import MLPWeights, mlp, swiglu
+from llama_layers.backends.numpy import pointwise
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.testing import arrays, assert_same_bits
+
+pytestmark = pytest.mark.usefixtures("bodies")
 
 UNIT = {"float32": 2.0**-24, "float64": 2.0**-53}
 SMALLEST = {"float32": 2.0**-149, "float64": 2.0**-1074}
@@ -72,6 +76,46 @@ def test_on_every_library(backend, rng):
     assert backend.holds(y)
     exact = np.vectorize(silu)(gate.astype(np.float64)) * up
     np.testing.assert_allclose(to_numpy(y), exact, rtol=16 * 2.0**-24)
+
+
+def in_memory(draw, array):
+    """The same numbers in another order of axes, backwards, or between others."""
+    axes = draw(st.permutations(range(array.ndim)))
+    steps = [draw(st.sampled_from([1, 2, -1])) for _ in axes]
+    wide = np.full([2 * array.shape[axis] for axis in axes], np.nan, array.dtype)
+    starts = [None if step < 0 else 0 for step in steps]
+    some = wide[tuple(slice(a, None, step) for a, step in zip(starts, steps, strict=True))]
+    some = some[tuple(slice(array.shape[axis]) for axis in axes)].transpose(np.argsort(axes))
+    some[...] = array
+    some.flags.writeable = False
+    return some
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@given(data=st.data())
+def test_any_shape_and_memory_order_in_blocks(dtype, data):
+    """What each element becomes depends on no other one, nor on where it lies."""
+    shape = data.draw(array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    gate, up = (4 * rng.standard_normal((2, *shape))).astype(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pointwise, "BLOCK", data.draw(st.sampled_from([1, 5, 1000])))
+        if shape and data.draw(st.booleans()):
+            y = swiglu(in_memory(data.draw, gate), in_memory(data.draw, up))
+        else:
+            y = swiglu(np.asarray(gate), np.asarray(up))
+    assert (y.shape, y.dtype) == (shape, np.dtype(dtype))
+    exact = np.array(
+        [
+            silu(g) * u
+            for g, u in zip(gate.ravel().astype(float), up.ravel().astype(float), strict=True)
+        ]
+    )
+    unit = {"float16": 2.0**-11, "bfloat16": 2.0**-8} | UNIT
+    subnormal = 2.0**-24 if dtype == "float16" else 0
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64).ravel(), exact, rtol=16 * unit[dtype], atol=subnormal
+    )
 
 
 G = np.zeros((2, 3))

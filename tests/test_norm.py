@@ -15,6 +15,8 @@ from llama_layers.backends.transfer import to_numpy
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import rms_norm_bound
 
+pytestmark = pytest.mark.usefixtures("bodies")
+
 EPS = st.sampled_from([1e-5, 1e-6, 1.0, 0.0])
 
 

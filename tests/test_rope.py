@@ -19,6 +19,8 @@ from llama_layers.backends.transfer import to_numpy
 from llama_layers.rope import attention_factor
 from llama_layers.testing import assert_same_bits
 
+pytestmark = pytest.mark.usefixtures("bodies")
+
 # 2 pi to 60 digits.
 TWO_PI = Fraction("6.283185307179586476925286766559005768394338798750211641949889")
 
@@ -247,6 +249,18 @@ def test_one_table_for_the_batch(layout, rng):
     x = some_heads(1)
     positions = rng.integers(1000, size=5)
     assert_same_bits(turned(x, positions[None], layout), turned(x, positions, layout))
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (2,)])
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_memory_order_is_free(rows, layout, rng):
+    x = rng.standard_normal((2, 5, 3, 8))
+    cos, sin = rng.standard_normal((2, *rows, 5, 4))
+    expected = apply_rope(x, cos, sin, layout=layout)
+    beside = x.reshape(10, 24).copy(order="F").reshape(x.shape)
+    for other in (beside, np.asfortranarray(x), x[:, ::-1].copy()[:, ::-1]):
+        other.flags.writeable = False
+        assert_same_bits(apply_rope(other, cos, sin, layout=layout), expected)
 
 
 def test_interleaved_on_a_basis_vector():

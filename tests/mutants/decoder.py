@@ -15,7 +15,7 @@ ROPE = [
         "rope.py",
         _TURN,
         "y = xp.concat([a * cos + b * sin, b * cos - a * sin], axis=-1)",
-        "test_rope.py::test_basis_vectors[numpy]",
+        "test_rope.py::test_basis_vectors[numpy-definition]",
     ),
     Mutant(
         "cosine and sine swapped",
@@ -36,7 +36,7 @@ ROPE = [
         "rope.py",
         'layout: Literal["half", "interleaved"] = "half"',
         'layout: Literal["half", "interleaved"] = "interleaved"',
-        "test_rope.py::test_basis_vectors[numpy]",
+        "test_rope.py::test_basis_vectors[numpy-definition]",
     ),
     Mutant(
         "interleaved pairs put back in halves",
@@ -358,7 +358,7 @@ ATTENTION = [
         "attend.py",
         "scores = xp.where(allowed, scores, -math.inf)",
         "scores = xp.where(allowed, scores, -1e38)",
-        "test_attention.py::test_empty_rows_give_exact_zeros[numpy]",
+        "test_attention.py::test_empty_rows_give_exact_zeros[numpy-definition]",
     ),
     Mutant(
         "masks in the rows of another block",
@@ -372,7 +372,7 @@ ATTENTION = [
         "attend.py",
         "xp.concat(blocks, axis=1)",
         "xp.concat(blocks[::-1], axis=1)",
-        "test_attention.py::test_blocks_of_queries[none-48]",
+        "test_attention.py::test_blocks_of_queries[definition-none-48]",
     ),
     Mutant(
         "key heads tiled in the place of repeated",
@@ -618,7 +618,7 @@ MLP = [
         "feed_forward.py",
         "y = g * sigmoid *",
         "y = sigmoid *",
-        "test_feed_forward.py::test_pins[numpy]",
+        "test_feed_forward.py::test_pins[numpy-definition]",
     ),
     Mutant(
         "tanh form, which cancels for negative gates",

@@ -108,6 +108,11 @@ def run(file):
     """Write every activation of every case to an .npz file; a case that raises is left out."""
     from random_models import model_of
 
+    from llama_layers.backends.numpy import BODIES
+
+    for name in ("attend", "gate_with_silu", "normalise", "turn"):
+        del BODIES[name]  # bugs are planted in the definitions
+
     arrays = {}
     for kind, way in cases():
         with contextlib.suppress(Exception), np.errstate(all="ignore"):

@@ -10,6 +10,8 @@ import catalogue
 import compiled_bugs
 import decoder
 import decoding
+import fast_gemm_bugs
+import numpy_bodies
 import verify_check_bugs
 import verify_diagnose_bugs
 import verify_recorders_bugs
@@ -19,8 +21,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "planted_bugs.md"
 SUBJECTS = {
     "Projection, norm, bounds, configs and checkpoints": catalogue.MUTANTS,
     "Decoder": decoder.MUTANTS,
+    "NumPy's own bodies": numpy_bodies.MUTANTS,
     "Sampling and generation": decoding.MUTANTS,
     "Compiled bodies": compiled_bugs.MUTANTS,
+    "Compiled product of many tokens": fast_gemm_bugs.MUTANTS,
     "Bounds of a layer's operations": bound_bugs.MUTANTS,
     "Checks, traces and commands": verify_check_bugs.MUTANTS,
     "Diagnosis": verify_diagnose_bugs.MUTANTS,

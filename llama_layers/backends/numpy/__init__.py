@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
+import numpy as np
+
 from llama_layers.backends.dtypes import accumulate_format, float_format
+from llama_layers.backends.numpy.attention import attend
+from llama_layers.backends.numpy.compiled import compiled_problem
 from llama_layers.backends.numpy.linear import linear_2d
+from llama_layers.backends.numpy.pointwise import gate_with_silu, normalise, turn
 
 
 def activations(xp: Any, x: Any) -> Any:
-    """Embeddings widened to float32 at least: NumPy is slow in narrower formats."""
-    return x.astype(accumulate_format(float_format("x", x)).name, copy=False)
+    """Embeddings widened to float32 at least: NumPy is slow in narrower formats.
+
+    Tokens stand one beside another in memory, as `linear_2d` leaves them: a sum of two arrays in
+    different orders takes many times as long as one in the same.
+    """
+    wide = accumulate_format(float_format("x", x)).name
+    return np.asarray(x.reshape(-1, x.shape[-1]), wide, order="F").reshape(x.shape)
 
 
-BODIES = {"linear_2d": linear_2d, "activations": activations}
+BODIES = {
+    "activations": activations,
+    "attend": attend,
+    "gate_with_silu": gate_with_silu,
+    "linear_2d": linear_2d,
+    "normalise": normalise,
+    "turn": turn,
+}
+if compiled_problem() is None:
+    BODIES |= importlib.import_module("llama_layers.backends.numpy.fast").BODIES
