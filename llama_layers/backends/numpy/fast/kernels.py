@@ -245,7 +245,7 @@ def _meet(sync, round_, team):
     spins = 0
     while _arrived(address) < round_ * team:
         spins += 1
-        if spins % 4096 == 0 and _yield is not None:  # another thread may need this core
+        if spins % 256 == 0 and _yield is not None:  # another thread may need this core
             _yield()
     return round_ + 1
 
