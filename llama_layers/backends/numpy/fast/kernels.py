@@ -75,6 +75,15 @@ def _multiply_add(builder: Any, lanes: int) -> Any:
     return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{lanes}f32")
 
 
+def _prefetch(builder: Any, address: Any) -> None:
+    """Ask for a line of memory that will be read soon, if there is such memory."""
+    pointer = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    read, keep, data = (ir.Constant(_I32, value) for value in (0, 2, 1))
+    builder.call(function, [builder.inttoptr(address, pointer), read, keep, data])
+
+
 def _zeros(builder: Any, keys: Any, lanes: int) -> dict[Any, Any]:
     """A place for a sum for each key, which LLVM keeps in a register."""
     zeros = ir.Constant(ir.VectorType(_F32, lanes), [0.0] * lanes)
@@ -127,6 +136,12 @@ def _tile(typing, rows, tokens, kind, w, w_step, x, x_step, count, y, y_row, y_t
                 for (r, t), place in sums.items():
                     added = builder.call(multiply_add, [left[r], right[t], builder.load(place)])
                     builder.store(added, place)
+                if lanes == LANES:
+                    ahead = builder.add(
+                        builder.mul(k, _integer(size)), builder.mul(w_step, _integer(2 * shape[0]))
+                    )
+                    for a in ws:
+                        _prefetch(builder, builder.add(a, ahead))
             for key, place in sums.items():
                 total = _total(builder, builder.load(place), lanes)
                 totals[key] = builder.fadd(totals[key], total) if key in totals else total
