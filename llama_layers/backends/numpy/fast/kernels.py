@@ -107,17 +107,20 @@ def _call(builder: Any, name: str, write: Any, arguments: Any) -> None:
 
 
 @intrinsic(prefer_literal=True)
-def _tile(typing, rows, tokens, kind, w, w_step, x, x_step, count, y, y_row, y_token):
+def _tile(
+    typing, rows, tokens, kind, w, w_step, x, x_step, count, y, y_row, y_token, ahead, slowness
+):
     """Write the sums over K of `rows` rows of weights times `tokens` rows of x.
 
     Addresses and steps are in bytes. A vector of weights is read once and used `tokens` times, one
-    of x `rows` times; all sums stay in registers.
+    of x `rows` times; all sums stay in registers. Meanwhile weights are fetched that are `ahead` of
+    these, 2**slowness times more slowly than these are read.
     """
     shape = rows.literal_value, tokens.literal_value
     form = kind.literal_value
     size = 4 if form == FLOAT32 else 2
 
-    def write(builder, w, w_step, x, x_step, count, y, y_row, y_token):
+    def write(builder, w, w_step, x, x_step, count, y, y_row, y_token, ahead, slowness):
         ws = [builder.add(w, builder.mul(w_step, _integer(r))) for r in range(shape[0])]
         xs = [builder.add(x, builder.mul(x_step, _integer(t))) for t in range(shape[1])]
         whole = builder.and_(count, _integer(-LANES))
@@ -137,11 +140,9 @@ def _tile(typing, rows, tokens, kind, w, w_step, x, x_step, count, y, y_row, y_t
                     added = builder.call(multiply_add, [left[r], right[t], builder.load(place)])
                     builder.store(added, place)
                 if lanes == LANES:
-                    ahead = builder.add(
-                        builder.mul(k, _integer(size)), builder.mul(w_step, _integer(2 * shape[0]))
-                    )
+                    slower = builder.ashr(builder.mul(k, _integer(size)), slowness)
                     for a in ws:
-                        _prefetch(builder, builder.add(a, ahead))
+                        _prefetch(builder, builder.add(a, builder.add(ahead, slower)))
             for key, place in sums.items():
                 total = _total(builder, builder.load(place), lanes)
                 totals[key] = builder.fadd(totals[key], total) if key in totals else total
@@ -153,7 +154,7 @@ def _tile(typing, rows, tokens, kind, w, w_step, x, x_step, count, y, y_row, y_t
         _call(builder, f"llama_layers_tile_{shape[0]}_{shape[1]}_{form}", write, arguments[3:])
         return context.get_dummy_value()
 
-    return types.void(rows, tokens, kind, *[types.intp] * 8), code
+    return types.void(rows, tokens, kind, *[types.intp] * 10), code
 
 
 @intrinsic(prefer_literal=True)
@@ -275,45 +276,171 @@ def _share(count, step, thread, team):
 
 @_compiled
 def _rows_times(kind, rows, w, w_step, x, x_step, tokens, count, y, y_row, y_token):
-    """ROWS rows of weights, or one, times any number of tokens."""
+    """ROWS rows of weights, or one, times any number of tokens.
+
+    While all of these tokens are multiplied, the weights after the next are fetched, a part with
+    each TOKENS of them, so that memory is not idle while weights are used again.
+    """
+    slowness = 0 if tokens <= TOKENS else 1 if tokens <= 2 * TOKENS else 2
     for first in range(0, tokens, TOKENS):
         left = min(TOKENS, tokens - first)
+        ahead = 2 * rows * w_step + ((first // TOKENS * w_step) >> slowness)
         a, b = x + first * x_step, y + first * y_token
         if rows == 1:
             if left == 4:
-                _tile(1, 4, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    1, 4, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness
+                )
             elif left == 3:
-                _tile(1, 3, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    1, 3, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness
+                )
             elif left == 2:
-                _tile(1, 2, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    1, 2, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness
+                )
             else:
-                _tile(1, 1, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    1, 1, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness
+                )
         elif kind == FLOAT32:
             if left == 4:
-                _tile(ROWS, 4, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    ROWS,
+                    4,
+                    FLOAT32,
+                    w,
+                    w_step,
+                    a,
+                    x_step,
+                    count,
+                    b,
+                    y_row,
+                    y_token,
+                    ahead,
+                    slowness,
+                )
             elif left == 3:
-                _tile(ROWS, 3, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    ROWS,
+                    3,
+                    FLOAT32,
+                    w,
+                    w_step,
+                    a,
+                    x_step,
+                    count,
+                    b,
+                    y_row,
+                    y_token,
+                    ahead,
+                    slowness,
+                )
             elif left == 2:
-                _tile(ROWS, 2, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    ROWS,
+                    2,
+                    FLOAT32,
+                    w,
+                    w_step,
+                    a,
+                    x_step,
+                    count,
+                    b,
+                    y_row,
+                    y_token,
+                    ahead,
+                    slowness,
+                )
             else:
-                _tile(ROWS, 1, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    ROWS,
+                    1,
+                    FLOAT32,
+                    w,
+                    w_step,
+                    a,
+                    x_step,
+                    count,
+                    b,
+                    y_row,
+                    y_token,
+                    ahead,
+                    slowness,
+                )
         elif kind == BFLOAT16:
             if left == 4:
-                _tile(ROWS, 4, BFLOAT16, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    ROWS,
+                    4,
+                    BFLOAT16,
+                    w,
+                    w_step,
+                    a,
+                    x_step,
+                    count,
+                    b,
+                    y_row,
+                    y_token,
+                    ahead,
+                    slowness,
+                )
             elif left == 3:
-                _tile(ROWS, 3, BFLOAT16, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    ROWS,
+                    3,
+                    BFLOAT16,
+                    w,
+                    w_step,
+                    a,
+                    x_step,
+                    count,
+                    b,
+                    y_row,
+                    y_token,
+                    ahead,
+                    slowness,
+                )
             elif left == 2:
-                _tile(ROWS, 2, BFLOAT16, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    ROWS,
+                    2,
+                    BFLOAT16,
+                    w,
+                    w_step,
+                    a,
+                    x_step,
+                    count,
+                    b,
+                    y_row,
+                    y_token,
+                    ahead,
+                    slowness,
+                )
             else:
-                _tile(ROWS, 1, BFLOAT16, w, w_step, a, x_step, count, b, y_row, y_token)
+                _tile(
+                    ROWS,
+                    1,
+                    BFLOAT16,
+                    w,
+                    w_step,
+                    a,
+                    x_step,
+                    count,
+                    b,
+                    y_row,
+                    y_token,
+                    ahead,
+                    slowness,
+                )
         elif left == 4:
-            _tile(ROWS, 4, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token)
+            _tile(ROWS, 4, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
         elif left == 3:
-            _tile(ROWS, 3, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token)
+            _tile(ROWS, 3, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
         elif left == 2:
-            _tile(ROWS, 2, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token)
+            _tile(ROWS, 2, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
         else:
-            _tile(ROWS, 1, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token)
+            _tile(ROWS, 1, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
 
 
 @_compiled
