@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_layers.backends.dtypes import FLOATS, dtype_name
 from llama_layers.cli.options import add_force, add_json
+from llama_layers.cli.outputs import check_outputs
 
 if TYPE_CHECKING:
     from llama_layers.checkpoint import Checkpoint
@@ -73,13 +74,11 @@ def run(args: argparse.Namespace) -> int:
     """Check, print the report, and write the page if asked for."""
     from llama_layers.checkpoint import load, open_checkpoint
     from llama_layers.cli.terminal import print_report
-    from llama_layers.files import check_output
     from llama_layers.verify import Trace, check
     from llama_layers.verify.html import write_html
 
-    check_output(args.html, args.force)
-    if args.html is not None and Path(args.html).resolve() == Path(args.trace).resolve():
-        raise ValueError(f"--html: expected another file than the trace, got {args.html}")
+    read = [args.trace, *(args.trace.iterdir() if args.trace.is_dir() else ())]
+    check_outputs([args.html], args.force, model=args.model, read=read)
     trace = Trace.load(args.trace)
     checkpoint = open_checkpoint(args.model)
     rounded = None

@@ -26,10 +26,13 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and say what was written."""
-    from llama_layers.checkpoint import convert
+    from llama_layers.checkpoint import convert, open_checkpoint
 
     if args.destination.exists() and not args.force:
         raise FileExistsError(f"{args.destination} exists; --force overwrites it")
+    source = open_checkpoint(args.source).path
+    if args.destination.resolve() in (source.resolve(), source.resolve().parent):
+        raise ValueError(f"{args.destination}: expected another directory than that of the source")
     convert(args.source, args.destination, dtype=args.dtype, overwrite=args.force)
     print(args.destination)
     return 0

@@ -19,7 +19,8 @@ from llama_layers.cli.options import (
     add_json,
     resolve_backend,
 )
-from llama_layers.files import check_output, write_atomically
+from llama_layers.cli.outputs import check_outputs
+from llama_layers.files import write_atomically
 
 if TYPE_CHECKING:
     from llama_layers.llama import Llama
@@ -70,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.model is None) != (args.text is None):
         raise ValueError("--model and a text go together; give both, or neither")
-    for output in (args.save, args.plot):
-        check_output(output, args.force)
+    check_outputs((args.save, args.plot), args.force, model=args.model)
     if args.save is not None and args.save == args.plot:
         raise ValueError(f"--save and --plot: expected two files, got {args.save} twice")
     if args.plot is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.cli.options import add_backend, add_dtype, add_force, add_json, resolve_backend
+from llama_layers.cli.outputs import check_outputs
 
 
 def add_parser(commands: Any) -> None:
@@ -78,12 +79,11 @@ def run(args: argparse.Namespace) -> int:
 
     from llama_layers.backends.placement import placement
     from llama_layers.checkpoint import load
-    from llama_layers.files import check_output
     from llama_layers.verify import record
 
     if (args.text is None) == (args.ids is None):
         raise ValueError("text: expected a text or --ids, and not both")
-    check_output(args.output, args.force)
+    check_outputs([args.output], args.force, model=args.model)
     backend = resolve_backend(args.backend)
     model = load(args.model, backend=backend, dtype=args.dtype)
     ids = model.tokenizer.encode(args.text) if args.ids is None else args.ids

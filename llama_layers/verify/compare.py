@@ -216,6 +216,8 @@ def _rows(
     """Both arrays with a row for each token that counts, and which keys count in which row."""
     if site.name in OF_LAST_TOKEN and a.ndim == b.ndim == 3 and 1 in (a.shape[1], b.shape[1]):
         a, b = a[:, -1:], b[:, -1:]
+    if not a.size:
+        raise TraceError(f"{site.name}: expected one token at the least, got shape {list(a.shape)}")
     if a.shape != b.shape:
         raise TraceError(
             f"{site.name}: expected the same shape in both traces, got {list(a.shape)} and "

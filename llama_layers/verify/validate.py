@@ -126,6 +126,10 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
     known = {site.name: site for site in sites(config)}
     check_names(trace.arrays, known)
     batch, count = _extent(trace, known)
+    if not batch or not count:
+        raise TraceError(
+            f"trace: expected one sequence of one token at the least, got {batch} of {count}"
+        )
     layout = trace.metadata.get("rope_layout", "half")
     arrays = Fitted(trace.arrays, known, config, (batch, count), layout)
     for name in arrays:

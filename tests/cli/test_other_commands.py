@@ -131,4 +131,7 @@ def test_convert(checkpoint, tmp_path, capsys):
     assert main(["convert", str(checkpoint), str(out)]) == 2
     assert f"{out} exists; --force overwrites it" in capsys.readouterr().err
     assert main(["convert", str(checkpoint), str(out), "--force"]) == 0
+    for source in (out, out / "model.safetensors"):
+        assert main(["convert", str(source), str(out), "--dtype", "float16", "--force"]) == 2
+        assert "expected another directory than that of the source" in capsys.readouterr().err
     assert load_file(out / "model.safetensors")["model.norm.weight"].dtype == np.float32

@@ -177,11 +177,23 @@ def test_a_closed_pipe_hides_no_failure(checkpoint, port):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_a_page_in_the_place_of_the_trace_is_refused(run, port):
-    before = port.read_bytes()
-    message = trouble(run, "check", port, "--html", port, "--force")
-    assert "--html: expected another file than the trace" in message
-    assert port.read_bytes() == before
+def test_what_is_read_is_not_written_to(run, port, checkpoint, tmp_path):
+    """Neither the trace nor the model, whatever its path is called, nor with --force."""
+    alias = tmp_path / "alias"
+    alias.symlink_to(checkpoint)
+    files = [checkpoint / "model.safetensors", checkpoint / "config.json", alias / "config.json"]
+    before = [file.read_bytes() for file in (port, *files)]
+    for output in (port, *files):
+        message = trouble(run, "check", port, "--html", output, "--force")
+        assert message.endswith(f"{output}: expected a file to write, got one that is read here\n")
+    for output in files:
+        assert "read here" in trouble(run, "trace", "--ids", IDS, "-o", output, "--force")
+        assert "read here" in trouble(run, "qkv", "text", "--save", output, "--force")
+    assert [file.read_bytes() for file in (port, *files)] == before
+    beside = checkpoint / "port.safetensors"
+    for _ in range(2):
+        assert run("trace", "--ids", IDS, "-o", beside, "--force")[0] == 0
+    beside.unlink()
 
 
 def test_every_site_on_demand(run, port):

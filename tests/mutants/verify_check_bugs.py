@@ -303,6 +303,20 @@ TRACES = [
         f"{_TRACES}::test_shapes_that_are_no_sites",
     ),
     Mutant(
+        "agreement where there is nothing",
+        "verify/validate.py",
+        "if not batch or not count:",
+        "if False:",
+        f"{_TRACES}::test_nothing_to_check_is_no_agreement",
+    ),
+    Mutant(
+        "two traces of nothing agree",
+        "verify/compare.py",
+        "    if not a.size:\n",
+        "    if False:\n",
+        f"{_TRACES}::test_nothing_to_check_is_no_agreement",
+    ),
+    Mutant(
         "heads and their channels swapped",
         "verify/fit.py",
         "found.append((*shape[:-1], shape[-1] // width, width))",
@@ -354,6 +368,20 @@ TRACES = [
 ]
 
 COMMANDS = [
+    Mutant(
+        "the model's weights overwritten",
+        "checkpoint/opening.py",
+        "files = {info.file for info in checkpoint.tensors.values()}",
+        "files: set[Path] = set()",
+        f"{_COMMANDS}::test_what_is_read_is_not_written_to",
+    ),
+    Mutant(
+        "the trace overwritten",
+        "cli/check.py",
+        "model=args.model, read=read)",
+        "model=args.model)",
+        f"{_COMMANDS}::test_what_is_read_is_not_written_to",
+    ),
     Mutant(
         "positions dropped on the way to a check",
         "testing/reference.py",

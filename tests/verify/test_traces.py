@@ -10,7 +10,7 @@ import pytest
 from random_models import GQA, model_of, random_weights
 
 from llama_layers.errors import TraceError
-from llama_layers.verify import Trace, check, record
+from llama_layers.verify import Trace, check, compare, record
 
 IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 MASK = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
@@ -104,6 +104,18 @@ def test_tokens_that_are_none(field, value, message):
     model, trace = traced()
     with pytest.raises(TraceError, match=message):
         check(replace(trace, **{field: value}), model)
+
+
+@pytest.mark.parametrize("part", [np.s_[:0], np.s_[:, :0]])
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_nothing_to_check_is_no_agreement(part, with_ids):
+    model, trace = traced()
+    arrays = {name: array[part] for name, array in trace.arrays.items()}
+    empty = Trace(arrays, IDS[part] if with_ids else None)
+    with pytest.raises(TraceError, match="trace: expected one sequence of one token at the least"):
+        check(empty, model)
+    with pytest.raises(TraceError, match="expected one token at the least, got shape"):
+        compare(empty, empty)
 
 
 def test_extent_is_told_by_no_axis_of_heads():
