@@ -145,6 +145,20 @@ assert "numba" not in sys.modules
     )
 
 
+def test_exponentials():
+    """Within a unit and a half in the last place, over every exponent of a number below zero."""
+    from llama_layers.backends.numpy.fast.kernels import _exp
+
+    numbers = -np.arange(0, 0x7F800001, 0x1FFF, dtype=np.uint32).view(np.float32)
+    numbers = np.concatenate([numbers, np.linspace(-105, -86, 5000, dtype=np.float32)])
+    numbers = np.concatenate([numbers, np.float32([0.0, -0.0, -np.inf])])
+    found = np.array([_exp(number) for number in numbers])  # numba gives Python's floats back
+    assert (found == found.astype(np.float32)).all()
+    exact = np.exp(numbers.astype(np.float64))
+    assert (abs(found - exact) <= 1.5 * np.spacing(exact.astype(np.float32))).all()
+    assert np.isnan(_exp(np.float32(np.nan)))
+
+
 def decoded(model, ids, cuts, team=2, **options):
     """The logits of ids fed in chunks, all of them through the kernel of whole layers."""
     kernel = mock.Mock(side_effect=decode._run)

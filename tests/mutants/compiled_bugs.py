@@ -56,7 +56,7 @@ MUTANTS = [
     Mutant(
         "chunks of attention added without their largest scores",
         KERNELS,
-        "factor = math.exp(own - shift) if own",
+        "factor = _exp(own - shift) if own",
         "factor = np.float32(1) if own",
         "test_compiled.py::test_attention_in_chunks",
     ),
@@ -122,5 +122,19 @@ MUTANTS = [
         "        y += bias.astype(np.float32, copy=False)\n",
         "        pass\n",
         PRODUCT,
+    ),
+    Mutant(
+        "a term of the exponential left out",
+        KERNELS,
+        "p = p * r + np.float32(1 / 24)",
+        "p = p * r",
+        "test_compiled.py::test_exponentials",
+    ),
+    Mutant(
+        "the exponential of NaN a number",
+        KERNELS,
+        "return p * low * high if x == x else x",
+        "return p * low * high",
+        "test_compiled.py::test_exponentials",
     ),
 ]

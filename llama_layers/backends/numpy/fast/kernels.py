@@ -15,7 +15,6 @@ and all that they call are in this one.
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
@@ -245,6 +244,7 @@ _yield = types.ExternalFunction("sched_yield", types.intc()) if os.name == "posi
 
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy")
+_inside = njit(nogil=True, cache=True, error_model="numpy", inline="always")
 _summing = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
 
@@ -461,6 +461,39 @@ def product(thread, team, kind, w, rows, x, y):
         )  # fmt: skip
 
 
+@_inside
+def _exp(x):
+    """e**x for x <= 0, or NaN, to about one unit in the last place, in steps that vectorise.
+
+    With n = x / ln 2 rounded and r = x - n ln 2, of at most 0.35, it is 2**n times the first terms
+    of e**r; r**8 / 8! is less than a tenth of a unit. The first part of ln 2 has 9 bits, so that n
+    times it is exact, and 2**n is multiplied in two parts, since it may be subnormal.
+    """
+    bounded = x if x > np.float32(-104) else np.float32(-104)  # half the smallest number and less
+    n = np.rint(bounded * np.float32(1.4426950408889634))
+    r = bounded - n * np.float32(0.693359375) + n * np.float32(2.1219444005469057e-4)
+    p = np.float32(1 / 5040)
+    p = p * r + np.float32(1 / 720)
+    p = p * r + np.float32(1 / 120)
+    p = p * r + np.float32(1 / 24)
+    p = p * r + np.float32(1 / 6)
+    p = p * r + np.float32(1 / 2)
+    p = p * (r * r) + r + np.float32(1)
+    whole = np.int32(n)
+    half = whole >> np.int32(1)
+    low = np.int32((half + np.int32(127)) << np.int32(23)).view(np.float32)
+    high = np.int32((whole - half + np.int32(127)) << np.int32(23)).view(np.float32)
+    return p * low * high if x == x else x
+
+
+@_summing
+def _sum(x):
+    total = np.float32(0)
+    for value in x:
+        total += value
+    return total
+
+
 @_summing
 def _sum_of_squares(x):
     total = np.float32(0)
@@ -518,14 +551,12 @@ def _attend(q, group, keys, values, head, first, last, allowed, scale, scores, y
         for t in range(count):
             score = scores[g, t] * scale if allowed[first + t] else nothing
             scores[g, t] = score
-            if score > largest or score != score:
+            if score > largest:  # what is NaN makes the sum NaN
                 largest = score
         shift = np.float32(0) if largest == nothing else largest
-        total = np.float32(0)
         for t in range(count):
-            weight = math.exp(scores[g, t] - shift)
-            scores[g, t] = weight
-            total += weight
+            scores[g, t] = _exp(scores[g, t] - shift)
+        total = _sum(scores[g, :count])
         stats[g, 0], stats[g, 1] = largest, total
     for g in range(0, group, TOKENS):
         _sum_values(
@@ -567,7 +598,7 @@ def _join(parts, stats, y):
     """One head's attention from that of its chunks: `parts` [chunks, D], `stats` [chunks, 2]."""
     largest = np.float32(-np.inf)
     for chunk in range(stats.shape[0]):
-        if stats[chunk, 0] > largest or stats[chunk, 0] != stats[chunk, 0]:
+        if stats[chunk, 0] > largest:
             largest = stats[chunk, 0]
     shift = np.float32(0) if largest == np.float32(-np.inf) else largest
     y[:] = np.float32(0)
@@ -575,7 +606,7 @@ def _join(parts, stats, y):
     for chunk in range(stats.shape[0]):
         # A chunk of which nothing is allowed has zeros as its sums, and 0 for its largest score.
         own = stats[chunk, 0]
-        factor = math.exp(own - shift) if own != np.float32(-np.inf) else np.float32(1)
+        factor = _exp(own - shift) if own != np.float32(-np.inf) else np.float32(1)
         total += factor * stats[chunk, 1]
         for i in range(y.shape[0]):
             y[i] += factor * parts[chunk, i]
@@ -624,7 +655,7 @@ def _gate(thread, team, gate, up):
     for token in range(gate.shape[0]):
         for i in range(start, stop):
             g = gate[token, i]
-            decay = math.exp(-abs(g))
+            decay = _exp(-abs(g))
             numerator = np.float32(1) if g >= 0 else decay
             gate[token, i] = g * (numerator / (np.float32(1) + decay)) * up[token, i]
 
