@@ -148,6 +148,59 @@ def test_swiglu_that_rounds_silu_is_told_apart(rng, dtype):
     assert twice > 0.5  # the roundings are allowed once
 
 
+def stepwise(gate, up, dtype):
+    """gate * 1 / (1 + exp(-gate)) * up, the result of each operation rounded."""
+    g = gate.astype(np.float32)
+    with np.errstate(over="ignore"):
+        sums = through(1 + through(np.exp(-g), dtype), dtype)
+        silu = through(g * through(1 / sums, dtype), dtype)
+        return (silu * up.astype(np.float32)).astype(gate.dtype)
+
+
+@NARROW
+@given(data=st.data())
+def test_swiglu_in_rounded_steps_is_within_the_limit(dtype, data):
+    gate = data.draw(arrays((8,), dtype=dtype, max_magnitude=600.0))
+    up = data.draw(arrays((8,), dtype=dtype, max_magnitude=64.0))
+    bound = swiglu_bound(gate, up, sigmoid=dtype, silu=dtype)
+    exact = np.array([decimals.silu(g) for g in decimals.decimals(gate)])
+    errors = decimals.errors(stepwise(gate, up, dtype), exact * decimals.decimals(up))
+    assert (errors <= bound.limit + 0.0).all()
+
+
+@NARROW
+def test_swiglu_in_rounded_steps_is_told_apart(rng, dtype):
+    gate, up = (rng.standard_normal(100_000).astype(DTYPES[dtype]) for _ in range(2))
+    y = stepwise(gate, up, dtype)
+    assert judge(y, swiglu_bound(gate, up, silu=dtype)).verdict == "FAIL"
+    judged = judge(y, swiglu_bound(gate, up, sigmoid=dtype, silu=dtype))
+    assert judged.verdict == "PASS"
+    assert judged.ratio > 0.65  # each rounding is allowed once
+
+
+@NARROW
+def test_limit_of_swiglu_in_rounded_steps(dtype):
+    """Sum, quotient, two products, and as much of the exponential as it is of the sum."""
+    gate = np.array([-4, -2, 0.5, 2, 8], DTYPES[dtype])
+    bound = swiglu_bound(gate, np.ones_like(gate), sigmoid=dtype, silu=dtype)
+    g = gate.astype(np.float64)
+    roundings = 4 + 1 / (1 + np.exp(g))
+    np.testing.assert_allclose(
+        bound.limit, ROUNDOFF[dtype] * roundings * abs(g / (1 + np.exp(-g))), rtol=0.03
+    )
+
+
+def test_sigmoids_whose_exponential_overflows():
+    gate = np.array([-10.5, -11.5, -600], np.float16)
+    up = np.full(3, 3000, np.float16)
+    bound = swiglu_bound(gate, up, sigmoid="float16")
+    y = stepwise(gate, up, "float16")
+    assert (y == 0).tolist() == [False, True, True]
+    assert (bound.ratio(y) <= 1).all()
+    assert (bound.ratio(-y) > 1).tolist() == [True, False, False]
+    assert bound.limit[1] < 1.2 * abs(bound.exact[1])
+
+
 def test_wrong_gates_fail(rng):
     gate, up = (rng.standard_normal(500).astype(np.float32) for _ in range(2))
     bound = swiglu_bound(gate, up)

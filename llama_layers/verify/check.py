@@ -250,7 +250,7 @@ class _Checker:
                 strictly = persona.excess_precision and self._diagnosis(suspect, diagnose_strictly)
                 if strictly:
                     return "", strictly
-                habits = persona.habits(suspect.operation, suspect.formats.dtype)
+                habits = persona.habits(suspect.operation, suspect.formats.narrower)
                 return f"rounds as {persona.name} does: {habits}", ()
         return "", ()
 

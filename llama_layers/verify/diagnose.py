@@ -33,6 +33,7 @@ _ALL = Persona(
     True,
     True,
     True,
+    True,
     kv_cache="float16",
     flushes=True,
     excess_precision=True,

@@ -78,6 +78,11 @@ class Formats:
         narrowest = FLOATS[self.inputs or self.accumulate]
         return narrowest.precision < FLOATS[self.accumulate].precision
 
+    @property
+    def narrower(self) -> str | None:
+        """The result's format, if it does not hold what sums are kept in."""
+        return None if FLOATS[self.dtype].holds(FLOATS[self.accumulate]) else self.dtype
+
     def narrowed(self, rounds: bool) -> str | None:
         """The format of a step that the persona rounds to the result's dtype, if it does."""
         return self.dtype if rounds else None
@@ -297,6 +302,7 @@ class Gate:
             self.up,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
+            sigmoid=formats.narrowed(formats.persona.sigmoid),
             silu=formats.narrowed(formats.persona.silu),
             flushes=formats.persona.flushes,
             inputs=formats.unrounded_inputs,

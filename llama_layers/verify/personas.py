@@ -28,6 +28,9 @@ class Persona:
         The scores of attention are rounded to the dtype, before and after they are scaled.
     probabilities : bool
         The probabilities of attention are rounded to the dtype.
+    sigmoid : bool
+        The exponential, the sum and the quotient of silu(gate)'s sigmoid are each rounded to the
+        dtype.
     silu : bool
         silu(gate) is rounded to the dtype before it multiplies.
     kv_cache : str or None
@@ -46,30 +49,39 @@ class Persona:
     rope_arithmetic: bool = False
     scores: bool = False
     probabilities: bool = False
+    sigmoid: bool = False
     silu: bool = False
     kv_cache: str | None = None
     flushes: bool = False
     excess_precision: bool = False
 
-    def habits(self, operation: object, dtype: str) -> str:
-        """What of this is done in an operation, in words."""
-        said = {
+    def habits(self, operation: object, dtype: str | None) -> str:
+        """What of this is done in an operation, in words; no `dtype` where it holds the sums."""
+        cache = (self.kv_cache is not None, f"queries, keys and values to {self.kv_cache}")
+        scores = (self.scores and dtype, f"scores to {dtype}")
+        probabilities = (self.probabilities and dtype, f"probabilities to {dtype}")
+        said: dict[str, list[tuple[object, str]]] = {
             "Norm": [
-                (self.norm_before_weight, f"the normalised row to {dtype} before the weight"),
+                (
+                    self.norm_before_weight and dtype,
+                    f"the normalised row to {dtype} before the weight",
+                ),
             ],
             "Rope": [
                 (self.phases is not None, f"phases to {self.phases}"),
-                (self.rope_table, f"cosines and sines to {dtype}"),
-                (self.rope_arithmetic, f"each product to {dtype}"),
+                (self.rope_table and dtype, f"cosines and sines to {dtype}"),
+                (self.rope_arithmetic and dtype, f"each product to {dtype}"),
             ],
-            "Gate": [(self.silu, f"silu(gate) to {dtype}")],
+            "Gate": [
+                (self.sigmoid and dtype, f"each step of the sigmoid to {dtype}"),
+                (self.silu and dtype, f"silu(gate) to {dtype}"),
+            ],
+            "Scores": [cache, scores],
+            "Probabilities": [cache, scores],
+            "WeightedSum": [cache],
+            "Attention": [cache, scores, probabilities],
         }
-        attention = [
-            (self.kv_cache is not None, f"queries, keys and values to {self.kv_cache}"),
-            (self.scores, f"scores to {dtype}"),
-            (self.probabilities, f"probabilities to {dtype}"),
-        ]
-        found = [text for does, text in said.get(type(operation).__name__, attention) if does]
+        found = [text for does, text in said.get(type(operation).__name__, []) if does]
         if self.flushes:
             found.append("subnormal numbers to zero")
         if self.excess_precision:
@@ -78,7 +90,9 @@ class Persona:
 
 
 CONTRACT = Persona("contract")
-_XLA = Persona("XLA", flushes=True)
+_XLA = Persona(  # what jax computes from plain code: the result of each operation is rounded
+    "XLA", scores=True, probabilities=True, sigmoid=True, silu=True, flushes=True
+)
 _SDPA = Persona(
     "transformers with sdpa",
     norm_before_weight=True,

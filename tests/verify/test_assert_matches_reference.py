@@ -110,7 +110,7 @@ def test_how_the_port_rounds(model):
     assert_matches_reference(silu, model)
     assert_matches_reference(silu, model, persona="transformers")
     with pytest.raises(AssertionError, match=r"^FAIL: first at "):
-        assert_matches_reference(silu, model, persona="XLA")
+        assert_matches_reference(silu, model, persona="llama.cpp")
 
 
 def test_a_difference_without_inputs_is_a_failure(model):

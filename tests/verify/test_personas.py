@@ -80,6 +80,13 @@ def gate(p):
     return narrow(silu(p["mlp.gate_proj"])) * p["mlp.up_proj"]
 
 
+def stepwise_gate(p):
+    """The result of each operation is rounded, those within the sigmoid too."""
+    g = p["mlp.gate_proj"]
+    sigmoid = narrow(1 / narrow(1 + narrow(np.exp(-g))))
+    return narrow(g * sigmoid) * p["mlp.up_proj"]
+
+
 def cached(p):
     return attention(p, rounded=lambda array: narrow(array, np.float16))
 
@@ -114,12 +121,17 @@ HABITS = {
         "scores to bfloat16, probabilities to bfloat16", large_queries,
     ),
     "gate": Habit(SDPA, "mlp.act", BFLOAT16, gate, "silu(gate) to bfloat16"),
+    "steps": Habit(
+        "XLA", "mlp.act", BFLOAT16, stepwise_gate,
+        "each step of the sigmoid to bfloat16, silu(gate) to bfloat16, subnormal numbers to zero",
+    ),
     "cache": Habit(
         "llama.cpp", "self_attn.attention", np.float32, cached,
         "queries, keys and values to float16",
     ),
     "flushed": Habit(
-        "XLA", "mlp.act", np.float32, flushed, "subnormal numbers to zero", tiny_gate
+        "XLA", "mlp.act", np.float32, flushed,
+        "subnormal numbers to zero", tiny_gate,
     ),
 }  # fmt: skip
 

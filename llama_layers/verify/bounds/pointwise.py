@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.backends.dtypes import float_format
+from llama_layers.backends.dtypes import FloatFormat, float_format
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.verify.bounds.bound import (
     Bound,
@@ -87,6 +87,7 @@ def swiglu_bound(
     *,
     dtype: str | None = None,
     accumulate: str | None = None,
+    sigmoid: str | None = None,
     silu: str | None = None,
     exp_ulps: float = 4.0,
     flushes: bool = False,
@@ -104,6 +105,15 @@ def swiglu_bound(
     and :math:`(1 + u_o)` times that and :math:`u_o |y|` more where the result is rounded. The
     second term is for :math:`\sigma(g) = (1 + \tanh(g / 2)) / 2`, where an error of the hyperbolic
     tangent counts in full though the sigmoid is small.
+
+    An engine that rounds each step of :math:`\sigma(g) = 1 / (1 + e^{-g})` to a format with unit
+    roundoff :math:`u_s` (`sigmoid`) has the factor
+
+    .. math:: \frac{1 + u_s}{(1 - u_s) (1 - w)}, \quad
+        w = \frac{u_s (1 + 2 u e)}{1 - 2 u e} \, \sigma(-g),
+
+    more in :math:`1 + r`: of the quotient, of the sum, and of the exponential, which counts for
+    as much as it is of the sum. Where the sum may overflow that format, silu may be zero.
 
     Where the engine computed from other inputs than were stored, within :math:`\delta_g` and
     :math:`\delta_h` (`inputs`), silu is off by
@@ -123,6 +133,9 @@ def swiglu_bound(
         The format of the result; that of `gate` if not given.
     accumulate : str, optional
         The format of the arithmetic; float32, or float64 for float64 `gate`, if not given.
+    sigmoid : str, optional
+        The format that the exponential, the sum and the quotient of the sigmoid are each rounded
+        to.
     silu : str, optional
         The format that silu(gate) is rounded to before it multiplies.
     exp_ulps : float, optional
@@ -160,24 +173,32 @@ def swiglu_bound(
     out, sums = formats("gate", gate, dtype, accumulate)
     float_format("up", up)
     between = narrowing(known_format("silu", silu), sums)
+    step = narrowing(known_format("sigmoid", sigmoid), sums)
     g, h = float64(gate), float64(up)
     if g.shape != h.shape:
         raise ValueError(f"up: expected shape {list(g.shape)} of gate, got {list(h.shape)}")
     u, lost = sums.unit_roundoff, lost_to_underflow(sums, flushes)
     before = narrowing(known_format("inputs", inputs), sums)
     off_g, off_h = input_error(g, before), input_error(h, before)
-    if 2 * u * exp_ulps >= 1:
-        relative = np.inf
-    else:
-        relative = compounded(gamma(4, u), 2 * u * exp_ulps / (1 - 2 * u * exp_ulps))
+    exp_error = 2 * u * exp_ulps
+    relative: Any = np.inf
+    if exp_error < 1:
+        relative = compounded(gamma(4, u), exp_error / (1 - exp_error))
     with np.errstate(all="ignore"):
         gated = _silu(g)
         exact = gated * h
         moved = _silu_moved(g, off_g)
         size_g, size_h = finite_magnitude(g) + off_g, finite_magnitude(h) + off_h
+        if step is not None:
+            steps = _steps(g - off_g, exp_error, step)
+            relative = relative + steps + relative * steps
         error = relative * (finite_magnitude(gated) + moved)
         error = error + u * exp_ulps * size_g * (1 + relative)
         error = own_error(sums) * error + lost * (1 + size_g) + moved
+        if step is not None:
+            error = error + step.smallest_subnormal * size_g
+            vanishes = (1 + np.exp(off_g - g)) * (1 + relative) >= step.max
+            error = np.where(vanishes, error + finite_magnitude(gated), error)
         overflows = beyond(gated, error, between) | beyond(gated, error, sums)
         error = rounded(error, gated, between) * size_h + finite_magnitude(gated) * off_h
         # The product, and the gated one in another order, may underflow; so may `up`.
@@ -192,6 +213,18 @@ def swiglu_bound(
 
 def _silu(x: Float64Array) -> Float64Array:
     return np.asarray(x / (1 + np.exp(-x)))
+
+
+def _steps(g: Float64Array, exp_error: float, to: FloatFormat) -> Float64Array:
+    """The relative error of sigmoids of g or more by roundings of their steps.
+
+    Exponentials are off by so much before. One that underflows is off by no more of the sum, which
+    is 1 or more, than the smallest number.
+    """
+    u = to.unit_roundoff
+    off = u * (1 + exp_error) / (1 - exp_error) / (1 + np.exp(g)) + to.smallest_subnormal
+    factor = (1 + u) / ((1 - u) * (1 - off))
+    return np.where(off < 1, factor, np.inf) - 1
 
 
 def _silu_moved(x: Float64Array, off: Float64Array) -> Float64Array:
