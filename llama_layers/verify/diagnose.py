@@ -44,6 +44,9 @@ _TOKENS, _OUTPUTS = 3, 64
 _ALIKE = 1.25
 # An explanation leaves an error below this share of the one that it explains.
 _LESS = 0.9
+# Of the elements that are wrong, the share that must differ from zero by more than the limit: with
+# less, the limit is above the root mean square of what it is for, if that is normally distributed.
+_TOLD = 0.25
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ class _Trial:
         tried = (persona,) if persona is not CONTRACT else (CONTRACT, *suspect.formats.personas)
         self._personas = tried if personas is None else personas
         right = self._judged(suspect.bound(suspect.formats))
+        self._right = right.exact
         ratio = right.ratio(suspect.computed)
         self._wrong = ratio > 1
         if not self.fails:
@@ -209,10 +213,21 @@ class _Trial:
                 judged = np.count_nonzero(self._wrong & ~np.isinf(bound.limit))
                 error = _error(computed, bound)
                 less = hypothesis.loosens or error < _LESS * self._error
-                if 2 * judged >= np.count_nonzero(self._wrong) and less:
+                told = hypothesis.loosens or self._told_from_zero(bound)
+                if 2 * judged >= np.count_nonzero(self._wrong) and less and told:
                     detail = change.detail if tokens.all() else _at(wrong, tokens, change.detail)
                     yield _Found(Explanation(hypothesis.name, detail, float(ratio)), error)
                 return
+
+    def _told_from_zero(self, bound: Bound) -> bool:
+        """Whether enough of what is wrong is explained by a bound that zero would not hold.
+
+        One that holds zero and the array alike says nothing of the array. Where a mistake makes
+        zeros, they are told from what there should be.
+        """
+        judged = self._wrong & ~np.isinf(bound.limit)
+        vague = bound.limit >= np.abs(np.where(bound.exact == 0, self._right, bound.exact))
+        return bool(np.count_nonzero(judged & ~vague) >= _TOLD * np.count_nonzero(judged))
 
     def _by_token(self, array: NDArray[Any]) -> NDArray[Any]:
         """The largest for each token, [B, S]."""

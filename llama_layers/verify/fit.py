@@ -64,8 +64,10 @@ class Fitted(Mapping[str, Any]):
                 turned = self._interleaved and site.role in TURNED
                 return in_halves(array, self._width) if turned else array
         axes = ", ".join(map(str, site.shape))
+        whole, *last = map(list, self._shapes(site))
+        or_last = f" or, of the last token, {last[0]}" if last else ""
         raise TraceError(
-            f"{name}: expected shape {list(self._shapes(site)[0])} ([{axes}]), "
+            f"{name}: expected shape {whole} ([{axes}]){or_last}, "
             f"got {list(array.shape)}{self._transposed(site, array.shape)}"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Iterable
@@ -122,14 +123,22 @@ def chosen_sites(
     for pattern in patterns:
         matches = {site.name for site in every if _matches(site, pattern)}
         if not matches:
-            raise ValueError(f"sites: expected names of sites, got {pattern!r}, which names none")
+            names = {name for site in every for name in _names_of(site)}
+            close = difflib.get_close_matches(pattern, sorted(names), n=1)
+            said = f" (is it {close[0]!r}?)" if close else ""
+            raise ValueError(
+                f"sites: expected names of sites, got {pattern!r}, which names none{said}"
+            )
         found |= matches
     return [site for site in every if site.name in found]
 
 
 def _matches(site: Site, pattern: str) -> bool:
-    names = (site.name, site.role, site.role.rpartition(".")[2])
-    return any(fnmatchcase(name, pattern) for name in names)
+    return any(fnmatchcase(name, pattern) for name in _names_of(site))
+
+
+def _names_of(site: Site) -> tuple[str, str, str]:
+    return site.name, site.role, site.role.rpartition(".")[2]
 
 
 def _inputs_of_scores(site: Site) -> tuple[str, str]:

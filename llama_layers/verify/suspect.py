@@ -55,10 +55,14 @@ class Suspect:
         return self.array(f"model.layers.{self.site.layer}.{role}")
 
     def array(self, name: str) -> NDArray[Any] | None:
-        """The port's array of a site, if it was recorded, of as many last tokens as here."""
+        """The port's array of a site, if it was recorded, of as many last tokens as here.
+
+        NaN are zeros in it: NaN of one site do not explain those of another.
+        """
         if name not in self.recorded.arrays:
             return None
         array = self.recorded.array(name)
+        array = np.where(np.isnan(array), np.zeros_like(array), array)
         rows = self.computed.shape[1]
         return array[:, -rows:] if self.site.layer is None and rows < array.shape[1] else array
 

@@ -22,6 +22,9 @@ from llama_layers.verify.fit import HEADED, OF_LAST_TOKEN, Fitted
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.trace import TOKENS, Trace
 
+# What of a trace's metadata is read; the rest is for people.
+_READ = ("config", "dtype", "accumulate", "rope_layout", "weights")
+
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
@@ -169,6 +172,10 @@ def _check_config(metadata: Mapping[str, str], config: LlamaConfig) -> None:
 
 
 def _check_formats(metadata: Mapping[str, str]) -> None:
+    for key in metadata.keys() - _READ:
+        close = difflib.get_close_matches(key.lower().replace("-", "_"), _READ, n=1, cutoff=0.75)
+        if close:
+            raise TraceError(f"metadata: expected keys such as {close[0]!r}, got {key!r}")
     for key in ("dtype", "accumulate"):
         if metadata.get(key) not in (None, *FLOATS):
             raise TraceError(

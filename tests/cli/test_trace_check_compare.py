@@ -122,7 +122,7 @@ def test_trace_refuses(run, tmp_path, port):
     assert "layers: expected numbers from 0 to 1, got 2" in trouble(
         run, "trace", "--ids", IDS, "-o", path, "--layers", "0-2"
     )
-    assert "got 'q_prj', which names none" in trouble(
+    assert "got 'q_prj', which names none (is it 'q_proj'?)" in trouble(
         run, "trace", "--ids", IDS, "-o", path, "--sites", "q_prj"
     )
     assert "expected ids from 0 to 12" in trouble(run, "trace", "--ids", "1,13", "-o", path)

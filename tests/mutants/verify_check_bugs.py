@@ -310,6 +310,13 @@ TRACES = [
         f"{_TRACES}::test_nothing_to_check_is_no_agreement",
     ),
     Mutant(
+        "misspelt metadata overlooked",
+        "verify/validate.py",
+        "for key in metadata.keys() - _READ:",
+        "for key in ():",
+        f"{_TRACES}::test_tokens_that_are_none",
+    ),
+    Mutant(
         "two traces of nothing agree",
         "verify/compare.py",
         "    if not a.size:\n",

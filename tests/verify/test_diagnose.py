@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import ml_dtypes
@@ -28,15 +29,18 @@ from llama_layers.verify import Trace, check, sites
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.hypotheses import HYPOTHESES
-from llama_layers.verify.hypotheses.hypothesis import Kind
+from llama_layers.verify.hypotheses.hypothesis import Formula, Hypothesis, Kind
 from llama_layers.verify.hypotheses.precision import tf32
-from llama_layers.verify.operations import Formats
+from llama_layers.verify.hypotheses.weighing import Weighed
+from llama_layers.verify.operations import Formats, Rope
+from llama_layers.verify.personas import PERSONAS
 from llama_layers.verify.suspect import Suspect
 from llama_layers.verify.validate import validated
 
 NAME = f"model.layers.{LAYER}.self_attn"
 # Named in tests of their own.
 ELSEWHERE = {
+    "NaN or Inf begins here",
     "another token's norm",
     "cache shared by all layers",
     "other token ids",
@@ -275,6 +279,101 @@ def test_noise_is_not_explained():
         report = check(*run(noisy))
         assert report.first.site.name == noisy.site
         assert report.first.explanations == ()
+
+
+@pytest.mark.parametrize("size", [0.003, 0.03, 0.3])
+def test_small_noise_is_not_explained(size):
+    """Of bfloat16, where bounds with every engine's roundings are wide."""
+    rng = np.random.default_rng(3)
+    name = f"{NAME}.attention"
+    arrays = rounded_trace()
+    arrays[name] = (size * rng.standard_normal(arrays[name].shape)).astype(ml_dtypes.bfloat16)
+    report = check(Trace(arrays), model_of(BASE, WEIGHTS["base"]))
+    assert report.first.site.name == name
+    assert told(report) == []
+
+
+def test_a_bound_that_holds_zero_explains_nothing(monkeypatch):
+    suspect = suspect_of(INTERLEAVED)
+    right = suspect.bound(suspect.formats).exact
+    suspect = replace(suspect, computed=(0.01 * right).astype(np.float32))
+    unit = 2.0**-23
+    for size, names in ((0.5, ["vague"]), (2.0, [])):
+        formula = Formula(0.1 * right, size * 0.1 * np.abs(right) / unit, 1)
+        vague = Hypothesis("vague", Rope, lambda operation, suspect, y=formula: [y], "Of it.")
+        monkeypatch.setattr(sys.modules[diagnose.__module__], "HYPOTHESES", (vague,))
+        near = replace(suspect, computed=(0.08 * right).astype(np.float32))
+        assert [found.name for found in diagnose(near)] == names
+
+
+def test_weights_err_as_those_of_attention():
+    """The limit of another softmax is near that of attention, for the same softmax."""
+    mistake = Mistake("none", "self_attn.attention", lambda p: p.right)
+    operation = suspect_of(mistake).operation
+    same = Weighed(operation, lambda s, allowed: softmax(np.where(allowed, s, -np.inf)), False)
+    for formats in (
+        Formats("float32", "float32"),
+        Formats("bfloat16", "float32", PERSONAS["transformers"]),
+        Formats("float32", "float32", PERSONAS["llama.cpp"]),
+    ):
+        ours, theirs = same.bound(formats), operation.bound(formats)
+        assert np.allclose(ours.exact, theirs.exact, rtol=1e-12, atol=1e-14)
+        share = ours.limit / theirs.limit
+        assert 0.5 <= share.min() <= share.max() <= 10
+
+
+@pytest.mark.parametrize("window", [2, 4, 6])
+def test_a_window_is_no_other_softmax(window):
+    """In bfloat16, too, where many keys are seen with errors of many roundings."""
+    arrays = rounded_trace()
+    q, k, v = (
+        arrays[f"{NAME}.{role}"].astype(np.float32).reshape(2, COUNT, -1, 8)
+        for role in ("q_rope", "k_rope", "v_proj")
+    )
+    arrays[f"{NAME}.attention"] = attended(q, k, v, causal(COUNT, window)).astype(
+        ml_dtypes.bfloat16
+    )
+    report = check(Trace(arrays), model_of(BASE, WEIGHTS["base"]))
+    assert report.first.site.name == f"{NAME}.attention"
+    assert told(report) == ["other tokens seen"]
+
+
+def rounded_trace():
+    """What attention reads and makes, in bfloat16."""
+    trace, _ = run(Mistake("none", "self_attn.attention", lambda p: p.right))
+    names = [f"{NAME}.{role}" for role in ("q_rope", "k_rope", "v_proj", "attention")]
+    return {name: trace.arrays[name].astype(ml_dtypes.bfloat16) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (np.s_[:, :, :], "NaN begins here: "),
+        (np.s_[:, 5], "NaN begins here at token 5: "),
+        (np.s_[1, 2, 7], "NaN begins here at sequence 1, token 2, channel 7: "),
+    ],
+)
+def test_where_nan_begins(places, said):
+    """Not in other arrays, which have it, too."""
+    trace, model = run(INTERLEAVED)
+    arrays = {name: np.array(array) for name, array in trace.arrays.items()}
+    late = [name for name in arrays if name.startswith(f"model.layers.{LAYER}")]
+    for name in late:
+        arrays[name][places if arrays[name].ndim == 3 else places[:2]] = np.nan
+    report = check(Trace(arrays, trace.input_ids), model)
+    assert report.first.site.name == f"model.layers.{LAYER}.input_layernorm"
+    assert told(report) == ["NaN or Inf begins here"]
+    assert report.first.explanations[0].detail.startswith(said)
+
+
+def test_where_inf_begins():
+    trace, model = run(INTERLEAVED)
+    arrays = {name: np.array(array) for name, array in trace.arrays.items()}
+    arrays["model.norm"][0, 3, 1] = np.inf
+    arrays["model.norm"][1, 3, 1] = np.nan
+    results = check(Trace(arrays, trace.input_ids), model).results
+    (found,) = next(r for r in results if r.site.name == "model.norm").explanations
+    assert found.detail.startswith("NaN and Inf begins here at token 3, channel 1: ")
 
 
 def test_a_scale_is_no_rounding():

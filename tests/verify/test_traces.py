@@ -97,6 +97,8 @@ def test_shapes_that_are_no_sites():
         ("input_ids", IDS - 4, "input_ids: expected ids from 0 to 12, got -3 to 5"),
         ("attention_mask", MASK[:1], r"attention_mask: expected 0 and 1 in shape \[2, 5\]"),
         ("positions", POSITIONS[:1], r"positions: expected integers in shape \[5\] or \[2, 5\]"),
+        ("metadata", {"dytpe": "float32"}, "metadata: expected keys such as 'dtype', got 'dytpe'"),
+        ("metadata", {"Rope-Layout": "half"}, "keys such as 'rope_layout', got 'Rope-Layout'"),
         ("metadata", {"accumulate": "tf32"}, "metadata accumulate: expected one of .*'tf32'"),
     ],
 )
@@ -116,6 +118,21 @@ def test_nothing_to_check_is_no_agreement(part, with_ids):
         check(empty, model)
     with pytest.raises(TraceError, match="expected one token at the least, got shape"):
         compare(empty, empty)
+
+
+def test_metadata_for_people_is_let_be():
+    model, trace = traced()
+    said = {"weights_path": "a", "model": "b", "text": "c", "engine": "d", "device": "e"}
+    assert check(replace(trace, metadata={**trace.metadata, **said}), model).agrees
+
+
+def test_logits_without_their_axis_of_tokens():
+    model, trace = traced()
+    arrays = {**trace.arrays, "lm_head": trace.arrays["lm_head"][:, -1]}
+    with pytest.raises(
+        TraceError, match=r"\[2, 5, 13\] .* or, of the last token, \[2, 1, 13\], got"
+    ):
+        check(replace(trace, arrays=arrays), model)
 
 
 def test_extent_is_told_by_no_axis_of_heads():

@@ -14,6 +14,7 @@ from llama_layers.verify.hypotheses import (
     rope_rounding,
     rope_solved,
     streams,
+    weighing,
 )
 from llama_layers.verify.hypotheses.hypothesis import Hypothesis
 
@@ -26,6 +27,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     *rope_solved.HYPOTHESES,
     *masks.HYPOTHESES,
     *caches.HYPOTHESES,
+    *weighing.HYPOTHESES,
     *attention.HYPOTHESES,
     *attention_solved.HYPOTHESES,
     *mlp.HYPOTHESES,

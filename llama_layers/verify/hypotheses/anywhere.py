@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.verify.bounds import Bound
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
+    Computable,
+    Float64Array,
     Formula,
     Hypothesis,
     Kind,
     Moved,
     wide,
 )
-from llama_layers.verify.operations import Operation
+from llama_layers.verify.operations import Formats, Operation
 from llama_layers.verify.sites import sites
 from llama_layers.verify.suspect import Suspect
 
@@ -29,13 +33,43 @@ def _another_sites_array(operation: Any, suspect: Suspect) -> Iterator[Change]:
             continue
         if suspect.recorded.arrays[site.name].shape == computed.shape:
             other = suspect.recorded.array(site.name)
-            if other.ravel()[:8].tobytes() == computed.ravel()[:8].tobytes() and np.array_equal(
-                other, computed
-            ):
+            same = other.ravel()[:8].tobytes() == computed.ravel()[:8].tobytes()
+            if same and np.array_equal(other, computed):  # which NaN never are
                 yield Change(
                     Formula(wide(other), np.zeros(other.shape), 0),
                     f"The port has the array of {site.name} here, bit for bit.",
                 )
+
+
+@dataclass(frozen=True, eq=False)
+class _With:
+    """An operation whose result has other numbers in some places."""
+
+    operation: Computable
+    places: NDArray[np.bool_]
+    numbers: Float64Array
+
+    def bound(self, formats: Formats) -> Bound:
+        """The operation's bound, which allows those numbers alone there."""
+        bound = self.operation.bound(formats)
+        exact = np.where(self.places, self.numbers, bound.exact)
+        limit, usual = (np.where(self.places, 0.0, y) for y in (bound.limit, bound.usual))
+        return Bound(exact, limit, usual)
+
+
+def _begins(operation: Any, suspect: Suspect) -> Iterator[Change]:
+    """NaN, infinity, or both, where finite numbers give finite ones."""
+    bound, computed = suspect.bound(suspect.formats), wide(suspect.computed)
+    odd = ~np.isfinite(computed) & (bound.ratio(computed) > 1)
+    names = [
+        name for name, is_so in (("NaN", np.isnan), ("Inf", np.isinf)) if is_so(computed[odd]).any()
+    ]
+    if names and np.isfinite(bound.exact[odd]).all():
+        yield Change(
+            _With(suspect, odd, computed),
+            f"{' and '.join(names)} begins here{_where(odd)}: what the port was given makes "
+            "finite numbers.",
+        )
 
 
 def _zeros(operation: Any, suspect: Suspect) -> Iterator[Change]:
@@ -122,6 +156,7 @@ def _listed(numbers: NDArray[Any]) -> str:
 
 HYPOTHESES = (
     Hypothesis("array of another site", Operation, _another_sites_array, kind=Kind.SOLVED),
+    Hypothesis("NaN or Inf begins here", Operation, _begins, kind=Kind.SOLVED),
     Hypothesis("zeros", Operation, _zeros, kind=Kind.SOLVED),
     Hypothesis("everything scaled", Operation, _scaled, kind=Kind.SOLVED),
     Hypothesis("tokens in another place", Operation, _tokens_moved, kind=Kind.SOLVED),

@@ -1,4 +1,4 @@
-"""Mistakes in attention: what it reads, how it weighs, and where it puts the result."""
+"""Mistakes in attention: what it reads, and where it puts the result."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from llama_layers.verify.hypotheses.hypothesis import (
     Change,
     Computable,
     Float64Array,
-    Formula,
     Hypothesis,
     Moved,
-    wide,
 )
 from llama_layers.verify.operations import (
     Attention,
@@ -24,114 +22,12 @@ from llama_layers.verify.operations import (
     Probabilities,
     Rope,
     Scores,
-    Softmax,
     WeightedSum,
 )
 from llama_layers.verify.suspect import Suspect
 
 _Summed = Attention | WeightedSum
-_Weighed = Attention | Probabilities | Softmax
 _Keyed = Attention | Probabilities | Scores
-
-
-def values_of(operation: Attention | WeightedSum, heads: int) -> Float64Array:
-    """The values of each query head, [B, heads, T, D]."""
-    v = wide(operation.v).transpose(0, 2, 1, 3)
-    return np.repeat(v, heads // v.shape[1], axis=1)
-
-
-def scores_of(operation: Any, suspect: Suspect) -> tuple[Float64Array, Float64Array]:
-    """Scores [B, heads, S, T], and the roundings that each has been through."""
-    if isinstance(operation, Softmax):
-        scores = wide(operation.scores)
-        return scores, np.abs(scores)
-    q, k = (wide(y).transpose(0, 2, 3, 1) for y in (operation.q, operation.k))
-    k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-    roundings = (q.shape[2] + 4) * abs(operation.scale)
-    return (
-        q.swapaxes(-1, -2) @ k * operation.scale,
-        np.abs(q).swapaxes(-1, -2) @ np.abs(k) * roundings,
-    )
-
-
-def _weighed(
-    *functions: Callable[[Float64Array, NDArray[np.bool_]], Float64Array],
-) -> Callable[[Any, Suspect], Iterator[Computable]]:
-    """Attention with weights that are another function of scores and mask."""
-
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-        scores, roundings = scores_of(operation, suspect)
-        allowed = np.broadcast_to(operation.mask[:, None], scores.shape)
-        worst = np.max(np.where(allowed, roundings + np.abs(scores), 0), axis=-1, keepdims=True)
-        growth = 2 * worst.max(axis=2, keepdims=True) + 2 * scores.shape[-1] + 20
-        for weights in functions:
-            with np.errstate(all="ignore"):
-                exact = weights(scores, allowed)
-                magnitude = np.abs(exact)
-                if isinstance(operation, Attention):
-                    v = values_of(operation, scores.shape[1])
-                    exact, magnitude = exact @ v, magnitude @ np.abs(v)
-                magnitude = magnitude * growth
-            if isinstance(operation, Attention):
-                exact, magnitude = (y.transpose(0, 2, 1, 3) for y in (exact, magnitude))
-            yield Formula(exact, magnitude, 1, cached=True)
-
-    return changes
-
-
-def exponentials(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    """Of the scores above their largest; zeros for what is not allowed."""
-    hidden = np.where(allowed, scores, -np.inf)
-    largest = hidden.max(axis=-1, keepdims=True)
-    return np.asarray(np.exp(hidden - np.where(np.isfinite(largest), largest, 0)))
-
-
-def _over_queries(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    weights = np.exp(np.where(allowed, scores, -np.inf) - scores.max())
-    return np.asarray(weights / weights.sum(axis=-2, keepdims=True))
-
-
-def _over_queries_too(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    weights = exponentials(scores, allowed)
-    weights = weights / weights.sum(axis=-2, keepdims=True)
-    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
-
-
-def _unshifted(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    return np.asarray(np.exp(np.where(allowed, scores, -np.inf)))
-
-
-def _overflowing(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    weights = np.exp(np.where(allowed, scores, -np.inf).astype(np.float32))
-    return np.asarray(weights / weights.sum(axis=-1, keepdims=True)).astype(np.float64)
-
-
-def _one_more(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    weights = exponentials(scores, allowed)
-    largest = np.where(allowed, scores, -np.inf).max(axis=-1, keepdims=True)
-    return np.asarray(weights / (weights.sum(axis=-1, keepdims=True) + np.exp(-largest)))
-
-
-def _masked_afterwards(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    return _softmax(scores) * allowed
-
-
-def _softmax(scores: Float64Array) -> Float64Array:
-    weights = exponentials(scores, np.ones(scores.shape, bool))
-    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
-
-
-def _hidden_at(
-    value: float, added: bool = False
-) -> Callable[[Float64Array, NDArray[np.bool_]], Float64Array]:
-    def weights(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-        return _softmax(np.where(allowed, scores, scores + value if added else value))
-
-    return weights
-
-
-def _scores_themselves(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
-    return np.where(allowed, scores, 0.0)
 
 
 def _another_array(field: str, role: str) -> Callable[[Any, Suspect], Iterator[Computable]]:
@@ -225,69 +121,6 @@ def _heads_mixed(operation: Any, suspect: Suspect) -> Iterator[Computable]:
 
 
 HYPOTHESES = (
-    Hypothesis(
-        "softmax over the queries",
-        _Weighed,
-        _weighed(_over_queries),
-        "The port seems to normalise over the queries; it should be over the keys.",
-    ),
-    Hypothesis(
-        "softmax over queries and keys",
-        _Weighed,
-        _weighed(_over_queries_too),
-        "The port seems to normalise over the queries and then over the keys; it should be over "
-        "the keys alone.",
-    ),
-    Hypothesis(
-        "softmax not normalised",
-        _Weighed,
-        _weighed(exponentials),
-        "The port seems not to divide the exponentials by their sum.",
-    ),
-    Hypothesis(
-        "exponentials without softmax",
-        _Weighed,
-        _weighed(_unshifted),
-        "The port seems to weigh with the exponentials of the scores themselves.",
-    ),
-    Hypothesis(
-        "softmax without the shift",
-        _Weighed,
-        _weighed(_overflowing),
-        "The port seems to take exponentials without subtracting the largest score, and they "
-        "overflow.",
-    ),
-    Hypothesis(
-        "softmax with one more",
-        _Weighed,
-        _weighed(_one_more),
-        "The port seems to add one to the sum of the exponentials.",
-    ),
-    Hypothesis(
-        "masked after softmax",
-        _Weighed,
-        _weighed(_masked_afterwards),
-        "The port seems to hide keys after the softmax; they should be hidden before it.",
-    ),
-    Hypothesis(
-        "hidden keys at -1e4",
-        _Weighed,
-        _weighed(_hidden_at(-1e4), _hidden_at(-1e4, added=True)),
-        "The port seems to give hidden keys a score of -1e4, which low scores come near; it should "
-        "be minus infinity.",
-    ),
-    Hypothesis(
-        "hidden keys at 0",
-        _Weighed,
-        _weighed(_hidden_at(0.0)),
-        "The port seems to give hidden keys a score of 0; it should be minus infinity.",
-    ),
-    Hypothesis(
-        "softmax left out",
-        _Weighed,
-        _weighed(_scores_themselves),
-        "The port seems to weigh with the scores themselves; it should be their softmax.",
-    ),
     Hypothesis(
         "keys for values",
         _Summed,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.verify.hypotheses.attention import exponentials, scores_of, values_of
 from llama_layers.verify.hypotheses.hypothesis import Change, Float64Array, Hypothesis, Kind, wide
 from llama_layers.verify.hypotheses.masks import masked
+from llama_layers.verify.hypotheses.weighing import exponentials, scores_of, values_of
 from llama_layers.verify.operations import Attention
 from llama_layers.verify.suspect import Suspect
 
@@ -26,7 +26,7 @@ def _other_tokens(operation: Attention, suspect: Suspect) -> Iterator[Change]:
     count = suspect.recorded.count
     if count > _FEW_TOKENS or not np.isfinite(suspect.computed.astype(np.float64)).all():
         return
-    scores, _ = scores_of(operation, suspect)
+    scores, _ = scores_of(operation)
     v, computed = values_of(operation, scores.shape[1]), wide(suspect.computed)
     allowed = np.broadcast_to(np.asarray(operation.mask), (len(v), count, count))
     found = np.array(allowed)

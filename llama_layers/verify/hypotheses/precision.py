@@ -243,7 +243,7 @@ def _terms(operation: Any) -> int:
 def _like_rounding(error: Float64Array, exact: Float64Array, narrow: str, terms: int) -> bool:
     u = FLOATS[narrow].unit_roundoff
     size, whole = np.linalg.norm(error), np.linalg.norm(exact)
-    if not np.isfinite(size) or not u / 8 * whole <= size <= np.sqrt(terms) / 2 * u * whole:
+    if not 0 < u / 8 * whole <= size <= np.sqrt(terms) / 2 * u * whole:
         return False
     if abs(np.sum(error * exact)) > 0.3 * size * whole:
         return False
