@@ -16,6 +16,7 @@ and all that they call are in this one.
 from __future__ import annotations
 
 import os
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -83,10 +84,16 @@ def _prefetch(builder: Any, address: Any) -> None:
     builder.call(function, [builder.inttoptr(address, pointer), read, keep, data])
 
 
-def _zeros(builder: Any, keys: Any, lanes: int) -> dict[Any, Any]:
-    """A place for a sum for each key, which LLVM keeps in a register."""
+def _zeros(builder: Any, shape: tuple[int, int], lanes: int) -> dict[Any, Any]:
+    """A place for each of some sums, which LLVM keeps in a register."""
     zeros = ir.Constant(ir.VectorType(_F32, lanes), [0.0] * lanes)
-    return {key: cgutils.alloca_once_value(builder, zeros) for key in keys}
+    return {key: cgutils.alloca_once_value(builder, zeros) for key in np.ndindex(shape)}
+
+
+def _where(builder: Any, *equal: tuple[Any, int]) -> Any:
+    """A block of code for where each of some integers is a certain one."""
+    tests = [builder.icmp_signed("==", value, _integer(number)) for value, number in equal]
+    return builder.if_then(reduce(builder.and_, tests))
 
 
 def _call(builder: Any, name: str, write: Any, arguments: Any) -> None:
@@ -105,94 +112,107 @@ def _call(builder: Any, name: str, write: Any, arguments: Any) -> None:
     builder.call(function, arguments)
 
 
+def _write_tile(rows: int, tokens: int, form: int, builder: Any, *arguments: Any) -> None:
+    """The body of a tile, with its arguments in the order of `_tile`."""
+    w, w_step, x, x_step, count, y, y_row, y_token, ahead, slowness = arguments
+    size = 4 if form == FLOAT32 else 2
+    ws = [builder.add(w, builder.mul(w_step, _integer(r))) for r in range(rows)]
+    xs = [builder.add(x, builder.mul(x_step, _integer(t))) for t in range(tokens)]
+    whole = builder.and_(count, _integer(-LANES))
+    totals: dict[Any, Any] = {}
+    for lanes, start, stop in ((LANES, _integer(0), whole), (1, whole, count)):
+        sums = _zeros(builder, (rows, tokens), lanes)
+        multiply_add, step = _multiply_add(builder, lanes), _integer(lanes)
+        with cgutils.for_range_slice(builder, start, stop, step, _I64) as (k, _):
+            right, left = (
+                [_numbers(builder, builder.add(a, offset), f, lanes) for a in addresses]
+                for addresses, offset, f in (
+                    (xs, builder.mul(k, _integer(4)), FLOAT32),
+                    (ws, builder.mul(k, _integer(size)), form),
+                )
+            )
+            for (r, t), place in sums.items():
+                added = builder.call(multiply_add, [left[r], right[t], builder.load(place)])
+                builder.store(added, place)
+            if lanes == LANES:
+                slower = builder.ashr(builder.mul(k, _integer(size)), slowness)
+                for a in ws:
+                    _prefetch(builder, builder.add(a, builder.add(ahead, slower)))
+        for key, place in sums.items():
+            total = _total(builder, builder.load(place), lanes)
+            totals[key] = builder.fadd(totals[key], total) if key in totals else total
+    for (r, t), total in totals.items():
+        offset = builder.add(builder.mul(y_row, _integer(r)), builder.mul(y_token, _integer(t)))
+        builder.store(total, builder.inttoptr(builder.add(y, offset), _F32.as_pointer()))
+
+
 @intrinsic(prefer_literal=True)
 def _tile(
-    typing, rows, tokens, kind, w, w_step, x, x_step, count, y, y_row, y_token, ahead, slowness
+    typing, rows, kind, tokens, w, w_step, x, x_step, count, y, y_row, y_token, ahead, slowness
 ):
-    """Write the sums over K of `rows` rows of weights times `tokens` rows of x.
+    """Write the sums over K of `rows` rows of weights times 1 to TOKENS rows of x.
 
     Addresses and steps are in bytes. A vector of weights is read once and used `tokens` times, one
     of x `rows` times; all sums stay in registers. Meanwhile weights are fetched that are `ahead` of
     these, 2**slowness times more slowly than these are read.
     """
-    shape = rows.literal_value, tokens.literal_value
-    form = kind.literal_value
-    size = 4 if form == FLOAT32 else 2
-
-    def write(builder, w, w_step, x, x_step, count, y, y_row, y_token, ahead, slowness):
-        ws = [builder.add(w, builder.mul(w_step, _integer(r))) for r in range(shape[0])]
-        xs = [builder.add(x, builder.mul(x_step, _integer(t))) for t in range(shape[1])]
-        whole = builder.and_(count, _integer(-LANES))
-        totals = {}
-        for lanes, start, stop in ((LANES, _integer(0), whole), (1, whole, count)):
-            sums = _zeros(builder, list(np.ndindex(shape)), lanes)
-            multiply_add, step = _multiply_add(builder, lanes), _integer(lanes)
-            with cgutils.for_range_slice(builder, start, stop, step, _I64) as (k, _):
-                right, left = (
-                    [_numbers(builder, builder.add(a, offset), f, lanes) for a in addresses]
-                    for addresses, offset, f in (
-                        (xs, builder.mul(k, _integer(4)), FLOAT32),
-                        (ws, builder.mul(k, _integer(size)), form),
-                    )
-                )
-                for (r, t), place in sums.items():
-                    added = builder.call(multiply_add, [left[r], right[t], builder.load(place)])
-                    builder.store(added, place)
-                if lanes == LANES:
-                    slower = builder.ashr(builder.mul(k, _integer(size)), slowness)
-                    for a in ws:
-                        _prefetch(builder, builder.add(a, builder.add(ahead, slower)))
-            for key, place in sums.items():
-                total = _total(builder, builder.load(place), lanes)
-                totals[key] = builder.fadd(totals[key], total) if key in totals else total
-        for (r, t), total in totals.items():
-            offset = builder.add(builder.mul(y_row, _integer(r)), builder.mul(y_token, _integer(t)))
-            builder.store(total, builder.inttoptr(builder.add(y, offset), _F32.as_pointer()))
+    count_of_rows = rows.literal_value
 
     def code(context, builder, signature, arguments):
-        _call(builder, f"llama_layers_tile_{shape[0]}_{shape[1]}_{form}", write, arguments[3:])
+        kind, tokens = arguments[1:3]
+        # A single row is one of keys, which are float32 always.
+        for form in (FLOAT32, BFLOAT16, FLOAT16) if count_of_rows > 1 else (FLOAT32,):
+            for n in range(1, TOKENS + 1):
+                name = f"llama_layers_tile_{count_of_rows}_{n}_{form}"
+                with _where(builder, (kind, form), (tokens, n)):
+                    write = partial(_write_tile, count_of_rows, n, form)
+                    _call(builder, name, write, arguments[3:])
         return context.get_dummy_value()
 
-    return types.void(rows, tokens, kind, *[types.intp] * 10), code
+    return types.void(rows, *[types.intp] * 12), code
+
+
+def _write_weighed(tokens: int, vectors: int, lanes: int, builder: Any, *arguments: Any) -> None:
+    """The body of a sum of values, with its arguments in the order of `_weigh`."""
+    p, p_step, v, v_step, count, y, y_step = arguments
+    sums = _zeros(builder, (tokens, vectors), lanes)
+    multiply_add = _multiply_add(builder, lanes)
+    everywhere = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+    with cgutils.for_range(builder, count, intp=_I64) as loop:
+        row = builder.add(v, builder.mul(v_step, loop.index))
+        values = [
+            _numbers(builder, builder.add(row, _integer(4 * lanes * d)), FLOAT32, lanes)
+            for d in range(vectors)
+        ]
+        column = builder.add(p, builder.mul(_integer(4), loop.index))
+        for t in range(tokens):
+            address = builder.add(column, builder.mul(p_step, _integer(t)))
+            one = _numbers(builder, address, FLOAT32, 1)
+            weight = builder.shuffle_vector(one, one, everywhere)
+            for d, value in enumerate(values):
+                place = sums[t, d]
+                added = builder.call(multiply_add, [weight, value, builder.load(place)])
+                builder.store(added, place)
+    for (t, d), place in sums.items():
+        offset = builder.add(builder.mul(y_step, _integer(t)), _integer(4 * lanes * d))
+        floats = ir.VectorType(_F32, lanes).as_pointer()
+        target = builder.inttoptr(builder.add(y, offset), floats)
+        builder.store(builder.load(place), target).align = 4
 
 
 @intrinsic(prefer_literal=True)
-def _weigh(typing, tokens, vectors, lanes, p, p_step, v, v_step, count, y, y_step):
+def _weigh(typing, vectors, lanes, tokens, p, p_step, v, v_step, count, y, y_step):
     """Add up `vectors` times `lanes` numbers of each of `count` rows, weighed for each token."""
-    shape = tokens.literal_value, vectors.literal_value
-    width = lanes.literal_value
-
-    def write(builder, p, p_step, v, v_step, count, y, y_step):
-        sums = _zeros(builder, list(np.ndindex(shape)), width)
-        multiply_add = _multiply_add(builder, width)
-        everywhere = ir.Constant(ir.VectorType(_I32, width), [0] * width)
-        with cgutils.for_range(builder, count, intp=_I64) as loop:
-            row = builder.add(v, builder.mul(v_step, loop.index))
-            values = [
-                _numbers(builder, builder.add(row, _integer(4 * width * d)), FLOAT32, width)
-                for d in range(shape[1])
-            ]
-            column = builder.add(p, builder.mul(_integer(4), loop.index))
-            for t in range(shape[0]):
-                address = builder.add(column, builder.mul(p_step, _integer(t)))
-                one = _numbers(builder, address, FLOAT32, 1)
-                weight = builder.shuffle_vector(one, one, everywhere)
-                for d, value in enumerate(values):
-                    place = sums[t, d]
-                    added = builder.call(multiply_add, [weight, value, builder.load(place)])
-                    builder.store(added, place)
-        for (t, d), place in sums.items():
-            offset = builder.add(builder.mul(y_step, _integer(t)), _integer(4 * width * d))
-            address = builder.inttoptr(
-                builder.add(y, offset), ir.VectorType(_F32, width).as_pointer()
-            )
-            builder.store(builder.load(place), address).align = 4
+    shape = vectors.literal_value, lanes.literal_value
 
     def code(context, builder, signature, arguments):
-        _call(builder, f"llama_layers_weigh_{shape[0]}_{shape[1]}_{width}", write, arguments[3:])
+        for n in range(1, TOKENS + 1):
+            name = f"llama_layers_weigh_{n}_{shape[0]}_{shape[1]}"
+            with _where(builder, (arguments[2], n)):
+                _call(builder, name, partial(_write_weighed, n, *shape), arguments[3:])
         return context.get_dummy_value()
 
-    return types.void(tokens, vectors, lanes, *[types.intp] * 7), code
+    return types.void(vectors, lanes, *[types.intp] * 8), code
 
 
 @intrinsic(prefer_literal=True)
@@ -287,160 +307,9 @@ def _rows_times(kind, rows, w, w_step, x, x_step, tokens, count, y, y_row, y_tok
         ahead = 2 * rows * w_step + ((first // TOKENS * w_step) >> slowness)
         a, b = x + first * x_step, y + first * y_token
         if rows == 1:
-            if left == 4:
-                _tile(
-                    1, 4, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness
-                )
-            elif left == 3:
-                _tile(
-                    1, 3, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness
-                )
-            elif left == 2:
-                _tile(
-                    1, 2, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness
-                )
-            else:
-                _tile(
-                    1, 1, FLOAT32, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness
-                )
-        elif kind == FLOAT32:
-            if left == 4:
-                _tile(
-                    ROWS,
-                    4,
-                    FLOAT32,
-                    w,
-                    w_step,
-                    a,
-                    x_step,
-                    count,
-                    b,
-                    y_row,
-                    y_token,
-                    ahead,
-                    slowness,
-                )
-            elif left == 3:
-                _tile(
-                    ROWS,
-                    3,
-                    FLOAT32,
-                    w,
-                    w_step,
-                    a,
-                    x_step,
-                    count,
-                    b,
-                    y_row,
-                    y_token,
-                    ahead,
-                    slowness,
-                )
-            elif left == 2:
-                _tile(
-                    ROWS,
-                    2,
-                    FLOAT32,
-                    w,
-                    w_step,
-                    a,
-                    x_step,
-                    count,
-                    b,
-                    y_row,
-                    y_token,
-                    ahead,
-                    slowness,
-                )
-            else:
-                _tile(
-                    ROWS,
-                    1,
-                    FLOAT32,
-                    w,
-                    w_step,
-                    a,
-                    x_step,
-                    count,
-                    b,
-                    y_row,
-                    y_token,
-                    ahead,
-                    slowness,
-                )
-        elif kind == BFLOAT16:
-            if left == 4:
-                _tile(
-                    ROWS,
-                    4,
-                    BFLOAT16,
-                    w,
-                    w_step,
-                    a,
-                    x_step,
-                    count,
-                    b,
-                    y_row,
-                    y_token,
-                    ahead,
-                    slowness,
-                )
-            elif left == 3:
-                _tile(
-                    ROWS,
-                    3,
-                    BFLOAT16,
-                    w,
-                    w_step,
-                    a,
-                    x_step,
-                    count,
-                    b,
-                    y_row,
-                    y_token,
-                    ahead,
-                    slowness,
-                )
-            elif left == 2:
-                _tile(
-                    ROWS,
-                    2,
-                    BFLOAT16,
-                    w,
-                    w_step,
-                    a,
-                    x_step,
-                    count,
-                    b,
-                    y_row,
-                    y_token,
-                    ahead,
-                    slowness,
-                )
-            else:
-                _tile(
-                    ROWS,
-                    1,
-                    BFLOAT16,
-                    w,
-                    w_step,
-                    a,
-                    x_step,
-                    count,
-                    b,
-                    y_row,
-                    y_token,
-                    ahead,
-                    slowness,
-                )
-        elif left == 4:
-            _tile(ROWS, 4, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
-        elif left == 3:
-            _tile(ROWS, 3, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
-        elif left == 2:
-            _tile(ROWS, 2, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
+            _tile(1, kind, left, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
         else:
-            _tile(ROWS, 1, FLOAT16, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
+            _tile(ROWS, kind, left, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
 
 
 @_compiled
@@ -573,24 +442,13 @@ def _sum_values(tokens, p, p_step, v, v_step, count, y, y_step, width):
         a, b = v + 4 * d, y + 4 * d
         if d + 4 * LANES <= width:
             d += 4 * LANES
-            if tokens == 4:
-                _weigh(4, 4, LANES, p, p_step, a, v_step, count, b, y_step)
-            elif tokens == 3:
-                _weigh(3, 4, LANES, p, p_step, a, v_step, count, b, y_step)
-            elif tokens == 2:
-                _weigh(2, 4, LANES, p, p_step, a, v_step, count, b, y_step)
-            else:
-                _weigh(1, 4, LANES, p, p_step, a, v_step, count, b, y_step)
+            _weigh(4, LANES, tokens, p, p_step, a, v_step, count, b, y_step)
         elif d + LANES <= width:
             d += LANES
-            for t in range(tokens):
-                _weigh(
-                    1, 1, LANES, p + t * p_step, p_step, a, v_step, count, b + t * y_step, y_step
-                )
+            _weigh(1, LANES, tokens, p, p_step, a, v_step, count, b, y_step)
         else:
             d += 1
-            for t in range(tokens):
-                _weigh(1, 1, 1, p + t * p_step, p_step, a, v_step, count, b + t * y_step, y_step)
+            _weigh(1, 1, tokens, p, p_step, a, v_step, count, b, y_step)
 
 
 @_compiled
