@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from ported import COUNT, attended, causal, narrow, omega, turned
+from ported import COUNT, attended, causal, narrow, omega, softmax, turned
 
 from mistakes.mistake import (
     ATTENTION,
@@ -179,6 +179,13 @@ MISTAKES = [
     Mistake("heads mixed up", ATTENTION, lambda p: p.right[:, :, ::-1]),
     Mistake("other tokens seen", ATTENTION, _odd_tokens),
     Mistake("other heads", ATTENTION, _heads_regrouped),
+    Mistake("scores scaled", ATTENTION, _attention(scale=0.3)),
+    Mistake(
+        "scores capped",
+        ATTENTION,
+        _attention(weights=lambda s: softmax(np.where(s > -np.inf, 2 * np.tanh(s / 2), s))),
+    ),
+    Mistake("logits capped", "lm_head", lambda p: 3 * np.tanh(p.right / 3)),
     Mistake("cache not read", ATTENTION, _cached(read_from=lambda start: start), also=(_SEEN,)),
     Mistake("cache written from its start", ATTENTION, _cached(first_slot=lambda start: 0)),
     Mistake("cache written one place late", ATTENTION, _cached(first_slot=lambda start: start + 1)),

@@ -80,6 +80,27 @@ MUTANTS = [
         f"{_TESTS}::test_where_nan_begins",
     ),
     Mutant(
+        "numbers fitted roughly",
+        "verify/hypotheses/fitted.py",
+        "for _ in range(60):",
+        "for _ in range(0):",
+        f"{_NAMED}[scores scaled, self_attn.attention]",
+    ),
+    Mutant(
+        "caps of logits looked for in the wrong tokens",
+        "verify/hypotheses/fitted.py",
+        "exact, theirs = exact[:, -_FEW:], theirs[:, -_FEW:]",
+        "exact, theirs = exact[:, :1], theirs[:, -1:]",
+        f"{_NAMED}[logits capped, lm_head]",
+    ),
+    Mutant(
+        "one token's logits for all sequences",
+        "verify/hypotheses/fitted.py",
+        "rows[np.arange(len(rows)), tokens][:, None]",
+        "rows[:, tokens[:1]]",
+        f"{_TESTS}::test_logits_of_another_token",
+    ),
+    Mutant(
         "every token must show the mistake",
         "verify/diagnose.py",
         "np.where(here, mistaken.exact, right.exact)",

@@ -40,6 +40,7 @@ from llama_layers.verify.validate import validated
 NAME = f"model.layers.{LAYER}.self_attn"
 # Named in tests of their own.
 ELSEWHERE = {
+    "another token's logits",
     "NaN or Inf begins here",
     "another token's norm",
     "cache shared by all layers",
@@ -166,6 +167,16 @@ def test_token_of_the_last_norm():
     assert report.first.site.name == "model.norm"
     assert told(report) == ["another token's norm"]
     assert "token 3;" in report.first.explanations[0].detail
+
+
+def test_logits_of_another_token():
+    """Of the last but one, and in a sequence of its own the first."""
+    trace, model = run(Mistake("none", "self_attn.attention", lambda p: p.right))
+    logits = trace.arrays["lm_head"]
+    wrong = np.stack([logits[0, -2], logits[1, 0]])[:, None]
+    report = check(replace(trace, arrays={**trace.arrays, "lm_head": wrong}), model)
+    assert told(report) == ["another token's logits"]
+    assert "of token 12, 0; they should be of the last, 13." in report.first.explanations[0].detail
 
 
 def test_cache_that_all_layers_share():
