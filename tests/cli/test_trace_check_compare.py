@@ -376,7 +376,7 @@ def test_roundings_of_an_engine(run, port):
     assert (status, out[:5]) == (0, "WARN:")
     status, out, _ = run("check", port, "--persona", "transformers")
     assert (status, out[:5]) == (0, "PASS:")
-    status, out, _ = run("check", port, "--persona", "XLA")
+    status, out, _ = run("check", port, "--persona", "llama.cpp")
     assert (status, out[:5]) == (1, "FAIL:")
 
 
