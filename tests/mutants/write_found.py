@@ -16,11 +16,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import port
-from port_causes import GENERAL, NO_CHANGE
-from random_models import model_of
-from test_ports import MUTANTS, changes, run, trace_of
 
-from llama_layers.verify import check
+if __name__ != "__mp_main__":  # the processes below import this file, too, but no package yet
+    from port_causes import GENERAL, NO_CHANGE
+    from random_models import model_of
+    from test_ports import MUTANTS, changes, run, trace_of
+
+    from llama_layers.verify import check
 
 ROOT = Path(__file__).parents[2]
 HEAD = """\
