@@ -151,6 +151,35 @@ def test_rounded_operands_are_told_apart(rng):
     assert judge(y, attention_bound(*narrow, mask=mask, operands="float16")).verdict == "PASS"
 
 
+def test_what_rounded_operands_excuse(rng):
+    """The roundings of float16 operands are known: no error of that size is one of them."""
+    q, k, v = (through(a, "float16") for a in heads(rng, "float32"))
+    mask = causal(24)
+    bound = attention_bound(q, k, v, mask=mask, operands="float16")
+    for wrong in (
+        engines.eager(q * np.float32(1 + 2.0**-11), k, v, mask, 0.125),
+        engines.eager(q, k, v * np.float32(1 + 2.0**-10), mask, 0.125),
+    ):
+        assert judge(wrong, bound).verdict == "FAIL"
+    plain = attention_bound(q, k, v, mask=mask)
+    sizes = attention_bound(q, k, abs(v), mask=mask).exact
+    np.testing.assert_array_equal(bound.exact, plain.exact)
+    np.testing.assert_allclose(bound.limit, plain.limit + 2.0**-11 * sizes, rtol=0.02, atol=5e-6)
+
+
+def test_weighted_sums_kept_in_few_bits(rng):
+    """Added up key by key in float16, as llama.cpp's flash attention does."""
+    q, k, v = heads(rng, "float32")
+    mask = causal(24)
+    right = attention_bound(q, k, v, mask=mask)
+    one = engines.eager(q, k, np.ones_like(v), mask, 0.125)
+    np.testing.assert_allclose(one, 1, rtol=1e-5)
+    sizes = attention_bound(q, k, abs(v), mask=mask).exact
+    bound = attention_bound(q, k, v, mask=mask, weighted_sums="float16")
+    growth = 48 * 2.0**-11 / (1 - 48 * 2.0**-11)
+    np.testing.assert_allclose(bound.limit, right.limit + growth * sizes, rtol=0.01, atol=1e-5)
+
+
 def test_wrong_attention_fails(rng):
     q, k, v = heads(rng, "float32")
     mask = causal(24)

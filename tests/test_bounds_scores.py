@@ -83,8 +83,10 @@ def test_scores_limit_is_the_formula(rng, dtype):
         rounded = 2 * 2.0**-8 * abs(0.3 * a) + once
         limit = scores_bound(q, k, scale=0.3, scores="bfloat16").limit
         np.testing.assert_allclose(limit, rounded, rtol=1e-2)
-        limit = scores_bound(q, k, scale=0.3, operands="float16").limit
-        np.testing.assert_allclose(limit, 2 * 2.0**-11 * sizes * 0.3 + once, rtol=1e-2)
+        read = scores_bound(through(q, "float16"), through(k, "float16"), scale=0.3)
+        bound = scores_bound(q, k, scale=0.3, operands="float16")
+        np.testing.assert_array_equal(bound.exact, read.exact)
+        np.testing.assert_array_equal(bound.limit, read.limit)
 
 
 @NARROW
@@ -315,8 +317,10 @@ def test_weighted_sum_limit_is_the_formula(rng, dtype):
     usual = once * 4 * math.sqrt(40) * u / gamma(40, u)
     np.testing.assert_allclose(bound.usual, usual * (1 + out) + out * abs(y), **within)
     if dtype == "float32":
-        limit = weighted_sum_bound(p, v, operands="float16").limit
-        np.testing.assert_allclose(limit, once + 2 * 2.0**-11 * sizes, rtol=1e-2)
+        read = weighted_sum_bound(through(p, "float16"), through(v, "float16"))
+        bound = weighted_sum_bound(p, v, operands="float16")
+        np.testing.assert_array_equal(bound.exact, read.exact)
+        np.testing.assert_array_equal(bound.limit, read.limit)
         wrong = p.astype(float) @ through(values, "bfloat16")
         assert judge(wrong.transpose(0, 2, 1, 3), bound).verdict == "FAIL"
 

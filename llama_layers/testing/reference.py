@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from llama_layers.llama import Llama
+from llama_layers.testing.assertions import UnusualErrorWarning
 from llama_layers.verify.aliases import canonical_arrays
 from llama_layers.verify.check import check
 from llama_layers.verify.personas import Persona
@@ -42,6 +44,11 @@ def assert_matches_reference(
         Where the tokens stand, and which of them are no padding.
     dtype, accumulate, persona : as for `llama_layers.verify.check`, optional
         How the port rounds.
+
+    Warns
+    -----
+    UnusualErrorWarning
+        If a site agrees only with an engine's further roundings, and no persona is given.
 
     Raises
     ------
@@ -86,3 +93,13 @@ def assert_matches_reference(
         raise ValueError(str(report))
     if not report.agrees:
         raise AssertionError(str(report))
+    unnamed = [r for r in report.results if r.verdict == "WARN" and r.note.startswith("rounds as ")]
+    if unnamed:
+        first = unnamed[0]
+        warnings.warn(
+            f"{len(unnamed)} of {len(report.results)} sites agree only with an engine's further "
+            f"roundings. The first is {first.site.name}: {first.note}. If the port does so on "
+            "purpose, name the persona.",
+            UnusualErrorWarning,
+            stacklevel=2,
+        )

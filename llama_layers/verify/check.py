@@ -20,7 +20,7 @@ from llama_layers.verify.distance import distance
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.layout import counted
 from llama_layers.verify.operations import Formats
-from llama_layers.verify.personas import CONTRACT, Persona, persona_named
+from llama_layers.verify.personas import CONTRACT, PERSONAS, Persona, persona_named
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
 from llama_layers.verify.seen import Seen, Unlocated
 from llama_layers.verify.sites import Site, sites
@@ -242,7 +242,10 @@ class _Checker:
 
     def _as_persona(self, suspect: Suspect) -> tuple[str, tuple[Explanation, ...]]:
         """What to say where an engine's own roundings explain the array; or what does better."""
-        for persona in suspect.formats.personas:
+        personas = suspect.formats.personas
+        if self._recorded.metadata.get("flash_attention") == "yes":  # as `record_llama_cpp` says
+            personas += (PERSONAS["llama.cpp with flash attention"],)
+        for persona in personas:
             bound = suspect.operation.bound(replace(suspect.formats, persona=persona))
             theirs = where_defined(bound, suspect.site, self._recorded)
             if judge(suspect.computed, theirs).verdict == "PASS":

@@ -23,7 +23,8 @@ from llama_layers.verify.personas import CONTRACT, Persona
 from llama_layers.verify.report import Explanation
 from llama_layers.verify.suspect import Suspect
 
-# Every rounding that any engine is known for: a mistake that does not hold with it holds with none.
+# Every rounding that any engine is known for, but for a cache: what is read from it is another
+# number, and no wider bound. A mistake that holds with neither of the two holds with no engine's.
 _ALL = Persona(
     "all",
     True,
@@ -34,10 +35,10 @@ _ALL = Persona(
     True,
     True,
     True,
-    kv_cache="float16",
     flushes=True,
     excess_precision=True,
 )
+_CACHED = replace(_ALL, kv_cache="float16")
 # How much of a product is looked at before all of it: the worst tokens and the worst outputs.
 _TOKENS, _OUTPUTS = 3, 64
 # Explanations whose errors are this much larger than the least count as equally good.
@@ -180,10 +181,10 @@ class _Trial:
 
     def _possible(self, change: Change) -> bool:
         """Whether a mistake survives a look at the worst tokens and outputs of a product."""
-        formats, computed = self._liberal(), self._suspect.computed
-        operation = change.operation
+        operation, computed = change.operation, self._suspect.computed
         if not isinstance(operation, Linear):
-            return self._holds(self._judged(operation.bound(formats)).ratio(computed), self._wrong)
+            bounds = (self._judged(operation.bound(formats)) for formats in self._liberal())
+            return any(self._holds(bound.ratio(computed), self._wrong) for bound in bounds)
         few = replace(
             operation,
             x=operation.x[:, self._tokens],
@@ -191,7 +192,7 @@ class _Trial:
             bias=None if operation.bias is None else operation.bias[self._outputs],
         )
         theirs = computed[:, self._tokens][..., self._outputs]
-        ratio = self._limited(few.bound(formats)).ratio(theirs)
+        ratio = self._limited(few.bound(self._liberal()[0])).ratio(theirs)
         return self._holds(ratio, self._wrong[:, self._tokens])
 
     def _holds(self, ratio: NDArray[np.float64], wrong: NDArray[np.bool_]) -> bool:
@@ -246,9 +247,12 @@ class _Trial:
             np.where(here, mistaken.usual, right.usual),
         )
 
-    def _liberal(self) -> Formats:
-        chosen = self._formats.persona is not CONTRACT
-        return self._formats if chosen else replace(self._formats, persona=_ALL)
+    def _liberal(self) -> list[Formats]:
+        if self._formats.persona is not CONTRACT:
+            return [self._formats]
+        cached = any(persona.kv_cache is not None for persona in self._personas)
+        personas = (_ALL, _CACHED) if cached else (_ALL,)
+        return [replace(self._formats, persona=persona) for persona in personas]
 
     def _judged(self, bound: Bound) -> Bound:
         return where_defined(self._limited(bound), self._suspect.site, self._suspect.recorded)

@@ -54,12 +54,14 @@ class Formats:
         """Those that an engine with these formats can have, in the order in which they are tried.
 
         A cache is narrower than the results that it keeps, and no one narrows float64 on purpose;
-        nothing is kept in more digits than it was recorded in unless the sums have more.
+        nothing is kept in more digits than it was recorded in unless the sums have more. Narrow
+        sums excuse too much to be tried.
         """
         return tuple(
             persona
             for persona in PERSONAS.values()
-            if (persona.kv_cache is None or self._cached_in(FLOATS[persona.kv_cache]))
+            if persona.weighted_sums is None
+            and (persona.kv_cache is None or self._cached_in(FLOATS[persona.kv_cache]))
             and (self._sums_have_more_digits or not persona.excess_precision)
         )
 
@@ -283,6 +285,7 @@ class Attention:
             scores=formats.narrowed(persona.scores),
             probabilities=formats.narrowed(persona.probabilities),
             operands=persona.kv_cache,
+            weighted_sums=persona.weighted_sums,
             flushes=persona.flushes,
             inputs=formats.unrounded_inputs,
         )

@@ -34,7 +34,11 @@ class Persona:
     silu : bool
         silu(gate) is rounded to the dtype before it multiplies.
     kv_cache : str or None
-        The format that attention reads queries, keys and values in; None for the dtype.
+        The format that attention rounds queries, keys and values to where it reads them; None for
+        the dtype.
+    weighted_sums : str or None
+        The format that attention keeps its sums of weighted values in; None for that of all sums.
+        With it a persona allows much, and counts only where it is named.
     flushes : bool
         Subnormal numbers are taken for zero.
     excess_precision : bool
@@ -52,6 +56,7 @@ class Persona:
     sigmoid: bool = False
     silu: bool = False
     kv_cache: str | None = None
+    weighted_sums: str | None = None
     flushes: bool = False
     excess_precision: bool = False
 
@@ -79,7 +84,12 @@ class Persona:
             "Scores": [cache, scores],
             "Probabilities": [cache, scores],
             "WeightedSum": [cache],
-            "Attention": [cache, scores, probabilities],
+            "Attention": [
+                cache,
+                scores,
+                probabilities,
+                (self.weighted_sums is not None, f"weighted sums to {self.weighted_sums}"),
+            ],
         }
         found = [text for does, text in said.get(type(operation).__name__, []) if does]
         if self.flushes:
@@ -102,13 +112,15 @@ _SDPA = Persona(
     probabilities=True,
     silu=True,
 )
+_LLAMA_CPP = Persona("llama.cpp", phases="float32", kv_cache="float16")
 PERSONAS = {
     persona.name: persona
     for persona in (  # what explains with fewer roundings comes first
         Persona("float32 phases", phases="float32"),
         _SDPA,
         replace(_SDPA, name="transformers", scores=True),
-        Persona("llama.cpp", phases="float32", kv_cache="float16"),
+        _LLAMA_CPP,
+        replace(_LLAMA_CPP, name="llama.cpp with flash attention", weighted_sums="float16"),
         _XLA,
         replace(_XLA, name="XLA with excess precision", excess_precision=True),
     )

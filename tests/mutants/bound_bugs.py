@@ -54,6 +54,27 @@ MUTANTS = [
         "test_bounds_rope.py::test_flushing_engines",
     ),
     Mutant(
+        "queries rounded, keys not",
+        SCORES,
+        "q, k = read_in(q, self.operands), read_in(k, self.operands)",
+        "q = read_in(q, self.operands)",
+        "test_bounds_scores.py::test_scores_limit_is_the_formula[float32]",
+    ),
+    Mutant(
+        "values of attention read as they were stored",
+        ATTENTION,
+        "read_in(v64[tile.batch, :, tile.kv].astype(np.float64), read)",
+        "v64[tile.batch, :, tile.kv].astype(np.float64)",
+        "test_bounds_attention.py::test_rounded_operands_are_told_apart",
+    ),
+    Mutant(
+        "weighted sums in few bits without their rescaling",
+        ATTENTION,
+        "grow(2 * n, kept.unit_roundoff)",
+        "grow(n, kept.unit_roundoff)",
+        "test_bounds_attention.py::test_weighted_sums_kept_in_few_bits",
+    ),
+    Mutant(
         "sigmoid's sum not allowed its rounding",
         POINTWISE,
         "factor = (1 + u) / ((1 - u) * (1 - off))",
@@ -193,8 +214,8 @@ MUTANTS = [
     Mutant(
         "scores' sum forgotten",
         SCORES,
-        "growth = own_error(self.sums) * self._growth(grow(n, u))",
-        "growth = own_error(self.sums) * self._growth(grow(4, u))",
+        "growth = own_error(self.sums) * grow(n, u)",
+        "growth = own_error(self.sums) * grow(4, u)",
         "test_bounds_scores.py::test_scores_limit_is_the_formula[float32]",
     ),
     Mutant(
@@ -209,13 +230,6 @@ MUTANTS = [
         SCORES,
         "error = rounded(error, product, self.between) * c + underflow",
         "error = error * c + underflow",
-        "test_bounds_scores.py::test_scores_limit_is_the_formula[float32]",
-    ),
-    Mutant(
-        "queries rounded, keys not",
-        SCORES,
-        "return compounded(sums, each, each)",
-        "return compounded(sums, each)",
         "test_bounds_scores.py::test_scores_limit_is_the_formula[float32]",
     ),
     Mutant(
@@ -300,8 +314,8 @@ MUTANTS = [
     Mutant(
         "weighted sum's gamma forgotten",
         ATTENTION,
-        "compounded(grow(n, u), *each) * magnitude + underflow",
-        "compounded(*each) * magnitude + underflow",
+        "own_error(sums) * grow(n, u) * magnitude",
+        "0.0 * magnitude",
         "test_bounds_scores.py::test_weighted_sum_limit_is_the_formula[float32]",
     ),
     Mutant(

@@ -226,6 +226,20 @@ FORMATS = [
         f"{_PERSONAS}::test_named[cache]",
     ),
     Mutant(
+        "flash attention's narrow sums an excuse for all",
+        "verify/operations.py",
+        "            if persona.weighted_sums is None\n            and ",
+        "            if ",
+        "verify/test_excess_precision.py::test_personas_that_formats_allow",
+    ),
+    Mutant(
+        "no word of an engine that nobody named",
+        "testing/reference.py",
+        "    if unnamed:\n",
+        "    if False:\n",
+        f"{_SUITES}::test_how_the_port_rounds",
+    ),
+    Mutant(
         "more roundings tried before fewer",
         "verify/personas.py",
         'Persona("float32 phases", phases="float32"),\n        _SDPA,',

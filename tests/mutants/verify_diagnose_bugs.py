@@ -10,6 +10,13 @@ _SEEN = "verify/test_seen.py"
 
 MUTANTS = [
     Mutant(
+        "mistakes looked for only in what a cache holds",
+        "verify/diagnose.py",
+        "personas = (_ALL, _CACHED) if cached else (_ALL,)",
+        "personas = (_CACHED,) if cached else (_ALL,)",
+        f"{_NAMED}[another scale of scores, self_attn.attention0]",
+    ),
+    Mutant(
         "rounding tried before mistakes",
         "verify/diagnose.py",
         "for kind in Kind:",

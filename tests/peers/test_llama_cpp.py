@@ -68,7 +68,10 @@ def test_smollm2(smollm2_in_float32, kv_cache, flash_attention):
     file, model = smollm2_in_float32
     ids = np.random.default_rng(4).integers(0, model.config.vocab_size, (1, 64))
     trace = record_llama_cpp(file, ids, kv_cache=kv_cache, flash_attention=flash_attention)
-    report = check(trace, model, persona="llama.cpp")
+    persona = "llama.cpp" if kv_cache == "float16" else "float32 phases"
+    if flash_attention:  # reads float16, whatever the cache
+        persona = "llama.cpp with flash attention"
+    report = check(trace, model, persona=persona)
     assert Counter(result.verdict for result in report.results) == {"PASS": 453}
     plain = check(trace, model)
     assert {result.verdict for result in plain.results} == {"PASS", "WARN"}

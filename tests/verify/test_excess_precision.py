@@ -140,6 +140,7 @@ def test_personas_that_formats_allow():
     assert EXCESS not in tried("bfloat16", "bfloat16", inputs="bfloat16")
     assert EXCESS not in tried("float64", "float64", inputs="float64")
     assert "llama.cpp" in tried("float32", "float32", inputs="float32")
+    assert "llama.cpp with flash attention" not in tried("float32", "float32", inputs="float32")
     assert "llama.cpp" not in tried("float64", "float64", inputs="float64")
     assert "llama.cpp" not in tried("float16", "float32", inputs="float16")
     assert {"float32 phases", "XLA"} <= tried("float64", "float64", inputs="float64")

@@ -190,6 +190,22 @@ def test_roundings_of_ones_own():
     assert found(trace, model, site, persona=Persona("mine", scores=True)).verdict == "FAIL"
 
 
+def test_sums_of_flash_attention():
+    """Some float16 roundings too many, as llama.cpp's flash attention has them: if it says so."""
+    trace, model, site = traced(HABITS["cache"])
+    engine = "llama.cpp with flash attention"
+    more = trace.arrays[site] * np.float32(1 + 2.0**-8)
+    trace = replace(trace, arrays=trace.arrays | {site: more})
+    assert found(trace, model, site).verdict == "FAIL"
+    assert found(trace, model, site, persona="llama.cpp").verdict == "FAIL"
+    assert found(trace, model, site, persona=engine).verdict == "PASS"
+    said = found(replace(trace, metadata={"flash_attention": "yes"}), model, site)
+    assert said.verdict == "WARN"
+    assert said.note.startswith(f"rounds as {engine} does: queries, keys and values to float16, ")
+    none = found(replace(trace, metadata={"flash_attention": "no"}), model, site)
+    assert none.verdict == "FAIL"
+
+
 def test_padding_is_nobodys_rounding():
     trace, model, site = traced(HABITS["sdpa"])
     keep = np.ones((2, COUNT), bool)

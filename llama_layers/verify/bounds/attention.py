@@ -25,6 +25,7 @@ from llama_layers.verify.bounds.bound import (
     lost_to_underflow,
     narrowing,
     own_error,
+    read_in,
     rounded,
     usual_growth,
 )
@@ -65,8 +66,8 @@ def weighted_sum_bound(
     accumulate : str, optional
         The format that sums are kept in; float32, or float64 for float64 `v`, if not given.
     operands : str, optional
-        A format that probabilities and values are rounded to first: another
-        :math:`((1 + u_p)^2 - 1) |p| |v|`.
+        A format that probabilities and values are rounded to first, so that the exact sums are
+        those of what they become.
     flushes : bool, optional
         Whether the engine takes subnormal numbers for zero.
     inputs : str, optional
@@ -110,14 +111,14 @@ def weighted_sum_bound(
             f"v: expected shape [{batch}, {keys}, kv_heads, D], kv_heads a divisor of {heads}, "
             f"got {list(values.shape)}"
         )
-    each = [narrowing(form, stored), narrowing(form, stored_p)]
+    read, read_p = narrowing(form, stored), narrowing(form, stored_p)
     before = narrowing(known_format("inputs", inputs), sums)
     shape = (batch, queries, heads, values.shape[3])
     exact, limit, usual = (np.zeros(shape) for _ in range(3))
     for tile in tiles(batch, queries, keys, heads, values.shape[2]):
-        weights = p[tile.batch, tile.heads, tile.rows].astype(np.float64)
-        numbers = values[tile.batch, :, tile.kv].astype(np.float64)
-        parts = _sums(weights, numbers, out, sums, each, flushes, before)
+        weights = read_in(p[tile.batch, tile.heads, tile.rows].astype(np.float64), read_p)
+        numbers = read_in(values[tile.batch, :, tile.kv].astype(np.float64), read)
+        parts = _sums(weights, numbers, out, sums, flushes, before)
         for array, part in zip((exact, limit, usual), parts, strict=True):
             array[tile.batch, tile.rows, tile.heads] = part.transpose(1, 0, 2)
     return Bound(exact, limit, usual)
@@ -128,7 +129,6 @@ def _sums(
     v: Float64Array,
     out: FloatFormat,
     sums: FloatFormat,
-    operands: list[FloatFormat | None],
     flushes: bool,
     before: FloatFormat | None,
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
@@ -143,17 +143,11 @@ def _sums(
         underflow = n * sums.smallest_subnormal + np.zeros_like(size)
         if flushes:
             underflow = sums.smallest_normal * (size + 2 * n)
-        too_large = np.zeros(exact.shape, bool)
-        for form, numbers in zip(operands, (v, p), strict=True):
-            if form is not None:
-                underflow += form.smallest_subnormal * (size + n)
-                too_large |= bool((np.abs(numbers) >= form.max).any())
-        each = [0.0 if form is None else form.unit_roundoff for form in operands]
         moved = carried((off_p, finite_magnitude(v)), (size_p, off_v))
         errors = []
         for grow, off in zip((gamma, usual_growth), moved, strict=True):
-            error = own_error(sums) * compounded(grow(n, u), *each) * magnitude + underflow + off
-            overflows = ~(magnitude + error < sums.max) | too_large
+            error = own_error(sums) * grow(n, u) * magnitude + underflow + off
+            overflows = ~(magnitude + error < sums.max)
             error = rounded(error, exact, narrowing(out, sums))
             errors.append(np.where(overflows | beyond(exact, error, out), np.inf, error))
     zero = (magnitude == 0) & (sums.name != "float64")
@@ -174,6 +168,7 @@ def attention_bound(
     scores: str | None = None,
     probabilities: str | None = None,
     operands: str | None = None,
+    weighted_sums: str | None = None,
     exp_ulps: float = 4.0,
     block: int = 16,
     flushes: bool = False,
@@ -234,7 +229,12 @@ def attention_bound(
     probabilities : str, optional
         A format that the probabilities are rounded to, before or after they are normalised.
     operands : str, optional
-        A format that queries, keys, values and probabilities are rounded to before they multiply.
+        A format that queries, keys, values and probabilities are rounded to before they multiply:
+        the exact attention is that of what the first three become, and the probabilities may err
+        by a rounding.
+    weighted_sums : str, optional
+        A format that the sums of weighted values are kept in, two roundings for each key: one where
+        it is added, one where what was summed is rescaled.
     exp_ulps : float, optional
         What is assumed of the engine: the error of its exponentials, in units in the last place.
     block : int, optional
@@ -283,8 +283,9 @@ def attention_bound(
     factors = [
         narrowing(known_format("probabilities", probabilities), sums),
         narrowing(form, sums),
-        narrowing(form, float_format("v", v)),
     ]
+    read = narrowing(form, float_format("v", v))
+    kept = narrowing(known_format("weighted_sums", weighted_sums), sums)
     masks = MaskRows.of(mask, batch, queries, keys)
     blocks = -(-keys // block)
     exact, limit, usual = (np.zeros(q64.shape) for _ in range(3))
@@ -293,9 +294,9 @@ def attention_bound(
         errors = masks.added(errors, how, tile.batch, tile.rows)
         allowed = masks.allowed(tile.batch, tile.rows)
         weights = weigh(errors, allowed, sums, exp_ulps, blocks)
-        numbers = v64[tile.batch, :, tile.kv].astype(np.float64)
+        numbers = read_in(v64[tile.batch, :, tile.kv].astype(np.float64), read)
         off = input_error(numbers, how.before)
-        parts = _weighed(weights, (numbers, off), out, sums, factors, blocks, flushes)
+        parts = _weighed(weights, (numbers, off), out, sums, factors, kept, blocks, flushes)
         for array, part in zip((exact, limit, usual), parts, strict=True):
             array[tile.batch, tile.rows, tile.heads] = part.transpose(1, 0, 2)
     return Bound(exact, limit, usual)
@@ -307,6 +308,7 @@ def _weighed(
     out: FloatFormat,
     sums: FloatFormat,
     factors: list[FloatFormat | None],
+    kept: FloatFormat | None,
     blocks: int,
     flushes: bool,
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
@@ -324,17 +326,22 @@ def _weighed(
         underflow = 4 * lost * (total + n * (np.abs(exact) + 1))
         for form in each:
             underflow += 2 * form.smallest_subnormal * (total + 1)
+        if kept is not None:
+            underflow += 2 * n * kept.smallest_subnormal
         errors = []
         for i, grow in enumerate((gamma, usual_growth)):
             growth = grow(n + blocks, u)
             factor = compounded(growth, quotient(growth), u, u, *(f.unit_roundoff for f in each))
+            if kept is not None:
+                factor = compounded(factor, grow(2 * n, kept.unit_roundoff))
             share = weights.share(i, lost)
             moved = weights.grown[i] @ size_v
             error = moved + np.abs(exact) * share + factor * (magnitude + moved) + underflow
             error = error + carried((weights.p + weights.grown[i], off))[i]
             error = own_error(sums) * error / np.where(share < 1, 1 - share, 0.0)
             # Sums that are normalised last hold up to n times as much.
-            overflows = ~(n * (magnitude + error) < sums.max) | weights.unlimited
+            most = (kept or sums).max
+            overflows = ~(n * (magnitude + error) < most) | weights.unlimited
             for form in each:
                 overflows |= bool((size_v >= form.max).any())
             error = rounded(error, exact, narrowing(out, sums))

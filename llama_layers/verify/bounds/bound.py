@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -189,6 +190,15 @@ def carried(*products: tuple[Float64Array, Float64Array]) -> tuple[Any, Any]:
     most = sum((error @ size for error, size in pairs), 0.0)
     squares = sum((np.square(error) @ np.square(size) for error, size in pairs), 0.0)
     return most, np.minimum(4 * np.sqrt(squares), most)
+
+
+def read_in(stored: Float64Array, form: FloatFormat | None) -> Float64Array:
+    """Numbers as an engine reads them that rounds them to a format first, to nearest."""
+    if form is None:
+        return stored
+    dtype = np.dtype(getattr(ml_dtypes, form.name, form.name))
+    with np.errstate(over="ignore"):
+        return stored.astype(dtype).astype(np.float64)
 
 
 def beyond(magnitude: Any, error: Any, to: FloatFormat | None) -> Any:

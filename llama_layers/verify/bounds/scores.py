@@ -17,7 +17,6 @@ from llama_layers.verify.bounds.bound import (
     Float64Array,
     beyond,
     carried,
-    compounded,
     finite_magnitude,
     formats,
     gamma,
@@ -26,6 +25,7 @@ from llama_layers.verify.bounds.bound import (
     lost_to_underflow,
     narrowing,
     own_error,
+    read_in,
     rounded,
     usual_growth,
 )
@@ -59,6 +59,7 @@ class ScoreRounding:
 
     def errors(self, q: Float64Array, k: Float64Array) -> Errors:
         """Of the scores of q [..., S, D] and k [T, D]; infinite where they can overflow."""
+        q, k = read_in(q, self.operands), read_in(k, self.operands)
         n, u, c = q.shape[-1] + 4, self.sums.unit_roundoff, abs(self.scale)
         off_q, off_k = input_error(q, self.before), input_error(k, self.before)
         size_q, size_k = finite_magnitude(q) + off_q, finite_magnitude(k) + off_k
@@ -69,33 +70,26 @@ class ScoreRounding:
             magnitude = size_q @ size_k.T
             size = size_q.sum(axis=-1)[..., None] + size_k.sum(axis=-1)
             underflow = lost_to_underflow(self.sums, self.flushes) * (size + 2 * n)
-            if self.operands is not None:
-                underflow += self.operands.smallest_subnormal * (size + n)
             moved = carried((off_q, finite_magnitude(k).T), (size_q, off_k.T))
             errors = []
             for grow, off in zip((gamma, usual_growth), moved, strict=True):
-                growth = own_error(self.sums) * self._growth(grow(n, u))
+                growth = own_error(self.sums) * grow(n, u)
                 error = growth * magnitude + off + underflow  # of the product, not scaled
                 overflows = ~(max(1.0, c) * (magnitude + error) < self.sums.max)
                 overflows |= beyond(product, error, self.between)
                 error = rounded(error, product, self.between) * c + underflow
                 overflows |= beyond(exact, error, self.between)
                 error = rounded(error, exact, self.between)
-                errors.append(np.where(overflows | self._too_large(size_q, size_k), np.inf, error))
-            for error in errors:
                 error[(magnitude == 0) & (self.sums.name != "float64")] = 0.0
+                errors.append(np.where(overflows | self._too_large(q, k), np.inf, error))
         return Errors(exact, *errors)
 
-    def _growth(self, sums: float) -> float:
-        each = 0.0 if self.operands is None else self.operands.unit_roundoff
-        return compounded(sums, each, each)
-
-    def _too_large(self, size_q: Float64Array, size_k: Float64Array) -> Any:
+    def _too_large(self, q: Float64Array, k: Float64Array) -> Any:
         """Where a query or a key does not fit the format it is rounded to."""
         if self.operands is None:
             return False
-        largest_q, largest_k = (np.max(size, axis=-1, initial=0) for size in (size_q, size_k))
-        return np.maximum(largest_q[..., None], largest_k) >= self.operands.max
+        rows, keys = (np.asarray(np.isinf(array).any(axis=-1)) for array in (q, k))
+        return rows[..., None] | keys
 
 
 def score_rounding(
@@ -207,8 +201,8 @@ def scores_bound(
         A format that the products are rounded to, before and after they are scaled: each time
         another :math:`u_s |a|`.
     operands : str, optional
-        A format that queries and keys are rounded to first: another
-        :math:`((1 + u_p)^2 - 1) A`.
+        A format that queries and keys are rounded to first, so that the exact scores are those
+        of what they become.
     flushes : bool, optional
         Whether the engine takes subnormal numbers for zero.
     inputs : str, optional

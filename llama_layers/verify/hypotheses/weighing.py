@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS
+from llama_layers.backends.dtypes import FLOATS, FloatFormat
 from llama_layers.verify.bounds import Bound, gamma
+from llama_layers.verify.bounds.bound import read_in
 from llama_layers.verify.hypotheses.hypothesis import Computable, Float64Array, Hypothesis, wide
 from llama_layers.verify.operations import Attention, Formats, Probabilities, Softmax, WeightedSum
 from llama_layers.verify.suspect import Suspect
@@ -40,8 +41,8 @@ def scores_of(operation: Any) -> tuple[Float64Array, Float64Array]:
 class Weighed:
     r"""Attention with weights :math:`w_t = f(a_t)` of the scores, or those weights themselves.
 
-    A score errs by :math:`\delta_t`, of summing D products, of what is rounded when it is read,
-    and of its own rounding where a persona does that. Exponentials, divided by a sum of others or
+    A score errs by :math:`\delta_t`, of summing D products, of inputs that had more digits, and
+    of its own rounding where a persona does that. Exponentials, divided by a sum of others or
     not, err by a relative :math:`e^{\delta_t + \max \delta} - 1` from these, and by so many
     roundings of their own. Scores that weigh themselves err by :math:`\delta_t`.
     """
@@ -52,13 +53,13 @@ class Weighed:
 
     def bound(self, formats: Formats) -> Bound:
         """The exact result, and what rounding allows."""
-        operation = self.operation
         out, sums, persona = FLOATS[formats.dtype], FLOATS[formats.accumulate], formats.persona
-        read = sum(
-            FLOATS[name].unit_roundoff * (1 + FLOATS[name].unit_roundoff)
-            for name in (formats.unrounded_inputs, persona.kv_cache)
-            if name is not None
-        )
+        cache = None if persona.kv_cache is None else FLOATS[persona.kv_cache]
+        operation = self._read(cache)
+        read = 0.0
+        if formats.unrounded_inputs is not None:
+            before = FLOATS[formats.unrounded_inputs].unit_roundoff
+            read = before * (1 + before)
         scores, products = scores_of(operation)
         keys, u = scores.shape[-1], sums.unit_roundoff
         terms = 0 if isinstance(operation, Softmax) else operation.q.shape[-1]
@@ -74,6 +75,8 @@ class Weighed:
             error += np.abs(weights) * own
             exact = weights
             if isinstance(operation, Attention):
+                if cache is not None:
+                    error = error + (np.abs(weights) + error) * cache.unit_roundoff
                 v = values_of(operation, scores.shape[1])
                 summed = gamma(keys + 2, u) + read
                 error = error @ np.abs(v) * (1 + summed) + np.abs(weights) @ np.abs(v) * summed
@@ -82,6 +85,12 @@ class Weighed:
             limit += out.smallest_subnormal + sums.smallest_normal * persona.flushes
             limit = np.where(np.abs(exact) + limit >= out.max, np.inf, limit)
         return Bound(exact, limit, limit)
+
+    def _read(self, cache: FloatFormat | None) -> Any:
+        """The operation with what is read from a cache in its format."""
+        names = [name for name in ("q", "k", "v") if hasattr(self.operation, name)]
+        read = {name: read_in(wide(getattr(self.operation, name)), cache) for name in names}
+        return replace(self.operation, **read)
 
 
 def _weighed(
