@@ -45,11 +45,6 @@ def assert_matches_reference(
     dtype, accumulate, persona : as for `llama_layers.verify.check`, optional
         How the port rounds.
 
-    Warns
-    -----
-    UnusualErrorWarning
-        If a site agrees only with an engine's further roundings, and no persona is given.
-
     Raises
     ------
     AssertionError
@@ -59,6 +54,11 @@ def assert_matches_reference(
         If the arrays cannot be the model's.
     TypeError, ValueError
         If an argument is of a wrong type, or nothing that was recorded could be compared.
+
+    Warns
+    -----
+    UnusualErrorWarning
+        If a site agrees only with an engine's further roundings, and no persona is given.
 
     Examples
     --------

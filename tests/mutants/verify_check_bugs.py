@@ -342,7 +342,7 @@ TRACES = [
         "verify/fit.py",
         "found.append((*shape[:-1], shape[-1] // width, width))",
         "found.append((*shape[:-1], width, shape[-1] // width))",
-        "verify/test_aliases.py::TestShapes",
+        "verify/test_aliases.py::TestShapes::test_channels_before_heads",
     ),
     Mutant(
         "a trace overwritten unasked",

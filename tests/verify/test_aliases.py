@@ -270,6 +270,15 @@ class TestShapes:
         alone = {name: array[0] for name, array in arrays.items()}
         assert passes(Trace(alone, trace.input_ids), model) == passes(trace, model)
 
+    def test_channels_before_heads(self, recorded):
+        model, trace = recorded
+        name = "model.layers.0.self_attn.k_proj"
+        array = trace.arrays[name]
+        turned = array.reshape(*array.shape[:2], model.config.head_dim, -1)
+        assert turned.shape[2] != turned.shape[3]
+        with pytest.raises(TraceError, match=f"{name}: expected shape"):
+            check(Trace({name: turned}, trace.input_ids), model)
+
     def test_of_transformer_lens(self, recorded):
         """Heads apart, and scores of minus infinity where a key is hidden."""
         model, trace = recorded

@@ -95,7 +95,9 @@ def problem(x: str, weight: str) -> str | None:
 
 
 def pack(x: NDArray[Any]) -> NDArray[Any]:
-    """x [M, K], float32 or bfloat16, as `multiply` reads it: [blocks of K, groups, GROUP_STEP].
+    """Lay x [M, K] out as `multiply` reads it: [blocks of K, groups, GROUP_STEP].
+
+    Float32 or bfloat16.
 
     A group has unit k of each of its GROUP tokens side by side; float32, or pairs of bfloat16 as
     uint32. M K numbers are read and written once.

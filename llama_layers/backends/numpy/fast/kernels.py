@@ -538,12 +538,14 @@ def layers(
     own, whole, spare = normed[thread], joined[thread], wide[thread]
     round_ = 1
     for layer in range(weights.shape[0]):
-        norm1, wq, bq, wo, bo, norm2, wg, bg, wu, bu, wd, bd = weights[layer]
+        norm1, wq, q_bias, wo, o_bias, norm2, wg, gate_bias, wu, up_bias, wd, down_bias = weights[
+            layer
+        ]
         keys = carray(_pointer(caches[layer, 0]), (batch, capacity, kv_heads, width), np.float32)
         values = carray(_pointer(caches[layer, 1]), (batch, capacity, kv_heads, width), np.float32)
         _widen(kind, norm1, 0, hidden, spare)
         _norm(x, spare, eps, own)
-        _linear(thread, team, kind, wq, bq, qkv.shape[1], own, qkv, spare)
+        _linear(thread, team, kind, wq, q_bias, qkv.shape[1], own, qkv, spare)
         round_ = _meet(sync, round_, team)
         for unit in range(thread, tokens * (heads + kv_heads), team):
             token, head = unit // (heads + kv_heads), unit % (heads + kv_heads)
@@ -571,15 +573,15 @@ def layers(
             for head in range(heads):
                 y = whole[token, head * width : (head + 1) * width]
                 _join(parts[token, :, head], stats[token, :, head], y)
-        _linear(thread, team, kind, wo, bo, hidden, whole, added, spare)
+        _linear(thread, team, kind, wo, o_bias, hidden, whole, added, spare)
         _add(thread, team, x, added)
         round_ = _meet(sync, round_, team)
         _widen(kind, norm2, 0, hidden, spare)
         _norm(x, spare, eps, own)
-        _linear(thread, team, kind, wg, bg, gate.shape[1], own, gate, spare)
-        _linear(thread, team, kind, wu, bu, gate.shape[1], own, up, spare)
+        _linear(thread, team, kind, wg, gate_bias, gate.shape[1], own, gate, spare)
+        _linear(thread, team, kind, wu, up_bias, gate.shape[1], own, up, spare)
         _gate(thread, team, gate, up)
         round_ = _meet(sync, round_, team)
-        _linear(thread, team, kind, wd, bd, hidden, gate, added, spare)
+        _linear(thread, team, kind, wd, down_bias, hidden, gate, added, spare)
         _add(thread, team, x, added)
         round_ = _meet(sync, round_, team)
