@@ -169,7 +169,7 @@ def _load(builder: Any, address: Any, kind: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def _tile(typing, groups, packed, x, panel, depth, begin, step, sums):  # type: ignore[no-untyped-def]
+def _tile(typing, groups, packed, x, panel, depth, begin, step, sums):
     """Write rows of sums: what is at `begin`, and `depth` units of `groups` groups by a panel.
 
     The type of `packed` says what a unit is; x, panel, begin and sums are addresses, and `step` is
@@ -179,7 +179,7 @@ def _tile(typing, groups, packed, x, panel, depth, begin, step, sums):  # type: 
     pairs = packed.dtype == types.uint32
     operand, name = (_UNITS, "x86.avx512bf16.dpbf16ps.512") if pairs else (_FLOATS, "fma.v16f32")
 
-    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, arguments):
         x, panel, depth, begin, step, sums = arguments[2:]
         # sum, x, w for pairs; x, w, sum for floats
         order = [_FLOATS, operand, operand]
@@ -235,7 +235,7 @@ def _exchange(builder: Any, rows: list[Any], bit: int) -> list[Any]:
 
 
 @intrinsic(prefer_literal=True)
-def _transpose(typing, form, w, step, last, count, panel):  # type: ignore[no-untyped-def]
+def _transpose(typing, form, w, step, last, count, panel):
     """Write 16 units of 16 rows of w, widened to 32 bits, as 16 rows of 16 lanes of a panel.
 
     Of the numbers of a row only `count` are read, and no row beyond the `last`, counted from the
@@ -245,7 +245,7 @@ def _transpose(typing, form, w, step, last, count, panel):  # type: ignore[no-un
     halves = LANES if kind in (BFLOAT16, FLOAT16) else 2 * LANES
     stored, mask = ir.VectorType(_I16, halves), ir.VectorType(ir.IntType(1), halves)
 
-    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, arguments):
         w, step, last, count, panel = arguments[1:]
         if kind == FLOAT32:
             count = builder.mul(count, _integer(2))
@@ -283,10 +283,10 @@ def _transpose(typing, form, w, step, last, count, panel):  # type: ignore[no-un
 
 
 @intrinsic
-def _unit(typing, address):  # type: ignore[no-untyped-def]
+def _unit(typing, address):
     """The unit at an address."""
 
-    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, arguments):
         return _load(builder, arguments[0], _I32)
 
     return types.uint32(types.intp), code
@@ -296,7 +296,7 @@ _compiled = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_compiled
-def _pack(x, token_step, unit_step, tokens, units, packed):  # type: ignore[no-untyped-def]
+def _pack(x, token_step, unit_step, tokens, units, packed):
     for block in range(packed.shape[0]):
         first = block * DEPTH
         for g in range(packed.shape[1]):
@@ -313,7 +313,7 @@ def _pack(x, token_step, unit_step, tokens, units, packed):  # type: ignore[no-u
 
 
 @_compiled
-def _pack_panel(form, w, step, rows, count, panel):  # type: ignore[no-untyped-def]
+def _pack_panel(form, w, step, rows, count, panel):
     """Up to COLUMNS rows of w, and `count` numbers of each, which are at most DEPTH units.
 
     Columns beyond the last row repeat it, and units beyond the last of K are zero or left as they
@@ -340,7 +340,7 @@ def _pack_panel(form, w, step, rows, count, panel):  # type: ignore[no-untyped-d
 
 
 @_compiled
-def _bfloat16(bits):  # type: ignore[no-untyped-def]
+def _bfloat16(bits):
     """A float32's bits rounded to bfloat16, to nearest, ties to even; NaN stays NaN."""
     if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):
         return np.uint16(0x7FC0)
@@ -349,7 +349,7 @@ def _bfloat16(bits):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _write(sums, y, y_token, y_column):  # type: ignore[no-untyped-def]
+def _write(sums, y, y_token, y_column):
     """Sums [tokens, columns] to their places in y, which is float32 or the bits of bfloat16."""
     bits = sums.view(np.uint32)
     tokens, columns = sums.shape
@@ -368,7 +368,7 @@ def _write(sums, y, y_token, y_column):  # type: ignore[no-untyped-def]
 @_compiled
 def _multiply(
     packed, form, w, step, rows, count, bias, y, y_token, y_column, tokens, start, stop, panel, sums
-):  # type: ignore[no-untyped-def]
+):
     # Addresses are of arrays that the caller holds: numba frees its own after their last use by
     # name.
     size = 4 if form == FLOAT32 else 2

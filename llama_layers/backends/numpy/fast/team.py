@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-import numpy as np
 from threadpoolctl import ThreadpoolController
 
 
@@ -61,7 +60,6 @@ def threads() -> int:
 
 @cache
 def _numpy_blas() -> Any:
-    """The library that NumPy multiplies with, if threadpoolctl knows it."""
-    assert np.__name__  # its libraries are loaded with it
+    """The library that NumPy, which is loaded by now, multiplies with; None if it is unknown."""
     found = ThreadpoolController().select(user_api="blas").lib_controllers
     return next(iter(found), None)
