@@ -341,6 +341,24 @@ def test_what_the_kernel_of_layers_does_not_take():
     goes_another_way(model, ids, cache=cache)
 
 
+def test_layers_of_other_sizes_than_the_first():
+    """The kernel would read beyond them."""
+    model, _ = models(CONFIGS["gqa"], "float32")
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, 12))
+    mlp = model.weights.layers[1].mlp
+    rows = len(mlp.gate_proj) - 4
+    smaller = replace(
+        mlp,
+        gate_proj=mlp.gate_proj[:rows],
+        up_proj=mlp.up_proj[:rows],
+        down_proj=np.ascontiguousarray(mlp.down_proj[:, :rows]),
+    )
+    model.weights.layers[1] = replace(model.weights.layers[1], mlp=smaller)
+    cache = KVCache.create(model, 1, 12)
+    found = goes_another_way(model, ids, cache=cache)
+    np.testing.assert_allclose(found, plain(model, ids, []), rtol=1e-4, atol=1e-5)
+
+
 def test_as_many_threads_as_blas_has():
     from threadpoolctl import threadpool_limits
 

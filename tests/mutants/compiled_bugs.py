@@ -137,4 +137,11 @@ MUTANTS = [
         "return p * low * high",
         "test_compiled.py::test_exponentials",
     ),
+    Mutant(
+        "every layer taken to be as large as the first",
+        DECODE,
+        "if any(size != sizes[0] for size in sizes):",
+        "if False:",
+        "test_compiled.py::test_layers_of_other_sizes_than_the_first",
+    ),
 ]

@@ -33,6 +33,10 @@ class Plan:
         self.kind = KINDS.get(names.pop()) if len(names) == 1 else None
         if min(rows, default=0) < ROWS or not all(a.flags.c_contiguous for a in present):
             self.kind = None
+        # The kernel reads as much memory as the first layer and its heads say.
+        sizes = [_sizes(layer, row) for layer, row in zip(layers, arrays, strict=True)]
+        if any(size != sizes[0] for size in sizes):
+            self.kind = None
         self.addresses = np.array([[0 if a is None else a.ctypes.data for a in r] for r in arrays])
         self._last: tuple[list[ref[NDArray[Any]]], NDArray[np.int64] | None] = ([], None)
 
@@ -73,6 +77,13 @@ def _arrays(w: LayerWeights) -> tuple[NDArray[Any] | None, ...]:
     )
 
 
+def _sizes(w: LayerWeights, arrays: tuple[NDArray[Any] | None, ...]) -> tuple[Any, ...]:
+    """Heads, and the shapes of all that every layer has."""
+    qkv = w.self_attn.qkv
+    found = [a.shape for a in arrays if a is not None and a.ndim == 2]
+    return qkv.num_heads, qkv.num_kv_heads, w.input_layernorm.shape, *found
+
+
 _PLANS: WeakKeyDictionary[LlamaWeights, Plan] = WeakKeyDictionary()
 
 
@@ -96,11 +107,16 @@ def decoder_layers(
     """The definition's result, by one kernel for all layers where that can be."""
     from llama_layers.model import decoder_layers as portable
 
+    config = model.config
     few = 0 < x.shape[0] * x.shape[1] <= MOST and x.dtype == np.float32
     if cache is not None and tap is untouched and few:
         plan = _plan(model.weights)
-        if plan.kind is not None and (caches := plan.caches(cache)) is not None:
-            return _run(x, model.config, plan, rope, masks, cache, caches), cache
+        qkv = plan.layers[0].self_attn.qkv
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        same = (qkv.num_heads, qkv.num_kv_heads, qkv.head_dim) == heads
+        fits = same and qkv.hidden_size == x.shape[2]
+        if fits and plan.kind is not None and (caches := plan.caches(cache)) is not None:
+            return _run(x, config, plan, rope, masks, cache, caches), cache
     definition: Any = portable.__wrapped__  # type: ignore[attr-defined]
     y: tuple[NDArray[Any], KVCache | None] = definition(xp, x, model, rope, masks, cache, tap)
     return y
