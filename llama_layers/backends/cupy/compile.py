@@ -1,0 +1,80 @@
+"""CUDA C sources to kernels, and kernels to the GPU."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KERNELS = Path(__file__).with_name("kernels")
+# A kernel gets more shared memory than this only if it asks for it by an attribute.
+SHARED = 48 * 1024
+
+Macros = tuple[tuple[str, int | str], ...]
+
+
+@cache
+def text(source: str) -> str:
+    """The text of a source, after what all of them share.
+
+    Put together here and not by ``#include``: NVRTC needs no path then, and CuPy's cache of
+    compiled kernels, which does not look into headers, sees every change.
+    """
+    names = ("common.cuh", f"{source}.cu")
+    return "".join(f'#line 1 "{name}"\n{(KERNELS / name).read_text("utf-8")}\n' for name in names)
+
+
+def options(macros: Macros) -> tuple[str, ...]:
+    """What NVRTC is told, apart from the architecture."""
+    return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros))
+
+
+@cache
+def module(source: str, macros: Macros) -> Any:
+    """A source compiled with some macros, once in a process for each."""
+    cupy: Any = importlib.import_module("cupy")
+    return cupy.RawModule(code=text(source), options=options(macros))
+
+
+@cache
+def _kernel(source: str, name: str, macros: Macros, shared: int) -> Any:
+    kernel = module(source, macros).get_function(name)
+    if shared > SHARED:
+        kernel.max_dynamic_shared_size_bytes = shared
+    return kernel
+
+
+def launch(
+    source: str,
+    name: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    args: tuple[Any, ...],
+    *,
+    shared: int = 0,
+    **macros: int | str,
+) -> None:
+    """Run a kernel on the current stream.
+
+    `args` are CuPy arrays, NumPy scalars of the very type in the signature, and None for a null
+    pointer. A kernel sees an array's first address and nothing else, so that one which is not
+    C-contiguous would be misread without a word.
+    """
+    kernel = _kernel(source, name, tuple(sorted(macros.items())), shared)
+    kernel(grid, block, tuple(map(_argument, args)), shared_mem=shared)
+
+
+def _argument(value: Any) -> Any:
+    if value is None:
+        return np.uint64(0)
+    if isinstance(value, np.generic):
+        return value
+    if not value.flags.c_contiguous:
+        raise ValueError(
+            f"a kernel takes C-contiguous arrays, got shape {list(value.shape)} with strides "
+            f"{list(value.strides)}"
+        )
+    return value
