@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import ml_dtypes
@@ -19,6 +21,7 @@ from random_models import CONFIGS, model_of, random_weights, run_in_chunks
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
+import llama_layers
 from llama_layers import KVCache, forward
 from llama_layers.backends.numpy import BODIES, fast
 from llama_layers.backends.numpy.fast import decode, formats
@@ -145,18 +148,43 @@ assert "numba" not in sys.modules
     )
 
 
+def test_kernels_are_compiled_anew_if_any_source_has_changed(tmp_path):
+    """Though neither the size nor the time of the file tells."""
+    package = Path(llama_layers.__file__).parent
+    shutil.copytree(package, tmp_path / "llama_layers", ignore=shutil.ignore_patterns("*.nb[ci]"))
+    source = tmp_path / "llama_layers/backends/numpy/fast/vectors.py"
+    code = """
+import ml_dtypes, numpy
+from llama_layers.backends.numpy.fast.linear import linear_2d
+ones = numpy.ones((4, 1), ml_dtypes.bfloat16)
+print(linear_2d(numpy, ones[:1].astype("f4"), ones, None)[0, 0])
+"""
+    found = []
+    for shift in (16, 15):
+        text, times = source.read_text(), (source.stat().st_atime, source.stat().st_mtime)
+        source.write_text(text.replace("[16] * lanes", f"[{shift}] * lanes"))
+        os.utime(source, times)
+        run = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True,
+            env=os.environ | {"LLAMA_LAYERS_FAST": "1", "NUMBA_CACHE_DIR": str(tmp_path)},
+        )  # fmt: skip
+        found.append(float(run.stdout))
+    assert found[0] == 1
+    assert found[1] != 1
+
+
 def test_exponentials():
     """Within a unit and a half in the last place, over every exponent of a number below zero."""
-    from llama_layers.backends.numpy.fast.kernels import _exp
+    from llama_layers.backends.numpy.fast.kernels import exp
 
     numbers = -np.arange(0, 0x7F800001, 0x1FFF, dtype=np.uint32).view(np.float32)
     numbers = np.concatenate([numbers, np.linspace(-105, -86, 5000, dtype=np.float32)])
     numbers = np.concatenate([numbers, np.float32([0.0, -0.0, -np.inf])])
-    found = np.array([_exp(number) for number in numbers])  # numba gives Python's floats back
+    found = np.array([exp(number) for number in numbers])  # numba gives Python's floats back
     assert (found == found.astype(np.float32)).all()
     exact = np.exp(numbers.astype(np.float64))
     assert (abs(found - exact) <= 1.5 * np.spacing(exact.astype(np.float32))).all()
-    assert np.isnan(_exp(np.float32(np.nan)))
+    assert np.isnan(exp(np.float32(np.nan)))
 
 
 def decoded(model, ids, cuts, team=2, **options):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from catalogue import Mutant
 
 KERNELS = "backends/numpy/fast/kernels.py"
+VECTORS = "backends/numpy/fast/vectors.py"
+JIT = "backends/numpy/fast/jit.py"
 DECODE = "backends/numpy/fast/decode.py"
 LINEAR = "backends/numpy/fast/linear.py"
 PRODUCT = "test_compiled.py::test_a_product_is_within_the_bound_of_naive_loops"
@@ -13,28 +15,28 @@ LAYERS = "test_compiled.py::test_whole_layers[gqa-float32]"
 MUTANTS = [
     Mutant(
         "numbers left over by the vectors dropped",
-        KERNELS,
+        VECTORS,
         "(1, whole, count)):",
         "(1, whole, whole)):",
         PRODUCT,
     ),
     Mutant(
         "bfloat16 widened by a bit too few",
-        KERNELS,
+        VECTORS,
         "ir.Constant(wide, [16] * lanes)",
         "ir.Constant(wide, [15] * lanes)",
         PRODUCT,
     ),
     Mutant(
         "halves of the lanes not all added",
-        KERNELS,
+        VECTORS,
         "for i in (0, count)\n",
         "for i in (0, 0)\n",
         PRODUCT,
     ),
     Mutant(
         "sums in an order that the number of tokens decides",
-        KERNELS,
+        VECTORS,
         "whole = builder.and_(count, _integer(-LANES))",
         "whole = builder.and_(count, _integer(-LANES * tokens))",
         "test_compiled.py::test_a_row_does_not_depend_on_the_others_or_on_threads",
@@ -49,14 +51,14 @@ MUTANTS = [
     Mutant(
         "threads that do not wait for the keys",
         KERNELS,
-        "while _arrived(address) < round_ * team:",
-        "while _arrived(address) < 0:",
+        "while arrived(address) < round_ * team:",
+        "while arrived(address) < 0:",
         "test_compiled.py::test_a_sequence_does_not_depend_on_its_batch_or_on_threads",
     ),
     Mutant(
         "chunks of attention added without their largest scores",
         KERNELS,
-        "factor = _exp(own - shift) if own",
+        "factor = exp(own - shift) if own",
         "factor = np.float32(1) if own",
         "test_compiled.py::test_attention_in_chunks",
     ),
@@ -143,5 +145,12 @@ MUTANTS = [
         "if any(size != sizes[0] for size in sizes):",
         "if False:",
         "test_compiled.py::test_layers_of_other_sizes_than_the_first",
+    ),
+    Mutant(
+        "kernels kept though what they call has changed",
+        JIT,
+        "function.__qualname__ += ",
+        "_ = ",
+        "test_compiled.py::test_kernels_are_compiled_anew_if_any_source_has_changed",
     ),
 ]
