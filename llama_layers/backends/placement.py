@@ -20,7 +20,7 @@ def placement(backend: str | ModuleType, device: Any = None) -> Callable[[NDArra
     """A function that moves NumPy arrays to a backend's device without changing a bit."""
     if isinstance(backend, str) and backend not in ("numpy", "cupy"):
         raise ValueError(f"backend: expected 'numpy', 'cupy' or a module, got {backend!r}")
-    if backend == "cupy" or (isinstance(backend, ModuleType) and is_cupy_namespace(backend)):
+    if is_cupy(backend):
         return _to_cupy(device)
     if backend == "numpy" or (isinstance(backend, ModuleType) and is_numpy_namespace(backend)):
         if device not in (None, "cpu"):
@@ -31,14 +31,25 @@ def placement(backend: str | ModuleType, device: Any = None) -> Callable[[NDArra
     return _to_module(backend, device)
 
 
-def _to_cupy(device: int | None) -> Callable[[NDArray[Any]], Any]:
+def is_cupy(backend: str | ModuleType) -> bool:
+    """Whether a backend's arrays are CuPy's."""
+    return backend == "cupy" or (isinstance(backend, ModuleType) and is_cupy_namespace(backend))
+
+
+def cupy_device(device: int | None) -> Any:
+    """The ``cupy.cuda.Device`` of a number, or the current one; an error if none can compute."""
     if (problem := gpu_problem()) is not None:
         raise BackendError(f"backend 'cupy': {problem}")
     cupy = importlib.import_module("cupy")
     count = cupy.cuda.runtime.getDeviceCount()
     if device is not None and (not isinstance(device, int) or not 0 <= device < count):
         raise ValueError(f"device: expected None or an id from 0 to {count - 1}, got {device!r}")
-    where = cupy.cuda.Device(device)
+    return cupy.cuda.Device(device)
+
+
+def _to_cupy(device: int | None) -> Callable[[NDArray[Any]], Any]:
+    where = cupy_device(device)
+    cupy = importlib.import_module("cupy")
 
     def place(array: NDArray[Any]) -> Any:
         with where:

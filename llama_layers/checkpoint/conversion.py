@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llama_layers.backends.dtypes import FLOATS
 from llama_layers.checkpoint.atomic import new_checkpoint_directory
-from llama_layers.checkpoint.loading import cast, checked_dtype
+from llama_layers.checkpoint.casting import cast, checked_dtype
 from llama_layers.checkpoint.opening import open_checkpoint
 from llama_layers.checkpoint.progress import progress
 from llama_layers.checkpoint.safetensors_files import DTYPES

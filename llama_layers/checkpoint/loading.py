@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any, Literal, overload
@@ -12,11 +13,12 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS, dtype_name
-from llama_layers.backends.placement import placement
+from llama_layers.backends.placement import cupy_device, is_cupy, placement
+from llama_layers.checkpoint.casting import cast, checked_dtype
 from llama_layers.checkpoint.names import qkv_names
-from llama_layers.checkpoint.opened import NUMPY_DTYPES, Checkpoint
+from llama_layers.checkpoint.opened import Checkpoint
 from llama_layers.checkpoint.opening import open_checkpoint
+from llama_layers.checkpoint.uploading import Names, uploaded
 from llama_layers.errors import CheckpointError
 from llama_layers.llama import Llama
 from llama_layers.weights import (
@@ -40,7 +42,8 @@ def load(
     """Load a model.
 
     Everything is checked at once, from the headers; a weight is read when it is first used, and
-    then kept. On NumPy, weights that the file holds as they are needed stay views of the file.
+    then kept. On NumPy, weights that the file holds as they are needed stay views of the file. On
+    CuPy, all are copied to the GPU at once, in parts, so that main memory holds few of them.
 
     Parameters
     ----------
@@ -67,11 +70,14 @@ def load(
     ------
     CheckpointError
         If there is nothing there, it is malformed, its tensors are not those of its config, or a
-        number is too large for `dtype` (the last when the weight is first used).
+        number is too large for `dtype` (the last when the weight is first used, or on CuPy at
+        once).
     ConfigError
         If the config is incomplete or asks for what is not implemented.
     RuntimeError
         If CuPy is asked for and cannot compute here; it says what is missing.
+    MemoryError
+        If CuPy is asked for, and the GPU has too little memory for the weights.
     ImportError
         If the file is GGUF and the package ``gguf`` is not installed.
     ValueError
@@ -94,35 +100,29 @@ def load(
     chosen = _chosen(layers, config.num_hidden_layers)
     if name is None:
         _check_fusible(checkpoint, chosen)
-    weights = _StoredWeights.of(_Reader(checkpoint, name, place), chosen)
+    reader: _Reader = _Placing(checkpoint, name, place)
+    if is_cupy(backend):
+        arrays = uploaded(checkpoint, _arrays(checkpoint, chosen), name, cupy_device(device))
+        reader = _Uploaded(checkpoint, arrays)
+    weights = _StoredWeights.of(reader, chosen)
     return Llama(config, weights, checkpoint.open_tokenizer)
 
 
-class _Reader:
+class _Reader(ABC):
     """Tensors of a checkpoint as arrays of one backend and dtype."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, dtype: str | None, place: Callable[[NDArray[Any]], Any]
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._dtype = dtype
-        self._place = place
 
-    def tensor(self, name: str) -> Any:
-        return self._place(cast(name, self.checkpoint.read(name), self._dtype))
+    @abstractmethod
+    def tensor(self, name: str) -> Any: ...
+
+    @abstractmethod
+    def fused(self, names: Sequence[str]) -> Any:
+        """Some tensors as one array, their rows below each other; None if there are none."""
 
     def optional(self, name: str) -> Any:
         return self.tensor(name) if name in self.checkpoint.tensors else None
-
-    def fused(self, names: Sequence[str]) -> Any:
-        tensors = self.checkpoint.tensors
-        if names[0] not in tensors:
-            return None
-        stored = {tensors[name].read_dtype for name in names}
-        if self._dtype is None or stored == {self._dtype}:
-            return self._place(self.checkpoint.read_rows(names))
-        parts = [cast(name, self.checkpoint.read(name), self._dtype) for name in names]
-        return self._place(np.concatenate(parts))
 
     def layer(self, layer: int) -> LayerWeights:
         config = self.checkpoint.config
@@ -150,6 +150,44 @@ class _Reader:
                 down_bias=self.optional(mlp + "down_proj.bias"),
             ),
         )
+
+
+class _Placing(_Reader):
+    """Reads a tensor whole, and then places it where it belongs."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: str | None, place: Callable[[NDArray[Any]], Any]
+    ) -> None:
+        super().__init__(checkpoint)
+        self._dtype = dtype
+        self._place = place
+
+    def tensor(self, name: str) -> Any:
+        return self._place(cast(name, self.checkpoint.read(name), self._dtype))
+
+    def fused(self, names: Sequence[str]) -> Any:
+        tensors = self.checkpoint.tensors
+        if names[0] not in tensors:
+            return None
+        stored = {tensors[name].read_dtype for name in names}
+        if self._dtype is None or stored == {self._dtype}:
+            return self._place(self.checkpoint.read_rows(names))
+        parts = [cast(name, self.checkpoint.read(name), self._dtype) for name in names]
+        return self._place(np.concatenate(parts))
+
+
+class _Uploaded(_Reader):
+    """Arrays that are where they belong already."""
+
+    def __init__(self, checkpoint: Checkpoint, arrays: Mapping[Names, Any]) -> None:
+        super().__init__(checkpoint)
+        self._arrays = arrays
+
+    def tensor(self, name: str) -> Any:
+        return self._arrays[(name,)]
+
+    def fused(self, names: Sequence[str]) -> Any:
+        return self._arrays.get(tuple(names))
 
 
 class _StoredWeights(LlamaWeights):
@@ -209,30 +247,6 @@ class _StoredLayers(Sequence[LayerWeights]):
         return self._kept[layer]
 
 
-def cast(name: str, array: NDArray[Any], dtype: str | None) -> NDArray[Any]:
-    """Round or widen a tensor to a dtype; a CheckpointError if a finite number would overflow."""
-    if dtype is None or array.dtype == NUMPY_DTYPES[dtype]:
-        return array
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        result = array.astype(NUMPY_DTYPES[dtype])
-    if FLOATS[dtype].max < FLOATS[dtype_name(array.dtype)].max:
-        overflowed = np.isinf(result) & ~np.isinf(array)
-        if overflowed.any():
-            raise CheckpointError(
-                f"{name}: {float(array[overflowed][0]):g} is too large for {dtype}; "
-                f"bfloat16 has the range of float32"
-            )
-    return result
-
-
-def checked_dtype(dtype: Any) -> str:
-    """The name of a dtype to load weights in; a ValueError if it is none."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", dtype_name(dtype))
-    if name not in FLOATS:
-        raise ValueError(f"dtype: expected one of {', '.join(FLOATS)}, got {name!r}")
-    return name
-
-
 def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
     if layers is None:
         return frozenset(range(count))
@@ -241,6 +255,20 @@ def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
         if not 0 <= layer < count:
             raise ValueError(f"layers: expected numbers from 0 to {count - 1}, got {layer}")
     return chosen
+
+
+def _arrays(checkpoint: Checkpoint, layers: frozenset[int]) -> list[Names]:
+    """The arrays that a model is made of, in the order of the checkpoint's tensors."""
+    left_out = set(range(checkpoint.config.num_hidden_layers)) - layers
+    prefixes = tuple(f"model.layers.{layer}." for layer in left_out)
+    fused = {
+        name: tuple(names)
+        for layer in layers
+        for names in (qkv_names(layer), qkv_names(layer, "bias"))
+        for name in names
+    }
+    kept = (name for name in checkpoint.tensors if not name.startswith(prefixes))
+    return list(dict.fromkeys(fused.get(name, (name,)) for name in kept))
 
 
 def _check_fusible(checkpoint: Checkpoint, layers: frozenset[int]) -> None:

@@ -64,6 +64,11 @@ class TensorInfo:
         """The dtype of the array that `Checkpoint.read` gives."""
         return self.dtype if self.dtype in NUMPY_DTYPES else "float32"
 
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows cannot be read without each other: those that are interleaved."""
+        return 1 if self.permuted_heads is None else self.shape[0] // self.permuted_heads
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -120,17 +125,36 @@ class Checkpoint:
         KeyError
             If there is no such tensor.
         """
+        return self.read_part(name, 0, self.tensors[name].shape[0])
+
+    def read_part(self, name: str, start: int, stop: int, /) -> NDArray[Any]:
+        """Read some rows of a tensor.
+
+        Parameters
+        ----------
+        name : str
+            A key of `tensors`.
+        start, stop : int
+            The first row, and the one after the last: multiples of `TensorInfo.rows_at_once`.
+
+        Returns
+        -------
+        Array
+            Those rows of what `read` gives.
+        """
         info = self.tensors[name]
-        raw = self._bytes(info)
+        row = info.nbytes // info.shape[0]
+        raw = self._bytes(info)[start * row : stop * row]
+        shape = (stop - start, *info.shape[1:])
         if info.dtype in NUMPY_DTYPES:
-            array = _viewed(raw, info.dtype, info.shape)
+            array = _viewed(raw, info.dtype, shape)
         else:
             gguf = require("gguf", "reading GGUF")
             kind = gguf.GGMLQuantizationType[info.dtype]
-            rows = raw.reshape(gguf.quant_shape_to_byte_shape(info.shape, kind))
+            rows = raw.reshape(gguf.quant_shape_to_byte_shape(shape, kind))
             array = gguf.dequantize(rows, kind)
         if info.permuted_heads is not None:
-            array = deinterleave(array, info.permuted_heads)
+            array = deinterleave(array, (stop - start) // info.rows_at_once)
         return array
 
     def read_rows(self, names: Sequence[str], /) -> NDArray[Any]:
@@ -154,6 +178,21 @@ class Checkpoint:
         raw = self._maps[first.file][first.offset : infos[-1].offset + infos[-1].nbytes]
         shape = (sum(info.shape[0] for info in infos), *first.shape[1:])
         return _viewed(raw, first.dtype, shape)
+
+    def forget(self, name: str, /) -> None:
+        """Let go of the memory that reading a tensor took; what reads it again takes it again.
+
+        Parameters
+        ----------
+        name : str
+            A key of `tensors`.
+        """
+        info = self.tensors[name]
+        view: Any = self._maps[info.file].base
+        mapped = view.obj
+        if hasattr(mapped, "madvise"):  # not on Windows
+            start = info.offset - info.offset % mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
 
     def open_tokenizer(self) -> Tokenizer:
         """Open the tokenizer that came with the weights.
