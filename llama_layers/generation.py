@@ -7,6 +7,7 @@ from typing import Any
 
 from array_api_compat import device
 
+from llama_layers.backends.dispatch import portable
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, to_numpy
 from llama_layers.cache import KVCache
@@ -193,21 +194,43 @@ def _steps(
     valid = (i for i in candidates if i is not None and 0 <= i < model.config.vocab_size)
     padding = next(valid, None)
     ended = host.zeros(logits.shape[0], dtype=bool)
-    for step in range(max_new_tokens):
+    steps = drawn_tokens(xp, model, logits, cache, seen, penalty, max_new_tokens, options)
+    for ids, drawn in steps:
+        if ended.any():
+            fill = ids if padding is None else xp.full_like(ids, padding)
+            yield xp.where(from_numpy(ended, xp, device(ids)), fill, ids)
+        else:
+            yield ids
+        ended = ended | host.isin(drawn, ends)
+        if ended.all():
+            return
+
+
+@portable
+def drawn_tokens(
+    xp: Any,
+    model: Llama,
+    logits: Any,
+    cache: KVCache,
+    seen: Any | None,
+    penalty: float,
+    count: int,
+    options: dict[str, Any],
+) -> Iterator[tuple[Any, Any]]:
+    """Tokens drawn from the logits [B, vocab_size] after the prompts, and then one after another.
+
+    An array [B] a step, as it is and in main memory; sequences that ended go on all the same.
+    """
+    for left in reversed(range(count)):
         if seen is not None:
             logits = _penalised(xp, logits, seen, penalty)
         ids = sample(logits, **options)
-        if ended.any():
-            fill = ids if padding is None else xp.full_like(ids, padding)
-            ids = xp.where(from_numpy(ended, xp, device(ids)), fill, ids)
-        yield ids
         drawn = to_numpy(ids)
-        ended = ended | host.isin(drawn, ends)
-        if ended.all() or step + 1 == max_new_tokens:
-            return
         if seen is not None:
             seen[host.arange(drawn.shape[0]), drawn] = True
-        logits, cache = _advance(model, xp.expand_dims(ids, axis=1), cache)
+        yield ids, drawn
+        if left:
+            logits, cache = _advance(model, xp.expand_dims(ids, axis=1), cache)
 
 
 def _seen(model: Llama, input_ids: Any, attention_mask: Any | None) -> Any:

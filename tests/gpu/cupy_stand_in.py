@@ -17,10 +17,21 @@ import ctypes
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from cupy_streams import (
+    Event,
+    Graph,
+    Stream,
+    before_eager,
+    capturing,
+    enqueue,
+    get_current_stream,
+    not_in_capture,
+    stream_or_current,
+)
 from emulator import Emulated
 
 __name__ = "cupy"  # array_api_compat knows libraries by their names
@@ -65,7 +76,7 @@ class Memory:
     """An allocation, with margins before and behind it."""
 
     def __init__(self, size: int) -> None:
-        _not_in_capture("an allocation")
+        not_in_capture("an allocation")
         self.size = size
         # Aligned as CUDA aligns, which kernels with wide loads rely on.
         self._bytes = np.full(size + 2 * MARGIN + 256, NAN, np.uint8)
@@ -94,35 +105,22 @@ class MemoryPointer:
     def __add__(self, offset: int) -> MemoryPointer:
         return MemoryPointer(self.mem, self.ptr - self.mem.ptr + offset)
 
-    def copy_from_host_async(self, host: Any, size: int, stream: Stream | None = None) -> None:
-        runtime.memcpyAsync(self.ptr, _host_address(host), size, 1, _stream(stream).ptr, self.mem)
-
-    def copy_from_host(self, host: Any, size: int) -> None:
-        self.copy_from_host_async(host, size)
-        get_current_stream().synchronize()
-
-
-def _host_address(host: Any) -> int:
-    return host if isinstance(host, int) else getattr(host, "value", None) or host.ptr
-
 
 def alloc(size: int) -> MemoryPointer:
     return MemoryPointer(Memory(size), 0)
 
 
-class PinnedMemoryPointer:
-    """Main memory that a GPU can copy from while the CPU goes on."""
+class PinnedMemory(np.ndarray):
+    """Main memory that a GPU can copy from and to while the CPU goes on; a buffer of bytes."""
 
-    def __init__(self, size: int) -> None:
-        _not_in_capture("an allocation")
-        self._bytes = np.full(size, NAN, np.uint8)
-        self.ptr = self._bytes.ctypes.data
+    @property
+    def ptr(self) -> int:
+        return self.ctypes.data
 
-    def __buffer__(self, flags: int) -> memoryview:
-        return memoryview(self._bytes)
 
-    def size(self) -> int:
-        return self._bytes.nbytes
+def alloc_pinned_memory(size: int) -> PinnedMemory:
+    not_in_capture("an allocation")
+    return np.full(size, NAN, np.uint8).view(PinnedMemory)
 
 
 class ndarray:  # noqa: N801
@@ -148,8 +146,8 @@ class ndarray:  # noqa: N801
 
     def get(self, stream: Stream | None = None, out: Any = None, blocking: bool = True) -> Any:
         """The numbers in main memory; there after the stream was waited for, unless blocking."""
-        stream = _stream(stream)
-        _not_in_capture("a copy to main memory")
+        stream = stream_or_current(stream)
+        not_in_capture("a copy to main memory")
         result = np.empty(self.shape, self.dtype) if out is None else out
         assert result.shape == self.shape
         assert result.dtype == self.dtype
@@ -159,12 +157,12 @@ class ndarray:  # noqa: N801
         return result
 
     def set(self, numbers: Any, stream: Stream | None = None) -> None:
-        _not_in_capture("a copy from main memory")
+        not_in_capture("a copy from main memory")
         assert isinstance(numbers, np.ndarray)
         assert numbers.shape == self.shape
         assert numbers.dtype == self.dtype
         copy = numbers.copy()
-        _stream(stream).enqueue(lambda: np.copyto(self._numbers, copy))
+        stream_or_current(stream).enqueue(lambda: np.copyto(self._numbers, copy))
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
@@ -187,16 +185,16 @@ class ndarray:  # noqa: N801
         picked = self._numbers[_unwrapped(key)]
         if np.shares_memory(picked, self._numbers) or not picked.size:
             return _view(picked, self)  # a view costs the device nothing
-        _before_eager("an index array")
+        before_eager("an index array")
         return _wrapped(picked, self)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        _before_eager("an assignment")
+        before_eager("an assignment")
         self._numbers[_unwrapped(key)] = _unwrapped(value)
 
     def __matmul__(self, other: ndarray) -> ndarray:
         """As CuPy: in 16 bits summed in float32, and only 2-D operands where that is not slow."""
-        _before_eager("a product")
+        before_eager("a product")
         x, y = self._numbers, other._numbers
         assert x.dtype == y.dtype, "CuPy would make a copy of an operand"
         if x.dtype in (np.float16, ml_dtypes.bfloat16):
@@ -273,7 +271,7 @@ def _on_device(function: Callable[..., Any], owner: ndarray | None = None) -> Ca
     """A function of NumPy's as one of the device's."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        _before_eager(function.__name__)
+        before_eager(function.__name__)
         kwargs.pop("device", None)
         out = kwargs.get("out")
         result = function(
@@ -296,7 +294,7 @@ def asarray(values: Any, dtype: Any = None, *, device: Any = None, copy: bool | 
     if isinstance(values, ndarray):
         same = dtype is None or values.dtype == dtype
         return values if same and not copy else values.astype(dtype or values.dtype)
-    _before_eager("a copy from main memory")
+    before_eager("a copy from main memory")
     return _wrapped(np.asarray(values, dtype=dtype))
 
 
@@ -332,145 +330,6 @@ def __getattr__(name: str) -> Any:
     return _on_device(found)
 
 
-# -- Streams, graphs and kernels
-
-
-class Stream:
-    """What the device is asked to do, in order. It runs when somebody waits for it."""
-
-    all: ClassVar[weakref.WeakSet[Stream]] = weakref.WeakSet()
-    current: ClassVar[list[Stream]] = []
-
-    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
-        self.non_blocking = non_blocking
-        self.ptr = 0 if null else id(self)
-        self._waiting: list[Callable[[], None]] = []
-        self._given = self._done = 0
-        self._captured: list[Callable[[], None]] | None = None
-        Stream.all.add(self)
-
-    def __enter__(self) -> Stream:
-        Stream.current.append(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        Stream.current.pop()
-
-    def enqueue(self, work: Callable[[], None]) -> None:
-        if self._captured is not None:
-            self._captured.append(work)
-            return
-        if not self.non_blocking:  # the null stream and those that wait for it, in CUDA's old way
-            others = [s for s in Stream.all if not s.non_blocking and s is not self]
-            for other in others if self.ptr == 0 else [Stream.null]:
-                other.run_until(other._given)
-        self._waiting.append(work)
-        self._given += 1
-
-    def run_until(self, count: int) -> None:
-        while self._done < count:
-            self._done += 1
-            self._waiting.pop(0)()
-
-    def synchronize(self) -> None:
-        _not_in_capture("a wait")
-        self.run_until(self._given)
-
-    @property
-    def done(self) -> bool:
-        return not self._waiting
-
-    def record(self, event: Event | None = None) -> Event:
-        event = Event() if event is None else event
-        event.record(self)
-        return event
-
-    def wait_event(self, event: Event) -> None:
-        stream, count = event._stream, event._count
-        self.enqueue(lambda: stream.run_until(count))
-
-    def begin_capture(self, mode: Any = None) -> None:
-        assert self.ptr != 0, "CUDA does not capture its default stream"
-        assert not _capturing()
-        self._captured = []
-
-    def end_capture(self) -> Graph:
-        assert self._captured is not None
-        graph, self._captured = Graph(self._captured), None
-        return graph
-
-    def is_capturing(self) -> bool:
-        return self._captured is not None
-
-
-Stream.null = Stream(null=True)  # type: ignore[attr-defined]
-
-
-class Event:
-    """A place in a stream."""
-
-    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
-        self._stream, self._count = Stream.null, 0
-
-    def record(self, stream: Stream | None = None) -> None:
-        self._stream = _stream(stream)
-        self._count = self._stream._given
-
-    def synchronize(self) -> None:
-        self._stream.run_until(self._count)
-
-    @property
-    def done(self) -> bool:
-        return self._stream._done >= self._count
-
-
-class Graph:
-    """Captured work."""
-
-    def __init__(self, work: list[Callable[[], None]]) -> None:
-        self.work = work
-        self.launches = 0
-
-    def launch(self, stream: Stream | None = None) -> None:
-        _not_in_capture("a graph")
-        self.launches += 1
-        for step in self.work:
-            _stream(stream).enqueue(step)
-
-    def upload(self, stream: Stream | None = None) -> None:
-        pass
-
-
-def get_current_stream(device_id: int = -1) -> Stream:
-    return Stream.current[-1] if Stream.current else Stream.null
-
-
-def _stream(stream: Stream | None) -> Stream:
-    return get_current_stream() if stream is None else stream
-
-
-def enqueue(work: Callable[[], None]) -> None:
-    """Give the current stream work that is no kernel of ours: a stand-in for cuBLAS does that."""
-    get_current_stream().enqueue(work)
-
-
-def _capturing() -> bool:
-    return any(stream.is_capturing() for stream in Stream.all)
-
-
-def _not_in_capture(what: str) -> None:
-    if _capturing():
-        raise RuntimeError(f"{what} while a stream captures")
-
-
-def _before_eager(what: str) -> None:
-    """Work on the current stream whose result is computed at once: after what it was given."""
-    _not_in_capture(what)
-    stream = get_current_stream()
-    stream.enqueue(lambda: None)
-    stream.run_until(stream._given)
-
-
 class RawModule:
     """Kernels from source."""
 
@@ -502,7 +361,7 @@ class RawKernel:
             if isinstance(value, ndarray):
                 memories.append(weakref.ref(value._memory))
         # A stream keeps the arrays of its work alive, as CuPy's pool does; a graph does not.
-        alive = None if _capturing() else args
+        alive = None if capturing() else args
 
         def run(_: Any = alive) -> None:
             if any(memory() is None for memory in memories):
@@ -543,7 +402,7 @@ class _Runtime:
         self, to: int, source: int, size: int, kind: int, stream: int, keep: Any = None
     ) -> None:
         if kind != self.memcpyDeviceToDevice:
-            _not_in_capture("a copy from or to main memory")
+            not_in_capture("a copy from or to main memory")
         found = next(s for s in Stream.all if s.ptr == stream)
         found.enqueue(lambda: ctypes.memmove(to, source, size) and keep)
 
@@ -554,6 +413,6 @@ class _Runtime:
 runtime = _Runtime()
 cuda = SimpleNamespace(
     Device=Device, Stream=Stream, Event=Event, Graph=Graph, get_current_stream=get_current_stream,
-    alloc=alloc, alloc_pinned_memory=PinnedMemoryPointer, MemoryPointer=MemoryPointer,
+    alloc=alloc, alloc_pinned_memory=alloc_pinned_memory, MemoryPointer=MemoryPointer,
     runtime=runtime, is_available=is_available, Memory=Memory,
 )  # fmt: skip

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulator import Emulated, EmulatedError
+from emulator import Emulated, EmulatedError, needs_compiler
+
+pytestmark = needs_compiler
 
 # Each block sums a row: lanes by shuffles, warps through shared memory.
 SUM = r"""

@@ -7,11 +7,14 @@ import sys
 import cupy_stand_in as stand_in
 import numpy as np
 import pytest
+from emulator import needs_compiler
 from random_models import CONFIGS, model_of, random_weights
 
 from llama_layers import KVCache, forward, generate
 from llama_layers.backends.cupy import compile as kernels
 from llama_layers.backends.namespaces import library, namespace
+
+pytestmark = needs_compiler
 
 SCALE = r"""
 extern "C" __global__ void scale(const float* x, float* y, float by) {
