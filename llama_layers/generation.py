@@ -198,9 +198,8 @@ def _steps(
     for ids, drawn in steps:
         if ended.any():
             fill = ids if padding is None else xp.full_like(ids, padding)
-            yield xp.where(from_numpy(ended, xp, device(ids)), fill, ids)
-        else:
-            yield ids
+            ids = xp.where(from_numpy(ended, xp, device(ids)), fill, ids)
+        yield ids
         ended = ended | host.isin(drawn, ends)
         if ended.all():
             return

@@ -32,7 +32,7 @@ from cupy_streams import (
     not_in_capture,
     stream_or_current,
 )
-from emulator import Emulated
+from emulator import Emulated, EmulatedError
 
 __name__ = "cupy"  # array_api_compat knows libraries by their names
 
@@ -91,7 +91,7 @@ class Memory:
     def check_margins(self) -> None:
         before, behind = self._bytes[: self._first], self._bytes[self._first + self.size :]
         if (before != NAN).any() or (behind != NAN).any():
-            raise RuntimeError("a kernel wrote beyond an array")
+            raise EmulatedError("a kernel wrote beyond an array")
 
 
 class MemoryPointer:
@@ -199,8 +199,9 @@ class ndarray:  # noqa: N801
         assert x.dtype == y.dtype, "CuPy would make a copy of an operand"
         if x.dtype in (np.float16, ml_dtypes.bfloat16):
             assert x.ndim == y.ndim == 2, "CuPy would copy the operands, or fail"
-            return _wrapped((x.astype(np.float32) @ y.astype(np.float32)).astype(x.dtype), self)
-        return _wrapped(x @ y, self)
+            x, y = x.astype(np.float32), y.astype(np.float32)
+        with np.errstate(all="ignore"):
+            return _wrapped((x @ y).astype(self.dtype), self)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -274,9 +275,9 @@ def _on_device(function: Callable[..., Any], owner: ndarray | None = None) -> Ca
         before_eager(function.__name__)
         kwargs.pop("device", None)
         out = kwargs.get("out")
-        result = function(
-            *(_unwrapped(a) for a in args), **{k: _unwrapped(v) for k, v in kwargs.items()}
-        )
+        plain = [_unwrapped(a) for a in args]
+        with np.errstate(all="ignore"):  # a GPU warns of nothing
+            result = function(*plain, **{k: _unwrapped(v) for k, v in kwargs.items()})
         if out is not None:
             return out
         source = (
@@ -365,7 +366,7 @@ class RawKernel:
 
         def run(_: Any = alive) -> None:
             if any(memory() is None for memory in memories):
-                raise RuntimeError(f"{self.name}: an array of this graph was freed")
+                raise EmulatedError(f"{self.name}: an array of this graph was freed")
             self._emulated.run(
                 self.name, tuple(map(int, grid)), tuple(map(int, block)), values,
                 shared=shared_mem, seed=SEED,

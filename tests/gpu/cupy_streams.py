@@ -6,6 +6,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from emulator import EmulatedError
+
 
 class Stream:
     """What the device is asked to do, in order. It runs when somebody waits for it."""
@@ -132,7 +134,7 @@ def capturing() -> bool:
 
 def not_in_capture(what: str) -> None:
     if capturing():
-        raise RuntimeError(f"{what} while a stream captures")
+        raise EmulatedError(f"{what} while a stream captures")
 
 
 def before_eager(what: str) -> None:

@@ -24,7 +24,7 @@ CHECKS = "-fsanitize=alignment,bounds,null"
 MOST_THREADS = 1024
 
 
-class EmulatedError(RuntimeError):
+class EmulatedError(AssertionError):
     """What a GPU would not have survived, or nobody could have relied on."""
 
 

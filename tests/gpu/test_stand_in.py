@@ -7,7 +7,7 @@ import sys
 import cupy_stand_in as stand_in
 import numpy as np
 import pytest
-from emulator import needs_compiler
+from emulator import EmulatedError, needs_compiler
 from random_models import CONFIGS, model_of, random_weights
 
 from llama_layers import KVCache, forward, generate
@@ -82,7 +82,7 @@ def test_a_kernel_gets_what_it_reads(cupy, scale):
 def test_a_kernel_beyond_an_array(cupy, scale):
     y = cupy.empty(2, np.float32)
     scale(cupy.asarray(np.ones(3, np.float32)), y, np.float32(2), threads=3)
-    with pytest.raises(RuntimeError, match="beyond an array"):
+    with pytest.raises(EmulatedError, match="beyond an array"):
         y.get()
 
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_captured(cupy, work):
     with (stream := cupy.cuda.Stream(non_blocking=True)):
         stream.begin_capture()
         try:
-            with pytest.raises(RuntimeError, match="while a stream captures"):
+            with pytest.raises(EmulatedError, match="while a stream captures"):
                 work(cupy, x)
         finally:
             stream.end_capture()
@@ -160,7 +160,7 @@ def test_a_graph_of_freed_memory(cupy, scale):
         graph = stream.end_capture()
         del x
         graph.launch()
-        with pytest.raises(RuntimeError, match="an array of this graph was freed"):
+        with pytest.raises(EmulatedError, match="an array of this graph was freed"):
             stream.synchronize()
 
 

@@ -192,11 +192,9 @@ GENERATION = [
         "generation.py",
         """\
         yield ids
-        drawn = to_numpy(ids)
         ended = ended | host.isin(drawn, ends)
 """,
         """\
-        drawn = to_numpy(ids)
         ended = ended | host.isin(drawn, ends)
         if ended.all():
             return
@@ -207,15 +205,15 @@ GENERATION = [
     Mutant(
         "ends with the first row that ends",
         "generation.py",
-        "if ended.all() or",
-        "if ended.any() or",
+        "if ended.all():",
+        "if ended.any():",
         "test_generation.py::test_eos_is_the_last_token_given",
     ),
     Mutant(
         "never ends before the count",
         "generation.py",
-        "if ended.all() or",
-        "if",
+        "if ended.all():",
+        "if False:",
         "test_generation.py::test_eos_is_the_last_token_given",
     ),
     Mutant(

@@ -18,7 +18,8 @@ def test_killed(package, mutant):
     assert text.count(mutant.old) == 1, f"stale: found {text.count(mutant.old)} times"
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
     outcome = runner.with_copy(package.parent, runner.outcome, mutant.killed_by)
-    assert str(path) in outcome.files, "never loaded"
+    # What a GPU runs is no module.
+    assert path.suffix != ".py" or str(path) in outcome.files, "never loaded"
     assert_of_the_copy(outcome, package)
     if outcome.status == pytest.ExitCode.OK and not outcome.passed:
         pytest.skip(f"{mutant.killed_by} is skipped here")
