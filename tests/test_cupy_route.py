@@ -1,4 +1,4 @@
-"""What CuPy is asked to multiply, seen on a CPU.
+"""What CuPy is asked to multiply where there is no cuBLAS for us, seen on a CPU.
 
 `cupy.matmul` of more than two dimensions copies the weight at every call and fails for bfloat16;
 a 2-D operand that is neither C- nor F-contiguous is copied too.
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llama_layers import QKVWeights, linear, qkv_projection, rms_norm
+from llama_layers.backends.cupy import cublas
 from llama_layers.backends.cupy.linear import linear_2d
 from llama_layers.testing import assert_within_bound
 from llama_layers.verify import linear_bound
@@ -46,6 +47,7 @@ def products(monkeypatch):
     """Call with nothing to get the operands of each product so far."""
     Recording.products = ()
     monkeypatch.setattr("llama_layers.backends.dispatch.library", lambda xp: "cupy")
+    monkeypatch.setattr(cublas, "available", lambda: False)
     return lambda: Recording.products
 
 
@@ -78,7 +80,7 @@ def test_linear_2d(products, rng, dtype, with_bias):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (2, 0, 8), (2, 1, 2, 8)])
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (2, 1, 2, 8)])
 def test_linear(products, rng, dtype, shape):
     x, weight = recording(rng, shape, dtype), recording(rng, (5, 8), dtype)
     assert linear(x, weight).dtype == x.dtype

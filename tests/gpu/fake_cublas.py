@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes import CFUNCTYPE, POINTER, c_int, c_longlong, c_size_t, c_void_p
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ import cupy_stand_in as stand_in
 import ml_dtypes
 import numpy as np
 import pytest
+from cupy_streams import capturing
 
 from llama_layers.backends.cupy import cublas
 
@@ -124,7 +126,7 @@ class FakeCublas:
         return [arguments for called, arguments in self.calls if called == name]
 
     def _create(self, handle: Any) -> int:
-        if stand_in._capturing():
+        if capturing():
             return NOT_INITIALIZED
         value = 1000 + len(self.named("cublasCreate_v2"))
         self.contexts[value] = Context()
@@ -251,9 +253,16 @@ def _tf32(array: np.ndarray) -> np.ndarray:
     return bits.astype(np.uint32).view(np.float32)
 
 
-@pytest.fixture
-def library(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCublas]:
+@pytest.fixture(name="library")
+def library_fixture(cupy: Any) -> Iterator[FakeCublas]:
     """The library in the place of libcublas."""
+    with replaced() as fake:
+        yield fake
+
+
+@contextmanager
+def replaced(found: bool = True) -> Iterator[FakeCublas]:
+    """The same for a part of a test; a library that is not found has nothing in its place."""
     fake = FakeCublas()
     taken = stand_in.Memory.__init__
 
@@ -261,12 +270,13 @@ def library(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCublas]:
         taken(self, size)
         fake.memories.add(self)
 
-    monkeypatch.setattr(stand_in.Memory, "__init__", remembered)
-    monkeypatch.setattr(cublas, "_load", lambda: fake)
-    monkeypatch.setattr(cublas, "_handles", {})
-    _forget()
-    yield fake
-    stand_in.Device().synchronize()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stand_in.Memory, "__init__", remembered)
+        patch.setattr(cublas, "_load", lambda: fake if found else ctypes.CDLL("no such library"))
+        patch.setattr(cublas, "_handles", {})
+        _forget()
+        yield fake
+        stand_in.Device().synchronize()
     _forget()
 
 

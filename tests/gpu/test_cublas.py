@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_cublas import library  # noqa: F401
+from fake_cublas import library_fixture, replaced  # noqa: F401
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +23,7 @@ PAIRS = [  # operands, result
     *(("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float16")),
     *(("float16", "float32"), ("float32", "float32"), ("float64", "float64")),
 ]
+LOAD = cublas._load
 LAYOUTS = ("rows", "columns", "padded rows", "padded columns", "column slice", "row slice")
 pytestmark = pytest.mark.usefixtures("library")
 same_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -157,7 +158,7 @@ def product(cupy, dtype="float32"):
     return out
 
 
-def test_each_stream_has_a_handle_and_a_workspace_set_after_it(cupy, library):  # noqa: F811
+def test_each_stream_has_a_handle_and_a_workspace_set_after_it(cupy, library):
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
     for _ in range(2):
         for stream in streams:
@@ -175,7 +176,7 @@ def test_each_stream_has_a_handle_and_a_workspace_set_after_it(cupy, library):  
     assert len({address for address, _ in workspaces}) == 3
 
 
-def test_threads_share_a_stream_but_not_the_one_of_each_thread(cupy, library, monkeypatch):  # noqa: F811
+def test_threads_share_a_stream_but_not_the_one_of_each_thread(cupy, library, monkeypatch):
     def from_two_threads():
         for _ in range(2):
             thread = threading.Thread(target=product, args=(cupy,))
@@ -233,7 +234,7 @@ def test_no_handle_in_a_capture(cupy):
         ("cublasGemmEx", 13, "cublasGemmEx: CUBLAS_STATUS_EXECUTION_FAILED"),
     ],
 )
-def test_failures_are_named_and_leave_no_handle(cupy, library, function, status, message):  # noqa: F811
+def test_failures_are_named_and_leave_no_handle(cupy, library, function, status, message):
     library.fail[function] = status
     with pytest.raises(BackendError, match=f"^{message}$"):
         product(cupy)
@@ -242,7 +243,7 @@ def test_failures_are_named_and_leave_no_handle(cupy, library, function, status,
     np.testing.assert_array_equal(product(cupy).get(), [[2, 2], [2, 2]])
 
 
-def test_a_failure_of_a_batch_is_named(cupy, library):  # noqa: F811
+def test_a_failure_of_a_batch_is_named(cupy, library):
     library.fail["cublasGemmStridedBatchedEx"] = 3
     a, out = cupy.asarray(np.ones((2, 2, 2))), cupy.empty((2, 2, 2), np.float64)
     with pytest.raises(BackendError, match="BatchedEx: CUBLAS_STATUS_ALLOC_FAILED"):
@@ -286,11 +287,15 @@ def test_refuses(cupy, a, b, out, error, message):
 
 def test_refuses_other_layouts(cupy):
     a, out = cupy.asarray(np.ones((4, 4))), cupy.empty((4, 4), np.float64)
-    with pytest.raises(ValueError, match="expected rows of out side by side"):
+    with pytest.raises(ValueError, match="out: expected the numbers of a row"):
         cublas.matmul(a, a, out.T)
     for view in (a[:, ::2], a[::-1], a[:, ::-1]):
-        with pytest.raises(ValueError, match="no matrix with a leading dimension"):
+        with pytest.raises(ValueError, match="a: expected a matrix with a leading"):
             cublas.matmul(view, a[: view.shape[1]], out[: len(view)])
+        cublas.matmul(cublas.readable(view), a[: view.shape[1]], out[: len(view)])
+        np.testing.assert_array_equal(out[: len(view)].get(), view.shape[1])
+    assert cublas.readable(a.T) is not a
+    assert cublas.readable(a) is a
 
 
 def test_finds_the_library_as_cupy_does(monkeypatch):
@@ -300,18 +305,13 @@ def test_finds_the_library_as_cupy_does(monkeypatch):
     finder = SimpleNamespace(
         load_nvidia_dynamic_lib=lambda name: asked.append(name) or SimpleNamespace(abs_path=path)
     )
-    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", finder)
-    assert cublas._load()._name == path
+    assert LOAD()._name == path
     assert asked == ["cublas"]
 
 
-def test_no_library(monkeypatch):
-    def missing():
-        raise RuntimeError("none found")
-
+def test_no_library(cupy):
     assert cublas.available()
-    cublas.available.cache_clear()
-    cublas._library.cache_clear()
-    monkeypatch.setattr(cublas, "_load", missing)
-    assert not cublas.available()
+    with replaced(found=False):
+        assert not cublas.available()
+    assert cublas.available()

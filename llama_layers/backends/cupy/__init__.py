@@ -3,6 +3,13 @@
 Nothing here imports CuPy: the arrays bring their own methods.
 """
 
+from llama_layers.backends.cupy.attention import attend
 from llama_layers.backends.cupy.linear import linear_2d
+from llama_layers.backends.cupy.pointwise import gate_with_silu, turn
 
-BODIES = {"linear_2d": linear_2d}
+BODIES = {
+    "attend": attend,
+    "gate_with_silu": gate_with_silu,
+    "linear_2d": linear_2d,
+    "turn": turn,
+}

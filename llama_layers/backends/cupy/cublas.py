@@ -129,9 +129,9 @@ def matmul(a: Any, b: Any, out: Any, *, alpha: float = 1.0, beta: float = 0.0) -
         if tuple(array.shape) != (*batch, *shape):
             raise ValueError(f"matmul: expected shape {[*batch, *shape]}, got {list(array.shape)}")
     # cuBLAS counts down columns, so that what it takes out for is out.T = b.T @ a.T.
-    of_a, of_b, of_out = _layout(a), _layout(b), _layout(out)
+    of_a, of_b, of_out = _laid_out("a", a), _laid_out("b", b), _laid_out("out", out)
     if of_out.operation != _OP_N:
-        raise ValueError("matmul: expected rows of out side by side")
+        raise ValueError("matmul: out: expected the numbers of a row side by side")
     scalar = c_double if name == "float64" else c_float
     operands = [(array.data.ptr, _DATA_TYPE[dtype_name(array.dtype)]) for array in (b, a, out)]
     matrices = [
@@ -152,7 +152,21 @@ def _accumulator(name: str) -> str:
     return "float64" if name == "float64" else "float32"
 
 
-def _layout(array: Any) -> _Layout:
+def readable(array: Any) -> Any:
+    """The array, or a copy if cuBLAS cannot read it as it lies in memory."""
+    return array.copy() if _layout(array) is None else array
+
+
+def _laid_out(name: str, array: Any) -> _Layout:
+    if (found := _layout(array)) is None:
+        raise ValueError(
+            f"matmul: {name}: expected a matrix with a leading dimension, got shape "
+            f"{list(array.shape)} with strides {list(array.strides)}"
+        )
+    return found
+
+
+def _layout(array: Any) -> _Layout | None:
     """How to read a row-major array; an axis of one element has no stride to speak of."""
     rows, columns = array.shape[-2:]
     *batch, down, right = (stride // array.itemsize for stride in array.strides)
@@ -164,10 +178,7 @@ def _layout(array: Any) -> _Layout:
         leading = rows if columns == 1 else right
         if leading >= rows:
             return _Layout(_OP_T, leading, *(batch or (0,)))
-    raise ValueError(
-        f"matmul: no matrix with a leading dimension: shape {list(array.shape)}, strides "
-        f"{list(array.strides)}"
-    )
+    return None
 
 
 def _handle() -> int:

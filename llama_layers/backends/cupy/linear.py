@@ -1,26 +1,66 @@
-"""The linear map on CuPy: one cuBLAS GEMM on the weight as it is stored."""
+"""The linear map on CuPy: cuBLAS on the weight as it lies."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from llama_layers.backends.cupy import cublas
 from llama_layers.backends.dtypes import accumulate_format, dtype_of, float_format
+
+# cuBLAS multiplies numbers of one dtype only: a weight narrower than x is widened a block of rows
+# at a time, into 64 MiB of float32 that each block takes in turn.
+BLOCK_BYTES = 64 << 20
 
 
 def linear_2d(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
-    """``x @ weight.T + bias`` for x [M, K], weight [N, K].
+    """``x @ weight.T + bias`` for x [M, K], weight [N, K]."""
+    y = xp.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
+    project(xp, x, weight, y, bias)
+    return y
 
-    CuPy hands a 2-D product to cublasGemmEx, which reads ``weight.T`` through a transpose flag and
-    sums 16-bit numbers in float32; an N-D product would copy the weight and fail for bfloat16.
-    Operands of different dtypes are widened to the accumulate dtype first. With 16-bit x a bias is
-    added to the rounded product: one rounding more, which the bound of a linear map allows.
+
+def project(xp: Any, x: Any, weight: Any, out: Any, bias: Any | None = None) -> None:
+    """``out = x @ weight.T + bias``, for `out` of the dtype of x or, for 16-bit x, float32."""
+    if not x.size or not weight.size:
+        out[...] = 0 if bias is None else bias
+    elif cublas.available():
+        _by_cublas(xp, x, weight, out, bias)
+    else:
+        _by_cupy(xp, x, weight, out, bias)
+
+
+def _by_cublas(xp: Any, x: Any, weight: Any, out: Any, bias: Any | None) -> None:
+    """Sums are rounded once: a bias is in `total` before cuBLAS adds the products to it."""
+    sums = accumulate_format(float_format("x", x))
+    wide = dtype_of(xp, sums.name)
+    dtype = x.dtype if weight.dtype == x.dtype else wide
+    held = bias is None or float_format("out", out).holds(float_format("bias", bias))
+    total = out if out.dtype in (dtype, wide) and held else xp.empty(out.shape, dtype=wide)
+    if bias is not None:
+        total[...] = bias
+    rows = weight.shape[0]
+    if weight.dtype != dtype:
+        rows = max(1, BLOCK_BYTES // (sums.itemsize * weight.shape[1]))
+    x = cublas.readable(x.astype(dtype, copy=False))
+    for start in range(0, weight.shape[0], rows):
+        block = cublas.readable(weight[start : start + rows].astype(dtype, copy=False))
+        part = total[:, start : start + rows]
+        cublas.matmul(x, block.T, part, beta=0.0 if bias is None else 1.0)
+    if total is not out:
+        out[...] = total
+
+
+def _by_cupy(xp: Any, x: Any, weight: Any, out: Any, bias: Any | None) -> None:
+    """By CuPy's own product of two dimensions, which sums in float32 too: for AMD GPUs, say.
+
+    It rounds a 16-bit product before the bias is added: once more, which the bound of a linear map
+    allows. Operands of different dtypes are widened as a whole.
     """
-    if weight.dtype == x.dtype:
+    wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
+    if weight.dtype == x.dtype == out.dtype:
         y = x @ weight.T
     else:
-        wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
         y = x.astype(wide, copy=False) @ weight.astype(wide, copy=False).T
     if bias is not None:
-        wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
         y = y.astype(wide, copy=False) + bias.astype(wide, copy=False)
-    return y.astype(x.dtype, copy=False)
+    out[...] = y

@@ -1,0 +1,48 @@
+"""What CuPy computes number by number, by one kernel each in the place of some ten."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import numpy as np
+
+from llama_layers.backends.cupy.compile import launch
+from llama_layers.backends.dtypes import dtype_name
+from llama_layers.feed_forward import gate_with_silu as portable_gate
+from llama_layers.rope import turn as portable_turn
+
+THREADS = 256
+_FORMAT = {"float32": 0, "bfloat16": 1, "float16": 2}  # as pointwise.cu has them
+
+
+def turn(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
+    """RoPE in one pass over x [B, S, heads, D]."""
+    form = _FORMAT.get(dtype_name(x.dtype))
+    if form is None or not x.size:
+        return inspect.unwrap(portable_turn)(xp, x, cos, sin, layout)
+    y = xp.empty(x.shape, dtype=x.dtype)
+    half = x.shape[3] // 2
+    x, cos, sin = (xp.ascontiguousarray(array) for array in (x, cos, sin))
+    sizes = (np.int32(n) for n in (x.shape[2], half, cos.size // half))
+    arguments = (x, cos, sin, y, np.int64(x.size // 2), *sizes)
+    _launch("turn", x.size // 2, arguments, FORMAT=form, INTERLEAVED=int(layout != "half"))
+    return y
+
+
+def gate_with_silu(xp: Any, gate: Any, up: Any) -> Any:
+    """``gate / (1 + exp(-gate)) * up`` in one pass."""
+    form = _FORMAT.get(dtype_name(gate.dtype))
+    if form is None or not gate.size:
+        return inspect.unwrap(portable_gate)(xp, gate, up)
+    y = xp.empty(gate.shape, dtype=gate.dtype)
+    arrays = (xp.ascontiguousarray(gate), xp.ascontiguousarray(up), y)
+    _launch("gate_with_silu", y.size, (*arrays, np.int64(y.size)), FORMAT=form)
+    return y
+
+
+def _launch(kernel: str, count: int, arguments: tuple[Any, ...], **macros: int) -> None:
+    """A thread for each of so many."""
+    blocks = math.ceil(count / THREADS)
+    launch("pointwise", kernel, (blocks,), (THREADS,), arguments, **{"INTERLEAVED": 0} | macros)
