@@ -1,4 +1,7 @@
-"""Streams and graphs of the stand-in for CuPy: work that runs when somebody waits for it."""
+"""Streams and graphs of the stand-in for CuPy: work that runs when somebody waits for it.
+
+A GPU may be done sooner. With `Stream.eager` set, all work runs at once.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ class Stream:
 
     all: ClassVar[weakref.WeakSet[Stream]] = weakref.WeakSet()
     current: ClassVar[list[Stream]] = []
+    eager: ClassVar[bool] = False
 
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.non_blocking = non_blocking
@@ -40,6 +44,8 @@ class Stream:
                 other.run_until(other._given)
         self._waiting.append(work)
         self._given += 1
+        if Stream.eager:
+            self.run_until(self._given)
 
     def run_until(self, count: int) -> None:
         while self._done < count:

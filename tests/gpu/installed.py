@@ -1,4 +1,4 @@
-"""The stand-in in the place of CuPy, for a part of a test or a module."""
+"""The stand-in in the place of CuPy."""
 
 from __future__ import annotations
 
