@@ -77,10 +77,9 @@ class Matrices:
         count = (self.columns - 1) * self.leading + self.rows
         first = self.address + index * self.stride * size
         memory = self.memory()
-        if memory is None:
-            raise RuntimeError("cuBLAS: an array was freed")
-        if not memory.ptr <= first <= first + count * size <= memory.ptr + memory.size:
-            raise RuntimeError("cuBLAS: a matrix beyond its memory")
+        assert memory is not None, "cuBLAS: an array was freed"
+        inside = memory.ptr <= first <= first + count * size <= memory.ptr + memory.size
+        assert inside, "cuBLAS: a matrix beyond its memory"
         flat = np.frombuffer((ctypes.c_char * (count * size)).from_address(first), dtype)
         flat.flags.writeable = True
         shape, strides = (self.rows, self.columns), (size, self.leading * size)

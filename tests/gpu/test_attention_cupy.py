@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import Backend
@@ -131,6 +132,25 @@ def test_values_that_cancel(backend, dtype):
     v[0, ::3], v[0, 1::3], v[0, 2::3] = 30000, 30000, -30000
     y = run(backend, q, k, v)
     assert_within_bound(y, attention_bound(q, k, v))
+
+
+def test_probabilities_keep_their_last_bits(backend):
+    """Weights p and 1 - p of two keys, and values of 8 bits for each p that all but cancel: what is
+    left shows the 17th bit of a probability."""
+    count = 64
+    scores = np.linspace(0.25, 1.5, count).astype(ml_dtypes.bfloat16)
+    odds = np.exp(scores.astype(float))
+    eighth_bit = np.arange(128, 256)
+    q, k, v = np.zeros((3, 1, count, 1, count), ml_dtypes.bfloat16)
+    k, v = k[:, :2], v[:, :2]
+    q[0, :, 0, 0], k[0, 1, 0, 0] = scores, 1
+    for channel, odd in enumerate(odds):
+        power = 2.0 ** np.round(np.log2(odd))
+        left = np.abs(eighth_bit[:, None] - eighth_bit * odd / power)
+        one, other = np.unravel_index(left.argmin(), left.shape)
+        v[0, :, 0, channel] = eighth_bit[one], -eighth_bit[other] / power
+    y = run(backend, q, k, v, scale=1.0)
+    assert_within_bound(y, attention_bound(q, k, v, scale=1.0))
 
 
 def test_nan_of_a_query_stays_in_its_row(backend):

@@ -72,6 +72,15 @@ def test_results_leave_their_neighbours_alone(cupy, of_out):
     assert np.isfinite(whole).sum() == 12
 
 
+def test_one_row_without_a_stride_of_its_own(cupy):
+    a, b = drawn(1, 5), drawn(2, 5, 4)
+    out = cupy.empty(4, np.float64)
+    row = cupy.asarray(a)[None]
+    assert row.strides[0] == 0
+    cublas.matmul(row, cupy.asarray(b), out[None])
+    np.testing.assert_allclose(out.get(), a @ b, rtol=1e-14)
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     sizes=st.tuples(*(st.integers(1, most) for most in (3, 5, 6, 5))),
@@ -172,6 +181,7 @@ def test_each_stream_has_a_handle_and_a_workspace_set_after_it(cupy, library):
     contexts = [library.contexts[handle] for handle in used[:3]]
     assert [context.stream for context in contexts] == [streams[0].ptr, streams[1].ptr, 0]
     workspaces = [context.workspace for context in contexts]
+    assert None not in workspaces
     assert [size for _, size in workspaces] == [32 << 20] * 3
     assert len({address for address, _ in workspaces}) == 3
 

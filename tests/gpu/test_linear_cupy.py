@@ -83,6 +83,15 @@ def test_a_bias_is_added_before_rounding(backend, route, rows, bias_dtype):
     np.testing.assert_array_equal(y.astype(np.float32), 256 if route == "CuPy" else 258)
 
 
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_bias_keeps_its_digits(backend, rows):
+    """Of 1 + 2**-10 bfloat16 keeps the 1."""
+    one = np.ones((1, 1), ml_dtypes.bfloat16)
+    bias = np.array([1 + 2.0**-10], np.float32)
+    y = linear(*map(backend.array, (np.repeat(-one, rows, axis=0), one, bias))).get()
+    np.testing.assert_array_equal(y.astype(np.float32), 2.0**-10)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rows", [2, 9])
 def test_logits_may_stay_in_float32(backend, dtype, rows, rng):

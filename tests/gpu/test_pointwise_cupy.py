@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import Backend
@@ -37,13 +38,14 @@ def test_gate_is_within_the_bound(backend, dtype, data):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gate_of_every_size(backend, dtype, rng):
-    """Infinities and NaN too; and of three blocks of threads, of which the last is not full."""
-    gate, up = (4 * rng.standard_normal((2, 517))).astype(dtype)
+    """Infinities and NaN too; of three blocks of threads, of which the last is not full, and has
+    numbers behind its own that are no NaN."""
+    gate, up = (4 * rng.standard_normal((2, 800))).astype(dtype)
     gate[:4] = np.nan, np.inf, -np.inf, 1
     up[1:4] = 2, 2, np.nan
-    y = swiglu(backend.array(gate), backend.array(up)).get()
+    y = swiglu(backend.array(gate)[:517], backend.array(up)[:517]).get()
     np.testing.assert_array_equal(y[[0, 1, 3]].astype(float), [np.nan, np.inf, np.nan])
-    assert_within_bound(y[4:], swiglu_bound(gate[4:], up[4:]))
+    assert_within_bound(y[4:], swiglu_bound(gate[4:517], up[4:517]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,6 +107,22 @@ def test_narrow_formats_are_turned_in_float32_and_rounded_once(backend, dtype, l
     wide = rng.standard_normal((2, 5, 3, 8)).astype(dtype).astype(np.float32)
     expected = turned(backend, wide, np.arange(5), layout).astype(dtype)
     assert_same_bits(turned(backend, wide.astype(dtype), np.arange(5), layout), expected)
+
+
+def test_ties_of_bfloat16_go_to_even(backend):
+    """1 + 2**-8 is half way from 1 to 1 + 2**-7, and 1 + 3 * 2**-8 from there to 1 + 2**-6."""
+    x = np.array([[1, -1], [1 + 2.0**-7, -1]], ml_dtypes.bfloat16).reshape(1, 1, 2, 2)
+    cos, sin = np.ones((1, 1), np.float32), np.full((1, 1), 2.0**-8, np.float32)
+    y = apply_rope(*map(backend.array, (x, cos, sin))).get()
+    np.testing.assert_array_equal(y[0, 0, :, 0].astype(float), [1, 1 + 2.0**-6])
+
+
+def test_nan_of_any_bits_stays_nan(backend):
+    """0x7fffffff is the NaN that NVIDIA's GPUs make: half a unit more makes it minus zero."""
+    cos = np.array([[0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001]], np.uint32).view(np.float32)
+    x = np.ones((1, 1, 1, 6), ml_dtypes.bfloat16)
+    y = apply_rope(*map(backend.array, (x, cos, np.zeros_like(cos)))).get()
+    assert np.isnan(y.astype(np.float32)).all()
 
 
 @LAYOUTS

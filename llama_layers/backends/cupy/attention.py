@@ -40,12 +40,13 @@ from llama_layers.mask import Mask
 SCORES = 1 << 24
 
 THREADS = 256  # of a row, as softmax.cu has them
+NO_WINDOW = 2**31 - 1
 
 _spans: WeakKeyDictionary[Mask, tuple[int, list[slice]]] = WeakKeyDictionary()
 
 
 def attend(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> Any:
-    """Attention by kernels for one query, and by products of matrices for many."""
+    """Attention one sequence after the other."""
     if not q.size or not k.size or dtype_name(q.dtype) == "float64" or not cublas.available():
         return inspect.unwrap(portable_attend)(xp, q, k, v, mask, scale)
     y = xp.empty(q.shape, dtype=q.dtype)
@@ -116,7 +117,7 @@ class _Allowed(NamedTuple):
     queries: Any = None
     keys: Any = None
     keep: Any = None
-    window: int = 2**31 - 1
+    window: int = NO_WINDOW
 
 
 def _allowed(xp: Any, mask: Any | None, b: int, start: int, stop: int, seen: slice) -> _Allowed:
@@ -126,7 +127,7 @@ def _allowed(xp: Any, mask: Any | None, b: int, start: int, stop: int, seen: sli
         slots = (mask.queries[start:stop], mask.keys[seen])
         queries, keys = (xp.ascontiguousarray(s.astype(xp.int32, copy=False)) for s in slots)
         keep = None if mask.keep is None else xp.ascontiguousarray(mask.keep[b, seen])
-        window = _Allowed().window if mask.window is None else mask.window
+        window = min(mask.window or NO_WINDOW, NO_WINDOW)
         return _Allowed(2, queries=queries, keys=keys, keep=keep, window=window)
     rows = mask.reshape(-1, *mask.shape[-2:])
     return _Allowed(1, allowed=xp.ascontiguousarray(rows[min(b, len(rows) - 1), start:stop]))
@@ -135,7 +136,7 @@ def _allowed(xp: Any, mask: Any | None, b: int, start: int, stop: int, seen: sli
 def _softmax(scores: Any, parts: Any | None, group: int, mask: _Allowed) -> None:
     """Scores [heads, R * group, T] to probabilities, in place or in three parts."""
     heads, rows, columns = scores.shape
-    numbers = (np.int32(n) for n in (columns, rows, group, min(mask.window, 2**31 - 1)))
+    numbers = (np.int32(n) for n in (columns, rows, group, mask.window))
     launch(
         "softmax",
         "softmax",
