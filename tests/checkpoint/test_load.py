@@ -150,48 +150,6 @@ def test_numpy_has_one_device(directory):
         load(directory, device="cuda")
 
 
-class _CuPy:
-    """What the detection uses of CuPy, on a machine whose product fails."""
-
-    float32 = np.float32
-
-    def __init__(self, available, error=None):
-        self.is_available = lambda: available
-        self._error = error
-
-    def full(self, *args, **kwargs):
-        if self._error:
-            raise self._error
-        return np.full(*args, **kwargs)
-
-    def all(self, condition):
-        return condition.all()
-
-
-@pytest.mark.parametrize(
-    ("cupy", "problem"),
-    [
-        (None, r"CuPy cannot be imported .*pip install cupy-cuda12x"),
-        (_CuPy(False), "CuPy finds no CUDA device: it needs an NVIDIA GPU and its driver"),
-        (_CuPy(True, RuntimeError("no libcublas")), r"no libcublas\): install the CUDA libraries"),
-    ],
-    ids=["absent", "no device", "no cuBLAS"],
-)
-def test_no_usable_gpu(directory, monkeypatch, cupy, problem):
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    detect.gpu_problem.cache_clear()
-    try:
-        with pytest.raises(RuntimeError, match=r"backend 'cupy': .*" + problem):
-            load(directory, backend="cupy")
-    finally:
-        detect.gpu_problem.cache_clear()
-
-
-def test_a_gpu_that_computes_is_no_problem(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", _CuPy(True))
-    assert detect.gpu_problem.__wrapped__() is None
-
-
 @pytest.mark.gpu
 def test_cupy(directory):
     cupy = pytest.importorskip("cupy")
