@@ -9,6 +9,7 @@
 
 #include <csetjmp>
 #include <cmath>
+#include <csignal>
 #include <cstdarg>
 #include <cstddef>
 #include <cstdint>
@@ -59,7 +60,7 @@ struct Thread {
   int source;              // the one whose value it wants,
   std::uint64_t value;     // its own value,
   std::uint64_t received;  // what it got,
-  unsigned votes;          // and the lanes whose value is not zero
+  unsigned votes;          // and who else came with one that is not zero: a bit a lane, or a count
 };
 
 constexpr std::size_t stack_bytes = 1 << 16;
@@ -106,6 +107,10 @@ __attribute__((noinline)) static void wait(State state, int line) {
   now->state = state;
   now->line = line;
   if (!_setjmp(now->at)) _longjmp(scheduler, 1);
+}
+
+static void bad_address(int, siginfo_t* what, void*) {
+  fail("an access to %p, which is no memory", what->si_addr);
 }
 
 static void thread_main() {
@@ -192,7 +197,12 @@ static bool run_block(unsigned count) {
     }
     if (moved || !left) continue;
     if (!barrier_opens(count)) return false;
-    for (unsigned i = 0; i < count; ++i) threads[i].state = ready;
+    unsigned votes = 0;
+    for (unsigned i = 0; i < count; ++i) votes += threads[i].value != 0;
+    for (unsigned i = 0; i < count; ++i) {
+      threads[i].state = ready;
+      threads[i].votes = votes;
+    }
   }
   return true;
 }
@@ -246,6 +256,13 @@ static unsigned vote(unsigned mask, bool value, int line) {
   return now->votes;
 }
 
+// A barrier of the block, and how many of its threads came to it with true.
+static unsigned vote_of_block(bool value, int line) {
+  now->value = value;
+  wait(at_barrier, line);
+  return now->votes;
+}
+
 static int lane() { return now->number % lanes; }
 
 // The lane to ask, or one's own where that lies beyond the group of `width` lanes.
@@ -287,11 +304,17 @@ static const char* run(void (*kernel)(void**), void** values, const unsigned* gr
   dynamic_memory.assign(shared + 16, 0);
   const unsigned count = block[0] * block[1] * block[2];
   make_threads(count);
+  struct sigaction action = {}, before;
+  action.sa_sigaction = bad_address;
+  action.sa_flags = SA_SIGINFO | SA_NODEFER;  // which nobody returns from
+  sigaction(SIGSEGV, &action, &before);
+  bool fine = true;
   for (unsigned i : shuffled(grid[0] * grid[1] * grid[2])) {
     block_index = {i % grid[0], i / grid[0] % grid[1], i / (grid[0] * grid[1])};
-    if (!run_block(count)) return message;
+    if (!(fine = run_block(count))) break;
   }
-  return nullptr;
+  sigaction(SIGSEGV, &before, nullptr);
+  return fine ? nullptr : message;
 }
 
 }  // namespace emulated
@@ -320,6 +343,9 @@ extern "C" void __ubsan_handle_out_of_bounds(SourceLocation* where, std::uintptr
 #define __shared__ static __attribute__((section("emulated_shared")))
 #define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(emulated::dynamic_shared())
 #define __syncthreads() emulated::wait(emulated::at_barrier, __LINE__)
+#define __syncthreads_count(value) static_cast<int>(emulated::vote_of_block(value, __LINE__))
+#define __syncthreads_or(value) static_cast<int>(emulated::vote_of_block(value, __LINE__) != 0)
+#define __syncthreads_and(value) static_cast<int>(emulated::vote_of_block(!(value), __LINE__) == 0)
 #define __syncwarp(...) emulated::vote(emulated::all_or(__VA_ARGS__), true, __LINE__)
 #define __shfl_sync(mask, value, source) emulated::shuffle(mask, value, (source) & 31, __LINE__)
 #define __shfl_xor_sync(mask, value, bits) \

@@ -21,6 +21,7 @@ HEADER = Path(__file__).with_name("emulate.h")
 KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(")
 # Undefined behaviour of which a GPU makes errors too; emulate.h has the handlers.
 CHECKS = "-fsanitize=alignment,bounds,null"
+LINK = "-Wl,-Bsymbolic"
 MOST_THREADS = 1024
 
 
@@ -97,7 +98,7 @@ def _compiled(source: str, options: tuple[str, ...]) -> Path:
     command = [*cxx, "-std=c++17", "-O2", "-fPIC", "-fno-strict-aliasing", "-w"]
     command += ["-U_FORTIFY_SOURCE", "-ffp-contract=off", CHECKS, *options]
     text = f'#line 1 "emulate.h"\n{HEADER.read_text()}\n#line 1 "kernel.cu"\n{source}\n'
-    key = hashlib.sha256("\n".join([*command, text]).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\n".join([*command, text, LINK]).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"llama_layers_emulated_{os.getuid()}"
     library = folder / f"{key}.so"
     if not library.exists():
@@ -106,8 +107,9 @@ def _compiled(source: str, options: tuple[str, ...]) -> Path:
             code, made, linked = (Path(work) / f"kernel.{end}" for end in ("cpp", "o", "so"))
             code.write_text(text)
             _run([*command, "-c", code, "-o", made])
-            # Linked without the sanitizer's library, whose handlers emulate.h replaces.
-            _run([*cxx, "-shared", made, "-o", linked])
+            # Linked without the sanitizer's library, whose handlers emulate.h replaces; and a
+            # kernel's name means the kernel, also where the C library has a function of that name.
+            _run([*cxx, "-shared", LINK, made, "-o", linked])
             linked.rename(library)
     return library
 

@@ -71,7 +71,7 @@ extern "C" __global__ void every(unsigned* y, const int* n) {
   DYNAMIC_SHARED(unsigned, mine);
   const unsigned lane = threadIdx.x;
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
-  unsigned* out = y + (block * 32 + lane) * 12;
+  unsigned* out = y + (block * 32 + lane) * 14;
   mine[lane] = lane + 1;
   __syncwarp();
   out[0] = mine[31 - lane];
@@ -86,12 +86,14 @@ extern "C" __global__ void every(unsigned* y, const int* n) {
   out[9] = __float_as_uint(__uint_as_float(0x3f800000u + lane) * 2.0f);
   out[10] = blockIdx.x + 10 * blockIdx.y + 100 * blockIdx.z;
   out[11] = n ? n[lane] : 77;
+  out[12] = __syncthreads_count(lane % 5 == 0);
+  out[13] = __syncthreads_or(lane == 9) * 2 + __syncthreads_and(lane < 30);
 }
 """
 
 
 def test_every_intrinsic():
-    y = np.zeros((2, 3, 2, 32, 12), np.uint32)  # blocks [z, y, x]
+    y = np.zeros((2, 3, 2, 32, 14), np.uint32)  # blocks [z, y, x]
     Emulated(EVERY).run("every", (2, 3, 2), (32,), [y.ctypes.data, 0], shared=128)
     lane = np.arange(32)
     expected = [
@@ -107,6 +109,8 @@ def test_every_intrinsic():
         0x40000000 + lane,
         None,
         np.full(32, 77),
+        np.full(32, 7),
+        np.full(32, 2),
     ]
     for i, numbers in enumerate(expected):
         if numbers is not None:
@@ -125,6 +129,21 @@ def test_orders_depend_on_the_seed():
         assert sorted(y) == list(range(50))
         seen.add(tuple(y))
     assert len(seen) == 2
+
+
+def test_a_name_that_the_c_library_has_too():
+    kernel = Emulated('extern "C" __global__ void advance(int* y) { y[threadIdx.x] = 5; }')
+    y = np.zeros(2, np.int32)
+    kernel.run("advance", (1,), (2,), [y.ctypes.data])
+    assert (y == 5).all()
+
+
+def test_an_address_that_is_none():
+    kernel = Emulated('extern "C" __global__ void f(int* y) { y[1 << 30] = 5; }')
+    y = np.zeros(2, np.int32)
+    for _ in range(2):
+        with pytest.raises(EmulatedError, match="an access to .*, which is no memory"):
+            kernel.run("f", (1,), (2,), [y.ctypes.data])
 
 
 def test_wrong_arguments():
