@@ -51,8 +51,8 @@ MUTANTS = [
     Mutant(
         "threads that do not wait for the keys",
         KERNELS,
-        "while arrived(address) < round_ * team:",
-        "while arrived(address) < 0:",
+        "until(address, round_ * team)",
+        "until(address, 0)",
         "test_compiled.py::test_a_sequence_does_not_depend_on_its_batch_or_on_threads",
     ),
     Mutant(
@@ -114,8 +114,8 @@ MUTANTS = [
     Mutant(
         "the bias forgotten with many tokens",
         LINEAR,
-        "gemm.pack(x), weight, wide, y)",
-        "gemm.pack(x), weight, None, y)",
+        "operands(x, weight, wide, y, size)",
+        "operands(x, weight, None, y, size)",
         "test_compiled.py::test_many_tokens_and_narrow_weights",
     ),
     Mutant(

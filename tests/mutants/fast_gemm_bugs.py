@@ -1,10 +1,13 @@
-"""Bugs to plant in the compiled product of many tokens."""
+"""Bugs to plant in the compiled product of many tokens, and in the memory of its results."""
 
 from __future__ import annotations
 
 from catalogue import Mutant
 
 GEMM = "backends/numpy/fast/gemm.py"
+TILES = "backends/numpy/fast/tiles.py"
+LINEAR = "backends/numpy/fast/linear.py"
+MEMORY = "backends/numpy/memory.py"
 TESTS = "test_fast_gemm.py"
 
 MUTANTS = [
@@ -18,13 +21,13 @@ MUTANTS = [
     Mutant(
         "the last number of an odd K dropped",
         GEMM,
-        "depth = (left + 1) // 2 if form == PAIRS else left",
-        "depth = left // 2 if form == PAIRS else left",
+        "units = (left + 1) // 2 if form == PAIRS else left",
+        "units = left // 2 if form == PAIRS else left",
         f"{TESTS}::test_within_bound_of_naive_sums[bfloat16-bfloat16]",
     ),
     Mutant(
         "rows beyond the last read, though not used",
-        GEMM,
+        TILES,
         'builder.icmp_signed("<", last, _integer(r))',
         'builder.icmp_signed("<", last, _integer(0))',
         f"{TESTS}::test_reads_nothing_beyond_the_weight[float32-float16]",
@@ -38,9 +41,72 @@ MUTANTS = [
     ),
     Mutant(
         "columns of a tile's second vector those of the first",
-        GEMM,
+        TILES,
         "(token, columns[v], total)",
         "(token, columns[0], total)",
         f"{TESTS}::test_a_token_does_not_depend_on_its_neighbours_or_on_threads[float32-float32]",
+    ),
+    Mutant(
+        "the last group of a chunk not packed",
+        GEMM,
+        "min(chunk * CHUNK + CHUNK, groups)",
+        "min(chunk * CHUNK + CHUNK, groups) - 1",
+        f"{TESTS}::test_within_bound_of_naive_sums[float32-float32]",
+    ),
+    Mutant(
+        "x multiplied before other threads have packed it",
+        GEMM,
+        "until(finished, chunks)",
+        "until(finished, 0)",
+        f"{TESTS}::test_a_thread_waits_for_what_others_pack",
+    ),
+    Mutant(
+        "half of a last tile of two groups left out",
+        GEMM,
+        "elif left == 2:",
+        "elif left == GROUPS:",
+        f"{TESTS}::test_within_bound_of_naive_sums[float32-float32]",
+    ),
+    Mutant(
+        "tokens of a later part written over the first",
+        GEMM,
+        "token, end = start * GROUP,",
+        "token, end = 0 * GROUP,",
+        f"{TESTS}::test_more_tokens_than_pass_a_panel",
+    ),
+    Mutant(
+        "two columns of a group swapped in packing",
+        TILES,
+        "i // 4 * 2 + i % 2 + i % 4 // 2 * LANES",
+        "i // 4 * 2 + 1 - i % 2 + i % 4 // 2 * LANES",
+        f"{TESTS}::test_within_bound_of_naive_sums[float32-float32]",
+    ),
+    Mutant(
+        "many tokens in float32 left to BLAS, which writes them side by side",
+        LINEAR,
+        "(kind == FLOAT32 and len(x) <= MOST and weight.size < SMALL)",
+        "(kind == FLOAT32 and (len(x) > MOST or weight.size < SMALL))",
+        f"{TESTS}::test_numbers_of_a_token_are_adjacent",
+    ),
+    Mutant(
+        "memory used again while an array has it",
+        MEMORY,
+        "_spare[size].pop()",
+        "_spare[size][-1]",
+        "test_memory.py::test_arrays_that_are_alive_keep_their_numbers",
+    ),
+    Mutant(
+        "memory never used again",
+        MEMORY,
+        "np.asarray(_Block(memory))",
+        "memory",
+        "test_memory.py::test_memory_is_used_again_when_the_last_view_is_gone",
+    ),
+    Mutant(
+        "all memory kept",
+        MEMORY,
+        "len(blocks := spare[self._memory.size]) < SPARE",
+        "(blocks := spare[self._memory.size]) is not None",
+        "test_memory.py::test_only_so_much_is_kept",
     ),
 ]

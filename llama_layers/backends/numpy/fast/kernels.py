@@ -12,10 +12,8 @@ place changes that order, so that a token's result does not depend on its neighb
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
-from numba import carray, types
+from numba import carray
 
 from llama_layers.backends.numpy.fast.formats import BFLOAT16, CHUNK, FLOAT16, FLOAT32, ROWS
 from llama_layers.backends.numpy.fast.jit import compiled, inside, summing
@@ -23,14 +21,12 @@ from llama_layers.backends.numpy.fast.vectors import (
     LANES,
     TOKENS,
     arrive,
-    arrived,
     number,
     pointer,
     tile,
     weigh,
 )
-
-_yield = types.ExternalFunction("sched_yield", types.intc()) if os.name == "posix" else None
+from llama_layers.backends.numpy.fast.waiting import until
 
 
 @compiled
@@ -43,11 +39,7 @@ def _meet(sync, round_, team):
     """Wait until every thread of the team has come here; return the number of the next round."""
     address = _address(sync)
     arrive(address)
-    spins = 0
-    while arrived(address) < round_ * team:
-        spins += 1
-        if spins % 256 == 0 and _yield is not None:  # another thread may need this core
-            _yield()
+    until(address, round_ * team)
     return round_ + 1
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import dtype_name
+from llama_layers.backends.dtypes import accumulate_format, dtype_name, float_format
 from llama_layers.backends.numpy.fast.formats import FLOAT32, KINDS, MOST, ROWS
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.backends.numpy.linear import linear_2d as blas
+from llama_layers.backends.numpy.memory import empty
 
 LONELY = 1 << 16  # numbers of a matrix that one thread multiplies sooner than a second wakes
 # Float32 numbers that BLAS multiplies by a few tokens within a millisecond: not worth loading numba
@@ -29,7 +30,7 @@ def linear_2d(
         or len(x) == 0
         or len(weight) < ROWS
         or not weight.flags.c_contiguous
-        or (kind == FLOAT32 and (len(x) > MOST or weight.size < SMALL))
+        or (kind == FLOAT32 and len(x) <= MOST and weight.size < SMALL)
     ):
         return blas(xp, x, weight, bias)
     size = threads() if weight.size > LONELY else 1
@@ -55,13 +56,17 @@ def _few(
 def _many(
     xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, size: int
 ) -> NDArray[Any]:
-    """Limited by arithmetic, which 16-bit weights must not be widened for as a whole."""
+    """Limited by arithmetic; 16-bit weights are not widened as a whole."""
     from llama_layers.backends.numpy.fast import gemm
 
     if gemm.problem(dtype_name(x.dtype), dtype_name(weight.dtype)) is not None:
         return blas(xp, x, weight, bias)
-    # Tokens side by side in memory, as BLAS leaves them too: what is added to it is in that order.
-    y = np.empty((len(x), len(weight)), x.dtype, order="F")
+    y = empty((len(x), len(weight)), x.dtype)
     wide = None if bias is None else bias.astype(np.float32, copy=False)
-    TEAM.run(size, gemm.multiply, gemm.pack(x), weight, wide, y)
+    TEAM.run(size, gemm.multiply, *gemm.operands(x, weight, wide, y, size))
     return y
+
+
+def activations(xp: Any, x: NDArray[Any]) -> NDArray[Any]:
+    """Embeddings widened to float32 at least, each token's numbers adjacent, as products are."""
+    return np.ascontiguousarray(x, accumulate_format(float_format("x", x)).name)
