@@ -33,6 +33,7 @@ class Outcome(NamedTuple):
 
     status: int
     passed: int
+    skipped: int
     failures: list[tuple[str, bool]]
     """What was raised, and whether an assertion raised it."""
     files: list[str]
@@ -40,10 +41,10 @@ class Outcome(NamedTuple):
 
 
 class Counter:
-    """Counts what passed, and keeps what was raised."""
+    """Counts what passed and what was skipped, and keeps what was raised."""
 
     def __init__(self) -> None:
-        self.passed = 0
+        self.passed = self.skipped = 0
         self.failures: list[tuple[str, bool]] = []
 
     @pytest.hookimpl(wrapper=True)
@@ -55,6 +56,8 @@ class Counter:
             self.failures.append((f"{type(error).__name__}: {error}", asserted))
         elif report.when == "call" and report.passed:
             self.passed += 1
+        elif report.skipped:
+            self.skipped += 1
         return report
 
 
@@ -81,4 +84,6 @@ def outcome(*nodes):
     with contextlib.redirect_stdout(io.StringIO()):
         status = pytest.main([*options, *(f"{ROOT}/tests/{node}" for node in nodes)], [counter])
     loaded = [getattr(m, "__file__", None) for n, m in sys.modules.items() if "llama_layers" in n]
-    return Outcome(int(status), counter.passed, counter.failures, [f for f in loaded if f])
+    return Outcome(
+        int(status), counter.passed, counter.skipped, counter.failures, [f for f in loaded if f]
+    )

@@ -32,7 +32,7 @@ def test_nothing_fails_without_the_bugs(package):
     outcome = runner.with_copy(package.parent, runner.outcome, *nodes)
     assert_of_the_copy(outcome, package)
     assert outcome.status == pytest.ExitCode.OK, outcome.failures
-    assert outcome.passed >= len(nodes)
+    assert outcome.passed + outcome.skipped >= len(nodes)
 
 
 def assert_of_the_copy(outcome, package):
