@@ -32,8 +32,9 @@ def draw(path: Path, result: Result) -> None:
     axes.set_xticks(range(len(result.cases)), ticks)
     axes.set_ylabel("speed, % of the limit")
     axes.set_title(result.title, fontsize=9, wrap=True)
+    threads = "" if result.threads is None else f"threads: {result.threads}; "
     axes.set_xlabel(
-        f"threads: {result.threads}; bars: best of {result.rounds}, in ms above; lines: median",
+        f"{threads}bars: best of {result.rounds}, in ms above; lines: median",
         fontsize=8,
     )
     axes.spines[["top", "right"]].set_visible(False)

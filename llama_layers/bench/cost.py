@@ -54,36 +54,37 @@ def attention_cost(
 
 
 def layers_cost(
-    config: LlamaConfig, rows: int, past: int, itemsize: int, cache_itemsize: int
+    config: LlamaConfig, rows: int, past: int, itemsize: int, cache_itemsize: int, batch: int = 1
 ) -> Cost:
-    """Some tokens of one sequence through all layers, after `past` cached ones."""
+    """Some tokens of each sequence through all layers, after `past` cached ones."""
     shapes = [s for name, s in expected_tensors(config).items() if name.startswith("model.layers.")]
     cost = Cost(
         sum(map(math.prod, shapes)) * itemsize,
-        2 * rows * sum(math.prod(shape) for shape in shapes if len(shape) == 2),
+        2 * batch * rows * sum(math.prod(shape) for shape in shapes if len(shape) == 2),
     )
     for layer in range(config.num_hidden_layers):
-        cost += attention_cost(config, config.window_of(layer), rows, past, cache_itemsize)
+        one = attention_cost(config, config.window_of(layer), rows, past, cache_itemsize)
+        cost += Cost(batch * one.nbytes, batch * one.flops)
     return cost
 
 
 def model_cost(
-    config: LlamaConfig, rows: int, past: int, itemsize: int, cache_itemsize: int
+    config: LlamaConfig, rows: int, past: int, itemsize: int, cache_itemsize: int, batch: int = 1
 ) -> Cost:
-    """A forward pass of some tokens, to the logits of the last one."""
-    embedding_rows_and_norm = (rows + 1) * config.hidden_size * itemsize
+    """A forward pass of some tokens of each sequence, to the logits of the last ones."""
+    embedding_rows_and_norm = (batch * rows + 1) * config.hidden_size * itemsize
     return (
-        layers_cost(config, rows, past, itemsize, cache_itemsize)
-        + linear_cost(config.vocab_size, config.hidden_size, 1, itemsize)
+        layers_cost(config, rows, past, itemsize, cache_itemsize, batch)
+        + linear_cost(config.vocab_size, config.hidden_size, batch, itemsize)
         + Cost(embedding_rows_and_norm, 0)
     )
 
 
 def decode_cost(
-    config: LlamaConfig, tokens: int, past: int, itemsize: int, cache_itemsize: int
+    config: LlamaConfig, tokens: int, past: int, itemsize: int, cache_itemsize: int, batch: int = 1
 ) -> Cost:
-    """Some tokens after `past` others, each in a forward pass of its own; the mean of one."""
+    """Some tokens after `past` others, each in a forward pass of its own; the mean of one pass."""
     total = Cost(0, 0)
     for token in range(tokens):
-        total += model_cost(config, 1, past + token, itemsize, cache_itemsize)
+        total += model_cost(config, 1, past + token, itemsize, cache_itemsize, batch)
     return Cost(total.nbytes // tokens, total.flops // tokens)

@@ -6,28 +6,41 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from array_api_compat import device, is_cupy_array
 from numpy.typing import NDArray
 
 from llama_layers.backends.dtypes import FLOATS, dtype_name
+from llama_layers.backends.namespaces import namespace
+from llama_layers.backends.transfer import from_numpy
 from llama_layers.bench.cost import Cost, decode_cost, layers_cost, linear_cost, model_cost
-from llama_layers.bench.models import with_layers
+from llama_layers.bench.models import Backend, with_layers
 from llama_layers.cache import KVCache
 from llama_layers.config import LlamaConfig
 from llama_layers.llama import Llama
 from llama_layers.weights import QKVWeights
 
 Kind = Literal["qkv", "layer", "decode", "prefill"]
-# Copies of weights take turns until they are as large as this, lest they stay in the cache.
-UNCACHED = 256 << 20
+# Copies of weights take turns until they are as large as this, lest they stay in the cache. On a
+# GPU more of them, so that they are read for long enough to be timed.
+UNCACHED = {"numpy": 256 << 20, "cupy": 1 << 30}
 MOST_COPIES = 64
 
 
-def copies(nbytes: int) -> int:
+def copies(nbytes: int, backend: Backend = "numpy") -> int:
     """How many copies of something are enough to be read from memory each time."""
-    return min(MOST_COPIES, math.ceil(UNCACHED / nbytes))
+    return min(MOST_COPIES, math.ceil(UNCACHED[backend] / nbytes))
+
+
+def placed(array: NDArray[Any], like: Any) -> Any:
+    """A NumPy array where another array is."""
+    return (
+        array
+        if isinstance(like, np.ndarray)
+        else from_numpy(array, namespace(like=like), device(like))
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +69,12 @@ class QKVJob:
         """Products in a timed call."""
         return len(self.weights)
 
-    def x(self, size: int) -> NDArray[np.float32]:
-        """Hidden states [1, S, hidden_size]."""
+    def x(self, size: int) -> Any:
+        """Hidden states [1, S, hidden_size]: float32 in NumPy, elsewhere as the weights are."""
         rng = np.random.default_rng(size)
-        return rng.standard_normal((1, size, self.weights[0].hidden_size), np.float32)
+        x = rng.standard_normal((1, size, self.weights[0].hidden_size), np.float32)
+        fused = self.weights[0].fused
+        return placed(x if isinstance(fused, np.ndarray) else x.astype(fused.dtype), fused)
 
     def cost(self, size: int) -> Cost:
         """Of one product."""
@@ -95,7 +110,9 @@ class ModelJob:
     context : int
         For "layer": tokens in the cache before.
     steps : int
-        For "decode": tokens in a timed call.
+        For "decode": tokens of each sequence in a timed call.
+    batch : int
+        For "decode": sequences.
     """
 
     model: Llama
@@ -103,6 +120,7 @@ class ModelJob:
     sizes: Sequence[int]
     context: int = 0
     steps: int = 1
+    batch: int = 1
 
     @property
     def config(self) -> LlamaConfig:
@@ -113,6 +131,11 @@ class ModelJob:
     def dtype(self) -> str:
         """Of the weights."""
         return dtype_name(self.model.weights.embed_tokens.dtype)
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn and fed back on the device, and are not given."""
+        return self.kind == "decode" and is_cupy_array(self.model.weights.embed_tokens)
 
     @property
     def units(self) -> int:
@@ -129,9 +152,9 @@ class ModelJob:
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
-        """Token ids [1, T] that are enough for every case, and begin all of them."""
+        """Token ids [B, T] that are enough for every case, and begin all of them."""
         longest = max(before + sum(parts) for before, parts in map(self.passes, self.sizes))
-        return np.random.default_rng(0).integers(0, self.config.vocab_size, (1, longest))
+        return np.random.default_rng(0).integers(0, self.config.vocab_size, (self.batch, longest))
 
     def cost(self, size: int) -> Cost:
         """Of one unit."""
@@ -140,7 +163,7 @@ class ModelJob:
         if self.kind == "layer":
             return layers_cost(with_layers(self.config, 1), size, self.context, stored, cached)
         if self.kind == "decode":
-            return decode_cost(self.config, self.steps, size, stored, cached)
+            return decode_cost(self.config, self.steps, size, stored, cached, self.batch)
         return model_cost(self.config, size, 0, stored, cached)
 
     def case(self, size: int) -> str:
@@ -151,7 +174,7 @@ class ModelJob:
 
     def tokens(self, size: int) -> int | None:
         """Tokens of one unit, where a rate of them says something."""
-        return {"layer": None, "decode": 1, "prefill": size}[self.kind]
+        return {"layer": None, "decode": self.batch, "prefill": size}[self.kind]
 
     def title(self) -> str:
         """What is measured."""
@@ -165,8 +188,9 @@ class ModelJob:
                 f"{_times(c.num_hidden_layers)}; one sequence"
             )
         what = "Prefill" if self.kind == "prefill" else f"Decode, {self.steps} tokens a round"
+        sequences = "one sequence" if self.batch == 1 else f"{self.batch} sequences"
         layers = "1 layer" if c.num_hidden_layers == 1 else f"{c.num_hidden_layers} layers"
-        return f"{what}: {layers} of {end}; one sequence"
+        return f"{what}: {layers} of {end}; {sequences}"
 
 
 Job = QKVJob | ModelJob

@@ -1,25 +1,53 @@
-"""What a run was made on and with."""
+"""What a run is made on and with."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Protocol
 
-from llama_layers.bench.threads import Threads, available_threads
+from llama_layers.bench.result import Limit
+from llama_layers.bench.threads import available_threads
 
 
-def machine(threads: Threads, packages: dict[str, str]) -> dict[str, str]:
-    """Processor, system and versions."""
+class Machine(Protocol):
+    """A processor or a GPU: its clock, its limits, and what it is."""
+
+    @property
+    def threads(self) -> int | None:
+        """Of every contestant; None where nobody sets them."""
+
+    def reserved(self) -> AbstractContextManager[Any]:
+        """While contestants are made and timed."""
+
+    def rest(self) -> None:
+        """Wait until what was done before disturbs no more."""
+
+    def timed(self, call: Callable[[], Any]) -> float:
+        """The seconds that a call takes."""
+
+    def probe(self) -> None:
+        """Try how fast it reads and multiplies."""
+
+    def limits(self) -> tuple[Limit, Limit]:
+        """Reading and multiplying, as they were probed."""
+
+    def facts(self) -> dict[str, str]:
+        """What it is, and what it computes with."""
+
+
+def system() -> dict[str, str]:
+    """Processor, system and versions, which say something of every machine."""
     return {
         "processor": f"{processor()}, {available_threads()} cores",
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
         "NumPy": version("numpy"),
-        "BLAS": threads.blas(),
         "llama_layers": version("llama-layers"),
-        **packages,
     }
 
 

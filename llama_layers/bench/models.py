@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.backends.dtypes import FLOATS, dtype_of
 from llama_layers.checkpoint import load, open_checkpoint
@@ -29,6 +29,8 @@ from llama_layers.weights import (
 PRESETS = {name.replace("_", "-"): name for name in vars(PublishedSizes) if name[0] != "_"}
 # The part of the memory that weights may take.
 SHARE = 0.7
+
+Backend = Literal["numpy", "cupy"]
 
 
 def is_checkpoint(name: str) -> bool:
@@ -57,9 +59,9 @@ def with_layers(config: LlamaConfig, count: int) -> LlamaConfig:
     return replace(config, num_hidden_layers=count, layer_types=kinds)
 
 
-def opened_model(name: str, dtype: str, layers: int | None) -> Llama:
+def opened_model(name: str, dtype: str, layers: int | None, backend: Backend = "numpy") -> Llama:
     """A checkpoint, or its first layers only."""
-    model = load(name, dtype=dtype)
+    model = load(name, dtype=dtype, backend=backend)
     count = model.config.num_hidden_layers
     if layers is None or layers == count:
         return model
@@ -76,28 +78,31 @@ class Numbers:
     """Numbers for weights of a dtype: normal ones from a block that is used again and again.
 
     Drawing each of billions would take minutes, and no speed depends on it. Each matrix begins
-    elsewhere in the block: an engine that finds two equal ones might keep only one.
+    elsewhere in the block: an engine that finds two equal ones might keep only one. What fills a
+    matrix is copied as integers, since a GPU's library might have to compile a kernel for others.
     """
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, backend: Backend = "numpy") -> None:
+        self._xp: Any = importlib.import_module(backend)
         self._dtype: np.dtype[Any] = np.dtype(dtype_of(np, dtype))
         self._block = np.random.default_rng(0).standard_normal((1 << 20) + 7, np.float32)
         self._made = 0
 
-    def matrix(self, outputs: int, inputs: int) -> NDArray[Any]:
+    def matrix(self, outputs: int, inputs: int) -> Any:
         """A matrix [out, in] that keeps the size of a row."""
         self._made += 1
-        flat = np.empty(outputs * inputs, self._dtype)
-        block = (self._block / np.float32(math.sqrt(inputs))).astype(self._dtype)
-        block = np.roll(block, self._made)
+        scaled = (self._block / np.float32(math.sqrt(inputs))).astype(self._dtype)
+        integers = np.dtype(f"u{self._dtype.itemsize}")
+        block = self._xp.asarray(np.roll(scaled, self._made).view(integers))
+        flat = self._xp.empty(outputs * inputs, integers)
         for start in range(0, flat.size, block.size):
             part = flat[start : start + block.size]
             part[:] = block[: part.size]
-        return flat.reshape(outputs, inputs)
+        return flat.view(self._dtype).reshape(outputs, inputs)
 
-    def ones(self, count: int) -> NDArray[Any]:
+    def ones(self, count: int) -> Any:
         """The weight of a norm."""
-        return np.ones(count, self._dtype)
+        return self._xp.asarray(np.ones(count, self._dtype))
 
     def qkv(self, config: LlamaConfig) -> QKVWeights:
         """Fused projections; no biases."""
@@ -142,7 +147,13 @@ def without_biases(config: LlamaConfig) -> LlamaConfig:
     return replace(config, model_type=kind, attention_bias=False, mlp_bias=False)
 
 
-def random_model(config: LlamaConfig, dtype: str, layers: int | None, engines: int) -> Llama:
+def random_model(
+    config: LlamaConfig,
+    dtype: str,
+    layers: int | None,
+    engines: int,
+    backend: Backend = "numpy",
+) -> Llama:
     """A model of some size with random weights, and as many layers as there is memory for.
 
     Parameters
@@ -154,7 +165,9 @@ def random_model(config: LlamaConfig, dtype: str, layers: int | None, engines: i
     layers : int or None
         How many layers; None for as many as fit, up to those of the config.
     engines : int
-        How many hold the weights at the same time.
+        How many take part. On a CPU each holds the weights; on a GPU they share them.
+    backend : {"numpy", "cupy"}
+        Where the weights are.
 
     Returns
     -------
@@ -168,8 +181,9 @@ def random_model(config: LlamaConfig, dtype: str, layers: int | None, engines: i
     """
     config = without_biases(config)
     if layers is None:
-        layers = layers_that_fit(config, dtype, int(available_memory() * SHARE / engines))
-    return Numbers(dtype).model(with_layers(config, layers))
+        memory = available_memory() / engines if backend == "numpy" else available_on_gpu()
+        layers = layers_that_fit(config, dtype, int(memory * SHARE))
+    return Numbers(dtype, backend).model(with_layers(config, layers))
 
 
 def layers_that_fit(config: LlamaConfig, dtype: str, nbytes: int) -> int:
@@ -197,3 +211,9 @@ def available_memory() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def available_on_gpu() -> int:
+    """Bytes that the current device has left."""
+    free, _ = importlib.import_module("cupy").cuda.runtime.memGetInfo()
+    return int(free)

@@ -68,8 +68,8 @@ class Result:
     ----------
     title : str
         What was measured.
-    threads : int
-        Of every contestant.
+    threads : int or None
+        Of every contestant; None on a GPU.
     machine : dict of str to str
         Processor, system and versions.
     reading, multiplying : Limit
@@ -81,7 +81,7 @@ class Result:
     """
 
     title: str
-    threads: int
+    threads: int | None
     machine: dict[str, str]
     reading: Limit
     multiplying: Limit

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llama_layers.bench.contestants.contestant import Contestant
 
 T = TypeVar("T")
-Clock = Callable[[], float]
 
 
 def run_rounds(
@@ -16,7 +15,7 @@ def run_rounds(
     sizes: Sequence[int],
     *,
     rounds: int,
-    clock: Clock,
+    timed: Callable[[Callable[[], Any]], float],
     rest: Callable[[], None],
     between: Callable[[], None],
 ) -> dict[int, dict[str, list[float]]]:
@@ -30,8 +29,8 @@ def run_rounds(
         The cases; each round has all of them.
     rounds : int
         How many.
-    clock : callable
-        Gives seconds.
+    timed : callable
+        Runs a call, and gives the seconds that it took.
     rest : callable
         Called before each turn: threads of the one before, which spin for a while when their
         work is done, are to be asleep.
@@ -52,9 +51,7 @@ def run_rounds(
             for contestant in rotated(contestants, number):
                 rest()
                 call = contestant.prepare(size)
-                start = clock()
-                call()
-                found[size][contestant.name].append(clock() - start)
+                found[size][contestant.name].append(timed(call))
     return found
 
 

@@ -47,12 +47,13 @@ def rate(case: Case, seconds: float) -> list[str]:
 
 def facts(result: Result) -> dict[str, str]:
     """What was measured, on what and with what."""
-    rounds = "1 round" if result.rounds == 1 else f"{result.rounds} rounds"
+    turns = "in turns, " + ("1 round" if result.rounds == 1 else f"{result.rounds} rounds")
+    threads = {"threads": f"{result.threads} for each, {turns}"}
     return {
-        "threads": f"{result.threads} for each, in turns, {rounds}",
+        **({"times": turns} if result.threads is None else threads),
         **result.numbers,
-        "reading": f"{_rates(result.reading)} GB/s: {result.reading.what}",
-        "multiplying": f"{_rates(result.multiplying)} GFLOP/s: {result.multiplying.what}",
+        "reading": _rates(result.reading, "B/s"),
+        "multiplying": _rates(result.multiplying, "FLOP/s"),
         "machine": ", ".join(f"{name} {text}" for name, text in result.machine.items()),
     }
 
@@ -111,9 +112,10 @@ def markdown(result: Result) -> str:
     return "".join([*lines, "\n", *about])
 
 
-def _rates(limit: Limit) -> str:
-    """The best, and what else was seen."""
+def _rates(limit: Limit, unit: str) -> str:
+    """The best, what else was seen, and how."""
+    scale, prefix = (1e12, "T") if limit.best >= 1e13 else (1e9, "G")
     return (
-        f"{limit.best / 1e9:.0f} (the worst of {len(limit.rates)} tries "
-        f"{min(limit.rates) / 1e9:.0f})"
+        f"{limit.best / scale:.0f} (the worst of {len(limit.rates)} tries "
+        f"{min(limit.rates) / scale:.0f}) {prefix}{unit}: {limit.what}"
     )

@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_layers.cli.options import add_force
+from llama_layers.cli.options import add_backend, add_force, resolve_backend
 from llama_layers.files import check_output, write_atomically
 
 if TYPE_CHECKING:
     from llama_layers.bench.job import Job
+    from llama_layers.bench.machine import Machine
     from llama_layers.bench.result import Result
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -30,7 +31,7 @@ def add_parser(commands: Any) -> None:
         help="measure speed, next to the machine's limits and to other engines",
         description="Time the Q/K/V projection, a layer, decoding or prefill, and other engines "
         "that are installed, in turns. What the machine can do, reading from memory and "
-        "multiplying, is measured in the same run.",
+        "multiplying, is measured in the same run. With --backend cupy all of it on a GPU.",
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
 
@@ -52,6 +53,9 @@ def add_parser(commands: Any) -> None:
     decode.add_argument(
         "--tokens", type=_count, default=32, metavar="N", help="tokens a round (default: 32)"
     )
+    decode.add_argument(
+        "--batch", type=_count, default=1, metavar="N", help="sequences at once (default: 1)"
+    )
 
     prefill = kinds.add_parser("prefill", help="a whole model, a prompt at once")
     _add_common(prefill, "smollm2-135m", "to run; a published size has random weights")
@@ -68,9 +72,12 @@ def _add_common(parser: argparse.ArgumentParser, model: str, what: str) -> None:
         default=model,
         help=f"a directory, file, known model or published size, {what} (default: {model})",
     )
-    parser.add_argument("--threads", type=_count, metavar="N", help="(default: all cores)")
+    add_backend(parser)
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)"
+        "--threads", type=_count, metavar="N", help="not with cupy (default: all cores)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of the weights (default: float32; with cupy bfloat16)"
     )
     parser.add_argument("--rounds", type=_count, default=10, metavar="N", help="(default: 10)")
     parser.add_argument(
@@ -79,7 +86,8 @@ def _add_common(parser: argparse.ArgumentParser, model: str, what: str) -> None:
         default=[],
         metavar="A,B",
         help="other engines that are installed: torch, onnxruntime and openvino for qkv, "
-        "transformers and llama.cpp for the rest",
+        "transformers and llama.cpp for the rest; with cupy torch for qkv, transformers for the "
+        "rest, and transformers-compiled for decode",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every time measured")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (png, svg, pdf)")
@@ -123,7 +131,6 @@ def _counts(text: str) -> list[int]:
 def run(args: argparse.Namespace) -> int:
     """Measure, and print, write and draw what was found."""
     from llama_layers.bench.contestants import check_peers
-    from llama_layers.bench.threads import available_threads
 
     for output in (args.json, args.plot):
         check_output(output, args.force)
@@ -133,10 +140,15 @@ def run(args: argparse.Namespace) -> int:
         from llama_layers.cli import plot  # without matplotlib, fail before the work
 
         plot.check_format(args.plot)
-    check_peers(args.against, args.kind)
-    cores = available_threads()
-    if args.threads is not None and args.threads > cores:
-        raise ValueError(f"--threads: expected at most {cores}, the cores, got {args.threads}")
+    args.backend = resolve_backend(args.backend)
+    check_threads(args)
+    if args.backend == "cupy":
+        from llama_layers.backends.placement import cupy_device
+
+        cupy_device(None)  # says what is missing
+    check_peers(args.against, args.kind, args.backend)
+    if args.dtype is None:
+        args.dtype = "bfloat16" if args.backend == "cupy" else "float32"
 
     from llama_layers.bench.measure import measure
     from llama_layers.bench.table import print_result
@@ -147,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         result = measure(
             job,
             args.against,
-            threads=args.threads or cores,
+            machine=make_machine(args),
             rounds=args.rounds,
             progress=progress,
         )
@@ -179,6 +191,29 @@ def write_json(path: Path, result: Result) -> None:
     path.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
+def check_threads(args: argparse.Namespace) -> None:
+    """Refuse more threads than cores, and any for a GPU."""
+    from llama_layers.bench.threads import available_threads
+
+    cores = available_threads()
+    if args.threads is not None and args.backend == "cupy":
+        raise ValueError("--threads: a GPU's cannot be chosen; expected --backend numpy with it")
+    if args.threads is not None and args.threads > cores:
+        raise ValueError(f"--threads: expected at most {cores}, the cores, got {args.threads}")
+
+
+def make_machine(args: argparse.Namespace) -> Machine:
+    """What the arguments ask to measure on."""
+    if args.backend == "cupy":
+        from llama_layers.bench.gpu import Gpu
+
+        return Gpu(args.kind, args.dtype)
+    from llama_layers.bench.cpu import Cpu
+    from llama_layers.bench.threads import available_threads
+
+    return Cpu(args.threads or available_threads())
+
+
 def make_job(args: argparse.Namespace) -> Job:
     """What the arguments ask for."""
     from llama_layers.backends.dtypes import FLOATS
@@ -187,23 +222,26 @@ def make_job(args: argparse.Namespace) -> Job:
     from llama_layers.bench.job import ModelJob, QKVJob, copies
 
     if args.kind == "qkv":
-        numbers, config = models.Numbers(args.dtype), models.config_of(args.model)
+        numbers, config = models.Numbers(args.dtype, args.backend), models.config_of(args.model)
         first = numbers.qkv(config)
-        others = [numbers.qkv(config) for _ in range(copies(first.fused.nbytes) - 1)]
+        others = [numbers.qkv(config) for _ in range(copies(first.fused.nbytes, args.backend) - 1)]
         return QKVJob([first, *others], args.sizes)
     if args.kind == "layer":
         config = models.with_layers(models.config_of(args.model), 1)
         small = models.without_biases(replace(config, vocab_size=LAYER_VOCABULARY))
-        count = copies(layers_cost(small, 1, 0, FLOATS[args.dtype].itemsize, 0).nbytes)
-        model = models.random_model(small, args.dtype, count, 1 + len(args.against))
+        nbytes = layers_cost(small, 1, 0, FLOATS[args.dtype].itemsize, 0).nbytes
+        count = copies(nbytes, args.backend)
+        model = models.random_model(small, args.dtype, count, 1 + len(args.against), args.backend)
         return ModelJob(model, "layer", args.sizes, context=args.context)
     if models.is_checkpoint(args.model):
-        model = models.opened_model(args.model, args.dtype, args.layers)
+        model = models.opened_model(args.model, args.dtype, args.layers, args.backend)
     else:
         config = models.config_of(args.model)
-        model = models.random_model(config, args.dtype, args.layers, 1 + len(args.against))
-    steps = args.tokens if args.kind == "decode" else 1
-    return ModelJob(model, args.kind, args.sizes, steps=steps)
+        engines = 1 + len(args.against)
+        model = models.random_model(config, args.dtype, args.layers, engines, args.backend)
+    if args.kind == "prefill":
+        return ModelJob(model, args.kind, args.sizes)
+    return ModelJob(model, args.kind, args.sizes, steps=args.tokens, batch=args.batch)
 
 
 @contextmanager

@@ -56,6 +56,14 @@ def test_only_the_last_token_has_logits():
     assert two - one == 2 * in_layers + 30 * 4 * 9 * 64 * 2
 
 
+def test_sequences_of_a_batch_share_the_weights():
+    """Each has an embedding, keys and values of its own, and logits."""
+    one, three = (decode_cost(SMOLLM2, 4, 100, 2, 4, batch) for batch in (1, 3))
+    row, token = 576 * 2, 2 * 30 * 3 * 64 * 4
+    assert three.nbytes - one.nbytes == 2 * row + 2 * token * (100 + 101 + 102 + 103) // 4
+    assert three.flops == 3 * one.flops
+
+
 def test_each_layer_has_its_own_window():
     config = replace(GQA, sliding_window=2, layer_types=("full_attention", "sliding_attention"))
     unlimited = model_cost(GQA, 1, 9, 4, 4)

@@ -82,10 +82,11 @@ def test_the_first_layers_of_a_checkpoint(tmp_path):
 
 
 def test_enough_copies_to_be_read_from_memory():
-    assert job.copies(job.UNCACHED) == job.copies(10 * job.UNCACHED) == 1
-    assert job.copies(job.UNCACHED - 1) == 2
-    assert job.copies(job.UNCACHED // 10) == 11
-    assert job.copies(1) == job.MOST_COPIES
+    for backend, enough in job.UNCACHED.items():
+        assert job.copies(enough, backend) == job.copies(10 * enough, backend) == 1
+        assert job.copies(enough - 1, backend) == 2
+        assert job.copies(enough // 10, backend) == 11
+        assert job.copies(1, backend) == job.MOST_COPIES
 
 
 @pytest.mark.parametrize("config", [tiny.CONFIG, tiny.TIED, tiny.QWEN2, tiny.BIASED])

@@ -21,8 +21,10 @@ class Clock:
         self.now = 0.0
         self.done = []
 
-    def __call__(self):
-        return self.now
+    def timed(self, call):
+        start = self.now
+        call()
+        return self.now - start
 
     def spend(self, seconds, *what):
         self.now += seconds
@@ -43,7 +45,7 @@ def turns(names, rounds, sizes=(1, 8)):
         [contestant(name, seconds, clock) for seconds, name in enumerate(names, 1)],
         sizes,
         rounds=rounds,
-        clock=clock,
+        timed=clock.timed,
         rest=lambda: clock.spend(10, "rest"),
         between=lambda: clock.spend(100, "between"),
     )

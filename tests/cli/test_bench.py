@@ -6,7 +6,7 @@ import sys
 import pytest
 import tiny
 
-from llama_layers.bench import contestants, measure
+from llama_layers.bench import contestants, cpu
 from llama_layers.bench.result import Result
 from llama_layers.bench.threads import available_threads
 from llama_layers.cli import main
@@ -17,7 +17,7 @@ from llama_layers.model import forward
 def in_a_hurry(monkeypatch):
     """Nothing is asserted of times, so nobody needs to rest, or the limits to be right."""
     for name, value in (("REST", 0), ("READ_BYTES", 1 << 20), ("SQUARE", 64)):
-        monkeypatch.setattr(measure, name, value)
+        monkeypatch.setattr(cpu, name, value)
 
 
 @pytest.fixture
@@ -78,6 +78,22 @@ def test_decoding(model, tmp_path, capsys):
     assert "tokens/s" in capsys.readouterr().out
 
 
+def test_decoding_several_sequences(model, tmp_path, capsys):
+    fed = []
+
+    def watched(model, ids, **options):
+        fed.append(ids.shape)
+        return forward(model, ids, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llama_layers.bench.contestants.ours.forward", watched)
+        options = ("--tokens", "2", "--context", "5", "--rounds", "1", "--batch", "3")
+        content = run_json(tmp_path, "decode", "--model", model, *options)
+    assert set(fed) == {(3, 4), (3, 1)}
+    assert content["cases"][0]["tokens"] == 3
+    assert content["title"].endswith(f"3 sequences ({model})")
+
+
 def test_prefill_of_the_first_layer(model, tmp_path, capsys):
     arguments = ("--model", model, "--seq", "7", "--layers", "1", "--rounds", "1")
     content = run_json(tmp_path, "prefill", *arguments)
@@ -104,7 +120,7 @@ def test_times_are_of_one_token(model, tmp_path, monkeypatch, count):
         return forward(*args, **kwargs)
 
     monkeypatch.setattr("llama_layers.bench.contestants.ours.forward", counted)
-    monkeypatch.setattr(measure.time, "perf_counter", ticking(passes))
+    monkeypatch.setattr(cpu.time, "perf_counter", ticking(passes))
     arguments = ("--model", model, "--tokens", str(count), "--context", "3", "--rounds", "3")
     content = run_json(tmp_path, "decode", *arguments)
     assert content["cases"][0]["seconds"]["llama_layers"] == pytest.approx([1.0] * 3)
@@ -162,7 +178,7 @@ def test_refusals(model, capsys, tmp_path):
         ),
         (
             ("decode", "--against", "torch"),
-            "--against: torch has no decode here; transformers, llama.cpp have",
+            "--against: torch has no decode here; expected some of transformers, llama.cpp",
         ),
         (("decode", "--model", model, "--layers", "9"), "--layers: expected at most 2"),
         (

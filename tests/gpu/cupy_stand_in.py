@@ -29,12 +29,14 @@ from cupy_streams import (
     capturing,
     enqueue,
     get_current_stream,
+    get_elapsed_time,
     not_in_capture,
     stream_or_current,
 )
 from emulator import Emulated, EmulatedError
 
 __name__ = "cupy"  # array_api_compat knows libraries by their names
+__version__ = "14.2.0"
 
 MARGIN = 4096
 NAN = 0xFF  # in all bytes of a float, of any format
@@ -408,12 +410,24 @@ class _Runtime:
         found.enqueue(lambda: ctypes.memmove(to, source, size) and keep)
 
     def getDeviceProperties(self, device: int) -> dict[str, Any]:  # noqa: N802
-        return {"name": b"stand-in", "multiProcessorCount": 4, "major": 9, "minor": 0}
+        return {
+            "name": b"stand-in", "multiProcessorCount": 4, "major": 9, "minor": 0,
+            "totalGlobalMem": 8 << 30,
+        }  # fmt: skip
+
+    def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
+        return 6 << 30, 8 << 30
+
+    def runtimeGetVersion(self) -> int:  # noqa: N802
+        return 13000
+
+    def driverGetVersion(self) -> int:  # noqa: N802
+        return 13000
 
 
 runtime = _Runtime()
 cuda = SimpleNamespace(
     Device=Device, Stream=Stream, Event=Event, Graph=Graph, get_current_stream=get_current_stream,
     alloc=alloc, alloc_pinned_memory=alloc_pinned_memory, MemoryPointer=MemoryPointer,
-    runtime=runtime, is_available=is_available, Memory=Memory,
+    runtime=runtime, is_available=is_available, Memory=Memory, get_elapsed_time=get_elapsed_time,
 )  # fmt: skip

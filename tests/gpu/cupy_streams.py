@@ -91,6 +91,7 @@ class Event:
 
     def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
         self._stream, self._count = Stream.null, 0
+        self._timed = not disable_timing
 
     def record(self, stream: Stream | None = None) -> None:
         self._stream = stream_or_current(stream)
@@ -102,6 +103,16 @@ class Event:
     @property
     def done(self) -> bool:
         return self._stream._done >= self._count
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    """Milliseconds between two events, of which all work of a stream takes one."""
+    assert start._timed
+    assert end._timed
+    assert start.done, "an event that has not come"
+    assert end.done, "an event that has not come"
+    assert start._stream is end._stream
+    return float(end._count - start._count)
 
 
 class Graph:

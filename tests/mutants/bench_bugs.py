@@ -2,6 +2,12 @@
 
 from catalogue import Mutant
 
+GPU = "bench/gpu.py"
+PROJECTION = "bench/test_gpu.py::test_the_gpu_is_timed_and_not_python"
+WAITED = "bench/test_gpu.py::test_a_user_waits_until_the_gpu_is_idle[decode]"
+LIMITS = "bench/test_gpu.py::test_limits[float32]"
+DRAWN = "bench/test_gpu.py::test_decoding_continues_from_the_same_tokens_each_time[3]"
+
 MUTANTS = [
     Mutant(
         "our time over a peer's",
@@ -41,8 +47,8 @@ MUTANTS = [
     Mutant(
         "preparations timed",
         "bench/rounds.py",
-        "                call = contestant.prepare(size)\n                start = clock()\n",
-        "                start = clock()\n                call = contestant.prepare(size)\n",
+        "append(timed(call))",
+        "append(timed(lambda c=contestant, s=size: c.prepare(s)()))",
         "bench/test_rounds.py::test_only_the_call_is_timed",
     ),
     Mutant(
@@ -77,15 +83,15 @@ MUTANTS = [
     Mutant(
         "copies of weights that are equal",
         "bench/models.py",
-        "block = np.roll(block, self._made)",
-        "block = np.roll(block, 1)",
+        "np.roll(scaled, self._made)",
+        "np.roll(scaled, 1)",
         "bench/test_models.py::test_random_matrices_keep_the_size_of_a_row_and_differ",
     ),
     Mutant(
         "memory for one engine only",
         "bench/models.py",
-        "int(available_memory() * SHARE / engines)",
-        "int(available_memory() * SHARE)",
+        "available_memory() / engines",
+        "available_memory()",
         "bench/test_models.py::test_every_engine_needs_memory",
     ),
     Mutant(
@@ -112,8 +118,8 @@ MUTANTS = [
     Mutant(
         "logits of every token counted",
         "bench/cost.py",
-        "linear_cost(config.vocab_size, config.hidden_size, 1, itemsize)",
-        "linear_cost(config.vocab_size, config.hidden_size, rows, itemsize)",
+        "linear_cost(config.vocab_size, config.hidden_size, batch, itemsize)",
+        "linear_cost(config.vocab_size, config.hidden_size, batch * rows, itemsize)",
         "bench/test_cost.py::test_only_the_last_token_has_logits",
     ),
     Mutant(
@@ -129,5 +135,124 @@ MUTANTS = [
         "for output in (args.json, args.plot):",
         "for output in (args.json,):",
         "cli/test_bench.py::test_nothing_is_overwritten",
+    ),
+    Mutant(
+        "a GPU that still computes when the time is taken",
+        GPU,
+        "        call()\n        self.rest()\n        return",
+        "        call()\n        return",
+        WAITED,
+    ),
+    Mutant(
+        "a GPU that still computes when the time begins",
+        GPU,
+        "        self.rest()\n        start = time.perf_counter()\n",
+        "        start = time.perf_counter()\n",
+        WAITED,
+    ),
+    Mutant(
+        "products timed by the processor's clock",
+        GPU,
+        "        if self._asked_ahead:\n",
+        "        if not self._asked_ahead:\n",
+        PROJECTION,
+    ),
+    Mutant(
+        "what keeps the GPU busy timed",
+        GPU,
+        "                self._copy()\n            start.record()\n",
+        "                self._copy() if _ else start.record()\n",
+        PROJECTION,
+    ),
+    Mutant(
+        "a GPU that waited for Python",
+        GPU,
+        "waited = start.done",
+        "waited = False",
+        "bench/test_gpu.py::test_asked_again_where_the_gpu_had_to_wait_for_python",
+    ),
+    Mutant(
+        "the bytes of a copy counted once",
+        GPU,
+        "append(2 * COPIED / ",
+        "append(COPIED / ",
+        LIMITS,
+    ),
+    Mutant(
+        "additions of a product not counted",
+        GPU,
+        "append(2 * SQUARE**3 / ",
+        "append(SQUARE**3 / ",
+        LIMITS,
+    ),
+    Mutant(
+        "the peak of another product than that of the layers",
+        GPU,
+        "self._b.T",
+        "self._b",
+        LIMITS,
+    ),
+    Mutant(
+        "a graph captured while the time is taken",
+        "bench/contestants/contestant.py",
+        "        for _ in range(WAKING):\n            step()\n",
+        "",
+        DRAWN,
+    ),
+    Mutant(
+        "the last token not asked for beforehand",
+        "bench/contestants/ours.py",
+        "max_new_tokens=count + 1",
+        "max_new_tokens=count",
+        "bench/test_gpu.py::test_a_timed_step_is_one_graph_and_none_is_left_for_later",
+    ),
+    Mutant(
+        "drawn after another token than the last",
+        "bench/contestants/contestant.py",
+        "engine.draw(\n            engine.copy(filled(size)), job.ids[:, size - 1 : size]",
+        "engine.draw(\n            engine.copy(filled(size)), job.ids[:, size - 2 : size - 1]",
+        DRAWN,
+    ),
+    Mutant(
+        "activations in float32 for weights of 16 bits",
+        "bench/job.py",
+        "x.astype(fused.dtype)",
+        "x",
+        "bench/test_gpu.py::test_products_are_the_same_as_on_a_cpu[bfloat16-0.03]",
+    ),
+    Mutant(
+        "memory of a GPU divided among those that share it",
+        "bench/models.py",
+        'if backend == "numpy" else available_on_gpu()',
+        'if backend == "numpy" else available_on_gpu() / engines',
+        "bench/test_gpu.py::test_as_much_of_a_model_as_the_gpu_has_memory_for",
+    ),
+    Mutant(
+        "one sequence's keys and values counted for all",
+        "bench/cost.py",
+        "cost += Cost(batch * one.nbytes, batch * one.flops)",
+        "cost += Cost(one.nbytes, batch * one.flops)",
+        "bench/test_cost.py::test_sequences_of_a_batch_share_the_weights",
+    ),
+    Mutant(
+        "weights counted for each sequence",
+        "bench/cost.py",
+        "sum(map(math.prod, shapes)) * itemsize",
+        "batch * sum(map(math.prod, shapes)) * itemsize",
+        "bench/test_cost.py::test_sequences_of_a_batch_share_the_weights",
+    ),
+    Mutant(
+        "one token a pass of many sequences",
+        "bench/job.py",
+        '"decode": self.batch, "prefill"',
+        '"decode": 1, "prefill"',
+        "cli/test_bench.py::test_decoding_several_sequences",
+    ),
+    Mutant(
+        "threads asked for on a GPU, and not set",
+        "cli/bench.py",
+        'if args.threads is not None and args.backend == "cupy":',
+        'if args.threads is not None and args.backend == "gpu":',
+        "bench/test_gpu.py::test_refusals",
     ),
 ]

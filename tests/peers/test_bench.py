@@ -11,7 +11,7 @@ import pytest
 import random_models
 import tiny
 
-from llama_layers.bench import measure
+from llama_layers.bench import cpu
 from llama_layers.bench.agreement import TOLERANCES
 from llama_layers.cli import main
 
@@ -36,7 +36,7 @@ CONFIGS = {
 def in_a_hurry(monkeypatch):
     """Nothing is asserted of times; agreement is asked for more closely than of 16-bit numbers."""
     for name, value in (("REST", 0), ("READ_BYTES", 1 << 20), ("SQUARE", 64)):
-        monkeypatch.setattr(measure, name, value)
+        monkeypatch.setattr(cpu, name, value)
     monkeypatch.setitem(TOLERANCES, "float32", 1e-5)
     monkeypatch.setitem(TOLERANCES, "bfloat16", 0.05)
     monkeypatch.setitem(TOLERANCES, "float16", 0.01)

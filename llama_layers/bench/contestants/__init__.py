@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from llama_layers.bench.contestants.contestant import Contestant
 from llama_layers.bench.job import Job, Kind
+from llama_layers.bench.models import Backend
 
 OURS = "llama_layers"
 
@@ -22,16 +23,19 @@ class Peer:
     Attributes
     ----------
     kinds : tuple of str
-        The jobs that it can do.
+        The jobs that it can do on a CPU.
     packages : dict of str to str
         What it needs: the name to import, and the one to install.
     module : str
         Here, with a function ``contestant(job, threads, closing)``.
+    on_gpu : tuple of str
+        The jobs that it can do on a GPU, with torch.
     """
 
     kinds: tuple[Kind, ...]
     packages: dict[str, str]
     module: str
+    on_gpu: tuple[Kind, ...] = ()
 
     def versions(self) -> dict[str, str]:
         """Of what it needs."""
@@ -39,7 +43,7 @@ class Peer:
 
 
 PEERS = {
-    "torch": Peer(("qkv",), {"torch": "torch"}, "torch_linear"),
+    "torch": Peer(("qkv",), {"torch": "torch"}, "torch_linear", on_gpu=("qkv",)),
     "onnxruntime": Peer(
         ("qkv",), {"onnxruntime": "onnxruntime", "onnx": "onnx"}, "onnxruntime_linear"
     ),
@@ -48,6 +52,10 @@ PEERS = {
         ("layer", "decode", "prefill"),
         {"transformers": "transformers", "torch": "torch"},
         "transformers_model",
+        on_gpu=("layer", "decode", "prefill"),
+    ),
+    "transformers-compiled": Peer(
+        (), {"transformers": "transformers", "torch": "torch"}, "compiled_model", on_gpu=("decode",)
     ),
     "llama.cpp": Peer(
         ("layer", "decode", "prefill"),
@@ -57,22 +65,36 @@ PEERS = {
 }
 
 
-def check_peers(names: Sequence[str], kind: Kind) -> None:
+def check_peers(names: Sequence[str], kind: Kind, backend: Backend = "numpy") -> None:
     """Refuse peers that are not known, cannot do a job, or are not installed."""
-    able = [name for name, peer in PEERS.items() if kind in peer.kinds]
+    on_gpu = backend == "cupy"
+    able = [name for name, p in PEERS.items() if kind in (p.on_gpu if on_gpu else p.kinds)]
+    where = "on a GPU" if on_gpu else "here"
     for name in names:
         if name not in PEERS:
             raise ValueError(f"--against: expected some of {', '.join(able)}, got {name!r}")
         if name not in able:
-            raise ValueError(f"--against: {name} has no {kind} here; {', '.join(able)} have")
+            raise ValueError(
+                f"--against: {name} has no {kind} {where}; expected some of {', '.join(able)}"
+            )
         packages = PEERS[name].packages
         if missing := [package for module, package in packages.items() if not find_spec(module)]:
             raise ModuleNotFoundError(
                 f"--against {name}: {' and '.join(missing)} not installed: "
                 f"pip install {' '.join(missing)}"
             )
+        if on_gpu and not torch_sees_a_gpu():
+            raise ValueError(
+                f"--against {name}: torch {version('torch')} finds no GPU; https://pytorch.org "
+                "says which build to install for the CUDA of the driver"
+            )
     if len(set(names)) < len(names):
         raise ValueError(f"--against: expected each name once, got {', '.join(names)}")
+
+
+def torch_sees_a_gpu() -> bool:
+    """Whether torch was built for a GPU, and finds one."""
+    return bool(importlib.import_module("torch").cuda.is_available())
 
 
 def contestants(

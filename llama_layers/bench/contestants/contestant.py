@@ -15,6 +15,9 @@ from llama_layers.bench.job import ModelJob
 
 Call = Callable[[], Any]
 State = TypeVar("State")
+# Tokens drawn before those that are timed. Ours captures a graph with the second of them; torch
+# warms up, captures and replays one.
+WAKING = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,46 @@ class Engine(Protocol[State]):
 
     def to_numpy(self, logits: Any) -> NDArray[Any]:
         """The numbers of logits."""
+
+
+class Drawing(Engine[State], Protocol[State]):
+    """One that also draws tokens, and feeds them to the model without a look at them."""
+
+    def draw(self, state: State, ids: NDArray[np.int64], count: int) -> Call:
+        """From the last tokens [B, 1] before; each call draws the likeliest and feeds them."""
+
+
+def drawing_contestant(engine: Drawing[State], job: ModelJob) -> Contestant:
+    """An engine that decodes by itself, from the same cache each time.
+
+    Its result stands for the logits that the first token is drawn from.
+    """
+
+    @cache
+    def filled(size: int) -> State:
+        """All but the last of the tokens before, and room for those that come."""
+        state = engine.start(size + WAKING + job.steps + 1)
+        return engine.feed(state, job.ids[:, : size - 1])[1] if size > 1 else state
+
+    def prepare(size: int) -> Call:
+        step = engine.draw(
+            engine.copy(filled(size)), job.ids[:, size - 1 : size], WAKING + job.steps
+        )
+        for _ in range(WAKING):
+            step()
+
+        def call() -> int:
+            for _ in range(job.steps):
+                step()
+            return size
+
+        return call
+
+    def to_numpy(size: int) -> NDArray[Any]:
+        last = job.ids[:, size - 1 : size]
+        return engine.to_numpy(engine.feed(engine.copy(filled(size)), last)[0])
+
+    return Contestant(engine.name, engine.numbers, prepare, to_numpy)
 
 
 def model_contestant(engine: Engine[State], job: ModelJob) -> Contestant:

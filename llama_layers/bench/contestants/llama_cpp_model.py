@@ -18,6 +18,8 @@ from llama_layers.bench.job import ModelJob
 
 def contestant(job: ModelJob, threads: int, closing: ExitStack) -> Contestant:
     """The model of the job."""
+    if job.batch > 1:
+        raise ValueError("--against llama.cpp: runs one sequence only here; leave out --batch")
     directory = closing.enter_context(tempfile.TemporaryDirectory())
     file = Path(directory) / "model.gguf"
     write_gguf(file, job.model)

@@ -6,11 +6,19 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+from array_api_compat import is_cupy_array
 from numpy.typing import NDArray
 
-from llama_layers.bench.contestants.contestant import Call, Contestant, model_contestant
-from llama_layers.bench.job import Job, ModelJob, QKVJob
+from llama_layers.backends.transfer import to_numpy
+from llama_layers.bench.contestants.contestant import (
+    Call,
+    Contestant,
+    drawing_contestant,
+    model_contestant,
+)
+from llama_layers.bench.job import Job, ModelJob, QKVJob, placed
 from llama_layers.cache import KVCache
+from llama_layers.generation import generate
 from llama_layers.model import forward
 from llama_layers.projection import QKV, qkv_projection
 
@@ -18,11 +26,19 @@ NAME = "llama_layers"
 
 
 def contestant(job: Job, threads: int, closing: ExitStack) -> Contestant:
-    """The job in llama_layers on NumPy; threads are set for the whole process."""
-    numbers = f"{job.dtype} weights, float32 activations and sums"
-    if isinstance(job, ModelJob):
-        return model_contestant(_Model(job, numbers), job)
-    return _projection(job, numbers)
+    """The job in llama_layers; threads are set for the whole process."""
+    if isinstance(job, QKVJob):
+        return _projection(job, _numbers(job.dtype, job.weights[0].fused))
+    engine = _Model(job, _numbers(job.dtype, job.model.weights.embed_tokens))
+    if job.draws:
+        return drawing_contestant(engine, job)
+    return model_contestant(engine, job)
+
+
+def _numbers(dtype: str, weight: Any) -> str:
+    if is_cupy_array(weight):
+        return f"{dtype} weights and activations, float32 sums"
+    return f"{dtype} weights, float32 activations and sums"
 
 
 def _projection(job: QKVJob, numbers: str) -> Contestant:
@@ -37,10 +53,10 @@ def _projection(job: QKVJob, numbers: str) -> Contestant:
 
         return call
 
-    def to_numpy(qkv: QKV) -> NDArray[Any]:
-        return np.concatenate([a.reshape(*a.shape[:2], -1) for a in qkv], axis=2)
+    def joined(qkv: QKV) -> NDArray[Any]:
+        return np.concatenate([to_numpy(a).reshape(*a.shape[:2], -1) for a in qkv], axis=2)
 
-    return Contestant(NAME, numbers, prepare, to_numpy)
+    return Contestant(NAME, numbers, prepare, joined)
 
 
 class _Model:
@@ -51,17 +67,30 @@ class _Model:
     def __init__(self, job: ModelJob, numbers: str) -> None:
         self.model = job.model
         self.numbers = numbers
+        self.batch = job.batch
 
     def start(self, length: int) -> KVCache:
-        return KVCache.create(self.model, 1, length)
+        return KVCache.create(self.model, self.batch, length)
 
     def copy(self, state: KVCache) -> KVCache:
-        return state.copy()
+        # What comes after the tokens that count is overwritten, so that on a GPU, where memory is
+        # short and graphs know a cache by its address, the same memory is used again.
+        return state if is_cupy_array(state.keys[0]) else state.copy()
 
     def feed(self, state: KVCache, ids: NDArray[np.int64]) -> tuple[Any, KVCache]:
-        logits, cache = forward(self.model, ids, cache=state, last_only=True)
+        logits, cache = forward(self.model, self._placed(ids), cache=state, last_only=True)
         assert cache is not None  # since one was given
         return logits, cache
 
+    def draw(self, state: KVCache, ids: NDArray[np.int64], count: int) -> Call:
+        # One more than asked for: as long as any is left, one is always asked for beforehand.
+        steps = generate(
+            self.model, self._placed(ids), max_new_tokens=count + 1, cache=state, eos_token_id=()
+        )
+        return lambda: next(steps)
+
     def to_numpy(self, logits: Any) -> NDArray[Any]:
-        return np.asarray(logits)
+        return to_numpy(logits)
+
+    def _placed(self, ids: NDArray[np.int64]) -> Any:
+        return placed(ids, self.model.weights.embed_tokens)

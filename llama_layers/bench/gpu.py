@@ -1,0 +1,143 @@
+"""A GPU as the machine that is measured, through CuPy."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from llama_layers.backends.cupy import cublas
+from llama_layers.bench.job import Kind
+from llama_layers.bench.machine import load, system
+from llama_layers.bench.models import Numbers
+from llama_layers.bench.result import Limit
+
+# What the limits are probed with: more than a cache holds, and matrices that keep all
+# multiprocessors busy.
+COPIED = 512 << 20
+SQUARE = 8192
+TRIES = 3
+# Copies that keep the GPU busy meanwhile: as many as are enough, within these.
+FEWEST_AHEAD, MOST_AHEAD = 16, 256
+
+
+class Gpu:
+    """The current device.
+
+    A whole model is timed as its user waits for it: from an idle GPU to an idle GPU, by the
+    processor's clock. A product takes less time than Python needs to ask for it, so that the GPU
+    is kept busy with copies until all are asked for, and its own events tell the time; the copies
+    also clear its cache.
+    """
+
+    threads = None
+
+    def __init__(self, kind: Kind, dtype: str) -> None:
+        self._cupy: Any = importlib.import_module("cupy")
+        self._asked_ahead = kind == "qkv"
+        self._load = load()
+        self._copies = [self._cupy.zeros(COPIED, dtype=self._cupy.uint8) for _ in range(2)]
+        numbers = Numbers(dtype, "cupy")
+        self._a, self._b = (numbers.matrix(SQUARE, SQUARE) for _ in range(2))
+        self._product = self._cupy.empty((SQUARE, SQUARE), dtype=self._a.dtype)
+        self._multiply()  # once untimed: cuBLAS takes its memory
+        self._reading = Limit(f"copies of {COPIED >> 20} MiB on the GPU, read and written", [])
+        self._multiplying = Limit(
+            f"{dtype} products of {SQUARE} x {SQUARE} matrices of random numbers in cuBLAS", []
+        )
+
+    def reserved(self) -> AbstractContextManager[Any]:
+        """Nothing is set on a GPU."""
+        return nullcontext()
+
+    def rest(self) -> None:
+        """Wait until the GPU is idle."""
+        self._cupy.cuda.Device().synchronize()
+
+    def timed(self, call: Callable[[], Any]) -> float:
+        """The seconds that a call takes."""
+        if self._asked_ahead:
+            return self.timed_by_events(call)
+        self.rest()
+        start = time.perf_counter()
+        call()
+        self.rest()
+        return time.perf_counter() - start
+
+    def timed_by_events(self, call: Callable[[], Any]) -> float:
+        """The seconds that the GPU takes, with no wait for Python; again, if it had to wait."""
+        start, end = (self._cupy.cuda.Event() for _ in range(2))
+        ahead = FEWEST_AHEAD
+        while True:
+            for _ in range(ahead):
+                self._copy()
+            start.record()
+            call()
+            waited = start.done
+            end.record()
+            end.synchronize()
+            if not waited or ahead >= MOST_AHEAD:
+                return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1e3
+            ahead *= 2
+
+    def probe(self) -> None:
+        """Try how fast it reads and multiplies."""
+        for _ in range(TRIES):
+            self._reading.rates.append(2 * COPIED / self.timed_by_events(self._copy))
+            seconds = self.timed_by_events(self._multiply)
+            self._multiplying.rates.append(2 * SQUARE**3 / seconds)
+
+    def limits(self) -> tuple[Limit, Limit]:
+        """Reading and multiplying, as they were probed."""
+        return self._reading, self._multiplying
+
+    def facts(self) -> dict[str, str]:
+        """What it is, and what it computes with."""
+        runtime = self._cupy.cuda.runtime
+        return {
+            "GPU": described(),
+            "driver": driver(),
+            "CUDA": _dotted(runtime.runtimeGetVersion()),
+            "CuPy": self._cupy.__version__,
+            **system(),
+            **self._load,
+        }
+
+    def _copy(self) -> None:
+        source, target = self._copies
+        cuda = self._cupy.cuda
+        cuda.runtime.memcpyAsync(
+            *(target.data.ptr, source.data.ptr, COPIED, cuda.runtime.memcpyDeviceToDevice),
+            cuda.get_current_stream().ptr,
+        )
+
+    def _multiply(self) -> None:
+        cublas.matmul(self._a, self._b.T, self._product)
+
+
+def described() -> str:
+    """The name of the current device, its multiprocessors and its memory."""
+    cupy: Any = importlib.import_module("cupy")
+    of = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    return (
+        f"{of['name'].decode()}, {of['multiProcessorCount']} multiprocessors, compute capability "
+        f"{of['major']}.{of['minor']}, {of['totalGlobalMem'] / 2**30:.0f} GiB"
+    )
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver, as its own tool tells it."""
+    if (tool := shutil.which("nvidia-smi")) is None:
+        return "unknown"
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.partition("\n")[0].strip() or "unknown"
+
+
+def _dotted(version: int) -> str:
+    """12040 is 12.4."""
+    return f"{version // 1000}.{version % 1000 // 10}"

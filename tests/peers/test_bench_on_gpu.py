@@ -1,0 +1,96 @@
+"""The peers of a GPU do the same work: torch's on the memory of what stands in for CuPy."""
+
+from __future__ import annotations
+
+import json
+
+import cupy_stand_in as stand_in
+import pytest
+import tiny
+from emulator import needs_compiler
+from fake_cublas import replaced
+from installed import installed
+
+from llama_layers.bench import contestants, gpu, job, models
+from llama_layers.bench.agreement import TOLERANCES
+from llama_layers.bench.contestants import compiled_model, torch_arrays
+from llama_layers.cli import main
+
+pytestmark = [
+    pytest.mark.peer,
+    needs_compiler,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch, in its own code
+]
+
+
+@pytest.fixture(autouse=True)
+def on_the_stand_in(monkeypatch):
+    """Torch is not on the stand-in's streams, so that its work takes no time there."""
+    for name, value in (("COPIED", 1 << 10), ("SQUARE", 8)):
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(job, "MOST_COPIES", 3)
+    monkeypatch.setattr("llama_layers.backends.placement.gpu_problem", lambda: None)
+    monkeypatch.setattr(contestants, "torch_sees_a_gpu", lambda: True)
+    monkeypatch.setattr(
+        torch_arrays, "shared", lambda torch, array: torch.from_numpy(array._numbers)
+    )
+    monkeypatch.setattr(stand_in.cuda, "get_elapsed_time", lambda start, end: 1.0)
+    monkeypatch.setattr(compiled_model, "COMPILED", {"backend": "eager", "fullgraph": True})
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.05)):
+        monkeypatch.setitem(TOLERANCES, dtype, tolerance)
+    with installed(), replaced():
+        yield
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [tiny.CONFIG, tiny.TIED])
+@pytest.mark.parametrize(
+    ("arguments", "against"),
+    [
+        (["qkv", "--seq", "1,3"], "torch"),
+        (["layer", "--seq", "1,3", "--context", "2"], "transformers"),
+        (
+            ["decode", "--context", "1,5", "--tokens", "3", "--batch", "2"],
+            "transformers,transformers-compiled",
+        ),
+        (["prefill", "--seq", "7"], "transformers"),
+    ],
+)
+def test_peers_take_part(arguments, against, config, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "config_of", lambda name: config)
+    monkeypatch.setattr(models, "is_checkpoint", lambda name: False)
+    path = tmp_path / "bench.json"
+    options = ["--backend", "cupy", "--dtype", dtype, "--rounds", "2", "--json", str(path)]
+    assert main(["bench", *arguments, "--against", against, *options]) == 0
+    content = json.loads(path.read_text())
+    peers = {"llama_layers", *against.split(",")}
+    assert content["numbers"].keys() == peers
+    assert [case["seconds"].keys() for case in content["cases"]] == [peers] * len(content["cases"])
+
+
+def test_drawn_tokens_are_those_of_a_pass(tmp_path):
+    """Eager and compiled: the likeliest token each time, of the logits of all before."""
+    torch = pytest.importorskip("torch")
+    numbers = models.Numbers("float32", "cupy")
+    timed = job.ModelJob(numbers.model(tiny.CONFIG), "decode", [4], steps=5, batch=2)
+    for kind in (compiled_model.Model, compiled_model._Compiled):
+        engine = kind(timed, torch)
+        seen = []
+        passed = engine.passed
+
+        def watched(model, state, ids, passed=passed, seen=seen):
+            seen.append(ids.clone())
+            return passed(model, state, ids)
+
+        engine.passed = watched
+        for _ in range(2):
+            state = engine.feed(engine.start(10), timed.ids[:, :3])[1]
+            step = engine.draw(engine.copy(state), timed.ids[:, 3:4], 5)
+            for _ in range(5):
+                step()
+            ids = torch.cat(seen, dim=1)
+            seen.clear()
+            assert ids.shape == (2, 9)
+            with torch.inference_mode():
+                whole = engine.model(ids).logits.argmax(-1)
+            assert torch.equal(ids[:, 4:], whole[:, 3:-1])
