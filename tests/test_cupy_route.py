@@ -1,4 +1,4 @@
-"""What CuPy is asked to multiply where there is no cuBLAS for us, seen on a CPU.
+"""What CuPy is asked to multiply where no cuBLAS is found and no kernel takes it, seen on a CPU.
 
 `cupy.matmul` of more than two dimensions copies the weight at every call and fails for bfloat16;
 a 2-D operand that is neither C- nor F-contiguous is copied too.
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llama_layers import QKVWeights, linear, qkv_projection, rms_norm
-from llama_layers.backends.cupy import cublas
+from llama_layers.backends.cupy import BODIES, cublas, launch
 from llama_layers.backends.cupy.linear import linear_2d
 from llama_layers.testing import assert_within_bound
 from llama_layers.verify import linear_bound
@@ -29,6 +29,7 @@ class Recording(np.ndarray):
         if "out" in kwargs:
             kwargs["out"] = tuple(unwrapped(a) for a in kwargs["out"])
         if ufunc is np.matmul:
+            assert all(a.ndim == 2 for a in plain), "CuPy would copy the weight, or fail"
             Recording.products += (tuple(plain),)
         return np.asarray(getattr(ufunc, method)(*plain, **kwargs)).view(Recording)
 
@@ -48,6 +49,8 @@ def products(monkeypatch):
     Recording.products = ()
     monkeypatch.setattr("llama_layers.backends.dispatch.library", lambda xp: "cupy")
     monkeypatch.setattr(cublas, "available", lambda: False)
+    monkeypatch.setattr(launch, "takes_gemv", lambda *_: False)
+    monkeypatch.delitem(BODIES, "normalise")
     return lambda: Recording.products
 
 

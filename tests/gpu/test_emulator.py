@@ -142,7 +142,7 @@ def test_an_address_that_is_none():
     kernel = Emulated('extern "C" __global__ void f(int* y) { y[1 << 30] = 5; }')
     y = np.zeros(2, np.int32)
     for _ in range(2):
-        with pytest.raises(EmulatedError, match="an access to .*, which is no memory"):
+        with pytest.raises(EmulatedError, match=r"an access to .*, which is no memory"):
             kernel.run("f", (1,), (2,), [y.ctypes.data])
 
 

@@ -28,22 +28,25 @@ from test_linear import (  # noqa: F401
 )
 
 from llama_layers import linear
+from llama_layers.backends.cupy import launch
 from llama_layers.backends.cupy import linear as cupy_linear
 from llama_layers.testing import assert_within_bound
 from llama_layers.verify import linear_bound
 
-ROUTES = ("cuBLAS", "cuBLAS, a weight in blocks", "CuPy")
+ROUTES = ("a kernel", "cuBLAS", "cuBLAS, a weight in blocks", "CuPy")
 
 
 @pytest.fixture(scope="module", params=ROUTES)
 def route(request):
-    """Problems are small, so that all of them would go to one kernel."""
+    """Problems are small, so that all of them would go to the kernel."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def backend(route):
     with installed() as cupy, replaced(route != "CuPy"), pytest.MonkeyPatch.context() as patch:
+        if route != "a kernel":
+            patch.setattr(launch, "takes_gemv", lambda *_: False)
         if route.endswith("blocks"):
             patch.setattr(cupy_linear, "BLOCK_BYTES", 200)
         yield Backend(cupy, cupy.Device())

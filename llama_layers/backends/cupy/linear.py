@@ -1,10 +1,10 @@
-"""The linear map on CuPy: cuBLAS on the weight as it lies."""
+"""The linear map on CuPy: a kernel for a few rows, and cuBLAS, on the weight as it lies."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from llama_layers.backends.cupy import cublas
+from llama_layers.backends.cupy import cublas, launch
 from llama_layers.backends.dtypes import accumulate_format, dtype_of, float_format
 
 # cuBLAS multiplies numbers of one dtype only: a weight narrower than x is widened a block of rows
@@ -23,6 +23,8 @@ def project(xp: Any, x: Any, weight: Any, out: Any, bias: Any | None = None) -> 
     """``out = x @ weight.T + bias``, for `out` of the dtype of x or, for 16-bit x, float32."""
     if not x.size or not weight.size:
         out[...] = 0 if bias is None else bias
+    elif launch.takes_gemv(x, weight, out, bias):
+        launch.gemv(x, weight, out, bias=bias)
     elif cublas.available():
         _by_cublas(xp, x, weight, out, bias)
     else:

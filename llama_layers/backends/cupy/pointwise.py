@@ -1,4 +1,4 @@
-"""What CuPy computes number by number, by one kernel each in the place of some ten."""
+"""What CuPy computes number by number or row by row, by one kernel in the place of some ten."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from llama_layers.backends.cupy.compile import launch
+from llama_layers.backends.cupy.launch import norm
 from llama_layers.backends.dtypes import dtype_name
 from llama_layers.feed_forward import gate_with_silu as portable_gate
+from llama_layers.norm import normalise as portable_normalise
 from llama_layers.rope import turn as portable_turn
 
 THREADS = 256
@@ -39,6 +41,17 @@ def gate_with_silu(xp: Any, gate: Any, up: Any) -> Any:
     y = xp.empty(gate.shape, dtype=gate.dtype)
     arrays = (xp.ascontiguousarray(gate), xp.ascontiguousarray(up), y)
     _launch("gate_with_silu", y.size, (*arrays, np.int64(y.size)), FORMAT=form)
+    return y
+
+
+def normalise(xp: Any, x: Any, weight: Any, eps: float) -> Any:
+    """RMSNorm in one pass over x [..., H]."""
+    if dtype_name(x.dtype) not in _FORMAT or weight.dtype != x.dtype or not x.size:
+        return inspect.unwrap(portable_normalise)(xp, x, weight, eps)
+    y = xp.empty(x.shape, dtype=x.dtype)
+    rows = (-1, x.shape[-1])
+    contiguous = xp.ascontiguousarray(x).reshape(rows)
+    norm(contiguous, xp.ascontiguousarray(weight), y.reshape(rows), eps)
     return y
 
 

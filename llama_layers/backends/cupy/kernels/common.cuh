@@ -1,5 +1,7 @@
 // In front of every kernel: numbers of 16 bits, which are `unsigned short` here, so that NVIDIA's
 // headers are not needed. Rounded to nearest, ties to even; NaN stays NaN.
+//
+// FORMAT says what a kernel's numbers are: 0 float32, 1 bfloat16, 2 float16.
 
 __device__ __forceinline__ float from_bfloat16(unsigned short x) {
   return __uint_as_float(static_cast<unsigned>(x) << 16);
@@ -32,3 +34,41 @@ __device__ __forceinline__ unsigned short to_float16(float x) {
   return y;
 }
 #endif
+
+#if FORMAT == 0
+typedef float Number;
+__device__ __forceinline__ float wide(Number x) { return x; }
+__device__ __forceinline__ Number narrow(float x) { return x; }
+#elif FORMAT == 1
+typedef unsigned short Number;
+__device__ __forceinline__ float wide(Number x) { return from_bfloat16(x); }
+__device__ __forceinline__ Number narrow(float x) { return to_bfloat16(x); }
+#else
+typedef unsigned short Number;
+__device__ __forceinline__ float wide(Number x) { return from_float16(x); }
+__device__ __forceinline__ Number narrow(float x) { return to_float16(x); }
+#endif
+
+// So many numbers side by side, which a thread reads by one load of 16 bytes at the most.
+template <int N> struct alignas(N * sizeof(Number)) Piece { Number of[N]; };
+
+template <int N> __device__ __forceinline__ Piece<N> read(const Number* from) {
+  return *reinterpret_cast<const Piece<N>*>(from);
+}
+
+// What is read by one thread only goes out of the caches first, and leaves them what many read.
+template <int N> __device__ __forceinline__ Piece<N> read_once(const Number* from) {
+  if constexpr (N * sizeof(Number) == 16) {
+    const uint4 bits = __ldcs(reinterpret_cast<const uint4*>(from));
+    return *reinterpret_cast<const Piece<N>*>(&bits);
+  } else {
+    return read<N>(from);
+  }
+}
+
+// Of all lanes, to each of them, in an order that is always the same.
+__device__ __forceinline__ float sum_of_warp(float x) {
+#pragma unroll
+  for (int bits = 16; bits; bits /= 2) x += __shfl_xor_sync(~0u, x, bits);
+  return x;
+}

@@ -1,22 +1,6 @@
 // What is computed number by number, a thread a number or a pair: RoPE and the gate. Each number is
 // read once and written once, so that the time is that of the bytes: 2 x 2 a number of q or k (in 16
 // bits), 3 x 2 a gated one.
-//
-// FORMAT: 0 float32, 1 bfloat16, 2 float16.
-
-#if FORMAT == 0
-typedef float Number;
-__device__ __forceinline__ float wide(Number x) { return x; }
-__device__ __forceinline__ Number narrow(float x) { return x; }
-#elif FORMAT == 1
-typedef unsigned short Number;
-__device__ __forceinline__ float wide(Number x) { return from_bfloat16(x); }
-__device__ __forceinline__ Number narrow(float x) { return to_bfloat16(x); }
-#else
-typedef unsigned short Number;
-__device__ __forceinline__ float wide(Number x) { return from_float16(x); }
-__device__ __forceinline__ Number narrow(float x) { return to_float16(x); }
-#endif
 
 // x and y [tokens, heads, 2 * half]; cos and sin [rows, half], the same for each `rows` tokens.
 // Pair i are the channels i and i + half, or with INTERLEAVED 2 i and 2 i + 1.
