@@ -4,12 +4,17 @@ Nothing here imports CuPy: the arrays bring their own methods.
 """
 
 from llama_layers.backends.cupy.attention import attend
+from llama_layers.backends.cupy.decode import decoder_layers
+from llama_layers.backends.cupy.generation import drawn_tokens
 from llama_layers.backends.cupy.linear import linear_2d
-from llama_layers.backends.cupy.pointwise import gate_with_silu, turn
+from llama_layers.backends.cupy.pointwise import gate_with_silu, normalise, turn
 
 BODIES = {
     "attend": attend,
+    "decoder_layers": decoder_layers,
+    "drawn_tokens": drawn_tokens,
     "gate_with_silu": gate_with_silu,
     "linear_2d": linear_2d,
+    "normalise": normalise,
     "turn": turn,
 }

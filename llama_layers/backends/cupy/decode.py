@@ -1,0 +1,210 @@
+"""One token for each of a few sequences, through all layers, as one captured CUDA graph.
+
+A layer takes nine launches, and Python needs longer to launch a kernel than a GPU to run one on so
+little. So the launches are recorded once for each cache, with the addresses of memory that is
+taken once, and then replayed: what differs from token to token lies on the device. No token
+allocates or is compiled anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, ref
+
+from llama_layers.backends.cupy import launch
+from llama_layers.backends.dtypes import dtype_name
+from llama_layers.cache import KVCache
+from llama_layers.llama import Llama
+from llama_layers.mask import Mask
+from llama_layers.tap import Tap, untouched
+from llama_layers.weights import LayerWeights, LlamaWeights
+
+# Sequences that the kernels take at once.
+MOST = 8
+FORMATS = ("float32", "bfloat16", "float16")
+
+
+class Step:
+    """The layers on one token for each sequence of a cache, and memory for all between them."""
+
+    def __init__(self, model: Llama, cache: KVCache) -> None:
+        cupy: Any = importlib.import_module("cupy")
+        self.config = config = model.config
+        self.layers = tuple(model.weights.layers)
+        self.cache = [ref(array) for array in _arrays(cache)]
+        sequences, capacity, kv_heads, width = cache.keys[0].shape
+        heads, hidden = config.num_attention_heads, config.hidden_size
+
+        def empty(columns: int) -> Any:
+            return cupy.empty((sequences, columns), dtype=cache.keys[0].dtype)
+
+        self.x, self.normed = empty(hidden), empty(hidden)
+        self.qkv, self.q = empty((heads + 2 * kv_heads) * width), empty(heads * width)
+        self.weighed = empty(heads * width)
+        self.gated = empty(self.layers[0].mlp.gate_proj.shape[0])
+        self.scratch = launch.attend_scratch(sequences, heads, width, capacity)
+        # Tokens in the cache before this one; a row of cosines and sines for each sequence.
+        self.length = cupy.zeros((1,), dtype=cupy.int32)
+        self.rows = cupy.arange(sequences, dtype=cupy.int32)
+
+    def is_for(self, model: Llama, cache: KVCache) -> bool:
+        """Whether the recorded addresses are those of this model and this cache."""
+        arrays = _arrays(cache)
+        return (
+            len(arrays) == len(self.cache)
+            and all(known() is array for known, array in zip(self.cache, arrays, strict=True))
+            and all(a is b for a, b in zip(self.layers, model.weights.layers, strict=True))
+        )
+
+    def launch_layers(self, cos: Any, sin: Any) -> None:
+        """Give the current stream all kernels from x, as it was embedded, to x after the layers."""
+        count = len(self.layers)
+        arrays = [known() for known in self.cache]
+        keep = arrays[2 * count] if len(arrays) > 2 * count else None
+        for index, layer in enumerate(self.layers):
+            attention, mlp = layer.self_attn, layer.mlp
+            keys, values = arrays[index], arrays[count + index]
+            eps = self.config.rms_norm_eps
+            launch.norm(self.x, layer.input_layernorm, self.normed, eps)
+            launch.gemv(self.normed, attention.qkv.fused, self.qkv, bias=attention.qkv.bias)
+            launch.rope_cache(self.qkv, cos, sin, self.rows, self.length, keys, values, self.q)
+            launch.attend(
+                self.q, keys, values, self.length, self.weighed, self.scratch,
+                window=self.config.window_of(index), keep=keep,
+            )  # fmt: skip
+            launch.gemv(
+                self.weighed, attention.o_proj, self.x, bias=attention.o_bias, residual=self.x
+            )
+            launch.norm(self.x, layer.post_attention_layernorm, self.normed, eps)
+            launch.gemv_swiglu(
+                self.normed, mlp.gate_proj, mlp.up_proj, self.gated,
+                gate_bias=mlp.gate_bias, up_bias=mlp.up_bias,
+            )  # fmt: skip
+            launch.gemv(self.gated, mlp.down_proj, self.x, bias=mlp.down_bias, residual=self.x)
+
+
+class LayersStep(Step):
+    """The part of `forward` that a graph takes over: from the embeddings to after the layers."""
+
+    def __init__(self, model: Llama, cache: KVCache) -> None:
+        cupy: Any = importlib.import_module("cupy")
+        super().__init__(model, cache)
+        shape = (self.x.shape[0], model.config.head_dim // 2)
+        self.cos, self.sin = (cupy.empty(shape, dtype=cupy.float32) for _ in range(2))
+        self.replay = Replay(lambda: self.launch_layers(self.cos, self.sin))
+
+    def run(self, x: Any, rope: tuple[Any, Any], length: int) -> Any:
+        """The layers on x [B, 1, H], tokens that come after `length` others."""
+        self.x[...] = x.reshape(self.x.shape)
+        for own, given in zip((self.cos, self.sin), rope, strict=True):
+            own[...] = given.reshape(-1, own.shape[1])
+        self.length.fill(length)
+        self.replay()
+        return self.x.reshape(x.shape).copy()
+
+
+class Replay:
+    """Launches, run by Python the first time and then as a graph.
+
+    The first time compiles and loads the kernels, which cannot happen while a stream captures.
+    """
+
+    def __init__(self, launches: Callable[[], None]) -> None:
+        self._launches: Callable[[], None] | None = launches
+        self._graph: Any = None
+
+    def __call__(self) -> None:
+        if self._graph is not None:
+            self._graph.launch()
+            return
+        assert self._launches is not None
+        self._launches()
+        self._graph = _captured(self._launches)
+        self._launches = None  # whose memory this is a part of, so that both can go at once
+
+
+def _captured(launches: Callable[[], None]) -> Any:
+    """Launches as a graph, which is not run."""
+    cupy: Any = importlib.import_module("cupy")
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        try:
+            launches()
+        finally:
+            graph = stream.end_capture()
+    return graph
+
+
+def decoder_layers(
+    xp: Any,
+    x: Any,
+    model: Llama,
+    rope: tuple[Any, Any],
+    masks: Mapping[int | None, Mask],
+    cache: KVCache | None,
+    tap: Tap,
+) -> tuple[Any, KVCache | None]:
+    """The definition's result, by one graph for all layers where that can be."""
+    from llama_layers.model import decoder_layers as portable
+
+    one_each = x.shape[1] == 1 and rope[0].ndim > 0
+    if cache is not None and tap is untouched and one_each and fits(model, cache):
+        step = step_for(LayersStep, model, cache)
+        return step.run(x, rope, int(cache.length) - 1), cache
+    definition: Any = portable.__wrapped__  # type: ignore[attr-defined]
+    y: tuple[Any, KVCache | None] = definition(xp, x, model, rope, masks, cache, tap)
+    return y
+
+
+S = TypeVar("S", bound=Step)
+_STEPS: WeakKeyDictionary[LlamaWeights, list[Step]] = WeakKeyDictionary()
+
+
+def step_for(kind: type[S], model: Llama, cache: KVCache) -> S:
+    """The step that was recorded for a cache, or a new one."""
+    known = _STEPS.setdefault(model.weights, [])
+    for step in known:
+        if type(step) is kind and step.is_for(model, cache):
+            return step
+    known[:] = [step for step in known if all(array() is not None for array in step.cache)]
+    known.append(step := kind(model, cache))
+    return step
+
+
+def fits(model: Llama, cache: KVCache) -> bool:
+    """Whether the kernels take a model's layers and a cache: what they are, not what they hold."""
+    config = model.config
+    if not 0 < cache.keys[0].shape[0] <= MOST:
+        return False
+    arrays = [a for layer in model.weights.layers for a in _weights(layer)] + list(_arrays(cache))
+    kinds = {dtype_name(array.dtype) for array in arrays if array is not cache.keep}
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    sizes = {layer.mlp.gate_proj.shape for layer in model.weights.layers}
+    return (
+        len(kinds) == 1
+        and kinds.pop() in FORMATS
+        and all(array.flags.c_contiguous for array in arrays)
+        and {array.shape for array in (*cache.keys, *cache.values)} == {cache.keys[0].shape}
+        and sizes == {(config.intermediate_size, config.hidden_size)}
+        and all(
+            (w.num_heads, w.num_kv_heads, w.head_dim) == heads
+            for w in (layer.self_attn.qkv for layer in model.weights.layers)
+        )
+    )
+
+
+def _weights(layer: LayerWeights) -> list[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    named = (
+        layer.input_layernorm, attention.qkv.fused, attention.qkv.bias, attention.o_proj,
+        attention.o_bias, layer.post_attention_layernorm, mlp.gate_proj, mlp.gate_bias,
+        mlp.up_proj, mlp.up_bias, mlp.down_proj, mlp.down_bias,
+    )  # fmt: skip
+    return [array for array in named if array is not None]
+
+
+def _arrays(cache: KVCache) -> tuple[Any, ...]:
+    """What of a cache a graph knows by its address."""
+    return (*cache.keys, *cache.values, *(() if cache.keep is None else (cache.keep,)))

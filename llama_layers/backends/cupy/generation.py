@@ -1,0 +1,144 @@
+"""Tokens drawn on the GPU and fed back there, one always ahead of those that the CPU has seen."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.backends.cupy import launch
+from llama_layers.backends.cupy.decode import Replay, Step, fits
+from llama_layers.backends.transfer import to_numpy
+from llama_layers.cache import KVCache
+from llama_layers.llama import Llama
+from llama_layers.rope import rope_table
+from llama_layers.sampling import sample
+
+
+class Tokens(NamedTuple):
+    """What a step draws."""
+
+    ids: Any
+    """On the device [B]."""
+    host: NDArray[np.int32]
+    """In main memory, once the event has come."""
+    event: Any
+
+
+class TokenStep(Step):
+    """From token ids to the next ones, which take their place.
+
+    Logits are float32 here, and not rounded before a token is drawn from them.
+    """
+
+    def __init__(self, model: Llama, cache: KVCache, uniforms: NDArray[Any], temperature: float):
+        cupy: Any = importlib.import_module("cupy")
+        super().__init__(model, cache)
+        self.weights = model.weights
+        self.temperature = np.float32(temperature)
+        self.stream = cupy.cuda.get_current_stream()
+        sequences = self.x.shape[0]
+        self.ids = cupy.empty((sequences,), dtype=cupy.int32)
+        self.logits = cupy.empty((sequences, self.weights.lm_head.shape[0]), dtype=cupy.float32)
+        self.shares = launch.draw_scratch(*self.logits.shape)
+        self.uniforms, self.drawn = cupy.asarray(uniforms), cupy.zeros((1,), dtype=cupy.int32)
+        memory = cupy.cuda.alloc_pinned_memory(2 * 4 * sequences)
+        self.host = np.frombuffer(memory, np.int32, 2 * sequences).reshape(2, sequences)
+        self.started = 0
+
+        self.length.fill(cache.length)
+        first = np.full(sequences, cache.length)
+        if cache.counts is not None:
+            first = to_numpy(cache.counts)
+        positions = np.arange(first.min(), first.max() + len(uniforms))
+        self.cos, self.sin = rope_table(positions, model.config, like=self.x)
+        self.rows = cupy.asarray((first - first.min()).astype(np.int32))
+        if cache.keep is not None:  # none of the tokens to come is padding
+            cache.keep[:, cache.length :] = True
+        self.replay = Replay(self._launch)
+
+    def _launch(self) -> None:
+        launch.embed(self.ids, self.weights.embed_tokens, self.x)
+        self.launch_layers(self.cos, self.sin)
+        launch.norm(self.x, self.weights.norm, self.normed, self.config.rms_norm_eps)
+        launch.gemv(self.normed, self.weights.lm_head, self.logits)
+        if self.temperature == 0:
+            launch.argmax(self.logits, self.ids, self.shares)
+        else:
+            launch.sample(
+                self.logits, self.uniforms, self.drawn, self.temperature, self.ids, self.shares
+            )
+        launch.advance(self.length, self.rows, self.drawn)
+
+    def start(self) -> Tokens:
+        """Ask for the next tokens, and do not wait for them."""
+        cupy: Any = importlib.import_module("cupy")
+        host = self.host[self.started % 2]
+        self.started += 1
+        with self.stream:
+            self.replay()
+            ids = self.ids.astype(cupy.int64)
+            self.ids.get(out=host, blocking=False)
+            return Tokens(ids, host, self.stream.record())
+
+
+def drawn_tokens(
+    xp: Any,
+    model: Llama,
+    logits: Any,
+    cache: KVCache,
+    seen: Any | None,
+    penalty: float,
+    count: int,
+    options: dict[str, Any],
+) -> Iterator[tuple[Any, Any]]:
+    """The definition's tokens, those after the first from a graph for all of a step.
+
+    They are drawn with the numbers that the definition would draw them with; a copy of the
+    generator gives them beforehand.
+    """
+    from llama_layers.generation import drawn_tokens as portable
+
+    if seen is not None or not _offered(model, cache, options):
+        definition: Any = portable.__wrapped__  # type: ignore[attr-defined]
+        yield from definition(xp, model, logits, cache, seen, penalty, count, options)
+        return
+    ids = sample(logits, **options)
+    yield ids, to_numpy(ids)
+    if count == 1:
+        return
+    rng, temperature = options["rng"], options["temperature"]
+    uniforms = copy.deepcopy(rng).random((count - 1, ids.shape[0]))
+    step = TokenStep(model, cache, uniforms, temperature)
+    step.ids[...] = ids
+    tokens = step.start()
+    try:
+        for left in reversed(range(count - 1)):
+            ahead = step.start() if left else tokens
+            tokens.event.synchronize()
+            if (tokens.host < 0).any():
+                raise ValueError("logits: expected numbers, got NaN or, to sample, an infinity")
+            if temperature != 0:
+                rng.random(ids.shape)
+            yield tokens.ids, tokens.host.copy()
+            tokens = ahead
+    finally:
+        tokens.event.synchronize()  # before the memory of the step goes
+
+
+def _offered(model: Llama, cache: KVCache, options: dict[str, Any]) -> bool:
+    """Whether the kernels can draw like this from this model."""
+    if any(options[name] is not None for name in ("top_k", "top_p", "min_p")):
+        return False
+    scaling = model.config.rope_scaling
+    if scaling is not None and scaling.rope_type == "dynamic":  # each length has its own table
+        return False
+    if cache.keep is not None and cache.window is not None:  # a ring forgets padding step by step
+        return False
+    others = (model.weights.embed_tokens, model.weights.norm, model.weights.lm_head)
+    same = all(a.dtype == cache.keys[0].dtype and a.flags.c_contiguous for a in others)
+    return same and fits(model, cache)
