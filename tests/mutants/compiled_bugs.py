@@ -44,8 +44,8 @@ MUTANTS = [
     Mutant(
         "rows left over by the tiles not computed",
         KERNELS,
-        "first = min(row, stop - ROWS)",
-        "first = min(row, rows // ROWS * ROWS - ROWS)",
+        "i = stop - ROWS",
+        "i = start",
         PRODUCT,
     ),
     Mutant(

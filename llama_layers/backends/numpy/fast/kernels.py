@@ -5,9 +5,13 @@ with it: 4 bytes of float32, or 2 of a 16-bit format, for 2 M operations. For M 
 limit, so that what counts is to read each row once, in long runs, and to have the few operations
 out of the way.
 
-Every sum over K is kept in 16 lanes, lane i taking the terms i, i + 16, ..., which are added as a
-tree; the terms left over come last. Neither the number of tokens, nor that of threads, nor a row's
-place changes that order, so that a token's result does not depend on its neighbours.
+A thread's rows are read as ROWS streams, each of which runs through a part of them from end to end.
+Were the rows of a tile neighbours, each stream would end with its row, which may have 1152 bytes,
+and the processor, which fetches what it expects, would have to find out about the next ones anew.
+
+Every sum over K is kept in LANES lanes, lane i taking the terms i, i + LANES, ..., which are added
+as a tree; the terms left over come last. Neither the number of tokens, nor that of threads, nor a
+row's place changes that order, so that a token's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -52,16 +56,18 @@ def _share(count, step, thread, team):
 
 
 @compiled
-def _rows_times(kind, rows, w, w_step, x, x_step, tokens, count, y, y_row, y_token):
-    """ROWS rows of weights, or one, times any number of tokens.
+def _rows_times(kind, rows, w, w_step, next_, x, x_step, tokens, count, y, y_row, y_token):
+    """ROWS rows of weights, or one, times any number of tokens; the next ones are `next_` bytes on.
 
     While all of these tokens are multiplied, the weights after the next are fetched, a part with
     each TOKENS of them, so that memory is not idle while weights are used again.
     """
-    slowness = 0 if tokens <= TOKENS else 1 if tokens <= 2 * TOKENS else 2
+    slowness = 0
+    while TOKENS << slowness < tokens:
+        slowness += 1
     for first in range(0, tokens, TOKENS):
         left = min(TOKENS, tokens - first)
-        ahead = 2 * rows * w_step + ((first // TOKENS * w_step) >> slowness)
+        ahead = 2 * next_ + ((first // TOKENS * next_) >> slowness)
         a, b = x + first * x_step, y + first * y_token
         if rows == 1:
             tile(1, kind, left, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
@@ -73,17 +79,23 @@ def _rows_times(kind, rows, w, w_step, x, x_step, tokens, count, y, y_row, y_tok
 def product(thread, team, kind, w, rows, x, y):
     """A thread's share of y [M, rows] = x [M, K] times the transposed [rows, K] at an address.
 
-    There are ROWS rows at least. Where their number is no multiple of it, the last tile begins
-    earlier: what is computed twice comes to the same bits.
+    There are ROWS rows at least. Where their number is no multiple of it, the last tile is of the
+    last rows: what is computed twice comes to the same bits.
     """
     tokens, count = x.shape
-    w_step = count * (4 if kind == FLOAT32 else 2)
+    step = count * (4 if kind == FLOAT32 else 2)
     start, stop = _share(rows, ROWS, thread, team)
-    for row in range(start, stop, ROWS):
-        first = min(row, stop - ROWS)
+    apart = (stop - start) // ROWS
+    for i in range(start, start + apart):
         _rows_times(
-            kind, ROWS, w + first * w_step, w_step, _address(x), 4 * count, tokens, count,
-            _address(y) + 4 * first, 4, 4 * y.shape[1],
+            kind, ROWS, w + i * step, apart * step, step, _address(x), 4 * count, tokens, count,
+            _address(y) + 4 * i, 4 * apart, 4 * y.shape[1],
+        )  # fmt: skip
+    if (stop - start) % ROWS:
+        i = stop - ROWS
+        _rows_times(
+            kind, ROWS, w + i * step, step, step, _address(x), 4 * count, tokens, count,
+            _address(y) + 4 * i, 4, 4 * y.shape[1],
         )  # fmt: skip
 
 
@@ -163,12 +175,12 @@ def _attend(q, group, keys, values, head, first, last, allowed, scale, scores, y
     whole = count // ROWS * ROWS
     for t in range(0, whole, ROWS):
         _rows_times(
-            FLOAT32, ROWS, k + t * step, step, q, 4 * width, group, width,
+            FLOAT32, ROWS, k + t * step, step, ROWS * step, q, 4 * width, group, width,
             p + 4 * t, 4, p_step,
         )  # fmt: skip
     for t in range(whole, count):
         _rows_times(
-            FLOAT32, 1, k + t * step, step, q, 4 * width, group, width,
+            FLOAT32, 1, k + t * step, step, step, q, 4 * width, group, width,
             p + 4 * t, 4, p_step,
         )  # fmt: skip
     nothing = np.float32(-np.inf)

@@ -16,9 +16,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from llama_layers.backends.numpy.fast.formats import BFLOAT16, FLOAT16, FLOAT32
+from llama_layers.backends.numpy.fast.processor import missing
 
-LANES = 16
-TOKENS = 4  # that are multiplied at once
+# AVX-512 has 32 registers of 16 lanes: room for the sums of a tile of 4 rows by 4 tokens and for
+# what is multiplied. AVX2 has 16 of 8 lanes.
+WIDE = missing("avx512f") is None
+LANES = 16 if WIDE else 8
+TOKENS = 4 if WIDE else 3  # that are multiplied at once
 
 _I64, _I32, _I16, _F32 = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.FloatType()
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 from numba import types
 
 from llama_layers.backends.numpy.fast.jit import compiled
 from llama_layers.backends.numpy.fast.vectors import arrived
 
-_yield = types.ExternalFunction("sched_yield", types.intc()) if os.name == "posix" else None
+_POSIX = os.name == "posix"
+_yield = types.ExternalFunction("sched_yield", types.intc()) if _POSIX else None
+_sleep = types.ExternalFunction("usleep", types.intc(types.uint32)) if _POSIX else None
+# Longer than threads of a team wait for each other while each has a core; that takes some tenths of
+# a millisecond. A thread that has none waits for several, and for less if others go to sleep: the
+# system then moves it to their core.
+_PATIENCE = 1 << 17  # looks at the counter
+_NAP = 50  # microseconds
 
 
 @compiled
@@ -19,4 +27,7 @@ def until(address, count):
     while arrived(address) < count:
         spins += 1
         if spins % 256 == 0 and _yield is not None:  # another thread may need this core
-            _yield()
+            if spins < _PATIENCE:
+                _yield()
+            else:
+                _sleep(np.uint32(_NAP))

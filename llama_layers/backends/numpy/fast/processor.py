@@ -1,0 +1,11 @@
+"""What numba compiles for: the processor, or what the environment tells numba of it."""
+
+from __future__ import annotations
+
+from numba.core.registry import cpu_target
+
+
+def missing(*features: str) -> str | None:
+    """The first of some features, named as LLVM does, that there is not."""
+    there = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    return next((feature for feature in features if f"+{feature}" not in there), None)
