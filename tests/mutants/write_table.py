@@ -8,7 +8,9 @@ import bench_bugs
 import bound_bugs
 import catalogue
 import compiled_bugs
+import cupy_decode_bugs
 import cupy_gemm_bugs
+import cupy_kernel_bugs
 import cupy_upload_bugs
 import decoder
 import decoding
@@ -28,6 +30,8 @@ SUBJECTS = {
     "Compiled bodies": compiled_bugs.MUTANTS,
     "Compiled product of many tokens": fast_gemm_bugs.MUTANTS,
     "Products, attention and RoPE on a GPU": cupy_gemm_bugs.MUTANTS,
+    "Kernels of decoding on a GPU": cupy_kernel_bugs.MUTANTS,
+    "Decoding and generation on a GPU": cupy_decode_bugs.MUTANTS,
     "Uploads to a GPU": cupy_upload_bugs.MUTANTS,
     "Bounds of a layer's operations": bound_bugs.MUTANTS,
     "Checks, traces and commands": verify_check_bugs.MUTANTS,
