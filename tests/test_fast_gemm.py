@@ -19,7 +19,7 @@ pytest.importorskip("numba", reason="needs numba, of the extra fast")
 
 import llama_layers
 from llama_layers import linear
-from llama_layers.backends.numpy.fast import gemm
+from llama_layers.backends.numpy.fast import gemm, processor
 from llama_layers.embedding import activations
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import Bound, linear_bound
@@ -48,7 +48,9 @@ pairs_only = pytest.mark.skipif(
 # Sizes on both sides of what tiles, vectors, panels and blocks of them hold.
 TOKENS = st.integers(1, 30)
 ROWS = st.integers(1, 80)
-COUNTS = st.integers(1, 40) | st.sampled_from([255, 1023, 1024, 1025, 1100, 2047, 2049, 2100])
+COUNTS = st.integers(1, 40) | st.sampled_from(
+    [255, 1100, 2047, 2049, *(gemm.DEPTH + more for more in (-1, 0, 1, 80))]
+)
 
 
 def run(x, weight, bias=None, team=1):
@@ -299,14 +301,14 @@ def test_problems_are_named(monkeypatch):
     def numba_has(features):
         codegen = SimpleNamespace(magic_tuple=lambda: ("triple", "cpu", features))
         context = SimpleNamespace(codegen=lambda: codegen)
-        monkeypatch.setattr(gemm, "cpu_target", SimpleNamespace(target_context=context))
+        monkeypatch.setattr(processor, "cpu_target", SimpleNamespace(target_context=context))
 
-    numba_has("+avx512f,+avx512bw,-avx512bf16")
+    numba_has("+avx2,+fma,+f16c,+avx512f,+avx512bw,-avx512bf16")
     assert gemm.problem("float32", "bfloat16") is None
     assert gemm.problem("bfloat16", "bfloat16") == (
         "the processor has no avx512bf16, or numba is told not to use it"
     )
-    numba_has("+avx2")
+    numba_has("+avx2,+fma,-f16c")
     assert gemm.problem("float32", "float32") == (
-        "the processor has no avx512f, or numba is told not to use it"
+        "the processor has no f16c, or numba is told not to use it"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from catalogue import Mutant
 
 GEMM = "backends/numpy/fast/gemm.py"
+PANELS = "backends/numpy/fast/panels.py"
 TILES = "backends/numpy/fast/tiles.py"
 LINEAR = "backends/numpy/fast/linear.py"
 MEMORY = "backends/numpy/memory.py"
@@ -62,7 +63,7 @@ MUTANTS = [
     ),
     Mutant(
         "half of a last tile of two groups left out",
-        GEMM,
+        PANELS,
         "elif left == 2:",
         "elif left == GROUPS:",
         f"{TESTS}::test_within_bound_of_naive_sums[float32-float32]",
@@ -75,11 +76,25 @@ MUTANTS = [
         f"{TESTS}::test_more_tokens_than_pass_a_panel",
     ),
     Mutant(
-        "two columns of a group swapped in packing",
+        "two tokens of a group swapped in packing",
         TILES,
-        "i // 4 * 2 + i % 2 + i % 4 // 2 * LANES",
-        "i // 4 * 2 + 1 - i % 2 + i % 4 // 2 * LANES",
+        "half + i // 2 + LANES * (i % 2)",
+        "half + i // 2 + LANES * (1 - i % 2)",
         f"{TESTS}::test_within_bound_of_naive_sums[float32-float32]",
+    ),
+    Mutant(
+        "units left over by the steps of a tile not added",
+        TILES,
+        "if STEP > 1:",
+        "if STEP > 4:",
+        f"{TESTS}::test_within_bound_of_naive_sums[float32-float32]",
+    ),
+    Mutant(
+        "numbers left over in a row read as if there were a vector of them",
+        TILES,
+        'builder.icmp_signed(">=", count, _integer(lanes.count))',
+        'builder.icmp_signed(">=", count, _integer(0))',
+        f"{TESTS}::test_reads_nothing_beyond_the_weight[float32-float16]",
     ),
     Mutant(
         "many tokens in float32 left to BLAS, which writes them side by side",

@@ -1,4 +1,4 @@
-"""Products of many tokens, compiled for AVX-512: float32 by any weights, bfloat16 by bfloat16.
+"""Products of many tokens, compiled for AVX2 or AVX-512: float32 by any weights, and bfloat16.
 
 y [M, N] = x [M, K] times the transposed w [N, K] does 2 M operations with each weight, so from
 M = 16 or so on arithmetic is the limit, and what counts is that its operands come from registers
@@ -7,27 +7,30 @@ COLUMNS rows, up to DEPTH units of K at a time, and packs each, widened and tran
 read, which happens once for every TILES tiles of tokens; no matrix is ever widened as a whole.
 Blocks of K are of one size, and so are those of tokens.
 
-A unit is one float32, or a pair of bfloat16 numbers, which AVX512_BF16 multiplies and adds in one
-instruction. Either fills a lane of 32 bits, and only the packing and that instruction differ.
+A unit is one float32, or, of bfloat16 times bfloat16, a pair of numbers, which AVX512_BF16
+multiplies and adds in one instruction. Either fills a lane of 32 bits, and only the packing and
+that instruction differ.
 
-A tile of ROWS tokens by COLUMNS columns keeps its 24 vectors of sums in registers. For a unit of K
-it reads 2 vectors of the panel and 12 units of x and does 24 multiply-adds of 32 operations (64
-with pairs): 176 bytes for 768 (1536) operations. A Zen 4 core starts one such instruction a
-cycle, so that 7 bytes a cycle have to come from its caches:
+A tile of ROWS tokens by COLUMNS columns keeps its sums in registers, 24 vectors of 16 lanes with
+AVX-512 and 12 of 8 with AVX2. For a unit of K it reads 2 vectors of the panel and a unit of each
+token and does ROWS COLUMNS multiply-adds: 176 bytes for 768 operations (1536 with pairs), or 88 for
+192. A Zen 4 core starts one such instruction a cycle, a Zen 3 two of half the length, so that 7 or
+15 bytes a cycle have to come from their caches:
 
-==================  ============================  ==============================================
-what                bytes, at most                read again
-==================  ============================  ==============================================
-panel of w          4 COLUMNS DEPTH, 128 K        by every tile, from L2
-block of x          4 TILES ROWS DEPTH, 2112 K    by every panel, from L2 or L3
-sums                4 TILES ROWS COLUMNS, 66 K    for every block of K, and written
-==================  ============================  ==============================================
+==================  ==========================  =======  =======  ===============================
+what                bytes, at most              AVX-512  AVX2     read again
+==================  ==========================  =======  =======  ===============================
+panel of w          4 COLUMNS DEPTH             128 K    48 K     by every tile, from L1 or L2
+block of x          4 TILES ROWS DEPTH          2112 K   1548 K   by every panel, from L2 or L3
+sums                4 TILES ROWS COLUMNS        66 K     32 K     for every block of K, and written
+==================  ==========================  =======  =======  ===============================
 
-Packing a panel takes 48 shuffles for 16 x 16 units, one a cycle, and half as long again for loads
-and stores: 4 % of the time of the multiply-adds of 128 tokens. To wait for memory would take longer
-than that, so the rows of the next panel are fetched while tiles multiply by this one. Rows a power
-of two apart fall on few sets of the nearest cache, which holds 8 of them: so 8 rows are transposed
-at once, and NEAR units of each before the next 8, lest lines of the panel leave it half written.
+Packing a panel takes 48 shuffles for 16 x 16 units with AVX-512, one a cycle, and half as long
+again for loads and stores: 4 % of the time of the multiply-adds of 128 tokens. To wait for memory
+would take longer than that, so the rows of the next panel are fetched while tiles multiply by this
+one. Rows a power of two apart fall on few sets of the nearest cache, which holds 8 of them: so 8
+rows, or 4, are transposed at once, and NEAR units of each before the next, lest lines of the panel
+leave it half written.
 
 A block's units are added up from zero in their order, and the blocks' sums in theirs, from the bias
 on. Neither the number of tokens nor that of threads nor a row's place changes this, so that a
@@ -55,41 +58,39 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
 from llama_layers.backends.dtypes import dtype_name
-from llama_layers.backends.numpy.fast.formats import BFLOAT16, FLOAT16, FLOAT32, KINDS, PAIRS
+from llama_layers.backends.numpy.fast.formats import FLOAT32, KINDS, PAIRS
 from llama_layers.backends.numpy.fast.jit import compiled
+from llama_layers.backends.numpy.fast.panels import LINE, pack_panel, panel_times
+from llama_layers.backends.numpy.fast.processor import missing
 from llama_layers.backends.numpy.fast.tiles import (
     COLUMNS,
     GROUP,
     GROUPS,
-    HALF,
     LANES,
     ROWS,
+    WIDE,
     interleave,
-    tile,
-    transpose,
 )
 from llama_layers.backends.numpy.fast.vectors import arrive
 from llama_layers.backends.numpy.fast.waiting import until
 from llama_layers.backends.numpy.memory import empty
 
-DEPTH = 1024  # units of K in a panel at most
-TILES = 44  # of tokens that pass a panel before it is packed again, at most
+DEPTH = 1024 if WIDE else 768  # units of K in a panel at most
+TILES = 44 if WIDE else 86  # of tokens that pass a panel before it is packed again, at most
 CHUNK = 8  # groups of tokens that a thread packs at a time
-NEAR = 8 * LANES  # units of a row that are packed before those of other rows
 
 
 def problem(x: str, weight: str) -> str | None:
     """Why nothing here multiplies x by a weight of these dtypes on this processor, or None."""
     if (x, weight) != ("bfloat16", "bfloat16") and (x != "float32" or weight not in KINDS):
         return f"no kernel for x of {x} and a weight of {weight}"
-    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-    for feature in ("avx512f", "avx512bw", "avx512bf16" if x == "bfloat16" else "avx512f"):
-        if f"+{feature}" not in features:
-            return f"the processor has no {feature}, or numba is told not to use it"
+    needed = ("avx512f", "avx512bw", "avx512bf16") if x == "bfloat16" else ("avx2", "fma", "f16c")
+    feature = missing(*needed)
+    if feature is not None:
+        return f"the processor has no {feature}, or numba is told not to use it"
     return None
 
 
@@ -136,11 +137,11 @@ def operands(
     blocks = max(1, -(-units // DEPTH))  # one writes the bias if there is nothing to add to it
     depth = -(-units // (blocks * LANES)) * LANES
     # One line more, lest the groups of a tile compete for a set of the cache.
-    packed = empty((blocks, groups, GROUP * depth + LANES), unit)
+    packed = empty((blocks, groups, GROUP * depth + LINE), unit)
     first = np.zeros(rows + COLUMNS, np.float32)
     if bias is not None:
         first[:rows] = bias
-    panels = empty((team, COLUMNS * depth + LANES), np.uint32)
+    panels = empty((team, COLUMNS * depth + LINE), np.uint32)
     sums = empty((team, min(TILES * ROWS, groups * GROUP), COLUMNS), np.float32)
     return np.zeros(2, np.int64), x, packed, form, *matrix, first, panels, sums, written
 
@@ -155,7 +156,7 @@ def _pack(done, x, packed):
     """
     tokens, units = x.shape
     blocks, groups, length = packed.shape
-    depth = (length - LANES) // GROUP
+    depth = (length - LINE) // GROUP
     chunks = (groups + CHUNK - 1) // CHUNK
     taken, finished = done.ctypes.data, done.ctypes.data + 8
     chunk = arrive(taken)
@@ -172,53 +173,6 @@ def _pack(done, x, packed):
         arrive(finished)
         chunk = arrive(taken)
     until(finished, chunks)
-
-
-@compiled
-def _pack_panel(form, w, step, rows, count, panel):
-    """Up to COLUMNS rows of w, and `count` numbers of each, which are at most DEPTH units.
-
-    Columns beyond the last row repeat it or are left as they were, and so are units beyond the last
-    of K, or zero: nobody reads them. Reads each weight once, and writes 4 bytes a unit.
-    """
-    size = 4 if form == FLOAT32 else 2
-    numbers = 2 if form == PAIRS else 1  # in a unit
-    for begin in range(0, count, NEAR * numbers):
-        end = min(begin + NEAR * numbers, count)
-        for v in range(0, min(COLUMNS, rows), HALF):
-            last = rows - 1 - v
-            for k in range(begin, end, LANES * numbers):
-                a = w + v * step + k * size
-                b = panel + 4 * (v + k // numbers * COLUMNS)
-                left = min(LANES * numbers, end - k)
-                if form == FLOAT32:
-                    transpose(FLOAT32, a, step, last, left, b)
-                elif form == BFLOAT16:
-                    transpose(BFLOAT16, a, step, last, left, b)
-                elif form == FLOAT16:
-                    transpose(FLOAT16, a, step, last, left, b)
-                else:
-                    transpose(PAIRS, a, step, last, left, b)
-
-
-@compiled
-def _panel_times(packed, x, apart, groups, panel, depth, begin, step, sums, ahead, row, width):
-    """Sums of some groups of tokens by a panel; the next will have `width` bytes a row of `ahead`.
-
-    The other arguments are those of `tile`.
-    """
-    tiles, lines = -(-groups // GROUPS), width // 64 + 1
-    for i in range(tiles):
-        line = lines * i // tiles
-        some = lines * (i + 1) // tiles - line
-        a, b, c = x + GROUPS * apart * i, begin + ROWS * step * i, sums + 4 * COLUMNS * ROWS * i
-        soon, left = ahead + 64 * line, groups - GROUPS * i
-        if left >= GROUPS:
-            tile(GROUPS, packed, a, apart, panel, depth, b, step, c, soon, row, some)
-        elif left == 2:
-            tile(2, packed, a, apart, panel, depth, b, step, c, soon, row, some)
-        else:
-            tile(1, packed, a, apart, panel, depth, b, step, c, soon, row, some)
 
 
 @compiled
@@ -248,7 +202,7 @@ def multiply(thread, team, done, x, packed, form, w, w_step, rows, count, bias, 
     """
     _pack(done, x, packed)
     blocks, groups, length = packed.shape
-    depth = (length - LANES) // GROUP
+    depth = (length - LINE) // GROUP
     numbers = depth * (2 if form == PAIRS else 1)  # of a row in a panel
     size = 4 if form == FLOAT32 else 2
     panel = (panels[thread].ctypes.data + 63) // 64 * 64
@@ -267,13 +221,13 @@ def multiply(thread, team, done, x, packed, form, w, w_step, rows, count, bias, 
                 units = (left + 1) // 2 if form == PAIRS else left
                 here = first + block * numbers * size
                 ahead = here + numbers * size if block + 1 < blocks else first + COLUMNS * w_step
-                _pack_panel(form, here, w_step, columns, left, panel)
+                pack_panel(form, here, w_step, columns, left, panel)
                 if block == 0:
                     begin, step = bias.ctypes.data + 4 * column, 0
                 else:
                     begin, step = total, 4 * COLUMNS
                 a = packed.ctypes.data + 4 * length * (block * groups + start)
-                _panel_times(
+                panel_times(
                     packed, a, 4 * length, stop - start, panel, units, begin, step, total, ahead,
                     w_step, numbers * size,
                 )  # fmt: skip

@@ -13,14 +13,19 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from llama_layers.backends.numpy.fast.formats import BFLOAT16, FLOAT16, FLOAT32
+from llama_layers.backends.numpy.fast.processor import missing
 
-LANES = 16
+# AVX-512 has 32 registers of 16 lanes, and masks for any load; AVX2 has 16 registers of 8. A tile's
+# sums take 24 or 12 of them, two what it multiplies by, and one or more a token.
+WIDE = missing("avx512f", "avx512bw") is None
+LANES = 16 if WIDE else 8
 HALF = LANES // 2
 VECTORS = 2  # of columns in a tile
 COLUMNS = VECTORS * LANES  # of y, rows of w, in a panel
-GROUP = 4  # tokens that are packed together
+GROUP = 4 if WIDE else 2  # tokens that are packed together
 GROUPS = 3  # in a tile, or fewer in the last
 ROWS = GROUPS * GROUP  # tokens in a tile
+STEP = 1 if WIDE else 4  # units after which a line is fetched: that takes ten instructions
 
 _I64, _I32, _I16, _I8 = (ir.IntType(bits) for bits in (64, 32, 16, 8))
 _UNITS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(ir.FloatType(), LANES)
@@ -73,7 +78,9 @@ def tile(typing, groups, packed, x, apart, panel, depth, begin, step, sums, ahea
     """
     rows = GROUP * groups.literal_value
     pairs = packed.dtype == types.uint32
-    operand, name = (_UNITS, "x86.avx512bf16.dpbf16ps.512") if pairs else (_FLOATS, "fma.v16f32")
+    operand, name = (
+        (_UNITS, "x86.avx512bf16.dpbf16ps.512") if pairs else (_FLOATS, f"fma.v{LANES}f32")
+    )
 
     def code(context, builder, signature, arguments):
         x, apart, panel, depth, begin, step, sums, *fetched = arguments[2:]
@@ -88,16 +95,14 @@ def tile(typing, groups, packed, x, apart, panel, depth, begin, step, sums, ahea
             for r in range(rows)
             for v in range(VECTORS)
         }
-        # of a row to be fetched with a unit, in parts of 2**16; there may be no units
-        rate = builder.udiv(_integer(COLUMNS << 16), builder.add(depth, _integer(1)))
-        with cgutils.for_range(builder, depth, intp=_I64) as loop:
-            a = builder.add(x, builder.mul(loop.index, _integer(4 * GROUP)))
-            b = builder.add(panel, builder.mul(loop.index, _integer(4 * COLUMNS)))
+
+        def add_unit(k):
+            a = builder.add(x, builder.mul(k, _integer(4 * GROUP)))
+            b = builder.add(panel, builder.mul(k, _integer(4 * COLUMNS)))
             columns = [
                 _load(builder, builder.add(b, _integer(4 * LANES * v)), operand)
                 for v in range(VECTORS)
             ]
-            _fetch(builder, builder.mul(loop.index, rate), *fetched)
             for r in range(rows):
                 group = builder.add(a, builder.mul(apart, _integer(r // GROUP)))
                 address = builder.add(group, _integer(4 * (r % GROUP)))
@@ -107,6 +112,18 @@ def tile(typing, groups, packed, x, apart, panel, depth, begin, step, sums, ahea
                     total = builder.load(totals[r, v])
                     terms = (total, token, columns[v]) if pairs else (token, columns[v], total)
                     builder.store(builder.call(multiply_add, terms), totals[r, v])
+
+        steps = builder.udiv(depth, _integer(STEP))
+        # of a row to be fetched with a step, in parts of 2**16; there may be none
+        rate = builder.udiv(_integer(COLUMNS << 16), builder.add(steps, _integer(1)))
+        with cgutils.for_range(builder, steps, intp=_I64) as loop:
+            _fetch(builder, builder.mul(loop.index, rate), *fetched)
+            for more in range(STEP):
+                add_unit(builder.add(builder.mul(loop.index, _integer(STEP)), _integer(more)))
+        if STEP > 1:
+            begun = builder.mul(steps, _integer(STEP))
+            with cgutils.for_range_slice(builder, begun, depth, _integer(1), _I64) as (k, _):
+                add_unit(k)
         for (r, v), total in totals.items():
             place = builder.add(begin, builder.mul(step, _integer(r)))
             before = _load(builder, builder.add(place, _integer(4 * LANES * v)), _FLOATS)
@@ -124,20 +141,54 @@ def _read(
 
     No row is read beyond the `last`, counted from the first: that is read again instead.
     """
+    places = []
+    for r in range(rows):
+        row = builder.select(builder.icmp_signed("<", last, _integer(r)), last, _integer(r))
+        place = builder.add(address, builder.mul(row, step))
+        places.append(builder.inttoptr(place, lanes.as_pointer()))
+    if WIDE:
+        return _read_masked(builder, places, lanes, count)
+    # Without masks in registers LLVM loads number by number: those that are left over in a row.
+    whole = builder.icmp_signed(">=", count, _integer(lanes.count))
+    with builder.if_else(whole) as (then, otherwise):
+        with then:
+            found = [builder.load(place) for place in places]
+            for loaded in found:
+                loaded.align = 2
+            after_whole = builder.block
+        with otherwise:
+            parts = _read_masked(builder, places, lanes, count)
+            after_part = builder.block
+    either = []
+    for one, other in zip(found, parts, strict=True):
+        chosen = builder.phi(lanes)
+        chosen.add_incoming(one, after_whole)
+        chosen.add_incoming(other, after_part)
+        either.append(chosen)
+    return either
+
+
+def _read_masked(builder: Any, places: list[Any], lanes: Any, count: Any) -> list[Any]:
     flags = ir.VectorType(ir.IntType(1), lanes.count)
     first = builder.sub(builder.shl(_integer(1), count), _integer(1))
     mask = builder.bitcast(builder.trunc(first, ir.IntType(lanes.count)), flags)
-    pointer = lanes.as_pointer()
     load = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(lanes, [pointer, _I32, flags, lanes]),
+        builder.module, ir.FunctionType(lanes, [lanes.as_pointer(), _I32, flags, lanes]),
         f"llvm.masked.load.v{lanes.count}i{lanes.element.width}.p0",
     )  # fmt: skip
     aligned, zeros = ir.Constant(_I32, 2), ir.Constant(lanes, [0] * lanes.count)
+    return [builder.call(load, [place, aligned, mask, zeros]) for place in places]
+
+
+def _zipped(builder: Any, rows: list[Any]) -> list[Any]:
+    """All lanes 0 side by side, then all lanes 1, and so on, of 2 or 4 rows."""
+    if len(rows) == 1:
+        return rows
     found = []
-    for r in range(rows):
-        row = builder.select(builder.icmp_signed("<", last, _integer(r)), last, _integer(r))
-        place = builder.inttoptr(builder.add(address, builder.mul(row, step)), pointer)
-        found.append(builder.call(load, [place, aligned, mask, zeros]))
+    for pair in zip(_zipped(builder, rows[::2]), _zipped(builder, rows[1::2]), strict=True):
+        for half in (0, HALF):
+            lanes = [half + i // 2 + LANES * (i % 2) for i in range(LANES)]
+            found.append(_picked(builder, *pair, lanes))
     return found
 
 
@@ -151,19 +202,8 @@ def interleave(typing, x, step, last, count, packed):
     def code(context, builder, signature, arguments):
         x, step, last, count, packed = arguments
         rows = _read(builder, x, step, GROUP, last, _UNITS, count)
-        zipped = [lane // 2 + LANES * (lane % 2) for lane in range(LANES)]
-        for eight in range(2):
-            both = [
-                _picked(builder, *rows[r : r + 2], [HALF * eight + lane for lane in zipped])
-                for r in (0, 2)
-            ]
-            for four in range(2):
-                lanes = [
-                    HALF * four + i // 4 * 2 + i % 2 + i % 4 // 2 * LANES for i in range(LANES)
-                ]
-                units = _picked(builder, *both, lanes)
-                offset = 4 * LANES * (2 * eight + four)
-                _store(builder, units, builder.add(packed, _integer(offset)))
+        for v, units in enumerate(_zipped(builder, rows)):
+            _store(builder, units, builder.add(packed, _integer(4 * LANES * v)))
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 5), code
@@ -186,7 +226,7 @@ def _exchange(builder: Any, rows: list[Any], bit: int) -> list[Any]:
 def transpose(typing, form, w, step, last, count, panel):
     """Write LANES units of HALF rows of w, widened to 32 bits, as LANES rows of a panel.
 
-    `count` is of numbers; see `_read`. 24 shuffles for 128 units.
+    `count` is of numbers; see `_read`. 24 shuffles for 128 units, or 8 for 32.
     """
     kind = form.literal_value
 
@@ -204,7 +244,7 @@ def transpose(typing, form, w, step, last, count, panel):
             sixteen = ir.Constant(_UNITS, [16] * LANES)
             rows = [builder.shl(builder.zext(row, _UNITS), sixteen) for row in rows]
         rows = [builder.bitcast(row, _UNITS) for row in rows]
-        for bit in (1, 2, 4):
+        for bit in (1, 2, 4)[: HALF.bit_length() - 1]:
             rows = _exchange(builder, rows, bit)
         for k, row in enumerate(rows):
             for h in (0, HALF):

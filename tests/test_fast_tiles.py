@@ -1,0 +1,91 @@
+"""The tiles of products for other processors than this: values, and what is in registers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba", reason="needs numba, of the extra fast")
+
+import llama_layers
+from llama_layers.backends.numpy.fast import processor
+
+AVX2 = processor.missing("avx2", "fma", "f16c")
+needs_avx2 = pytest.mark.skipif(AVX2 is not None, reason=f"the processor has no {AVX2}")
+
+
+def run(code, directory, **environment):
+    """What a process prints that compiles everything anew."""
+    own = {"PYTHONPATH": str(Path(llama_layers.__file__).parents[1]), "NUMBA_CACHE_DIR": directory}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | own | environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+OTHER_LANES = """
+import ml_dtypes, numpy as np
+from llama_layers.backends.numpy.fast import processor
+own = processor.missing("avx512f", "avx512bw") is None
+processor.missing = lambda *features: features[0] if own else None
+from llama_layers.backends.numpy.fast import gemm, tiles
+assert tiles.WIDE != own
+rng = np.random.default_rng(0)
+for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+    for tokens, rows, count in ((1, 1, 1), (29, 77, 19), (13, 40, 1100), (1061, 33, 40)):
+        x = rng.integers(-8, 8, (tokens, count)).astype(np.float32)
+        weight = rng.integers(-8, 8, (rows, count)).astype(dtype)
+        y = np.empty((tokens, rows), np.float32)
+        operands = gemm.operands(x, weight, np.arange(rows, dtype=np.float32), y, 2)
+        for thread in range(2):
+            gemm.multiply(thread, 2, *operands)
+        exact = np.einsum("ik,jk->ij", x.astype(int), weight.astype(int)) + np.arange(rows)
+        assert (y == exact).all(), (dtype, tokens, rows, count)
+print(tiles.LANES)
+"""
+
+
+@needs_avx2
+def test_tiles_of_the_other_width_multiply_too(tmp_path):
+    """In two halves, or in half of what there is: slow, but right. Integers are summed exactly."""
+    assert run(OTHER_LANES, tmp_path).strip() in ("8", "16")
+
+
+LOOPS = """
+import re, sys
+from numba import float32, intp, uint32
+from llama_layers.backends.numpy.fast import panels, processor, tiles
+assert processor.missing("avx512f", "avx512bf16") == (None if tiles.WIDE else "avx512f")
+for unit, name in ((float32, "vfmadd"), (uint32, "vdpbf16ps"))[: 1 + tiles.WIDE]:
+    kernel = panels.panel_times
+    kernel.compile((unit[:, :, ::1], *[intp] * 11))
+    text = kernel.inspect_asm(kernel.signatures[-1])
+    loops = re.split(r"^\\S+:$|\\tj\\w+\\t.*$", text, flags=re.MULTILINE)
+    register = "%zmm" if tiles.WIDE else "%ymm"
+    for loop in loops:
+        vectors = [line for line in loop.splitlines() if register in line]
+        if count := sum(name in line for line in vectors):
+            print(name, count, any("(%rsp)" in line for line in vectors))
+"""
+AVX512 = "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd,+avx512bf16"
+
+
+@needs_avx2
+@pytest.mark.parametrize(
+    ("name", "features", "instructions", "sums"),
+    [
+        ("znver3", "+avx2,+fma,+f16c", ["vfmadd"], [48, 32, 16, 12, 8, 4]),
+        ("znver4", f"+avx2,+fma,+f16c,{AVX512}", ["vfmadd", "vdpbf16ps"], [24, 16, 8]),
+    ],
+)
+def test_sums_stay_in_registers(name, features, instructions, sums, tmp_path):
+    """Of each tile's loop, for a processor that need not be this one: it is compiled, not run."""
+    printed = run(LOOPS, tmp_path, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)
+    expected = {f"{instruction} {count} False" for instruction in instructions for count in sums}
+    assert set(printed.splitlines()) == expected
