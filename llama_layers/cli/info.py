@@ -71,8 +71,14 @@ def computing() -> dict[str, str]:
         "compiled": f"not in use: {compiled}"
         if compiled
         else f"products and decoding of few tokens, by numba {version('numba')}",
-        "GPU": gpu_problem() or f"CuPy {importlib.import_module('cupy').__version__}",
+        "GPU": gpu_problem() or _gpu(),
     }
+
+
+def _gpu() -> str:
+    from llama_layers.bench.gpu import described
+
+    return f"{described()}, by CuPy {importlib.import_module('cupy').__version__}"
 
 
 def describe(checkpoint: Checkpoint, tensors: bool) -> dict[str, Any]:

@@ -102,6 +102,13 @@ def test_facts():
     assert {"driver", "processor", "NumPy"} <= facts.keys()
 
 
+def test_info_names_it(monkeypatch, capsys):
+    monkeypatch.setattr("llama_layers.cli.info.gpu_problem", lambda: None)
+    assert main(["info", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["computing"]["GPU"]
+    assert said == ("stand-in, 4 multiprocessors, compute capability 9.0, 8 GiB, by CuPy 14.2.0")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_are_the_same_as_on_a_cpu(dtype):
     here, there = models.Numbers(dtype), models.Numbers(dtype, "cupy")
