@@ -19,6 +19,7 @@ from emulator import needs_compiler
 from fake_cublas import replaced
 from installed import installed
 
+from llama_layers.bench import contestants
 from llama_layers.bench import gpu as machine
 from llama_layers.bench.contestants import PEERS, llama_cpp_model
 from llama_layers.bench.cost import Cost
@@ -41,6 +42,7 @@ TINY = Sizes(
 def on_the_stand_in(monkeypatch):
     for name, value in (("COPIED", 1 << 10), ("SQUARE", 8)):
         monkeypatch.setattr(machine, name, value)
+    monkeypatch.setattr(contestants, "torch_sees_a_gpu", lambda: False)
     pool = SimpleNamespace(total_bytes=lambda: 0, free_all_blocks=lambda: None)
     for place, name, value in (
         (stand_in, "get_default_memory_pool", lambda: pool),
