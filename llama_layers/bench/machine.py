@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,8 +47,16 @@ def system() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
         "NumPy": version("numpy"),
-        "llama_layers": version("llama-layers"),
+        "llama_layers": own_version(),
     }
+
+
+def own_version() -> str:
+    """Of this package, if it is installed."""
+    try:
+        return version("llama-layers")
+    except PackageNotFoundError:
+        return "not installed, from its sources"
 
 
 def load() -> dict[str, str]:
