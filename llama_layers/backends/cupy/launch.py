@@ -129,8 +129,8 @@ def attend(
     )  # fmt: skip
     grid = (chunks, heads // together, sequences)
     launch("attend", "attend_split", grid, (128,), arguments, **macros)
-    arguments = (sums, ends, length, out, np.int32(chunks), np.int32(capacity))
-    launch("attend", "attend_join", (sequences * heads,), (512,), arguments, **macros)
+    joined = (sums, ends, length, out, np.int32(chunks), np.int32(capacity))
+    launch("attend", "attend_join", (sequences * heads,), (512,), joined, **macros)
 
 
 def embed(ids: Any, table: Any, out: Any) -> None:
@@ -171,10 +171,10 @@ def sample(
     shares, sums = scratch
     _largest(logits, shares)
     vocabulary, count = np.int32(logits.shape[1]), np.int32(shares.shape[1])
-    arguments: tuple[Any, ...] = (logits, shares, temperature, sums, vocabulary)
-    launch("tokens", "weigh", (int(count), ids.shape[0]), (256,), arguments, FORMAT=0)
-    arguments = (logits, shares, sums, uniforms, step, temperature, ids, vocabulary, count)
-    launch("tokens", "draw", ids.shape, (256,), arguments, FORMAT=0)
+    weighed = (logits, shares, temperature, sums, vocabulary)
+    launch("tokens", "weigh", (int(count), ids.shape[0]), (256,), weighed, FORMAT=0)
+    drawn = (logits, shares, sums, uniforms, step, temperature, ids, vocabulary, count)
+    launch("tokens", "draw", ids.shape, (256,), drawn, FORMAT=0)
 
 
 def _largest(logits: Any, shares: Any) -> None:
@@ -200,7 +200,7 @@ def _format(*arrays: Any) -> int:
 
 def _count(columns: int, *arrays: Any) -> int:
     """How many numbers a thread may read at once: rows and addresses are multiples of so many."""
-    size = arrays[0].dtype.itemsize
+    size = int(arrays[0].dtype.itemsize)
     count = math.gcd(columns, _LOAD // size)
     return math.gcd(count * size, *(array.data.ptr for array in arrays)) // size
 

@@ -41,17 +41,22 @@ __device__ __forceinline__ bool visible(int place, int length, int capacity, int
 __device__ __forceinline__ void read_steps(const Number* __restrict__ from, long long token,
                                            const bool* seen, int first_step,
                                            Piece<COUNT> (&pieces)[LOADS][SLICES]) {
+  const int own = threadIdx.x % LANES, row = threadIdx.x / LANES;  // a row of keys for each step
+  bool there[LOADS];
 #pragma unroll
   for (int i = 0; i < LOADS; ++i) {
-    const int t = ((first_step + i) * WARPS + threadIdx.x / 32) * KEYS + threadIdx.x % 32 / LANES;
+    const int t = (first_step + i) * WARPS * KEYS + row;
+    there[i] = seen[min(t, CHUNK - 1)] && t < CHUNK;
+  }
+  from += (first_step * WARPS * KEYS + row) * token + own * COUNT;
+#pragma unroll
+  for (int i = 0; i < LOADS; ++i, from += WARPS * KEYS * token)
 #pragma unroll
     for (int s = 0; s < SLICES; ++s) {
-      const int piece = s * LANES + threadIdx.x % LANES;
       pieces[i][s] = {};
-      if (t < CHUNK && seen[t] && piece < PIECES)
-        pieces[i][s] = read_once<COUNT>(from + t * token + piece * COUNT);
+      if (there[i] && s * LANES + own < PIECES)
+        pieces[i][s] = read_once<COUNT>(from + s * LANES * COUNT);
     }
-  }
 }
 
 // sums [M, heads, chunks, WIDTH], and of each chunk the largest score and the sum of exponentials,
@@ -61,7 +66,7 @@ attend_split(const Number* __restrict__ q, const Number* __restrict__ keys,
              const Number* __restrict__ values, const int* length_of, const unsigned char* keep,
              float* sums, float2* ends, int heads, int kv_heads, int capacity, int window,
              float scale) {
-  __shared__ float queries[HEADS][WIDTH];
+  __shared__ __align__(16) float queries[HEADS][WIDTH];
   __shared__ float scores[HEADS][CHUNK];
   __shared__ float parts[WARPS][HEADS][WIDTH];
   __shared__ bool seen[CHUNK];
@@ -96,15 +101,16 @@ attend_split(const Number* __restrict__ q, const Number* __restrict__ keys,
     for (int h = 0; h < HEADS; ++h) {
       float products[LOADS] = {};
 #pragma unroll
-      for (int s = 0; s < SLICES; ++s)
+      for (int s = 0; s < SLICES; ++s) {
+        const float* query = queries[h] + min(s * LANES + lane % LANES, PIECES - 1) * COUNT;
 #pragma unroll
-        for (int j = 0; j < COUNT; ++j) {
-          const int piece = min(s * LANES + lane % LANES, PIECES - 1);
-          const float query = queries[h][piece * COUNT + j];
+        for (int i = 0; i < LOADS; ++i) {
+          float key[COUNT];
+          widen(pieces[i][s], 0, key);
 #pragma unroll
-          for (int i = 0; i < LOADS; ++i)
-            products[i] = fmaf(query, wide(pieces[i][s].of[j]), products[i]);
+          for (int j = 0; j < COUNT; ++j) products[i] = fmaf(query[j], key[j], products[i]);
         }
+      }
 #pragma unroll
       for (int i = 0; i < LOADS; ++i) {
 #pragma unroll
@@ -145,12 +151,15 @@ attend_split(const Number* __restrict__ q, const Number* __restrict__ keys,
     for (int i = 0; i < LOADS; ++i) {
       const int t = min(((step + i) * WARPS + warp) * KEYS + lane / LANES, CHUNK - 1);
 #pragma unroll
-      for (int h = 0; h < HEADS; ++h)
+      for (int s = 0; s < SLICES; ++s) {
+        float value[COUNT];
+        widen(pieces[i][s], 0, value);
 #pragma unroll
-        for (int s = 0; s < SLICES; ++s)
+        for (int h = 0; h < HEADS; ++h)
 #pragma unroll
           for (int j = 0; j < COUNT; ++j)
-            weighed[h][s][j] = fmaf(scores[h][t], wide(pieces[i][s].of[j]), weighed[h][s][j]);
+            weighed[h][s][j] = fmaf(scores[h][t], value[j], weighed[h][s][j]);
+      }
     }
   }
 #pragma unroll

@@ -2,6 +2,9 @@
 // headers are not needed. Rounded to nearest, ties to even; NaN stays NaN.
 //
 // FORMAT says what a kernel's numbers are: 0 float32, 1 bfloat16, 2 float16.
+#ifndef FORMAT
+#define FORMAT 0
+#endif
 
 __device__ __forceinline__ float from_bfloat16(unsigned short x) {
   return __uint_as_float(static_cast<unsigned>(x) << 16);
@@ -54,6 +57,24 @@ template <int N> struct alignas(N * sizeof(Number)) Piece { Number of[N]; };
 
 template <int N> __device__ __forceinline__ Piece<N> read(const Number* from) {
   return *reinterpret_cast<const Piece<N>*>(from);
+}
+
+// N numbers of a piece, from one of them on. Of two bfloat16 in a register one is shifted and the
+// other masked: an operation each, where numbers of 16 bits by themselves take two or three.
+template <int N, int M>
+__device__ __forceinline__ void widen(const Piece<M>& piece, int from, float (&to)[N]) {
+  if constexpr (FORMAT == 1 && N % 2 == 0) {
+    const unsigned* pairs = reinterpret_cast<const unsigned*>(&piece);
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const unsigned pair = pairs[(from + i) / 2];
+      to[i] = __uint_as_float(pair << 16);
+      to[i + 1] = __uint_as_float(pair & 0xffff0000);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[i] = wide(piece.of[from + i]);
+  }
 }
 
 // What is read by one thread only goes out of the caches first, and leaves them what many read.
