@@ -264,16 +264,17 @@ def test_what_no_graph_is_made_for():
     name = "model.layers.1.mlp.up_proj.weight"
     narrow[name] = weights[name].astype(np.float16)
     wide = {name: array.astype(np.float64) for name, array in weights.items()}
-    for arrays, batch, count, tap in (
-        (weights, decode.MOST + 1, 1, None),
-        (wide, 1, 1, None),
-        (weights, 1, 2, None),
-        (weights, 1, 1, lambda name, array: array),
-        (narrow, 1, 1, None),
+    for arrays, batch, count, tap, fits in (
+        (weights, decode.MOST + 1, 1, None, False),
+        (wide, 1, 1, None, False),
+        (weights, 1, 2, None, True),
+        (weights, 1, 1, lambda name, array: array, True),
+        (narrow, 1, 1, None, False),
     ):
         model = model_of(config, arrays, stand_in.asarray)
         ids = random_ids(config, batch, 3 + count)
         exact = model_of(config, wide)
+        assert decode.fits(model, KVCache.create(model, batch, 8)) == fits
         logits = []
         with counted() as (_, runs):
             for one, array in ((model, stand_in.asarray), (exact, np.asarray)):

@@ -165,9 +165,10 @@ def test_tokens_in_main_memory_are_those_on_the_device():
     options = {"temperature": 3.0, "top_k": None, "top_p": None, "min_p": None}
     options["rng"] = np.random.default_rng(0)
     logits = output.logits[:, 0, :]
-    for ids, drawn in generation.drawn_tokens(
-        stand_in, on_device, logits, output.cache, None, 1.0, 6, options
-    ):
+    steps = list(
+        generation.drawn_tokens(stand_in, on_device, logits, output.cache, None, 1.0, 6, options)
+    )
+    for ids, drawn in steps:  # now, since get waits for all that was asked for
         np.testing.assert_array_equal(drawn, ids.get())
 
 
@@ -211,7 +212,9 @@ def test_a_generation_that_is_left_takes_its_memory_along():
     steps = generate(on_device, stand_in.asarray(IDS), max_new_tokens=9, eos_token_id=())
     next(steps)
     next(steps)
+    assert not stand_in.get_current_stream().done  # it is one ahead
     del steps
+    assert stand_in.get_current_stream().done
     stand_in.Device().synchronize()  # raises if a graph would run on memory that was freed
     assert not decode._STEPS.get(on_device.weights)
 

@@ -262,8 +262,15 @@ MUTANTS = [
     Mutant(
         "memory freed under a step that runs",
         GENERATION,
-        "        tokens.event.synchronize()  # before the memory of the step goes\n",
+        "        step.stream.synchronize()  # before the memory of a step that still runs goes\n",
         "        pass\n",
+        f"{DRAWN}::test_a_generation_that_is_left_takes_its_memory_along",
+    ),
+    Mutant(
+        "the step that is ahead not waited for",
+        GENERATION,
+        "        step.stream.synchronize()  # before",
+        "        tokens.event.synchronize()  # before",
         f"{DRAWN}::test_a_generation_that_is_left_takes_its_memory_along",
     ),
     Mutant(

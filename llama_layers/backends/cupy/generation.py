@@ -127,7 +127,7 @@ def drawn_tokens(
             yield tokens.ids, tokens.host.copy()
             tokens = ahead
     finally:
-        tokens.event.synchronize()  # before the memory of the step goes
+        step.stream.synchronize()  # before the memory of a step that still runs goes
 
 
 def _offered(model: Llama, cache: KVCache, options: dict[str, Any]) -> bool:
