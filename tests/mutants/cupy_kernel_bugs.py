@@ -28,6 +28,20 @@ MUTANTS = [
         f"{ROWS}[256-bfloat16]",
     ),
     Mutant(
+        "the same numbers of a weight asked for again",
+        GEMV,
+        "read_rows(rows, first + STEP + lane, columns, next);",
+        "read_rows(rows, first + lane, columns, next);",
+        f"{ROWS}[4200-float32]",
+    ),
+    Mutant(
+        "a bfloat16 with the bits of the one beside it",
+        "backends/cupy/kernels/common.cuh",
+        "__uint_as_float(pair & 0xffff0000)",
+        "__uint_as_float(pair)",
+        f"{ROWS}[256-bfloat16]",
+    ),
+    Mutant(
         "the last row of a weight left out",
         GEMV,
         "if (first + r >= outputs) break;",
