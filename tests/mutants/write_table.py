@@ -14,6 +14,7 @@ import cupy_kernel_bugs
 import cupy_upload_bugs
 import decoder
 import decoding
+import fast_attention_bugs
 import fast_gemm_bugs
 import numpy_bodies
 import verify_check_bugs
@@ -29,6 +30,7 @@ SUBJECTS = {
     "Sampling and generation": decoding.MUTANTS,
     "Compiled bodies": compiled_bugs.MUTANTS,
     "Compiled product of many tokens": fast_gemm_bugs.MUTANTS,
+    "Compiled attention of many queries": fast_attention_bugs.MUTANTS,
     "Products, attention and RoPE on a GPU": cupy_gemm_bugs.MUTANTS,
     "Kernels of decoding on a GPU": cupy_kernel_bugs.MUTANTS,
     "Decoding and generation on a GPU": cupy_decode_bugs.MUTANTS,

@@ -1,0 +1,66 @@
+"""Attention of many queries, by compiled tiles."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.backends.numpy.attention import attend as by_numpy
+from llama_layers.backends.numpy.fast.team import TEAM, threads
+from llama_layers.backends.numpy.memory import empty
+from llama_layers.mask import Mask
+
+# Multiply-adds that NumPy does in a millisecond: not worth loading numba for.
+SMALL = 1 << 24
+# Scores of a block of queries: a megabyte. With fewer queries their keys are packed too often.
+SCORES = 1 << 18
+MOST = 96  # queries of a block
+
+
+def attend(
+    xp: Any, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], mask: Any | None, scale: float
+) -> NDArray[Any]:
+    """Attention of float32 numbers, a block of queries and a key head at a time."""
+    batch, queries, heads, width = q.shape
+    keys, kv_heads = k.shape[1], k.shape[2]
+    work = q.size * keys
+    as_they_lie = all(a.dtype == np.float32 and a.strides[3] == 4 for a in (q, k, v))
+    if not as_they_lie or queries == 1 or work < SMALL:
+        return by_numpy(xp, q, k, v, mask, scale)
+    from llama_layers.backends.numpy.fast import gemm, tiled_attention
+
+    if gemm.problem("float32", "float32") is not None:
+        return by_numpy(xp, q, k, v, mask, scale)
+    y = empty(q.shape, np.float32)
+    group = heads // kv_heads
+    block = min(MOST, max(4, SCORES // (group * keys) // 4 * 4), math.ceil(queries / 4) * 4)
+    size = threads()
+    shape = np.array([batch, queries, heads, kv_heads, width, keys])
+    places = np.array([[a.ctypes.data, *a.strides[:3]] for a in (q, k, v, y)])
+    memory = tiled_attention.memory(size, block * group, block, keys, width)
+    TEAM.run(
+        size, tiled_attention.attend, np.zeros(1, np.int64), places, shape, np.float32(scale),
+        *_visibility(mask), block, *memory,
+    )  # fmt: skip
+    return y
+
+
+def _visibility(mask: Any | None) -> tuple[Any, ...]:
+    """The mask as the kernel takes it: slots, or a row for each query, or neither."""
+    slots = np.zeros(0, np.int64)
+    none, nothing = np.zeros((0, 0), np.uint8), np.zeros((0, 0, 0), np.uint8)
+    if mask is None:
+        return slots, slots, 0, none, nothing
+    if not isinstance(mask, Mask):
+        return slots, slots, 0, none, _own(mask.reshape(-1, *mask.shape[-2:])).view(np.uint8)
+    own, keys = (_own(np.asarray(a, np.int64)) for a in (mask.queries, mask.keys))
+    keep = none if mask.keep is None else _own(mask.keep).view(np.uint8)
+    return own, keys, 2**62 if mask.window is None else mask.window, keep, nothing
+
+
+def _own(array: NDArray[Any]) -> NDArray[Any]:
+    """Contiguous and writeable: numba would compile everything again for what is not."""
+    return np.require(array, requirements=["C", "W"])
