@@ -17,6 +17,7 @@ from hypothesis import Phase, settings
 
 from llama_layers.backends import numpy as numpy_backend
 from llama_layers.backends.cupy.detect import gpu_problem
+from llama_layers.backends.numpy.compiled import compiled_problem
 from llama_layers.backends.transfer import from_numpy
 
 settings.register_profile("default", deadline=None, max_examples=20)
@@ -82,13 +83,21 @@ def xp(backend: Backend) -> Any:
     return backend.xp
 
 
-@pytest.fixture(scope="module", params=["definition", "body"])
+@pytest.fixture(scope="module", params=["definition", "body", "compiled"])
 def bodies(request: pytest.FixtureRequest) -> Iterator[None]:
-    """NumPy arrays go through the definition, and then through the body that is faster for them."""
+    """NumPy arrays go through the definition, and then through bodies that are faster for them.
+
+    The compiled ones leave to NumPy what is small; here they do not.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "definition":
             for name in ("attend", "gate_with_silu", "normalise", "turn"):
                 patch.delitem(numpy_backend.BODIES, name)
+        elif request.param == "compiled":
+            if (problem := compiled_problem()) is not None:
+                pytest.skip(problem)
+            for module in ("attention", "pointwise"):
+                patch.setattr(f"llama_layers.backends.numpy.fast.{module}.SMALL", 0)
         yield
 
 

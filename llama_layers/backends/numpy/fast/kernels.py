@@ -19,8 +19,9 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
+from llama_layers.backends.numpy.fast.elements import exp, gate, norm, turn
 from llama_layers.backends.numpy.fast.formats import BFLOAT16, CHUNK, FLOAT16, FLOAT32, ROWS
-from llama_layers.backends.numpy.fast.jit import compiled, inside, summing
+from llama_layers.backends.numpy.fast.jit import compiled, summing
 from llama_layers.backends.numpy.fast.vectors import (
     LANES,
     TOKENS,
@@ -99,65 +100,12 @@ def product(thread, team, kind, w, rows, x, y):
         )  # fmt: skip
 
 
-@inside
-def exp(x):
-    """Give e**x for x <= 0, or NaN, to about one unit in the last place, in steps that vectorise.
-
-    With n = x / ln 2 rounded and r = x - n ln 2, of at most 0.35, it is 2**n times the first terms
-    of e**r; r**8 / 8! is less than a tenth of a unit. The first part of ln 2 has 9 bits, so that n
-    times it is exact, and 2**n is multiplied in two parts, since it may be subnormal.
-    """
-    bounded = x if x > np.float32(-104) else np.float32(-104)  # half the smallest number and less
-    n = np.rint(bounded * np.float32(1.4426950408889634))
-    r = bounded - n * np.float32(0.693359375) + n * np.float32(2.1219444005469057e-4)
-    p = np.float32(1 / 5040)
-    p = p * r + np.float32(1 / 720)
-    p = p * r + np.float32(1 / 120)
-    p = p * r + np.float32(1 / 24)
-    p = p * r + np.float32(1 / 6)
-    p = p * r + np.float32(1 / 2)
-    p = p * (r * r) + r + np.float32(1)
-    whole = np.int32(n)
-    half = whole >> np.int32(1)
-    low = np.int32((half + np.int32(127)) << np.int32(23)).view(np.float32)
-    high = np.int32((whole - half + np.int32(127)) << np.int32(23)).view(np.float32)
-    return p * low * high if x == x else x
-
-
 @summing
 def _sum(x):
     total = np.float32(0)
     for value in x:
         total += value
     return total
-
-
-@summing
-def _sum_of_squares(x):
-    total = np.float32(0)
-    for value in x:
-        total += value * value
-    return total
-
-
-@compiled
-def _norm(x, weight, eps, y):
-    """RMSNorm of each row."""
-    for token in range(x.shape[0]):
-        mean = _sum_of_squares(x[token]) / np.float32(x.shape[1])
-        root = np.sqrt(mean + eps)
-        for i in range(x.shape[1]):
-            y[token, i] = weight[i] * (x[token, i] / root)
-
-
-@compiled
-def _turn(x, cos, sin, y):
-    """RoPE of one head, whose pairs are i and i + D/2."""
-    half = cos.shape[0]
-    for i in range(half):
-        a, b = x[i], x[half + i]
-        y[i] = a * cos[i] - b * sin[i]
-        y[half + i] = b * cos[i] + a * sin[i]
 
 
 @compiled
@@ -276,21 +224,18 @@ def _add(thread, team, x, added):
 
 
 @compiled
-def _gate(thread, team, gate, up):
-    """A thread's share of silu(gate) * up, in the place of the gate."""
-    start, stop = _share(gate.shape[1], ROWS, thread, team)
-    for token in range(gate.shape[0]):
-        for i in range(start, stop):
-            g = gate[token, i]
-            decay = exp(-abs(g))
-            numerator = np.float32(1) if g >= 0 else decay
-            gate[token, i] = g * (numerator / (np.float32(1) + decay)) * up[token, i]
+def _gate(thread, team, gated, up):
+    """A thread's share of the gate, in its place."""
+    start, stop = _share(gated.shape[1], ROWS, thread, team)
+    for token in range(gated.shape[0]):
+        own = gated[token, start:stop]
+        gate(own, up[token, start:stop], own)
 
 
 @compiled
 def layers(
     thread, team, sync, kind, weights, caches, capacity, place, seq, eps, scale, cos, sin,
-    allowed, mask_of, x, wide, normed, qkv, parts, stats, scores, joined, added, gate, up,
+    allowed, mask_of, x, wide, normed, qkv, parts, stats, scores, joined, added, gated, up,
 ):  # fmt: skip
     """A thread's part of all decoder layers, on x [M, H] in place; see decode.py for the shapes.
 
@@ -313,17 +258,17 @@ def layers(
         keys = carray(pointer(caches[layer, 0]), (batch, capacity, kv_heads, width), np.float32)
         values = carray(pointer(caches[layer, 1]), (batch, capacity, kv_heads, width), np.float32)
         _widen(kind, norm1, 0, hidden, spare)
-        _norm(x, spare, eps, own)
+        norm(x, spare, eps, own)
         _linear(thread, team, kind, wq, q_bias, qkv.shape[1], own, qkv, spare)
         round_ = _meet(sync, round_, team)
         for unit in range(thread, tokens * (heads + kv_heads), team):
             token, head = unit // (heads + kv_heads), unit % (heads + kv_heads)
             here = qkv[token, head * width : (head + 1) * width]
             if head < heads:
-                _turn(here, cos[token], sin[token], here)
+                turn(here, cos[token], sin[token], here)
             else:
                 row, slot = token // seq, (place + token % seq) % capacity
-                _turn(here, cos[token], sin[token], keys[row, slot, head - heads])
+                turn(here, cos[token], sin[token], keys[row, slot, head - heads])
                 v = (head + kv_heads) * width
                 values[row, slot, head - heads, :] = qkv[token, v : v + width]
         round_ = _meet(sync, round_, team)
@@ -346,11 +291,11 @@ def layers(
         _add(thread, team, x, added)
         round_ = _meet(sync, round_, team)
         _widen(kind, norm2, 0, hidden, spare)
-        _norm(x, spare, eps, own)
-        _linear(thread, team, kind, wg, gate_bias, gate.shape[1], own, gate, spare)
-        _linear(thread, team, kind, wu, up_bias, gate.shape[1], own, up, spare)
-        _gate(thread, team, gate, up)
+        norm(x, spare, eps, own)
+        _linear(thread, team, kind, wg, gate_bias, gated.shape[1], own, gated, spare)
+        _linear(thread, team, kind, wu, up_bias, gated.shape[1], own, up, spare)
+        _gate(thread, team, gated, up)
         round_ = _meet(sync, round_, team)
-        _linear(thread, team, kind, wd, down_bias, hidden, gate, added, spare)
+        _linear(thread, team, kind, wd, down_bias, hidden, gated, added, spare)
         _add(thread, team, x, added)
         round_ = _meet(sync, round_, team)
