@@ -20,6 +20,7 @@ pytest.importorskip("numba", reason="needs numba, of the extra fast")
 import llama_layers
 from llama_layers import linear
 from llama_layers.backends.numpy.fast import gemm, processor
+from llama_layers.backends.numpy.fast.linear import activations as fast_activations
 from llama_layers.embedding import activations
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import Bound, linear_bound
@@ -194,6 +195,14 @@ def test_numbers_of_a_token_are_adjacent(rng):
     y = linear(x, rng.standard_normal((24, 8)).astype(np.float32))
     assert y.flags.c_contiguous
     assert activations(np, x.astype(np.float16)).flags.c_contiguous
+
+
+def test_numbers_of_a_token_are_not_adjacent_where_blas_multiplies(rng, monkeypatch):
+    monkeypatch.setattr(gemm, "problem", lambda x, weight: "none here")
+    x = rng.standard_normal((1, 40, 8)).astype(np.float32)
+    y = linear(x, rng.standard_normal((24, 8)).astype(np.float32))
+    assert y[0].flags.f_contiguous
+    assert fast_activations(np, x)[0].flags.f_contiguous
 
 
 @every_format

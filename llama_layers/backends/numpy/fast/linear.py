@@ -68,5 +68,12 @@ def _many(
 
 
 def activations(xp: Any, x: NDArray[Any]) -> NDArray[Any]:
-    """Embeddings widened to float32 at least, each token's numbers adjacent, as products are."""
+    """Embeddings widened to float32 at least, in the order of memory that products will have."""
+    if x.size > MOST * x.shape[-1]:
+        from llama_layers.backends.numpy import activations as beside_each_other
+        from llama_layers.backends.numpy.fast import gemm
+
+        if gemm.problem("float32", "float32") is not None:
+            beside: NDArray[Any] = beside_each_other(xp, x)
+            return beside
     return np.ascontiguousarray(x, accumulate_format(float_format("x", x)).name)
