@@ -16,6 +16,7 @@ import decoder
 import decoding
 import fast_attention_bugs
 import fast_gemm_bugs
+import fast_pointwise_bugs
 import numpy_bodies
 import verify_check_bugs
 import verify_diagnose_bugs
@@ -31,6 +32,7 @@ SUBJECTS = {
     "Compiled bodies": compiled_bugs.MUTANTS,
     "Compiled product of many tokens": fast_gemm_bugs.MUTANTS,
     "Compiled attention of many queries": fast_attention_bugs.MUTANTS,
+    "Compiled norm, RoPE and gate of many tokens": fast_pointwise_bugs.MUTANTS,
     "Products, attention and RoPE on a GPU": cupy_gemm_bugs.MUTANTS,
     "Kernels of decoding on a GPU": cupy_kernel_bugs.MUTANTS,
     "Decoding and generation on a GPU": cupy_decode_bugs.MUTANTS,
