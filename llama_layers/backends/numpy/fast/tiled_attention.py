@@ -24,9 +24,9 @@ import numpy as np
 from numba import carray
 from numpy.typing import NDArray
 
+from llama_layers.backends.numpy.fast.elements import exp
 from llama_layers.backends.numpy.fast.formats import FLOAT32
 from llama_layers.backends.numpy.fast.jit import compiled
-from llama_layers.backends.numpy.fast.kernels import exp
 from llama_layers.backends.numpy.fast.panels import LINE, pack_panel, panel_times
 from llama_layers.backends.numpy.fast.tiles import COLUMNS, GROUP, LANES, interleave
 from llama_layers.backends.numpy.fast.vectors import arrive, pointer
