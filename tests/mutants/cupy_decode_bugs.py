@@ -211,7 +211,7 @@ MUTANTS = [
         f"{DRAWN}::test_the_generator_is_left_as_the_definition_leaves_it",
     ),
     Mutant(
-        "padding counted in positions",
+        "padding counted in positions of a graph",
         GENERATION,
         "first = to_numpy(cache.counts)",
         "first = np.full(sequences, cache.length)",
