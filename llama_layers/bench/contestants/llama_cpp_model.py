@@ -41,6 +41,8 @@ class _Model:
         self.threads = threads
         self.closing = closing
         self.numbers = f"{job.dtype} weights, float32 activations, float16 cache"
+        # The last layer computes only tokens whose logits are asked for: of one layer, hardly any.
+        self.all_logits = job.kind == "layer"
 
     def start(self, length: int) -> _State:
         context = importlib.import_module("llama_cpp").Llama(
@@ -49,6 +51,7 @@ class _Model:
             n_batch=length,
             n_threads=self.threads,
             n_threads_batch=self.threads,
+            logits_all=self.all_logits,
             verbose=False,
         )
         self.closing.callback(context.close)
@@ -64,5 +67,5 @@ class _Model:
         return context, _State(context, length + ids.shape[1])
 
     def to_numpy(self, logits: Any) -> NDArray[Any]:
-        pointer = logits._ctx.get_logits()
+        pointer = logits._ctx.get_logits_ith(-1)
         return np.ctypeslib.as_array(pointer, (logits.n_vocab(),)).copy()
