@@ -267,7 +267,8 @@ def test_tiles_do_not_change_the_bound(rng, monkeypatch):
     whole = {name: call() for name, call in calls.items()}
     monkeypatch.setattr(tiling, "TILE", 7 * 30 * 3)
     for name, call in calls.items():
-        np.testing.assert_allclose(call().exact, whole[name].exact, rtol=1e-12)
+        # Sums of some 30 terms of size 1, which may nearly cancel, in another order.
+        np.testing.assert_allclose(call().exact, whole[name].exact, rtol=1e-12, atol=1e-14)
         np.testing.assert_allclose(call().limit, whole[name].limit, rtol=1e-9)
 
 
