@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -430,3 +433,104 @@ def test_a_forked_child_has_a_team_of_its_own():
         team.run(2, lambda thread, size: None)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_an_interrupted_team_waits_for_nobody_and_goes_on_working():
+    team, ended = Team(), []
+
+    def kernel(thread, size, stop):
+        if thread == 0:
+            raise KeyboardInterrupt
+        deadline = time.monotonic() + 30
+        while not stop[-1] and time.monotonic() < deadline:
+            time.sleep(0.001)
+        ended.append(bool(stop[-1]))
+
+    stop = np.zeros(2, np.int64)
+    with pytest.raises(KeyboardInterrupt):
+        team.run(2, kernel, stop, stop=stop)
+    ran = []
+    team.run(2, lambda thread, size: ran.append(thread))
+    assert sorted(ran) == [0, 1]
+    assert ended == [True]
+
+
+def test_waiting_ends_when_it_is_to_no_purpose():
+    from llama_layers.backends.numpy.fast.waiting import until
+
+    state = np.zeros(2, np.int64)
+    address = state.ctypes.data
+    thread = threading.Thread(target=until, args=(address, 1, address + 8), daemon=True)
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    state[1] = 1
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_threads_work_on_after_the_main_one_has_ended():
+    code = """
+import threading, numpy as np
+from llama_layers import linear
+x, w = np.ones((1, 2, 2048), np.float32), np.ones((2048, 2048), np.float32)
+linear(x, w)
+def work():
+    threading.main_thread().join()
+    print(linear(x, w)[0, 0, 0])
+threading.Thread(target=work).start()
+"""
+    environment = os.environ | {"LLAMA_LAYERS_FAST": "1", "OPENBLAS_NUM_THREADS": "2"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
+    assert (run.stdout, run.stderr) == ("2048.0\n", "")
+
+
+@pytest.mark.parametrize("tokens", [3, 40])
+@pytest.mark.parametrize("swapped", ["x", "weight", "both"])
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_bytes_in_the_other_order(tokens, swapped, kind, monkeypatch):
+    monkeypatch.setattr(fast_linear, "SMALL", 0)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((tokens, 24)).astype(np.float32)
+    weight = rng.standard_normal((8, 24)).astype(kind)
+    exact = x.astype(np.float64) @ weight.astype(np.float64).T
+    if swapped != "weight":
+        x = x.astype(x.dtype.newbyteorder())
+    if swapped != "x":
+        weight = weight.astype(weight.dtype.newbyteorder())
+    np.testing.assert_allclose(fast_linear.linear_2d(np, x, weight, None), exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [[6], [4, 5]])
+def test_padding_with_nan_reaches_no_token(steps):
+    """Before the first token of a sequence, in the kernel's cache."""
+    weights = random_weights(CONFIGS["gqa"], 0, np.float32)
+    weights["model.embed_tokens.weight"][0] = np.nan
+    model = model_of(CONFIGS["gqa"], weights)
+    ids = np.array([[0, 3, 5, 2, 7, 1], [4, 3, 5, 2, 7, 1]])
+    keep = ids > 0
+    logits = decoded(model, ids, [c for c in steps if c < 6], keep=keep)
+    assert np.isfinite(logits[keep]).all()
+
+
+def test_kernels_work_where_nothing_can_be_kept(monkeypatch):
+    from llama_layers.backends.numpy.fast import jit
+
+    real = jit.njit
+
+    def njit(*, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(**options)
+
+    monkeypatch.setattr(jit, "njit", njit)
+
+    def double(x):
+        return 2 * x
+
+    found = None
+    with contextlib.suppress(RuntimeError):
+        found = jit.compiled(double)(21)
+    assert found == 42

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from typing import Any
 
+from llama_layers.backends.numpy.compiled import compiled_problem
 from llama_layers.bench.limits import Probe
 from llama_layers.bench.machine import load, system
 from llama_layers.bench.result import Limit
@@ -58,4 +60,10 @@ class Cpu:
 
     def facts(self) -> dict[str, str]:
         """What it is, and what it computes with."""
-        return {**system(), "BLAS": self._pool.blas(), **self._load}
+        compiled = compiled_problem() or f"by numba {version('numba')}"
+        return {
+            **system(),
+            "BLAS": self._pool.blas(),
+            "our compiled bodies": compiled,
+            **self._load,
+        }

@@ -28,7 +28,8 @@ class Threads:
             self._controller: Any = importlib.import_module("threadpoolctl").ThreadpoolController()
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
-                "bench needs threadpoolctl to set the number of threads: pip install threadpoolctl"
+                "bench needs threadpoolctl to set the number of threads: "
+                "pip install 'llama-layers[bench]', or threadpoolctl alone"
             ) from None
 
     @contextmanager

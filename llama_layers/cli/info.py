@@ -70,7 +70,7 @@ def computing() -> dict[str, str]:
         "NumPy": version("numpy"),
         "compiled": f"not in use: {compiled}"
         if compiled
-        else f"products and decoding of few tokens, by numba {version('numba')}",
+        else f"decoding, products and the rest of a layer, by numba {version('numba')}",
         "GPU": gpu_problem() or _gpu(),
     }
 

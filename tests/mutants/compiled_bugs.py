@@ -52,8 +52,8 @@ MUTANTS = [
     Mutant(
         "threads that do not wait for the keys",
         KERNELS,
-        "until(address, round_ * team)",
-        "until(address, 0)",
+        "until(address, round_ * team, address + 8)",
+        "until(address, 0, address + 8)",
         "test_compiled.py::test_a_sequence_does_not_depend_on_its_batch_or_on_threads",
     ),
     Mutant(
@@ -153,5 +153,40 @@ MUTANTS = [
         "function.__qualname__ += ",
         "_ = ",
         "test_compiled.py::test_kernels_are_compiled_anew_if_any_source_has_changed",
+    ),
+    Mutant(
+        "waiting for a thread that was interrupted",
+        "backends/numpy/fast/waiting.py",
+        "if arrived(stop) != 0:",
+        "if False:",
+        "test_compiled.py::test_waiting_ends_when_it_is_to_no_purpose",
+    ),
+    Mutant(
+        "other threads not told of an interruption",
+        "backends/numpy/fast/team.py",
+        "stop[-1] = 1",
+        "stop[-1] = 0",
+        "test_compiled.py::test_an_interrupted_team_waits_for_nobody_and_goes_on_working",
+    ),
+    Mutant(
+        "bytes in the other order read as if they were in this",
+        "backends/numpy/fast/formats.py",
+        "if dtype.isnative else None",
+        "if True else None",
+        "test_compiled.py::test_bytes_in_the_other_order[float32-weight-3]",
+    ),
+    Mutant(
+        "keys of padding weighed with zero, which makes NaN of NaN",
+        KERNELS,
+        "while first < last and not allowed[first]:",
+        "while first < last and not allowed[last - 1]:",
+        "test_compiled.py::test_padding_with_nan_reaches_no_token",
+    ),
+    Mutant(
+        "an error where kernels cannot be kept",
+        JIT,
+        "except RuntimeError:",
+        "except LookupError:",
+        "test_compiled.py::test_kernels_work_where_nothing_can_be_kept",
     ),
 ]

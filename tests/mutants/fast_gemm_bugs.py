@@ -57,8 +57,8 @@ MUTANTS = [
     Mutant(
         "x multiplied before other threads have packed it",
         GEMM,
-        "until(finished, chunks)",
-        "until(finished, 0)",
+        "until(finished, chunks, finished + 8)",
+        "until(finished, 0, finished + 8)",
         f"{TESTS}::test_a_thread_waits_for_what_others_pack",
     ),
     Mutant(

@@ -10,8 +10,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import dtype_name
-from llama_layers.backends.numpy.fast.formats import CHUNK, KINDS, MOST, ROWS
+from llama_layers.backends.numpy.fast.formats import CHUNK, MOST, ROWS, kind_of
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.cache import KVCache
 from llama_layers.config import LlamaConfig
@@ -28,9 +27,9 @@ class Plan:
         self.layers = layers
         arrays = [_arrays(layer) for layer in layers]
         present = [a for row in arrays for a in row if a is not None]
-        names = {dtype_name(a.dtype) for a in present}
+        kinds = {kind_of(a.dtype) for a in present}
         rows = [w.shape[0] for row in arrays for w in row if w is not None and w.ndim == 2]
-        self.kind = KINDS.get(names.pop()) if len(names) == 1 else None
+        self.kind = kinds.pop() if len(kinds) == 1 else None
         if min(rows, default=0) < ROWS or not all(a.flags.c_contiguous for a in present):
             self.kind = None
         # The kernel reads as much memory as the first layer and its heads say.
@@ -155,14 +154,15 @@ def _run(
         return np.empty(shape, np.float32)
 
     y = np.array(x.reshape(tokens, hidden), order="C")
+    sync = np.zeros(2, np.int64)  # how many have come, and whether one never will
     TEAM.run(
-        size, kernels.layers, np.zeros(1, np.int64), plan.kind, plan.addresses, caches,
+        size, kernels.layers, sync, plan.kind, plan.addresses, caches,
         cache.capacity, int(cache.length) - seq, seq, np.float32(config.rms_norm_eps),
         np.float32(1 / math.sqrt(width)), np.ascontiguousarray(cos), np.ascontiguousarray(sin),
         allowed.view(np.uint8), mask_of, y, empty(size, max(hidden, inner, qkv)),
         empty(size, tokens, hidden), empty(tokens, qkv), empty(tokens, chunks, heads, width),
         empty(tokens, chunks, heads, 2), empty(size, heads // kv_heads, CHUNK),
         empty(size, tokens, heads * width), empty(tokens, hidden), empty(tokens, inner),
-        empty(tokens, inner),
+        empty(tokens, inner), stop=sync,
     )  # fmt: skip
     return y.reshape(x.shape)

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
+from llama_layers.backends.dtypes import dtype_name
+
 FLOAT32, BFLOAT16, FLOAT16 = range(3)
 PAIRS = 3  # of bfloat16, as the product of many tokens takes them
 KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+
+
+def kind_of(dtype: np.dtype[Any]) -> int | None:
+    """The format of a dtype, or None if the kernels have none for it; they swap no bytes."""
+    return KINDS.get(dtype_name(dtype)) if dtype.isnative else None
+
+
 ROWS = 4  # of weights that are multiplied at once: a matrix has as many at least
 CHUNK = 256  # keys that one unit of attention takes
 MOST = 16  # tokens: with more, the operations are the limit, and BLAS is at it

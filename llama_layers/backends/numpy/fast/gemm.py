@@ -143,7 +143,7 @@ def operands(
         first[:rows] = bias
     panels = empty((team, COLUMNS * depth + LINE), np.uint32)
     sums = empty((team, min(TILES * ROWS, groups * GROUP), COLUMNS), np.float32)
-    return np.zeros(2, np.int64), x, packed, form, *matrix, first, panels, sums, written
+    return np.zeros(3, np.int64), x, packed, form, *matrix, first, panels, sums, written
 
 
 @compiled
@@ -172,7 +172,7 @@ def _pack(done, x, packed):
                     interleave(a + 4 * k, 4 * units, last, count, b + 4 * GROUP * k)
         arrive(finished)
         chunk = arrive(taken)
-    until(finished, chunks)
+    until(finished, chunks, finished + 8)
 
 
 @compiled

@@ -31,7 +31,11 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
     but not whether those have that hold what it calls. So all of them are in the name.
     """
     function.__qualname__ += f"-{_DIGEST}"
-    return njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # there is no folder to keep it in: compile in each process
+        return njit(**options)(function)
 
 
 inside = partial(compiled, inline="always")
@@ -44,7 +48,7 @@ class _Notice(event.Listener):
     def on_start(self, event_: Any) -> None:
         if event_.data["dispatcher"].py_func.__module__.startswith(PACKAGE):
             event.unregister("numba:compile", self)
-            if sys.stderr.isatty():
+            if sys.stderr.isatty() or "ipykernel" in sys.modules:
                 print("llama_layers: compiling kernels, once ...", file=sys.stderr)
 
     def on_end(self, event_: Any) -> None:

@@ -44,7 +44,7 @@ def _meet(sync, round_, team):
     """Wait until every thread of the team has come here; return the number of the next round."""
     address = _address(sync)
     arrive(address)
-    until(address, round_ * team)
+    until(address, round_ * team, address + 8)
     return round_ + 1
 
 
@@ -112,10 +112,17 @@ def _sum(x):
 def _attend(q, group, keys, values, head, first, last, allowed, scale, scores, y, stats):
     """The keys from first to before last for the queries [G, D], at an address, that read a head.
 
+    Keys before the first that is allowed, and after the last, are not looked at: they may be of
+    padding, with NaN, or most of a context that is beyond a window.
+
     At the address y, [G, D], come the sums of the values weighed by exp(score - m); in `stats`
     [G, 2] m, the largest score, and the sum of the weights.
     """
     width = keys.shape[2]
+    while first < last and not allowed[first]:
+        first += 1
+    while first < last and not allowed[last - 1]:
+        last -= 1
     step, count = 4 * keys.shape[1] * width, last - first
     k = _address(keys) + first * step + 4 * head * width
     v = _address(values) + first * step + 4 * head * width

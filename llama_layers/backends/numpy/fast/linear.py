@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.backends.dtypes import accumulate_format, dtype_name, float_format
-from llama_layers.backends.numpy.fast.formats import FLOAT32, KINDS, MOST, ROWS
+from llama_layers.backends.numpy.fast.formats import FLOAT32, MOST, ROWS, kind_of
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.backends.numpy.linear import linear_2d as blas
 from llama_layers.backends.numpy.memory import empty
@@ -23,10 +23,10 @@ def linear_2d(
     xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None
 ) -> NDArray[Any]:
     """``x @ weight.T + bias`` for x [M, K], weight [N, K]: each weight is read once."""
-    kind = KINDS.get(dtype_name(weight.dtype))
+    kind = kind_of(weight.dtype)
     if (
         kind is None
-        or x.dtype == np.float64
+        or kind_of(x.dtype) is None
         or len(x) == 0
         or len(weight) < ROWS
         or not weight.flags.c_contiguous
@@ -63,7 +63,8 @@ def _many(
         return blas(xp, x, weight, bias)
     y = empty((len(x), len(weight)), x.dtype)
     wide = None if bias is None else bias.astype(np.float32, copy=False)
-    TEAM.run(size, gemm.multiply, *gemm.operands(x, weight, wide, y, size))
+    operands = gemm.operands(x, weight, wide, y, size)
+    TEAM.run(size, gemm.multiply, *operands, stop=operands[0])
     return y
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 
@@ -17,36 +18,61 @@ class Team:
 
     OpenBLAS's own threads spin for a while after each product; so would these, if they were kept
     awake, and each would take the other's cores.
+
+    They are daemons, so that they work for threads that go on after the main one has ended.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._others: ThreadPoolExecutor | None = None
-        self._size = 1
+        self._forget()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
         """A forked child has none of the threads."""
         self._lock = threading.Lock()
-        self._others, self._size = None, 1
+        self._inboxes: list[SimpleQueue[Any]] = []
 
-    def run(self, size: int, kernel: Callable[..., None], *arguments: Any) -> None:
-        """Call ``kernel(thread, size, *arguments)`` in so many threads at once."""
+    def run(
+        self, size: int, kernel: Any, *arguments: Any, stop: NDArray[np.int64] | None = None
+    ) -> None:
+        """Call ``kernel(thread, size, *arguments)`` in so many threads at once.
+
+        Where the threads wait for each other they look at the last number of `stop`, too. If this
+        thread is interrupted, by Ctrl-C say, the others go on without it, to no purpose but to end.
+        """
         with self._lock:  # kernels whose threads wait for each other need all of them
-            waiting = [self._submit(size, kernel, t, arguments) for t in range(1, size)]
-            kernel(0, size, *arguments)
-            for future in waiting:
-                future.result()
+            if not getattr(kernel, "signatures", True):  # it takes long, and Ctrl-C may end it
+                from numba import typeof  # loads numba, which takes a while
 
-    def _submit(
-        self, size: int, kernel: Callable[..., None], thread: int, arguments: tuple[Any, ...]
-    ) -> Future[None]:
-        if self._others is None or self._size < size:
-            if self._others is not None:
-                self._others.shutdown()
-            self._others, self._size = ThreadPoolExecutor(size - 1, "llama_layers"), size
-        return self._others.submit(kernel, thread, size, *arguments)
+                kernel.compile(tuple(map(typeof, (0, size, *arguments))))
+            while len(self._inboxes) < size - 1:
+                self._inboxes.append(SimpleQueue())
+                threading.Thread(target=_work, args=self._inboxes[-1:], daemon=True).start()
+            ended: SimpleQueue[Exception | None] = SimpleQueue()
+            try:
+                for thread, inbox in enumerate(self._inboxes[: size - 1], start=1):
+                    inbox.put((kernel, thread, size, arguments, ended))
+                kernel(0, size, *arguments)
+                problems = [ended.get() for _ in range(1, size)]
+            except BaseException:
+                if stop is not None:
+                    stop[-1] = 1
+                raise
+        for problem in problems:
+            if problem is not None:
+                raise problem
+
+
+def _work(inbox: SimpleQueue[Any]) -> None:
+    """What a thread does all its life."""
+    while True:
+        kernel, thread, size, arguments, ended = inbox.get()
+        try:
+            kernel(thread, size, *arguments)
+            ended.put(None)
+        except Exception as error:  # for whoever called
+            ended.put(error)
+        del kernel, arguments, ended  # no longer than the call that they belong to
 
 
 TEAM = Team()

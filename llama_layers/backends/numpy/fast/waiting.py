@@ -21,13 +21,16 @@ _NAP = 50  # microseconds
 
 
 @compiled
-def until(address, count):
-    """Wait until a counter has come so far."""
+def until(address, count, stop):
+    """Wait until a counter has come so far, or the number at `stop` is not 0: see team.py."""
     spins = 0
     while arrived(address) < count:
         spins += 1
-        if spins % 256 == 0 and _yield is not None:  # another thread may need this core
-            if spins < _PATIENCE:
-                _yield()
-            else:
-                _sleep(np.uint32(_NAP))
+        if spins % 256 == 0:
+            if arrived(stop) != 0:
+                return
+            if _yield is not None:  # another thread may need this core
+                if spins < _PATIENCE:
+                    _yield()
+                else:
+                    _sleep(np.uint32(_NAP))
