@@ -67,7 +67,7 @@ def turn(x, cos, sin, y):
 
 @compiled
 def gate(x, up, y):
-    """silu(x) * up of some numbers."""
+    """Give silu(x) * up of some numbers."""
     for i in range(x.shape[0]):
         g = x[i]
         decay = exp(-abs(g))
