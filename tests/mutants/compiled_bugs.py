@@ -101,8 +101,8 @@ MUTANTS = [
     Mutant(
         "weights of other formats read as those of the first",
         DECODE,
-        "if len(names) == 1 else None",
-        "if names else None",
+        "if len(kinds) == 1 else None",
+        "if kinds else None",
         "test_compiled.py::test_what_the_kernel_of_layers_does_not_take",
     ),
     Mutant(

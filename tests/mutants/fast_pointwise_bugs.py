@@ -50,11 +50,4 @@ MUTANTS = [
         "if x.size < SMALL",
         "test_fast_pointwise.py::test_what_the_kernels_do_not_take",
     ),
-    Mutant(
-        "a gate in another order than what it gates",
-        POINTWISE,
-        "if not (_many(gate) and _many(up)):",
-        "if not _many(gate):",
-        "test_fast_pointwise.py::test_what_the_kernels_do_not_take",
-    ),
 ]

@@ -12,6 +12,7 @@ from random_models import GQA, model_of, random_weights
 from torch.nn.functional import silu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers_cache import cached
 
 from llama_layers import Llama, load
 from llama_layers.backends.transfer import to_numpy
@@ -89,7 +90,7 @@ def test_every_site(family, attention, dtype):
         IDS,
         output_hidden_states=True,
         output_attentions=attention == "eager",
-        past_key_values=cache,
+        **cached(model, cache),
     )
     assert_is("model.norm", out.hidden_states[-1])
     assert_is("lm_head", out.logits)
