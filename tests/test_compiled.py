@@ -444,15 +444,16 @@ def test_an_interrupted_team_waits_for_nobody_and_goes_on_working():
         deadline = time.monotonic() + 30
         while not stop[-1] and time.monotonic() < deadline:
             time.sleep(0.001)
+        time.sleep(0.1)
         ended.append(bool(stop[-1]))
 
     stop = np.zeros(2, np.int64)
     with pytest.raises(KeyboardInterrupt):
         team.run(2, kernel, stop, stop=stop)
+    assert ended == [True]  # by now: what it works on may go
     ran = []
     team.run(2, lambda thread, size: ran.append(thread))
     assert sorted(ran) == [0, 1]
-    assert ended == [True]
 
 
 def test_waiting_ends_when_it_is_to_no_purpose():

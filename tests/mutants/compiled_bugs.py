@@ -189,4 +189,11 @@ MUTANTS = [
         "except LookupError:",
         "test_compiled.py::test_kernels_work_where_nothing_can_be_kept",
     ),
+    Mutant(
+        "memory let go while a thread of an interrupted kernel reads it",
+        "backends/numpy/fast/team.py",
+        "self._wait()  #",
+        "pass  #",
+        "test_compiled.py::test_an_interrupted_team_waits_for_nobody_and_goes_on_working",
+    ),
 ]

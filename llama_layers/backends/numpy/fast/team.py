@@ -46,8 +46,9 @@ class Team:
 
                 kernel.compile(tuple(map(typeof, (0, size, *arguments))))
             while len(self._inboxes) < size - 1:
-                self._inboxes.append(SimpleQueue())
-                threading.Thread(target=_work, args=self._inboxes[-1:], daemon=True).start()
+                fresh: SimpleQueue[Any] = SimpleQueue()
+                threading.Thread(target=_work, args=(fresh,), daemon=True).start()
+                self._inboxes.append(fresh)  # after that, lest there be one that nobody reads
             ended: SimpleQueue[Exception | None] = SimpleQueue()
             try:
                 for thread, inbox in enumerate(self._inboxes[: size - 1], start=1):
@@ -57,10 +58,19 @@ class Team:
             except BaseException:
                 if stop is not None:
                     stop[-1] = 1
+                self._wait()  # they have addresses of arrays that the caller may let go
                 raise
         for problem in problems:
             if problem is not None:
                 raise problem
+
+    def _wait(self) -> None:
+        """Until every thread has done what it was given."""
+        ended: SimpleQueue[Exception | None] = SimpleQueue()
+        for inbox in self._inboxes:
+            inbox.put((lambda thread, size: None, 0, 0, (), ended))
+        for _ in self._inboxes:
+            ended.get()
 
 
 def _work(inbox: SimpleQueue[Any]) -> None:
