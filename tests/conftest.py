@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from array_api_compat import device as device_of
 from hypothesis import Phase, settings
+from installed import GPUS, gpu
 
 from llama_layers.backends import numpy as numpy_backend
-from llama_layers.backends.cupy.detect import gpu_problem
+from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.numpy.compiled import compiled_problem
 from llama_layers.backends.transfer import from_numpy
 
@@ -29,6 +30,7 @@ settings.register_profile(
     max_examples=100,
     derandomize=True,
     database=None,
+    report_multiple_bugs=False,
     phases=(Phase.explicit, Phase.generate),
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -50,37 +52,46 @@ class Backend:
         return self.device is None or device_of(array) == self.device
 
 
-def _cupy() -> Backend:
-    if (problem := gpu_problem()) is not None:
-        pytest.skip(problem)
-    from array_api_compat import cupy
-
-    return Backend(cupy)
+def backend_on(cupy: Any) -> Backend:
+    """The backend of CuPy, or of what stands in for it."""
+    return Backend(namespace(x=cupy.empty(0)), cupy.cuda.Device())
 
 
-_BACKENDS = {
-    "numpy": lambda: Backend(np),
-    "strict-device1": lambda: Backend(array_api_strict, array_api_strict.Device("device1")),
-    "strict-no_float64": lambda: Backend(array_api_strict, array_api_strict.Device("no_float64")),
-    "cupy": _cupy,
+_CPUS = {
+    "numpy": Backend(np),
+    "strict-device1": Backend(array_api_strict, array_api_strict.Device("device1")),
+    "strict-no_float64": Backend(array_api_strict, array_api_strict.Device("no_float64")),
 }
 
 
-@pytest.fixture(
-    scope="session",
-    params=[
-        pytest.param(name, marks=pytest.mark.gpu) if name == "cupy" else name for name in _BACKENDS
-    ],
-)
-def backend(request: pytest.FixtureRequest) -> Backend:
+@pytest.fixture(scope="module", params=[*_CPUS, *GPUS])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each library and device that can be had, for tests that need float32 and nothing else."""
-    return _BACKENDS[request.param]()
+    if request.param in _CPUS:
+        yield _CPUS[request.param]
+        return
+    with gpu(request.param) as cupy:
+        yield backend_on(cupy)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def xp(backend: Backend) -> Any:
     """The namespace of `backend`."""
     return backend.xp
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The bodies that `bodies` chooses are NumPy's: other libraries have their own, once."""
+    chosen = [getattr(item, "callspec", None) for item in items]
+    needless = [
+        item
+        for item, spec in zip(items, chosen, strict=True)
+        if spec is not None
+        and spec.params.get("backend", "numpy") != "numpy"
+        and spec.params.get("bodies", "definition") != "definition"
+    ]
+    config.hook.pytest_deselected(items=needless)
+    items[:] = [item for item in items if item not in set(needless)]
 
 
 @pytest.fixture(scope="module", params=["definition", "body", "compiled"])

@@ -31,8 +31,6 @@ def on_the_stand_in(monkeypatch):
     for name, value in (("COPIED", 1 << 10), ("SQUARE", 8)):
         monkeypatch.setattr(gpu, name, value)
     monkeypatch.setattr(job, "MOST_COPIES", 3)
-    for module in ("placement", "cupy.detect"):
-        monkeypatch.setattr(f"llama_layers.backends.{module}.gpu_problem", lambda: None)
     with installed(), replaced():
         yield
 
@@ -105,7 +103,6 @@ def test_facts():
 
 
 def test_info_names_it(monkeypatch, capsys):
-    monkeypatch.setattr("llama_layers.cli.info.gpu_problem", lambda: None)
     assert main(["info", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)["computing"]["GPU"]
     assert said == ("stand-in, 4 multiprocessors, compute capability 9.0, 8 GiB, by CuPy 14.2.0")

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny
+from installed import GPUS, gpu
 
 from llama_layers import CheckpointError, Llama, load
-from llama_layers.backends.cupy import detect
 from llama_layers.checkpoint import convert, open_checkpoint
 
 
@@ -149,18 +149,16 @@ def test_numpy_has_one_device(directory):
         load(directory, device="cuda")
 
 
-@pytest.mark.gpu
-def test_cupy(directory):
-    cupy = pytest.importorskip("cupy")
-    if detect.gpu_problem() is not None:
-        pytest.skip(detect.gpu_problem())
-    weights = load(directory, backend="cupy", dtype="bfloat16", device=0).weights
-    assert isinstance(weights.norm, cupy.ndarray)
-    for name, array in tiny.all_arrays(Llama(tiny.CONFIG, weights)).items():
-        expected = tiny.arrays()[name].astype(ml_dtypes.bfloat16)
-        assert array.get().tobytes() == expected.tobytes()
-    with pytest.raises(ValueError, match="device: expected None or an id from 0 to"):
-        load(directory, backend="cupy", device=1000)
+@pytest.mark.parametrize("kind", GPUS)
+def test_cupy(directory, kind):
+    with gpu(kind) as cupy:
+        weights = load(directory, backend="cupy", dtype="bfloat16", device=0).weights
+        assert isinstance(weights.norm, cupy.ndarray)
+        for name, array in tiny.all_arrays(Llama(tiny.CONFIG, weights)).items():
+            expected = tiny.arrays()[name].astype(ml_dtypes.bfloat16)
+            assert array.get().tobytes() == expected.tobytes()
+        with pytest.raises(ValueError, match="device: expected None or an id from 0 to"):
+            load(directory, backend="cupy", device=1000)
 
 
 def test_no_tokenizer(directory):

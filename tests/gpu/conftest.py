@@ -1,4 +1,4 @@
-"""The stand-in for CuPy, for every test here that asks for it."""
+"""CuPy for the tests here: a real GPU's, with ``-m gpu``, and what stands in for it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,27 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
-from installed import installed
+from conftest import Backend, backend_on
+from fake_cublas import FakeCublas, replaced
+from installed import GPUS, gpu
+
+
+@pytest.fixture(params=GPUS)
+def cupy(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """CuPy, on each device that can be had."""
+    with gpu(request.param) as module:
+        yield module
+
+
+@pytest.fixture(scope="module", params=GPUS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """The same as a backend."""
+    with gpu(request.param) as module:
+        yield backend_on(module)
 
 
 @pytest.fixture
-def cupy() -> Iterator[ModuleType]:
-    """CuPy, as far as it can be had without a GPU."""
-    with installed() as module:
-        yield module
+def library(cupy: ModuleType) -> Iterator[FakeCublas]:
+    """The library in the place of libcublas."""
+    with replaced() as fake:
+        yield fake

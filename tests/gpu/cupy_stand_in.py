@@ -14,6 +14,7 @@ Functions of the array API come from NumPy. Tests put this module in the place o
 from __future__ import annotations
 
 import ctypes
+import gc
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -112,17 +113,41 @@ def alloc(size: int) -> MemoryPointer:
     return MemoryPointer(Memory(size), 0)
 
 
-class PinnedMemory(np.ndarray):
-    """Main memory that a GPU can copy from and to while the CPU goes on; a buffer of bytes."""
+class PinnedMemory:
+    """Main memory that a GPU can copy from and to while the CPU goes on."""
 
-    @property
-    def ptr(self) -> int:
-        return self.ctypes.data
+    def __init__(self, size: int) -> None:
+        not_in_capture("an allocation")
+        self.size = size
 
 
-def alloc_pinned_memory(size: int) -> PinnedMemory:
-    not_in_capture("an allocation")
-    return np.full(size, NAN, np.uint8).view(PinnedMemory)
+class PinnedMemoryPointer(bytearray):
+    """Its bytes, as a buffer that keeps it."""
+
+    def __init__(self, mem: PinnedMemory, offset: int) -> None:
+        super().__init__(bytes([NAN]) * (mem.size - offset))
+        self.mem = mem
+        self.ptr = ctypes.addressof(ctypes.c_char.from_buffer(self))
+
+
+def alloc_pinned_memory(size: int) -> PinnedMemoryPointer:
+    return PinnedMemoryPointer(PinnedMemory(size), 0)
+
+
+class MemoryPool:
+    """CuPy's pool, of which every array has memory of its own here."""
+
+    def used_bytes(self) -> int:
+        """Of the arrays that are alive."""
+        return sum(found.size for found in gc.get_objects() if isinstance(found, Memory))
+
+    total_bytes = used_bytes
+
+    def free_all_blocks(self) -> None:
+        pass
+
+
+get_default_memory_pool = MemoryPool
 
 
 class ndarray:  # noqa: N801
@@ -158,12 +183,12 @@ class ndarray:  # noqa: N801
             stream.synchronize()
         return result
 
-    def set(self, numbers: Any, stream: Stream | None = None) -> None:
+    def set(self, arr: Any, stream: Stream | None = None) -> None:
         not_in_capture("a copy from main memory")
-        assert isinstance(numbers, np.ndarray)
-        assert numbers.shape == self.shape
-        assert numbers.dtype == self.dtype
-        copy = numbers.copy()
+        assert isinstance(arr, np.ndarray)
+        assert arr.shape == self.shape
+        assert arr.dtype == self.dtype
+        copy = arr.copy()
         stream_or_current(stream).enqueue(lambda: np.copyto(self._numbers, copy))
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -292,20 +317,20 @@ def _on_device(function: Callable[..., Any], owner: ndarray | None = None) -> Ca
     return call
 
 
-def asarray(values: Any, dtype: Any = None, *, device: Any = None, copy: bool | None = None) -> Any:
+def asarray(a: Any, dtype: Any = None, *, copy: bool | None = None, device: Any = None) -> Any:
     """From a NumPy array, a number, a list, or an array of the device."""
-    if isinstance(values, ndarray):
-        same = dtype is None or values.dtype == dtype
-        return values if same and not copy else values.astype(dtype or values.dtype)
+    if isinstance(a, ndarray):
+        same = dtype is None or a.dtype == dtype
+        return a if same and not copy else a.astype(dtype or a.dtype)
     before_eager("a copy from main memory")
-    return _wrapped(np.asarray(values, dtype=dtype))
+    return _wrapped(np.asarray(a, dtype=dtype))
 
 
 array = asarray
 
 
-def ascontiguousarray(values: ndarray) -> ndarray:
-    return values if values.flags.c_contiguous else values.copy()
+def ascontiguousarray(a: ndarray) -> ndarray:
+    return a if a.flags.c_contiguous else a.copy()
 
 
 def empty(shape: Any, dtype: Any = float, *, device: Any = None) -> ndarray:
@@ -316,8 +341,8 @@ def empty_like(like: ndarray, dtype: Any = None, **_: Any) -> ndarray:
     return ndarray(like.shape, like.dtype if dtype is None else dtype)
 
 
-def asnumpy(values: ndarray) -> np.ndarray:
-    return values.get()
+def asnumpy(a: ndarray) -> np.ndarray:
+    return a.get()
 
 
 def is_available() -> bool:
@@ -393,6 +418,8 @@ class RawKernel:
 
 
 class _Runtime:
+    is_hip = False
+
     memcpyHostToDevice, memcpyDeviceToHost, memcpyDeviceToDevice = 1, 2, 3  # noqa: N815
 
     def getDeviceCount(self) -> int:  # noqa: N802
@@ -402,12 +429,12 @@ class _Runtime:
         return 0
 
     def memcpyAsync(  # noqa: N802
-        self, to: int, source: int, size: int, kind: int, stream: int, keep: Any = None
+        self, dst: int, src: int, size: int, kind: int, stream: int
     ) -> None:
         if kind != self.memcpyDeviceToDevice:
             not_in_capture("a copy from or to main memory")
         found = next(s for s in Stream.all if s.ptr == stream)
-        found.enqueue(lambda: ctypes.memmove(to, source, size) and keep)
+        found.enqueue(lambda: ctypes.memmove(dst, src, size))
 
     def getDeviceProperties(self, device: int) -> dict[str, Any]:  # noqa: N802
         return {
@@ -430,4 +457,6 @@ cuda = SimpleNamespace(
     Device=Device, Stream=Stream, Event=Event, Graph=Graph, get_current_stream=get_current_stream,
     alloc=alloc, alloc_pinned_memory=alloc_pinned_memory, MemoryPointer=MemoryPointer,
     runtime=runtime, is_available=is_available, Memory=Memory, get_elapsed_time=get_elapsed_time,
+    compiler=SimpleNamespace(CompileException=EmulatedError), PinnedMemory=PinnedMemory,
+    PinnedMemoryPointer=PinnedMemoryPointer,
 )  # fmt: skip

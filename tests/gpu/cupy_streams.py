@@ -105,14 +105,14 @@ class Event:
         return self._stream._done >= self._count
 
 
-def get_elapsed_time(start: Event, end: Event) -> float:
+def get_elapsed_time(start_event: Event, end_event: Event) -> float:
     """Milliseconds between two events, of which all work of a stream takes one."""
-    assert start._timed
-    assert end._timed
-    assert start.done, "an event that has not come"
-    assert end.done, "an event that has not come"
-    assert start._stream is end._stream
-    return float(end._count - start._count)
+    assert start_event._timed
+    assert end_event._timed
+    assert start_event.done, "an event that has not come"
+    assert end_event.done, "an event that has not come"
+    assert start_event._stream is end_event._stream
+    return float(end_event._count - start_event._count)
 
 
 class Graph:

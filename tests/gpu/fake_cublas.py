@@ -252,16 +252,9 @@ def _tf32(array: np.ndarray) -> np.ndarray:
     return bits.astype(np.uint32).view(np.float32)
 
 
-@pytest.fixture(name="library")
-def library_fixture(cupy: Any) -> Iterator[FakeCublas]:
-    """The library in the place of libcublas."""
-    with replaced() as fake:
-        yield fake
-
-
 @contextmanager
 def replaced(found: bool = True) -> Iterator[FakeCublas]:
-    """The same for a part of a test; a library that is not found has nothing in its place."""
+    """The library in the place of libcublas; one that is not found has nothing in its place."""
     fake = FakeCublas()
     taken = stand_in.Memory.__init__
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_cublas import library_fixture  # noqa: F401
+from installed import stand_in_alone
 
 from llama_layers import KVCache, LlamaConfig, Mask, attention
 from llama_layers.backends.cupy import attention as cupy_attention
 
 DTYPES = ["bfloat16", "float16", "float32"]
+
+pytestmark = stand_in_alone
 
 
 def tokens(cupy, count, first=0):

@@ -25,12 +25,6 @@ from llama_layers.verify import attention_bound
 DTYPES = ["bfloat16", "float16", "float32"]
 
 
-@pytest.fixture(scope="module")
-def backend():
-    with installed() as cupy, replaced():
-        yield Backend(cupy, cupy.Device())
-
-
 def given_mask(backend, mask):
     """A mask's arrays on the device."""
     if not isinstance(mask, Mask):

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_cublas import library_fixture, replaced  # noqa: F401
+from fake_cublas import replaced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from installed import stand_in_alone
 
 from llama_layers.backends.cupy import cublas
 from llama_layers.errors import BackendError
@@ -25,7 +26,6 @@ PAIRS = [  # operands, result
 ]
 LOAD = cublas._load
 LAYOUTS = ("rows", "columns", "padded rows", "padded columns", "column slice", "row slice")
-pytestmark = pytest.mark.usefixtures("library")
 same_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -61,6 +61,7 @@ def test_products_of_every_layout(cupy, dtype, out_dtype, of_a, of_b):
         assert_within_bound(out.get(), linear_bound(a, b.T, dtype=out_dtype))
 
 
+@stand_in_alone
 @pytest.mark.parametrize("of_out", ["rows", "padded rows", "column slice", "row slice"])
 def test_results_leave_their_neighbours_alone(cupy, of_out):
     a, b = drawn(1, 3, 5), drawn(2, 5, 4)
@@ -72,6 +73,7 @@ def test_results_leave_their_neighbours_alone(cupy, of_out):
     assert np.isfinite(whole).sum() == 12
 
 
+@stand_in_alone
 def test_one_row_without_a_stride_of_its_own(cupy):
     a, b = drawn(1, 5), drawn(2, 5, 4)
     out = cupy.empty(4, np.float64)
@@ -98,6 +100,7 @@ def test_batches(cupy, seed, sizes, layouts, pair):
         assert_within_bound(out.get()[i], linear_bound(a[i], b[i].T, dtype=pair[1]))
 
 
+@stand_in_alone
 def test_one_operand_for_a_whole_batch(cupy):
     a, b = drawn(1, 3, 2, 5), drawn(2, 5, 4)
     out = cupy.empty((3, 2, 4), np.float64)
@@ -148,6 +151,7 @@ def test_sums_of_16_bits_that_cancel(cupy):
         assert out.get().item() == 1
 
 
+@stand_in_alone
 @pytest.mark.parametrize(("setting", "close"), [(None, True), ("0", True), ("1", False)])
 def test_tf32_only_where_the_environment_asks_for_it(cupy, monkeypatch, setting, close):
     if setting is None:
@@ -167,6 +171,7 @@ def product(cupy, dtype="float32"):
     return out
 
 
+@stand_in_alone
 def test_each_stream_has_a_handle_and_a_workspace_set_after_it(cupy, library):
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
     for _ in range(2):
@@ -186,6 +191,7 @@ def test_each_stream_has_a_handle_and_a_workspace_set_after_it(cupy, library):
     assert len({address for address, _ in workspaces}) == 3
 
 
+@stand_in_alone
 def test_threads_share_a_stream_but_not_the_one_of_each_thread(cupy, library, monkeypatch):
     def from_two_threads():
         for _ in range(2):
@@ -224,6 +230,7 @@ def test_captured_and_replayed(cupy):
         np.testing.assert_allclose(out.get(), twice @ b.get() + twice, rtol=1e-12)
 
 
+@stand_in_alone
 def test_no_handle_in_a_capture(cupy):
     stream = cupy.cuda.Stream(non_blocking=True)
     a, out = cupy.asarray(np.ones((2, 2))), cupy.empty((2, 2), np.float64)
@@ -234,6 +241,7 @@ def test_no_handle_in_a_capture(cupy):
         stream.end_capture()
 
 
+@stand_in_alone
 @pytest.mark.parametrize(
     ("function", "status", "message"),
     [
@@ -253,6 +261,7 @@ def test_failures_are_named_and_leave_no_handle(cupy, library, function, status,
     np.testing.assert_array_equal(product(cupy).get(), [[2, 2], [2, 2]])
 
 
+@stand_in_alone
 def test_a_failure_of_a_batch_is_named(cupy, library):
     library.fail["cublasGemmStridedBatchedEx"] = 3
     a, out = cupy.asarray(np.ones((2, 2, 2))), cupy.empty((2, 2, 2), np.float64)
@@ -320,6 +329,7 @@ def test_finds_the_library_as_cupy_does(monkeypatch):
     assert asked == ["cublas"]
 
 
+@stand_in_alone
 def test_no_library(cupy):
     assert cublas.available()
     with replaced(found=False):

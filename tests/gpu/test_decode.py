@@ -14,6 +14,7 @@ import pytest
 from emulator import needs_compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from installed import on_device, stand_in_alone, times
 from random_models import CONFIGS, model_of, random_weights, run_in_chunks
 
 from llama_layers import KVCache, forward
@@ -30,7 +31,7 @@ def models(config, dtype="float32"):
     """A random model in a dtype on the device, and one of the same numbers in float64."""
     weights = random_weights(config, 0, DTYPES[dtype])
     wide = {name: array.astype(np.float64) for name, array in weights.items()}
-    return model_of(config, weights, stand_in.asarray), model_of(config, wide)
+    return model_of(config, weights, on_device), model_of(config, wide)
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def decoded(model, ids, first, **options):
     steps = ids.shape[1] - first + (first == 1)
     with counted() as (captures, runs):
         cuts = range(first, ids.shape[1])
-        logits = run_in_chunks(model, ids, cuts, array=stand_in.asarray, **options)
+        logits = run_in_chunks(model, ids, cuts, array=on_device, **options)
     assert runs.call_count == steps
     assert captures.call_count == 1
     return logits
@@ -58,7 +59,7 @@ def decoded(model, ids, first, **options):
 def plain(model, ids, first, **options):
     """The same by the definitions."""
     cuts = range(first, ids.shape[1])
-    array = stand_in.asarray if isinstance(model.weights.norm, stand_in.ndarray) else np.asarray
+    array = np.asarray if isinstance(model.weights.norm, np.ndarray) else on_device
     with mock.patch.dict(BODIES, clear=True), np.errstate(all="ignore"):
         return run_in_chunks(model, ids, cuts, array=array, **options)
 
@@ -138,14 +139,14 @@ def test_a_sequence_does_not_depend_on_its_batch(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_replays_give_the_same_bits(dtype):
+def test_replays_give_the_same_bits(cupy, dtype):
     """And those of the first run, which is no replay; in whatever order blocks and threads come."""
     model, _ = models(CONFIGS["biases"], dtype)
-    ids = stand_in.asarray(random_ids(model.config, 3, 6))
+    ids = on_device(random_ids(model.config, 3, 6))
     cache = forward(model, ids[:, :5], cache=KVCache.create(model, 3, 8)).cache
     seen = []
     with counted() as (captures, _):
-        for seed in range(50):
+        for seed in range(times(cupy, 1000, 50)):
             stand_in.SEED = seed
             seen.append(forward(model, ids[:, 5:], cache=cache).logits.get())
     assert captures.call_count == 1
@@ -153,14 +154,15 @@ def test_replays_give_the_same_bits(dtype):
         assert_same_bits(logits, seen[0])
 
 
+@stand_in_alone
 def test_a_token_allocates_and_captures_nothing_of_its_own():
     """The memory of a step is taken once; what `forward` gives back is all that is new."""
     model, _ = models(CONFIGS["gqa"])
-    ids = stand_in.asarray(random_ids(model.config, 2, 12))
+    ids = on_device(random_ids(model.config, 2, 12))
     cache = forward(model, ids[:, :4], cache=KVCache.create(model, 2, 12)).cache
     step = decode.step_for(decode.LayersStep, model, cache)
-    x = stand_in.asarray(np.ones((2, 1, 10), np.float32))
-    rope = tuple(stand_in.asarray(np.ones((1, 2), np.float32)) for _ in range(2))
+    x = on_device(np.ones((2, 1, 10), np.float32))
+    rope = tuple(on_device(np.ones((1, 2), np.float32)) for _ in range(2))
     step.run(x, rope, 4)
     taken = []
     allocate = stand_in.Memory.__init__
@@ -182,7 +184,7 @@ def test_several_caches_take_turns():
     with counted() as (captures, _):
         for token in range(10):
             for i in range(2):
-                fed = stand_in.asarray(ids[i : i + 1, token : token + 1])
+                fed = on_device(ids[i : i + 1, token : token + 1])
                 output = forward(model, fed, cache=caches[i])
                 caches[i] = output.cache
                 found[i].append(output.logits.get())
@@ -221,7 +223,7 @@ def test_weights_changed_in_place_count_and_so_do_exchanged_layers():
 
 def test_layers_exchanged_under_a_cache():
     model, _ = models(CONFIGS["gqa"])
-    ids = stand_in.asarray(random_ids(model.config, 1, 6))
+    ids = on_device(random_ids(model.config, 1, 6))
     cache = forward(model, ids[:, :5], cache=KVCache.create(model, 1, 8)).cache
     before = forward(model, ids[:, 5:], cache=cache).logits.get()
     model.weights.layers.reverse()
@@ -234,7 +236,7 @@ def test_given_positions_count():
     ids = random_ids(model.config, 2, 5)
     positions = np.array([[3], [6]])
     logits = []
-    for one, array in ((model, stand_in.asarray), (exact, np.asarray)):
+    for one, array in ((model, on_device), (exact, np.asarray)):
         cache = forward(one, array(ids[:, :4]), cache=KVCache.create(one, 2, 8)).cache
         last = forward(one, array(ids[:, 4:]), cache=cache, positions=array(positions))
         logits.append(last.logits)
@@ -271,13 +273,13 @@ def test_what_no_graph_is_made_for():
         (weights, 1, 1, lambda name, array: array, True),
         (narrow, 1, 1, None, False),
     ):
-        model = model_of(config, arrays, stand_in.asarray)
+        model = model_of(config, arrays, on_device)
         ids = random_ids(config, batch, 3 + count)
         exact = model_of(config, wide)
         assert decode.fits(model, KVCache.create(model, batch, 8)) == fits
         logits = []
         with counted() as (_, runs):
-            for one, array in ((model, stand_in.asarray), (exact, np.asarray)):
+            for one, array in ((model, on_device), (exact, np.asarray)):
                 cache = forward(one, array(ids[:, :3]), cache=KVCache.create(one, batch, 8)).cache
                 logits.append(forward(one, array(ids[:, 3:]), cache=cache, tap=tap).logits)
         assert runs.call_count == 0

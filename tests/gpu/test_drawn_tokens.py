@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from emulator import needs_compiler
+from installed import on_device, stand_in_alone
 from random_models import CONFIGS, model_of, random_weights
 
 from llama_layers import KVCache, forward, generate
@@ -24,19 +25,19 @@ PADDED = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 1]])
 def pair(config, dtype=np.float32):
     """The same random model in main memory and on the device."""
     weights = random_weights(config, 0, dtype)
-    return model_of(config, weights), model_of(config, weights, stand_in.asarray)
+    return model_of(config, weights), model_of(config, weights, on_device)
 
 
 def generated(model, ids, **options):
     """All tokens [steps, B], of as many steps as there are."""
-    on_device = isinstance(model.weights.norm, stand_in.ndarray)
-    place = stand_in.asarray if on_device else np.asarray
+    on_cpu = isinstance(model.weights.norm, np.ndarray)
+    place = np.asarray if on_cpu else on_device
     options = {"max_new_tokens": 9, "eos_token_id": (), **options}
     if (mask := options.pop("mask", None)) is not None:
         options["attention_mask"] = place(mask)
     steps = list(generate(model, place(ids), **options))
     assert {step.dtype for step in steps} == {np.dtype(np.int64)}
-    return np.array([step.get() if on_device else step for step in steps])
+    return np.array([step if on_cpu else step.get() for step in steps])
 
 
 def steps_started():
@@ -51,14 +52,14 @@ def steps_started():
 )
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_definition_s_tokens(kind, options, mask):
-    on_cpu, on_device = pair(CONFIGS[kind])
+    on_cpu, on_gpu = pair(CONFIGS[kind])
     expected = generated(on_cpu, IDS, mask=mask, **options)
     # A window on every layer makes the cache a ring, which forgets padding step by step.
     by_steps = kind != "dynamic" and not (mask is not None and kind.startswith("window"))
     for seed in (0, 1):
         stand_in.SEED = seed
         with steps_started() as started:
-            found = generated(on_device, IDS, mask=mask, **options)
+            found = generated(on_gpu, IDS, mask=mask, **options)
         np.testing.assert_array_equal(found, expected)
         assert started.call_count == (8 if by_steps else 0)
 
@@ -70,38 +71,38 @@ def test_the_definition_s_tokens(kind, options, mask):
     ids=str,
 )  # fmt: skip
 def test_what_is_drawn_by_the_definition(options):
-    on_cpu, on_device = pair(CONFIGS["gqa"])
+    on_cpu, on_gpu = pair(CONFIGS["gqa"])
     expected = generated(on_cpu, IDS, rng=1, **options)
     with steps_started() as started:
-        np.testing.assert_array_equal(generated(on_device, IDS, rng=1, **options), expected)
+        np.testing.assert_array_equal(generated(on_gpu, IDS, rng=1, **options), expected)
     assert not started.called
 
 
 def test_one_token_more_or_none():
-    on_cpu, on_device = pair(CONFIGS["gqa"])
+    on_cpu, on_gpu = pair(CONFIGS["gqa"])
     for count in (1, 2):
         expected = generated(on_cpu, IDS, max_new_tokens=count)
-        np.testing.assert_array_equal(generated(on_device, IDS, max_new_tokens=count), expected)
+        np.testing.assert_array_equal(generated(on_gpu, IDS, max_new_tokens=count), expected)
 
 
 @pytest.mark.parametrize("early", [False, True])
 def test_sequences_end_as_by_the_definition(early):
     """Whether the device is late, or has the tokens of the next step while these are still read."""
-    on_cpu, on_device = pair(replace(CONFIGS["gqa"], pad_token_id=12))
+    on_cpu, on_gpu = pair(replace(CONFIGS["gqa"], pad_token_id=12))
     free = generated(on_cpu, IDS, max_new_tokens=12)
     stand_in.Stream.eager = early
     for ends in ({int(free[4, 0])}, {int(free[4, 0]), int(free[2, 1]), int(free[6, 2])}):
         options = {"eos_token_id": tuple(ends), "max_new_tokens": 12}
         expected = generated(on_cpu, IDS, **options)
-        np.testing.assert_array_equal(generated(on_device, IDS, **options), expected)
+        np.testing.assert_array_equal(generated(on_gpu, IDS, **options), expected)
     assert len(expected) < 12
 
 
 def test_padding_of_a_branch_that_was_left():
     """Generation goes on from before some padding, which is still in the memory of the cache."""
     found = []
-    on_cpu, on_device = pair(CONFIGS["gqa"])
-    for model, place in ((on_cpu, np.asarray), (on_device, stand_in.asarray)):
+    on_cpu, on_gpu = pair(CONFIGS["gqa"])
+    for model, place in ((on_cpu, np.asarray), (on_gpu, on_device)):
         ones, none = place(np.ones((3, 3), int)), place(np.zeros((3, 3), int))
         empty = KVCache.create(model, 3, 16)
         cache = forward(model, place(IDS), cache=empty, attention_mask=ones).cache
@@ -111,20 +112,20 @@ def test_padding_of_a_branch_that_was_left():
 
 
 def test_a_cache_that_is_given():
-    on_cpu, on_device = pair(CONFIGS["gqa"])
+    on_cpu, on_gpu = pair(CONFIGS["gqa"])
     rest = np.array([[3, 1], [2, 2], [0, 5]])
     found = []
-    for model, place in ((on_cpu, np.asarray), (on_device, stand_in.asarray)):
+    for model, place in ((on_cpu, np.asarray), (on_gpu, on_device)):
         cache = forward(model, place(IDS), cache=KVCache.create(model, 3, 16)).cache
         found.append(generated(model, rest, cache=cache))
     np.testing.assert_array_equal(*found)
 
 
 def test_the_generator_is_left_as_the_definition_leaves_it():
-    on_cpu, on_device = pair(CONFIGS["gqa"])
+    on_cpu, on_gpu = pair(CONFIGS["gqa"])
     left = []
-    for model in (on_cpu, on_device):
-        place = np.asarray if model is on_cpu else stand_in.asarray
+    for model in (on_cpu, on_gpu):
+        place = np.asarray if model is on_cpu else on_device
         rng = np.random.default_rng(5)
         steps = generate(model, place(IDS), max_new_tokens=9, temperature=1.0, rng=rng)
         for _ in range(4):
@@ -134,9 +135,10 @@ def test_the_generator_is_left_as_the_definition_leaves_it():
     assert left[0] == left[1]
 
 
+@stand_in_alone
 def test_the_device_is_one_token_ahead():
     """The next step is asked for before the tokens of this one are waited for, and no other."""
-    _, on_device = pair(CONFIGS["gqa"])
+    _, on_gpu = pair(CONFIGS["gqa"])
     seen = []
     start, wait = generation.TokenStep.start, stand_in.Event.synchronize
     with (
@@ -145,7 +147,7 @@ def test_the_device_is_one_token_ahead():
         mock.patch.object(stand_in.Event, "synchronize",
                           lambda self: (seen.append("wait"), wait(self))[1]),
     ):  # fmt: skip
-        steps = generate(on_device, stand_in.asarray(IDS), max_new_tokens=5, eos_token_id=())
+        steps = generate(on_gpu, on_device(IDS), max_new_tokens=5, eos_token_id=())
         next(steps)
         assert seen == []
         next(steps)
@@ -158,24 +160,26 @@ def test_the_device_is_one_token_ahead():
         assert seen[7:] == ["wait"]
 
 
+@stand_in_alone
 def test_tokens_in_main_memory_are_those_on_the_device():
-    _, on_device = pair(CONFIGS["gqa"])
-    cache = KVCache.create(on_device, 3, 16)
-    output = forward(on_device, stand_in.asarray(IDS), cache=cache, last_only=True)
+    _, on_gpu = pair(CONFIGS["gqa"])
+    cache = KVCache.create(on_gpu, 3, 16)
+    output = forward(on_gpu, on_device(IDS), cache=cache, last_only=True)
     options = {"temperature": 3.0, "top_k": None, "top_p": None, "min_p": None}
     options["rng"] = np.random.default_rng(0)
     logits = output.logits[:, 0, :]
     steps = list(
-        generation.drawn_tokens(stand_in, on_device, logits, output.cache, None, 1.0, 6, options)
+        generation.drawn_tokens(stand_in, on_gpu, logits, output.cache, None, 1.0, 6, options)
     )
     for ids, drawn in steps:  # now, since get waits for all that was asked for
         np.testing.assert_array_equal(drawn, ids.get())
 
 
+@stand_in_alone
 def test_tokens_are_read_without_waiting_for_the_step_that_runs():
     """Only by the event, of which the copy comes before: nothing else waits for the stream."""
-    _, on_device = pair(CONFIGS["gqa"])
-    steps = generate(on_device, stand_in.asarray(IDS), max_new_tokens=9, eos_token_id=())
+    _, on_gpu = pair(CONFIGS["gqa"])
+    steps = generate(on_gpu, on_device(IDS), max_new_tokens=9, eos_token_id=())
     next(steps)
     next(steps)
     waits = mock.Mock(side_effect=AssertionError("waited for the whole stream"))
@@ -190,41 +194,40 @@ def test_the_first_of_the_largest_wins():
     config = CONFIGS["gqa"]
     weights = random_weights(config, 0, np.float32)
     weights["lm_head.weight"][1::2] = weights["lm_head.weight"][0::2][:6]
-    found = [
-        generated(model_of(config, weights, place), IDS) for place in (np.asarray, stand_in.asarray)
-    ]
+    found = [generated(model_of(config, weights, place), IDS) for place in (np.asarray, on_device)]
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[1] % 2 == 0).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "rng": 0}], ids=str)
 def test_nan_is_refused(options):
-    _, on_device = pair(CONFIGS["gqa"])
-    steps = generate(on_device, stand_in.asarray(IDS), max_new_tokens=9, eos_token_id=(), **options)
+    _, on_gpu = pair(CONFIGS["gqa"])
+    steps = generate(on_gpu, on_device(IDS), max_new_tokens=9, eos_token_id=(), **options)
     next(steps)
-    on_device.weights.lm_head[5, :] = np.nan
+    on_gpu.weights.lm_head[5, :] = np.nan
     with pytest.raises(ValueError, match="logits: expected numbers, got NaN"):
         list(steps)
 
 
+@stand_in_alone
 def test_a_generation_that_is_left_takes_its_memory_along():
-    _, on_device = pair(CONFIGS["gqa"])
-    steps = generate(on_device, stand_in.asarray(IDS), max_new_tokens=9, eos_token_id=())
+    _, on_gpu = pair(CONFIGS["gqa"])
+    steps = generate(on_gpu, on_device(IDS), max_new_tokens=9, eos_token_id=())
     next(steps)
     next(steps)
     assert not stand_in.get_current_stream().done  # it is one ahead
     del steps
     assert stand_in.get_current_stream().done
     stand_in.Device().synchronize()  # raises if a graph would run on memory that was freed
-    assert not decode._STEPS.get(on_device.weights)
+    assert not decode._STEPS.get(on_gpu.weights)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 def test_16_bits(dtype):
     """The likeliest token by float32 logits is one of the likeliest by the definition's."""
-    _, on_device = pair(CONFIGS["gqa"], dtype)
+    _, on_gpu = pair(CONFIGS["gqa"], dtype)
     with steps_started() as started:
-        tokens = generated(on_device, IDS)
+        tokens = generated(on_gpu, IDS)
     assert started.call_count == 8
     exact = model_of(CONFIGS["gqa"], random_weights(CONFIGS["gqa"], 0, dtype))
     whole = np.concatenate([IDS, tokens.T], axis=1)

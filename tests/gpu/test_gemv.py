@@ -6,20 +6,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import Backend
-from fake_cublas import replaced
-from installed import installed
 
 from llama_layers import linear
 from llama_layers.backends.cupy import launch
 from llama_layers.testing import assert_same_bits, assert_within_bound
 from llama_layers.verify import linear_bound
-
-
-@pytest.fixture(scope="module")
-def backend():
-    with installed() as cupy, replaced():
-        yield Backend(cupy, cupy.Device())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import Backend
-from fake_cublas import replaced
+from conftest import backend_on
 from hypothesis import given
 from hypothesis import strategies as st
-from installed import installed
+from installed import GPUS, gpu
 from test_linear import (  # noqa: F401
     FORMATS,
     assert_like_naive,
@@ -28,12 +27,12 @@ from test_linear import (  # noqa: F401
 )
 
 from llama_layers import linear
-from llama_layers.backends.cupy import launch
+from llama_layers.backends.cupy import cublas, launch
 from llama_layers.backends.cupy import linear as cupy_linear
 from llama_layers.testing import assert_within_bound
 from llama_layers.verify import linear_bound
 
-ROUTES = ("a kernel", "cuBLAS", "cuBLAS, a weight in blocks", "CuPy")
+ROUTES = ("a kernel", "cuBLAS", "cuBLAS in blocks", "CuPy")
 
 
 @pytest.fixture(scope="module", params=ROUTES)
@@ -42,14 +41,16 @@ def route(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def backend(route):
-    with installed() as cupy, replaced(route != "CuPy"), pytest.MonkeyPatch.context() as patch:
+@pytest.fixture(scope="module", params=GPUS)
+def backend(request, route):
+    with gpu(request.param) as cupy, pytest.MonkeyPatch.context() as patch:
         if route != "a kernel":
             patch.setattr(launch, "takes_gemv", lambda *_: False)
         if route.endswith("blocks"):
             patch.setattr(cupy_linear, "BLOCK_BYTES", 200)
-        yield Backend(cupy, cupy.Device())
+        if route == "CuPy":
+            patch.setattr(cublas, "available", lambda: False)
+        yield backend_on(cupy)
 
 
 @pytest.mark.parametrize(("dtype", "weight_dtype"), FORMATS)

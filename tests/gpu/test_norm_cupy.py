@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Backend
 from hypothesis import given
 from hypothesis import strategies as st
-from installed import installed
 from test_norm import assert_like_naive, problems, run
 
 from llama_layers import rms_norm
 from llama_layers.backends.cupy import launch
 from llama_layers.testing import assert_same_bits
-
-
-@pytest.fixture(scope="module")
-def backend():
-    with installed() as cupy:
-        yield Backend(cupy, cupy.Device())
 
 
 @pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16", "float16", "float64"])

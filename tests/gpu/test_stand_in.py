@@ -8,11 +8,9 @@ import cupy_stand_in as stand_in
 import numpy as np
 import pytest
 from emulator import EmulatedError, needs_compiler
-from random_models import CONFIGS, model_of, random_weights
+from installed import stand_in_alone
 
-from llama_layers import KVCache, forward, generate
 from llama_layers.backends.cupy import compile as kernels
-from llama_layers.backends.namespaces import library, namespace
 
 pytestmark = needs_compiler
 
@@ -36,22 +34,7 @@ def scale(cupy, tmp_path, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_models(cupy, name):
-    weights = random_weights(CONFIGS[name], 0, np.float32)
-    on_cpu = model_of(CONFIGS[name], weights)
-    on_device = model_of(CONFIGS[name], weights, cupy.asarray)
-    assert library(namespace(x=on_device.weights.norm)) == "cupy"
-    ids = np.array([[1, 2, 3], [4, 5, 6]])
-    expected = forward(on_cpu, ids, cache=KVCache.create(on_cpu, 2, 8))
-    found = forward(on_device, cupy.asarray(ids), cache=KVCache.create(on_device, 2, 8))
-    assert np.abs(expected.logits - found.logits.get()).max() < 1e-4
-    steps = (generate(model, place(ids), max_new_tokens=4)
-             for model, place in ((on_cpu, np.asarray), (on_device, cupy.asarray)))  # fmt: skip
-    for cpu_ids, device_ids in zip(*steps, strict=True):
-        np.testing.assert_array_equal(device_ids.get(), cpu_ids)
-
-
+@stand_in_alone
 def test_the_two_kinds_of_arrays_do_not_mix(cupy):
     x = cupy.asarray(np.ones(3))
     for mix in (lambda: np.asarray(x), lambda: x + np.ones(3), lambda: np.ones(3) + x,
@@ -60,16 +43,19 @@ def test_the_two_kinds_of_arrays_do_not_mix(cupy):
             mix()
 
 
+@stand_in_alone
 def test_new_memory_is_nan(cupy):
     assert np.isnan(cupy.empty((3, 2), np.float32).get()).all()
 
 
+@stand_in_alone
 def test_a_kernel(cupy, scale):
     x, y = cupy.asarray(np.array([3, 4], np.float32)), cupy.empty(2, np.float32)
     scale(x, y, np.float32(2))
     np.testing.assert_array_equal(y.get(), [6, 8])
 
 
+@stand_in_alone
 def test_a_kernel_gets_what_it_reads(cupy, scale):
     x = cupy.asarray(np.ones((2, 2), np.float32))
     with pytest.raises(ValueError, match=r"C-contiguous.* \[2\] with strides \[8\]"):
@@ -79,6 +65,7 @@ def test_a_kernel_gets_what_it_reads(cupy, scale):
             scale(x, x, number)
 
 
+@stand_in_alone
 def test_a_kernel_beyond_an_array(cupy, scale):
     y = cupy.empty(2, np.float32)
     scale(cupy.asarray(np.ones(3, np.float32)), y, np.float32(2), threads=3)
@@ -86,6 +73,7 @@ def test_a_kernel_beyond_an_array(cupy, scale):
         y.get()
 
 
+@stand_in_alone
 def test_work_runs_when_somebody_waits(cupy, scale):
     stream = cupy.cuda.Stream(non_blocking=True)
     x, y = cupy.asarray(np.ones(2, np.float32)), cupy.asarray(np.zeros(2, np.float32))
@@ -104,6 +92,7 @@ def test_work_runs_when_somebody_waits(cupy, scale):
     assert (host == 2).all()
 
 
+@stand_in_alone
 def test_a_blocking_stream_and_the_null_stream_wait_for_each_other(cupy, scale):
     stream = cupy.cuda.Stream()
     x, y = cupy.asarray(np.ones(2, np.float32)), cupy.empty(2, np.float32)
@@ -112,6 +101,7 @@ def test_a_blocking_stream_and_the_null_stream_wait_for_each_other(cupy, scale):
     assert (y.get() == 2).all()
 
 
+@stand_in_alone
 def test_a_graph(cupy, scale):
     stream = cupy.cuda.Stream(non_blocking=True)
     x = cupy.asarray(np.ones(2, np.float32))
@@ -128,6 +118,7 @@ def test_a_graph(cupy, scale):
             assert (y.get() == expected).all()
 
 
+@stand_in_alone
 @pytest.mark.parametrize(
     "work",
     [
@@ -152,6 +143,7 @@ def test_what_cannot_be_captured(cupy, work):
             stream.end_capture()
 
 
+@stand_in_alone
 def test_a_graph_of_freed_memory(cupy, scale):
     x, y = cupy.asarray(np.ones(2, np.float32)), cupy.empty(2, np.float32)
     with (stream := cupy.cuda.Stream(non_blocking=True)):

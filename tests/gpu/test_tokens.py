@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import cupy_stand_in as stand_in
 import numpy as np
 import pytest
 from emulator import needs_compiler
+from installed import on_device
 
 from llama_layers.backends.cupy import launch
 
@@ -15,19 +15,19 @@ SIZES = [1, 2047, 2048, 2049, 9001]  # on both sides of what a block takes
 
 
 def chosen(logits):
-    ids = stand_in.empty(len(logits), np.int32)
-    launch.argmax(stand_in.asarray(logits), ids, launch.draw_scratch(*logits.shape))
+    ids = on_device(np.full(len(logits), -9, np.int32))
+    launch.argmax(on_device(logits), ids, launch.draw_scratch(*logits.shape))
     return ids.get()
 
 
 def drawn(logits, temperature, uniforms):
     """Ids [steps, M], a step for each row of uniforms."""
-    on_device, rows = stand_in.asarray(logits), stand_in.asarray(uniforms)
+    given, rows = on_device(logits), on_device(uniforms)
     scratch = launch.draw_scratch(*logits.shape)
     found = []
     for step in range(len(uniforms)):
-        ids, count = stand_in.empty(len(logits), np.int32), stand_in.asarray(np.int32([step]))
-        launch.sample(on_device, rows, count, np.float32(temperature), ids, scratch)
+        ids, count = (on_device(np.int32(n)) for n in ([-9] * len(logits), [step]))
+        launch.sample(given, rows, count, np.float32(temperature), ids, scratch)
         found.append(ids.get())
     return np.array(found)
 
@@ -89,7 +89,7 @@ def test_no_token_of_nan_or_infinity(wrong, place):
 def test_embed(columns, rng):
     table = rng.standard_normal((7, columns)).astype(np.float16)
     ids = np.array([3, 6, -1, 0, 7], np.int32)
-    y = stand_in.empty((5, columns), np.float16)
-    launch.embed(stand_in.asarray(ids), stand_in.asarray(table), y)
+    y = on_device(np.full((5, columns), np.nan, np.float16))
+    launch.embed(on_device(ids), on_device(table), y)
     expected = [table[i] if 0 <= i < 7 else np.zeros(columns) for i in ids]
     np.testing.assert_array_equal(y.get(), expected)

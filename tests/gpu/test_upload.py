@@ -8,6 +8,7 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import cupy_stand_in as stand_in
 import gguf
 import ml_dtypes  # noqa: F401  # NumPy learns bfloat16 from it
 import numpy as np
@@ -15,16 +16,12 @@ import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from installed import stand_in_alone
 
 from llama_layers import CheckpointError, load
 from llama_layers.backends.cupy import upload
+from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.checkpoint import open_checkpoint, uploading
-
-
-class Pinned(bytearray):
-    """Memory that only Python's own garbage collection takes away."""
-
-    ptr = 0
 
 
 class Watched:
@@ -38,10 +35,11 @@ class Watched:
             0,
         )
         watched = self
+        assert gpu_problem() is None  # now, since to find out takes work on the device
 
-        class PinnedMemory:
+        class PinnedMemory(cupy.cuda.PinnedMemory):
             def __init__(self, size):
-                self.size = size
+                super().__init__(size)
                 watched.pinned += size
                 watched.most_pinned = max(watched.most_pinned, watched.pinned)
 
@@ -49,31 +47,25 @@ class Watched:
                 assert all(stream.done for stream in cupy.Stream.all), "copied from freed memory"
                 watched.pinned -= self.size
 
-        def pointer(mem, offset):
-            array = Pinned(mem.size - offset)
-            array.mem = mem
-            return array
-
         class Memory(cupy.Memory):
             def __init__(self, size):
                 super().__init__(size)
                 watched.memories.add(self)
 
-        class Pool:
+        class Pool(cupy.MemoryPool):
             def free_all_blocks(self):
                 watched.pools_emptied += 1
                 assert not watched.memories, "the pool was emptied while arrays were alive"
 
-        patch.setattr(cupy.cuda, "PinnedMemory", PinnedMemory, raising=False)
-        patch.setattr(cupy.cuda, "PinnedMemoryPointer", pointer, raising=False)
+        patch.setattr(cupy.cuda, "PinnedMemory", PinnedMemory)
         patch.setattr(cupy, "Memory", Memory)
-        patch.setattr(cupy, "get_default_memory_pool", Pool, raising=False)
-        patch.setattr("llama_layers.backends.placement.gpu_problem", lambda: None)
+        patch.setattr(cupy, "get_default_memory_pool", Pool)
 
 
 @pytest.fixture
 def watched(cupy, monkeypatch):
-    return Watched(cupy, monkeypatch)
+    """What uploads take, as far as it can be watched."""
+    return Watched(cupy, monkeypatch) if cupy is stand_in else None
 
 
 @pytest.fixture
@@ -196,6 +188,7 @@ def test_block_formats_become_float32_or_what_is_asked_for(watched, small, tmp_p
     assert_holds(load(path, backend="cupy", dtype=dtype), as_dtype(expected, dtype or "float32"))
 
 
+@stand_in_alone
 def test_layers_left_out_are_not_uploaded(watched, small, tmp_path):
     weights = tiny.arrays()
     path = tiny.write_single(tmp_path, weights)
@@ -211,6 +204,7 @@ def test_layers_left_out_are_not_uploaded(watched, small, tmp_path):
         _ = model.weights.layers[0]
 
 
+@stand_in_alone
 def test_main_memory_holds_two_buffers_and_then_nothing(watched, small, tmp_path):
     load(tiny.write_single(tmp_path, tiny.arrays()), backend="cupy")
     gc.collect()
@@ -247,6 +241,7 @@ def test_all_tensors_are_let_go(watched, small, tmp_path, monkeypatch):
     assert forgotten == weights.keys()
 
 
+@stand_in_alone
 def test_earlier_work_comes_first(watched, small, cupy, tmp_path):
     """CuPy's pool gives out memory that work on the current stream may still use."""
     path = tiny.write_single(tmp_path, tiny.arrays())
@@ -263,6 +258,7 @@ def assert_nothing_is_left(watched):
     assert watched.pools_emptied == 1
 
 
+@stand_in_alone
 def test_a_number_too_large_fails_at_once_and_leaves_nothing(watched, small, tmp_path):
     weights = tiny.arrays()
     weights["model.layers.1.mlp.up_proj.weight"][-1, -1] = 1e5
@@ -272,6 +268,7 @@ def test_a_number_too_large_fails_at_once_and_leaves_nothing(watched, small, tmp
     assert_nothing_is_left(watched)
 
 
+@stand_in_alone
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_an_interrupt_leaves_nothing(watched, small, cupy, tmp_path, monkeypatch, error):
     path = tiny.write_single(tmp_path, tiny.arrays())
@@ -290,6 +287,7 @@ def test_an_interrupt_leaves_nothing(watched, small, cupy, tmp_path, monkeypatch
     assert_nothing_is_left(watched)
 
 
+@stand_in_alone
 def test_memory_is_taken_before_anything_is_read(watched, small, cupy, tmp_path, monkeypatch):
     path = tiny.write_single(tmp_path, tiny.arrays())
     empty, made = cupy.empty, []

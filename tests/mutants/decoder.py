@@ -15,7 +15,7 @@ ROPE = [
         "rope.py",
         _TURN,
         "y = xp.concat([a * cos + b * sin, b * cos - a * sin], axis=-1)",
-        "test_rope.py::test_basis_vectors[numpy-definition]",
+        "test_rope.py::test_basis_vectors[definition-numpy]",
     ),
     Mutant(
         "cosine and sine swapped",
@@ -36,7 +36,7 @@ ROPE = [
         "rope.py",
         'layout: Literal["half", "interleaved"] = "half"',
         'layout: Literal["half", "interleaved"] = "interleaved"',
-        "test_rope.py::test_basis_vectors[numpy-definition]",
+        "test_rope.py::test_basis_vectors[definition-numpy]",
     ),
     Mutant(
         "interleaved pairs put back in halves",
@@ -358,7 +358,7 @@ ATTENTION = [
         "attend.py",
         "scores = xp.where(allowed, scores, -math.inf)",
         "scores = xp.where(allowed, scores, -1e38)",
-        "test_attention.py::test_empty_rows_give_exact_zeros[numpy-definition]",
+        "test_attention.py::test_empty_rows_give_exact_zeros[definition-numpy]",
     ),
     Mutant(
         "masks in the rows of another block",
@@ -618,7 +618,7 @@ MLP = [
         "feed_forward.py",
         "y = g * sigmoid *",
         "y = sigmoid *",
-        "test_feed_forward.py::test_pins[numpy-definition]",
+        "test_feed_forward.py::test_pins[definition-numpy]",
     ),
     Mutant(
         "tanh form, which cancels for negative gates",

@@ -111,7 +111,7 @@ MUTANTS = [
         _POINTWISE,
         "for start in range(0, gate.size, BLOCK):",
         "for start in range(0, gate.size - BLOCK + 1, BLOCK):",
-        "test_feed_forward.py::test_pins[numpy-body]",
+        "test_feed_forward.py::test_pins[body-numpy]",
     ),
     Mutant(
         "up read in its own memory order",
@@ -146,7 +146,7 @@ MUTANTS = [
         _POINTWISE,
         "d, n = decay[: g.size], numerator[: g.size]",
         "d, n = g, numerator[: g.size]",
-        "test_feed_forward.py::test_on_every_library[numpy-body]",
+        "test_feed_forward.py::test_on_every_library[body-numpy]",
     ),
     Mutant(
         "NumPy's mean of squares in 16 bits",
@@ -160,21 +160,21 @@ MUTANTS = [
         _POINTWISE,
         "    root += eps\n    np.sqrt(root, out=root)\n",
         "    np.sqrt(root, out=root)\n    root += eps\n",
-        "test_norm.py::test_eps_stands_under_the_root[numpy-body]",
+        "test_norm.py::test_eps_stands_under_the_root[body-numpy]",
     ),
     Mutant(
         "NumPy's norm of the input changed in place",
         _POINTWISE,
         "y = np.square(wide_x)",
         "y = np.square(wide_x, out=wide_x)",
-        "test_norm.py::test_within_bound_of_naive_loops[numpy-body]",
+        "test_norm.py::test_within_bound_of_naive_loops[body-numpy]",
     ),
     Mutant(
         "NumPy's turn the other way",
         _POINTWISE,
         "turned_a -= b * sin",
         "turned_a += b * sin",
-        "test_rope.py::test_basis_vectors[numpy-body]",
+        "test_rope.py::test_basis_vectors[body-numpy]",
     ),
     Mutant(
         "NumPy's pairs always halves",

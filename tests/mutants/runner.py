@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -19,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the processes below: many run at once
+
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     """
@@ -35,7 +37,7 @@ class Outcome(NamedTuple):
     passed: int
     skipped: int
     failures: list[tuple[str, bool]]
-    """What was raised, and whether an assertion raised it."""
+    """What was raised, and whether an assertion raised it, or a GPU."""
     files: list[str]
     """Those of the package that were loaded."""
 
@@ -52,13 +54,55 @@ class Counter:
         report = yield
         if report.failed:
             error = call.excinfo.value
+            name = type(error).__name__
             asserted = isinstance(error, AssertionError | pytest.fail.Exception)
-            self.failures.append((f"{type(error).__name__}: {error}", asserted))
+            # A GPU says by such an error that a kernel read or wrote where nothing is.
+            asserted = asserted or name.startswith("CUDA")
+            self.failures.append((f"{name}: {error}", asserted))
+            if asserted:
+                item.session.shouldfail = "that is enough"
         elif report.when == "call" and report.passed:
             self.passed += 1
         elif report.skipped:
             self.skipped += 1
         return report
+
+
+def plant(mutant, package):
+    """Put a bug into a copy of the package."""
+    path = package / mutant.file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(mutant.old) == 1, f"stale: found {text.count(mutant.old)} times"
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+def assert_found(mutant, package, *nodes, marked="not gpu"):
+    """The tests find the bug that was planted."""
+    outcome = of_copy(package, marked, *nodes)
+    if outcome.status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        pytest.skip(f"{nodes[0]} is not for what is marked: {marked}")
+    # What a GPU runs is no module.
+    file = package / mutant.file
+    assert file.suffix != ".py" or str(file) in outcome.files, "never loaded"
+    if outcome.status == pytest.ExitCode.OK and not outcome.passed:
+        pytest.skip(f"{nodes[0]} is skipped here")
+    assert outcome.status == pytest.ExitCode.TESTS_FAILED, "survived"
+    assert any(asserted for _, asserted in outcome.failures), outcome.failures
+
+
+def assert_all_pass(package, *nodes, marked="not gpu"):
+    """Without a bug."""
+    outcome = of_copy(package, marked, *nodes)
+    assert outcome.status == pytest.ExitCode.OK, outcome.failures
+    assert outcome.passed + outcome.skipped >= len(nodes)
+
+
+def of_copy(package, marked, *nodes):
+    """How tests of a copy of the package end."""
+    outcome = with_copy(package.parent, _outcome, marked, *nodes)
+    for file in outcome.files:
+        assert Path(file).is_relative_to(package), f"{file} is none of the copy's"
+    return outcome
 
 
 def with_copy(directory, function, *arguments):
@@ -76,13 +120,15 @@ def _there(directory, function, arguments):
     return function(*arguments)
 
 
-def outcome(*nodes):
-    """How tests end."""
+def _outcome(marked, *nodes):
+    """How tests end that are marked so."""
     counter = Counter()
-    options = ["-c", f"{ROOT}/setup.cfg", "--rootdir", str(ROOT), "-q", "-p", "no:cacheprovider"]
-    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is loaded already
+    options = f"-q -m '{marked}' -p no:cacheprovider -c {ROOT}/setup.cfg --rootdir {ROOT}"
+    options += " -W ignore::pytest.PytestAssertRewriteWarning"  # hypothesis is loaded already
     with contextlib.redirect_stdout(io.StringIO()):
-        status = pytest.main([*options, *(f"{ROOT}/tests/{node}" for node in nodes)], [counter])
+        status = pytest.main(
+            [*shlex.split(options), *(f"{ROOT}/tests/{node}" for node in nodes)], [counter]
+        )
     loaded = [getattr(m, "__file__", None) for n, m in sys.modules.items() if "llama_layers" in n]
     return Outcome(
         int(status), counter.passed, counter.skipped, counter.failures, [f for f in loaded if f]

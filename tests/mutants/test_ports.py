@@ -102,9 +102,7 @@ def test_no_false_alarm(right, models):
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_found_and_named(package, right, models, mutant, tmp_path):
-    path = package / mutant.file
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    runner.plant(mutant, package)
     wrong = run(package.parent, tmp_path / "port.npz")
     changed = changes(wrong, right, models)
     assert (not changed) == (mutant.name in NO_CHANGE), changed

@@ -44,6 +44,7 @@ SUBJECTS = {
     "Reports and comparisons": verify_report_bugs.MUTANTS,
     "Benchmarks": bench_bugs.MUTANTS,
 }
+MUTANTS = [mutant for mutants in SUBJECTS.values() for mutant in mutants]
 HEAD = """\
 # Planted bugs
 
@@ -55,7 +56,7 @@ each makes an assertion of its test fail; without any of them all of these tests
 
 def page():
     """The whole page."""
-    lines = [HEAD.format(count=sum(map(len, SUBJECTS.values())))]
+    lines = [HEAD.format(count=len(MUTANTS))]
     for subject, mutants in SUBJECTS.items():
         lines += [f"\n## {subject}\n\n", "| Bug | In | Found by |\n", "| --- | --- | --- |\n"]
         for mutant in mutants:
