@@ -1,8 +1,4 @@
-"""Whole models on a GPU: on a real one with ``-m gpu``, and the same on what stands in for it.
-
-The single functions have their properties on CuPy arrays in the suite's own tests, which take a
-`backend`, and in ``test_bodies_on_gpu.py``.
-"""
+"""Whole models on a GPU: on a real one with ``-m gpu``, and the same on what stands in for it."""
 
 from __future__ import annotations
 

@@ -116,6 +116,8 @@ def _there(directory, function, arguments):
     os.chdir(directory)
     sys.path.insert(0, directory)
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
+    # No plugins, nor better messages: reading all that takes as long as most of the tests.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.environ["LLAMA_LAYERS_FAST"] = "0"  # each copy's kernels would be compiled anew
     return function(*arguments)
 
@@ -123,8 +125,8 @@ def _there(directory, function, arguments):
 def _outcome(marked, *nodes):
     """How tests end that are marked so."""
     counter = Counter()
-    options = f"-q -m '{marked}' -p no:cacheprovider -c {ROOT}/setup.cfg --rootdir {ROOT}"
-    options += " -W ignore::pytest.PytestAssertRewriteWarning"  # hypothesis is loaded already
+    options = f"-q -m '{marked}' -p no:cacheprovider --assert=plain"
+    options += f" -c {ROOT}/setup.cfg --rootdir {ROOT}"
     with contextlib.redirect_stdout(io.StringIO()):
         status = pytest.main(
             [*shlex.split(options), *(f"{ROOT}/tests/{node}" for node in nodes)], [counter]

@@ -50,7 +50,8 @@ HEAD = """\
 
 Each line is a mistake that can be made on purpose in a copy of the package, and the test that was
 written for it. `pytest -n auto tests/mutants` makes all {count}, one at a time, and fails unless
-each makes an assertion of its test fail; without any of them all of these tests pass.
+each makes an assertion of its test fail; without any of them all of these tests pass. Where there
+is a GPU, `pytest -m gpu tests/mutants` makes those that CuPy's arrays can show, with such arrays.
 """
 
 
