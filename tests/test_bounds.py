@@ -115,6 +115,14 @@ def test_linear_bias_may_follow_a_rounded_product(dtype, data):
         assert (linear_bound(x, weight, bias).ratio(y.astype(narrow)) <= 1).all()
 
 
+def test_linear_bias_may_take_away_a_rounded_product():
+    """257 is rounded to 256, and what the bias leaves of it is 0 in the place of 1."""
+    ones = np.ones((1, 257), BFLOAT16)
+    bound = linear_bound(ones, ones, np.array([-256], BFLOAT16))
+    assert bound.ratio(np.array([[1.0]])) == 0
+    assert 0.9 < bound.ratio(np.array([[0.0]])) <= 1
+
+
 @given(data=st.data(), eps=st.sampled_from([1e-5, 1e-6, 1.0]))
 def test_rms_norm_true_error_is_within_the_limit(data, eps):
     hidden = data.draw(st.integers(1, 12))
