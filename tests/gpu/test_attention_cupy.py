@@ -44,6 +44,21 @@ def test_blocks_are_within_the_bound(backend, dtype, data):
     assert_within_bound(y, attention_bound(q, k, v, mask=None if mask is None else boolean))
 
 
+@pytest.mark.parametrize("slots", [False, True], ids=["boolean", "slots"])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_blocks(backend, monkeypatch, dtype, window, slots):
+    """Of five queries, after seven earlier keys; two sequences with padding of their own."""
+    monkeypatch.setattr(cupy_attention, "SCORES", 5 * 4 * 47)
+    q, k, v = drawn(0, dtype, queries=40, keys=47)
+    keep = np.random.default_rng(1).random((2, 47)) < 0.7
+    keep[0, :9] = False
+    distance = 7 + np.arange(40)[:, None] - np.arange(47)
+    boolean = (distance >= 0) & (distance < (window or 47)) & keep[:, None]
+    mask = Mask(7 + np.arange(40), np.arange(47), window, keep) if slots else boolean
+    assert_within_bound(run(backend, q, k, v, mask), attention_bound(q, k, v, mask=boolean))
+
+
 def drawn(seed, dtype, queries=6, keys=6, heads=4, kv_heads=2, width=8, batch=2):
     rng = np.random.default_rng(seed)
     q = rng.standard_normal((batch, queries, heads, width)).astype(dtype)

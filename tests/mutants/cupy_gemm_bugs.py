@@ -18,7 +18,7 @@ BATCHES = f"{LIBRARY}::test_batches"
 MAPS = "gpu/test_linear_cupy.py"
 MAP_CALLS = "gpu/test_linear_calls.py"
 ATTENDS = "gpu/test_attention_cupy.py"
-BLOCKS = f"{ATTENDS}::test_blocks_are_within_the_bound"
+BLOCKS = f"{ATTENDS}::test_many_blocks"
 ATTEND_CALLS = "gpu/test_attention_calls.py"
 POINT_BY_POINT = "gpu/test_pointwise_cupy.py"
 
@@ -183,63 +183,63 @@ MUTANTS = [
         ATTENTION,
         "beta=float(i > 0)",
         "beta=0.0",
-        BLOCKS + "[stand-in-bfloat16]",
+        BLOCKS,
     ),
     Mutant(
         "scores of each group against the keys of another",
         ATTENTION,
         "grouped = xp.ascontiguousarray(q.reshape(by_head).transpose(1, 0, 2, 3))",
         "grouped = xp.ascontiguousarray(q.reshape(by_head).transpose(1, 0, 2, 3)[::-1])",
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "the keep of the first sequence for all",
         ATTENTION,
         "mask.keep[b, seen]",
         "mask.keep[0, seen]",
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "a boolean mask of the first sequence for all",
         ATTENTION,
         "rows[min(b, len(rows) - 1), start:stop]",
         "rows[0, start:stop]",
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "the boolean rows of the first block for each",
         ATTENTION,
         "rows[min(b, len(rows) - 1), start:stop]",
         "rows[min(b, len(rows) - 1), : stop - start]",
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "slots of the first keys for those of a window",
         ATTENTION,
         "mask.keys[seen])",
         "mask.keys[: seen.stop - seen.start])",
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "values from the first on for those of a window",
         ATTENTION,
         "cublas.matmul(part, values[:, seen], sums",
         "cublas.matmul(part, values[:, : seen.stop - seen.start], sums",
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "keys cut off by what the last query of a block sees of its window",
         ATTENTION,
         "keys > int(queries.min()) - window",
         "keys > int(queries.max()) - window",
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "keys cut off by what the first query of a block sees",
         ATTENTION,
         "(keys <= queries.max())",
         "(keys <= queries.min())",
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "later keys multiplied in vain",
@@ -267,7 +267,7 @@ MUTANTS = [
         SOFTMAX,
         "const int query = blockIdx.x % rows / group;",
         "const int query = blockIdx.x % rows % (rows / group);",
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "warps that read a sum before others have written theirs",
@@ -279,7 +279,7 @@ MUTANTS = [
         """\
   float sum = 0;
 """,
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "a row of scores of minus infinity divided by zero",
@@ -293,14 +293,14 @@ MUTANTS = [
         SOFTMAX,
         "if (visible(key)) sum += expf",
         "sum += expf",
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "a window of one key more",
         SOFTMAX,
         "own - slot < window",
         "own - slot <= window",
-        BLOCKS + "[stand-in-float32]",
+        BLOCKS,
     ),
     Mutant(
         "bfloat16 by cutting bits off",
