@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +81,25 @@ def xp(backend: Backend) -> Any:
     return backend.xp
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The bodies that `bodies` chooses are NumPy's: other libraries have their own, once."""
-    chosen = [getattr(item, "callspec", None) for item in items]
-    needless = [
-        item
-        for item, spec in zip(items, chosen, strict=True)
-        if spec is not None
-        and spec.params.get("backend", "numpy") != "numpy"
-        and spec.params.get("bodies", "definition") != "definition"
-    ]
-    config.hook.pytest_deselected(items=needless)
-    items[:] = [item for item in items if item not in set(needless)]
+    """Without bodies that are NumPy's for other libraries; in each file, the stand-in comes last.
+
+    It is in CuPy's place until the next file, and other tests should not meet it there.
+    """
+
+    def chosen(item: pytest.Item, fixture: str) -> Any:
+        return getattr(item, "callspec", None) and item.callspec.params.get(fixture)
+
+    def needless(item: pytest.Item) -> bool:
+        own = chosen(item, "backend") in (None, "numpy")
+        return not own and chosen(item, "bodies") not in (None, "definition")
+
+    config.hook.pytest_deselected(items=[item for item in items if needless(item)])
+    kept = [item for item in items if not needless(item)]
+    items.clear()
+    for _, of_file in groupby(kept, key=lambda item: item.path):
+        items.extend(sorted(of_file, key=lambda item: chosen(item, "backend") == "stand-in"))
 
 
 @pytest.fixture(scope="module", params=["definition", "body", "compiled"])
