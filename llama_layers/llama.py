@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ class Llama:
         Its parameters.
     open_tokenizer : callable or None
         Opens the tokenizer that came with the weights.
+    generation_config : Mapping of str to Any
+        What the authors suggest for `generate`, as generation_config.json has it.
 
     Raises
     ------
@@ -40,6 +42,7 @@ class Llama:
     config: LlamaConfig
     weights: LlamaWeights = field(repr=False)
     open_tokenizer: Callable[[], Tokenizer] | None = None
+    generation_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name, kind in (("config", LlamaConfig), ("weights", LlamaWeights)):

@@ -37,6 +37,21 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Directories of published files, which are no part of the project."""
+    parser.addoption("--corpus", type=Path, help="published configs, templates and metadata")
+    parser.addoption("--vocab", type=Path, help="llama.cpp's vocabularies with expected tokens")
+
+
+@pytest.fixture(scope="session")
+def corpus(request: pytest.FixtureRequest) -> Path:
+    """The directory of published files."""
+    directory: Path | None = request.config.getoption("--corpus")
+    if directory is None:
+        pytest.skip("no --corpus was given")
+    return directory
+
+
 @dataclass(frozen=True)
 class Backend:
     """An array library on a device."""

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from llama_layers.checkpoint.extras import require
 from llama_layers.errors import CheckpointError
 
 
@@ -23,7 +22,6 @@ def render_chat(
     It runs in jinja2's sandbox for immutable data, with the names that templates on Hugging Face
     count on.
     """
-    require("jinja2", "a chat template")
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(

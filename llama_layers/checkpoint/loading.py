@@ -105,7 +105,7 @@ def load(
         arrays = uploaded(checkpoint, _arrays(checkpoint, chosen), name, cupy_device(device))
         reader = _Uploaded(checkpoint, arrays)
     weights = _StoredWeights.of(reader, chosen)
-    return Llama(config, weights, checkpoint.open_tokenizer)
+    return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
 
 class _Reader(ABC):

@@ -87,6 +87,11 @@ class Checkpoint:
         By Hugging Face name, in the order of `expected_tensors`: exactly those.
     chat_template : str or None
         The Jinja template of its chat format.
+    generation_config : Mapping of str to Any
+        What its authors suggest for `generate`: the content of generation_config.json, or what
+        the metadata of a GGUF file says of it.
+    ignored_keys : tuple of str
+        Keys of its config that change no number of a forward pass and were not read.
 
     Raises
     ------
@@ -102,6 +107,8 @@ class Checkpoint:
     _open_tokenizer: Callable[[], Any] = field(repr=False)
     _companions: Callable[[], Mapping[str, bytes]] = field(repr=False)
     _maps: Mapping[Path, NDArray[np.uint8]] = field(repr=False)
+    generation_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    ignored_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", self._checked())
