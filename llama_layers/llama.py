@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llama_layers.backends.namespaces import namespace
 from llama_layers.config import LlamaConfig
 from llama_layers.embedding import activations
+from llama_layers.state_dict import weights_of
 from llama_layers.weights import LlamaWeights
 
 if TYPE_CHECKING:
@@ -54,6 +56,65 @@ class Llama:
                 f"weights: expected {self.config.num_hidden_layers} layers, as config says, "
                 f"got {layers}"
             )
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        mapping: Mapping[str, Any],
+        /,
+        config: LlamaConfig | Mapping[str, Any] | str | os.PathLike[str],
+    ) -> Llama:
+        """Make a model of weights that are in memory.
+
+        The arrays stay where they are and as they are: of their library, on their device, in their
+        dtype. Only queries, keys and values are copied, into one matrix for each layer.
+
+        Parameters
+        ----------
+        mapping : Mapping of str to Array
+            What ``state_dict()`` of transformers' ``LlamaForCausalLM``, ``MistralForCausalLM`` or
+            ``Qwen2ForCausalLM`` gives, or arrays of any one library by the same names. Tensors of
+            torch are detached: no gradient flows through the model. Buffers of RoPE are ignored,
+            and so is a head that the config ties to the embedding.
+        config : LlamaConfig, mapping, str or path
+            The numbers of the model, or what `LlamaConfig.from_json` takes, such as
+            ``model.config.to_dict()``.
+
+        Returns
+        -------
+        Llama
+            The model, without a tokenizer.
+
+        Raises
+        ------
+        CheckpointError
+            If the arrays are not those of `config`: one is missing, is not of the model or of
+            another shape, they are quantised, or their names carry a prefix.
+        ConfigError
+            If `config` is incomplete or asks for what is not implemented.
+        TypeError
+            If a value is not an array of floats, or of another library than the first.
+        ValueError
+            If an array is on another device than the first.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from llama_layers import Llama, LlamaConfig
+        >>> from llama_layers.checkpoint import expected_tensors
+        >>> config = LlamaConfig(
+        ...     vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+        ...     num_attention_heads=2, rms_norm_eps=1e-5, rope_theta=1e4,
+        ...     max_position_embeddings=64,
+        ... )
+        >>> shapes = expected_tensors(config)
+        >>> arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        >>> Llama.from_state_dict(arrays, config).weights.norm.shape
+        (8,)
+        """
+        if not isinstance(config, LlamaConfig):
+            config = LlamaConfig.from_json(config)
+        return cls(config, weights_of(mapping, config))
 
     def activations_like(self) -> Any:
         """An array of no elements, of the library, device and dtype of the activations."""

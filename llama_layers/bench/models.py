@@ -14,10 +14,10 @@ import numpy as np
 from llama_layers.backends.dtypes import FLOATS, dtype_of
 from llama_layers.checkpoint import load, open_checkpoint
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
-from llama_layers.checkpoint.names import expected_tensors
 from llama_layers.config import LlamaConfig
 from llama_layers.llama import Llama
 from llama_layers.presets import PublishedSizes
+from llama_layers.weight_names import expected_tensors
 from llama_layers.weights import (
     AttentionWeights,
     LayerWeights,

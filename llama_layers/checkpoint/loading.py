@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any, Literal, overload
@@ -15,19 +14,15 @@ from numpy.typing import NDArray
 
 from llama_layers.backends.placement import cupy_device, is_cupy, placement
 from llama_layers.checkpoint.casting import cast, checked_dtype
-from llama_layers.checkpoint.names import qkv_names
 from llama_layers.checkpoint.opened import Checkpoint
 from llama_layers.checkpoint.opening import open_checkpoint
-from llama_layers.checkpoint.uploading import Names, uploaded
+from llama_layers.checkpoint.uploading import uploaded
+from llama_layers.config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.llama import Llama
-from llama_layers.weights import (
-    AttentionWeights,
-    LayerWeights,
-    LlamaWeights,
-    MLPWeights,
-    QKVWeights,
-)
+from llama_layers.weight_checks import unfusible
+from llama_layers.weight_names import EMBEDDING, HEAD, NORM, Names, layer_weights, qkv_names
+from llama_layers.weights import LayerWeights, LlamaWeights
 
 
 def load(
@@ -99,135 +94,75 @@ def load(
     config = checkpoint.config
     chosen = _chosen(layers, config.num_hidden_layers)
     if name is None:
-        _check_fusible(checkpoint, chosen)
-    reader: _Reader = _Placing(checkpoint, name, place)
+        dtypes = {key: info.read_dtype for key, info in checkpoint.tensors.items()}
+        if difference := unfusible(dtypes, chosen):
+            raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
+    read = _reading(checkpoint, name, place)
     if is_cupy(backend):
         arrays = uploaded(checkpoint, _arrays(checkpoint, chosen), name, cupy_device(device))
-        reader = _Uploaded(checkpoint, arrays)
-    weights = _StoredWeights.of(reader, chosen)
+        read = arrays.__getitem__
+    weights = _StoredWeights.of(read, config, chosen)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
 
-class _Reader(ABC):
-    """Tensors of a checkpoint as arrays of one backend and dtype."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-
-    @abstractmethod
-    def tensor(self, name: str) -> Any: ...
-
-    @abstractmethod
-    def fused(self, names: Sequence[str]) -> Any:
-        """Some tensors as one array, their rows below each other; None if there are none."""
-
-    def optional(self, name: str) -> Any:
-        return self.tensor(name) if name in self.checkpoint.tensors else None
-
-    def layer(self, layer: int) -> LayerWeights:
-        config = self.checkpoint.config
-        prefix = f"model.layers.{layer}."
-        mlp = prefix + "mlp."
-        return LayerWeights(
-            input_layernorm=self.tensor(prefix + "input_layernorm.weight"),
-            self_attn=AttentionWeights(
-                qkv=QKVWeights(
-                    self.fused(qkv_names(layer)),
-                    num_heads=config.num_attention_heads,
-                    num_kv_heads=config.num_key_value_heads,
-                    bias=self.fused(qkv_names(layer, "bias")),
-                ),
-                o_proj=self.tensor(prefix + "self_attn.o_proj.weight"),
-                o_bias=self.optional(prefix + "self_attn.o_proj.bias"),
-            ),
-            post_attention_layernorm=self.tensor(prefix + "post_attention_layernorm.weight"),
-            mlp=MLPWeights(
-                gate_proj=self.tensor(mlp + "gate_proj.weight"),
-                up_proj=self.tensor(mlp + "up_proj.weight"),
-                down_proj=self.tensor(mlp + "down_proj.weight"),
-                gate_bias=self.optional(mlp + "gate_proj.bias"),
-                up_bias=self.optional(mlp + "up_proj.bias"),
-                down_bias=self.optional(mlp + "down_proj.bias"),
-            ),
-        )
+# A function that gives some tensors of a checkpoint as one array.
+_Read = Callable[[Names], Any]
 
 
-class _Placing(_Reader):
-    """Reads a tensor whole, and then places it where it belongs."""
+def _reading(
+    checkpoint: Checkpoint, dtype: str | None, place: Callable[[NDArray[Any]], Any]
+) -> _Read:
+    """Read tensors whole, and then place them where they belong."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, dtype: str | None, place: Callable[[NDArray[Any]], Any]
-    ) -> None:
-        super().__init__(checkpoint)
-        self._dtype = dtype
-        self._place = place
+    def read(names: Names) -> Any:
+        stored = {checkpoint.tensors[name].read_dtype for name in names}
+        if len(names) > 1 and (dtype is None or stored == {dtype}):
+            return place(checkpoint.read_rows(names))
+        parts = [cast(name, checkpoint.read(name), dtype) for name in names]
+        return place(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
-    def tensor(self, name: str) -> Any:
-        return self._place(cast(name, self.checkpoint.read(name), self._dtype))
-
-    def fused(self, names: Sequence[str]) -> Any:
-        tensors = self.checkpoint.tensors
-        if names[0] not in tensors:
-            return None
-        stored = {tensors[name].read_dtype for name in names}
-        if self._dtype is None or stored == {self._dtype}:
-            return self._place(self.checkpoint.read_rows(names))
-        parts = [cast(name, self.checkpoint.read(name), self._dtype) for name in names]
-        return self._place(np.concatenate(parts))
-
-
-class _Uploaded(_Reader):
-    """Arrays that are where they belong already."""
-
-    def __init__(self, checkpoint: Checkpoint, arrays: Mapping[Names, Any]) -> None:
-        super().__init__(checkpoint)
-        self._arrays = arrays
-
-    def tensor(self, name: str) -> Any:
-        return self._arrays[(name,)]
-
-    def fused(self, names: Sequence[str]) -> Any:
-        return self._arrays.get(tuple(names))
+    return read
 
 
 class _StoredWeights(LlamaWeights):
     """Weights of a checkpoint: what the fields of `LlamaWeights` hold is read when first used."""
 
-    _reader: _Reader
+    _read: _Read
+    _tied: bool
 
     @classmethod
-    def of(cls, reader: _Reader, layers: frozenset[int]) -> _StoredWeights:
+    def of(cls, read: _Read, config: LlamaConfig, layers: frozenset[int]) -> _StoredWeights:
         # Not through __init__, which takes the fields themselves: dataclasses.replace calls it.
         weights = object.__new__(cls)
-        object.__setattr__(weights, "_reader", reader)
-        object.__setattr__(weights, "layers", _StoredLayers(reader, layers))
+        object.__setattr__(weights, "_read", read)
+        object.__setattr__(weights, "_tied", config.tie_word_embeddings)
+        object.__setattr__(weights, "layers", _StoredLayers(read, config, layers))
         return weights
 
     @cached_property
     def embed_tokens(self) -> Any:
-        return self._reader.tensor("model.embed_tokens.weight")
+        return self._read((EMBEDDING,))
 
     @cached_property
     def norm(self) -> Any:
-        return self._reader.tensor("model.norm.weight")
+        return self._read((NORM,))
 
     @cached_property
     def lm_head(self) -> Any:
-        if self._reader.checkpoint.config.tie_word_embeddings:
-            return self.embed_tokens
-        return self._reader.tensor("lm_head.weight")
+        return self.embed_tokens if self._tied else self._read((HEAD,))
 
 
 class _StoredLayers(Sequence[LayerWeights]):
     """Layers of a checkpoint, each read when first used and then kept."""
 
-    def __init__(self, reader: _Reader, loaded: frozenset[int]) -> None:
-        self._reader = reader
+    def __init__(self, read: _Read, config: LlamaConfig, loaded: frozenset[int]) -> None:
+        self._read = read
+        self._config = config
         self._loaded = loaded
         self._kept: dict[int, LayerWeights] = {}
 
     def __len__(self) -> int:
-        return self._reader.checkpoint.config.num_hidden_layers
+        return self._config.num_hidden_layers
 
     @overload
     def __getitem__(self, index: int) -> LayerWeights: ...
@@ -243,18 +178,19 @@ class _StoredLayers(Sequence[LayerWeights]):
                 f"{', '.join(map(str, sorted(self._loaded))) or 'none'}"
             )
         if layer not in self._kept:
-            self._kept[layer] = self._reader.layer(layer)
+            self._kept[layer] = layer_weights(self._read, self._config, layer)
         return self._kept[layer]
 
 
 def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
     if layers is None:
         return frozenset(range(count))
-    chosen = frozenset(operator.index(layer) for layer in layers)
-    for layer in sorted(chosen):
-        if not 0 <= layer < count:
+    chosen = set()
+    for layer in layers:  # which may be billions: stop at the first that is out of range
+        if not 0 <= operator.index(layer) < count:
             raise ValueError(f"layers: expected numbers from 0 to {count - 1}, got {layer}")
-    return chosen
+        chosen.add(operator.index(layer))
+    return frozenset(chosen)
 
 
 def _arrays(checkpoint: Checkpoint, layers: frozenset[int]) -> list[Names]:
@@ -262,23 +198,10 @@ def _arrays(checkpoint: Checkpoint, layers: frozenset[int]) -> list[Names]:
     left_out = set(range(checkpoint.config.num_hidden_layers)) - layers
     prefixes = tuple(f"model.layers.{layer}." for layer in left_out)
     fused = {
-        name: tuple(names)
+        name: names
         for layer in layers
         for names in (qkv_names(layer), qkv_names(layer, "bias"))
         for name in names
     }
     kept = (name for name in checkpoint.tensors if not name.startswith(prefixes))
     return list(dict.fromkeys(fused.get(name, (name,)) for name in kept))
-
-
-def _check_fusible(checkpoint: Checkpoint, layers: frozenset[int]) -> None:
-    """Queries, keys and values become one array, so they need one dtype."""
-    for layer in layers:
-        for kind in ("weight", "bias"):
-            names = [name for name in qkv_names(layer, kind) if name in checkpoint.tensors]
-            dtypes = [checkpoint.tensors[name].read_dtype for name in names]
-            if len(set(dtypes)) > 1:
-                raise CheckpointError(
-                    f"{checkpoint.path}: {', '.join(names)} are of different dtypes, "
-                    f"{', '.join(dtypes)}: pass a dtype to load them in"
-                )

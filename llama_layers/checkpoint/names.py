@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.config import LlamaConfig
+from llama_layers.weight_names import expected_tensors
+
+__all__ = ["expected_tensors"]  # for the package
 
 # Modules, in the order of a forward pass: Hugging Face, Meta, GGUF.
 _MODULES = [
@@ -35,25 +38,33 @@ _TO_HUGGING_FACE = {
     "meta": {meta: hugging_face for hugging_face, meta, _ in _MODULES},
     "gguf": {gguf: hugging_face for hugging_face, _, gguf in _MODULES},
 }
-
-# RoPE frequencies: they follow from the config, and old exporters saved them all the same.
-_DERIVED = re.compile(r"(.*\.)?rotary_emb\.inv_freq|rope\.freqs")
+_HUGGING_FACE = {hugging_face for hugging_face, _, _ in _MODULES}
 
 
-def is_meta(names: Iterable[str]) -> bool:
-    """Whether names are of Meta's own releases."""
-    return "tok_embeddings.weight" in names
+def telling_names(names: Iterable[str]) -> tuple[str | None, str | None]:
+    """A name that only Meta gives and one that only Hugging Face gives, where there are such."""
+    # The last norm of Meta's is also that of a Hugging Face model without its prefix.
+    names = [name for name in names if name != "norm.weight"]
+    meta = next((name for name in names if to_hugging_face(name, "meta") != name), None)
+    hugging_face = next((name for name in names if _key(name)[0] in _HUGGING_FACE), None)
+    return meta, hugging_face
 
 
 def to_hugging_face(name: str, convention: str) -> str:
     """The Hugging Face name for a name of "meta" or "gguf"; the name itself if it is none."""
-    module, dot, kind = name.rpartition(".")
-    numbered = re.fullmatch(r"((?:layers|blk)\.)(0|[1-9]\d*)(\..+)", module)
-    key = f"{numbered[1]}{{}}{numbered[3]}" if numbered else module
-    if key not in _TO_HUGGING_FACE[convention] or ("{}" in key) != (numbered is not None):
+    key, number = _key(name)
+    if key not in _TO_HUGGING_FACE[convention]:
         return name
-    found = _TO_HUGGING_FACE[convention][key]
-    return (found.format(numbered[2]) if numbered else found) + dot + kind
+    return f"{_TO_HUGGING_FACE[convention][key].replace('{}', number)}.{name.rpartition('.')[2]}"
+
+
+def _key(name: str) -> tuple[str, str]:
+    """The module of a name as `_MODULES` has it, and the number of its layer or ""."""
+    module = name.rpartition(".")[0]
+    numbered = re.fullmatch(r"((?:model\.layers|layers|blk)\.)(0|[1-9]\d*)(\..+)", module)
+    if numbered is not None:
+        return f"{numbered[1]}{{}}{numbered[3]}", numbered[2]
+    return module if "{" not in module else "", ""
 
 
 def to_gguf(name: str) -> str:
@@ -66,16 +77,6 @@ def to_gguf(name: str) -> str:
         if hugging_face == module:
             return f"{gguf}.{kind}"
     raise ValueError(f"name: expected that of a model's tensor, got {name!r}")
-
-
-def is_derived(name: str) -> bool:
-    """Whether a tensor holds only what follows from the config."""
-    return _DERIVED.fullmatch(name) is not None
-
-
-def qkv_names(layer: int, kind: str = "weight") -> list[str]:
-    """The names of a layer's query, key and value tensors, in the order of fused rows."""
-    return [f"model.layers.{layer}.self_attn.{x}_proj.{kind}" for x in "qkv"]
 
 
 def permuted_heads(name: str, config: LlamaConfig) -> int | None:
@@ -100,61 +101,3 @@ def interleave(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
     """The reverse of `deinterleave`."""
     halves = array.reshape(heads, 2, -1, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
-
-
-def expected_tensors(config: LlamaConfig, /) -> dict[str, tuple[int, ...]]:
-    """The tensors that a checkpoint of a config must hold.
-
-    Parameters
-    ----------
-    config : LlamaConfig
-        Its numbers.
-
-    Returns
-    -------
-    dict of str to tuple of int
-        Hugging Face names and shapes, in the order in which `convert` writes them: the query, key
-        and value rows of a layer next to each other, so that they map into memory as one matrix.
-
-    Examples
-    --------
-    >>> from llama_layers import LlamaConfig
-    >>> from llama_layers.checkpoint import expected_tensors
-    >>> shapes = expected_tensors(LlamaConfig.llama3_1_8b())
-    >>> len(shapes), shapes["model.layers.0.self_attn.k_proj.weight"]
-    (291, (1024, 4096))
-    """
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, config.hidden_size)
-    }
-    for layer in range(config.num_hidden_layers):
-        shapes |= _layer_tensors(config, layer)
-    shapes["model.norm.weight"] = (config.hidden_size,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
-    return shapes
-
-
-def _layer_tensors(config: LlamaConfig, layer: int) -> dict[str, tuple[int, ...]]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    prefix = f"model.layers.{layer}."
-    shapes: dict[str, tuple[int, ...]] = {prefix + "input_layernorm.weight": (hidden,)}
-    rows = (queries, keys, keys)
-    shapes |= {name: (n, hidden) for name, n in zip(qkv_names(layer), rows, strict=True)}
-    if config.qkv_bias:
-        shapes |= {name: (n,) for name, n in zip(qkv_names(layer, "bias"), rows, strict=True)}
-    shapes[prefix + "self_attn.o_proj.weight"] = (hidden, queries)
-    if config.o_bias:
-        shapes[prefix + "self_attn.o_proj.bias"] = (hidden,)
-    shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
-    for name, shape in (
-        ("gate_proj", (inner, hidden)),
-        ("up_proj", (inner, hidden)),
-        ("down_proj", (hidden, inner)),
-    ):
-        shapes[f"{prefix}mlp.{name}.weight"] = shape
-        if config.mlp_bias:
-            shapes[f"{prefix}mlp.{name}.bias"] = shape[:1]
-    return shapes

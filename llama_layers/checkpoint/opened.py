@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.names import deinterleave, expected_tensors, is_derived
+from llama_layers.checkpoint.names import deinterleave
 from llama_layers.config import LlamaConfig
 from llama_layers.errors import CheckpointError
+from llama_layers.weight_checks import misfit
+from llama_layers.weight_names import EMBEDDING, HEAD, expected_tensors, is_inert
 
 if TYPE_CHECKING:
     from llama_layers.checkpoint.tokenizer import Tokenizer
@@ -92,6 +94,9 @@ class Checkpoint:
         the metadata of a GGUF file says of it.
     ignored_keys : tuple of str
         Keys of its config that change no number of a forward pass and were not read.
+    ignored_tensors : tuple of str
+        Names in the file of tensors that change no number: buffers of RoPE, scales of 8-bit
+        caches, and a head that is the embedding again.
 
     Raises
     ------
@@ -109,9 +114,15 @@ class Checkpoint:
     _maps: Mapping[Path, NDArray[np.uint8]] = field(repr=False)
     generation_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     ignored_keys: tuple[str, ...] = ()
+    ignored_tensors: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tensors", self._checked())
+        weights = self._checked()
+        ignored = tuple(
+            info.stored_name for name, info in self.tensors.items() if name not in weights
+        )
+        object.__setattr__(self, "tensors", weights)
+        object.__setattr__(self, "ignored_tensors", ignored)
 
     def read(self, name: str, /) -> NDArray[Any]:
         """Read a tensor.
@@ -239,32 +250,23 @@ class Checkpoint:
 
     def _checked(self) -> dict[str, TensorInfo]:
         """The tensors of the config, in its order; a CheckpointError if the file differs."""
-        expected = expected_tensors(self.config)
-        found = {name: info for name, info in self.tensors.items() if not is_derived(name)}
-        head = found.get("lm_head.weight")
-        if head is not None and self.config.tie_word_embeddings:
-            self._check_tied_head(head)
-            del found["lm_head.weight"]
-        missing = [name for name in expected if name not in found]
-        extra = [info.stored_name for name, info in found.items() if name not in expected]
-        misshapen = [
-            f"{name} (expected {list(shape)}, got {list(found[name].shape)})"
-            for name, shape in expected.items()
-            if name in found and found[name].shape != shape
-        ]
-        lists = {"missing": missing, "not of the model": extra, "of another shape": misshapen}
-        if problems := [_listed(kind, names) for kind, names in lists.items() if names]:
+        found = {name: info for name, info in self.tensors.items() if not is_inert(name)}
+        if self.config.tie_word_embeddings and HEAD in found:
+            self._check_tied_head(found.pop(HEAD))
+        shapes = {name: info.shape for name, info in found.items()}
+        stored_names = {name: info.stored_name for name, info in found.items()}
+        if difference := misfit(shapes, self.config, stored_names):
             raise CheckpointError(
-                f"{self.path}: the tensors are not those of the config: {'; '.join(problems)}"
+                f"{self.path}: the tensors are not those of the config: {difference}"
             )
-        return {name: found[name] for name in expected}
+        return {name: found[name] for name in expected_tensors(self.config)}
 
     def _check_tied_head(self, head: TensorInfo) -> None:
         """Accept a head that the config ties to the embedding only if it is the embedding."""
-        table = self.tensors.get("model.embed_tokens.weight")
+        table = self.tensors.get(EMBEDDING)
         if table is not None and not (
             (head.shape, head.dtype) == (table.shape, table.dtype)
-            and np.array_equal(self._bytes(head), self._bytes(table))
+            and _equal(self._bytes(head), self._bytes(table))
         ):
             raise CheckpointError(
                 f"{self.path}: {head.stored_name} differs from {table.stored_name}, "
@@ -279,6 +281,12 @@ def map_file(file: Path) -> NDArray[np.uint8]:
     """The bytes of a file that is not empty, read-only, paged in as they are used."""
     with file.open("rb") as stream:
         return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def _equal(first: NDArray[np.uint8], second: NDArray[np.uint8], step: int = 1 << 24) -> bool:
+    """Whether two stretches of bytes of one length are equal, without an array of that length."""
+    starts = range(0, first.size, step)
+    return all(np.array_equal(first[i : i + step], second[i : i + step]) for i in starts)
 
 
 def _viewed(raw: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -297,8 +305,3 @@ def _adjacent(infos: Sequence[TensorInfo]) -> bool:
         == (after.file, after.dtype, after.offset)
         for before, after in pairwise(infos)
     )
-
-
-def _listed(kind: str, names: Sequence[str], shown: int = 4) -> str:
-    more = f", and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{len(names)} {kind}: {', '.join(names[:shown])}{more}"

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import partial
 from pathlib import Path
 
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
-from llama_layers.checkpoint.names import is_meta
 from llama_layers.checkpoint.opened import Checkpoint
 from llama_layers.checkpoint.safetensors_files import read_file, read_shards, tensor_infos
 from llama_layers.checkpoint.tokenizer import open_tokenizer_json
 from llama_layers.config import LlamaConfig
 from llama_layers.errors import CheckpointError
+from llama_layers.quantised import ADAPTER
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _COMPANIONS = """
 generation_config.json tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json
 added_tokens.json vocab.json merges.txt chat_template.jinja LICENSE LICENSE.txt NOTICE README.md
 """.split()
+
+_SHARD = r"-\d{5}-of-(?!00001)\d{5}\.safetensors$"
+# What people have instead of safetensors files, and what to do with it.
+_OTHER_FILES = {
+    r"^adapter_(config\.json|model\.)": ADAPTER,
+    _SHARD: f"shards of a model: load their directory, with {_INDEX} in it",
+    r"\.gguf$": "GGUF: load the file itself",
+    r"\.(bin|pth|pt|ckpt)$": "PyTorch's pickle files are not read, since they can run code: "
+    "write the model as safetensors with transformers' from_pretrained and save_pretrained",
+}
 
 
 def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
@@ -61,8 +72,9 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
         from llama_layers.checkpoint.gguf_file import open_gguf
 
         return open_gguf(found)
+    advice = "".join(f": {_OTHER_FILES[p]}" for p in _OTHER_FILES if re.search(p, found.name))
     raise CheckpointError(
-        f"{found}: expected a Hugging Face directory, a .safetensors or a .gguf file"
+        f"{found}: expected a Hugging Face directory, a .safetensors or a .gguf file{advice}"
     )
 
 
@@ -94,14 +106,22 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
 
 
 def _open_directory(directory: Path) -> Checkpoint:
-    both = [directory / name for name in (_SINGLE, _INDEX) if (directory / name).is_file()]
-    if len(both) == 2:
-        raise CheckpointError(f"{directory}: expected {_SINGLE} or {_INDEX}, got both")
-    files = both or sorted(directory.glob("*.safetensors"))
-    if len(files) != 1:
-        held = ", ".join(sorted(entry.name for entry in directory.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"{directory}: expected {_SINGLE} or {_INDEX}, got {held}")
-    return _open_safetensors(directory, files[0], "Hugging Face directory")
+    for name in (_SINGLE, _INDEX):  # the order of transformers, where both are there
+        if (directory / name).is_file():
+            return _open_safetensors(directory, directory / name, "Hugging Face directory")
+    files = [file for file in directory.glob("*.safetensors") if file.is_file()]
+    if len(files) == 1 and not files[0].name.startswith("adapter_"):
+        return _open_safetensors(directory, files[0], "Hugging Face directory")
+    raise CheckpointError(f"{directory}: expected {_SINGLE} or {_INDEX}, got {_held(directory)}")
+
+
+def _held(directory: Path) -> str:
+    """What a directory without weights to read holds, and what to do with it."""
+    names = sorted(entry.name for entry in directory.iterdir())
+    for pattern, advice in _OTHER_FILES.items():
+        if found := [name for name in names if re.search(pattern, name)]:
+            return f"{', '.join(found[:4])}: {advice}"
+    return ", ".join(names[:8]) or "nothing"
 
 
 def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
@@ -109,13 +129,17 @@ def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
     directory = file.parent
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory}: expected config.json beside {file.name}")
+    if re.search(_SHARD, file.name):
+        raise CheckpointError(f"{path}: expected a whole model, got {_OTHER_FILES[_SHARD]}")
     config = LlamaConfig.from_json(directory)
     header, maps = (read_shards if file.suffix == ".json" else read_file)(file)
+    tensors = tensor_infos(path, header, config)
+    meta = any(info.name != info.stored_name for info in tensors.values())
     return Checkpoint(
         path=path,
-        format=kind + (", Meta names" if is_meta(header) else ""),
+        format=kind + (", Meta names" if meta else ""),
         config=config,
-        tensors=tensor_infos(header, config),
+        tensors=tensors,
         chat_template=_chat_template(directory),
         _open_tokenizer=partial(open_tokenizer_json, directory / "tokenizer.json"),
         _companions=partial(_read_companions, directory),
