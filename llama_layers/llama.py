@@ -43,7 +43,7 @@ class Llama:
 
     config: LlamaConfig
     weights: LlamaWeights = field(repr=False)
-    open_tokenizer: Callable[[], Tokenizer] | None = None
+    open_tokenizer: Callable[[], Tokenizer] | None = field(default=None, repr=False)
     generation_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

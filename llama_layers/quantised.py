@@ -37,9 +37,9 @@ def unsupported(what: str) -> str:
         What they are, in a few words.
     """
     return (
-        f"the weights are quantised ({what}), which is supported in GGUF files alone: load the "
-        f"checkpoint they were made from, a GGUF file of the model, or what transformers' "
-        f"dequantize and save_pretrained make of this one"
+        f"the weights are quantised ({what}), which is not supported outside GGUF files: load the "
+        f"unquantised model, a GGUF file of it, or what transformers' dequantize and "
+        f"save_pretrained make of this one"
     )
 
 
@@ -58,8 +58,8 @@ def why_not_plain(dtypes: Mapping[str, str]) -> str | None:
         ending = re.compile(f"({pattern})$")
         for name in dtypes:
             if ending.search(name):
-                return f"{unsupported(method)}; {name} says so"
+                return unsupported(f"{method}: {name}")
     for name, dtype in dtypes.items():
         if _QUANTISED_DTYPE.fullmatch(dtype):
-            return f"{unsupported(dtype)}; {name} says so"
+            return unsupported(f"{dtype}: {name}")
     return None
