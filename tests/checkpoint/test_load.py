@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import array_api_strict
 import ml_dtypes
@@ -81,6 +82,22 @@ def test_a_subset_of_layers(directory):
 def test_layers_out_of_range(directory, layer):
     with pytest.raises(ValueError, match=f"layers: expected numbers from 0 to 1, got {layer}"):
         load(directory, layers=[0, layer])
+
+
+def test_layers_without_end(directory):
+    """The first that is out of range ends it, whatever is to come."""
+    asked = []
+
+    def layers():
+        for layer in itertools.count():
+            asked.append(layer)
+            yield layer
+
+    with pytest.raises(ValueError, match="layers: expected numbers from 0 to 1, got 2"):
+        load(directory, layers=layers())
+    assert asked == [0, 1, 2]
+    with pytest.raises(ValueError, match="layers: expected numbers from 0 to 1, got 2"):
+        load(directory, layers=range(10**18))
 
 
 def test_a_weight_can_be_replaced(directory):
