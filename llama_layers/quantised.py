@@ -29,13 +29,7 @@ ADAPTER = (
 
 
 def unsupported(what: str) -> str:
-    """The sentence about quantised weights that are not GGUF's.
-
-    Parameters
-    ----------
-    what : str
-        What they are, in a few words.
-    """
+    """The sentence about quantised weights; `what` says in a few words what they are."""
     return (
         f"the weights are quantised ({what}), which is not supported outside GGUF files: load the "
         f"unquantised model, a GGUF file of it, or what transformers' dequantize and "
@@ -46,10 +40,7 @@ def unsupported(what: str) -> str:
 def why_not_plain(dtypes: Mapping[str, str]) -> str | None:
     """Say which tensors are quantised or an adapter's; None if there are none.
 
-    Parameters
-    ----------
-    dtypes : Mapping of str to str
-        Their dtypes by name, in the words of safetensors or of an array library.
+    Dtypes by name are in the words of safetensors or of an array library.
     """
     for name in dtypes:
         if _ADAPTER.search(name):

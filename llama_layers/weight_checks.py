@@ -22,14 +22,8 @@ def misfit(
 ) -> str | None:
     """Say how tensors differ from the `expected_tensors` of a config; None if they do not.
 
-    Parameters
-    ----------
-    shapes : Mapping of str to tuple of int
-        Shapes by Hugging Face name, without those of tensors that are ignored.
-    config : LlamaConfig
-        The numbers of the model.
-    stored_names : Mapping of str to str, optional
-        What tensors are called in their file, where that differs.
+    Shapes are by Hugging Face name, without those of ignored tensors. `stored_names` are what
+    tensors are called in their file, where that differs.
     """
     expected = expected_tensors(config)
     missing = [name for name in expected if name not in shapes]
@@ -46,15 +40,7 @@ def misfit(
 
 
 def unfusible(dtypes: Mapping[str, str], layers: Iterable[int]) -> str | None:
-    """Say which queries, keys and values differ in dtype, which keeps them from being one array.
-
-    Parameters
-    ----------
-    dtypes : Mapping of str to str
-        Names of dtypes by Hugging Face name.
-    layers : iterable of int
-        The layers to look at.
-    """
+    """Say which queries, keys and values differ in dtype, which keeps them from being one array."""
     for layer in layers:
         for kind in ("weight", "bias"):
             names = [name for name in qkv_names(layer, kind) if name in dtypes]

@@ -22,9 +22,9 @@ from llama_layers.weight_names import is_inert
 # The dtypes that hold weights, in the format's words and in ours.
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
-# The format allows 100 MB, which take ten seconds and a gigabyte to read; the largest Llama has
+# The format allows 100 MB, which take ten seconds and two gigabytes to read; the largest Llama has
 # 0.15 MB. The same bounds an index.
-_LONGEST_HEADER = 10_000_000
+_LONGEST_HEADER = 4_000_000
 
 Maps = dict[Path, NDArray[np.uint8]]
 Header = dict[str, dict[str, Any]]
