@@ -74,7 +74,7 @@ def test_shards(hub, tmp_path):
 def test_a_pinned_revision(hub, tmp_path, published):
     other = tiny.arrays(seed=1)
     hub.publish("org/tiny", published)
-    hub.publish("org/tiny", files_of(tiny.write_single(tmp_path / "other", other)), PINNED)
+    hub.publish("org/tiny", files_of(tiny.write_sharded(tmp_path / "other", other)), PINNED)
     tiny.assert_holds(load(f"org/tiny@{PINNED}"), other)
     tiny.assert_holds(load("org/tiny"), tiny.arrays())
     with pytest.raises(CheckpointError, match="org/tiny@v9: the model has no revision 'v9'"):
