@@ -6,7 +6,7 @@ architectures, for what it takes where one is missing, and for what the values m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import log
 from typing import Any, NamedTuple
@@ -63,16 +63,18 @@ class GGUFConfig(NamedTuple):
 
 
 def read_config(
-    metadata: Mapping[str, Any], names: Collection[str], rope_factors: NDArray[Any] | None
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    rope_factors: NDArray[Any] | None,
 ) -> GGUFConfig:
-    """Read the config from a file's metadata, the names of its tensors, and its RoPE factors.
+    """Read the config from a file's metadata, the shapes of its tensors, and its RoPE factors.
 
     Parameters
     ----------
     metadata : Mapping of str to Any
         The metadata, of one of the `ARCHITECTURES`.
-    names : collection of str
-        The names of the tensors.
+    shapes : Mapping of str to tuple of int
+        The shapes of the tensors, by the names that they have in the file.
     rope_factors : Array or None
         The divisors of the RoPE frequencies, if the file has them.
 
@@ -91,7 +93,8 @@ def read_config(
     own = _Keys(metadata, architecture)
     own.expect(*_REQUIRED)
     layers = own.integer("block_count")
-    vocab_size = _vocab_size(metadata, own)
+    rows, *_ = shapes.get("token_embd.weight") or (0,)
+    vocab_size = _vocab_size(metadata, own, rows)
     fields: dict[str, Any] = {
         field: own.of_all_layers(key, layers) for key, field in _COUNTS.items() if key in own
     }
@@ -102,9 +105,9 @@ def read_config(
         rms_norm_eps=own.number(_EPS),
         rope_theta=own.number("rope.freq_base", 10000.0),
         rope_scaling=_scaling(own),
-        attention_bias=architecture == "llama" and "blk.0.attn_q.bias" in names,
-        mlp_bias="blk.0.ffn_gate.bias" in names,
-        tie_word_embeddings="output.weight" not in names,
+        attention_bias=architecture == "llama" and "blk.0.attn_q.bias" in shapes,
+        mlp_bias="blk.0.ffn_gate.bias" in shapes,
+        tie_word_embeddings="output.weight" not in shapes,
         model_type=architecture,
     )
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -173,15 +176,15 @@ class _Keys:
         return value
 
 
-def _vocab_size(metadata: Mapping[str, Any], own: _Keys) -> int:
-    """The number of tokens; what vocab_size says counts only where there are none, as for them."""
-    stated = own.integer("vocab_size")
+def _vocab_size(metadata: Mapping[str, Any], own: _Keys, rows: int) -> int:
+    """The number of tokens: that of the embedding's rows, if it is that of the vocabulary."""
     tokens = metadata.get(_TOKENS, ())
     if not isinstance(tokens, Sequence) or isinstance(tokens, str):
         raise ConfigError(f"{_TOKENS}: expected an array of strings, got {shown(tokens)}")
     if not tokens:
         own.expect("vocab_size")
-    return len(tokens) or stated
+    stated = own.integer("vocab_size", len(tokens))
+    return rows if rows == len(tokens) else stated
 
 
 def _ends(metadata: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:

@@ -60,9 +60,10 @@ def open_gguf(file: Path) -> Checkpoint:
         )
     stored = _all_tensors(parts)
     factors = stored.pop(_ROPE_FACTORS, None) if architecture == "llama" else None
+    shapes = {name: tensor.shape for name, (_, tensor) in stored.items()}
     try:
         config, ends, ignored = read_config(
-            metadata, stored, None if factors is None else _numbers(*factors)
+            metadata, shapes, None if factors is None else _numbers(*factors)
         )
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
