@@ -171,7 +171,7 @@ def vocabulary(model, special):
     return {
         "tokenizer.ggml.tokens": ("arr[str]", tokens),
         "tokenizer.ggml.scores": ("arr[f32]", scores),
-        "tokenizer.ggml.token_type": ("arr[i32]", types),
+        "tokenizer.ggml.token_type": ("arr[i32]", types + [CONTROL] * special),
     }
 
 
