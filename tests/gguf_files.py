@@ -95,6 +95,24 @@ def kinds(**metadata):
     return {key.replace("__", "."): (names[type(value)], value) for key, value in metadata.items()}
 
 
+# The metadata of what `llama` gives.
+MODEL = kinds(
+    general__architecture="llama",
+    llama__block_count=2,
+    llama__context_length=64,
+    llama__embedding_length=32,
+    llama__feed_forward_length=48,
+    llama__attention__head_count=4,
+    llama__attention__head_count_kv=2,
+    llama__attention__layer_norm_rms_epsilon=1e-5,
+    llama__vocab_size=40,
+    tokenizer__ggml__bos_token_id=1,
+) | {
+    "tokenizer.ggml.tokens": ("arr[str]", [str(i) for i in range(40)]),
+    "tokenizer.ggml.scores": ("arr[f32]", [0.0] * 40),
+}
+
+
 def llama(*, heads=4, kv_heads=2, head_dim=8, hidden=32, inner=48, layers=2, vocab=40):
     """The tensors of a Llama of these sizes, by GGUF's names, as float32."""
     q, k = heads * head_dim, kv_heads * head_dim

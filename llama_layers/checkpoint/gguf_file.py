@@ -114,12 +114,14 @@ def _open_parts(file: Path) -> list[GGUFHeader]:
 def _check_parts(parts: Sequence[GGUFHeader]) -> None:
     for number, part in enumerate(parts):
         for key, expected in (("split.no", number), ("split.count", len(parts))):
-            if (value := part.metadata.get(key)) != expected:
+            value = part.metadata.get(key)
+            if type(value) is not int or value != expected:
                 raise CheckpointError(
                     f"{part.file}: {key}: expected {expected}, got {shown(value)}"
                 )
     stated = parts[0].metadata.get("split.tensors.count")
-    if (found := sum(len(part.tensors) for part in parts)) != stated:
+    found = sum(len(part.tensors) for part in parts)
+    if type(stated) is not int or stated != found:
         raise CheckpointError(
             f"{parts[0].file}: split.tensors.count: expected {found}, the tensors of all parts, "
             f"got {shown(stated)}"

@@ -105,22 +105,7 @@ def test_types_of_tensors():
             assert gguf.dequantize(zeros, kind).shape == (1, block)
 
 
-MODEL = gguf_files.kinds(
-    general__architecture="llama",
-    llama__block_count=2,
-    llama__context_length=64,
-    llama__embedding_length=32,
-    llama__feed_forward_length=48,
-    llama__attention__head_count=4,
-    llama__attention__head_count_kv=2,
-    llama__attention__layer_norm_rms_epsilon=1e-5,
-    llama__vocab_size=40,
-    tokenizer__ggml__bos_token_id=1,
-) | {
-    "tokenizer.ggml.tokens": ("arr[str]", [str(i) for i in range(40)]),
-    "tokenizer.ggml.scores": ("arr[f32]", [0.0] * 40),
-}
-ENCODED = gguf_files.encode(MODEL, gguf_files.llama())
+ENCODED = gguf_files.encode(gguf_files.MODEL, gguf_files.llama())
 EXTREMES = [0, 1, 2, 7, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 256, 2**64 - 1]
 
 
