@@ -72,7 +72,7 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
 def files_read(path: str | os.PathLike[str], /) -> set[Path]:
     """The files that a checkpoint is read from, resolved: weights, config and tokenizer."""
     checkpoint = open_checkpoint(path)
-    files = {info.file for info in checkpoint.tensors.values()}
+    files = set(checkpoint._maps)
     if checkpoint.path.suffix != ".gguf":  # which has all in one file
         directory = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
         files |= {directory / name for name in ("config.json", _INDEX, *_COMPANIONS)}
