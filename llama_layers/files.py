@@ -3,38 +3,106 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+# What a path can be, beside a regular file: a rename over it would destroy it.
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def check_output(path: Path | None, force: bool) -> None:
-    """Refuse a path that cannot be written to; before the work, not after it."""
+    """Raise OSError if a path cannot be written to; before the work, not after it."""
     if path is None:
         return
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected an existing directory, {path.parent} is none")
-    if path.is_dir():
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        if path.is_symlink() and not path.resolve().parent.is_dir():
+            raise FileNotFoundError(
+                f"{path}: expected a link into an existing directory, got {path.resolve()}"
+            ) from None
+        return
+    if kind == stat.S_IFDIR:
         raise IsADirectoryError(f"{path}: expected a file, got a directory")
-    if path.exists() and not force:
+    if kind != stat.S_IFREG:
+        raise OSError(f"{path}: expected a regular file, got {_KINDS.get(kind, 'none')}")
+    if not force:
         raise FileExistsError(f"{path} exists; force=True overwrites it")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside the path, and rename it when it is whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    """Let `write` fill a temporary file, and rename it to the path when it is whole.
+
+    Where the path is a symbolic link, the file that it points to is written. A file that is
+    replaced keeps its mode.
+    """
+    target = Path(os.path.realpath(path))
+    with errors_naming(path, target.parent):
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.name[:100]}.", suffix=path.suffix
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(_mode(target))
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None
+) -> None:
+    """Write a safetensors file, whole or not at all."""
+    import ml_dtypes  # noqa: F401  # safetensors needs it to know bfloat16
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(contiguous, temporary, None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # its word for an OSError
+            raise OSError(f"{path}: {error}") from None
+
+    write_atomically(path, write)
+
+
+@contextmanager
+def errors_naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Let an OSError name the path where it names no file, or one in a temporary's directory."""
     try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        own = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(temporary)
+        if error.errno is None or not own:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
+def _mode(path: Path) -> int:
+    """The mode of a file, or what a new one would get."""
+    if path.exists():
+        return stat.S_IMODE(path.stat().st_mode)
+    mask = os.umask(0)  # which can only be read by setting it
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask

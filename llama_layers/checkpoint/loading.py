@@ -44,7 +44,10 @@ def load(
     ----------
     path : str or path
         A Hugging Face directory (one safetensors file, or shards with an index), a .safetensors
-        file with config.json beside it, a .gguf file, or the name of a known model.
+        file with config.json beside it, a .gguf file, the name of a known model, or that of a
+        model on the Hugging Face Hub: "org/name", "org/name/file.gguf", each with "@revision" if
+        one is wanted. A path that exists comes first, then the Hub's cache on this computer; only
+        what is not there is downloaded, and only the files that are needed.
     backend : {"numpy", "cupy"} or module
         The library of the arrays. A module is the namespace of any array API library.
     dtype : str or dtype, optional

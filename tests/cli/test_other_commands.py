@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,7 +49,37 @@ def test_an_unexpected_error_is_trouble_not_divergence(monkeypatch, capsys):
 
     monkeypatch.setattr("llama_layers.checkpoint.open_checkpoint", defect)
     assert main(["info", "x"]) == 2
-    assert "KeyError: 'a defect'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "a defect in llama_layers, please report it: KeyError: 'a defect'" in said
+    monkeypatch.setenv("LLAMA_LAYERS_TRACEBACK", "1")
+    assert main(["info", "x"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_that_is_no_exception(monkeypatch, capsys):
+    """As Rust's panics are in Python."""
+
+    class Panic(BaseException):
+        pass
+
+    def panic(*_):
+        raise Panic("first line\n\x1b[2Jsecond line")
+
+    monkeypatch.setattr("llama_layers.checkpoint.open_checkpoint", panic)
+    assert main(["info", "x"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert r"Panic: first line\n\x1b[2Jsecond line" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_stdout_that_is_full():
+    command = f"'{sys.executable}' -m llama_layers pull >/dev/full"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert "No space left on device" in run.stderr
 
 
 def test_too_little_memory_is_one_line(monkeypatch, capsys):

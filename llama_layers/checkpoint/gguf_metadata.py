@@ -1,0 +1,236 @@
+"""The metadata of a GGUF file, decoded as it is looked up."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.errors import CheckpointError, ConfigError
+
+_U64, _U32 = struct.Struct("<Q"), struct.Struct("<I")
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+# The types of numbers. A bool is a byte, and true unless it is 0.
+_NUMBERS = {
+    number: np.dtype(code)
+    for number, code in enumerate("u1 i1 <u2 <i2 <u4 <i4 <f4 u1 - - <u8 <i8 <f8".split())
+    if code != "-"
+}
+
+
+class Walk:
+    """A position in a file, which moves over what it reads.
+
+    Parameters
+    ----------
+    file : Path
+        The file, for messages.
+    data : Array
+        Its bytes.
+    """
+
+    def __init__(self, file: Path, data: NDArray[np.uint8]) -> None:
+        self.file = file
+        self.bytes = data.data
+        self.at = 0
+
+    def skip(self, count: int) -> int:
+        """Move over as many bytes; return where they begin."""
+        self.expect(count)
+        self.at += count
+        return self.at - count
+
+    def expect(self, count: int) -> None:
+        """Raise unless as many bytes are ahead."""
+        if count > len(self.bytes) - self.at:
+            raise self._end()
+
+    def u32(self) -> int:
+        """Read a number of 32 bits."""
+        number: int = _U32.unpack_from(self.bytes, self.skip(4))[0]
+        return number
+
+    def u64(self) -> int:
+        """Read a number of 64 bits."""
+        number: int = _U64.unpack_from(self.bytes, self.skip(8))[0]
+        return number
+
+    def text(self, what: str) -> str:
+        """Read a string; `what` it is, for messages."""
+        start = self.at
+        self.skip(self.u64())
+        return decoded_text(self.bytes, start, f"{self.file}: {what}")
+
+    def skip_strings(self, count: int) -> int:
+        """Move over as many strings, without an object for each; return where they begin."""
+        self.expect(8 * count)
+        start = at = self.at
+        data, length = self.bytes, _U64.unpack_from
+        try:
+            for _ in range(count):
+                at += 8 + length(data, at)[0]
+        except (struct.error, OverflowError):
+            raise self._end() from None
+        return self.skip(at - start)
+
+    def _end(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.file}: expected a GGUF file, got one that ends within its header, after "
+            f"{len(self.bytes)} bytes"
+        )
+
+
+class GGUFStrings(Sequence[str]):
+    """An array of strings in a GGUF file, each decoded when it is asked for.
+
+    Parameters
+    ----------
+    data : memoryview
+        The bytes of the file.
+    start : int
+        Where the first string begins, with its length.
+    count : int
+        The number of strings, all of which end before the file does.
+    place : str
+        The file and the key, for messages.
+    """
+
+    def __init__(self, data: memoryview, start: int, count: int, place: str) -> None:
+        self._data, self._start, self._count, self._place = data, start, count, place
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        return (decoded_text(self._data, start, self._place) for start in self._walk())
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(self._count)[index]]
+        start = int(self._starts[range(self._count)[index]])
+        return decoded_text(self._data, start, self._place)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.fromiter(self._walk(), np.int64, self._count)
+
+    def _walk(self) -> Iterator[int]:
+        """Where each string begins."""
+        at, data, length = self._start, self._data, _U64.unpack_from
+        for _ in range(self._count):
+            yield at
+            at += 8 + length(data, at)[0]
+
+
+class _Value(NamedTuple):
+    """Where a value lies: an array where it has a length."""
+
+    kind: int
+    start: int
+    length: int | None
+
+
+class Metadata(Mapping[str, Any]):
+    """The metadata of a GGUF file by key, each value decoded when it is looked up.
+
+    Parameters
+    ----------
+    walk : Walk
+        At the first key; moved to what follows the last value.
+    count : int
+        The number of keys.
+
+    Raises
+    ------
+    CheckpointError
+        If the file ends early, a key is empty or there twice, or a value has an unknown type.
+    """
+
+    def __init__(self, walk: Walk, count: int) -> None:
+        self._file, self._bytes = walk.file, walk.bytes
+        self._values: dict[str, _Value] = {}
+        for _ in range(count):
+            key = walk.text("a key of the metadata")
+            if not key or key in self._values:
+                raise CheckpointError(
+                    f"{walk.file}: expected different keys in the metadata, got {key!r} "
+                    f"{'twice' if key else 'among them'}"
+                )
+            self._values[key] = _found(walk, key)
+
+    def __getitem__(self, key: str) -> Any:
+        kind, start, length = self._values[key]
+        place = f"{self._file}: {key}"
+        if kind == _STRING:
+            if length is None:
+                return decoded_text(self._bytes, start, place)
+            return GGUFStrings(self._bytes, start, length, place)
+        end = start + _NUMBERS[kind].itemsize * (1 if length is None else length)
+        numbers = np.asarray(self._bytes)[start:end].view(_NUMBERS[kind])
+        if kind == _BOOL:
+            numbers = numbers != 0
+        return numbers.item() if length is None else numbers
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def decoded_text(data: memoryview, start: int, place: str) -> str:
+    """Decode the string that begins with its length at `start`; `place` is for messages."""
+    end = start + 8 + _U64.unpack_from(data, start)[0]
+    try:
+        return str(data[start + 8 : end], "utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{place}: expected UTF-8 text: {error}") from None
+
+
+def _found(walk: Walk, key: str) -> _Value:
+    """Move over a value; where it lies."""
+    kind, length = walk.u32(), None
+    if kind == _ARRAY:
+        kind, length = walk.u32(), walk.u64()
+    count = 1 if length is None else length
+    if kind == _STRING:
+        start = walk.skip_strings(count)
+    elif kind in _NUMBERS:
+        start = walk.skip(_NUMBERS[kind].itemsize * count)
+    else:
+        raise CheckpointError(
+            f"{walk.file}: {key}: expected a number, a string or an array of them, got "
+            f"{'an array of arrays' if kind == _ARRAY else f'type {kind}'}"
+        )
+    return _Value(kind, start, length)
+
+
+def shown(value: Any) -> str:
+    """Make a value of the metadata fit into a message."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.size} numbers, {np.array2string(value, threshold=4)}"
+    if isinstance(value, GGUFStrings):
+        return f"an array of {len(value)} strings"
+    return repr(value)
+
+
+def token_id(metadata: Mapping[str, Any], key: str, vocab_size: int) -> int | None:
+    """Look up a special token's id; None if the vocabulary does not have it, as for -1."""
+    token = metadata.get(key)
+    if token is None:
+        return None
+    if not isinstance(token, int) or isinstance(token, bool):
+        raise ConfigError(f"{key}: expected an integer, got {shown(token)}")
+    return token if 0 <= token < vocab_size else None

@@ -1,0 +1,212 @@
+"""Models of the Hugging Face Hub by name: from its cache here, or downloaded into it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from llama_layers.errors import CheckpointError
+
+_NAME = re.compile(
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?"
+)
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+# What a model has beside its weights: small files. A tokenizer's may be of any name.
+_SMALL = re.compile(
+    r"(additional_chat_templates/)?[^/]*\.(jinja|json|txt|model)|LICENSE[^/]*|NOTICE|README\.md"
+)
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A repository of the Hub, one of its GGUF files where it has several, and a revision."""
+
+    repo: str
+    file: str | None
+    revision: str | None
+
+    def __str__(self) -> str:
+        file = f"/{self.file}" if self.file else ""
+        return f"{self.repo}{file}{f'@{self.revision}' if self.revision else ''}"
+
+
+def hub_name(text: str) -> HubName | None:
+    """Read "org/name", "org/name/file.gguf" or either with "@revision"; None if it is neither."""
+    found = _NAME.fullmatch(text)
+    if found is None or found["repo"].endswith((".gguf", ".safetensors", ".json")):
+        return None
+    return HubName(found["repo"], found["file"], found["revision"])
+
+
+def fetch(name: HubName, /) -> Path:
+    """Where a model is on this computer, after downloading what is not there yet.
+
+    Parameters
+    ----------
+    name : HubName
+        The model.
+
+    Returns
+    -------
+    Path
+        A directory, or a GGUF file, in the cache that huggingface_hub keeps.
+
+    Raises
+    ------
+    CheckpointError
+        If the Hub has no such model, does not let this user have it, or cannot be reached, and
+        the cache has no complete copy.
+    ImportError
+        If the package ``huggingface_hub`` is not installed.
+    """
+    try:
+        hub = importlib.import_module("huggingface_hub")
+        for part in ("constants", "errors", "utils"):  # which it loads when they are asked for
+            importlib.import_module(f"huggingface_hub.{part}")
+    except ModuleNotFoundError:
+        raise ImportError(
+            f"{name}: no such file or directory here; a model of the Hugging Face Hub needs "
+            f"the package huggingface_hub: pip install 'llama-layers[hub]'",
+            name="huggingface_hub",
+        ) from None
+    with _plain_errors(hub, name):
+        cached = _cached(hub, name)
+        if cached is not None and _is_whole(cached):
+            return cached
+        try:
+            with _progress(hub):
+                return _download(hub, name)
+        except Exception:
+            if cached is not None and _has_weights(cached):  # but no tokenizer
+                return cached
+            raise
+
+
+def _cached(hub: Any, name: HubName) -> Path | None:
+    """What the cache has of a model, found without any network."""
+    file = hub.try_to_load_from_cache(name.repo, name.file or "config.json", revision=name.revision)
+    if not isinstance(file, str):
+        return None
+    return Path(file) if name.file else Path(file).parent
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a model is there with its tokenizer: a download may have been cut short."""
+    return _has_weights(path) and (path.is_file() or (path / "tokenizer.json").is_file())
+
+
+def _has_weights(path: Path) -> bool:
+    if path.is_file():
+        return all(path.with_name(part).is_file() for part in _parts(path.name))
+    if (path / _SINGLE).is_file():
+        return True
+    try:
+        shards = json.loads((path / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        return all((path / shard).is_file() for shard in set(shards))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _download(hub: Any, name: HubName) -> Path:
+    """Download the files that are needed, and no others."""
+    listed = hub.HfApi().model_info(name.repo, revision=name.revision).siblings
+    files = [entry.rfilename for entry in listed]
+    weights = _weights(name, files)
+    gguf = weights[0] if weights[0].endswith(".gguf") else None
+    wanted = weights if gguf else [*weights, *filter(_SMALL.fullmatch, files)]
+    directory = hub.snapshot_download(
+        name.repo, revision=name.revision, allow_patterns=[escape(file) for file in wanted]
+    )
+    return Path(directory, gguf) if gguf else Path(directory)
+
+
+def _weights(name: HubName, files: Sequence[str]) -> list[str]:
+    """The files of a repository that hold its weights; the first one opens the model."""
+    if name.file is not None:
+        if missing := [part for part in _parts(name.file) if part not in files]:
+            raise CheckpointError(f"{name}: the repository has no {missing[0]}")
+        return _parts(name.file)
+    if _SINGLE in files:
+        return [_SINGLE]
+    if _INDEX in files:
+        return [_INDEX, *filter(_SHARD.fullmatch, files)]
+    models = [file for file in files if file.endswith(".gguf") and _parts(file)[0] == file]
+    if len(models) == 1:
+        return _parts(models[0])
+    if models:
+        raise CheckpointError(
+            f"{name}: expected one of its {len(models)} GGUF files, such as "
+            f"{name.repo}/{models[0]}; it has {', '.join(models)}"
+        )
+    pickled = any(file.endswith((".bin", ".pt", ".pth")) for file in files)
+    raise CheckpointError(
+        f"{name}: the repository has no {_SINGLE}, {_INDEX} or GGUF file"
+        + ("; its PyTorch pickle files are not read" if pickled else "")
+    )
+
+
+def _parts(file: str) -> list[str]:
+    """All parts of a split GGUF file, given one of them; the file itself if it is whole."""
+    found = _SPLIT.search(file)
+    if found is None:
+        return [file]
+    start, count = file[: found.start()], int(file[-10:-5])
+    return [f"{start}-{part:05}-of-{count:05}.gguf" for part in range(1, count + 1)]
+
+
+@contextmanager
+def _plain_errors(hub: Any, name: HubName) -> Iterator[None]:
+    """Say in a sentence why a model cannot be had."""
+    errors = hub.errors
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise CheckpointError(
+            f"{name}: its authors give it to those who ask: do so at "
+            f"{hub.constants.ENDPOINT}/{name.repo}, and log in with `hf auth login`"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{name}: no such file or directory here, and no such model on the Hugging Face Hub, "
+            f"or a private one: log in with `hf auth login`, or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(
+            f"{name}: the model has no revision {name.revision or 'main'!r}"
+        ) from None
+    except errors.HFValidationError as error:
+        raise CheckpointError(f"{name}: expected the name of a model: {error}") from None
+    except errors.OfflineModeIsEnabled:
+        raise CheckpointError(
+            f"{name} is not on this computer, and HF_HUB_OFFLINE forbids to download it"
+        ) from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # of its HTTP library, which differs from version to version
+        raise CheckpointError(
+            f"{name} is not on this computer, and {hub.constants.ENDPOINT} cannot be reached: "
+            f"{type(error).__name__}: {error}"
+        ) from None
+
+
+@contextmanager
+def _progress(hub: Any) -> Iterator[None]:
+    """Show huggingface_hub's progress on a terminal only."""
+    if sys.stderr.isatty() or hub.utils.are_progress_bars_disabled():
+        yield
+        return
+    hub.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        hub.utils.enable_progress_bars()
