@@ -79,9 +79,7 @@ def _renamings(names: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str]
 
 
 def _with_prefix(own: str, other: str, name: str) -> str:
-    if name == HEAD or not name.startswith(other):
-        return name
-    return own + name.removeprefix(other)
+    return own + name.removeprefix(other) if name.startswith(other) else name
 
 
 def _listed(kind: str, names: Sequence[str], shown: int = 4) -> str:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from llama_layers import CheckpointError, load
-from llama_layers.checkpoint import expected_tensors, open_checkpoint
+from llama_layers.checkpoint import expected_tensors, open_checkpoint, opened
 
 # Buffers of transformers' and others' modules, which no class of transformers 5 reads.
 INERT = (
@@ -50,8 +50,19 @@ def test_a_tied_head_is_ignored(tmp_path):
     head = {"lm_head.weight": weights["model.embed_tokens.weight"]}
     path = tiny.write_single(tmp_path, weights | head, tiny.TIED)
     assert open_checkpoint(path).ignored_tensors == ("lm_head.weight",)
+    tiny.write_single(tmp_path, tiny.meta(weights | head, tiny.TIED), tiny.TIED)
+    assert open_checkpoint(path).ignored_tensors == ("output.weight",)
     tiny.write_single(tmp_path, weights, tiny.TIED)
     assert open_checkpoint(path).ignored_tensors == ()
+
+
+@pytest.mark.parametrize("place", range(10))
+def test_bytes_are_compared_to_the_end(place):
+    first = np.zeros(10, np.uint8)
+    second = first.copy()
+    assert opened._equal(first, second, step=4)
+    second[place] = 1
+    assert not opened._equal(first, second, step=4)
 
 
 @pytest.mark.parametrize(
