@@ -28,12 +28,11 @@ ADAPTER = (
 )
 
 
-def unsupported(what: str) -> str:
-    """The sentence about quantised weights; `what` says in a few words what they are."""
+def unsupported(method: str) -> str:
+    """The sentence about weights that a method quantised."""
     return (
-        f"the weights are quantised ({what}), which is not supported outside GGUF files: load the "
-        f"unquantised model, a GGUF file of it, or what transformers' dequantize and "
-        f"save_pretrained make of this one"
+        f"quantised weights ({method}) are not supported; use the unquantised model they were made "
+        f"from or a GGUF file of it"
     )
 
 
@@ -49,8 +48,8 @@ def why_not_plain(dtypes: Mapping[str, str]) -> str | None:
         ending = re.compile(f"({pattern})$")
         for name in dtypes:
             if ending.search(name):
-                return unsupported(f"{method}: {name}")
+                return f"{name}: {unsupported(method)}"
     for name, dtype in dtypes.items():
         if _QUANTISED_DTYPE.fullmatch(dtype):
-            return unsupported(f"{dtype}: {name}")
+            return f"{name}: {unsupported(dtype)}"
     return None

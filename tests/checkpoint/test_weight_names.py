@@ -179,8 +179,8 @@ def test_quantised_weights(tmp_path, method):
             weights[name] = array
     with refused(
         tmp_path,
-        rf"the weights are quantised \({method}: model.layers.0.*\), which is not supported "
-        rf"outside GGUF files: load the unquantised model, a GGUF file of it, or ",
+        rf"model.layers.0.*: quantised weights \({method}\) are not supported; use the unquantised "
+        rf"model they were made from or a GGUF file of it$",
     ):
         load(tiny.write_single(tmp_path, weights))
 
