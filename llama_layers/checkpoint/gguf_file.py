@@ -53,7 +53,7 @@ def open_gguf(file: Path) -> Checkpoint:
     parts = _open_parts(file)
     metadata = parts[0].metadata
     architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{file}: expected one of the architectures {', '.join(ARCHITECTURES)}, "
             f"got {shown(architecture)}"

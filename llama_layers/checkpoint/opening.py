@@ -57,7 +57,7 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
     ConfigError
         If the config is incomplete or asks for what is not implemented.
     ImportError
-        If the file is GGUF and the package ``gguf`` is not installed.
+        If the file has the block formats of GGUF, and the package ``gguf`` is not installed.
 
     Examples
     --------

@@ -168,5 +168,5 @@ def test_a_chat_template_that_is_no_text(tmp_path):
     path = tmp_path / "m.gguf"
     metadata = MODEL | {"tokenizer.chat_template": ("u32", 3)}
     path.write_bytes(gguf_files.encode(metadata, gguf_files.llama()).content)
-    with pytest.raises(CheckpointError, match="chat_template: expected a string, got 3"):
+    with pytest.raises(CheckpointError, match=r"chat.template.* expected a \w+, got 3"):
         load(path)

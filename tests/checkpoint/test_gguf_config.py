@@ -149,6 +149,15 @@ def write(tmp_path, metadata, tensors=None):
 
 
 @pytest.mark.parametrize(
+    "value", [None, ("u32", 1), ("arr[i32]", [1, 2]), ("arr[str]", ["llama"]), ("str", "")]
+)
+def test_an_architecture_that_is_no_name(tmp_path, value):
+    path = write(tmp_path, {"general.architecture": value})
+    with pytest.raises(CheckpointError, match=f"^{path}: expected one of the architectures llama,"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
     ("key", "kind", "value"),
     [
         ("tensor_data_layout", "str", "Meta AI original pth"),
