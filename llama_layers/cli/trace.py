@@ -59,21 +59,23 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,3, got {text!r}") from None
 
 
-def _ranges(text: str) -> list[int]:
-    found: list[int] = []
+def _ranges(text: str) -> list[range]:
+    """Ranges of layers, which are not counted out: the model's number of them is not known yet."""
+    found: list[range] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
         if not (first.isdecimal() and (last.isdecimal() or part == first)):
             raise argparse.ArgumentTypeError(f"expected layers such as 0-3,7, got {text!r}")
         if int(last or first) < int(first):
             raise argparse.ArgumentTypeError(f"expected a range that ascends, got {part!r}")
-        found += range(int(first), int(last or first) + 1)
+        found.append(range(int(first), int(last or first) + 1))
     return found
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the model, and write what was asked for."""
     from dataclasses import replace
+    from itertools import chain
 
     import numpy as np
 
@@ -89,9 +91,8 @@ def run(args: argparse.Namespace) -> int:
     ids = model.tokenizer.encode(args.text) if args.ids is None else args.ids
     if not ids:
         raise ValueError("text: expected at least one token, got none")
-    trace = record(
-        model, placement(backend)(np.asarray([ids])), sites=args.sites, layers=args.layers
-    )
+    layers = None if args.layers is None else chain.from_iterable(args.layers)
+    trace = record(model, placement(backend)(np.asarray([ids])), sites=args.sites, layers=layers)
     said = {"model": args.model} | ({} if args.text is None else {"text": args.text})
     replace(trace, metadata={**trace.metadata, **said}).save(args.output, force=args.force)
     if args.json:

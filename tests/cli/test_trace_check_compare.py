@@ -247,7 +247,7 @@ def test_check_refuses(run, port, tmp_path):
         run, "check", array.parent
     )
     array.write_bytes(b"no array")
-    assert trouble(run, "check", array.parent).endswith("got no .npy file of numbers\n")
+    assert trouble(run, "check", array.parent).endswith("does not begin as an .npy file\n")
     np.save(array, np.ones(3))
     assert trouble(run, "check", array).endswith(
         "expected a safetensors file, got an .npy file: name the directory that it is in\n"
