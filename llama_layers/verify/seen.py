@@ -135,8 +135,11 @@ class Unlocated:
             if left <= seen.allowed
         ]
         found.sort(key=lambda e: e.ratio)
-        best = {e.name: e for e in reversed(found) if e.ratio <= _ALIKE * found[0].ratio}
-        return tuple(sorted(best.values(), key=lambda e: e.ratio))
+        best: dict[str, Explanation] = {}
+        for explanation in found:
+            if explanation.ratio <= _ALIKE * found[0].ratio:
+                best.setdefault(explanation.name, explanation)
+        return tuple(best.values())
 
     def _known(self, seen: Seen, only: Collection[str] | None) -> Iterator[tuple[str, str, float]]:
         """Mistakes in one operation: the site's own, or one before it whose array is missing."""
