@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +54,23 @@ def add_parser(commands: Any) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,3, got {text!r}") from None
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,3, got {text!r}")
+    return [int(part) for part in parts]
 
 
 def _ranges(text: str) -> list[range]:
-    """Ranges of layers, which are not counted out: the model's number of them is not known yet."""
+    """Ranges of layers, which are not expanded: how many the model has is not known yet."""
     found: list[range] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or part == first)):
+        numbers = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part)
+        if numbers is None:
             raise argparse.ArgumentTypeError(f"expected layers such as 0-3,7, got {text!r}")
-        if int(last or first) < int(first):
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if last < first:
             raise argparse.ArgumentTypeError(f"expected a range that ascends, got {part!r}")
-        found.append(range(int(first), int(last or first) + 1))
+        found.append(range(first, last + 1))
     return found
 
 
