@@ -15,9 +15,14 @@ def one_line(text: str) -> str:
     Control characters are escaped, so that no file can move a terminal's cursor or write a line
     of its own. Names longer than 200 characters and texts longer than 2000 are cut in the middle.
     """
-    text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    text = escaped(text)
     text = _LONG_NAME.sub(lambda found: _cut(found[0], _LONGEST_NAME), text)
     return _cut(text, _LONGEST_MESSAGE)
+
+
+def escaped(text: str) -> str:
+    """Text from a file with its control characters written as in Python."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _cut(text: str, length: int) -> str:

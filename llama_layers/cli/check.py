@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_layers.backends.dtypes import FLOATS, dtype_name
+from llama_layers.backends.dtypes import FLOATS
 from llama_layers.cli.options import add_force, add_json
 from llama_layers.cli.outputs import check_outputs
 
@@ -130,9 +130,11 @@ def narrower_dtype(trace: Trace, dtype: str | None, checkpoint: Checkpoint) -> s
 
     A port in bfloat16 rounds the weights of a float32 checkpoint when it loads them.
     """
+    from llama_layers.verify.stored import info_of
+
     found = dtype or trace.metadata.get("dtype")
     if found not in FLOATS:
-        dtypes = Counter(dtype_name(trace.arrays[name].dtype) for name in trace.arrays)
+        dtypes = Counter(info_of(trace.arrays, name).dtype for name in trace.arrays)
         found = next((name for name, _ in dtypes.most_common() if name in FLOATS), None)
     if found is None:  # nothing to check, which check says better
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +54,30 @@ def add_parser(commands: Any) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,3, got {text!r}") from None
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,3, got {text!r}")
+    return [int(part) for part in parts]
 
 
-def _ranges(text: str) -> list[int]:
-    found: list[int] = []
+def _ranges(text: str) -> list[range]:
+    """Ranges of layers, which are not expanded: how many the model has is not known yet."""
+    found: list[range] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or part == first)):
+        numbers = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part)
+        if numbers is None:
             raise argparse.ArgumentTypeError(f"expected layers such as 0-3,7, got {text!r}")
-        if int(last or first) < int(first):
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if last < first:
             raise argparse.ArgumentTypeError(f"expected a range that ascends, got {part!r}")
-        found += range(int(first), int(last or first) + 1)
+        found.append(range(first, last + 1))
     return found
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the model, and write what was asked for."""
     from dataclasses import replace
+    from itertools import chain
 
     import numpy as np
 
@@ -89,9 +93,8 @@ def run(args: argparse.Namespace) -> int:
     ids = model.tokenizer.encode(args.text) if args.ids is None else args.ids
     if not ids:
         raise ValueError("text: expected at least one token, got none")
-    trace = record(
-        model, placement(backend)(np.asarray([ids])), sites=args.sites, layers=args.layers
-    )
+    layers = None if args.layers is None else chain.from_iterable(args.layers)
+    trace = record(model, placement(backend)(np.asarray([ids])), sites=args.sites, layers=layers)
     said = {"model": args.model} | ({} if args.text is None else {"text": args.text})
     replace(trace, metadata={**trace.metadata, **said}).save(args.output, force=args.force)
     if args.json:

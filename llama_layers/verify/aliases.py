@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from llama_layers.errors import TraceError
+from llama_layers.verify.stored import ArrayInfo, StoredArrays, info_of
 
 SCHEMES = ("Hugging Face", "Meta", "llama.cpp", "TransformerLens")
 
@@ -122,12 +123,16 @@ def canonical_arrays(arrays: Mapping[str, Any], /) -> Mapping[str, Any]:
     return _Renamed(arrays, given)
 
 
-class _Renamed(Mapping[str, Any]):
+class _Renamed(StoredArrays):
     """Arrays under other names, each taken from where it is when it is used."""
 
     def __init__(self, arrays: Mapping[str, Any], names: dict[str, str]) -> None:
         self._arrays = arrays
         self._names = names
+
+    def info(self, name: str) -> ArrayInfo:
+        """The shape and the dtype of an array, which is not read."""
+        return info_of(self._arrays, self._names[name])
 
     def __getitem__(self, name: str) -> Any:
         return self._arrays[self._names[name]]

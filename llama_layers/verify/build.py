@@ -22,6 +22,7 @@ from llama_layers.verify.operations import (
     WeightedSum,
 )
 from llama_layers.verify.sites import Site
+from llama_layers.verify.stored import info_of
 from llama_layers.verify.validate import Recorded
 from llama_layers.weights import LayerWeights
 
@@ -29,7 +30,7 @@ from llama_layers.weights import LayerWeights
 def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: Llama) -> Operation:
     """What the site should be, computed from the recorded arrays that the route names."""
     config = model.config
-    rows = recorded.arrays[site.name].shape[1]
+    rows = info_of(recorded.arrays, site.name).shape[1]
     inputs = [_last(recorded, name, rows) for name in route]
     if site.operation == "embedding":
         return Embedding(recorded.input_ids, to_numpy(model.weights.embed_tokens))

@@ -24,6 +24,7 @@ from llama_layers.verify.personas import CONTRACT, PERSONAS, Persona, persona_na
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
 from llama_layers.verify.seen import Seen, Unlocated
 from llama_layers.verify.sites import Site, sites
+from llama_layers.verify.stored import info_of
 from llama_layers.verify.suspect import Suspect
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.validate import Recorded, validated
@@ -150,7 +151,7 @@ def check(
 
 def _check_dtype(dtype: str, recorded: Recorded) -> None:
     """Refuse a format that no array can have been rounded from."""
-    found = (FLOATS[dtype_name(recorded.arrays[name].dtype)] for name in recorded.arrays)
+    found = (FLOATS[info_of(recorded.arrays, name).dtype] for name in recorded.arrays)
     widest = max(found, key=lambda form: form.precision)
     if FLOATS[dtype].precision > widest.precision:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,17 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS, FloatFormat, dtype_name
+from llama_layers.backends.dtypes import FLOATS, FloatFormat
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.config import LlamaConfig
-from llama_layers.errors import ConfigError, TraceError
+from llama_layers.errors import TraceError
 from llama_layers.mask import Mask
 from llama_layers.verify.comparison import Comparison, SiteDifference
 from llama_layers.verify.distance import distance
 from llama_layers.verify.fit import OF_LAST_TOKEN
 from llama_layers.verify.sites import Site, sites
+from llama_layers.verify.stored import info_of
 from llama_layers.verify.trace import TOKENS, Trace
-from llama_layers.verify.validate import check_names, validated
+from llama_layers.verify.unknown_names import check_names
+from llama_layers.verify.validate import stated_config, validated
+
+# What a config allows: a name of another layer is taken for none, and makes no layers.
+_LAYERS = 10_000
 
 
 def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
@@ -77,7 +81,8 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
     for name, trace in zip(("trace_a", "trace_b"), traces, strict=True):
         if not isinstance(trace, Trace):
             raise TypeError(f"{name}: expected a Trace, got {type(trace).__name__}")
-    config = next((c for c in map(_stated_config, traces) if c is not None), None)
+    stated = (stated_config(trace.metadata) for trace in traces)
+    config = next((c for c in stated if c is not None), None)
     every = sites(config or _stand_in(traces))
     arrays_a, arrays_b = (_arrays(trace, config, every) for trace in traces)
     common = [site for site in every if site.name in arrays_a and site.name in arrays_b]
@@ -87,8 +92,9 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
     keep = _keep(traces)
     differences: dict[str, SiteDifference] = {}
     for site in common:
-        a, b = to_numpy(arrays_a[site.name]), to_numpy(arrays_b[site.name])
-        formats = [_format(site, *side) for side in ((a, trace_a), (b, trace_b))]
+        both = ((arrays_a, trace_a), (arrays_b, trace_b))
+        formats = [_format(site, info_of(arrays, site.name).dtype, t) for arrays, t in both]
+        a, b = (to_numpy(arrays[site.name]) for arrays, _ in both)
         inputs, steps = _nearest(site, every, differences)
         a, b, allowed = _rows(site, a, b, keep, config)
         differences[site.name] = SiteDifference(
@@ -111,19 +117,11 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
     )
 
 
-def _stated_config(trace: Trace) -> LlamaConfig | None:
-    if "config" not in trace.metadata:
-        return None
-    try:
-        return LlamaConfig.from_json(json.loads(trace.metadata["config"]))
-    except (json.JSONDecodeError, ConfigError, TypeError) as error:
-        raise TraceError(f"metadata config: expected a config.json, got {error}") from None
-
-
 def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
     """A config of as many layers as the names tell: what is computed from what is the same."""
     names = (name.split(".") for trace in traces for name in trace.arrays)
-    layers = [int(parts[2]) for parts in names if len(parts) > 2 and parts[2].isdecimal()]
+    numbers = (parts[2] for parts in names if len(parts) > 2 and parts[2].isdecimal())
+    layers = [int(n) for n in numbers if len(n) <= len(str(_LAYERS)) and int(n) < _LAYERS]
     return LlamaConfig(
         vocab_size=2,
         hidden_size=2,
@@ -150,13 +148,14 @@ def _check_tokens(trace_a: Trace, trace_b: Trace) -> bool:
         a, b = getattr(trace_a, name), getattr(trace_b, name)
         if a is None or b is None:
             continue
-        try:
-            a, b = np.broadcast_arrays(*(np.atleast_2d(to_numpy(array)) for array in (a, b)))
-        except ValueError:
-            shapes = [list(np.shape(getattr(trace, name))) for trace in (trace_a, trace_b)]
+        shapes = [list(array.shape) for array in (a, b)]
+        a, b = (np.atleast_2d(to_numpy(array)) for array in (a, b))
+        batches = {len(a), len(b)} - {1}
+        if a.shape[1:] != b.shape[1:] or len(batches) > 1:
             raise TraceError(
                 f"{name}: expected the same in both traces, got shapes {shapes[0]} and {shapes[1]}"
-            ) from None
+            )
+        a, b = np.broadcast_arrays(a, b)
         if not np.array_equal(a, b):
             where = tuple(int(i) for i in np.argwhere(a != b)[0])
             raise TraceError(
@@ -171,13 +170,17 @@ def _keep(traces: Sequence[Trace]) -> NDArray[np.bool_] | None:
     masks = [trace.attention_mask for trace in traces if trace.attention_mask is not None]
     if not masks:
         return None
-    keep = np.asarray(np.atleast_2d(to_numpy(masks[0])), dtype=bool)
-    return None if keep.all() else keep
+    keep = np.atleast_2d(to_numpy(masks[0]))
+    if keep.ndim != 2 or keep.dtype.kind not in "biuf":
+        raise TraceError(
+            f"attention_mask: expected 0 and 1 in shape [B, S], got {keep.dtype} in "
+            f"{list(keep.shape)}"
+        )
+    return None if keep.all() else keep.astype(bool)
 
 
-def _format(site: Site, array: NDArray[Any], trace: Trace) -> FloatFormat:
+def _format(site: Site, found: str, trace: Trace) -> FloatFormat:
     """What an array was computed in: its dtype, or a coarser one that the metadata tells."""
-    found = dtype_name(array.dtype)
     if found not in FLOATS:
         raise TraceError(
             f"{site.name}: expected one of the dtypes {', '.join(FLOATS)}, got {found}"
@@ -223,18 +226,37 @@ def _rows(
             f"{site.name}: expected the same shape in both traces, got {list(a.shape)} and "
             f"{list(b.shape)}"
         )
+    if not 2 <= a.ndim <= len(site.shape) + 1:
+        raise TraceError(
+            f"{site.name}: expected an axis for each of {', '.join(map(str, site.shape))}, got "
+            f"shape {list(a.shape)}"
+        )
     allowed = None
     if site.pairwise:
+        a, b = _pairwise(site, a), _pairwise(site, b)
         a, b = np.swapaxes(a, 1, 2), np.swapaxes(b, 1, 2)
         window = None if config is None or site.layer is None else config.window_of(site.layer)
         places = np.arange(a.shape[1])
         rows = np.asarray(Mask(places, places, window, keep).rows(0, len(places)))
         allowed = np.broadcast_to(rows, (len(a), *rows.shape[1:]))[:, :, None, :]
     if keep is not None and keep.shape[0] == a.shape[0]:
+        if keep.shape[1] < a.shape[1]:
+            raise TraceError(
+                f"attention_mask: expected a number for each of {a.shape[1]} tokens of "
+                f"{site.name}, got {keep.shape[1]}"
+            )
         kept = keep[:, -a.shape[1] :]
         return a[kept], b[kept], None if allowed is None else allowed[kept]
     a, b = (array.reshape(-1, *array.shape[2:]) for array in (a, b))
     return a, b, None if allowed is None else allowed.reshape(-1, *allowed.shape[2:])
+
+
+def _pairwise(site: Site, array: NDArray[Any]) -> NDArray[Any]:
+    """An array of pairs of tokens with all four axes."""
+    whole = array if array.ndim == 4 else array[None]
+    if whole.ndim != 4 or whole.shape[2] != whole.shape[3]:
+        raise TraceError(f"{site.name}: expected shape [B, heads, S, S], got {list(array.shape)}")
+    return whole
 
 
 def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.backends.dtypes import FLOATS
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.verify.sites import Site
+from llama_layers.verify.stored import ArrayInfo, StoredArrays, info_of
 
 # Sites of which an engine may have kept the last token only.
 OF_LAST_TOKEN = ("model.norm", "lm_head")
@@ -27,7 +29,7 @@ HEADED = (*_FLAT, "self_attn.q_rope", "self_attn.k_rope", "self_attn.attention")
 TURNED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_attn.k_rope")
 
 
-class Fitted(Mapping[str, Any]):
+class Fitted(StoredArrays):
     """A trace's arrays as NumPy's, each brought into its site's shape when it is used.
 
     Heads may be an axis of their own or side by side, and a batch of one may be no axis. Where the
@@ -53,22 +55,37 @@ class Fitted(Mapping[str, Any]):
         self._extent = extent
         self._interleaved = layout == "interleaved"
 
+    def check(self, name: str) -> None:
+        """Raise TraceError unless an array has the shape of its site and holds floats."""
+        self._shape(name)
+        found = info_of(self._arrays, name).dtype
+        if found not in FLOATS:
+            raise TraceError(f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {found}")
+
+    def info(self, name: str) -> ArrayInfo:
+        """The shape that an array will have, and its dtype; it is not read."""
+        return ArrayInfo(self._shape(name), info_of(self._arrays, name).dtype)
+
     def __getitem__(self, name: str) -> NDArray[Any]:
-        array, site = self._arrays[name], self._known[name]
-        if not hasattr(array, "shape"):
-            raise TraceError(f"{name}: expected an array, got {type(array).__name__}")
-        array = to_numpy(array)
+        shape = self._shape(name)
+        array = to_numpy(self._arrays[name]).reshape(shape)
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        turned = self._interleaved and self._known[name].role in TURNED
+        return in_halves(array, self._width) if turned else array
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """The shape of its site that an array has, but for how it is spelt."""
+        site, found = self._known[name], info_of(self._arrays, name).shape
         for shape in self._shapes(site):
-            if array.shape in _spellings(site, shape, self._width):
-                array = array.reshape(shape)
-                turned = self._interleaved and site.role in TURNED
-                return in_halves(array, self._width) if turned else array
+            if found in _spellings(site, shape, self._width):
+                return shape
         axes = ", ".join(map(str, site.shape))
         whole, *last = map(list, self._shapes(site))
         or_last = f" or, of the last token, {last[0]}" if last else ""
         raise TraceError(
             f"{name}: expected shape {whole} ([{axes}]){or_last}, "
-            f"got {list(array.shape)}{self._transposed(site, array.shape)}"
+            f"got {list(found)}{self._transposed(site, found)}"
         )
 
     def _transposed(self, site: Site, shape: tuple[int, ...]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from llama_layers.errors import escaped, one_line
 from llama_layers.files import check_output, write_atomically
 from llama_layers.verify.html_pictures import anchors, histogram, site_map
 from llama_layers.verify.html_style import STYLE
@@ -283,12 +284,14 @@ def _origin(report: Report) -> Iterator[str]:
     )
     if report.metadata:
         yield "<h2>What the trace says of itself</h2>"
-        yield from _facts({name: _laid_out(text) for name, text in report.metadata.items()})
+        yield from _facts(
+            {one_line(name): escaped(_laid_out(text)) for name, text in report.metadata.items()}
+        )
 
 
 def _laid_out(text: str) -> str:
     """JSON with spaces that lines can be broken at; other text as it is."""
     try:
         return json.dumps(json.loads(text)) if text.startswith("{") else text
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from llama_layers.rope import rope_table
 from llama_layers.tap import Tap, inside, untouched
 from llama_layers.verify.distance import distance
 from llama_layers.verify.sites import Site, sites
+from llama_layers.verify.stored import info_of
 from llama_layers.verify.validate import Recorded
 
 
@@ -65,9 +66,9 @@ class Inherited:
     ) -> tuple[NDArray[np.float64] | None, float | None, tuple[str, ...]]:
         """The exact array, how far our own run in a dtype is from it, and what both start from."""
         sources = self._sources(site)
-        if site.pairwise or ("input_ids" in sources and self._recorded.input_ids is None):
+        if site.pairwise or not self._are_known(sources):
             return None, None, ()
-        rows = self._recorded.arrays[site.name].shape[1]
+        rows = info_of(self._recorded.arrays, site.name).shape[1]
         exact = self._passes["float64"].site(site)[:, -rows:]
         own = self._passes.setdefault(dtype, _Pass(self.run, dtype)).site(site)
         return exact, distance(exact, own[:, -rows:]), sources
@@ -76,12 +77,15 @@ class Inherited:
         """The trace, with what the exact pass goes on with where the port recorded nothing."""
         exact = self._passes["float64"]
         exact.site(site)
-        both: Any = ChainMap(self._recorded.arrays, exact.used)  # type: ignore[arg-type]  # is read
+        used = exact.used
+        if self._recorded.input_ids is None:
+            used = {n: a for n, a in used.items() if self._are_known(self._unrecorded(n)[1])}
+        both: Any = ChainMap(self._recorded.arrays, used)  # type: ignore[arg-type]  # is read
         return replace(self._recorded, arrays=both)
 
     def between(self, site: Site) -> tuple[int, ...]:
         """The layers that a recomputation of a site runs, whole or in part."""
-        seen = self._unrecorded(site)[0] | {site.name}
+        seen = self._unrecorded(site.name)[0] | {site.name}
         found = (other.layer for other in sites(self._model.config) if other.name in seen)
         return tuple(sorted({layer for layer in found if layer is not None}))
 
@@ -89,20 +93,23 @@ class Inherited:
         """The sites that lead to one from recorded ones, itself the last; if they are few."""
         if len(self.between(site)) > 1:
             return [site]
-        names = self._unrecorded(site)[0] | {site.name}
+        names = self._unrecorded(site.name)[0] | {site.name}
         same = (other for other in sites(self.run.model.config) if other.layer == site.layer)
         return [other if other.name != site.name else site for other in same if other.name in names]
 
     def _sources(self, site: Site) -> tuple[str, ...]:
         """The nearest recorded arrays that a site depends on, in the order of a forward pass."""
-        found = self._unrecorded(site)[1]
+        found = self._unrecorded(site.name)[1]
         return tuple(name for name in ("input_ids", *self._routes) if name in found)
 
-    def _unrecorded(self, site: Site) -> tuple[set[str], set[str]]:
+    def _are_known(self, sources: Collection[str]) -> bool:
+        return "input_ids" not in sources or self._recorded.input_ids is not None
+
+    def _unrecorded(self, site: str) -> tuple[set[str], set[str]]:
         """The arrays between a site and the nearest recorded ones, and those."""
         known = {"input_ids", *self._recorded.arrays}
         seen: set[str] = set()
-        waiting = list(self._routes[site.name]) or ["input_ids"]
+        waiting = list(self._routes[site]) or ["input_ids"]
         while waiting:
             name = waiting.pop()
             if name not in seen:  # a stream has many ways through the layers
@@ -168,6 +175,9 @@ class _Pass:
 
     def _embed(self) -> Any:
         table = to_numpy(self._model.weights.embed_tokens)
+        if self._recorded.input_ids is None:  # nothing that is asked for depends on the rows
+            shape = (self._recorded.batch, self._recorded.count, table.shape[1])
+            return np.full(shape, np.nan, self._dtype)
         rows = embed(self._recorded.input_ids, table).astype(self._dtype)
         return self._put_in("model.embed_tokens", rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -67,6 +67,8 @@ def record(
     >>> model = load("smollm2-135m")  # doctest: +SKIP
     >>> trace = record(model, np.array([[1, 2, 3]]), sites=["q_proj"])  # doctest: +SKIP
     """
+    if not isinstance(model, Llama):
+        raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
     chosen = chosen_sites(model.config, sites, layers)
     wanted = {site.name for site in chosen}
     pairwise = [site for site in chosen if site.pairwise]
@@ -111,11 +113,7 @@ def chosen_sites(
     if isinstance(patterns, str):
         raise TypeError(f"sites: expected a list of names, got the text {patterns!r}")
     if layers is not None:
-        kept = set(layers)
-        for layer in sorted(kept - set(range(config.num_hidden_layers))):
-            raise ValueError(
-                f"layers: expected numbers from 0 to {config.num_hidden_layers - 1}, got {layer}"
-            )
+        kept = set(_known_layers(layers, config.num_hidden_layers))
         every = tuple(site for site in every if site.layer is None or site.layer in kept)
     if patterns is None:
         return [site for site in every if not site.pairwise]
@@ -131,6 +129,14 @@ def chosen_sites(
             )
         found |= matches
     return [site for site in every if site.name in found]
+
+
+def _known_layers(layers: Iterable[int], count: int) -> Iterator[int]:
+    """The layers as they come, up to the first that the model does not have: there may be many."""
+    for layer in layers:
+        if layer not in range(count):
+            raise ValueError(f"layers: expected numbers from 0 to {count - 1}, got {layer!r}")
+        yield layer
 
 
 def _matches(site: Site, pattern: str) -> bool:

@@ -57,6 +57,8 @@ class Seen:
         The same of our own run in the port's dtype.
     odd : bool
         Whether it has NaN or Inf that nothing recorded and no weight accounts for.
+    lacks_ids : bool
+        Whether it could be recomputed if `input_ids` were recorded.
     """
 
     site: Site
@@ -66,6 +68,7 @@ class Seen:
     difference: float
     yardstick: float | None
     odd: bool = False
+    lacks_ids: bool = False
 
     @property
     def allowed(self) -> float:
@@ -90,6 +93,8 @@ class Seen:
             )
         if self.odd:
             return "the port has NaN or Inf here, and nothing that it could come from was recorded"
+        if self.lacks_ids:
+            return "input_ids were not recorded, and it could be recomputed from nothing else"
         return "nothing that it could be recomputed from was recorded"
 
 
@@ -109,7 +114,8 @@ class Unlocated:
             return Seen(site, array, formats, inputs, apart, yardstick)
         model = self._inherited.run.model
         odd = not _is_finite(self._recorded, site, array) and _weights_are_finite(model, site)
-        return Seen(site, array, formats, inputs, math.nan, yardstick, odd)
+        lacks_ids = self._recorded.input_ids is None and not site.pairwise
+        return Seen(site, array, formats, inputs, math.nan, yardstick, odd, lacks_ids)
 
     def diagnose(
         self, seen: Seen, /, *, only: Collection[str] | None = None
@@ -129,8 +135,11 @@ class Unlocated:
             if left <= seen.allowed
         ]
         found.sort(key=lambda e: e.ratio)
-        best = {e.name: e for e in reversed(found) if e.ratio <= _ALIKE * found[0].ratio}
-        return tuple(sorted(best.values(), key=lambda e: e.ratio))
+        best: dict[str, Explanation] = {}
+        for explanation in found:
+            if explanation.ratio <= _ALIKE * found[0].ratio:
+                best.setdefault(explanation.name, explanation)
+        return tuple(best.values())
 
     def _known(self, seen: Seen, only: Collection[str] | None) -> Iterator[tuple[str, str, float]]:
         """Mistakes in one operation: the site's own, or one before it whose array is missing."""

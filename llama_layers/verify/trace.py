@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import ml_dtypes  # noqa: F401  # safetensors needs it to know bfloat16
-from safetensors import SafetensorError, safe_open
 
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.errors import TraceError
 from llama_layers.files import check_output, write_tensors
 from llama_layers.verify.aliases import canonical_arrays
+from llama_layers.verify.stored import Without, info_of
+from llama_layers.verify.tensor_file import STORED, TensorFile
 
 # Tensors of a trace that are no activations.
 TOKENS = ("input_ids", "positions", "attention_mask")
@@ -49,6 +48,9 @@ class Trace:
     ------
     TraceError
         If two names mean the same site, or it cannot be told which site a name means.
+    TypeError
+        If `arrays` or `metadata` is not a mapping with texts as keys, a value of `metadata` is
+        not a text, or the tokens are not arrays.
 
     Examples
     --------
@@ -66,6 +68,20 @@ class Trace:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_texts("arrays", self.arrays, "arrays by name")
+        for name in TOKENS:
+            given = getattr(self, name)
+            if given is not None and not hasattr(given, "dtype"):
+                raise TypeError(
+                    f"{name}: expected an array of integers, got {type(given).__name__}"
+                )
+        _check_texts("metadata", self.metadata, "texts by name")
+        for key, value in self.metadata.items():
+            if not isinstance(value, str):
+                raise TypeError(
+                    f"metadata {key}: expected a text, got {type(value).__name__}; json.dumps "
+                    "makes one"
+                )
         object.__setattr__(self, "arrays", canonical_arrays(self.arrays))  # frozen
 
     def save(self, path: str | os.PathLike[str], /, *, force: bool = False) -> None:
@@ -84,8 +100,12 @@ class Trace:
             If the file exists, unless `force`.
         FileNotFoundError
             If its directory does not.
+        OSError
+            If it cannot be written, because the disk is full for one.
         ValueError
-            If the name is that of a NumPy file.
+            If the name is that of a NumPy file, or an array has a name that the format reserves.
+        TypeError
+            If an array holds other things than integers, bools or the floats of a checkpoint.
 
         Examples
         --------
@@ -104,6 +124,11 @@ class Trace:
         check_output(file, force)
         tokens = {name: getattr(self, name) for name in TOKENS}
         tensors = dict(self.arrays) | {n: a for n, a in tokens.items() if a is not None}
+        if "__metadata__" in tensors:
+            raise ValueError("arrays: expected names of arrays, got '__metadata__', which is taken")
+        for name in tensors:
+            if (dtype := info_of(tensors, name).dtype) not in STORED:
+                raise TypeError(f"{name}: expected a dtype such as float32, got {dtype}")
         metadata = {"format": "llama_layers.trace 1"} | dict(self.metadata)
         write_tensors(file, {name: to_numpy(array) for name, array in tensors.items()}, metadata)
 
@@ -136,57 +161,18 @@ class Trace:
             from llama_layers.verify.recorders.array_files import read_arrays  # makes a Trace
 
             return read_arrays(file)
-        try:
-            opened: Any = safe_open(file, framework="numpy")
-        except (SafetensorError, OSError) as error:
-            raise TraceError(f"{file}: expected a safetensors file{_found(file, error)}") from None
-        stored = _Stored(opened)
+        stored = TensorFile(file)
         tokens = {name: stored[name] for name in TOKENS if name in stored}
         try:
-            return cls(stored.without(TOKENS), **tokens, metadata=opened.metadata() or {})
+            return cls(Without(stored, TOKENS), **tokens, metadata=stored.metadata)
         except TraceError as error:
             raise TraceError(f"{file}: {error}") from None
 
 
-def _found(file: Path, error: Exception) -> str:
-    """What is in the place of a safetensors file, which begins with the length of its header."""
-    if not file.is_file():
-        return f": {error}"
-    if file.suffix == ".npy":
-        return ", got an .npy file: name the directory that it is in"
-    size = file.stat().st_size
-    if not size:
-        return ", got an empty file"
-    with file.open("rb") as opened:
-        start = opened.read(9)
-    if start[8:] not in (b"", b"{"):
-        return ", got a file that does not begin as one"
-    length = int.from_bytes(start[:8], "little") + 8
-    if size < max(length, 9):
-        return f", got one that is cut off: it has {size} bytes, fewer than its header"
-    return f": {error}"
-
-
-class _Stored(Mapping[str, Any]):
-    """Tensors of an open file, each read when it is used."""
-
-    def __init__(self, opened: Any, hidden: tuple[str, ...] = ()) -> None:
-        self._opened = opened
-        self._names = tuple(name for name in opened.keys() if name not in hidden)  # noqa: SIM118
-
-    def without(self, names: tuple[str, ...]) -> _Stored:
-        return _Stored(self._opened, names)
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._opened.get_tensor(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+def _check_texts(argument: str, given: Any, expected: str) -> None:
+    """Raise TypeError unless it is a mapping whose keys are texts."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{argument}: expected a mapping of {expected}, got {type(given).__name__}")
+    for key in given:
+        if not isinstance(key, str):
+            raise TypeError(f"{argument}: expected texts for keys, got {type(key).__name__}")

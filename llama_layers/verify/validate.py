@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,18 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS, dtype_name
+from llama_layers.backends.dtypes import FLOATS
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.config import LlamaConfig
-from llama_layers.errors import ConfigError, TraceError
+from llama_layers.errors import TraceError
 from llama_layers.mask import Mask
-from llama_layers.verify.aliases import no_site
 from llama_layers.verify.fit import HEADED, OF_LAST_TOKEN, Fitted
 from llama_layers.verify.sites import Site, sites
-from llama_layers.verify.trace import TOKENS, Trace
+from llama_layers.verify.stored import info_of
+from llama_layers.verify.trace import Trace
+from llama_layers.verify.unknown_names import check_names
 
 # What of a trace's metadata is read; the rest is for people.
 _READ = ("config", "dtype", "accumulate", "rope_layout", "weights")
+# Phases are computed in float64, in which larger positions are not whole numbers.
+_FARTHEST = 2**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,9 @@ class Recorded:
 
 def first_tokens(recorded: Recorded, count: int) -> Recorded:
     """The first tokens of a trace; all of them where it is padded or holds last tokens only."""
-    shapes = [recorded.arrays[name].shape for name in OF_LAST_TOKEN if name in recorded.arrays]
+    shapes = [
+        info_of(recorded.arrays, name).shape for name in OF_LAST_TOKEN if name in recorded.arrays
+    ]
     short = any(shape[1] < recorded.count for shape in shapes)
     if recorded.keep is not None or short or recorded.count <= count:
         return recorded
@@ -120,10 +124,6 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
     """The trace, if it can be one of the model; a TraceError that says why not, else."""
     if not isinstance(trace, Trace):
         raise TypeError(f"trace: expected a Trace, got {type(trace).__name__}")
-    for name in TOKENS:
-        given = getattr(trace, name)
-        if given is not None and not hasattr(given, "dtype"):
-            raise TypeError(f"{name}: expected an array of integers, got {type(given).__name__}")
     _check_config(trace.metadata, config)
     _check_formats(trace.metadata)
     known = {site.name: site for site in sites(config)}
@@ -136,7 +136,7 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
     layout = trace.metadata.get("rope_layout", "half")
     arrays = Fitted(trace.arrays, known, config, (batch, count), layout)
     for name in arrays:
-        _check_array(name, arrays[name])
+        arrays.check(name)
     keep = _keep(trace.attention_mask, batch, count)
     ids = _ids(trace.input_ids, batch, count, config)
     positions = _positions(trace.positions, keep, batch, count)
@@ -153,15 +153,29 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
     )
 
 
+def stated_config(metadata: Mapping[str, str]) -> LlamaConfig | None:
+    """The config that a trace says it is of."""
+    if "config" not in metadata:
+        return None
+    try:
+        content = json.loads(metadata["config"])
+        if not isinstance(content, dict):
+            raise TypeError(f"a JSON {type(content).__name__}")
+        return LlamaConfig.from_json(content)
+    except RecursionError:
+        raise TraceError(
+            "metadata config: expected a config.json, got one nested too deeply"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise TraceError(f"metadata config: expected a config.json, got {error}") from None
+
+
 def _check_config(metadata: Mapping[str, str], config: LlamaConfig) -> None:
     """Refuse a trace that says that it is of a model with other numbers."""
-    if "config" not in metadata:
+    stated = stated_config(metadata)
+    if stated is None:
         return
-    try:
-        theirs = LlamaConfig.from_json(json.loads(metadata["config"])).to_json()
-    except (json.JSONDecodeError, ConfigError, TypeError) as error:
-        raise TraceError(f"metadata config: expected a config.json, got {error}") from None
-    ours = config.to_json()
+    ours, theirs = config.to_json(), stated.to_json()
     free = {"torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id", "architectures"}
     for key in ours.keys() | theirs.keys():
         if key not in free and ours.get(key) != theirs.get(key):
@@ -183,43 +197,31 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
             )
 
 
-def check_names(arrays: Mapping[str, Any], known: Mapping[str, Site]) -> None:
-    """Refuse names that are no site's, and say what they probably mean."""
-    unknown = [name for name in arrays if name not in known]
-    if unknown:
-        raise TraceError(
-            "trace: expected names of sites of this model, got "
-            + "; ".join(_with_suggestion(name, known) for name in sorted(unknown)[:5])
-            + (f"; and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        )
-    if not arrays:
-        raise TraceError("trace: expected at least one site of the model, got none")
-
-
-def _with_suggestion(name: str, known: Mapping[str, Site]) -> str:
-    if (reason := no_site(name)) is not None:
-        return f"{name!r} (no site: {reason})"
-    layer = re.match(r"model\.layers\.(\d+)(?=\.|$)", name)
-    count = 1 + max(site.layer for site in known.values() if site.layer is not None)
-    if layer is not None and int(layer[1]) >= count:
-        return f"{name!r} (layers are 0 to {count - 1})"
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"{name!r} (is it {close[0]!r}?)" if close else repr(name)
-
-
 def _extent(trace: Trace, known: Mapping[str, Site]) -> tuple[int, int]:
     """Batch and sequence, as the ids say, or else the first array that has every token."""
     found = _extent_of_arrays(trace.arrays, known)
     if trace.input_ids is not None:
-        shape = tuple(int(size) for size in np.shape(trace.input_ids))
-        if len(shape) == 1 and found is not None and found[0] == 1:
+        shape = tuple(int(size) for size in trace.input_ids.shape)
+        if len(shape) == 1 and (found is None or found[0] == 1):
             return 1, shape[0]
         if len(shape) != 2:
             raise TraceError(f"input_ids: expected shape [B, S], got {list(shape)}")
         return shape[0], shape[1]
-    if found is None:
+    return found or _extent_of_last_tokens(trace)
+
+
+def _extent_of_last_tokens(trace: Trace) -> tuple[int, int]:
+    """The same where each array may hold the last token only: as mask or positions say, or else
+    as many as there are."""
+    given = [info_of(trace.arrays, name).shape for name in OF_LAST_TOKEN if name in trace.arrays]
+    shapes = [(1, *shape) if len(shape) == 2 else shape for shape in given]
+    if not all(len(shape) == 3 for shape in shapes) or not shapes:
         raise TraceError("input_ids: missing, and no array that has every token tells their number")
-    return found
+    batch, count = shapes[0][0], max(shape[1] for shape in shapes)
+    for tokens in (trace.attention_mask, trace.positions):
+        if tokens is not None and len(tokens.shape):
+            count = max(count, int(tokens.shape[-1]))
+    return batch, count
 
 
 def _extent_of_arrays(
@@ -227,9 +229,7 @@ def _extent_of_arrays(
 ) -> tuple[int, int] | None:
     """Batch and sequence of the first array whose other sizes are those of its site."""
     given = [
-        (known[name], tuple(int(size) for size in getattr(arrays[name], "shape", ())))
-        for name in arrays
-        if name not in OF_LAST_TOKEN
+        (known[name], info_of(arrays, name).shape) for name in arrays if name not in OF_LAST_TOKEN
     ]
     for read in (_extent_as, _extent_by_last_axis):  # a site with a wrong size is refused later
         for site, shape in given:
@@ -261,16 +261,12 @@ def _heads_first(site: Site) -> tuple[str | int, ...]:
     return batch, heads, tokens, width
 
 
-def _check_array(name: str, array: NDArray[Any]) -> None:
-    found = dtype_name(array.dtype)
-    if found not in FLOATS:
-        raise TraceError(f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {found}")
-
-
 def _keep(mask: Any | None, batch: int, count: int) -> NDArray[np.bool_] | None:
     if mask is None:
         return None
     keep = np.atleast_2d(to_numpy(mask))
+    if keep.dtype.kind not in "biuf":
+        raise TraceError(f"attention_mask: expected 0 and 1, got {keep.dtype}")
     if keep.shape != (batch, count):
         raise TraceError(
             f"attention_mask: expected 0 and 1 in shape [{batch}, {count}], got {list(keep.shape)}"
@@ -317,4 +313,9 @@ def _positions(
         )
     if positions.size and positions.min() < 0:
         raise TraceError(f"positions: expected zero or more, got {positions.min()}")
+    if positions.size and positions.max() > _FARTHEST:
+        raise TraceError(
+            f"positions: expected at most 2**53, which float64 still counts to, got "
+            f"{positions.max()}"
+        )
     return positions.astype(np.int64)

@@ -122,6 +122,10 @@ def test_trace_refuses(run, tmp_path, port):
     assert "layers: expected numbers from 0 to 1, got 2" in trouble(
         run, "trace", "--ids", IDS, "-o", path, "--layers", "0-2"
     )
+    for layers in ("0-99999999999", "1-999999999999999999"):  # refused before they are expanded
+        assert "layers: expected numbers from 0 to 1, got 2" in trouble(
+            run, "trace", "--ids", IDS, "-o", path, "--layers", layers
+        )
     assert "got 'q_prj', which names none (is it 'q_proj'?)" in trouble(
         run, "trace", "--ids", IDS, "-o", path, "--sites", "q_prj"
     )
@@ -138,8 +142,8 @@ def test_trace_refuses(run, tmp_path, port):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        *(("--layers", value) for value in ("1-", "a", "3-1", "0,3-1")),
-        *(("--ids", value) for value in ("1,,2", "a")),
+        *(("--layers", value) for value in ("1-", "a", "3-1", "0,3-1", "9" * 5000)),
+        *(("--ids", value) for value in ("1,,2", "a", "99999999999999999999", "9" * 5000)),
     ],
 )
 def test_trace_refuses_what_is_no_list(run, capsys, option, value):
@@ -247,7 +251,7 @@ def test_check_refuses(run, port, tmp_path):
         run, "check", array.parent
     )
     array.write_bytes(b"no array")
-    assert trouble(run, "check", array.parent).endswith("got no .npy file of numbers\n")
+    assert trouble(run, "check", array.parent).endswith("does not begin as an .npy file\n")
     np.save(array, np.ones(3))
     assert trouble(run, "check", array).endswith(
         "expected a safetensors file, got an .npy file: name the directory that it is in\n"

@@ -33,6 +33,11 @@ def _table(p):
     return p.weights["model.embed_tokens.weight"]
 
 
+def _probabilities(logits):
+    weights = np.exp(logits.astype(np.float64))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
 OUTSIDE = [
     Mistake(
         "embedding scaled by the root of hidden_size",
@@ -59,5 +64,16 @@ OUTSIDE = [
         "lm_head",
         lambda p: p.arrays["model.layers.2"] @ p.weights["lm_head.weight"].T,
     ),
+    Mistake(
+        "hidden state normalised already",
+        "model.layers.2",
+        lambda p: normed(p.right, p.weights["model.norm.weight"], p.config.rms_norm_eps),
+    ),
+    Mistake("logits centred", "lm_head", lambda p: p.right - p.right.mean(-1, keepdims=True)),
+    Mistake(
+        "logits less their maximum", "lm_head", lambda p: p.right - p.right.max(-1, keepdims=True)
+    ),
+    Mistake("log-probabilities for logits", "lm_head", lambda p: np.log(_probabilities(p.right))),
+    Mistake("probabilities for logits", "lm_head", lambda p: _probabilities(p.right)),
 ]
 MISTAKES += OUTSIDE

@@ -483,8 +483,8 @@ COMMANDS = [
     Mutant(
         "the last of a range of layers left out",
         "cli/trace.py",
-        "range(int(first), int(last or first) + 1)",
-        "range(int(first), int(last or int(first) + 1))",
+        "range(first, last + 1)",
+        "range(first, last)",
         f"{_COMMANDS}::test_trace_refuses",
     ),
     Mutant(

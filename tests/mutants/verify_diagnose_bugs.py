@@ -159,7 +159,7 @@ MUTANTS = [
     Mutant(
         "positions looked for in too few",
         "verify/hypotheses/rope_solved.py",
-        "last = max(2 * turns.shape[1], int(stated.max()) + 2)",
+        "last = max(2 * stated.shape[1], min(int(stated.max()) + 2, _FIRST))",
         "last = int(stated.max()) + 2",
         f"{_NAMED}[RoPE at other positions, self_attn.q_rope2]",
     ),

@@ -87,25 +87,18 @@ SHAPES = [
     Mutant(
         "any array of the right size taken",
         "verify/fit.py",
-        "if array.shape in _spellings(site, shape, self._width):",
-        "if array.size == np.prod(shape):",
+        "if found in _spellings(site, shape, self._width):",
+        "if np.prod(found) == np.prod(shape):",
         f"{_SHAPES}::test_refused",
     ),
 ]
 
 FILES = [
     Mutant(
-        "pickles read",
-        "verify/recorders/array_files.py",
-        'mmap_mode="r", allow_pickle=False',
-        "allow_pickle=True",
-        "verify/test_recorders.py::TestRefusedFiles::test_pickle_is_never_read",
-    ),
-    Mutant(
         "bits of bfloat16 taken for float16",
         "verify/recorders/array_files.py",
-        "array.view(ml_dtypes.bfloat16)",
-        "array.view(np.float16)",
+        ".view(ml_dtypes.bfloat16)",
+        ".view(np.float16)",
         f"{_FILES}::test_bfloat16",
     ),
     Mutant(
@@ -118,8 +111,8 @@ FILES = [
     Mutant(
         "the second of two arrays of one name taken",
         "verify/recorders/array_files.py",
-        "            if plain in stored:",
-        "            if plain not in stored and False:",
+        "            if name in stored:",
+        "            if name not in stored and False:",
         "verify/test_recorders.py::TestRefusedFiles::test_one_name_twice",
     ),
 ]
@@ -238,14 +231,14 @@ REFUSALS = [
     ),
     Mutant(
         "another name suggested for a layer that there is not",
-        "verify/validate.py",
-        "int(layer[1]) >= count:",
-        "int(layer[1]) > count:",
+        "verify/unknown_names.py",
+        "int(layer[1]) >= count)",
+        "int(layer[1]) > count)",
         "verify/test_check.py::TestRefused::test_unknown_names",
     ),
     Mutant(
         "a file cut off in its header told as none",
-        "verify/trace.py",
+        "verify/tensor_file.py",
         "if size < max(length, 9):",
         "if size < 9:",
         "cli/test_trace_check_compare.py::test_check_refuses",

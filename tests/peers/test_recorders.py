@@ -295,3 +295,52 @@ def test_arrays_of_another_library(asarray, tmp_path):
     port.save(tmp_path / "port.safetensors")
     saved = Trace.load(tmp_path / "port.safetensors").arrays
     assert all(np.array_equal(saved[name], array) for name, array in trace.arrays.items())
+
+
+@pytest.fixture(scope="module")
+def hidden_states(tmp_path_factory):
+    model = model_in("Llama")
+    directory = tmp_path_factory.mktemp("model")
+    model.save_pretrained(directory)
+    with torch.no_grad():
+        output = model(IDS, output_hidden_states=True)
+    return load(directory), output.hidden_states, output.logits
+
+
+class TestHiddenStates:
+    """What transformers gives with output_hidden_states, written as docs/porting.md says."""
+
+    LAYERS = BASE["num_hidden_layers"]
+
+    def trace(self, states, logits):
+        arrays = {"model.embed_tokens": states[0], "model.norm": states[-1], "lm_head": logits}
+        for i, state in enumerate(states[1:-1]):
+            arrays[f"model.layers.{i}"] = state
+        return arrays
+
+    def test_each_in_its_place(self, hidden_states):
+        model, states, logits = hidden_states
+        assert len(states) == self.LAYERS + 1
+        assert check(Trace(self.trace(states, logits), IDS), model).agrees
+
+    def test_the_last_as_the_last_layers_output(self, hidden_states):
+        model, states, logits = hidden_states
+        arrays = self.trace(states, logits)
+        arrays[f"model.layers.{self.LAYERS - 1}"] = arrays.pop("model.norm")
+        report = check(Trace(arrays, IDS), model)
+        assert report.first.site.name == f"model.layers.{self.LAYERS - 1}"
+        assert report.first.explanations[0].name == "hidden state normalised already"
+
+    def test_each_one_place_late(self, hidden_states):
+        model, states, _ = hidden_states
+        arrays = {f"model.layers.{i}": state for i, state in enumerate(states[:-1])}
+        failures = check(Trace(arrays, IDS), model).failures
+        assert len(failures) == self.LAYERS
+        for failure in failures:
+            assert failure.explanations[0].name == "hidden states one place late"
+
+    def test_log_probabilities(self, hidden_states):
+        model, states, logits = hidden_states
+        arrays = self.trace(states, logits.log_softmax(-1))
+        (failure,) = check(Trace(arrays, IDS), model).failures
+        assert [e.name for e in failure.explanations] == ["log-probabilities for logits"]

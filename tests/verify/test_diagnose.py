@@ -44,6 +44,7 @@ ELSEWHERE = {
     "NaN or Inf begins here",
     "another token's norm",
     "cache shared by all layers",
+    "hidden states one place late",
     "other token ids",
     "result cut off",
 }

@@ -115,6 +115,14 @@ def test_strings_are_escaped():
     assert page.text.count(EVIL) >= 8
 
 
+def test_control_characters_of_metadata_are_written_out():
+    odd = "a\x1b[31m\u202eb\x00"
+    page = to_html(report(metadata={odd: odd, "config": "{" + odd}))
+    found = Page(page)
+    assert found.texts.count("a\\x1b[31m\\u202eb\\x00") == 2
+    assert "".join(page.split("\n")).isprintable()
+
+
 def test_the_verdict_and_the_cause_come_first():
     text = Page(to_html(REPORTS["fails"])).text
     places = [

@@ -120,7 +120,7 @@ class TestRefusedFiles:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "No data left in file"),
+            (b"", "got an empty file"),
             (b"no numbers", "expected an array of numbers"),
             (numpy_file(np.ones((5, 10)))[:-1], "expected an array of numbers"),
             (numpy_file(np.ones((5, 10)))[:20], "expected an array of numbers"),

@@ -264,3 +264,67 @@ class TestNotANumber:
         assert check(Trace({name: scores.astype(np.float32)}, IDS), model).verdict == "NONE"
         scores[0, 0, 5, 2] = np.inf
         assert check(Trace({name: scores.astype(np.float32)}, IDS), model).verdict == "FAIL"
+
+
+class TestHiddenStates:
+    """What transformers gives with output_hidden_states: the input of each layer, and the output
+    of the last one after the model's norm."""
+
+    LAYERS = BASE.num_hidden_layers
+
+    def hidden_states(self):
+        arrays = Port(BASE, WEIGHTS["base"]).run()
+        weight = WEIGHTS["base"]["model.norm.weight"]
+        last = normed(arrays.pop(f"model.layers.{self.LAYERS - 1}"), weight, BASE.rms_norm_eps)
+        logits = arrays.pop("lm_head")
+        return [*arrays.values(), last.astype(np.float32)], logits
+
+    def report(self, arrays, ids=IDS):
+        return check(Trace(arrays, ids), model_of(BASE, WEIGHTS["base"]))
+
+    def test_the_last_is_normalised(self):
+        states, logits = self.hidden_states()
+        arrays = {f"model.layers.{i}": state for i, state in enumerate(states[1:])}
+        report = self.report({"model.embed_tokens": states[0], **arrays, "lm_head": logits})
+        last = f"model.layers.{self.LAYERS - 1}"
+        assert [failure.site.name for failure in report.failures] == [last, "lm_head"]
+        assert told(report.first) == ["hidden state normalised already"]
+        assert "write it as model.norm" in str(report).replace("\n  ", " ")
+        assert "The likely cause explains all of them." in str(report)
+        arrays["model.norm"] = arrays.pop(last)
+        assert self.report({"model.embed_tokens": states[0], **arrays, "lm_head": logits}).agrees
+
+    @pytest.mark.parametrize("embedded", [False, True])
+    @pytest.mark.parametrize("with_ids", [False, True])
+    def test_each_is_what_goes_in(self, embedded, with_ids):
+        states, _ = self.hidden_states()
+        arrays = {f"model.layers.{i}": state for i, state in enumerate(states[:-1])}
+        if embedded:
+            arrays["model.embed_tokens"] = states[0]
+        report = self.report(arrays, IDS if with_ids else None)
+        if not embedded and not with_ids:  # nothing says what goes into the first
+            assert told(report.first)[:1] == ["another layer's weights"]
+            return
+        assert [failure.site.layer for failure in report.failures] == [*range(self.LAYERS)]
+        assert "hidden_states[i] of transformers" in report.first.explanations[0].detail
+        for failure in report.failures:
+            assert told(failure)[0] == "hidden states one place late"
+        assert "The likely cause explains all of them." in str(report)
+
+    def test_beside_all_sites(self):
+        model = model_of(BASE, WEIGHTS["base"])
+        trace = record(model, IDS)
+        states = [trace.arrays[f"model.layers.{i}"] for i in range(self.LAYERS - 1)]
+        states.insert(0, trace.arrays["model.embed_tokens"])
+        late = {f"model.layers.{i}": state for i, state in enumerate(states)}
+        results = check(replace(trace, arrays={**trace.arrays, **late}), model).results
+        for result in results:
+            if result.site.role == "layer":
+                assert told(result) == ["hidden states one place late"]
+
+    def test_a_layer_left_out_is_another_mistake(self):
+        """It gives what goes in, too, and the next layer goes on from that."""
+        arrays = Port(BASE, WEIGHTS["base"], layers=[None, 1, 2]).run()
+        report = self.report(arrays)
+        assert report.first.site.name == "model.layers.0"
+        assert told(report.first) == ["layer left out"]

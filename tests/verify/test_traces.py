@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from dataclasses import replace
 
 import ml_dtypes
@@ -96,7 +98,14 @@ def test_shapes_that_are_no_sites():
     [
         ("input_ids", IDS - 4, "input_ids: expected ids from 0 to 12, got -3 to 5"),
         ("attention_mask", MASK[:1], r"attention_mask: expected 0 and 1 in shape \[2, 5\]"),
+        ("input_ids", IDS.astype(np.uint64) + 2**63, "input_ids: expected ids from 0 to 12, got 9"),
+        ("attention_mask", MASK.astype(str), "attention_mask: expected 0 and 1, got <U21"),
         ("positions", POSITIONS[:1], r"positions: expected integers in shape \[5\] or \[2, 5\]"),
+        ("positions", POSITIONS - 1, "positions: expected zero or more, got -1"),
+        ("positions", POSITIONS.astype(float), "positions: expected integers .* got float64 in"),
+        ("positions", POSITIONS.astype(object), "positions: expected integers .* got object in"),
+        ("positions", POSITIONS + 2**62, r"positions: expected at most 2\*\*53, .*, got 46116860"),
+        ("positions", POSITIONS.astype(np.uint64) + 2**63, "at most .*, got 9223372036854775814"),
         ("metadata", {"dytpe": "float32"}, "metadata: expected keys such as 'dtype', got 'dytpe'"),
         ("metadata", {"Rope-Layout": "half"}, "keys such as 'rope_layout', got 'Rope-Layout'"),
         ("metadata", {"accumulate": "tf32"}, "metadata accumulate: expected one of .*'tf32'"),
@@ -143,3 +152,127 @@ def test_extent_is_told_by_no_axis_of_heads():
     name = "model.layers.0.self_attn.q_proj"
     arrays = {name: arrays.pop(name).reshape(5, 4, 4), **arrays}
     assert check(Trace(arrays), model).agrees
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64])
+def test_positions_of_any_integers(dtype):
+    model, trace = traced(positions=POSITIONS)
+    assert check(replace(trace, positions=POSITIONS.astype(dtype)), model).verdict == "PASS"
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [np.arange(5) + 10**8, np.arange(5) * 2**50, np.array([0, 1, 2, 3, 2**53])],
+    ids=str,
+)
+def test_large_positions_take_no_more_memory(positions):
+    """A table of all of them up to the largest would take gigabytes and more."""
+    model, trace = traced(positions=positions, sites=["q_proj", "q_rope"], layers=[0])
+    assert check(trace, model).verdict == "PASS"
+    name = "model.layers.0.self_attn.q_rope"
+    array = trace.arrays[name] * np.linspace(1, 5, 4, dtype=np.float32)
+    tracemalloc.start()
+    try:
+        report = check(replace(trace, arrays={**trace.arrays, name: array}), model)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert report.first.site.name == name
+    assert peak < 64 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arrays": [1]}, "arrays: expected a mapping of arrays by name, got list"),
+        ({"arrays": {1: np.ones(1)}}, "arrays: expected texts for keys, got int"),
+        ({"arrays": {}, "input_ids": [[1]]}, "input_ids: expected an array of integers, got list"),
+        ({"arrays": {}, "positions": 3}, "positions: expected an array of integers, got int"),
+        ({"arrays": {}, "metadata": None}, "metadata: expected a mapping of texts by name, got No"),
+        ({"arrays": {}, "metadata": {1: "2"}}, "metadata: expected texts for keys, got int"),
+        ({"arrays": {}, "metadata": {"a": 2}}, "metadata a: expected a text, got int; json.dumps"),
+    ],
+)
+def test_what_makes_no_trace(fields, message):
+    with pytest.raises(TypeError, match=message):
+        Trace(**fields)
+
+
+def test_arguments_that_are_no_model_or_trace():
+    model, trace = traced()
+    with pytest.raises(TypeError, match="model: expected a Llama, got int"):
+        record(3, IDS)
+    with pytest.raises(TypeError, match="model: expected a Llama, got int"):
+        check(trace, 3)
+    with pytest.raises(TypeError, match="trace: expected a Trace, got str"):
+        check("x", model)
+    for not_an_array in ("x", 3, None, [1.0]):
+        with pytest.raises(TraceError, match=r"model\.norm: expected an array, got"):
+            check(Trace({"model.norm": not_an_array}, IDS), model)
+        with pytest.raises(TraceError, match=r"model\.norm: expected an array, got"):
+            compare(Trace({"model.norm": not_an_array}), Trace({"model.norm": not_an_array}))
+
+
+def test_layers_are_counted_no_further_than_there_are():
+    model, _ = traced()
+    with pytest.raises(ValueError, match="layers: expected numbers from 0 to 1, got 2"):
+        record(model, IDS, layers=range(10**15))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "error", "message"),
+    [
+        ({"__metadata__": np.ones(1)}, ValueError, "got '__metadata__', which is taken"),
+        ({"model.norm": np.array(["x"])}, TypeError, "model.norm: expected a dtype such as"),
+        ({"model.norm": np.array([{}])}, TypeError, "model.norm: expected a dtype such as"),
+        ({"model.norm": np.ones(1, complex)}, TypeError, "model.norm: expected a dtype such as"),
+        ({"model.norm": 3.0}, TraceError, "model.norm: expected an array, got float"),
+    ],
+)
+def test_what_no_file_holds(tmp_path, arrays, error, message):
+    with pytest.raises(error, match=message):
+        Trace(arrays).save(tmp_path / "t.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestComparedWithoutModel:
+    """Arrays of any shapes: a TraceError where they cannot be what their names say."""
+
+    @pytest.mark.parametrize("shape", [(), (3,), (1, 2, 3, 4, 5)])
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_axes(self, shape, masked):
+        trace = Trace({"model.norm": np.ones(shape)}, attention_mask=MASK if masked else None)
+        with pytest.raises(TraceError, match=r"model\.norm: expected"):
+            compare(trace, trace)
+
+    @pytest.mark.parametrize("shape", [(1, 2, 5, 6), (5, 5), (1, 100_000, 1, 100_000)])
+    def test_pairs(self, shape):
+        name = "model.layers.0.self_attn.scores"
+        trace = Trace({name: np.broadcast_to(np.float32(1), shape)})
+        with pytest.raises(TraceError, match=f"{name}: expected shape"):
+            compare(trace, trace)
+
+    def test_masks(self):
+        arrays = {"model.norm": np.ones((2, 5, 3))}
+        for mask, message in (
+            (MASK[:, :3], "attention_mask: expected a number for each of 5 tokens"),
+            (MASK[None], "attention_mask: expected 0 and 1 in shape"),
+            (MASK.astype(str), "attention_mask: expected 0 and 1 in shape"),
+        ):
+            trace = Trace(arrays, attention_mask=mask)
+            with pytest.raises(TraceError, match=message):
+                compare(trace, trace)
+
+    def test_tokens_of_crossed_shapes(self):
+        """Held against each other element by element they would be as many as a product."""
+        arrays = {"model.norm": np.ones((1, 2, 3))}
+        a = Trace(arrays, positions=np.zeros((10**6, 1), int))
+        b = Trace(arrays, positions=np.zeros((1, 10**6), int))
+        with pytest.raises(TraceError, match="positions: expected the same in both traces, got sh"):
+            compare(a, b)
+
+    def test_a_config_of_a_million_layers(self):
+        config = json.dumps(GQA.to_json() | {"num_hidden_layers": 10**6})
+        trace = Trace({"model.norm": np.ones((1, 2, 10))}, metadata={"config": config})
+        with pytest.raises(TraceError, match="expected at most 10000, got 1000000"):
+            compare(trace, trace)

@@ -6,6 +6,8 @@ from llama_layers.verify.hypotheses import (
     attention_solved,
     caches,
     fitted,
+    hidden_states,
+    logits,
     masks,
     mlp,
     norms,
@@ -20,6 +22,7 @@ from llama_layers.verify.hypotheses import (
 from llama_layers.verify.hypotheses.hypothesis import Hypothesis
 
 HYPOTHESES: tuple[Hypothesis, ...] = (
+    *hidden_states.HYPOTHESES,
     *streams.HYPOTHESES,
     *norms.HYPOTHESES,
     *projections.HYPOTHESES,
@@ -31,6 +34,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     *weighing.HYPOTHESES,
     *attention.HYPOTHESES,
     *fitted.HYPOTHESES,
+    *logits.HYPOTHESES,
     *attention_solved.HYPOTHESES,
     *mlp.HYPOTHESES,
     *precision.HYPOTHESES,

@@ -23,6 +23,7 @@ from llama_layers.verify.hypotheses.hypothesis import (
 )
 from llama_layers.verify.operations import Formats, Operation
 from llama_layers.verify.sites import sites
+from llama_layers.verify.stored import info_of
 from llama_layers.verify.suspect import Suspect
 
 
@@ -31,7 +32,7 @@ def _another_sites_array(operation: Any, suspect: Suspect) -> Iterator[Change]:
     for site in sites(suspect.recorded.config):
         if site.name == suspect.site.name or site.name not in suspect.recorded.arrays:
             continue
-        if suspect.recorded.arrays[site.name].shape == computed.shape:
+        if info_of(suspect.recorded.arrays, site.name).shape == computed.shape:
             other = suspect.recorded.array(site.name)
             same = other.ravel()[:8].tobytes() == computed.ravel()[:8].tobytes()
             if same and np.array_equal(other, computed):  # which NaN never are

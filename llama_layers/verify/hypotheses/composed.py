@@ -21,6 +21,7 @@ from llama_layers.backends.transfer import to_numpy
 from llama_layers.config import LlamaConfig
 from llama_layers.tap import Tap
 from llama_layers.verify.fit import in_halves
+from llama_layers.verify.hypotheses.hidden_states import DETAIL, LATE, are_late
 from llama_layers.verify.hypotheses.mlp import FORMULAS
 from llama_layers.verify.inherited import Run, mapped
 from llama_layers.weights import LayerWeights
@@ -69,14 +70,20 @@ def _layers(run: Run, between: Sequence[int]) -> Iterator[Composed]:
         )
     if len(between) > _FEW:
         return
+    late = are_late(run)
     for layer in between:
         for other in range(run.model.config.num_hidden_layers):
             if other != layer:
-                yield Composed(
-                    "another layer's weights",
-                    f"The port seems to run layer {layer} with the weights of layer {other}.",
-                    _with_layers(run, places={layer: other}),
+                # From the layer before it, whose input it is, the layer before it was computed.
+                name, detail = (
+                    (LATE, DETAIL)
+                    if late and other == layer - 1
+                    else (
+                        "another layer's weights",
+                        f"The port seems to run layer {layer} with the weights of layer {other}.",
+                    )
                 )
+                yield Composed(name, detail, _with_layers(run, places={layer: other}))
 
 
 def _ends(layers: Sequence[int]) -> set[str]:

@@ -17,6 +17,10 @@ from llama_layers.verify.suspect import Suspect
 
 # Rows of positions that frequencies are first looked for in; the finest grid that is affordable.
 _COARSE = 64
+# Positions from 0 on that a token is looked for at, and how far from each that the trace states.
+_FIRST, _BESIDE = 4096, 8
+# How far apart the positions may lie that frequencies are first looked for in.
+_SPAN = 1024
 
 
 def _turns(rope: Rope, suspect: Suspect) -> NDArray[np.complex128]:
@@ -35,13 +39,14 @@ def _other_positions(rope: Rope, suspect: Suspect) -> Iterator[Change]:
     if not np.isfinite(turns).all():
         return
     stated = np.broadcast_to(rope.positions, turns.shape[:2])
-    last = max(2 * turns.shape[1], int(stated.max()) + 2)
+    places = _candidates(stated)
     omega = inv_freq(rope.config, length=int(stated.max()) + 1)
-    phases = np.arange(last + 1)[:, None] * omega
+    phases = places[:, None] * omega
     # How well each position fits: the projection of the turns on the direction it stands for.
     fit = turns.real @ np.cos(phases).T + turns.imag @ np.sin(phases).T
-    best = fit.argmax(axis=-1)
-    at_stated = np.take_along_axis(fit, stated[..., None], axis=-1)[..., 0]
+    best = places[fit.argmax(axis=-1)]
+    index = np.searchsorted(places, stated)
+    at_stated = np.take_along_axis(fit, index[..., None], axis=-1)[..., 0]
     found = np.where(at_stated >= fit.max(axis=-1) * (1 - 1e-9), stated, best)
     if (found == stated).all():
         return
@@ -49,6 +54,16 @@ def _other_positions(rope: Rope, suspect: Suspect) -> Iterator[Change]:
         replace(rope, positions=found),
         f"The port seems to turn {_mapping(found, stated)}.",
     )
+
+
+def _candidates(stated: NDArray[Any]) -> NDArray[np.int64]:
+    """Positions that a token may stand at: the first ones, and those around the stated ones.
+
+    Their number does not grow with the positions.
+    """
+    last = max(2 * stated.shape[1], min(int(stated.max()) + 2, _FIRST))
+    near = np.unique(stated)[:, None] + np.arange(-_BESIDE, _BESIDE + 1)
+    return np.union1d(np.arange(last + 1), near[near >= 0])
 
 
 def _mapping(found: NDArray[Any], stated: NDArray[Any]) -> str:
@@ -81,7 +96,8 @@ def _other_frequencies(rope: Rope, suspect: Suspect) -> Iterator[Change]:
     turns = _turns(rope, suspect)
     positions = np.broadcast_to(rope.positions, turns.shape[:2]).ravel().astype(np.float64)
     turns = turns.reshape(len(positions), -1)
-    if not np.isfinite(turns).all() or len(set(positions)) < 4:
+    early = positions[positions <= positions.min() + _SPAN]
+    if not np.isfinite(turns).all() or np.unique(early).size < 4:
         return
     found = _frequencies(positions, turns)
     stated = inv_freq(rope.config, length=int(positions.max()) + 1)
@@ -105,6 +121,7 @@ def _other_frequencies(rope: Rope, suspect: Suspect) -> Iterator[Change]:
 def _frequencies(positions: Float64Array, turns: NDArray[np.complex128]) -> Float64Array:
     """The angle a position of each pair: the best of a grid, refined on ever later positions."""
     order = np.argsort(positions, kind="stable")[:_COARSE]
+    order = order[positions[order] - positions[order][0] <= _SPAN]
     few, theirs = positions[order] - positions[order][0], turns[order]
     theirs = theirs * np.conj(theirs[0] / max(float(np.abs(theirs[0]).max()), 1e-300))
     span = max(float(few.max()), 1.0)

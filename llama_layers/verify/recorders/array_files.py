@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.errors import TraceError
+from llama_layers.verify.recorders.npy import read_header
+from llama_layers.verify.stored import ArrayInfo, StoredArrays
 from llama_layers.verify.trace import TOKENS, Trace
 
 # An .npy file knows no bfloat16: its bits come as uint16, under a name that ends so.
 _BFLOAT16 = ".bfloat16"
+# A member of an .npz file may unpack to as many bytes, or as many times those that it takes.
+# Activations deflate to a half or a tenth; only zeros to less.
+_UNPACKED, _RATIO = 2**24, 100
+# Bytes that are unpacked at a time.
+_CHUNK = 2**20
+# What the zipfile module raises where an archive is damaged.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+    IndexError,
+)
 
 
 def read_arrays(path: str | os.PathLike[str], /) -> Trace:
@@ -60,12 +82,11 @@ def read_arrays(path: str | os.PathLike[str], /) -> Trace:
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     stored: dict[str, _Stored] = {}
     for file in files:
-        for name, member in _members(file):
-            array = _Stored(file, member, name.endswith(_BFLOAT16))
-            plain = name.removesuffix(_BFLOAT16)
-            if plain in stored:
-                raise TraceError(f"{file}: {plain!r} is in {stored[plain].file.name} already")
-            stored[plain] = array
+        for array in _members(file):
+            name = array.name
+            if name in stored:
+                raise TraceError(f"{file}: {name!r} is in {stored[name].file.name} already")
+            stored[name] = array
     tokens = {name: stored.pop(name).read() for name in TOKENS if name in stored}
     if not stored:
         found = ", ".join(file.name for file in files[:3]) or "an empty directory"
@@ -76,65 +97,165 @@ def read_arrays(path: str | os.PathLike[str], /) -> Trace:
         raise TraceError(f"{place}: {error}") from None
 
 
-def _members(file: Path) -> Iterator[tuple[str, str | None]]:
-    """The names of the arrays in a file, and their names in an archive."""
+def _members(file: Path) -> Iterator[_Stored]:
+    """The arrays in a file; all headers are read."""
     if file.suffix == ".npy":
-        _Stored(file, None, False).read()  # maps it: a file that is cut short is found here
-        yield file.stem, None
+        yield _Stored(file)
     elif file.suffix == ".npz":
-        try:
-            with zipfile.ZipFile(file) as archive:
-                names = archive.namelist()
-        except zipfile.BadZipFile as error:
-            raise TraceError(f"{file}: expected an .npz file: {error}") from None
-        for name in names:
-            yield name.removesuffix(".npy"), name
+        with _archive(file) as archive:
+            members = archive.infolist()
+            for member in members:
+                yield _Member(file, archive, member)
+
+
+@contextmanager
+def _archive(file: Path) -> Iterator[zipfile.ZipFile]:
+    """An .npz file, open; whatever is wrong in it is a TraceError."""
+    if not file.is_file():
+        raise TraceError(f"{file}: expected an .npz file, got no regular file")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except TraceError:
+        raise
+    except (*_DAMAGED, OSError) as error:
+        raise TraceError(f"{file}: expected an .npz file: {error}") from None
 
 
 class _Stored:
-    """An array in a file."""
+    """An array in an .npy file."""
 
-    def __init__(self, file: Path, member: str | None, is_bfloat16: bool) -> None:
+    def __init__(self, file: Path) -> None:
         self.file = file
-        self._member = member
-        self._is_bfloat16 = is_bfloat16
+        self._said = str(file)
+        self._set_name(file.stem)
+        if not file.is_file():
+            raise self._error("got no regular file")
+        with file.open("rb") as opened:
+            self._set_header(opened)
+        if self._header.start + self._header.nbytes > file.stat().st_size:
+            raise self._error(f"got a file that is cut off: {file.stat().st_size} bytes")
+
+    def _set_name(self, name: str) -> None:
+        self.name = name.removesuffix(_BFLOAT16)
+        self._is_bfloat16 = name.endswith(_BFLOAT16)
+
+    def _set_header(self, opened: IO[bytes]) -> None:
+        try:
+            self._header = read_header(opened)
+        except ValueError as error:
+            raise self._error(str(error)) from None
+
+    @property
+    def info(self) -> ArrayInfo:
+        """The shape and the dtype of the array."""
+        header = self._header
+        is_bfloat16 = self._is_bfloat16 or header.dtype.kind == "V"
+        return ArrayInfo(header.shape, "bfloat16" if is_bfloat16 else header.dtype.name)
 
     def read(self) -> NDArray[Any]:
-        try:
-            array = self._load()
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            within = "" if self._member is None else f", {self._member}"
-            # What NumPy says then is how to load Python objects, from a file that may have none.
-            reason = "got no .npy file of numbers" if "pickle" in str(error) else str(error)
-            raise TraceError(
-                f"{self.file}{within}: expected an array of numbers: {reason}"
-            ) from None
+        """The array, in the byte order of the machine."""
+        array = self._numbers()
         # What NumPy writes for the bfloat16 of ml_dtypes has a dtype of two bytes without meaning.
-        if self._is_bfloat16 or array.dtype == "V2":
-            if array.dtype not in ("V2", np.uint16):
+        if self._is_bfloat16 or array.dtype.kind == "V":
+            if array.dtype.kind != "V" and array.dtype.newbyteorder("=") != np.uint16:
                 raise TraceError(
                     f"{self.file}: expected the bits of bfloat16 numbers as uint16, "
                     f"got {array.dtype}"
                 )
-            array = array.view(ml_dtypes.bfloat16)
-        return array
+            bits = array.view(array.dtype.newbyteorder("=") if array.dtype.kind == "u" else "u2")
+            swapped = array.dtype.kind == "u" and not array.dtype.isnative
+            return (bits.byteswap() if swapped else bits).view(ml_dtypes.bfloat16)
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
-    def _load(self) -> NDArray[Any]:
-        if self._member is None:
-            mapped: NDArray[Any] = np.load(self.file, mmap_mode="r", allow_pickle=False)
-            return mapped
-        with zipfile.ZipFile(self.file) as archive, archive.open(self._member) as opened:
-            return np.lib.format.read_array(opened, allow_pickle=False)
+    def _numbers(self) -> NDArray[Any]:
+        """The array as it is stored."""
+        header = self._header
+        if not header.nbytes:  # which cannot be mapped
+            return self._shaped(np.empty(0, header.dtype))
+        try:
+            return np.memmap(self.file, header.dtype, "r", header.start, header.shape, header.order)
+        except (ValueError, OSError) as error:  # another file since
+            raise self._error(str(error)) from None
+
+    def _shaped(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        try:
+            return numbers.reshape(self._header.shape, order=self._header.order)
+        except ValueError as error:  # no numbers along axes that are too long
+            raise self._error(str(error)) from None
+
+    def _error(self, reason: str) -> TraceError:
+        return TraceError(f"{self._said}: expected an array of numbers: {reason}")
 
 
-class _Lazy(Mapping[str, Any]):
+class _Member(_Stored):
+    """An array in an .npz file."""
+
+    def __init__(self, file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+        self.file = file
+        self._said = f"{file}, {member.filename}"
+        self._set_name(member.filename.removesuffix(".npy"))
+        self._check(member)
+        self._member = member
+        with self._opened(archive) as opened:
+            self._set_header(opened)
+        if self._header.start + self._header.nbytes > member.file_size:
+            raise self._error(f"got a member that is cut off: {member.file_size} bytes")
+
+    def _check(self, member: zipfile.ZipInfo) -> None:
+        """Refuse what NumPy does not write, and what unpacks to far more than it takes."""
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise self._error(
+                f"got compression {member.compress_type}; NumPy stores (0) or deflates (8)"
+            )
+        if member.flag_bits & 1:
+            raise self._error("got an encrypted member")
+        packed = min(member.compress_size, self.file.stat().st_size)
+        if member.file_size > max(_UNPACKED, _RATIO * packed):
+            raise self._error(
+                f"got {member.file_size} bytes packed in {packed}; at most {_RATIO} times the "
+                f"packed size is read, or {_UNPACKED >> 20} MiB"
+            )
+
+    @contextmanager
+    def _opened(self, archive: zipfile.ZipFile) -> Iterator[IO[bytes]]:
+        try:
+            with archive.open(self._member) as opened:
+                yield opened
+        except TraceError:
+            raise
+        except (*_DAMAGED, OSError) as error:
+            raise self._error(str(error)) from None
+
+    def _numbers(self) -> NDArray[Any]:
+        numbers = np.empty(math.prod(self._header.shape), self._header.dtype)
+        space = numbers.view(np.uint8)
+        with _archive(self.file) as archive, self._opened(archive) as opened:
+            opened.read(self._header.start)
+            filled = 0
+            while filled < len(space) and (part := opened.read(min(_CHUNK, len(space) - filled))):
+                space[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
+                filled += len(part)
+        if filled < len(space):
+            raise self._error(f"got {filled} bytes of numbers, expected {len(space)}")
+        return self._shaped(numbers)
+
+
+class _Lazy(StoredArrays):
     """Arrays of files, each read when it is used."""
 
     def __init__(self, stored: Mapping[str, _Stored]) -> None:
         self._stored = stored
 
+    def info(self, name: str) -> ArrayInfo:
+        """The shape and the dtype of an array, which is not read."""
+        return self._stored[name].info
+
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._stored[name].read()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored  # without reading the array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -148,7 +269,9 @@ def _metadata(file: Path) -> dict[str, str]:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise TraceError("expected a JSON file metadata.json, got one nested too deeply") from None
+    except ValueError as error:
         raise TraceError(f"expected a JSON file metadata.json, got {error}") from None
     if not isinstance(content, dict):
         raise TraceError(f"metadata.json: expected a JSON object, got {type(content).__name__}")

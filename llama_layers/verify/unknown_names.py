@@ -1,0 +1,91 @@
+"""Names in a trace that no site of the model has, and what they probably mean."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from llama_layers.errors import TraceError
+from llama_layers.verify.aliases import no_site
+from llama_layers.verify.sites import Site
+
+# How many names a message lists.
+_LISTED = 5
+# What transformers and others call the inputs and outputs of a whole model, in our words.
+_MEANINGS = {
+    "attentions": "a layer's self_attn.probabilities",
+    "hidden_state": "a layer's output, such as model.layers.0",
+    "last_hidden_state": "model.norm",
+    "final_hidden_state": "model.norm",
+    "input_embeds": "model.embed_tokens",
+    "inputs_embeds": "model.embed_tokens",
+    "embedding": "model.embed_tokens",
+    "embeddings": "model.embed_tokens",
+    "logit": "lm_head",
+    "logits": "lm_head",
+    "lm_logits": "lm_head",
+    "scores": "a layer's self_attn.scores; or lm_head",
+    "id": "input_ids",
+    "ids": "input_ids",
+    "input_id": "input_ids",
+    "input_tokens": "input_ids",
+    "prompt_ids": "input_ids",
+    "token_ids": "input_ids",
+    "tokens": "input_ids",
+    "mask": "attention_mask",
+    "padding_mask": "attention_mask",
+    "pos": "positions",
+    "position": "positions",
+    "pos_ids": "positions",
+    "position_id": "positions",
+    "position_ids": "positions",
+    "cache_position": "positions",
+}  # fmt: skip
+_HIDDEN_STATE = re.compile(r"(?:all_)?hidden_states?(?:[._\[-]+(\d{1,9})\]?)?")
+
+
+def check_names(arrays: Mapping[str, Any], known: Mapping[str, Site]) -> None:
+    """Raise TraceError for names that no site has, and say what they probably mean."""
+    unknown = sorted(name for name in arrays if name not in known)
+    if unknown:
+        more = len(unknown) - _LISTED
+        raise TraceError(
+            "trace: expected names of sites of this model, got "
+            + "; ".join(_with_suggestion(name, known) for name in unknown[:_LISTED])
+            + (f"; and {more} more" if more > 0 else "")
+        )
+    if not arrays:
+        raise TraceError("trace: expected at least one site of the model, got none")
+
+
+def _with_suggestion(name: str, known: Mapping[str, Site]) -> str:
+    if (reason := no_site(name)) is not None:
+        return f"{name!r} (no site: {reason})"
+    count = 1 + max(site.layer for site in known.values() if site.layer is not None)
+    layer = re.match(r"model\.layers\.(\d+)(?=\.|$)", name)
+    if layer is not None and (len(layer[1]) > 9 or int(layer[1]) >= count):
+        return f"{name!r} (layers are 0 to {count - 1})"
+    meaning = _meaning(name, count)
+    if meaning is not None:
+        return f"{name!r} (did you mean {meaning}?)"
+    close = difflib.get_close_matches(name[:200], known, n=1)
+    return f"{name!r} (is it {close[0]!r}?)" if close else repr(name)
+
+
+def _meaning(name: str, count: int) -> str | None:
+    """What other projects mean by a name, in a model of as many layers."""
+    plain = name.lower().removeprefix("model.").removeprefix("outputs.")
+    hidden = _HIDDEN_STATE.fullmatch(plain)
+    if hidden is None or plain in _MEANINGS:
+        return _MEANINGS.get(plain)
+    if hidden[1] is None:
+        return (
+            f"model.embed_tokens for the first of them, model.layers.0 to model.layers.{count - 2} "
+            "for the next, and model.norm for the last"
+        )
+    number = int(hidden[1])
+    if number > count:
+        return None
+    return {0: "model.embed_tokens", count: "model.norm"}.get(number, f"model.layers.{number - 1}")
