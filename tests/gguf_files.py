@@ -132,6 +132,14 @@ def llama(*, heads=4, kv_heads=2, head_dim=8, hidden=32, inner=48, layers=2, voc
     }
 
 
+def write_model(file, metadata):
+    """A tiny model with more metadata, of kind and value by key; None leaves a key out."""
+    everything = MODEL | metadata
+    kept = {key: value for key, value in everything.items() if value is not None}
+    file.write_bytes(encode(kept, llama()).content)
+    return file
+
+
 def read_log(file):
     """Metadata of a published model, as logged: kind and value by key.
 

@@ -59,6 +59,7 @@ def open_gguf(file: Path) -> Checkpoint:
             f"got {shown(architecture)}"
         )
     stored = _all_tensors(parts)
+    _check_vectors(stored)
     factors = stored.pop(_ROPE_FACTORS, None) if architecture == "llama" else None
     shapes = {name: tensor.shape for name, (_, tensor) in stored.items()}
     try:
@@ -145,9 +146,17 @@ def _all_tensors(parts: Sequence[GGUFHeader]) -> dict[str, _Stored]:
     return stored
 
 
+def _check_vectors(stored: Mapping[str, _Stored]) -> None:
+    """Raise if a norm or bias is in blocks, which llama.cpp cannot compute with either."""
+    for name, (part, tensor) in stored.items():
+        vector = len(tensor.shape) < 2 or name == _ROPE_FACTORS
+        if vector and tensor.kind not in _PLAIN:
+            raise CheckpointError(
+                f"{part.file}: {name}: expected floats for a vector, got blocks of {tensor.kind}"
+            )
+
+
 def _numbers(part: GGUFHeader, tensor: GGUFTensor) -> NDArray[Any]:
-    if tensor.kind not in _PLAIN:
-        raise CheckpointError(f"{part.file}: {tensor.name}: expected floats, got {tensor.kind}")
     raw = part.data[tensor.offset : tensor.offset + tensor.nbytes]
     return raw.view(NUMPY_DTYPES[_PLAIN[tensor.kind]]).reshape(tensor.shape)
 

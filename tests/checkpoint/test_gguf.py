@@ -157,6 +157,19 @@ def test_frequencies_of_old_converters_are_left_out(tmp_path):
     assert set(open_checkpoint(path).tensors) == names
 
 
+@pytest.mark.parametrize("name", ["output_norm.weight", "rope_freqs.weight"])
+def test_vectors_in_blocks_are_refused(tmp_path, name):
+    """As llama.cpp refuses to compute with them."""
+    tensors = gguf_files.llama() | {"rope_freqs.weight": np.ones(32, np.float32)}
+    content = gguf_files.encode(MODEL, tensors).content
+    place = content.index(name.encode()) + len(name) + 4 + 8  # after the number of axes and one
+    content[place : place + 4] = gguf.GGMLQuantizationType.Q8_0.to_bytes(4, "little")
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}: expected floats for a vector, got .*Q8_0"):
+        load(path)
+
+
 def test_a_vocabulary_alone_is_no_model(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(gguf_files.encode(MODEL).content)

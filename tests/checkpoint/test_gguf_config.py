@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import gguf_files
-import numpy as np
 import pytest
 import tiny
+from gguf_files import write_model
 
-from llama_layers import CheckpointError, ConfigError, RopeScaling, load
+from llama_layers import CheckpointError, ConfigError, load
 from llama_layers.checkpoint import open_checkpoint
 
 
@@ -38,97 +37,6 @@ def test_special_tokens(tmp_path):
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 3)
 
 
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        ({}, None),
-        ({"rope.scaling.type": "none"}, None),
-        ({"rope.scaling.factor": 1.0}, None),
-        ({"rope.scaling.factor": 4.0}, RopeScaling("linear", factor=4.0)),
-        (
-            {"rope.scaling.type": "linear", "rope.scaling.factor": 2.5},
-            RopeScaling("linear", factor=2.5),
-        ),
-        (
-            {
-                "rope.scaling.type": "yarn",
-                "rope.scaling.factor": 8.0,
-                "rope.scaling.original_context_length": 32,
-                "rope.scaling.finetuned": True,
-            },
-            RopeScaling("yarn", factor=8.0, original_max_position_embeddings=32),
-        ),
-    ],
-)
-def test_rope_scaling(tmp_path, keys, expected):
-    path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), keys=keys)
-    assert load(path).config.rope_scaling == expected
-
-
-def llama3_divisors(theta, dim, factor, low=1.0, high=4.0, context=8192):
-    """What llama.cpp writes for Llama 3.1: in float32, by wavelength."""
-    result = []
-    for i in range(0, dim, 2):
-        frequency = np.float32(1) / np.float32(theta) ** np.float32(i / dim)
-        wavelength = np.float32(2 * np.pi) / frequency
-        if wavelength < context / high:
-            result.append(1.0)
-        elif wavelength > context / low:
-            result.append(factor)
-        else:
-            smooth = (np.float32(context) / wavelength - low) / (high - low)
-            result.append(1 / ((1 - smooth) / factor + smooth))
-    return np.array(result, np.float32)
-
-
-LLAMA3 = replace(
-    tiny.CONFIG,
-    head_dim=64,
-    rope_theta=500000.0,
-    rope_scaling=RopeScaling(
-        "llama3",
-        factor=32.0,
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_position_embeddings=8192,
-    ),
-)
-
-
-def test_llama3_scaling(tmp_path):
-    divisors = llama3_divisors(500000.0, 64, 32.0)
-    assert len(set(divisors)) > 3  # kept, blended and divided frequencies are all there
-    path = tiny.write_gguf(
-        tmp_path / "m.gguf",
-        tiny.arrays(LLAMA3),
-        LLAMA3,
-        keys={"attention.key_length": 64},
-        rope_freqs=divisors,
-    )
-    assert load(path).config == LLAMA3
-
-
-@pytest.mark.parametrize(
-    ("divisors", "message"),
-    [
-        (llama3_divisors(500000.0, 64, 32.0, high=2.0), "high_freq_factor 4 .* got others"),
-        (np.arange(1, 33), "got others"),
-        (np.ones(31), "expected 32 positive numbers"),
-        (np.zeros(32), "expected 32 positive numbers"),
-    ],
-)
-def test_other_factors_are_refused(tmp_path, divisors, message):
-    path = tiny.write_gguf(
-        tmp_path / "m.gguf",
-        tiny.arrays(LLAMA3),
-        LLAMA3,
-        keys={"attention.key_length": 64},
-        rope_freqs=divisors,
-    )
-    with pytest.raises(ConfigError, match=f"m.gguf: rope_freqs.weight: .*{message}"):
-        load(path)
-
-
 @pytest.mark.parametrize("architecture", ["gemma3", "qwen2moe", "mistral3"])
 def test_another_architecture(tmp_path, architecture):
     path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), architecture=architecture)
@@ -139,20 +47,11 @@ def test_another_architecture(tmp_path, architecture):
         load(path)
 
 
-def write(tmp_path, metadata, tensors=None):
-    """A tiny model with more metadata, of kind and value by key; None leaves a key out."""
-    everything = gguf_files.MODEL | metadata
-    kept = {key: value for key, value in everything.items() if value is not None}
-    path = tmp_path / "m.gguf"
-    path.write_bytes(gguf_files.encode(kept, tensors or gguf_files.llama()).content)
-    return path
-
-
 @pytest.mark.parametrize(
     "value", [None, ("u32", 1), ("arr[i32]", [1, 2]), ("arr[str]", ["llama"]), ("str", "")]
 )
 def test_an_architecture_that_is_no_name(tmp_path, value):
-    path = write(tmp_path, {"general.architecture": value})
+    path = write_model(tmp_path / "m.gguf", {"general.architecture": value})
     with pytest.raises(CheckpointError, match=f"^{path}: expected one of the architectures llama,"):
         open_checkpoint(path)
 
@@ -175,8 +74,8 @@ def test_an_architecture_that_is_no_name(tmp_path, value):
     ],
 )
 def test_keys_that_llama_cpp_does_not_read_are_listed(tmp_path, key, kind, value):
-    checkpoint = open_checkpoint(write(tmp_path, {f"llama.{key}": (kind, value)}))
-    assert checkpoint.config == open_checkpoint(write(tmp_path, {})).config
+    checkpoint = open_checkpoint(write_model(tmp_path / "m.gguf", {f"llama.{key}": (kind, value)}))
+    assert checkpoint.config == open_checkpoint(write_model(tmp_path / "m.gguf", {})).config
     assert checkpoint.ignored_keys == (f"llama.{key}",)
 
 
@@ -213,8 +112,8 @@ def test_keys_that_llama_cpp_does_not_read_are_listed(tmp_path, key, kind, value
     ],
 )
 def test_keys_that_say_what_is_so_anyway(tmp_path, key, kind, value):
-    checkpoint = open_checkpoint(write(tmp_path, {f"llama.{key}": (kind, value)}))
-    assert checkpoint.config == open_checkpoint(write(tmp_path, {})).config
+    checkpoint = open_checkpoint(write_model(tmp_path / "m.gguf", {f"llama.{key}": (kind, value)}))
+    assert checkpoint.config == open_checkpoint(write_model(tmp_path / "m.gguf", {})).config
     assert checkpoint.ignored_keys == ()
 
 
@@ -263,7 +162,7 @@ def test_keys_that_say_what_is_so_anyway(tmp_path, key, kind, value):
     ],
 )
 def test_keys_that_are_refused(tmp_path, key, kind, value, message):
-    path = write(tmp_path, {f"llama.{key}": (kind, value)})
+    path = write_model(tmp_path / "m.gguf", {f"llama.{key}": (kind, value)})
     with pytest.raises(ConfigError, match=f"^{path}: .*{message}"):
         open_checkpoint(path)
 
@@ -277,7 +176,7 @@ def test_keys_that_are_refused(tmp_path, key, kind, value, message):
     ],
 )
 def test_keys_that_are_missing(tmp_path, missing, message):
-    path = write(tmp_path, {f"llama.{key}": None for key in missing})
+    path = write_model(tmp_path / "m.gguf", {f"llama.{key}": None for key in missing})
     with pytest.raises(ConfigError, match=message):
         open_checkpoint(path)
 
@@ -285,90 +184,23 @@ def test_keys_that_are_missing(tmp_path, missing, message):
 def test_the_vocabulary_is_as_large_as_the_embedding(tmp_path):
     """llama.cpp goes by the tokens; what vocab_size says counts where there are fewer."""
     no_size = {"llama.vocab_size": None}
-    assert open_checkpoint(write(tmp_path, no_size)).config.vocab_size == 40
+    assert open_checkpoint(write_model(tmp_path / "m.gguf", no_size)).config.vocab_size == 40
     wrong = {"llama.vocab_size": ("u32", 41)}
-    assert open_checkpoint(write(tmp_path, wrong)).config.vocab_size == 40
+    assert open_checkpoint(write_model(tmp_path / "m.gguf", wrong)).config.vocab_size == 40
     fewer = {"tokenizer.ggml.tokens": ("arr[str]", ["a", "b"])}
-    assert open_checkpoint(write(tmp_path, fewer)).config.vocab_size == 40
+    assert open_checkpoint(write_model(tmp_path / "m.gguf", fewer)).config.vocab_size == 40
     with pytest.raises(CheckpointError, match=r"embed_tokens.weight \(expected \[2, 32\]"):
-        open_checkpoint(write(tmp_path, no_size | fewer))
+        open_checkpoint(write_model(tmp_path / "m.gguf", no_size | fewer))
     without = no_size | {"tokenizer.ggml.tokens": None}
     with pytest.raises(ConfigError, match=r"missing llama.vocab_size"):
-        open_checkpoint(write(tmp_path, without))
+        open_checkpoint(write_model(tmp_path / "m.gguf", without))
 
 
 @pytest.mark.parametrize("value", [("u32", 5), ("str", "abc"), ("arr[i32]", [1, 2])])
 def test_tokens_that_are_no_strings(tmp_path, value):
-    path = write(tmp_path, {"tokenizer.ggml.tokens": value})
+    path = write_model(tmp_path / "m.gguf", {"tokenizer.ggml.tokens": value})
     with pytest.raises(ConfigError, match=r"ggml.tokens: expected an array of strings, got"):
         open_checkpoint(path)
-
-
-YARN = {
-    "llama.rope.scaling.type": ("str", "yarn"),
-    "llama.rope.scaling.factor": ("f32", 4.0),
-    "llama.rope.scaling.original_context_length": ("u32", 16),
-}
-
-
-@pytest.mark.parametrize(
-    ("keys", "fields"),
-    [
-        ({}, {}),
-        ({"yarn_beta_fast": 24.0, "yarn_beta_slow": 2.0}, {"beta_fast": 24.0, "beta_slow": 2.0}),
-        ({"yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "attn_factor": 1.0}, {}),
-        ({"yarn_ext_factor": -1.0}, {}),  # llama.cpp's word for its default
-        # llama.cpp multiplies what follows from the factor, 0.1 ln(4) + 1.
-        ({"attn_factor": 0.5}, {"attention_factor": 0.5 * (0.1 * math.log(4) + 1)}),
-    ],
-)
-def test_yarn(tmp_path, keys, fields):
-    more = {f"llama.rope.scaling.{key}": ("f32", value) for key, value in keys.items()}
-    checkpoint = open_checkpoint(write(tmp_path, YARN | more))
-    assert checkpoint.config.rope_scaling == RopeScaling(
-        "yarn", factor=4.0, original_max_position_embeddings=16, **fields
-    )
-    assert checkpoint.ignored_keys == ()
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"factor": None},
-        {"factor": ("f32", 0.0)},  # likewise
-        {"factor": ("f32", 1.0)},
-        {"type": ("str", "none")},
-    ],
-)
-def test_yarn_of_no_factor_is_none(tmp_path, changes):
-    more = {f"llama.rope.scaling.{key}": value for key, value in changes.items()}
-    assert open_checkpoint(write(tmp_path, YARN | more)).config.rope_scaling is None
-
-
-def test_yarn_takes_the_context_that_is_missing(tmp_path):
-    for context in (None, ("u32", 0)):
-        keys = YARN | {"llama.rope.scaling.original_context_length": context}
-        scaling = open_checkpoint(write(tmp_path, keys)).config.rope_scaling
-        assert scaling == RopeScaling("yarn", factor=4.0)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("yarn_attn_factor", 0.7), ("yarn_ext_factor", 0.0), ("yarn_log_multiplier", 0.1)],
-)
-def test_yarn_that_is_refused(tmp_path, key, value):
-    path = write(tmp_path, YARN | {f"llama.rope.scaling.{key}": ("f32", value)})
-    with pytest.raises(ConfigError, match=rf"rope.scaling.{key}: expected"):
-        open_checkpoint(path)
-
-
-def test_the_old_name_of_the_factor(tmp_path):
-    old = {"llama.rope.scale_linear": ("f32", 4.0)}
-    scaling = open_checkpoint(write(tmp_path, old)).config.rope_scaling
-    assert scaling == RopeScaling("linear", factor=4.0)
-    both = old | {"llama.rope.scaling.factor": ("f32", 2.0)}
-    scaling = open_checkpoint(write(tmp_path, both)).config.rope_scaling
-    assert scaling == RopeScaling("linear", factor=2.0)
 
 
 IDS = ("bos", "eos", "eot", "eom", "padding")
@@ -377,7 +209,7 @@ IDS = ("bos", "eos", "eot", "eom", "padding")
 @pytest.mark.parametrize("none", [("u32", 2**32 - 1), ("i32", -1), ("u32", 40), ("u64", 2**63)])
 def test_ids_that_the_vocabulary_does_not_have(tmp_path, none):
     keys = {f"tokenizer.ggml.{name}_token_id": none for name in IDS}
-    checkpoint = open_checkpoint(write(tmp_path, keys))
+    checkpoint = open_checkpoint(write_model(tmp_path / "m.gguf", keys))
     config = checkpoint.config
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, None, None)
     assert checkpoint.generation_config == {}
@@ -386,7 +218,7 @@ def test_ids_that_the_vocabulary_does_not_have(tmp_path, none):
 @pytest.mark.parametrize("value", [("str", "x"), ("f32", 1.0), ("bool", True), ("arr[u32]", [1])])
 @pytest.mark.parametrize("name", IDS)
 def test_ids_that_are_no_integers(tmp_path, name, value):
-    path = write(tmp_path, {f"tokenizer.ggml.{name}_token_id": value})
+    path = write_model(tmp_path / "m.gguf", {f"tokenizer.ggml.{name}_token_id": value})
     with pytest.raises(ConfigError, match=f"{name}_token_id: expected an integer, got "):
         open_checkpoint(path)
 
@@ -405,12 +237,12 @@ def test_ends_of_a_text(tmp_path, ids, more, ends):
     keys = {f"tokenizer.ggml.{name}_token_id": ("u32", i) for name, i in ids.items()}
     if more is not None:
         keys["tokenizer.ggml.eos_token_ids"] = "arr[i32]", more
-    checkpoint = open_checkpoint(write(tmp_path, keys))
+    checkpoint = open_checkpoint(write_model(tmp_path / "m.gguf", keys))
     assert checkpoint.generation_config == {"eos_token_id": ends}
     assert checkpoint.config.eos_token_id == ids.get("eos")
 
 
 def test_ends_that_are_no_integers(tmp_path):
-    path = write(tmp_path, {"tokenizer.ggml.eos_token_ids": ("arr[str]", ["a"])})
+    path = write_model(tmp_path / "m.gguf", {"tokenizer.ggml.eos_token_ids": ("arr[str]", ["a"])})
     with pytest.raises(ConfigError, match="eos_token_ids: expected an array of integers, got"):
         open_checkpoint(path)

@@ -79,11 +79,14 @@ def compare(header, file):
     reader = gguf.GGUFReader(file)
     fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     assert list(header.metadata) == list(fields)
-    for key, value in header.metadata.items():
-        theirs = fields[key].contents()
-        assert np.array_equal(plain(value), theirs, equal_nan=isinstance(theirs, float)) or (
-            plain(value) == theirs
-        )
+    for key, field in fields.items():
+        try:
+            ours = plain(header.metadata[key])
+        except CheckpointError:
+            with pytest.raises(UnicodeDecodeError):
+                field.contents()
+        else:
+            assert repr(ours) == repr(field.contents())  # so that NaN is equal to NaN
     assert len(header.tensors) == len(reader.tensors)
     for ours, theirs in zip(header.tensors.values(), reader.tensors, strict=True):
         assert (ours.name, ours.kind) == (theirs.name, theirs.tensor_type.name)
@@ -143,8 +146,9 @@ def test_mutants_are_read_or_refused(file, content):
         assert "\n" not in str(opened)
     else:
         compare(read_gguf(file), file)
-        for name in opened.tensors:
-            opened.read(name)
+        with np.errstate(all="ignore"):  # of floats that are read as blocks
+            for name in opened.tensors:
+                opened.read(name)
 
 
 def refused(file, content, message):
