@@ -13,6 +13,7 @@ from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, is_traced, to_numpy
 from llama_layers.config import LlamaConfig
 from llama_layers.rope_scaling import RopeScaling
+from llama_layers.scalars import check_count
 
 
 def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
@@ -35,6 +36,13 @@ def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
     ndarray of float64, shape [head_dim / 2]
         Radians a position.
 
+    Raises
+    ------
+    TypeError
+        If the config is not a `LlamaConfig`.
+    ValueError
+        If the length is not a positive integer.
+
     Notes
     -----
     With "dynamic" scaling a sequence fed in chunks differs from the same at once, beyond the
@@ -54,7 +62,9 @@ def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
     >>> inv_freq(LlamaConfig.llama2_7b())[:2].round(6).tolist()
     [1.0, 0.865964]
     """
-    scaling = config.rope_scaling
+    scaling = _checked(config).rope_scaling
+    if length is not None:
+        check_count("length", length)
     if scaling is None:
         return _plain(config.rope_theta, config.head_dim)
     if scaling.rope_type == "linear":
@@ -64,6 +74,12 @@ def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
     if scaling.rope_type == "yarn":
         return _yarn(config, scaling)
     return _llama3(config, scaling)
+
+
+def _checked(config: LlamaConfig) -> LlamaConfig:
+    if not isinstance(config, LlamaConfig):
+        raise TypeError(f"config: expected a LlamaConfig, got {type(config).__name__}")
+    return config
 
 
 def _plain(theta: float, head_dim: int) -> Any:
@@ -137,7 +153,7 @@ def attention_factor(config: LlamaConfig, /) -> float:
     >>> attention_factor(LlamaConfig.llama2_7b())
     1.0
     """
-    scaling = config.rope_scaling
+    scaling = _checked(config).rope_scaling
     if scaling is None or scaling.rope_type != "yarn":
         return 1.0
     if scaling.attention_factor is not None:
@@ -174,7 +190,7 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
     Raises
     ------
     TypeError
-        If the positions are no integers.
+        If the positions are not an array of integers, or the config is not a `LlamaConfig`.
     ValueError
         If their shape is another, or one is negative. Positions that a compiler traces cannot be
         looked at; they index a table of ``max_position_embeddings`` rows, and "dynamic" scaling
@@ -189,7 +205,9 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
     >>> cos.shape, float(cos[0, 0]), float(sin[0, 0])
     ((2, 64), 1.0, 0.0)
     """
-    xp = namespace(positions=positions)
+    _checked(config)
+    if (xp := namespace(positions=positions)) is None:
+        raise TypeError("positions: expected an array, got None")
     if not xp.isdtype(positions.dtype, "integral"):
         raise TypeError(f"positions: expected an integer dtype, got {positions.dtype}")
     if positions.ndim not in (1, 2):
@@ -273,17 +291,18 @@ def apply_rope(
     array([[[[0., 1.]]]])
     """
     xp = namespace(x=x, cos=cos, sin=sin)
+    table = accumulate_format(float_format("x", x))
     if x.ndim != 4 or x.shape[3] % 2:
         raise ValueError(f"x: expected shape [B, S, heads, D] with an even D, got {list(x.shape)}")
-    table = accumulate_format(float_format("x", x))
     expected = (x.shape[1], x.shape[3] // 2)
     for name, array in (("cos", cos), ("sin", sin)):
+        found = float_format(name, array)
         if tuple(array.shape) not in (expected, (1, *expected), (x.shape[0], *expected)):
             raise ValueError(
                 f"{name}: expected shape {list(expected)} or {[x.shape[0], *expected]} for x "
                 f"{list(x.shape)}, got {list(array.shape)}"
             )
-        if float_format(name, array) is not table:
+        if found is not table:
             raise TypeError(f"{name}: expected {table.name} for x, got {array.dtype}")
     if layout not in ("half", "interleaved"):
         raise ValueError(f"layout: expected 'half' or 'interleaved', got {layout!r}")

@@ -337,3 +337,31 @@ ANGLES = np.zeros((3, 2))
 def test_refuses(arguments, options, error, message):
     with pytest.raises(error, match=message):
         apply_rope(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda x: inv_freq(3), "config: expected a LlamaConfig, got int"),
+        (
+            lambda x: rope_table(np.arange(2), "x", like=x),
+            "config: expected a LlamaConfig, got str",
+        ),
+        (lambda x: rope_table(None, config_of(), like=x), "positions: expected an array, got None"),
+        (
+            lambda x: rope_table(np.arange(2), config_of(), like=None),
+            "like: expected an array, got",
+        ),
+        (lambda x: apply_rope(None, x, x), "x: expected an array, got NoneType"),
+        (lambda x: apply_rope(x, None, x), "cos: expected an array, got NoneType"),
+    ],
+)
+def test_arguments_of_another_kind(call, said):
+    with pytest.raises(TypeError, match=said):
+        call(np.ones((1, 2, 2, 4), np.float32))
+
+
+@pytest.mark.parametrize("length", [0, -3, 2.5, "x", True])
+def test_lengths_are_counts(length):
+    with pytest.raises(ValueError, match="length: expected a positive integer, got"):
+        inv_freq(config_of(), length=length)

@@ -12,7 +12,7 @@ from llama_layers.checkpoint.names import is_meta
 from llama_layers.checkpoint.opened import Checkpoint
 from llama_layers.checkpoint.safetensors_files import read_file, read_shards, tensor_infos
 from llama_layers.checkpoint.tokenizer import open_tokenizer_json
-from llama_layers.config import LlamaConfig
+from llama_layers.config import read_config
 from llama_layers.errors import CheckpointError
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -109,7 +109,7 @@ def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
     directory = file.parent
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory}: expected config.json beside {file.name}")
-    config = LlamaConfig.from_json(directory)
+    config, ignored = read_config(directory)
     header, maps = (read_shards if file.suffix == ".json" else read_file)(file)
     return Checkpoint(
         path=path,
@@ -120,6 +120,7 @@ def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
         _open_tokenizer=partial(open_tokenizer_json, directory / "tokenizer.json"),
         _companions=partial(_read_companions, directory),
         _maps=maps,
+        ignored_keys=ignored,
     )
 
 
