@@ -25,14 +25,15 @@ use_mrope mrope_section rope_interleaved rope_interleave interleaved_rope alibi 
 use_dynamic_ntk use_logn_attn rope_local_base_freq local_rope_theta swa_rope_theta layer_rope_theta
 no_rope_layer_interval nope_layer_interval
 qk_norm use_qk_norm qk_layernorm use_qk_layernorm qk_layer_norms norm_after use_gemma_norm
-use_post_norm sandwich_norm rms_norm_add_unit_offset
+use_post_norm sandwich_norm use_sandwich_norm norm_bias rms_norm_add_unit_offset
 parallel_attn parallel_residual use_parallel_residual apply_residual_connection_post_layernorm
 final_logit_softcapping attn_logit_softcapping attention_logit_softcapping output_logit_softcapping
-clip_qkv swiglu_limit attn_temperature_tuning attn_output_gate attention_output_gate
-use_attention_sinks use_bidirectional_attention add_cross_attention pruned_heads
-attention_chunk_size sliding_window_pattern use_sliding_window
+output_logit_soft_cap logits_soft_cap clip_qkv swiglu_limit attn_temperature_tuning
+attn_output_gate attention_output_gate use_attention_gate attention_k_eq_v rotary_value
+scale_attn_by_inverse_layer_idx use_attention_sinks use_bidirectional_attention
+add_cross_attention pruned_heads attention_chunk_size sliding_window_pattern use_sliding_window
 kv_lora_rank q_lora_rank num_kv_shared_layers use_cla scale_embedding
-block_configs per_layer_config
+block_configs per_layer_config hidden_size_per_layer_input mup_enabled attn_layer_period
 o_bias o_proj_bias attention_out_bias attention_output_bias out_bias mlp_bias add_bias_linear
 lm_head_bias head_bias
 """.split()
@@ -41,9 +42,9 @@ lm_head_bias head_bias
 _BIASES = "attention_bias bias use_bias qkv_bias use_qkv_bias add_qkv_bias".split()
 
 _FACTORS = """
-embedding_multiplier residual_multiplier logits_scaling logit_scale scale_emb lm_head_multiplier
-key_multiplier attention_in_multiplier attention_out_multiplier output_multiplier_scale
-partial_rotary_factor rotary_pct rotary_percent rope_pct rope_percent rope_ratio rope_condense_ratio
+embedding_multiplier embedding_scale residual_multiplier logits_scaling logit_scale scale_emb
+lm_head_multiplier key_multiplier attention_value_scale attention_in_multiplier attention_out_multiplier
+output_multiplier_scale partial_rotary_factor rotary_pct rotary_percent rope_pct rope_percent rope_ratio rope_condense_ratio
 """.split()
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -70,6 +71,8 @@ _FOR_EACH_LAYER = {
     "layer_types": "full_attention",
     "mlp_layer_types": "dense",
     "layers_block_type": "attention",
+    "block_types": "attention",
+    "mlp_multipliers": 1,
 }
 
 # Bookkeeping, training, output options and settings of generation that no model code reads. They

@@ -342,6 +342,12 @@ ELSEWHERE = {
     "per_layer_config": ({"3": {"num_attention_heads": 8}}, "transformers 5"),
     "block_configs": ([{}], "nemotron-nas"),
     "swiglu_limit": (7.0, "gpt_oss"),
+    "embedding_scale": (50.0, "hrm_text"),
+    "mlp_multipliers": ([1.0, 0.5], "falcon_h1"),
+    "block_types": (["recurrent", "attention"], "recurrent_gemma"),
+    "logits_soft_cap": (30.0, "recurrent_gemma"),
+    "hidden_size_per_layer_input": (256, "gemma3n"),
+    "attention_value_scale": (0.707, "mimo_v2_flash"),
 }
 
 

@@ -199,3 +199,13 @@ def test_what_is_left_out_or_not_read(family, change, tmp_path):
     path.write_text(json.dumps(SAID | CHANGES[change] | {"model_type": family}))
     theirs = in_transformers(path, tmp_path)
     assert differences(LlamaConfig.from_json(path), theirs) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_everything_that_transformers_writes_is_read(family, tmp_path):
+    """A dump of every attribute, defaults included."""
+    transformers = pytest.importorskip("transformers")
+    written = transformers.AutoConfig.for_model(family, num_hidden_layers=3)
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(written.to_dict()))
+    assert differences(LlamaConfig.from_json(path), written) == []
