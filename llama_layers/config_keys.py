@@ -43,8 +43,9 @@ _BIASES = "attention_bias bias use_bias qkv_bias use_qkv_bias add_qkv_bias".spli
 
 _FACTORS = """
 embedding_multiplier embedding_scale residual_multiplier logits_scaling logit_scale scale_emb
-lm_head_multiplier key_multiplier attention_value_scale attention_in_multiplier attention_out_multiplier
-output_multiplier_scale partial_rotary_factor rotary_pct rotary_percent rope_pct rope_percent rope_ratio rope_condense_ratio
+lm_head_multiplier key_multiplier attention_value_scale attention_in_multiplier
+attention_out_multiplier output_multiplier_scale partial_rotary_factor rotary_pct rotary_percent
+rope_pct rope_percent rope_ratio rope_condense_ratio
 """.split()
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers import ConfigError, LlamaConfig, RopeScaling
+from llama_layers import ConfigError, LlamaConfig, RopeScaling, inv_freq
 from llama_layers.config import read_config
 from llama_layers.testing import configs
 
@@ -287,6 +287,30 @@ def test_any_key_that_nobody_reads_changes_nothing(file, added, words):
     assert LlamaConfig.from_json(changed) == LlamaConfig.from_json(file)
 
 
+NUMBERS = st.sampled_from([-1, 0, 1, 2, 2**31, 2**63, 10**400, 10**5000, 1e-308, 1e308, 0.5, -0.0])
+ROPE_WORDS = "rope_type type factor rope_theta beta_fast beta_slow mscale attention_factor truncate"
+
+
+@given(
+    file=st.sampled_from([LLAMA, NESTED, MISTRAL, QWEN2 | {"use_sliding_window": True}]),
+    data=st.data(),
+)
+def test_any_value_is_read_or_refused(file, data):
+    """Whatever a file says, there is a config with frequencies or a `ConfigError`."""
+    value = JSON | NUMBERS | st.sampled_from(["yarn", "llama3", "linear", "dynamic", "llama"])
+    rope = st.dictionaries(st.sampled_from(ROPE_WORDS.split()), value)
+    keys = ["architectures", "auto_map", "quantization_config", "layer_types", "llama_layers"]
+    keys += ["rope_scaling", "rope_parameters", "original_max_position_embeddings", *file]
+    change = data.draw(st.dictionaries(st.sampled_from(keys), value | rope, max_size=4))
+    try:
+        config = LlamaConfig.from_json(file | change)
+    except ConfigError:
+        return
+    frequencies = inv_freq(config)
+    assert ((frequencies > 0) & (frequencies < math.inf)).all()
+    assert LlamaConfig.from_json(config.to_json()) == config
+
+
 # What other architectures read: the key, a value that changes the maths there, whose it is.
 ELSEWHERE = {
     "attention_multiplier": (0.0078125, "granite"),
@@ -430,6 +454,9 @@ def test_heads_without_logits(tmp_path):
         with pytest.raises(ConfigError, match=f"config.json: architectures: .* got {name}"):
             read_config(tmp_path)
         assert LlamaConfig.from_json(tmp_path) == LlamaConfig.from_json(LLAMA)
+    both = LLAMA | {"architectures": ["LlamaForCausalLM", "LlamaForSequenceClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(both), encoding="utf-8")
+    assert read_config(tmp_path)[0] == LlamaConfig.from_json(LLAMA)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "mixtral", "Llama", ["llama"], 3])
