@@ -335,7 +335,7 @@ def _built(content: Mapping[str, Any]) -> tuple[LlamaConfig, tuple[str, ...]]:
     arguments, unread = constructor_arguments(content)
     config = LlamaConfig(**arguments)
     refuse_other_maths(unread, config, content)
-    return config, tuple(unread)
+    return config, tuple(key for key, value in unread.items() if value is not None)
 
 
 # A published config has a few kilobytes, or some megabytes where each of a hundred thousand tokens

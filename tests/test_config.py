@@ -255,6 +255,7 @@ def test_special_tokens_that_the_vocabulary_does_not_have():
 def test_ignored_keys(tmp_path):
     scaling = LLAMA["rope_scaling"] | {"finetuned": True}
     file = LLAMA | {"max_sequence_length": 2048, "sliding_window": 5, "rope_scaling": scaling}
+    file |= {"prefix": None}  # says nothing
     (tmp_path / "config.json").write_text(json.dumps(file), encoding="utf-8")
     config, ignored = read_config(tmp_path)
     assert config == LlamaConfig.from_json(LLAMA)
