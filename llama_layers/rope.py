@@ -190,7 +190,7 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
     Raises
     ------
     TypeError
-        If the positions are not an array of integers, or the config is not a `LlamaConfig`.
+        If the positions are no integers.
     ValueError
         If their shape is another, or one is negative. Positions that a compiler traces cannot be
         looked at; they index a table of ``max_position_embeddings`` rows, and "dynamic" scaling
@@ -205,9 +205,7 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
     >>> cos.shape, float(cos[0, 0]), float(sin[0, 0])
     ((2, 64), 1.0, 0.0)
     """
-    _checked(config)
-    if (xp := namespace(positions=positions)) is None:
-        raise TypeError("positions: expected an array, got None")
+    xp = namespace(positions=positions)
     if not xp.isdtype(positions.dtype, "integral"):
         raise TypeError(f"positions: expected an integer dtype, got {positions.dtype}")
     if positions.ndim not in (1, 2):
@@ -291,18 +289,17 @@ def apply_rope(
     array([[[[0., 1.]]]])
     """
     xp = namespace(x=x, cos=cos, sin=sin)
-    table = accumulate_format(float_format("x", x))
     if x.ndim != 4 or x.shape[3] % 2:
         raise ValueError(f"x: expected shape [B, S, heads, D] with an even D, got {list(x.shape)}")
+    table = accumulate_format(float_format("x", x))
     expected = (x.shape[1], x.shape[3] // 2)
     for name, array in (("cos", cos), ("sin", sin)):
-        found = float_format(name, array)
         if tuple(array.shape) not in (expected, (1, *expected), (x.shape[0], *expected)):
             raise ValueError(
                 f"{name}: expected shape {list(expected)} or {[x.shape[0], *expected]} for x "
                 f"{list(x.shape)}, got {list(array.shape)}"
             )
-        if found is not table:
+        if float_format(name, array) is not table:
             raise TypeError(f"{name}: expected {table.name} for x, got {array.dtype}")
     if layout not in ("half", "interleaved"):
         raise ValueError(f"layout: expected 'half' or 'interleaved', got {layout!r}")
