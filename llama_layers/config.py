@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.backends.dtypes import FLOATS
-from llama_layers.config_schema import (
+from llama_layers.config_checks import (
     check_count,
     check_flag,
+    check_name,
     check_positive,
-    constructor_arguments,
+    shown,
 )
+from llama_layers.config_keys import refuse_other_heads, refuse_other_maths
+from llama_layers.config_schema import MODEL_TYPES, OWN_KEY, constructor_arguments, unread_fields
 from llama_layers.errors import ConfigError
+from llama_layers.files import read_json
 from llama_layers.presets import PublishedSizes
 from llama_layers.rope_scaling import RopeScaling
 
@@ -53,8 +56,8 @@ class LlamaConfig(PublishedSizes):
     rope_scaling : RopeScaling, mapping or None
         How frequencies are changed for long contexts.
     sliding_window : int or None
-        How many tokens back a token attends, itself included; in every family, though
-        transformers' Llama does not read this key.
+        How many tokens back a token attends, itself included. A config of your own may have it in
+        every family; `from_json` reads it where transformers does, not for "llama".
     layer_types : tuple of str or None
         "full_attention" or "sliding_attention" for each layer; None applies `sliding_window` to
         all of them.
@@ -71,7 +74,7 @@ class LlamaConfig(PublishedSizes):
     dtype : str or None
         The dtype that the file names for its weights.
     bos_token_id, pad_token_id : int or None
-        Special tokens.
+        Special tokens. An id that the vocabulary does not have stands for no token.
     eos_token_id : int, tuple of int or None
         Tokens that end a text.
 
@@ -129,15 +132,13 @@ class LlamaConfig(PublishedSizes):
                 f"head_dim: expected an even number (RoPE turns pairs), got {self.head_dim}"
             )
         if self.hidden_act != "silu":
-            raise ConfigError(f"hidden_act: expected 'silu', got {self.hidden_act!r}")
-        if self.model_type not in _MODEL_TYPES:
-            raise ConfigError(
-                f"model_type: expected one of {', '.join(_MODEL_TYPES)}, got {self.model_type!r}"
-            )
-        if self.dtype is not None and self.dtype not in FLOATS:
-            raise ConfigError(f"dtype: expected one of {', '.join(FLOATS)}, got {self.dtype!r}")
+            raise ConfigError(f"hidden_act: expected 'silu', got {shown(self.hidden_act)}")
+        check_name("model_type", self.model_type, MODEL_TYPES)
+        if self.dtype is not None:
+            check_name("dtype", self.dtype, FLOATS)
         if self.sliding_window is not None:
             check_count("sliding_window", self.sliding_window)
+        self._check_rope()
         self._check_layer_types()
         self._check_token_ids()
 
@@ -161,11 +162,25 @@ class LlamaConfig(PublishedSizes):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
+    def _check_rope(self) -> None:
+        if self.rope_scaling is None:
+            return
+        if not isinstance(self.rope_scaling, RopeScaling):
+            raise ConfigError(
+                f"rope_scaling: expected a RopeScaling, a mapping or None, "
+                f"got {type(self.rope_scaling).__name__}"
+            )
+        if self.rope_scaling.rope_type == "yarn" and self.rope_theta == 1:
+            raise ConfigError(
+                "rope_theta: expected another number than 1 with yarn, which divides by its "
+                "logarithm"
+            )
+
     def _check_layer_types(self) -> None:
         if self.layer_types is None:
             return
         if not isinstance(self.layer_types, tuple):
-            raise ConfigError(f"layer_types: expected a list, got {self.layer_types!r}")
+            raise ConfigError(f"layer_types: expected a list, got {shown(self.layer_types)}")
         if len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
                 f"layer_types: expected {self.num_hidden_layers} entries, one for each layer, "
@@ -174,7 +189,8 @@ class LlamaConfig(PublishedSizes):
         for kind in self.layer_types:
             if kind not in ("full_attention", "sliding_attention"):
                 raise ConfigError(
-                    f"layer_types: expected 'full_attention' or 'sliding_attention', got {kind!r}"
+                    f"layer_types: expected 'full_attention' or 'sliding_attention', "
+                    f"got {shown(kind)}"
                 )
             if kind == "sliding_attention" and self.sliding_window is None:
                 raise ConfigError("sliding_window: missing, and layer_types asks for it")
@@ -185,7 +201,7 @@ class LlamaConfig(PublishedSizes):
             several = name == "eos_token_id" and isinstance(ids, tuple)
             for token in ids if several else () if ids is None else (ids,):
                 if isinstance(token, bool) or not isinstance(token, int):
-                    raise ConfigError(f"{name}: expected an integer, got {token!r}")
+                    raise ConfigError(f"{name}: expected an integer, got {shown(token)}")
 
     def window_of(self, layer: int, /) -> int | None:
         """How many tokens back a layer attends, its own included; None for all.
@@ -218,9 +234,9 @@ class LlamaConfig(PublishedSizes):
     def from_json(cls, path_or_dict: str | os.PathLike[str] | Mapping[str, Any], /) -> LlamaConfig:
         """Read a Hugging Face config.json.
 
-        Both schemas are read: ``rope_theta`` and ``rope_scaling`` (with ``type`` or
-        ``rope_type``) beside each other, and both nested in ``rope_parameters``; ``torch_dtype``
-        and ``dtype``.
+        It means what transformers' class of its ``model_type`` makes of it. Both schemas are read:
+        ``rope_theta`` and ``rope_scaling`` (with ``type`` or ``rope_type``) beside each other, and
+        both nested in ``rope_parameters``; ``torch_dtype`` and ``dtype``.
 
         Parameters
         ----------
@@ -230,14 +246,15 @@ class LlamaConfig(PublishedSizes):
         Returns
         -------
         LlamaConfig
-            Nothing in it is guessed: eps and theta, above all, must be in the file. Only files
-            written before transformers 4.33, which had no key for it, mean theta 10000.
+            The sizes, the context length and eps must be in the file. Where it leaves out other
+            keys, it has the defaults of transformers' class: theta 10000, for example.
 
         Raises
         ------
         ConfigError
-            If the file is no JSON object, a key that must be there is not, or one is there that
-            changes the maths in a way that is not implemented, known or unknown.
+            If the file is not a JSON object, is of another architecture, a draft head or
+            quantised, a key that must be there is not, or one is there that another architecture
+            reads to change the maths. Other keys that the class does not read are passed over.
         FileNotFoundError
             If there is no such file.
 
@@ -249,20 +266,9 @@ class LlamaConfig(PublishedSizes):
         llama_layers.errors.ConfigError: config: missing vocab_size, intermediate_size, ...
         """
         if isinstance(path_or_dict, Mapping):
-            return cls(**constructor_arguments(path_or_dict, _FIELDS))
+            return _built(path_or_dict)[0]
         path = Path(path_or_dict)
-        if path.is_dir():
-            path /= "config.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path}: expected a JSON file, got {error}") from None
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path}: expected a JSON object, got {type(content).__name__}")
-        try:
-            return cls(**constructor_arguments(content, _FIELDS))
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+        return _read(path / "config.json" if path.is_dir() else path)[0]
 
     def to_json(self) -> dict[str, Any]:
         """The content of a config.json that says the same, in the schema with ``rope_theta``.
@@ -270,7 +276,9 @@ class LlamaConfig(PublishedSizes):
         Returns
         -------
         dict
-            Plain JSON values; `from_json` gives this config back.
+            Plain JSON values; `from_json` gives this config back. What transformers' class of the
+            family does not read, such as the window of a Llama, is under ``llama_layers``: only
+            this library reads it.
 
         Examples
         --------
@@ -279,9 +287,15 @@ class LlamaConfig(PublishedSizes):
         >>> LlamaConfig.from_json(config.to_json()) == config
         True
         """
-        content: dict[str, Any] = {"architectures": [_MODEL_TYPES[self.model_type]]}
+        content: dict[str, Any] = {"architectures": [MODEL_TYPES[self.model_type]]}
+        own = {}
         for field in fields(self):
-            content[field.name] = getattr(self, field.name)
+            value = getattr(self, field.name)
+            value = list(value) if isinstance(value, tuple) else value
+            if field.name not in unread_fields(self.model_type):
+                content[field.name] = value
+            elif value != field.default:
+                own[field.name] = value
         if self.rope_scaling is not None:
             content["rope_scaling"] = {
                 key: value for key, value in vars(self.rope_scaling).items() if value is not None
@@ -291,27 +305,43 @@ class LlamaConfig(PublishedSizes):
             content["use_sliding_window"] = self.sliding_window is not None
             content["max_window_layers"] = 0  # the first layers without a window; none of them
         if self.layer_types is None:
-            del content["layer_types"]
-        else:
-            content["layer_types"] = list(self.layer_types)
-        if isinstance(self.eos_token_id, tuple):
-            content["eos_token_id"] = list(self.eos_token_id)
+            content.pop("layer_types", None)
+        if own:
+            content[OWN_KEY] = own
         return content
 
 
-_MODEL_TYPES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-}
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
-_FIELDS = frozenset(field.name for field in fields(LlamaConfig))
+def read_config(directory: Path) -> tuple[LlamaConfig, tuple[str, ...]]:
+    """Read the config.json of a checkpoint, and say which of its keys were not read."""
+    config, unread, content = _read(path := directory / "config.json")
+    try:
+        refuse_other_heads(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config, unread
+
+
+def _read(path: Path) -> tuple[LlamaConfig, tuple[str, ...], Mapping[str, Any]]:
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise ConfigError(f"{path}: expected at most {_MOST_BYTES} bytes, got {size}")
+    content = read_json(path, ConfigError)
+    try:
+        return *_built(content), content
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _built(content: Mapping[str, Any]) -> tuple[LlamaConfig, tuple[str, ...]]:
+    arguments, unread = constructor_arguments(content)
+    config = LlamaConfig(**arguments)
+    refuse_other_maths(unread, config, content)
+    return config, tuple(key for key, value in unread.items() if value is not None)
+
+
+# A published config has a few kilobytes, or some megabytes where each of a hundred thousand tokens
+# has a label; one that is larger would take time and memory to say nothing.
+_MOST_BYTES = 16 * 2**20
+_COUNTS = """
+vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+head_dim max_position_embeddings
+""".split()

@@ -1,173 +1,192 @@
-"""The schemas of config.json: what the files of several years say, in the words of one."""
+"""The schemas of config.json: what the files of several years say, in the words of one.
+
+What a file means is what transformers' class of its ``model_type`` makes of it; keys that the class
+does not read are passed over (`llama_layers.config_keys` says which of them are refused).
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from llama_layers.config_checks import check_count, check_flag, check_positive, shown
+from llama_layers.config_keys import refuse_draft_heads, refuse_quantised
 from llama_layers.errors import ConfigError
+from llama_layers.rope_scaling import RopeScaling, read_scaling
 
-# What a file must say, whatever a constructor's defaults are.
-_REQUIRED = """
-vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
-max_position_embeddings rms_norm_eps rope_theta model_type
-""".split()
-
-# What files of some families must say too: transformers' defaults for them differ from Llama's.
-_REQUIRED_BY_FAMILY = {
-    "mistral": ["num_key_value_heads", "sliding_window"],
-    "qwen2": ["num_key_value_heads"],
+# The model class of each family.
+MODEL_TYPES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
 }
 
-# Tables with an entry for each layer are made from a config alone: a malformed one must not fill
-# the memory. Published models have up to 126.
-MOST_LAYERS = 10_000
+# What a file must say: what it is, its sizes, and eps, which no published file leaves out.
+_REQUIRED = """
+vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+max_position_embeddings rms_norm_eps
+""".split()
 
-# Keys that may be missing from no file of their family, but may be null.
-_NULLABLE = {"sliding_window"}
+_READ_BY_ALL = {
+    *_REQUIRED,
+    *"num_key_value_heads head_dim hidden_act tie_word_embeddings rope_theta".split(),
+    *"bos_token_id eos_token_id pad_token_id dtype model_type".split(),
+}
+# Fields of `LlamaConfig` that only some families read.
+_READ_BY_FAMILY = {
+    "llama": {"attention_bias", "mlp_bias"},
+    "mistral": {"sliding_window", "layer_types"},
+    "qwen2": {"sliding_window", "layer_types"},
+}
+# What transformers' classes take for keys that a file leaves out; null is another matter.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+}
+_DEFAULT_THETA = 10000.0
 
-# Keys that change no number of a forward pass: bookkeeping, training, output options of
-# transformers, and generation settings that old files carry.
-_HARMLESS = frozenset(
-    """
-    architectures attention_dropout attn_implementation auto_map bad_words_ids
-    begin_suppress_tokens chunk_size_feed_forward classifier_dropout diversity_penalty do_sample
-    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id hidden_dropout id2label initializer_range is_decoder
-    is_encoder_decoder is_llama_config label2id length_penalty max_length min_length
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-    output_hidden_states output_scores prefix pretraining_tp problem_type remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate suppress_tokens task_specific_params
-    temperature tf_legacy_loss tokenizer_class top_k top_p torchscript transformers.js_config
-    transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache
-    """.split()
-)
+# Where `LlamaConfig.to_json` puts fields that the family's class does not read.
+OWN_KEY = "llama_layers"
+
+# Other names of keys and values that mean the same.
+_DTYPES = {"half": "float16", "float": "float32", "double": "float64"}
+_CONSUMED = {"architectures", "auto_map", "torch_dtype", "rope_scaling", "rope_parameters", OWN_KEY}
 
 
-def constructor_arguments(file: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    """The arguments of `LlamaConfig`, whose fields are given, for the content of a config.json."""
-    content = {key: value for key, value in file.items() if not key.startswith("_")}
-    _merge_dtypes(content)
-    _flatten_rope_parameters(content)
-    family = content.get("model_type")
-    if family == "llama" and content.get("rope_theta") is None and _precedes_rope_theta(content):
-        content["rope_theta"] = 10000.0
-    missing = [
-        key
-        for key in [*_REQUIRED, *_REQUIRED_BY_FAMILY.get(str(family), [])]
-        if content.get(key) is None and not (key in _NULLABLE and key in content)
-    ]
-    if missing:
-        hint = " (10000.0 for Llama 1 and 2)" if "rope_theta" in missing else ""
-        there = [key for key in content if key not in fields and key not in _HARMLESS]
-        beside = f"; unknown beside that: {', '.join(there)}" if there else ""
-        raise ConfigError(f"config: missing {', '.join(missing)}{hint}{beside}")
+def constructor_arguments(file: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of `LlamaConfig` for the content of a config.json, and what was not read."""
+    if bad := [key for key in file if not isinstance(key, str)]:
+        raise ConfigError(f"config: expected keys that are strings, got {shown(bad[0])}")
+    content = dict(file)
+    if content.get("max_position_embeddings") is None:  # Llama 1 has the older name
+        content["max_position_embeddings"] = content.get("max_sequence_length")
+    family = _family(content)
+    refuse_draft_heads(file)
+    refuse_quantised(file)
+    _refuse_missing(content)
+    content = _DEFAULTS[family] | content
+    content["dtype"] = _dtype(file)
+    read = _READ_BY_ALL | _READ_BY_FAMILY[family] | _CONSUMED
+    if file.get("max_position_embeddings") is None:
+        read.add("max_sequence_length")
+    unread_words = _read_rope(content, read)
     if family == "qwen2":
         _name_qwen2_layers(content)
-    if content.pop("rope_interleaved", False):
-        raise ConfigError("rope_interleaved: expected false or nothing, got true")
-    if (part := content.pop("partial_rotary_factor", None)) not in (None, 1.0):
-        raise ConfigError(f"partial_rotary_factor: expected 1.0 or nothing, got {part!r}")
-    given = {key: value for key, value in content.items() if value is not None}
-    unknown = [key for key in given if key not in fields and key not in _HARMLESS]
-    if unknown:
+        read |= {"use_sliding_window", "max_window_layers"}
+    if content.get("hidden_act") == "swish":  # another name of the same function
+        content["hidden_act"] = "silu"
+    fields = {*_READ_BY_ALL, *_READ_BY_FAMILY[family], "rope_scaling"}
+    arguments = {key: content[key] for key in fields if content.get(key) is not None}
+    unread = {key: value for key, value in file.items() if key not in read}
+    return arguments | _own_fields(content, family), unread | unread_words
+
+
+def unread_fields(model_type: str) -> set[str]:
+    """The fields of `LlamaConfig` that transformers' class of a family does not read."""
+    return set().union(*_READ_BY_FAMILY.values()) - _READ_BY_FAMILY[model_type]
+
+
+def _family(content: Mapping[str, Any]) -> str:
+    family = content.get("model_type")
+    if family is None:
+        _refuse_missing(content)
+    if not isinstance(family, str) or family not in MODEL_TYPES:
         raise ConfigError(
-            f"config: unknown {', '.join(f'{key} = {given[key]!r}' for key in unknown)}; "
-            f"if you know that it changes no number, remove it"
+            f"model_type: expected one of {', '.join(MODEL_TYPES)}, got {shown(family)}"
         )
-    return {key: value for key, value in given.items() if key in fields}
+    return family
 
 
-def scaling_arguments(scaling: Any) -> dict[str, Any] | None:
-    """The arguments of `RopeScaling` for a ``rope_scaling`` object; None for plain RoPE."""
-    if not isinstance(scaling, Mapping):
-        raise ConfigError(f"rope_scaling: expected an object, got {scaling!r}")
-    given = {key: value for key, value in scaling.items() if value is not None}
-    kinds = {str(given.pop(key)) for key in ("type", "rope_type") if key in given}
-    if len(kinds) > 1:
-        raise ConfigError(f"rope_type: expected one, got {' and '.join(sorted(kinds))}")
-    kind = kinds.pop() if kinds else "default"
-    if (part := given.pop("partial_rotary_factor", 1.0)) != 1.0:
-        raise ConfigError(f"partial_rotary_factor: expected 1.0 or nothing, got {part!r}")
-    if kind != "default":
-        return {"rope_type": kind, **given}
-    if given:
-        raise ConfigError(f"rope_scaling: default does not read {', '.join(sorted(given))}")
+def _refuse_missing(content: Mapping[str, Any]) -> None:
+    missing = [key for key in (*_REQUIRED, "model_type") if content.get(key) is None]
+    if missing:
+        families = f" (one of {', '.join(MODEL_TYPES)})" if "model_type" in missing else ""
+        raise ConfigError(f"config: missing {', '.join(missing)}{families}")
+
+
+def _own_fields(content: Mapping[str, Any], family: str) -> dict[str, Any]:
+    own = content.get(OWN_KEY) or {}
+    if not isinstance(own, Mapping) or not own.keys() <= unread_fields(family):
+        raise ConfigError(
+            f"{OWN_KEY}: expected an object with {', '.join(sorted(unread_fields(family)))}, got "
+            f"{shown(own)}"
+        )
+    return dict(own)
+
+
+def _dtype(file: Mapping[str, Any]) -> Any:
+    """The dtype that a file names, under its newer key first."""
+    for key in ("dtype", "torch_dtype"):
+        if (dtype := file.get(key)) not in (None, "auto"):
+            if isinstance(dtype, str):
+                dtype = dtype.removeprefix("torch.")
+                return _DTYPES.get(dtype, dtype)
+            return dtype
     return None
 
 
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is no positive integer, and more layers than there is a use for."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}: expected a positive integer, got {value!r}")
-    if name == "num_hidden_layers" and value > MOST_LAYERS:
-        raise ConfigError(f"{name}: expected at most {MOST_LAYERS}, got {value!r}")
+def _read_rope(content: dict[str, Any], read: set[str]) -> dict[str, Any]:
+    """Bring both schemas of RoPE into one, theta and scaling beside each other.
 
-
-def check_positive(name: str, value: Any) -> None:
-    """Refuse what is no positive finite number."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= sys.float_info.max:
-        raise ConfigError(f"{name}: expected a positive finite number, got {value!r}")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Refuse what is neither true nor false."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}: expected true or false, got {value!r}")
-
-
-def _merge_dtypes(content: dict[str, Any]) -> None:
-    dtypes = [content.pop(key, None) for key in ("torch_dtype", "dtype")]
-    given = [dtype for dtype in dtypes if dtype not in (None, "auto")]
-    if given and given[0] != given[-1]:
-        raise ConfigError(f"dtype: expected one, got {given[0]!r} and {given[-1]!r}")
-    content["dtype"] = given[0] if given else None
-
-
-def _flatten_rope_parameters(content: dict[str, Any]) -> None:
-    """Bring the nested schema into the flat one: theta and scaling beside each other."""
-    nested = content.pop("rope_parameters", None)
-    if nested is not None:
-        if not isinstance(nested, Mapping):
-            raise ConfigError(f"rope_parameters: expected an object, got {nested!r}")
-        scaling = dict(nested)
-        theta = scaling.pop("rope_theta", None)
-        if content.get("rope_theta") is None:
-            content["rope_theta"] = theta
-        elif theta not in (None, content["rope_theta"]):
-            raise ConfigError(
-                f"rope_theta: expected one, got {content['rope_theta']!r} and {theta!r}"
-            )
-        if content.get("rope_scaling") is None:
-            content["rope_scaling"] = scaling
-        elif scaling_arguments(content["rope_scaling"]) != scaling_arguments(scaling):
-            raise ConfigError("rope_scaling: differs from rope_parameters")
-    if content.get("rope_scaling") is not None:
-        content["rope_scaling"] = scaling_arguments(content["rope_scaling"])
-
-
-def _precedes_rope_theta(content: dict[str, Any]) -> bool:
-    """Whether a file is from before transformers 4.33, the first with a key for theta."""
-    try:
-        major, minor = (
-            int(part) for part in str(content.get("transformers_version")).split(".")[:2]
+    Returns the words inside them that nothing reads.
+    """
+    thetas = [content.get("rope_theta")]
+    scalings: list[RopeScaling | None] = []
+    unread: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        if not (words := content.pop(key, None)):  # null, false and an empty object are plain RoPE
+            continue
+        if not isinstance(words, Mapping):
+            raise ConfigError(f"{key}: expected an object, got {shown(words)}")
+        scaling, names = read_scaling(_with_context(words, content, read))
+        scalings.append(scaling)
+        thetas.append(words.get("rope_theta"))
+        unread |= {f"{key}.{name}": words.get(name) for name in names}
+    if len(scalings) == 2 and scalings[0] != scalings[1]:
+        raise ConfigError("rope_scaling: differs from rope_parameters")
+    given = [theta for theta in thetas if theta is not None] or [_DEFAULT_THETA]
+    for theta in given:
+        check_positive("rope_theta", theta)
+    if any(theta != given[0] for theta in given):
+        raise ConfigError(
+            f"rope_theta: expected one, got {' and '.join(shown(theta) for theta in given)}"
         )
-    except ValueError:
-        return False
-    return (major, minor) < (4, 33)
+    content["rope_theta"] = given[0]
+    content["rope_scaling"] = scalings[0] if scalings else None
+    return unread
+
+
+def _with_context(
+    words: Mapping[str, Any], content: Mapping[str, Any], read: set[str]
+) -> Mapping[str, Any]:
+    """Add the trained context where it is said outside, as in files made from Phi's."""
+    name = "original_max_position_embeddings"
+    kind = words.get("rope_type", words.get("type"))
+    if kind not in ("yarn", "llama3"):
+        return words
+    outside, inside = content.get(name), words.get(name)
+    read.add(name)
+    if None not in (outside, inside) and outside != inside:
+        raise ConfigError(f"{name}: expected one, got {shown(inside)} and {shown(outside)}")
+    if (found := outside if inside is None else inside) is None and kind == "llama3":
+        found = content.get("max_position_embeddings")
+    return {**words, name: found}
 
 
 def _name_qwen2_layers(content: dict[str, Any]) -> None:
     """Say with sliding_window and layer_types what Qwen2 says with two keys more."""
-    use_window = content.pop("use_sliding_window", False)
-    full_layers = content.pop("max_window_layers", None)
-    check_flag("use_sliding_window", use_window)
+    use_window = content.get("use_sliding_window")
+    check_flag("use_sliding_window", use_window := False if use_window is None else use_window)
     if not use_window:
         content["sliding_window"] = None
-    elif content.get("layer_types") is None:
-        if full_layers is None:
+    elif content.get("layer_types") is None and content["sliding_window"] is not None:
+        if (full_layers := content["max_window_layers"]) is None:
             raise ConfigError("config: missing max_window_layers, and use_sliding_window is true")
         check_count("num_hidden_layers", content["num_hidden_layers"])
         if full_layers != 0:

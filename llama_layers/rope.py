@@ -13,6 +13,7 @@ from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, is_traced, to_numpy
 from llama_layers.config import LlamaConfig
 from llama_layers.rope_scaling import RopeScaling
+from llama_layers.scalars import check_count
 
 
 def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
@@ -35,6 +36,13 @@ def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
     ndarray of float64, shape [head_dim / 2]
         Radians a position.
 
+    Raises
+    ------
+    TypeError
+        If the config is not a `LlamaConfig`.
+    ValueError
+        If the length is not a positive integer.
+
     Notes
     -----
     With "dynamic" scaling a sequence fed in chunks differs from the same at once, beyond the
@@ -54,7 +62,9 @@ def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
     >>> inv_freq(LlamaConfig.llama2_7b())[:2].round(6).tolist()
     [1.0, 0.865964]
     """
-    scaling = config.rope_scaling
+    scaling = _checked(config).rope_scaling
+    if length is not None:
+        check_count("length", length)
     if scaling is None:
         return _plain(config.rope_theta, config.head_dim)
     if scaling.rope_type == "linear":
@@ -64,6 +74,12 @@ def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
     if scaling.rope_type == "yarn":
         return _yarn(config, scaling)
     return _llama3(config, scaling)
+
+
+def _checked(config: LlamaConfig) -> LlamaConfig:
+    if not isinstance(config, LlamaConfig):
+        raise TypeError(f"config: expected a LlamaConfig, got {type(config).__name__}")
+    return config
 
 
 def _plain(theta: float, head_dim: int) -> Any:
@@ -137,7 +153,7 @@ def attention_factor(config: LlamaConfig, /) -> float:
     >>> attention_factor(LlamaConfig.llama2_7b())
     1.0
     """
-    scaling = config.rope_scaling
+    scaling = _checked(config).rope_scaling
     if scaling is None or scaling.rope_type != "yarn":
         return 1.0
     if scaling.attention_factor is not None:

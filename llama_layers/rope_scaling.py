@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from llama_layers.config_schema import check_count, check_flag, check_positive, scaling_arguments
+from llama_layers.config_checks import (
+    check_count,
+    check_flag,
+    check_name,
+    check_positive,
+    shown,
+)
 from llama_layers.errors import ConfigError
 
 # For each rope_type the keys it must have and those it may have.
@@ -36,6 +42,25 @@ _ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 
+# Keys that change the frequencies where another architecture or program reads them, with the value
+# that changes nothing: HunYuan's NTK alpha, the tables of Phi's longrope, ChatGLM's ratio, the
+# temperature of Ministral 3, and what the first programs with YaRN read.
+_NEUTRAL = {
+    "partial_rotary_factor": 1,
+    "alpha": 1,
+    "short_factor": None,
+    "long_factor": None,
+    "short_mscale": None,
+    "long_mscale": None,
+    "rope_ratio": 1,
+    "llama_4_scaling_beta": 0,
+    "attn_factor": 1,
+    "extrapolation_factor": 1,
+}
+
+# transformers takes a zero of these for one that is not given.
+_ABSENT_IF_ZERO = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -49,7 +74,7 @@ class RopeScaling:
     rope_type : {"linear", "dynamic", "yarn", "llama3"}
         The method.
     factor : float
-        How many times longer the context becomes; at least 1.
+        How many times longer the context becomes.
     original_max_position_embeddings : int or None
         The trained context. "llama3" must say it; "yarn" takes ``max_position_embeddings`` where
         it is None, and "dynamic" always does.
@@ -85,11 +110,7 @@ class RopeScaling:
     truncate: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.rope_type not in _ROPE_KEYS:
-            raise ConfigError(
-                f"rope_type: expected one of default, {', '.join(_ROPE_KEYS)}, "
-                f"got {self.rope_type!r}"
-            )
+        check_name("rope_type", self.rope_type, _ROPE_KEYS)
         required, optional = _ROPE_KEYS[self.rope_type]
         for field in fields(self):
             value = getattr(self, field.name)
@@ -104,9 +125,8 @@ class RopeScaling:
             elif field.name == "original_max_position_embeddings":
                 check_count(field.name, value)
             elif field.name != "rope_type":
-                check_positive(field.name, value)
-        if self.factor < 1:
-            raise ConfigError(f"factor: expected at least 1, got {self.factor!r}")
+                # Powers and squares of these must stay finite in float32 too.
+                check_positive(field.name, value, 1e-6, 1e6)
         low, high = self.low_freq_factor, self.high_freq_factor
         if low is not None and high is not None and low >= high:
             raise ConfigError(
@@ -120,7 +140,8 @@ class RopeScaling:
         Parameters
         ----------
         scaling : mapping
-            Its keys, with the method in ``rope_type`` or ``type``.
+            Its keys, with the method in ``rope_type`` or ``type``. Keys that the method does not
+            read are passed over, as in transformers.
 
         Returns
         -------
@@ -130,20 +151,42 @@ class RopeScaling:
         Raises
         ------
         ConfigError
-            If the method is unknown, or a key is missing or extra.
+            If the method is unknown, a key is missing, or one is there that changes the
+            frequencies elsewhere.
 
         Examples
         --------
         >>> from llama_layers import RopeScaling
-        >>> RopeScaling.from_mapping({"type": "linear", "factor": 4.0}).rope_type
-        'linear'
+        >>> RopeScaling.from_mapping({"type": "linear", "factor": 4.0, "finetuned": True}).factor
+        4.0
         """
-        arguments = scaling_arguments(scaling)
-        if arguments is None:
-            return None
-        if arguments["rope_type"] not in _ROPE_KEYS:  # before its keys, which are unknown too
-            return cls(arguments["rope_type"])
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(arguments) - known):
-            raise ConfigError(f"rope_scaling: unknown {', '.join(unknown)}")
-        return cls(**arguments)
+        return read_scaling(scaling)[0]
+
+
+def read_scaling(scaling: Any) -> tuple[RopeScaling | None, tuple[str, ...]]:
+    """Read a ``rope_scaling`` object: the scaling, None for plain RoPE, and keys not read."""
+    if not isinstance(scaling, Mapping):
+        raise ConfigError(f"rope_scaling: expected an object, got {shown(scaling)}")
+    given = {
+        key: value
+        for key, value in scaling.items()
+        if value is not None and not (key in _ABSENT_IF_ZERO and value == 0)
+    }
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind == "default":
+        read: set[str] = set()
+        if given.get("factor", 1) != 1:
+            raise ConfigError("rope_scaling: default does not read factor")
+    else:
+        check_name("rope_type", kind, ("default", *_ROPE_KEYS))
+        read = {key for keys in _ROPE_KEYS[kind] for key in keys}
+    unread = [key for key in given if key not in {"rope_type", "type", "rope_theta", *read}]
+    for key in unread:
+        if key in _NEUTRAL and given[key] != (neutral := _NEUTRAL[key]):
+            expected = "nothing" if neutral is None else f"{neutral} or nothing"
+            raise ConfigError(f"rope_scaling {key}: expected {expected}, got {shown(given[key])}")
+        if isinstance(given[key], Mapping):
+            raise ConfigError(f"rope_scaling {key}: expected no parameters for kinds of layers")
+    if kind == "default":
+        return None, tuple(unread)
+    return RopeScaling(kind, **{key: given[key] for key in read if key in given}), tuple(unread)

@@ -337,3 +337,15 @@ ANGLES = np.zeros((3, 2))
 def test_refuses(arguments, options, error, message):
     with pytest.raises(error, match=message):
         apply_rope(*arguments, **options)
+
+
+@pytest.mark.parametrize("call", [inv_freq, attention_factor])
+def test_configs_of_another_kind(call):
+    with pytest.raises(TypeError, match="config: expected a LlamaConfig, got int"):
+        call(3)
+
+
+@pytest.mark.parametrize("length", [0, -3, 2.5, "x", True])
+def test_lengths_are_counts(length):
+    with pytest.raises(ValueError, match="length: expected a positive integer, got"):
+        inv_freq(config_of(), length=length)

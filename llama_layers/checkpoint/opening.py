@@ -13,7 +13,7 @@ from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
 from llama_layers.checkpoint.opened import Checkpoint
 from llama_layers.checkpoint.safetensors_files import read_file, read_shards, tensor_infos
 from llama_layers.checkpoint.tokenizer import open_tokenizer_json
-from llama_layers.config import LlamaConfig
+from llama_layers.config import read_config
 from llama_layers.errors import CheckpointError
 from llama_layers.quantised import ADAPTER
 
@@ -137,7 +137,7 @@ def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
         raise CheckpointError(f"{directory}: expected config.json beside {file.name}")
     if re.search(_SHARD, file.name):
         raise CheckpointError(f"{path}: expected a whole model, got {_OTHER_FILES[_SHARD]}")
-    config = LlamaConfig.from_json(directory)
+    config, ignored = read_config(directory)
     header, maps = (read_shards if file.suffix == ".json" else read_file)(file)
     tensors = tensor_infos(path, header, config)
     meta = any(info.name != info.stored_name for info in tensors.values())
@@ -150,6 +150,7 @@ def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
         _open_tokenizer=partial(open_tokenizer_json, directory / "tokenizer.json"),
         _companions=partial(_read_companions, directory),
         _maps=maps,
+        ignored_keys=ignored,
     )
 
 

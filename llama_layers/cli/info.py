@@ -14,6 +14,7 @@ from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.backends.dtypes import FLOATS
 from llama_layers.backends.numpy.compiled import compiled_problem
 from llama_layers.cli.options import add_json
+from llama_layers.errors import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +28,9 @@ def add_parser(commands: Any) -> None:
         "info",
         help="say what computes here, and what a checkpoint is and costs in memory",
         description="Print what would compute here: NumPy, its compiled bodies, a GPU. With a "
-        "checkpoint, read its headers, check them against its config, and print what it is and "
-        "what it costs in memory in each dtype. No weight is read.",
+        "checkpoint, read its headers, check them against its config, and print what it is, which "
+        "keys of its config change no number and were ignored, and what it costs in memory in "
+        "each dtype. No weight is read.",
     )
     parser.add_argument(
         "model", nargs="?", help="a directory, file or known model, such as smollm2-135m"
@@ -87,6 +89,7 @@ def describe(checkpoint: Checkpoint, tensors: bool) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "config": checkpoint.config.to_json(),
+        "ignored_keys": list(checkpoint.ignored_keys),
         "parameters": parameters(checkpoint),
         "stored_bytes": stored_bytes(checkpoint),
         "weight_bytes": {name: parameters(checkpoint) * f.itemsize for name, f in FLOATS.items()},
@@ -143,10 +146,11 @@ def print_summary(console: Console, checkpoint: Checkpoint) -> None:
         "RoPE": rope,
         "RMSNorm": f"eps {config.rms_norm_eps:g}",
         "biases": ", ".join(biases) or "none",
+        "ignored": one_line(", ".join(checkpoint.ignored_keys)) or "none",
     }
-    console.print(str(checkpoint.path), style="bold", markup=False, soft_wrap=True)
+    console.print(one_line(str(checkpoint.path)), style="bold", markup=False, soft_wrap=True)
     for name, fact in facts.items():
-        console.print(f"  {name:<12}{fact}", markup=False)
+        console.print(f"  {name:<12}{fact}", markup=False, soft_wrap=name == "ignored")
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 2))
     for heading in ("memory", "weights", "cache, a token", "cache, full context"):
         table.add_column(heading, justify="left" if heading == "memory" else "right")
@@ -168,7 +172,8 @@ def print_tensors(console: Console, checkpoint: Checkpoint) -> None:
     width = max(len(name) for name in checkpoint.tensors)
     for name, info in checkpoint.tensors.items():
         line = (
-            f"  {name:<{width}}  {info.dtype:<8}  {list(info.shape)!s:<15}  {_bytes(info.nbytes)}"
+            f"  {one_line(name):<{width}}  {info.dtype:<8}  {list(info.shape)!s:<15}  "
+            f"{_bytes(info.nbytes)}"
         )
         console.print(line, markup=False, soft_wrap=True)
 

@@ -120,6 +120,37 @@ def test_info_prints_each_tensor_on_demand(checkpoint, capsys):
     assert "model.layers.1.mlp.up_proj.weight" in capsys.readouterr().out
 
 
+def test_info_lists_the_keys_that_were_ignored(checkpoint, capsys):
+    ignored = {"max_sequence_length": 2048, "a\nb\x1b[2J": 1}
+    tiny.write_config(checkpoint, **ignored)
+    assert main(["info", str(checkpoint)]) == 0
+    shown = capsys.readouterr().out
+    assert "  ignored     max_sequence_length, a\\nb\\x1b[2J\n" in shown
+    assert "\x1b" not in shown
+    assert main(["info", str(checkpoint), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ignored_keys"] == list(ignored)
+    tiny.write_config(checkpoint)
+    assert main(["info", str(checkpoint)]) == 0
+    assert "  ignored     none\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "qwen3"}, "model_type: expected one of llama, mistral, qwen2, got 'qwen3'"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "weights (awq, 4 bits)"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "gives no logits"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 changes the maths"),
+    ],
+)
+def test_info_of_what_is_not_supported(checkpoint, capsys, changes, said):
+    tiny.write_config(checkpoint, **changes)
+    assert main(["info", str(checkpoint)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"llama-layers info: {checkpoint}/config.json: ")
+    assert said in line
+
+
 def test_info_of_what_computes_here(capsys, monkeypatch):
     monkeypatch.setenv("LLAMA_LAYERS_FAST", "0")
     assert main(["info"]) == 0

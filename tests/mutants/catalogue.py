@@ -278,30 +278,23 @@ MUTANTS = [
     Mutant(
         "eps guessed where the file is silent",
         "config_schema.py",
-        "    _merge_dtypes(content)\n",
-        "    _merge_dtypes(content)\n"
-        '    content["rms_norm_eps"] = content.get("rms_norm_eps") or 1e-6\n',
+        "    content = dict(file)\n",
+        '    content = {"rms_norm_eps": 1e-6} | dict(file)\n',
         "test_config.py::test_files_must_say",
     ),
     Mutant(
-        "theta guessed for files of every age",
-        "config_schema.py",
-        ' and content.get("rope_theta") is None and _precedes_rope_theta(content)',
-        ' and content.get("rope_theta") is None',
-        "test_config.py::test_old_files_mean_theta_10000",
-    ),
-    Mutant(
-        "unknown keys passed over",
-        "config_schema.py",
-        "    if unknown:\n",
-        "    if False:\n",
+        "keys of other architectures passed over",
+        "config_keys.py",
+        "        if known and not _is_neutral(key, value, config):\n",
+        "        if False:\n",
         "test_config.py::test_refuses",
     ),
     Mutant(
         "RoPE scaling read and dropped",
-        "config_schema.py",
-        'return {"rope_type": kind, **given}',
-        "return None",
+        "rope_scaling.py",
+        "    return RopeScaling(kind, **{key: given[key] for key in read if key in given}), "
+        "tuple(unread)\n",
+        "    return None, tuple(unread)\n",
         "test_rope_scaling.py::test_reads",
     ),
     Mutant(
