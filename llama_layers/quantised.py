@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from llama_layers.config_keys import quantised
+
 # How the methods name their tensors; the first that fits.
 _METHODS = {
     "bitsandbytes": r"\.weight\.(absmax|quant_map|nested_\w+|quant_state\.\S+)|\.SCB",
@@ -28,14 +30,6 @@ ADAPTER = (
 )
 
 
-def unsupported(method: str) -> str:
-    """The sentence about weights that a method quantised."""
-    return (
-        f"quantised weights ({method}) are not supported; use the unquantised model they were made "
-        f"from or a GGUF file of it"
-    )
-
-
 def why_not_plain(dtypes: Mapping[str, str]) -> str | None:
     """Say which tensors are quantised or an adapter's; None if there are none.
 
@@ -48,8 +42,8 @@ def why_not_plain(dtypes: Mapping[str, str]) -> str | None:
         ending = re.compile(f"({pattern})$")
         for name in dtypes:
             if ending.search(name):
-                return f"{name}: {unsupported(method)}"
+                return f"{name}: {quantised(method)}"
     for name, dtype in dtypes.items():
         if _QUANTISED_DTYPE.fullmatch(dtype):
-            return f"{name}: {unsupported(dtype)}"
+            return f"{name}: {quantised(dtype)}"
     return None
