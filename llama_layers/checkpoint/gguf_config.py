@@ -1,14 +1,21 @@
-"""The config that a GGUF file's metadata amounts to."""
+"""The config that a GGUF file's metadata amounts to.
+
+llama.cpp, which defines the format, is the reference: for the keys that it reads of these
+architectures, for what it takes where one is missing, and for what the values mean.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from math import log
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.checkpoint.gguf_metadata import shown, token_id
+from llama_layers.checkpoint.gguf_unread import unread_keys
 from llama_layers.config import LlamaConfig
 from llama_layers.errors import ConfigError
 from llama_layers.rope import inv_freq
@@ -17,8 +24,10 @@ from llama_layers.rope_scaling import RopeScaling
 # Mistral's files say llama. llama.cpp's own converter permutes Q and K for llama only.
 ARCHITECTURES = ("llama", "qwen2")
 
-# Keys without the architecture in front, and the config's field. What is None is read below.
-_KEYS = {
+_EPS = "attention.layer_norm_rms_epsilon"
+_TOKENS, _MORE_ENDS = "tokenizer.ggml.tokens", "tokenizer.ggml.eos_token_ids"
+# Keys without the architecture in front, and the config's field.
+_COUNTS = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -26,98 +35,219 @@ _KEYS = {
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
-    "vocab_size": "vocab_size",
-    "attention.value_length": None,
-    "rope.dimension_count": None,
-    "rope.scaling.type": None,
-    "rope.scaling.factor": None,
-    "rope.scaling.original_context_length": None,
-    "rope.scaling.finetuned": None,
 }
-_REQUIRED = (
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.layer_norm_rms_epsilon",
-)
-# Where a key is missing, llama.cpp, which defines the format, takes this.
-_DEFAULTS = {"rope.freq_base": 10000.0}
-_TOKENS = {
+_REQUIRED = (*list(_COUNTS)[:5], _EPS)
+_IDS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
 
 
+class GGUFConfig(NamedTuple):
+    """A config, and what of the metadata went into no number of it.
+
+    Attributes
+    ----------
+    config : LlamaConfig
+        The config.
+    ends : tuple of int
+        The tokens at which a text ends.
+    ignored_keys : tuple of str
+        Keys of the architecture that were not read.
+    """
+
+    config: LlamaConfig
+    ends: tuple[int, ...]
+    ignored_keys: tuple[str, ...]
+
+
 def read_config(
-    metadata: Mapping[str, Any], names: Collection[str], rope_factors: NDArray[Any] | None
-) -> LlamaConfig:
-    """The config for a file's metadata, the names of its tensors, and its RoPE factors."""
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    rope_factors: NDArray[Any] | None,
+) -> GGUFConfig:
+    """Read the config from a file's metadata, the shapes of its tensors, and its RoPE factors.
+
+    Parameters
+    ----------
+    metadata : Mapping of str to Any
+        The metadata, of one of the `ARCHITECTURES`.
+    shapes : Mapping of str to tuple of int
+        The shapes of the tensors, by the names that they have in the file.
+    rope_factors : Array or None
+        The divisors of the RoPE frequencies, if the file has them.
+
+    Returns
+    -------
+    GGUFConfig
+        The config, and what was read beside it.
+
+    Raises
+    ------
+    ConfigError
+        If a key is missing, has a value of a wrong type, or changes the maths in a way that is
+        not implemented.
+    """
     architecture = metadata["general.architecture"]
-    own = {
-        key.removeprefix(architecture + "."): _decimal(value)
-        for key, value in metadata.items()
-        if key.startswith(architecture + ".")
-    }
-    if unknown := sorted(set(own) - set(_KEYS)):
-        raise ConfigError(
-            f"unknown {', '.join(f'{architecture}.{key} = {own[key]!r}' for key in unknown)}, "
-            f"which may change the maths"
-        )
-    own = _DEFAULTS | own
-    if "vocab_size" not in own and "tokenizer.ggml.tokens" in metadata:
-        own["vocab_size"] = len(metadata["tokenizer.ggml.tokens"])
-    if missing := [key for key in (*_REQUIRED, "vocab_size") if key not in own]:
-        raise ConfigError(f"missing {', '.join(f'{architecture}.{key}' for key in missing)}")
+    own = _Keys(metadata, architecture)
+    own.expect(*_REQUIRED)
+    layers = own.integer("block_count")
+    rows, *_ = shapes.get("token_embd.weight") or (0,)
+    vocab_size = _vocab_size(metadata, own, rows)
     fields: dict[str, Any] = {
-        field: own[key] for key, field in _KEYS.items() if field and key in own
+        field: own.of_all_layers(key, layers) for key, field in _COUNTS.items() if key in own
     }
-    fields |= {field: metadata.get(key) for field, key in _TOKENS.items()}
+    fields |= {field: token_id(metadata, key, vocab_size) for field, key in _IDS.items()}
     config = LlamaConfig(
         **fields,
+        vocab_size=vocab_size,
+        rms_norm_eps=own.number(_EPS),
+        rope_theta=own.number("rope.freq_base", 10000.0),
         rope_scaling=_scaling(own),
-        attention_bias=architecture == "llama" and "blk.0.attn_q.bias" in names,
-        mlp_bias="blk.0.ffn_gate.bias" in names,
-        tie_word_embeddings="output.weight" not in names,
+        attention_bias=architecture == "llama" and "blk.0.attn_q.bias" in shapes,
+        mlp_bias="blk.0.ffn_gate.bias" in shapes,
+        tie_word_embeddings="output.weight" not in shapes,
         model_type=architecture,
     )
     for key in ("attention.value_length", "rope.dimension_count"):
-        if own.get(key, config.head_dim) != config.head_dim:
+        if (size := own.integer(key, config.head_dim)) != config.head_dim:
             raise ConfigError(
-                f"{architecture}.{key}: expected the head_dim, {config.head_dim}, got {own[key]!r}"
+                f"{architecture}.{key}: expected the head_dim, {config.head_dim}, got {size}"
             )
-    if rope_factors is None:
-        return config
-    return _with_llama3_scaling(config, rope_factors)
+    ignored = unread_keys(own.unread(), metadata, config)
+    if rope_factors is not None:
+        config = _with_llama3_scaling(config, rope_factors)
+    return GGUFConfig(config, _ends(metadata, vocab_size), ignored)
 
 
-def _decimal(value: Any) -> Any:
+class _Keys:
+    """The keys of an architecture, with a note of those that were read."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
+        self._metadata = metadata
+        self._prefix = architecture + "."
+        self._read: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return self._prefix + key in self._metadata
+
+    def expect(self, *keys: str) -> None:
+        """Raise unless all of some keys are there."""
+        if missing := [self._prefix + key for key in keys if key not in self]:
+            raise ConfigError(f"missing {', '.join(missing)}")
+
+    def unread(self) -> tuple[str, ...]:
+        """The keys that were not read, with the architecture in front."""
+        own = (key for key in self._metadata if key.startswith(self._prefix))
+        return tuple(key for key in own if key.removeprefix(self._prefix) not in self._read)
+
+    def integer(self, key: str, default: int = 0) -> int:
+        """Read an integer."""
+        value: int = self._value(key, default, int, "an integer")
+        return value
+
+    def number(self, key: str, default: float = 0.0) -> float:
+        """Read a number."""
+        return _decimal(self._value(key, default, int | float, "a number"))
+
+    def text(self, key: str, default: str) -> str:
+        """Read a string."""
+        value: str = self._value(key, default, str, "a string")
+        return value
+
+    def of_all_layers(self, key: str, layers: int) -> int:
+        """Read an integer, which may be there once for each layer."""
+        value = self._value(key, 0, int | np.ndarray, "an integer")
+        if isinstance(value, int):
+            return value
+        if value.dtype.kind in "iu" and 0 < value.size == layers and np.all(value == value[0]):
+            return int(value[0])
+        raise ConfigError(
+            f"{self._prefix}{key}: expected an integer, or the same one for each of the {layers} "
+            f"layers, got {shown(value)}"
+        )
+
+    def _value(self, key: str, default: Any, kind: Any, expected: str) -> Any:
+        self._read.add(key)
+        value = self._metadata.get(self._prefix + key, default)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ConfigError(f"{self._prefix}{key}: expected {expected}, got {shown(value)}")
+        return value
+
+
+def _vocab_size(metadata: Mapping[str, Any], own: _Keys, rows: int) -> int:
+    """The number of tokens: that of the embedding's rows, if it is that of the vocabulary."""
+    tokens = metadata.get(_TOKENS, ())
+    if not isinstance(tokens, Sequence) or isinstance(tokens, str):
+        raise ConfigError(f"{_TOKENS}: expected an array of strings, got {shown(tokens)}")
+    if not tokens:
+        own.expect("vocab_size")
+    stated = own.integer("vocab_size", len(tokens))
+    return rows if rows == len(tokens) else stated
+
+
+def _ends(metadata: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """The tokens that end a text, a turn or a message, at all of which llama.cpp stops.
+
+    Ollama's converter writes a list of more.
+    """
+    keys = (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
+    ends = [token_id(metadata, key, vocab_size) for key in keys]
+    more = metadata.get(_MORE_ENDS, np.zeros(0, np.int32))
+    if not isinstance(more, np.ndarray) or more.dtype.kind not in "iu":
+        raise ConfigError(f"{_MORE_ENDS}: expected an array of integers, got {shown(more)}")
+    known = more[(more >= 0) & (more < vocab_size)].tolist()
+    return tuple(dict.fromkeys(end for end in [*ends, *known] if end is not None))
+
+
+def _decimal(value: float) -> float:
     """The shortest decimal that rounds to a float32, which is how GGUF stores numbers.
 
     config.json says 1e-05, and the nearest float32 is 9.99999975e-06 in float64's eyes. Any
     decimal of up to 6 digits comes back from float32 as it was (FLT_DIG of the C standard), and
     the numbers of a config have fewer.
     """
-    if isinstance(value, float) and float(np.float32(value)) == value:
-        return float(str(np.float32(value)))
-    return value
+    with np.errstate(over="ignore"):
+        narrow = np.float32(value)
+    return float(str(narrow)) if narrow == value else value
 
 
-def _scaling(own: Mapping[str, Any]) -> RopeScaling | None:
-    kind = own.get("rope.scaling.type", "linear")  # llama.cpp's default, of factor 1
-    factor: Any = own.get("rope.scaling.factor")
-    context = own.get("rope.scaling.original_context_length")
-    if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
-        return None
-    if kind == "linear":
-        return RopeScaling("linear", factor=factor)
-    if kind == "yarn":
-        return RopeScaling("yarn", factor=factor, original_max_position_embeddings=context)
-    raise ConfigError(f"rope.scaling.type: expected none, linear or yarn, got {kind!r}")
+def _scaling(own: _Keys) -> RopeScaling | None:
+    """The scaling of RoPE, without what a tensor of divisors may add."""
+    kind = own.text("rope.scaling.type", "linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise ConfigError(f"rope.scaling.type: expected none, linear or yarn, got {kind!r}")
+    factor = own.number("rope.scaling.factor", own.number("rope.scale_linear")) or 1.0
+    attention_factor = own.number("rope.scaling.attn_factor", 1.0)
+    if kind == "yarn" and factor != 1.0:
+        return _yarn(own, factor, attention_factor)
+    if attention_factor != 1.0:
+        raise ConfigError(
+            f"rope.scaling.attn_factor: expected 1.0 without yarn, got {attention_factor!r}"
+        )
+    return None if kind == "none" or factor == 1.0 else RopeScaling("linear", factor=factor)
+
+
+def _yarn(own: _Keys, factor: float, attention_factor: float) -> RopeScaling:
+    """The scaling of type yarn, in which llama.cpp's attention factor multiplies the usual one."""
+    for name, neutral in (("yarn_attn_factor", (1.0,)), ("yarn_ext_factor", (1.0, -1.0))):
+        if (value := own.number(f"rope.scaling.{name}", 1.0)) not in neutral:
+            raise ConfigError(f"rope.scaling.{name}: expected 1.0, got {value!r}")
+    betas: dict[str, Any] = {
+        name: own.number(f"rope.scaling.yarn_{name}")
+        for name in ("beta_fast", "beta_slow")
+        if f"rope.scaling.yarn_{name}" in own
+    }
+    usual = 0.1 * log(factor) + 1 if factor > 1 else 1.0
+    return RopeScaling(
+        "yarn",
+        factor=factor,
+        original_max_position_embeddings=own.integer("rope.scaling.original_context_length")
+        or None,
+        attention_factor=None if attention_factor == 1.0 else attention_factor * usual,
+        **betas,
+    )
 
 
 def _with_llama3_scaling(config: LlamaConfig, factors: NDArray[Any]) -> LlamaConfig:

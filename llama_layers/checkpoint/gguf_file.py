@@ -1,107 +1,183 @@
-"""GGUF files, as llama.cpp writes them, through the gguf package."""
+"""Models in GGUF files, as llama.cpp writes them: in one file, or split into several."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.extras import require_installed
 from llama_layers.checkpoint.gguf_config import ARCHITECTURES, read_config
+from llama_layers.checkpoint.gguf_header import GGUFHeader, GGUFTensor, read_gguf
+from llama_layers.checkpoint.gguf_metadata import shown
 from llama_layers.checkpoint.gguf_tokenizer import build_tokenizer, tokenizer_files
 from llama_layers.checkpoint.names import permuted_heads, to_hugging_face
-from llama_layers.checkpoint.opened import Checkpoint, TensorInfo, map_file
+from llama_layers.checkpoint.opened import NUMPY_DTYPES, Checkpoint, TensorInfo
 from llama_layers.config import LlamaConfig
 from llama_layers.errors import CheckpointError, ConfigError
 
 # GGUF's names for numbers that are stored as they are; all else are block formats.
 _PLAIN = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _ROPE_FACTORS = "rope_freqs.weight"
+# RoPE frequencies, which old converters kept and llama.cpp never read.
+_UNUSED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 def open_gguf(file: Path) -> Checkpoint:
-    """Open a GGUF file of one of the `ARCHITECTURES`."""
-    metadata, stored = _read(file)
+    """Open a GGUF file of one of the `ARCHITECTURES`, or all parts of a split one.
+
+    Parameters
+    ----------
+    file : Path
+        The file, or any part of a split one.
+
+    Returns
+    -------
+    Checkpoint
+        No tensor is read yet.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not a GGUF file of a model, or a part is missing or does not belong.
+    ConfigError
+        If its metadata is incomplete, or asks for what is not implemented.
+    ImportError
+        If it has blocks to dequantise, and the package ``gguf`` is not installed.
+    """
+    parts = _open_parts(file)
+    metadata = parts[0].metadata
     architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{file}: expected one of the architectures {', '.join(ARCHITECTURES)}, "
-            f"got {architecture!r}"
+            f"got {shown(architecture)}"
         )
-    if metadata.get("split.count", 1) != 1:
-        raise CheckpointError(
-            f"{file}: is one of {metadata['split.count']} parts; merge them with llama.cpp's "
-            f"llama-gguf-split --merge"
-        )
-    factors = stored.pop(_ROPE_FACTORS, None)
+    stored = _all_tensors(parts)
+    factors = stored.pop(_ROPE_FACTORS, None) if architecture == "llama" else None
+    shapes = {name: tensor.shape for name, (_, tensor) in stored.items()}
     try:
-        config = read_config(metadata, stored, None if factors is None else factors.data)
+        config, ends, ignored = read_config(
+            metadata, shapes, None if factors is None else _numbers(*factors)
+        )
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+    if any(tensor.kind not in _PLAIN for _, tensor in stored.values()):
+        require_installed("gguf", f"reading {file}")
     return Checkpoint(
         path=file,
         format="GGUF file",
         config=config,
-        tensors=_tensor_infos(file, stored, config, permuted=architecture == "llama"),
-        chat_template=metadata.get("tokenizer.chat_template"),
+        tensors=_tensor_infos(stored, config, permuted=architecture == "llama"),
+        chat_template=_chat_template(file, metadata),
+        generation_config={"eos_token_id": list(ends)} if ends else {},
+        ignored_keys=ignored,
         _open_tokenizer=partial(build_tokenizer, file, metadata),
         _companions=partial(tokenizer_files, file, metadata),
-        _maps={file: map_file(file)},
+        _maps={part.file: part.data for part in parts},
     )
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The file's metadata by key and its tensors by name."""
-    gguf = require("gguf", f"reading {file}")
+_Stored = tuple[GGUFHeader, GGUFTensor]
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc, name-defined]
-        """One that notices the end of the file, where gguf's gives fewer bytes than asked for."""
 
-        def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **kwargs: Any) -> Any:
-            array = super()._get(offset, dtype, count, *args, **kwargs)
-            if array.size != count:
-                raise ValueError(f"it ends within what it announces at byte {offset}")
-            return array
+def _open_parts(file: Path) -> list[GGUFHeader]:
+    """The parts of a split file in order; the file alone if it is whole."""
+    header = read_gguf(file)
+    count = header.metadata.get("split.count", 0)
+    if not isinstance(count, int):
+        raise CheckpointError(f"{file}: split.count: expected an integer, got {shown(count)}")
+    if count <= 1:
+        return [header]
+    named = _PART.fullmatch(file.name)
+    if named is None or int(named[3]) != count:
+        raise CheckpointError(
+            f"{file}: is one of {count} parts: expected a name that ends in "
+            f"-00001-of-{count:05}.gguf, by which the others are found"
+        )
+    files = [file.with_name(f"{named[1]}-{i + 1:05}-of-{named[3]}.gguf") for i in range(count)]
+    if missing := [part.name for part in files if not part.is_file()]:
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise CheckpointError(
+            f"{file}: is one of {count} parts: missing {', '.join(missing[:4])}{more}"
+        )
+    parts = [header if part == file else read_gguf(part) for part in files]
+    _check_parts(parts)
+    return parts
 
-    try:
-        reader = Reader(file)
-        metadata = {
-            key: field.contents()
-            for key, field in reader.fields.items()
-            if not key.startswith("GGUF.")
-        }
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-        for kind in {tensor.tensor_type for tensor in reader.tensors}:
-            size = gguf.GGML_QUANT_SIZES[kind][1]
-            gguf.dequantize(np.zeros((1, size), np.uint8), kind)  # raises if it does not know how
-    except NotImplementedError as error:
-        raise CheckpointError(f"{file}: {error}") from None
-    except (ValueError, KeyError, IndexError, OverflowError, OSError) as error:
-        raise CheckpointError(f"{file}: expected a GGUF file: {error}") from None
-    return metadata, tensors
+
+def _check_parts(parts: Sequence[GGUFHeader]) -> None:
+    for number, part in enumerate(parts):
+        for key, expected in (("split.no", number), ("split.count", len(parts))):
+            if (value := part.metadata.get(key)) != expected:
+                raise CheckpointError(
+                    f"{part.file}: {key}: expected {expected}, got {shown(value)}"
+                )
+    stated = parts[0].metadata.get("split.tensors.count")
+    if (found := sum(len(part.tensors) for part in parts)) != stated:
+        raise CheckpointError(
+            f"{parts[0].file}: split.tensors.count: expected {found}, the tensors of all parts, "
+            f"got {shown(stated)}"
+        )
+
+
+def _all_tensors(parts: Sequence[GGUFHeader]) -> dict[str, _Stored]:
+    """The tensors of all parts, with the part that each is in."""
+    stored: dict[str, _Stored] = {}
+    for part in parts:
+        for name, tensor in part.tensors.items():
+            if name in stored:
+                raise CheckpointError(f"{part.file}: {name} is in {stored[name][0].file} too")
+            if not _UNUSED.fullmatch(name):
+                stored[name] = part, tensor
+    if not stored:
+        raise CheckpointError(
+            f"{parts[0].file}: expected a model, got a GGUF file without tensors, which has a "
+            f"vocabulary at most"
+        )
+    return stored
+
+
+def _numbers(part: GGUFHeader, tensor: GGUFTensor) -> NDArray[Any]:
+    if tensor.kind not in _PLAIN:
+        raise CheckpointError(f"{part.file}: {tensor.name}: expected floats, got {tensor.kind}")
+    raw = part.data[tensor.offset : tensor.offset + tensor.nbytes]
+    return raw.view(NUMPY_DTYPES[_PLAIN[tensor.kind]]).reshape(tensor.shape)
+
+
+def _chat_template(file: Path, metadata: Mapping[str, Any]) -> str | None:
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise CheckpointError(
+            f"{file}: tokenizer.chat_template: expected a string, got {shown(template)}"
+        )
+    return template
 
 
 def _tensor_infos(
-    file: Path, stored: dict[str, Any], config: LlamaConfig, *, permuted: bool
+    stored: Mapping[str, _Stored], config: LlamaConfig, *, permuted: bool
 ) -> dict[str, TensorInfo]:
-    infos: dict[str, TensorInfo] = {}
-    end, before = 0, ""
-    for tensor in sorted(stored.values(), key=lambda tensor: int(tensor.data_offset)):
-        if tensor.data_offset < end:
-            raise CheckpointError(f"{file}: {tensor.name} overlaps {before}")
-        end, before = tensor.data_offset + int(tensor.n_bytes), tensor.name
-        name = to_hugging_face(tensor.name, "gguf")
-        kind = tensor.tensor_type.name
-        infos[name] = TensorInfo(
-            name=name,
-            stored_name=tensor.name,
-            shape=tuple(int(n) for n in reversed(tensor.shape)),
-            dtype=_PLAIN.get(kind, kind),
-            file=file,
-            offset=tensor.data_offset,
-            nbytes=int(tensor.n_bytes),
-            permuted_heads=permuted_heads(name, config) if permuted else None,
+    names = {name: to_hugging_face(name, "gguf") for name in stored}
+    if unknown := [name for name, ours in names.items() if ours == name]:
+        part = stored[unknown[0]][0]
+        raise CheckpointError(
+            f"{part.file}: {unknown[0]}: no {config.model_type} has a tensor of this name"
         )
-    return infos
+    return {
+        names[name]: TensorInfo(
+            name=names[name],
+            stored_name=name,
+            shape=tensor.shape,
+            dtype=_PLAIN.get(tensor.kind, tensor.kind),
+            file=part.file,
+            offset=tensor.offset,
+            nbytes=tensor.nbytes,
+            permuted_heads=permuted_heads(names[name], config) if permuted else None,
+        )
+        for name, (part, tensor) in stored.items()
+    }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.errors import CheckpointError
+from llama_layers.errors import CheckpointError, ConfigError
 
 _U64, _U32 = struct.Struct("<Q"), struct.Struct("<I")
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -215,3 +215,22 @@ def _found(walk: Walk, key: str) -> _Value:
             f"{'an array of arrays' if kind == _ARRAY else f'type {kind}'}"
         )
     return _Value(kind, start, length)
+
+
+def shown(value: Any) -> str:
+    """Make a value of the metadata fit into a message."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.size} numbers, {np.array2string(value, threshold=4)}"
+    if isinstance(value, GGUFStrings):
+        return f"an array of {len(value)} strings"
+    return repr(value)
+
+
+def token_id(metadata: Mapping[str, Any], key: str, vocab_size: int) -> int | None:
+    """Look up a special token's id; None if the vocabulary does not have it, as for -1."""
+    token = metadata.get(key)
+    if token is None:
+        return None
+    if not isinstance(token, int) or isinstance(token, bool):
+        raise ConfigError(f"{key}: expected an integer, got {shown(token)}")
+    return token if 0 <= token < vocab_size else None
