@@ -14,7 +14,7 @@ from llama_layers.checkpoint.extras import require_installed
 from llama_layers.checkpoint.gguf_config import ARCHITECTURES, read_config
 from llama_layers.checkpoint.gguf_header import GGUFHeader, GGUFTensor, read_gguf
 from llama_layers.checkpoint.gguf_metadata import shown
-from llama_layers.checkpoint.gguf_tokenizer import build_tokenizer, tokenizer_files
+from llama_layers.checkpoint.gguf_tokenizer import open_tokenizer, tokenizer_files
 from llama_layers.checkpoint.names import permuted_heads, to_hugging_face
 from llama_layers.checkpoint.opened import NUMPY_DTYPES, Checkpoint, TensorInfo
 from llama_layers.config import LlamaConfig
@@ -77,7 +77,7 @@ def open_gguf(file: Path) -> Checkpoint:
         chat_template=_chat_template(file, metadata),
         generation_config={"eos_token_id": list(ends)} if ends else {},
         ignored_keys=ignored,
-        _open_tokenizer=partial(build_tokenizer, file, metadata),
+        _open_tokenizer=partial(open_tokenizer, file, metadata),
         _companions=partial(tokenizer_files, file, metadata),
         _maps={part.file: part.data for part in parts},
     )

@@ -17,11 +17,11 @@ _SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = rf"{_LOWER_ENDINGS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)"
 
 
-def _words(digits: str, letters: str = r"\p{L}") -> str:
-    """Cut as Llama 3 and Qwen2 do, which differ in `digits` alone."""
+def _words(digits: str, letters: str = r"\p{L}", lines: str = r"[\r\n]*") -> str:
+    """Cut as Llama 3 and Qwen2 do, which differ in `digits` alone; `lines` end a run of symbols."""
     return (
         rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[{letters}]+|{digits}"
-        rf"| ?[^\s{letters}\p{{N}}]+[\r\n]*{_SPACES}"
+        rf"| ?[^\s{letters}\p{{N}}]+{lines}{_SPACES}"
     )
 
 
@@ -40,8 +40,9 @@ _DEEPSEEK_V3 = (
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*{_SPACES}"
 )
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
-_IDEOGRAPHS = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-_IDEOGRAPHS_OR_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+# The range spans white space, which llama.cpp hides from it.
+_IDEOGRAPHS = "(?:(?!\\s)[\u0800-\u9fa5\uac00-\ud7ff])+"
+_IDEOGRAPHS_OR_KANA = "[\u4e00-\u9fa5\u3040-\u30ff]+"
 # Letters that have a case, by the Unicode of the model's time.
 _CASED = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af"
@@ -91,6 +92,8 @@ def _rows() -> dict[str, PreTokenizer]:
         "qwen2 deepseek-r1-qwen megrez kormo f2llmv2 stablelm2 hunyuan solar-open grok-2": (
             PreTokenizer((qwen2,))
         ),
+        "seed-coder": PreTokenizer((_words(one, lines=""),)),
+        "superbpe": PreTokenizer((r"\p{N}+", "(?=([0-9]{3})+(?![0-9]))")),
         "qwen35": PreTokenizer((_words(one, r"\p{L}\p{M}"),)),
         "tekken": PreTokenizer((_cased_words(one),), ignore_merges=True, adds_bos=True),
         "gpt-4o llama4 kanana2 talkie minimax-m2": (
@@ -108,7 +111,7 @@ def _rows() -> dict[str, PreTokenizer]:
             (
                 r"[\r\n]",
                 rf"\s?[{_CASED}]+",
-                "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+                "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001-\u3002]+",
                 r"\s+$",
                 _IDEOGRAPHS,
                 r"\p{N}+",

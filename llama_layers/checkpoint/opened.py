@@ -219,6 +219,8 @@ class Checkpoint:
         from llama_layers.checkpoint.tokenizer import Tokenizer
 
         backend = self._open_tokenizer()
+        if isinstance(backend, Tokenizer):
+            return backend
         ends = self.config.eos_token_id
         ids = {
             "bos_token": self.config.bos_token_id,
