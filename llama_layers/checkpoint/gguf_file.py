@@ -10,7 +10,7 @@ import numpy as np
 
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.gguf_config import ARCHITECTURES, read_config
-from llama_layers.checkpoint.gguf_tokenizer import build_tokenizer, tokenizer_files
+from llama_layers.checkpoint.gguf_tokenizer import open_tokenizer, tokenizer_files
 from llama_layers.checkpoint.names import permuted_heads, to_hugging_face
 from llama_layers.checkpoint.opened import Checkpoint, TensorInfo, map_file
 from llama_layers.config import LlamaConfig
@@ -46,7 +46,7 @@ def open_gguf(file: Path) -> Checkpoint:
         config=config,
         tensors=_tensor_infos(file, stored, config, permuted=architecture == "llama"),
         chat_template=metadata.get("tokenizer.chat_template"),
-        _open_tokenizer=partial(build_tokenizer, file, metadata),
+        _open_tokenizer=partial(open_tokenizer, file, metadata),
         _companions=partial(tokenizer_files, file, metadata),
         _maps={file: map_file(file)},
     )

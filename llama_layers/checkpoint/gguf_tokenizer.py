@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.errors import CheckpointError
 
 # GGUF's token types.
@@ -17,6 +18,28 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 # How text is cut before byte pairs are merged, by GGUF's name for it. Only ways that have been
 # held against the original tokenizer are here: another way gives other ids, without an error.
 _PRE_TOKENIZERS = ("smollm",)
+
+
+def load_gguf_tokenizer(file: Path) -> Tokenizer:
+    """Load the tokenizer of a GGUF file."""
+    from llama_layers.checkpoint.gguf_file import _read  # which imports this module
+
+    return open_tokenizer(file, _read(file)[0])
+
+
+def open_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
+    """Open the tokenizer that a file's metadata amounts to."""
+    backend = build_tokenizer(file, metadata)
+    ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    return Tokenizer(
+        backend,
+        chat_template=metadata.get("tokenizer.chat_template"),
+        special_tokens={
+            f"{name}_token": token
+            for name, i in ids.items()
+            if i is not None and (token := backend.id_to_token(i)) is not None
+        },
+    )
 
 
 def build_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Any:
