@@ -1,11 +1,13 @@
-"""Files that are written whole or not at all, and never over another unless asked."""
+"""Files written whole or not at all, and never over another unless asked; JSON that is read."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def check_output(path: Path | None, force: bool) -> None:
@@ -38,3 +40,21 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_json(path: Path, error: type[ValueError]) -> dict[str, Any]:
+    """Read the object in a JSON file; raise `error`, naming the file, where it holds none."""
+    raw = path.read_bytes()
+    try:
+        content = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as problem:
+        raise error(
+            f"{path}: expected UTF-8, got byte {raw[problem.start]} at {problem.start}"
+        ) from None
+    except RecursionError:
+        raise error(f"{path}: expected a JSON object, got one nested too deeply") from None
+    except ValueError as problem:  # json.JSONDecodeError, or an integer of thousands of digits
+        raise error(f"{path}: expected a JSON object: {problem}") from None
+    if not isinstance(content, dict):
+        raise error(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.gguf_metadata import shown
 from llama_layers.checkpoint.gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from llama_layers.checkpoint.gguf_vocabulary import Vocabulary, read_strings
 from llama_layers.errors import CheckpointError
+
+# What to do about a tokenizer that is not known.
+INSTEAD = "pass token ids, or load the model from a Hugging Face directory with its tokenizer.json"
 
 
 def read_pre_tokenizer(file: Path, metadata: Mapping[str, Any]) -> PreTokenizer:
@@ -27,8 +31,7 @@ def read_pre_tokenizer(file: Path, metadata: Mapping[str, Any]) -> PreTokenizer:
     if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         raise CheckpointError(
             f"{file}: tokenizer.ggml.pre: expected a known way to cut text, such as 'llama-bpe', "
-            f"'qwen2' or 'tekken', got {name!r}; pass token ids, or load the model from a Hugging "
-            f"Face directory with its tokenizer.json"
+            f"'qwen2' or 'tekken', got {shown(name)}; {INSTEAD}"
         )
     return PRE_TOKENIZERS[name]
 

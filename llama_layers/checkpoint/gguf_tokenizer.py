@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.gguf_byte_level import build_byte_level, read_pre_tokenizer
+from llama_layers.checkpoint.gguf_byte_level import INSTEAD, build_byte_level, read_pre_tokenizer
 from llama_layers.checkpoint.gguf_header import read_gguf
+from llama_layers.checkpoint.gguf_metadata import shown
 from llama_layers.checkpoint.gguf_sentencepiece import build_sentencepiece
 from llama_layers.checkpoint.gguf_vocabulary import (
     USER_DEFINED,
@@ -73,7 +74,7 @@ def open_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     backend, vocabulary = _build(file, metadata)
     return Tokenizer(
         backend,
-        chat_template=_chat_template(file, metadata),
+        chat_template=read_chat_template(file, metadata),
         special_tokens=vocabulary.special_tokens(),
     )
 
@@ -82,7 +83,7 @@ def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]
     """Make tokenizer.json and tokenizer_config.json; nothing, with a warning, if not known."""
     try:
         backend, vocabulary = _build(file, metadata)
-        template = _chat_template(file, metadata)
+        template = read_chat_template(file, metadata)
         text = _written(file, backend)
     except CheckpointError as error:
         warnings.warn(f"no tokenizer is written: {error}", stacklevel=2)
@@ -108,8 +109,8 @@ def _build(file: Path, metadata: Mapping[str, Any]) -> tuple[Any, Vocabulary]:
     model = metadata.get("tokenizer.ggml.model")
     if not isinstance(model, str) or model not in ("llama", "gpt2"):
         raise CheckpointError(
-            f"{file}: tokenizer.ggml.model: expected 'llama' or 'gpt2', got {model!r}; pass token "
-            f"ids, or load the model from a Hugging Face directory with its tokenizer.json"
+            f"{file}: tokenizer.ggml.model: expected 'llama' or 'gpt2', got {shown(model)}; "
+            f"{INSTEAD}"
         )
     if model == "llama":
         vocabulary = read_vocabulary(file, metadata)
@@ -161,7 +162,7 @@ def _add_ends(
                 continue
             raise CheckpointError(
                 f"{file}: tokenizer.ggml.{end}_token_id: expected a token's id, since {key} is "
-                f"true, got {metadata.get(f'tokenizer.ggml.{end}_token_id')!r}"
+                f"true, got {shown(metadata.get(f'tokenizer.ggml.{end}_token_id'))}"
             )
         token = tokens[f"{end}_token"]
         template = [end, *template] if end == "bos" else [*template, end]
@@ -172,7 +173,7 @@ def _add_ends(
         )
 
 
-def _chat_template(file: Path, metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
+def read_chat_template(file: Path, metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
     """The template, or templates by name where there are several; "default" is the nameless."""
     named = {
         key.removeprefix(f"{_TEMPLATE}."): metadata[key]
@@ -184,7 +185,7 @@ def _chat_template(file: Path, metadata: Mapping[str, Any]) -> str | dict[str, s
     for name, template in templates.items():
         if not isinstance(template, str):
             raise CheckpointError(
-                f"{file}: the chat template {name!r}: expected a text, got {template!r}"
+                f"{file}: the chat template {name!r}: expected a text, got {shown(template)}"
             )
     return templates if named else templates.get("default")
 

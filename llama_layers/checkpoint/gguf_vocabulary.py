@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.checkpoint.gguf_metadata import shown
 from llama_layers.errors import CheckpointError
 
 # GGUF's token types. Others are of bytes, which their text tells, and of tokens without a use.
@@ -99,10 +100,9 @@ def read_strings(file: Path, metadata: Mapping[str, Any], name: str) -> list[str
     if key not in metadata:
         raise CheckpointError(f"{file}: missing {key}")
     table = metadata[key]
-    strings = list(table) if isinstance(table, Sequence) and not isinstance(table, str) else [None]
-    if not all(isinstance(string, str) for string in strings):
-        raise CheckpointError(f"{file}: {key}: expected an array of strings")
-    return strings
+    if isinstance(table, str) or not isinstance(table, Sequence):
+        raise CheckpointError(f"{file}: {key}: expected an array of strings, got {shown(table)}")
+    return list(table)
 
 
 def read_numbers(
@@ -127,19 +127,19 @@ def read_flag(file: Path, metadata: Mapping[str, Any], name: str, default: bool)
     key = f"tokenizer.ggml.{name}"
     value = metadata.get(key, default)
     if not isinstance(value, bool):
-        raise CheckpointError(f"{file}: {key}: expected true or false, got {value!r}")
+        raise CheckpointError(f"{file}: {key}: expected true or false, got {shown(value)}")
     return value
 
 
 def _special_ids(file: Path, metadata: Mapping[str, Any], count: int) -> dict[str, int]:
     """Ids by name; one that the tokenizer does not have, such as -1 as a uint32, means none."""
-    defaults = _SENTENCEPIECE_IDS if metadata.get("tokenizer.ggml.model") == "llama" else {}
+    defaults = _SENTENCEPIECE_IDS if metadata["tokenizer.ggml.model"] == "llama" else {}
     ids: dict[str, int] = {}
     for name, middle in _SPECIAL.items():
         key = f"tokenizer.ggml.{middle}_token_id"
         number = metadata.get(key, defaults.get(name, -1))
-        if type(number) is not int:
-            raise CheckpointError(f"{file}: {key}: expected a token's id, got {number!r}")
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise CheckpointError(f"{file}: {key}: expected a token's id, got {shown(number)}")
         if 0 <= number < count:
             ids[name] = number
     return ids
