@@ -114,7 +114,9 @@ def read_numbers(
         return None
     table = np.asarray(metadata[key])
     if table.ndim != 1 or not (np.issubdtype(table.dtype, kind) or not table.size):
-        raise CheckpointError(f"{file}: {key}: expected an array of numbers")
+        raise CheckpointError(
+            f"{file}: {key}: expected an array of numbers, got {shown(metadata[key])}"
+        )
     if len(table) < count:
         raise CheckpointError(
             f"{file}: {key}: expected {count} numbers, one for each token, got {len(table)}"
