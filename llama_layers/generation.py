@@ -11,7 +11,6 @@ from llama_layers.backends.dispatch import portable
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, to_numpy
 from llama_layers.cache import KVCache
-from llama_layers.config import LlamaConfig
 from llama_layers.llama import Llama, check_model
 from llama_layers.model import forward
 from llama_layers.sampling import check_options, random_generator, sample
@@ -55,7 +54,8 @@ def generate(
     rng : numpy.random.Generator, int or None
         The only source of randomness (SPEC 7).
     eos_token_id : int or tuple of int, optional
-        Tokens that end a sequence; those of the config by default, none if it is empty.
+        Tokens that end a sequence; none if it is empty. By default those of the model's
+        ``generation_config``, or of its config where that names none.
     attention_mask : Array, shape [B, S], bool or 0 and 1 of an integer dtype, optional
         Which of the ids are tokens and no padding.
     cache : KVCache, optional
@@ -105,7 +105,7 @@ def generate(
     check_options(temperature, top_k, top_p, min_p)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     options |= {"rng": random_generator(rng)}
-    ends = _ends(model.config, eos_token_id)
+    ends = _ends(model, eos_token_id)
     if attention_mask is not None:
         _check_prompts(xp, input_ids, attention_mask)
     # As Python's integer: a sum with one of a few bits would overflow.
@@ -131,12 +131,16 @@ def _check_prompts(xp: Any, input_ids: Any, attention_mask: Any) -> None:
         raise ValueError("attention_mask: expected prompts padded before their first token")
 
 
-def _ends(config: LlamaConfig, eos_token_id: int | tuple[int, ...] | None) -> tuple[int, ...]:
+def _ends(model: Llama, eos_token_id: int | tuple[int, ...] | None) -> tuple[int, ...]:
     """The tokens that end a sequence."""
-    given = config.eos_token_id if eos_token_id is None else eos_token_id
+    given = eos_token_id
+    if given is None:
+        given = model.generation_config.get("eos_token_id")
+    if given is None:
+        given = model.config.eos_token_id
     ends = tuple(given) if isinstance(given, tuple | list) else () if given is None else (given,)
     for end in ends:
-        if not is_integer(end) or end < 0:
+        if not is_integer(end) or (end < 0 and eos_token_id is not None):
             raise ValueError(f"eos_token_id: expected token ids, zero or more, got {end!r}")
     return ends
 

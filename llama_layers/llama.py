@@ -36,7 +36,7 @@ class Llama:
     Raises
     ------
     TypeError
-        If `config` or `weights` is of another type.
+        If `config`, `weights` or `generation_config` is of another type.
     ValueError
         If the weights are of another number of layers than the config says.
     """
@@ -47,7 +47,8 @@ class Llama:
     generation_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for name, kind in (("config", LlamaConfig), ("weights", LlamaWeights)):
+        kinds = {"config": LlamaConfig, "weights": LlamaWeights, "generation_config": Mapping}
+        for name, kind in kinds.items():
             if not isinstance(given := getattr(self, name), kind):
                 raise TypeError(f"{name}: expected {kind.__name__}, got {type(given).__name__}")
         layers = len(self.weights.layers)

@@ -52,6 +52,15 @@ def corpus(request: pytest.FixtureRequest) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def vocab(request: pytest.FixtureRequest) -> Path:
+    """The directory of llama.cpp's vocabularies."""
+    directory: Path | None = request.config.getoption("--vocab")
+    if directory is None:
+        pytest.skip("no --vocab was given")
+    return directory
+
+
 @dataclass(frozen=True)
 class Backend:
     """An array library on a device."""

@@ -3,7 +3,7 @@ from .known_models import KnownModel, cache_directory, cached_path, known_models
 from .loading import load
 from .names import expected_tensors
 from .opened import Checkpoint, TensorInfo
-from .opening import open_checkpoint
+from .opening import load_tokenizer, open_checkpoint
 from .pulling import pull
 from .tokenizer import Tokenizer
 
@@ -18,6 +18,7 @@ __all__ = [
     "expected_tensors",
     "known_models",
     "load",
+    "load_tokenizer",
     "open_checkpoint",
     "pull",
 ]

@@ -9,6 +9,28 @@ from typing import Any, NoReturn
 
 from llama_layers.errors import CheckpointError
 
+# Names of the text that a model thinks before it answers, in the order of their precedence.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+def chosen_template(
+    templates: str | Mapping[str, str] | None, name: str | None, *, tools: bool
+) -> str:
+    """The template of a name, or the one that a conversation with or without tools asks for."""
+    if templates is None:
+        raise CheckpointError("chat_template: this checkpoint has none; it is not a chat model")
+    named = {"default": templates} if isinstance(templates, str) else templates
+    if name is None:
+        name = "tool_use" if tools and "tool_use" in named else "default"
+        if name not in named:
+            raise CheckpointError(
+                f"chat_template: this checkpoint has several and no default; "
+                f"name one of {', '.join(sorted(named))}"
+            )
+    elif name not in named:
+        raise ValueError(f"chat_template: expected {' or '.join(sorted(named))}, got {name!r}")
+    return named[name]
+
 
 def render_chat(
     template: str,
@@ -16,28 +38,89 @@ def render_chat(
     *,
     add_generation_prompt: bool,
     special_tokens: Mapping[str, str],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
-    """A conversation rendered by a template, which comes with the weights and is not trusted.
+    """A conversation rendered by a template, which sees what transformers gives it.
 
-    It runs in jinja2's sandbox for immutable data, with the names that templates on Hugging Face
-    count on.
+    It runs in a sandbox, with plain copies of what the caller passed.
     """
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from llama_layers.checkpoint.sandbox import MOST_CHARACTERS, Sandbox
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    for name, given in (("messages", messages), ("tools", tools), ("documents", documents)):
+        _check_mappings(name, given)
+    sandbox = Sandbox()
+    sandbox.filters["tojson"] = _to_json
+    sandbox.globals["raise_exception"] = _refuse
+    sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    pieces, length = [], 0
     try:
-        return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, **special_tokens
-        )
+        seen = _plain({**special_tokens, **(variables or {}), "tools": tools})
+        seen |= {"documents": _plain(documents), "add_generation_prompt": add_generation_prompt}
+        seen["messages"] = [_message(message) for message in messages]
+        for piece in sandbox.compiled(template).generate(seen):
+            pieces.append(piece)
+            length += len(piece)
+            if length > MOST_CHARACTERS:
+                raise ValueError(f"expected at most {MOST_CHARACTERS} characters, got more")
     except Exception as error:  # a template is a program, and can raise anything
         raise CheckpointError(f"chat_template: {type(error).__name__}: {error}") from None
+    return "".join(pieces)
+
+
+def _check_mappings(name: str, values: Any) -> None:
+    """Refuse what is not a sequence of mappings, such as one text or one message."""
+    if values is None and name != "messages":
+        return
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise TypeError(f"{name}: expected a sequence of mappings, got {type(values).__name__}")
+    for value in values:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name}: expected mappings, got {type(value).__name__}")
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as templates count on it: without nulls, and what was thought under its names."""
+    plain: dict[str, Any] = _plain(
+        {key: value for key, value in message.items() if value is not None}
+    )
+    thought = next((plain[key] for key in _REASONING if plain.get(key) is not None), None)
+    if thought is None:
+        return plain
+    return {"thinking": thought, **plain, "reasoning_content": thought}
+
+
+def _plain(value: Any) -> Any:
+    """A copy made of JSON's types, so that a template reaches no method of anything else."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a number of NumPy
+        return _plain(value.item())
+    return f"<{type(value).__name__}>"  # an image, say: templates only look whether it is there
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the escapes of HTML that jinja2's own filter makes."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -71,6 +71,7 @@ def convert(
         config = replace(checkpoint.config, dtype=widest)
         (directory / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
         for file, content in checkpoint.companions().items():
+            (directory / file).parent.mkdir(exist_ok=True)
             (directory / file).write_bytes(content)
         write_safetensors(
             directory / "model.safetensors",

@@ -14,7 +14,11 @@ from llama_layers.checkpoint.extras import require_installed
 from llama_layers.checkpoint.gguf_config import ARCHITECTURES, read_config
 from llama_layers.checkpoint.gguf_header import GGUFHeader, GGUFTensor, read_gguf
 from llama_layers.checkpoint.gguf_metadata import shown
-from llama_layers.checkpoint.gguf_tokenizer import build_tokenizer, tokenizer_files
+from llama_layers.checkpoint.gguf_tokenizer import (
+    open_tokenizer,
+    read_chat_template,
+    tokenizer_files,
+)
 from llama_layers.checkpoint.names import permuted_heads, to_hugging_face
 from llama_layers.checkpoint.opened import NUMPY_DTYPES, Checkpoint, TensorInfo
 from llama_layers.config import LlamaConfig
@@ -75,10 +79,10 @@ def open_gguf(file: Path) -> Checkpoint:
         format="GGUF file",
         config=config,
         tensors=_tensor_infos(stored, config, permuted=architecture == "llama"),
-        chat_template=_chat_template(file, metadata),
+        chat_template=read_chat_template(file, metadata),
         generation_config={"eos_token_id": list(ends)} if ends else {},
         ignored_keys=ignored,
-        _open_tokenizer=partial(build_tokenizer, file, metadata),
+        _open_tokenizer=partial(open_tokenizer, file, metadata),
         _companions=partial(tokenizer_files, file, metadata),
         _maps={part.file: part.data for part in parts},
     )
@@ -159,15 +163,6 @@ def _check_vectors(stored: Mapping[str, _Stored]) -> None:
 def _numbers(part: GGUFHeader, tensor: GGUFTensor) -> NDArray[Any]:
     raw = part.data[tensor.offset : tensor.offset + tensor.nbytes]
     return raw.view(NUMPY_DTYPES[_PLAIN[tensor.kind]]).reshape(tensor.shape)
-
-
-def _chat_template(file: Path, metadata: Mapping[str, Any]) -> str | None:
-    template = metadata.get("tokenizer.chat_template")
-    if not isinstance(template, str | None):
-        raise CheckpointError(
-            f"{file}: tokenizer.chat_template: expected a string, got {shown(template)}"
-        )
-    return template
 
 
 def _tensor_infos(

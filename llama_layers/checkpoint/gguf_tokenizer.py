@@ -9,58 +9,82 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.gguf_byte_level import INSTEAD, build_byte_level, read_pre_tokenizer
+from llama_layers.checkpoint.gguf_header import read_gguf
+from llama_layers.checkpoint.gguf_metadata import shown
+from llama_layers.checkpoint.gguf_sentencepiece import build_sentencepiece
+from llama_layers.checkpoint.gguf_vocabulary import (
+    USER_DEFINED,
+    Vocabulary,
+    read_flag,
+    read_vocabulary,
+)
+from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.errors import CheckpointError
 
-# GGUF's token types.
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-
-# How text is cut before byte pairs are merged, by GGUF's name for it. Only ways that have been
-# held against the original tokenizer are here: another way gives other ids, without an error.
-_PRE_TOKENIZERS = ("smollm",)
+_TEMPLATE = "tokenizer.chat_template"
 
 
-def build_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Any:
-    """The tokenizers.Tokenizer for a file; a CheckpointError if it is of a kind not known."""
-    tokenizers = require("tokenizers", f"the tokenizer of {file}")
-    model = metadata.get("tokenizer.ggml.model")
-    cut = metadata.get("tokenizer.ggml.pre")
-    if model != "gpt2" or cut not in _PRE_TOKENIZERS:
-        raise CheckpointError(
-            f"{file}: expected a tokenizer of model 'gpt2' and pre-tokenizer "
-            f"{' or '.join(map(repr, _PRE_TOKENIZERS))}, got {model!r} and {cut!r}; pass token "
-            f"ids, or load the model from a Hugging Face directory with its tokenizer.json"
-        )
-    if metadata.get("tokenizer.ggml.add_space_prefix", False):
-        raise CheckpointError(f"{file}: tokenizer.ggml.add_space_prefix: expected false, got true")
-    tokens, kinds, merges = _tables(file, metadata)
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ")) for merge in merges],
-        )
+def load_gguf_tokenizer(path: str | Path, /) -> Tokenizer:
+    """Load the tokenizer of a GGUF file, which may be one of a vocabulary alone.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    Tokenizer
+        Text to ids and back.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is not GGUF, or has no tokenizer, or one of a kind that is not known.
+    ImportError
+        If the package ``tokenizers`` is not installed.
+    """
+    file = Path(path)
+    return open_tokenizer(file, read_gguf(file).metadata)
+
+
+def open_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
+    """Build the tokenizer of a file, with its special tokens and chat templates.
+
+    Parameters
+    ----------
+    file : Path
+        The file, for messages.
+    metadata : Mapping of str to Any
+        Its metadata.
+
+    Returns
+    -------
+    Tokenizer
+        Whose ids equal those of llama.cpp.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or one that is malformed or of a kind that is not known.
+    ImportError
+        If the package ``tokenizers`` is not installed.
+    """
+    backend, vocabulary = _build(file, metadata)
+    return Tokenizer(
+        backend,
+        chat_template=read_chat_template(file, metadata),
+        special_tokens=vocabulary.special_tokens(),
     )
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Digits(individual_digits=True),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.add_tokens(
-        [
-            tokenizers.AddedToken(token, special=kind == _CONTROL, normalized=False)
-            for token, kind in zip(tokens, kinds, strict=True)
-            if kind in (_CONTROL, _USER_DEFINED)
-        ]
-    )
-    _add_ends(backend, file, metadata, tokens)
-    return backend
 
 
 def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
     """Make tokenizer.json and tokenizer_config.json; nothing, with a warning, if not known."""
     try:
-        tokenizer = build_tokenizer(file, metadata)
+        backend, vocabulary = _build(file, metadata)
+        template = read_chat_template(file, metadata)
+        text = _written(file, backend)
     except CheckpointError as error:
         warnings.warn(f"no tokenizer is written: {error}", stacklevel=2)
         return {}
@@ -68,55 +92,110 @@ def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": metadata[f"{metadata['general.architecture']}.context_length"],
+        **vocabulary.special_tokens(),
     }
-    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        token = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
-        if token is not None:
-            config[f"{ours}_token"] = metadata["tokenizer.ggml.tokens"][token]
-    if (template := metadata.get("tokenizer.chat_template")) is not None:
+    if isinstance(template, str):
         config["chat_template"] = template
+    elif template:
+        config["chat_template"] = [{"name": k, "template": v} for k, v in template.items()]
     return {
-        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer.json": text.encode(),
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode(),
     }
 
 
-def _tables(file: Path, metadata: Mapping[str, Any]) -> tuple[list[str], list[int], list[str]]:
-    try:
-        tokens, kinds, merges = (
-            metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges")
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{file}: missing {error.args[0]}") from None
-    if len(set(tokens)) != len(tokens) or len(kinds) != len(tokens):
+def _build(file: Path, metadata: Mapping[str, Any]) -> tuple[Any, Vocabulary]:
+    """The tokenizers.Tokenizer of a file, and the tables it is made of."""
+    model = metadata.get("tokenizer.ggml.model")
+    if not isinstance(model, str) or model not in ("llama", "gpt2"):
         raise CheckpointError(
-            f"{file}: expected {len(tokens)} different tokens and a type for each, got "
-            f"{len(set(tokens))} and {len(kinds)}"
+            f"{file}: tokenizer.ggml.model: expected 'llama' or 'gpt2', got {shown(model)}; "
+            f"{INSTEAD}"
         )
-    if unknown := set(kinds) - {_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED}:
-        raise CheckpointError(
-            f"{file}: tokenizer.ggml.token_type: expected 1, 3, 4 or 5 for byte pairs, got "
-            f"{', '.join(map(str, sorted(unknown)))}"
-        )
-    return tokens, kinds, merges
+    if model == "llama":
+        vocabulary = read_vocabulary(file, metadata)
+        backend, adds_bos = build_sentencepiece(file, metadata, vocabulary), True
+    else:
+        cut = read_pre_tokenizer(file, metadata)
+        vocabulary = read_vocabulary(file, metadata)
+        backend, adds_bos = build_byte_level(file, metadata, vocabulary, cut), cut.adds_bos
+    _add_found_first(backend, file, metadata, vocabulary)
+    _add_ends(backend, file, metadata, vocabulary, adds_bos)
+    return backend, vocabulary
 
 
-def _add_ends(backend: Any, file: Path, metadata: Mapping[str, Any], tokens: list[str]) -> None:
+def _add_found_first(
+    backend: Any, file: Path, metadata: Mapping[str, Any], vocabulary: Vocabulary
+) -> None:
+    """Let tokens be found by their spelling, and Phi-3's take the white space after them."""
+    tokenizers = require("tokenizers", f"the tokenizer of {file}")
+    name = str(metadata.get("general.name", "")).lower()
+    strips = "phi-3" in name or "phi3" in name
+    keeps = {"<unk>", "<s>", "<|endoftext|>"}
+    backend.add_tokens(
+        [
+            tokenizers.AddedToken(
+                token,
+                special=kind != USER_DEFINED,
+                normalized=False,
+                rstrip=strips and token not in keeps,
+            )
+            for token, kind in vocabulary.found_first().items()
+        ]
+    )
+
+
+def _add_ends(
+    backend: Any, file: Path, metadata: Mapping[str, Any], vocabulary: Vocabulary, adds_bos: bool
+) -> None:
     """Put the tokens that begin and end a text around it, where the metadata says so."""
     tokenizers = require("tokenizers", f"the tokenizer of {file}")
+    tokens = vocabulary.special_tokens()
     template = ["$A"]
     special = []
-    for end in ("bos", "eos"):
-        if metadata.get(f"tokenizer.ggml.add_{end}_token", False):
-            i = metadata.get(f"tokenizer.ggml.{end}_token_id")
-            if i is None or i >= len(tokens):
-                raise CheckpointError(
-                    f"{file}: tokenizer.ggml.{end}_token_id: expected a token's id, since "
-                    f"add_{end}_token is true, got {i}"
-                )
-            template = [tokens[i], *template] if end == "bos" else [*template, tokens[i]]
-            special.append((tokens[i], i))
+    for end, default in (("bos", adds_bos), ("eos", False)):
+        key = f"add_{end}_token"
+        if not read_flag(file, metadata, key, default):
+            continue
+        if f"{end}_token" not in tokens:
+            if f"tokenizer.ggml.{key}" not in metadata:
+                continue
+            raise CheckpointError(
+                f"{file}: tokenizer.ggml.{end}_token_id: expected a token's id, since {key} is "
+                f"true, got {shown(metadata.get(f'tokenizer.ggml.{end}_token_id'))}"
+            )
+        token = tokens[f"{end}_token"]
+        template = [end, *template] if end == "bos" else [*template, end]
+        special.append({"id": end, "ids": [vocabulary.tokens[token]], "tokens": [token]})
     if special:
         backend.post_processor = tokenizers.processors.TemplateProcessing(
             single=template, special_tokens=special
         )
+
+
+def read_chat_template(file: Path, metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """The template, or templates by name where there are several; "default" is the nameless."""
+    named = {
+        key.removeprefix(f"{_TEMPLATE}."): metadata[key]
+        for key in metadata
+        if key.startswith(f"{_TEMPLATE}.")
+    }
+    default = {"default": metadata[_TEMPLATE]} if _TEMPLATE in metadata else {}
+    templates = default | named
+    for name, template in templates.items():
+        if not isinstance(template, str):
+            raise CheckpointError(
+                f"{file}: the chat template {name!r}: expected a text, got {shown(template)}"
+            )
+    return templates if named else templates.get("default")
+
+
+def _written(file: Path, backend: Any) -> str:
+    """The content of a tokenizer.json."""
+    try:
+        text: str = backend.to_str(pretty=True)
+    except Exception:  # tokenizers raises nothing narrower, where a step is in Python
+        raise CheckpointError(
+            f"{file}: merges by scores that are equal, which tokenizer.json cannot express"
+        ) from None
+    return text

@@ -87,8 +87,8 @@ class Checkpoint:
         Its config.
     tensors : Mapping of str to TensorInfo
         By Hugging Face name, in the order of `expected_tensors`: exactly those.
-    chat_template : str or None
-        The Jinja template of its chat format.
+    chat_template : str, mapping of str to str, or None
+        The Jinja template of its chat format, or several by name.
     generation_config : Mapping of str to Any
         What its authors suggest for `generate`: the content of generation_config.json, or what
         the metadata of a GGUF file says of it.
@@ -108,8 +108,8 @@ class Checkpoint:
     format: str
     config: LlamaConfig
     tensors: Mapping[str, TensorInfo]
-    chat_template: str | None
-    _open_tokenizer: Callable[[], Any] = field(repr=False)
+    chat_template: str | Mapping[str, str] | None
+    _open_tokenizer: Callable[[], Tokenizer] = field(repr=False)
     _companions: Callable[[], Mapping[str, bytes]] = field(repr=False)
     _maps: Mapping[Path, NDArray[np.uint8]] = field(repr=False)
     generation_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -227,16 +227,7 @@ class Checkpoint:
         ImportError
             If the package ``tokenizers`` is not installed.
         """
-        from llama_layers.checkpoint.tokenizer import Tokenizer
-
-        backend = self._open_tokenizer()
-        ends = self.config.eos_token_id
-        ids = {
-            "bos_token": self.config.bos_token_id,
-            "eos_token": ends[0] if isinstance(ends, tuple) else ends,
-        }
-        tokens = {name: backend.id_to_token(i) for name, i in ids.items() if i is not None}
-        return Tokenizer(backend, chat_template=self.chat_template, special_tokens=tokens)
+        return self._open_tokenizer()
 
     def companions(self) -> Mapping[str, bytes]:
         """The files, other than config and weights, that a Hugging Face directory should have.

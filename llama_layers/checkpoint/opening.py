@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from llama_layers.checkpoint.chat_files import MORE_TEMPLATES, read_chat_template
 from llama_layers.checkpoint.hub import fetch, hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
 from llama_layers.checkpoint.opened import Checkpoint
 from llama_layers.checkpoint.safetensors_files import read_file, read_shards, tensor_infos
-from llama_layers.checkpoint.tokenizer import open_tokenizer_json
+from llama_layers.checkpoint.tokenizer import Tokenizer
+from llama_layers.checkpoint.tokenizer_files import open_tokenizer_directory, open_tokenizer_json
 from llama_layers.config import read_config
 from llama_layers.errors import CheckpointError
+from llama_layers.files import read_json
 from llama_layers.quantised import ADAPTER
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _COMPANIONS = """
 generation_config.json tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json
-added_tokens.json vocab.json merges.txt chat_template.jinja LICENSE LICENSE.txt NOTICE README.md
+added_tokens.json vocab.json merges.txt chat_template.jinja chat_template.json LICENSE LICENSE.txt
+NOTICE README.md
 """.split()
 
 _SHARD = r"-\d{5}-of-(?!00001)\d{5}\.safetensors$"
@@ -81,13 +86,58 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
     )
 
 
+def load_tokenizer(path: str | os.PathLike[str], /) -> Tokenizer:
+    """Load a tokenizer, without the model.
+
+    Parameters
+    ----------
+    path : str or path
+        A Hugging Face directory, which needs no config.json and no weights, a tokenizer.json, a
+        .gguf file, also one of a vocabulary only, or the name of a known model. What lies beside
+        a file of the name tokenizer.json is read like that of a directory.
+
+    Returns
+    -------
+    Tokenizer
+        Text to token ids and back.
+
+    Raises
+    ------
+    CheckpointError
+        If there is nothing there, or it is malformed or of a kind that is not known.
+    ImportError
+        If the package ``tokenizers`` is not installed.
+    TypeError
+        If `path` is not a str or path.
+
+    Examples
+    --------
+    >>> from llama_layers.checkpoint import load_tokenizer
+    >>> load_tokenizer("smollm2-135m").encode("The capital of France is")  # doctest: +SKIP
+    [504, 3575, 282, 4649, 314]
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: expected a str or path, got {type(path).__name__}")
+    found = _resolved(path)
+    if found.is_dir():
+        return open_tokenizer_directory(found)
+    if found.suffix == ".gguf":
+        from llama_layers.checkpoint.gguf_tokenizer import load_gguf_tokenizer
+
+        return load_gguf_tokenizer(found)
+    if found.name == "tokenizer.json" or found.suffix == ".safetensors":
+        return open_tokenizer_directory(found.parent)
+    return open_tokenizer_json(found)
+
+
 def files_read(path: str | os.PathLike[str], /) -> set[Path]:
     """The files that a checkpoint is read from, resolved: weights, config and tokenizer."""
     checkpoint = open_checkpoint(path)
     files = set(checkpoint._maps)
     if checkpoint.path.suffix != ".gguf":  # which has all in one file
         directory = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-        files |= {directory / name for name in ("config.json", _INDEX, *_COMPANIONS)}
+        files |= {directory / name for name in ("config.json", _INDEX)}
+        files |= set(_companions(directory))
     return {file.resolve() for file in files}
 
 
@@ -146,28 +196,31 @@ def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
         format=kind + (", Meta names" if meta else ""),
         config=config,
         tensors=tensors,
-        chat_template=_chat_template(directory),
-        _open_tokenizer=partial(open_tokenizer_json, directory / "tokenizer.json"),
+        chat_template=read_chat_template(directory),
+        generation_config=_generation_config(directory),
+        _open_tokenizer=partial(open_tokenizer_directory, directory),
         _companions=partial(_read_companions, directory),
         _maps=maps,
         ignored_keys=ignored,
     )
 
 
+def _companions(directory: Path) -> list[Path]:
+    """The files other than config and weights, whether they are there or not."""
+    templates = sorted((directory / MORE_TEMPLATES).glob("*.jinja"))
+    return [*(directory / name for name in _COMPANIONS), *templates]
+
+
 def _read_companions(directory: Path) -> dict[str, bytes]:
-    files = (directory / name for name in _COMPANIONS)
-    return {file.name: file.read_bytes() for file in files if file.is_file()}
+    files = (file for file in _companions(directory) if file.is_file())
+    return {file.relative_to(directory).as_posix(): file.read_bytes() for file in files}
 
 
-def _chat_template(directory: Path) -> str | None:
-    """The chat template: a file of its own in newer checkpoints, a key of another in older."""
-    own, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
-    if own.is_file():
-        return own.read_text(encoding="utf-8")
-    if not config.is_file():
-        return None
+def _generation_config(directory: Path) -> dict[str, Any]:
+    """What the authors suggest for `generate`; nothing, where they do not say."""
+    file = directory / "generation_config.json"
     try:
-        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{config}: expected a JSON object: {error}") from None
-    return template if isinstance(template, str) else None
+        return read_json(file, CheckpointError) if file.is_file() else {}
+    except CheckpointError as error:  # no weight depends on it; transformers goes on too
+        warnings.warn(f"{error}; it is ignored", stacklevel=2)
+        return {}

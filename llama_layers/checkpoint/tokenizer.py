@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
-from llama_layers.checkpoint.chat import render_chat
+from llama_layers.checkpoint.chat import chosen_template, render_chat
 from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.streaming import stream_text
 from llama_layers.errors import CheckpointError
 
 
@@ -18,10 +20,17 @@ class Tokenizer:
     ----------
     backend : tokenizers.Tokenizer
         What does the work.
-    chat_template : str, optional
-        The Jinja template of the model's chat format.
+    chat_template : str or mapping of str to str, optional
+        The Jinja template of the model's chat format, or several by name.
     special_tokens : mapping of str to str, optional
-        What the template may call ``bos_token`` and ``eos_token``.
+        The tokens that templates may name, such as ``bos_token``.
+
+    Raises
+    ------
+    TypeError
+        If `backend` is of another type.
+    ImportError
+        If the package ``tokenizers`` is not installed.
     """
 
     def __init__(
@@ -29,15 +38,20 @@ class Tokenizer:
         backend: Any,
         /,
         *,
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
+        kind = require("tokenizers", "text").Tokenizer
+        if not isinstance(backend, kind):
+            raise TypeError(
+                f"backend: expected a tokenizers.Tokenizer, got {type(backend).__name__}"
+            )
         # Files written during training may ask to cut or pad every text to one length.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self.chat_template = chat_template
-        self._special_tokens = dict(special_tokens or {})
+        self.special_tokens = dict(special_tokens or {})
 
     def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
         """Turn a text into token ids.
@@ -57,32 +71,55 @@ class Tokenizer:
 
         Raises
         ------
+        TypeError
+            If `text` is not a str.
         ValueError
-            If the text has half of a surrogate pair, which is no character.
+            If the text has half of a surrogate pair, which is not a character.
+        CheckpointError
+            If the tokenizer cannot encode this text: its unknown token is not in its vocabulary,
+            say, or one of its regular expressions takes too long.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"text: expected a str, got {type(text).__name__}")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"text: expected valid Unicode, got {text[error.start]!r} at position {error.start}"
             ) from None
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with backend_errors("the tokenizer cannot encode this text"):
+            encoding = self._backend.encode(text, add_special_tokens=bool(add_special_tokens))
+        ids: list[int] = encoding.ids
         return ids
 
-    def decode(self, ids: Iterable[int], /) -> str:
+    def decode(self, ids: Iterable[int], /, *, skip_special_tokens: bool = False) -> str:
         """Turn token ids into the text they stand for.
 
         Parameters
         ----------
         ids : iterable of int
-            Token ids.
+            Token ids. Those that the tokenizer does not have give no text: many models have
+            more rows in their embedding than tokens.
+        skip_special_tokens : bool
+            Whether to leave special tokens out.
 
         Returns
         -------
         str
-            The text, special tokens included.
+            The text.
+
+        Raises
+        ------
+        TypeError
+            If an id is not an integer.
+        ValueError
+            If an id is negative.
+        CheckpointError
+            If the tokenizer cannot decode these ids.
         """
-        text: str = self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        known = [i for i in map(_checked_id, ids) if i < 2**32]
+        with backend_errors("the tokenizer cannot decode these ids"):
+            text: str = self._backend.decode(known, skip_special_tokens=bool(skip_special_tokens))
         return text
 
     def stream(self, ids: Iterable[int], /) -> Iterator[str]:
@@ -96,19 +133,36 @@ class Tokenizer:
         Yields
         ------
         str
-            Pieces of the text, special tokens left out. A character of several tokens comes when
-            it is whole.
+            Pieces of the text, special tokens left out; joined, they are what `decode` gives with
+            ``skip_special_tokens=True``. A character of several tokens comes when it is whole.
+
+        Raises
+        ------
+        TypeError
+            If an id is not an integer.
+        ValueError
+            If an id is negative.
         """
-        decoders = require("tokenizers.decoders", "streaming text")
-        decoder = decoders.DecodeStream(skip_special_tokens=True)
-        for i in ids:
-            if piece := decoder.step(self._backend, int(i)):
-                yield piece
+        added = self._backend.get_added_tokens_decoder()
+        skipped = {i for i, token in added.items() if token.special}
+        kept = (i for i in map(_checked_id, ids) if self._token(i) is not None and i not in skipped)
+        pieces = stream_text(kept, self.decode, self._token)
+        return (piece for piece in pieces if piece)
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> str:
         """Write a conversation in the model's chat format.
+
+        The text is what transformers' method of this name gives for the same files.
 
         Parameters
         ----------
@@ -119,6 +173,15 @@ class Tokenizer:
             trusted.
         add_generation_prompt : bool
             Whether to begin the model's answer.
+        tools : sequence of mappings, optional
+            What the model may call, each as a JSON schema.
+        documents : sequence of mappings, optional
+            What the model may read, each with a ``title`` and a ``text``.
+        chat_template : str, optional
+            The name of the template, where the checkpoint has several: "tool_use" if there are
+            tools and there is one of that name, "default" otherwise.
+        **variables
+            What else this template reads, such as ``enable_thinking=False``.
 
         Returns
         -------
@@ -127,31 +190,55 @@ class Tokenizer:
 
         Raises
         ------
+        TypeError
+            If messages, tools or documents are not sequences of mappings.
+        ValueError
+            If there is no template of that name.
         CheckpointError
             If the checkpoint has no template, or its template fails: because the conversation is
             of a kind that it refuses, or because it tries what its sandbox does not allow.
-        ImportError
-            If the package ``jinja2`` is not installed.
+
+        Examples
+        --------
+        >>> talk = [{"role": "user", "content": "Name an ocean."}]
+        >>> load("smollm2-135m").tokenizer.apply_chat_template(talk)  # doctest: +SKIP
+        '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, ...'
         """
-        if self.chat_template is None:
-            raise CheckpointError("chat_template: this checkpoint has none; it is no chat model")
+        template = chosen_template(self.chat_template, chat_template, tools=tools is not None)
         return render_chat(
-            self.chat_template,
+            template,
             messages,
             add_generation_prompt=add_generation_prompt,
-            special_tokens=self._special_tokens,
+            special_tokens=self.special_tokens,
+            tools=tools,
+            documents=documents,
+            variables=variables,
         )
 
+    def _token(self, i: int) -> str | None:
+        token: str | None = self._backend.id_to_token(i) if i < 2**32 else None
+        return token
 
-def open_tokenizer_json(file: Path) -> Any:
-    """Read a tokenizer.json with the tokenizers package."""
-    if not file.is_file():
-        raise CheckpointError(
-            f"{file.parent}: has no tokenizer.json, so text cannot be tokenised: "
-            f"put the tokenizer.json of the model there"
-        )
-    tokenizers = require("tokenizers", "reading tokenizer.json")
+
+@contextmanager
+def backend_errors(problem: str) -> Iterator[None]:
+    """Make what the tokenizers package raises a CheckpointError that begins with the problem.
+
+    It raises Exception itself, and its panics are BaseExceptions that no module exports.
+    """
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise CheckpointError(f"{file}: expected a tokenizer.json: {error}") from None
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise CheckpointError(f"{problem}: {error}") from None
+        raise
+
+
+def _checked_id(i: Any) -> int:
+    try:
+        number = operator.index(i)
+    except TypeError:
+        raise TypeError(f"ids: expected integers, got {type(i).__name__}") from None
+    if number < 0:
+        raise ValueError(f"ids: expected token ids, zero or more, got {number}")
+    return number

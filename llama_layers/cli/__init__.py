@@ -6,6 +6,7 @@ Exit status: 0 agree or done, 1 diverge, 2 trouble.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if sys.stdout is None:  # closed by whoever started the program
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not all encodings have every character
+        sys.stdout.reconfigure(errors="replace")
     args = _parser().parse_args(argv)
     try:
         status: int = args.run(args)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llama_layers.cli.options import add_backend, add_dtype, resolve_backend
+from llama_layers.cli.suggested import SETTINGS, suggested_options
 
 
 def add_parser(commands: Any) -> None:
@@ -25,15 +26,26 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--chat", action="store_true", help="apply the model's chat template")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="(default: 256)"
+        "--chat-template",
+        metavar="NAME",
+        help="apply the chat template of this name, where the model has several",
     )
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="(default: 0)")
+    parser.add_argument(
+        "--use-generation-config",
+        action="store_true",
+        help="take the defaults of the next six options from the model's generation_config.json: "
+        "max_new_tokens and repetition_penalty; if it says do_sample, also temperature (or 1), "
+        "top_k, top_p and min_p. Its eos_token_id applies without this option. Settings that are "
+        "not applied are named on stderr",
+    )
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="(default: 256)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="(default: 0)")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     parser.add_argument(
         "--top-p", type=float, metavar="P", help="from the likeliest, to a sum of P"
     )
     parser.add_argument("--min-p", type=float, metavar="P", help="from those P times the likeliest")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R")
+    parser.add_argument("--repetition-penalty", type=float, metavar="R", help="(default: 1)")
     parser.add_argument("--seed", type=int, help="of the random numbers")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text"
@@ -53,23 +65,24 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from llama_layers.backends.placement import placement
-    from llama_layers.checkpoint import load
+    from llama_layers.checkpoint import load, open_checkpoint
     from llama_layers.generation import generate
 
     if "" in args.stop:
         raise ValueError("--stop: expected a text, got an empty one")
-    if args.temperature == 0:
-        for option in ("top_k", "top_p", "min_p", "seed"):
-            if getattr(args, option) is not None:
-                name = option.replace("_", "-")
-                raise ValueError(f"--{name}: needs a --temperature above 0; at 0 nothing is drawn")
     if args.seed is not None and args.seed < 0:
         raise ValueError(f"--seed: expected zero or more, got {args.seed}")
     backend = resolve_backend(args.backend)
+    suggested = {}
+    if args.use_generation_config:
+        suggested = suggested_options(open_checkpoint(args.model).generation_config)
+    options = _options(args, suggested)
     model = load(args.model, backend=backend, dtype=args.dtype)
     tokenizer = model.tokenizer
-    if args.chat:
-        prompt = tokenizer.apply_chat_template([{"role": "user", "content": args.text}])
+    if args.chat or args.chat_template is not None:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": args.text}], chat_template=args.chat_template
+        )
         ids = tokenizer.encode(prompt, add_special_tokens=False)
     else:
         ids = tokenizer.encode(args.text)
@@ -79,13 +92,8 @@ def run(args: argparse.Namespace) -> int:
     steps = generate(
         model,
         placement(backend)(np.asarray([ids])),
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
         rng=args.seed,
+        **options,
     )
     prefilled = time.perf_counter()
     times: list[float] = []
@@ -95,6 +103,21 @@ def run(args: argparse.Namespace) -> int:
     if args.stats:
         _print_stats(len(ids), prefilled - start, times)
     return 0
+
+
+def _options(args: argparse.Namespace, suggested: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `generate`: those given, then those suggested, then our own defaults."""
+    given = {name: getattr(args, name) for name in SETTINGS}
+    options = {"max_new_tokens": 256, "temperature": 0.0} | dict(suggested)
+    options |= {name: value for name, value in given.items() if value is not None}
+    if options["temperature"] == 0:
+        for name in ("top_k", "top_p", "min_p", "seed"):
+            if getattr(args, name) is not None:
+                option = name.replace("_", "-")
+                raise ValueError(
+                    f"--{option}: needs a --temperature above 0; at 0 nothing is drawn"
+                )
+    return options
 
 
 def _timed(steps: Iterator[Any], times: list[float]) -> Iterator[int]:

@@ -10,8 +10,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import tiny
+from texts import random_texts
 
 from llama_layers import load
+from llama_layers.checkpoint import load_tokenizer
 from llama_layers.verify import Trace, check
 from llama_layers.verify.recorders import record_llama_cpp
 
@@ -78,3 +80,13 @@ def test_smollm2(smollm2_in_float32, kv_cache, flash_attention):
     warned = {r.site.role.removeprefix("self_attn.") for r in plain.results if r.verdict == "WARN"}
     rounded = {"attention"} if kv_cache == "float16" or flash_attention else set()
     assert warned == {"q_rope", "k_rope"} | rounded
+
+
+def test_tokens(vocab):
+    """Of llama.cpp's own vocabularies: ``--vocab DIR``."""
+    for file in sorted(vocab.glob("*.gguf")):
+        reference = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+        tokenizer = load_tokenizer(file)
+        for text in random_texts(2000):
+            ids = reference.tokenize(text.encode(), add_bos=True, special=True)
+            assert tokenizer.encode(text) == ids, (file.name, text)

@@ -1,0 +1,58 @@
+"""Where a Hugging Face directory keeps its chat templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama_layers.errors import CheckpointError
+from llama_layers.files import read_json
+
+MORE_TEMPLATES = "additional_chat_templates"
+
+
+def read_chat_template(directory: Path) -> str | Mapping[str, str] | None:
+    """Read the chat template, or several by name; None if there is none.
+
+    They are files of their own in newer checkpoints. Only where there is no such file, they are
+    in tokenizer_config.json, or else in chat_template.json, where processors of images once had
+    theirs.
+    """
+    own = directory / "chat_template.jinja"
+    files = {"default": own} if own.is_file() else {}
+    files |= {file.stem: file for file in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))}
+    if files:
+        templates = {name: _text(file) for name, file in files.items()}
+        return templates["default"] if list(templates) == ["default"] else templates
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        file = directory / name
+        content = read_json(file, CheckpointError) if file.is_file() else {}
+        if (template := content.get("chat_template")) not in (None, [], {}):
+            return _checked(file, template)
+    return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file}: expected UTF-8: {error}") from None
+
+
+def _checked(file: Path, template: Any) -> str | dict[str, str]:
+    if isinstance(template, str):
+        return template
+    if isinstance(template, list):  # of objects with a name and a template
+        named: dict[Any, Any] = {
+            e.get("name"): e.get("template") for e in template if isinstance(e, dict)
+        }
+    else:
+        named = template if isinstance(template, dict) else {}
+    texts = all(isinstance(text, str) for pair in named.items() for text in pair)
+    if not named or len(named) != len(template) or not texts:
+        raise CheckpointError(
+            f"{file}: chat_template: expected a text, or several with different names, "
+            f"got {template!r}"
+        )
+    return named

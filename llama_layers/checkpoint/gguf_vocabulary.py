@@ -1,0 +1,147 @@
+"""The tables of a GGUF file's tokenizer: its tokens, their types and scores, and special ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.checkpoint.gguf_metadata import shown
+from llama_layers.errors import CheckpointError
+
+# GGUF's token types. Others are of bytes, which their text tells, and of tokens without a use.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+# Those that are found in a text by their spelling, before anything else.
+FOUND_FIRST = (UNKNOWN, CONTROL, USER_DEFINED)
+
+# llama.cpp takes these for control tokens, whatever their type: they end a message or a file, or
+# set parts of a file apart. Some converters left them normal, which would spell them out.
+_CONTROL_TOKENS = frozenset(
+    """
+    <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn>
+    <|endoftext|> </s> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos>
+    <｜end▁of▁sentence｜> <|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE>
+    <|code_prefix|> <|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF>
+    <|code_suffix|> <|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID>
+    <|code_middle|> <|fim_pad|> <fim-pad> <fim_pad> <|fim_repo|> <|repo_name|> <fim-repo>
+    <reponame> <|file_sep|>
+    """.split()  # noqa: RUF001
+)
+
+# transformers' names of special tokens, and the middle of GGUF's keys: the third is spelled so.
+_SPECIAL = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "sep_token": "seperator",
+    "pad_token": "padding",
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
+# What a SentencePiece vocabulary means where it does not say: llama.cpp's defaults.
+_SENTENCEPIECE_IDS = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tables of a tokenizer.
+
+    Attributes
+    ----------
+    tokens : dict of str to int
+        Ids by token, in order.
+    kinds : list of int
+        The type of each.
+    special_ids : dict of str to int
+        Ids that the tokenizer has, by transformers' name, such as "bos_token".
+    """
+
+    tokens: dict[str, int]
+    kinds: list[int]
+    special_ids: dict[str, int]
+
+    def found_first(self) -> dict[str, int]:
+        """The types, by token, of tokens that are found by their spelling before anything else."""
+        kinds = zip(self.tokens, self.kinds, strict=True)
+        return {token: kind for token, kind in kinds if kind in FOUND_FIRST}
+
+    def special_tokens(self) -> dict[str, str]:
+        """Special tokens by transformers' name for them."""
+        tokens = list(self.tokens)
+        return {name: tokens[i] for name, i in self.special_ids.items()}
+
+
+def read_vocabulary(file: Path, metadata: Mapping[str, Any]) -> Vocabulary:
+    """Read and check the tables of a file's tokenizer."""
+    # Each needs a name of its own, and this is llama.cpp's.
+    tokens = [
+        token or f"[EMPTY_{i}]" for i, token in enumerate(read_strings(file, metadata, "tokens"))
+    ]
+    ids = {token: i for i, token in enumerate(tokens)}
+    if len(ids) != len(tokens):
+        twice = next(token for i, token in enumerate(tokens) if ids[token] != i)
+        raise CheckpointError(
+            f"{file}: tokenizer.ggml.tokens: expected different tokens, got {twice!r} twice"
+        )
+    numbers = read_numbers(file, metadata, "token_type", len(tokens), np.integer)
+    kinds = [NORMAL] * len(tokens) if numbers is None else numbers.tolist()
+    for token in _CONTROL_TOKENS & ids.keys():
+        kinds[ids[token]] = CONTROL
+    return Vocabulary(ids, kinds, _special_ids(file, metadata, len(tokens)))
+
+
+def read_strings(file: Path, metadata: Mapping[str, Any], name: str) -> list[str]:
+    """Read a table of strings, which the file must have."""
+    key = f"tokenizer.ggml.{name}"
+    if key not in metadata:
+        raise CheckpointError(f"{file}: missing {key}")
+    table = metadata[key]
+    if isinstance(table, str) or not isinstance(table, Sequence):
+        raise CheckpointError(f"{file}: {key}: expected an array of strings, got {shown(table)}")
+    return list(table)
+
+
+def read_numbers(
+    file: Path, metadata: Mapping[str, Any], name: str, count: int, kind: type
+) -> NDArray[Any] | None:
+    """Read a table of numbers of a `kind`, one for each token; None if the file has none."""
+    key = f"tokenizer.ggml.{name}"
+    if key not in metadata:
+        return None
+    table = np.asarray(metadata[key])
+    if table.ndim != 1 or not (np.issubdtype(table.dtype, kind) or not table.size):
+        raise CheckpointError(
+            f"{file}: {key}: expected an array of numbers, got {shown(metadata[key])}"
+        )
+    if len(table) < count:
+        raise CheckpointError(
+            f"{file}: {key}: expected {count} numbers, one for each token, got {len(table)}"
+        )
+    return table[:count]
+
+
+def read_flag(file: Path, metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    """Read a switch, or its default where the file does not have it."""
+    key = f"tokenizer.ggml.{name}"
+    value = metadata.get(key, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{file}: {key}: expected true or false, got {shown(value)}")
+    return value
+
+
+def _special_ids(file: Path, metadata: Mapping[str, Any], count: int) -> dict[str, int]:
+    """Ids by name; one that the tokenizer does not have, such as -1 as a uint32, means none."""
+    defaults = _SENTENCEPIECE_IDS if metadata["tokenizer.ggml.model"] == "llama" else {}
+    ids: dict[str, int] = {}
+    for name, middle in _SPECIAL.items():
+        key = f"tokenizer.ggml.{middle}_token_id"
+        number = metadata.get(key, defaults.get(name, -1))
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise CheckpointError(f"{file}: {key}: expected a token's id, got {shown(number)}")
+        if 0 <= number < count:
+            ids[name] = number
+    return ids

@@ -1,0 +1,112 @@
+"""A tokenizer from the files of a Hugging Face directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama_layers.checkpoint.chat_files import read_chat_template
+from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.special_tokens import DeclaredTokens, read_declared_tokens
+from llama_layers.checkpoint.tokenizer import Tokenizer, backend_errors
+from llama_layers.errors import CheckpointError
+from llama_layers.files import read_json
+
+
+def open_tokenizer_directory(directory: Path) -> Tokenizer:
+    """Open tokenizer.json, with what the files beside it say of its tokens and the chat format."""
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{directory}: has no tokenizer.json, so text cannot be tokenised: "
+            f"put the tokenizer.json of the model there"
+        )
+    backend = _read(file)
+    declared = read_declared_tokens(directory)
+    _add_tokens(backend, declared, file)
+    names: dict[str, str | None] = {
+        name: None if token is None else token["content"] for name, token in declared.named.items()
+    }
+    for name, text in declared.defaults.items():
+        if backend.token_to_id(text) is not None:
+            names.setdefault(name, text)
+    if not names:
+        names = _guessed(backend, directory / "config.json")
+    if backend.padding is not None:
+        names.setdefault("pad_token", backend.padding["pad_token"])
+    return Tokenizer(
+        backend,
+        chat_template=read_chat_template(directory),
+        special_tokens={name: text for name, text in names.items() if text is not None},
+    )
+
+
+def open_tokenizer_json(file: Path) -> Tokenizer:
+    """Open a tokenizer.json alone."""
+    backend = _read(file)
+    names = _guessed(backend, None)
+    special_tokens = {name: text for name, text in names.items() if text is not None}
+    return Tokenizer(backend, special_tokens=special_tokens)
+
+
+def _read(file: Path) -> Any:
+    tokenizers = require("tokenizers", "reading tokenizer.json")
+    with backend_errors(f"{file}: expected a tokenizer.json"):
+        return tokenizers.Tokenizer.from_file(str(file))
+
+
+def _add_tokens(backend: Any, declared: DeclaredTokens, file: Path) -> None:
+    """Add the declared tokens that the tokenizer lacks, and give those it has their flags."""
+    added_token = require("tokenizers", "reading tokenizer.json").AddedToken
+    added = sorted(declared.added.items())
+    new = [(i, text) for i, token in added if backend.token_to_id(text := token["content"]) is None]
+    with backend_errors(f"{file}: cannot add the tokens of the files beside it"):
+        backend.add_tokens([added_token(**token) for _, token in added])
+        there = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+        for token in [*declared.named.values(), *declared.special]:
+            if token is not None:
+                special = there.get(token["content"]) or added_token(**token)
+                special.special = True
+                backend.add_special_tokens([special])
+    for i, text in new:
+        if (got := backend.token_to_id(text)) != i:
+            raise CheckpointError(
+                f"{file.parent}: expected {text!r} to follow the tokens of tokenizer.json, "
+                f"got id {i}, where the next is {got}"
+            )
+
+
+def _guessed(backend: Any, config: Path | None) -> dict[str, str | None]:
+    """The special tokens of a tokenizer whose files name none.
+
+    They are those that it puts around a text itself, or for an unknown one, and otherwise those
+    whose ids config.json has.
+    """
+    with backend_errors("the tokenizer cannot encode a letter"):
+        encoding = backend.encode("a")
+    special = [
+        t if mask else None
+        for t, mask in zip(encoding.tokens, encoding.special_tokens_mask, strict=True)
+    ]
+    found = {
+        "bos_token": special[0] if special else None,
+        "eos_token": special[-1] if len(special) > 1 else None,
+        "unk_token": getattr(backend.model, "unk_token", None),
+        "pad_token": None,
+    }
+    content = read_json(config, CheckpointError) if config and config.is_file() else {}
+    return {
+        name: token or _token_of(backend, content, f"{name}_id") for name, token in found.items()
+    }
+
+
+def _token_of(backend: Any, config: Mapping[str, Any], key: str) -> str | None:
+    """The token of an id in config.json, or of the first of several; None if there is none."""
+    i = config.get(key)
+    if isinstance(i, list) and i:
+        i = i[0]
+    if not isinstance(i, int) or not 0 <= i < 2**32:
+        return None
+    token: str | None = backend.id_to_token(i)
+    return token

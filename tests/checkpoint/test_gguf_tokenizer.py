@@ -1,0 +1,390 @@
+"""Tokenizers of GGUF files, which llama.cpp defines."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+
+import gguf_files
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_layers import CheckpointError, load
+from llama_layers.checkpoint import convert, load_tokenizer
+
+TOKENS = tiny.TOKENIZER["tokenizer.ggml.tokens"]
+TYPES = tiny.TOKENIZER["tokenizer.ggml.token_type"]
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+BYTES = [f"<0x{i:02X}>" for i in range(256)]
+
+
+def write(file, **tables):
+    """A GGUF file of a vocabulary alone."""
+    metadata = {"general.architecture": ("str", "llama")}
+    for name, value in tables.items():
+        key = name if "." in name else f"tokenizer.ggml.{name}"
+        if isinstance(value, list):
+            kind = {int: "i32", float: "f32", str: "str"}[type(value[0]) if value else str]
+            metadata[key] = f"arr[{kind}]", value
+        else:
+            metadata[key] = gguf_files.kinds(x=value)["x"]
+    file.write_bytes(gguf_files.encode(metadata).content)
+    return file
+
+
+def byte_pairs(**changes):
+    tables = {key.removeprefix("tokenizer.ggml."): v for key, v in tiny.TOKENIZER.items()}
+    tables = {key: v for key, v in tables.items() if "." not in key} | changes
+    return {key: value for key, value in tables.items() if value is not None}
+
+
+def sentence_pieces(words, scores=None, **changes):
+    """A vocabulary of all bytes and of `words`, whose scores fall."""
+    tables = {
+        "model": "llama",
+        "tokens": ["<unk>", "<s>", "</s>", *BYTES, *words],
+        "token_type": [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(words)],
+        "scores": [0.0] * 259 + [float(s) for s in scores or range(0, -len(words), -1)],
+    } | changes
+    return {key: value for key, value in tables.items() if value is not None}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """The tokenizer of a vocabulary."""
+    return lambda tables: load_tokenizer(write(tmp_path / "m.gguf", **tables))
+
+
+def words_of(tokenizer, text, **options):
+    return [tokenizer.decode([i]) for i in tokenizer.encode(text, **options)]
+
+
+# --- llama.cpp's own vocabularies
+
+
+def test_vocabularies_of_llama_cpp(vocab):
+    inputs = sorted(vocab.glob("*.gguf.inp"))
+    assert inputs
+    for file in inputs:
+        texts = file.read_bytes().decode()
+        texts = texts.split("\n__ggml_vocab_test__\n")
+        lines = file.with_suffix(".out").read_text().split("\n")
+        assert len(texts) == len(lines) > 40
+        tokenizer = load_tokenizer(file.with_suffix(""))
+        for text, line in zip(texts, lines, strict=True):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            assert ids == [int(i) for i in line.split()], (file.name, text)
+            assert tokenizer.decode(ids) == text, file.name
+
+
+# --- byte pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("ab", [8]),
+        ("ab ab", [8, 9]),
+        ("12", [5, 6]),  # the merge "1 2" never applies: digits stand alone
+        ("ab<s>ab", [8, 0, 8]),  # the name of a special token is that token
+        ("<tool>a", [2, 3]),
+        ("", []),
+    ],
+)
+def test_byte_pairs(tmp_path, text, ids):
+    file = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), metadata=tiny.TOKENIZER)
+    tokenizer = load(file).tokenizer
+    assert tokenizer.encode(text) == ids
+    assert tokenizer.decode(ids) == text
+
+
+# From llama.cpp's table of names: how "12 ab" is cut, whether a token that no merge makes is
+# found, and whether texts begin with bos where the file does not say.
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("smollm", ["1", "2", " ab"]),
+        ("gpt-2", ["12", " ab"]),
+        ("default", ["12", " ab"]),
+        ("qwen2", ["1", "2", " ab"]),
+        ("llama-bpe", ["<s>", "12", " ab"]),
+        ("tekken", ["<s>", "1", "2", " ab"]),
+        ("deepseek-coder", ["1", "2", " ab"]),
+        ("deepseek-llm", ["12", " ab"]),
+        ("deepseek-v3", ["12", " ab"]),
+    ],
+)
+def test_names_of_pre_tokenizers(read, name, words):
+    assert words_of(read(byte_pairs(pre=name)), "12 ab") == words
+
+
+@pytest.mark.parametrize(("name", "ids"), [("llama-bpe", [8]), ("dbrx", [3, 4])])
+def test_tokens_that_no_merge_makes(read, name, ids):
+    tokenizer = read(byte_pairs(pre=name, merges=["1 2"]))
+    assert tokenizer.encode("ab", add_special_tokens=False) == ids
+
+
+def test_the_first_of_two_equal_merges_counts(read):
+    tables = byte_pairs(tokens="a b c ab bc".split(), token_type=[NORMAL] * 5)
+    tokenizer = read(tables | {"merges": ["a b", "b c", "a b"]})
+    assert words_of(tokenizer, "abc") == ["ab", "c"]
+
+
+def test_no_pre_tokenizer_is_named(read):
+    with pytest.warns(UserWarning, match="missing tokenizer.ggml.pre"):
+        tokenizer = read(byte_pairs(pre=None))
+    assert words_of(tokenizer, "12 ab") == ["12", " ab"]
+
+
+def test_tokens_that_look_like_bytes(read):
+    """DeepSeek's ü is a token of its own; as the character of a byte it would be no text."""
+    others = [char for char in gguf_files.BYTES if char not in "üé"]
+    tables = byte_pairs(
+        tokens=[*others, "ü", "é", "Ġx"],
+        token_type=[NORMAL] * 254 + [USER_DEFINED, CONTROL, USER_DEFINED],
+        merges=[],
+    )
+    tokenizer = read(tables)
+    for text in ("über", "café Ġx", "à 中"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode("üéĠx") == [254, 255, 256]
+
+
+def test_control_tokens_by_name(read):
+    """llama.cpp knows what ends a turn, whatever its type is."""
+    tokens = [*TOKENS, "<|im_end|>", "<other>"]
+    tokenizer = read(byte_pairs(tokens=tokens, token_type=[*TYPES, NORMAL, NORMAL]))
+    assert tokenizer.encode("a<|im_end|>") == [3, 12]
+    assert tokenizer.encode("<other>b") == [4]  # it is spelled, and no other letter is a token
+    assert "".join(tokenizer.stream([3, 12, 4])) == "ab"
+
+
+def test_no_types(read):
+    tokenizer = read(byte_pairs(token_type=None))
+    assert tokenizer.encode("ab<s>") == [8]  # again no other letter is a token
+    assert tokenizer.encode("ab</s>") == [8, 1]
+
+
+def test_empty_tokens(read):
+    tokenizer = read(byte_pairs(tokens=["" if t == "<pad>" else t for t in TOKENS] + [""],
+                                token_type=[*TYPES, UNUSED]))  # fmt: skip
+    assert tokenizer.encode("ab") == [8]
+
+
+def test_phi3_takes_white_space_after_special_tokens(read):
+    tables = byte_pairs() | {"general.name": "Phi-3 mini"}
+    assert read(tables).encode("<tool> a<s> a") == [2, 3, 0, 7, 3]
+    assert read(byte_pairs()).encode("<tool> a") == [2, 7, 3]
+
+
+# --- SentencePiece
+
+
+def merged(text, ids, scores):
+    """What llama.cpp does, as slowly as it can be done."""
+    pieces = list(("▁" + text.replace(" ", "▁")) if text else "")
+    while True:
+        pairs = [a + b for a, b in pairwise(pieces)]
+        found = [(scores[ids[pair]], -i) for i, pair in enumerate(pairs) if pair in ids]
+        if not found:
+            break
+        i = -max(found)[1]
+        pieces[i : i + 2] = [pairs[i]]
+    spelled = [[p] if p in ids else [BYTES[b] for b in p.encode()] for p in pieces]
+    return [ids[token] for tokens in spelled for token in tokens]
+
+
+WORDS = st.lists(st.text("▁abé", min_size=1, max_size=5), min_size=1, max_size=20, unique=True)
+
+
+@given(WORDS, st.data())
+def test_the_highest_score_is_merged_first_and_of_two_the_leftmost(tmp_path_factory, words, data):
+    scores = st.integers(-3, 0) if data.draw(st.booleans()) else st.integers(-100000, 0)
+    unique = data.draw(st.booleans())
+    numbers = st.lists(scores, min_size=len(words), max_size=len(words))
+    drawn = data.draw(st.permutations(range(len(words))) if unique else numbers)
+    tables = sentence_pieces(words, drawn)
+    tokenizer = load_tokenizer(write(tmp_path_factory.mktemp("spm") / "m.gguf", **tables))
+    ids = {token: i for i, token in enumerate(tables["tokens"])}
+    for text in data.draw(st.lists(st.text(" abé", max_size=30), min_size=1, max_size=10)):
+        found = tokenizer.encode(text, add_special_tokens=False)
+        assert found == merged(text, ids, tables["scores"])
+        if "▁" in words:  # or else spaces are spelled in bytes, which are not read as spaces
+            assert tokenizer.decode(found) == text
+
+
+PIECES = "▁ h e l o he ▁he ll ▁hell ▁hello".split()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("hello", ["<s>", "▁hello"]),
+        ("hello hello", ["<s>", "▁hello", "▁hello"]),
+        ("", ["<s>"]),
+        (" ", ["<s>", "▁", "▁"]),
+        ("</s>hello", ["<s>", "</s>", "▁hello"]),  # each part gets a space before it
+        ("ll<s> ll", ["<s>", "▁", "ll", "<s>", "▁", "▁", "ll"]),
+        ("<tool>ll", ["<s>", "<tool>", "▁", "ll"]),
+        ("é", ["<s>", "▁", "<0xC3>", "<0xA9>"]),
+        ("▁he", ["<s>", "▁", "▁he"]),
+        ("<0x41>", ["<s>", "▁", *(f"<0x{ord(c):02X}>" for c in "<0x41>")]),
+    ],
+)
+def test_sentence_pieces(read, text, words):
+    tables = sentence_pieces([*PIECES, "<tool>"])
+    tables["token_type"][-1] = USER_DEFINED
+    ids = {token: i for i, token in enumerate(tables["tokens"])}
+    tokenizer = read(tables)
+    assert tokenizer.encode(text) == [ids[word] for word in words]
+    tokenizer = read(tables | {"add_space_prefix": False, "add_bos_token": False})
+    assert tokenizer.decode(tokenizer.encode(text)) == text.replace("▁", " ")
+
+
+def test_ends_of_sentence_pieces(read):
+    words = [*PIECES, "<end>"]
+    assert read(sentence_pieces(words, add_bos_token=False)).encode("") == []
+    assert read(sentence_pieces(words, add_eos_token=True)).encode("") == [1, 2]
+    ends = {"bos_token_id": 259, "eos_token_id": 269, "add_eos_token": True}
+    assert read(sentence_pieces(words, **ends)).encode("") == [259, 269]
+    assert read(sentence_pieces(words)).special_tokens == {
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"
+    }  # fmt: skip
+
+
+def test_an_unknown_character(read):
+    tables = sentence_pieces(PIECES)
+    kept = [i for i, kind in enumerate(tables["token_type"]) if kind != BYTE]
+    few = {name: [tables[name][i] for i in kept] for name in ("tokens", "token_type", "scores")}
+    assert read(tables | few).encode("héh", add_special_tokens=False) == [3, 4, 0, 4]
+
+
+def test_no_scores(read):
+    """All are 0 then, so that the leftmost pair is merged first."""
+    tables = sentence_pieces(["a", "b", "c", "bc", "ab"])
+    del tables["scores"]
+    assert words_of(read(tables), "abc", add_special_tokens=False)[-2:] == ["ab", "c"]
+
+
+# --- special tokens and chat templates
+
+
+def test_special_tokens(read):
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "unknown_token_id": 12, "padding_token_id": 11}
+    assert read(byte_pairs(**ids)).special_tokens == {
+        "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"
+    }  # fmt: skip
+    assert read(byte_pairs(bos_token_id=2**32 - 1, eos_token_id=None)).special_tokens == {}
+
+
+def test_chat_templates(read):
+    chat, key = [{"role": "user", "content": "hi"}], "tokenizer.chat_template"
+    one = byte_pairs() | {key: "{{ bos_token }}{{ messages[0].content }}"}
+    assert read(one).apply_chat_template(chat) == "<s>hi"
+    assert read(byte_pairs()).chat_template is None
+    several = one | {f"{key}.loud": "HI", "tokenizer.chat_templates": ["loud"]}
+    tokenizer = read(several)
+    assert tokenizer.apply_chat_template(chat) == "<s>hi"
+    assert tokenizer.apply_chat_template(chat, chat_template="loud") == "HI"
+
+
+@pytest.mark.parametrize(
+    ("changes", "ids"),
+    [
+        ({"add_bos_token": True}, [0, 8]),
+        ({"add_bos_token": True, "add_eos_token": True}, [0, 8, 1]),
+        ({"add_bos_token": False, "pre": "llama-bpe"}, [8]),
+        ({"pre": "llama-bpe", "bos_token_id": None}, [8]),
+        ({"pre": "llama-bpe", "bos_token_id": 2**32 - 1}, [8]),
+    ],
+)
+def test_ends(read, changes, ids):
+    assert read(byte_pairs(**changes)).encode("ab") == ids
+
+
+# --- files that are malformed, or of kinds that are not known
+
+BAD = [
+    (byte_pairs, {"model": "t5"}, "model: expected 'llama' or 'gpt2', got 't5'; pass token ids"),
+    (byte_pairs, {"model": None}, "model: expected 'llama' or 'gpt2', got None"),
+    (byte_pairs, {"model": 3}, "model: expected 'llama' or 'gpt2', got 3"),
+    (byte_pairs, {"pre": "kimi-k2"}, "pre: expected a known way .* got 'kimi-k2'; pass token ids"),
+    (byte_pairs, {"pre": 7}, "pre: expected a known way .* got 7"),
+    (byte_pairs, {"pre": ["qwen2"]}, "pre: expected a known way .* got an array of 1 strings"),
+    (byte_pairs, {"tokens": None}, "missing tokenizer.ggml.tokens"),
+    (byte_pairs, {"tokens": 5}, "tokens: expected an array of strings, got 5"),
+    (byte_pairs, {"tokens": "ab"}, "tokens: expected an array of strings, got 'ab'"),
+    (byte_pairs, {"tokens": [1, 2]}, "tokens: expected an array of strings"),
+    (byte_pairs, {"tokens": [*TOKENS[:-1], "a"]}, "tokens: .* different tokens, got 'a' twice"),
+    (byte_pairs, {"token_type": 5}, "token_type: expected an array of numbers"),
+    (byte_pairs, {"token_type": [0.5] * 12}, "token_type: expected an array of numbers"),
+    (byte_pairs, {"token_type": TOKENS}, "token_type: expected an array of numbers"),
+    (byte_pairs, {"token_type": TYPES[:-1]}, "token_type: expected 12 numbers, .* got 11"),
+    (byte_pairs, {"merges": None}, "missing tokenizer.ggml.merges"),
+    (byte_pairs, {"merges": 3}, "merges: expected an array of strings, got 3"),
+    (byte_pairs, {"merges": [1, 2]}, "merges: expected an array of strings"),
+    (byte_pairs, {"merges": ["ab"]}, "merges: expected two tokens .* got 'ab'"),
+    (byte_pairs, {"merges": ["b a"]}, "merges: expected two tokens .* got 'b a'"),
+    (byte_pairs, {"merges": ["zz qq"]}, "merges: expected two tokens .* got 'zz qq'"),
+    (byte_pairs, {"add_bos_token": 1}, "add_bos_token: expected true or false, got 1"),
+    (byte_pairs, {"add_bos_token": True, "bos_token_id": None}, "bos_token_id: expected .*None"),
+    (byte_pairs, {"add_eos_token": True, "eos_token_id": 12}, "eos_token_id: expected .* got 12"),
+    (byte_pairs, {"unknown_token_id": "x"}, "unknown_token_id: expected a token's id, got 'x'"),
+    (byte_pairs, {"tokenizer.chat_template": 3}, "template 'default': expected a text, got 3"),
+    (sentence_pieces, {"scores": [0.0] * 3}, "scores: expected 261 numbers, .* got 3"),
+    (sentence_pieces, {"scores": "x"}, "scores: expected an array of numbers"),
+    (sentence_pieces, {"scores": [float("nan")] * 261}, "scores: expected numbers, got nan"),
+    (sentence_pieces, {"add_space_prefix": "x"}, "add_space_prefix: expected true or false"),
+]
+
+
+@pytest.mark.parametrize(("tables", "changes", "message"), BAD)
+def test_malformed(tmp_path, tables, changes, message):
+    tables = tables() if tables is byte_pairs else tables(["a", "b"])
+    kept = {key: value for key, value in (tables | changes).items() if value is not None}
+    file = write(tmp_path / "m.gguf", **kept)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(file))}: .*{message}") as caught:
+        load_tokenizer(file)
+    assert "\n" not in str(caught.value)
+
+
+# --- converted to files of Hugging Face
+
+
+def converted(tmp_path, tables):
+    metadata = {key if "." in key else f"tokenizer.ggml.{key}": v for key, v in tables.items()}
+    vocab = len(tables["tokens"])
+    config = tiny.replace(tiny.CONFIG, vocab_size=vocab)
+    file = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(config), config, metadata=metadata)
+    return convert(file, tmp_path / "out")
+
+
+def test_converted_byte_pairs(tmp_path):
+    path = converted(tmp_path, byte_pairs(add_bos_token=True, padding_token_id=2**32 - 1))
+    tokenizer = load(path).tokenizer
+    assert tokenizer.encode("ab 12<tool>") == [0, 8, 7, 5, 6, 2]
+    assert tokenizer.decode([0, 8, 7, 5, 6, 2]) == "<s>ab 12<tool>"
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    assert (config["bos_token"], config["eos_token"]) == ("<s>", "</s>")
+    assert not {"pad_token", "chat_template"} & config.keys()
+    assert config["model_max_length"] == 64
+
+
+def test_converted_sentence_pieces(tmp_path):
+    key = "tokenizer.chat_template"
+    path = converted(tmp_path, sentence_pieces(PIECES) | {key: "yes", f"{key}.other": "no"})
+    tokenizer = load(path).tokenizer
+    assert tokenizer.encode("hello é") == [1, 268, 259, 198, 172]
+    assert tokenizer.apply_chat_template([]) == "yes"
+    assert tokenizer.apply_chat_template([], chat_template="other") == "no"
+
+
+def test_equal_scores_are_not_converted(tmp_path):
+    """tokenizer.json lists merges, of which the first applies first, not the leftmost."""
+    tables = sentence_pieces(["a", "b", "c", "ab", "bc"], [0, -1, -2, -3, -3])
+    with pytest.warns(UserWarning, match="no tokenizer is written: .*scores that are equal"):
+        path = converted(tmp_path, tables)
+    assert not list(path.glob("tokenizer*"))
