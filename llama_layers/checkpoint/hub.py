@@ -48,13 +48,15 @@ def hub_name(text: str) -> HubName | None:
     return HubName(found["repo"], found["file"], found["revision"])
 
 
-def fetch(name: HubName, /) -> Path:
+def fetch(name: HubName, /, *, weights: bool = True) -> Path:
     """Where a model is on this computer, after downloading what is not there yet.
 
     Parameters
     ----------
     name : HubName
         The model.
+    weights : bool
+        Whether the weights are needed, or only what lies beside them. A GGUF file has both.
 
     Returns
     -------
@@ -81,11 +83,11 @@ def fetch(name: HubName, /) -> Path:
         ) from None
     with _plain_errors(hub, name):
         cached = _cached(hub, name)
-        if cached is not None and _is_whole(cached):
+        if cached is not None and _is_whole(cached, weights):
             return cached
         try:
             with _progress(hub):
-                return _download(hub, name)
+                return _download(hub, name, weights)
         except Exception:
             if cached is not None and _has_weights(cached):  # but no tokenizer
                 return cached
@@ -100,9 +102,10 @@ def _cached(hub: Any, name: HubName) -> Path | None:
     return Path(file) if name.file else Path(file).parent
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(path: Path, weights: bool) -> bool:
     """Whether a model is there with its tokenizer: a download may have been cut short."""
-    return _has_weights(path) and (path.is_file() or (path / "tokenizer.json").is_file())
+    tokenizer = path.is_file() or (path / "tokenizer.json").is_file()
+    return tokenizer and (not weights or _has_weights(path))
 
 
 def _has_weights(path: Path) -> bool:
@@ -117,13 +120,14 @@ def _has_weights(path: Path) -> bool:
         return False
 
 
-def _download(hub: Any, name: HubName) -> Path:
+def _download(hub: Any, name: HubName, with_weights: bool) -> Path:
     """Download the files that are needed, and no others."""
     listed = hub.HfApi().model_info(name.repo, revision=name.revision).siblings
     files = [entry.rfilename for entry in listed]
     weights = _weights(name, files)
     gguf = weights[0] if weights[0].endswith(".gguf") else None
-    wanted = weights if gguf else [*weights, *filter(_SMALL.fullmatch, files)]
+    small = [] if gguf else list(filter(_SMALL.fullmatch, files))
+    wanted = [*weights, *small] if gguf or with_weights else small
     directory = hub.snapshot_download(
         name.repo, revision=name.revision, allow_patterns=[escape(file) for file in wanted]
     )

@@ -170,7 +170,8 @@ class Checkpoint:
             gguf = require("gguf", "reading GGUF")
             kind = gguf.GGMLQuantizationType[info.dtype]
             rows = raw.reshape(gguf.quant_shape_to_byte_shape(shape, kind))
-            array = gguf.dequantize(rows, kind)
+            with np.errstate(all="ignore"):  # a file may hold scales of Inf and NaN
+                array = gguf.dequantize(rows, kind)
         if info.permuted_heads is not None:
             array = deinterleave(array, (stop - start) // info.rows_at_once)
         return array

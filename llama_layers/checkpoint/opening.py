@@ -93,8 +93,8 @@ def load_tokenizer(path: str | os.PathLike[str], /) -> Tokenizer:
     ----------
     path : str or path
         A Hugging Face directory, which needs no config.json and no weights, a tokenizer.json, a
-        .gguf file, also one of a vocabulary only, or the name of a known model. What lies beside
-        a file of the name tokenizer.json is read like that of a directory.
+        .gguf file, also one of a vocabulary only, or a name as `load` takes it; no weights are
+        downloaded for it. What lies beside a tokenizer.json is read like that of a directory.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def load_tokenizer(path: str | os.PathLike[str], /) -> Tokenizer:
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path: expected a str or path, got {type(path).__name__}")
-    found = _resolved(path)
+    found = _resolved(path, weights=False)
     if found.is_dir():
         return open_tokenizer_directory(found)
     if found.suffix == ".gguf":
@@ -141,13 +141,13 @@ def files_read(path: str | os.PathLike[str], /) -> set[Path]:
     return {file.resolve() for file in files}
 
 
-def _resolved(path: str | os.PathLike[str]) -> Path:
+def _resolved(path: str | os.PathLike[str], *, weights: bool = True) -> Path:
     """The path itself, or where the model of that name is kept."""
     found, name = Path(path), os.fspath(path)
     if found.exists():
         return found
     if (of_the_hub := hub_name(name)) is not None:
-        return fetch(of_the_hub)
+        return fetch(of_the_hub, weights=weights)
     if name not in KNOWN_MODELS:
         raise CheckpointError(
             f"{name}: no such file or directory, not a known model ({', '.join(KNOWN_MODELS)}), "

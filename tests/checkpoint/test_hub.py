@@ -9,10 +9,11 @@ import sys
 import huggingface_hub.constants
 import pytest
 import tiny
+import tokenizers
 from hub_server import COMMIT, PINNED, serving
 
 from llama_layers import CheckpointError, load
-from llama_layers.checkpoint import pull
+from llama_layers.checkpoint import load_tokenizer, pull
 from llama_layers.checkpoint.hub import HubName, hub_name
 
 
@@ -59,6 +60,15 @@ def test_only_what_is_needed_is_downloaded_and_only_once(hub, published):
     hub.requests = 0
     tiny.assert_holds(load("org/tiny-1.0"), tiny.arrays())
     assert hub.requests == 0
+
+
+def test_a_tokenizer_alone_needs_no_weights(hub, published):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 7}, unk_token="a"))
+    hub.publish("org/tiny", published | {"tokenizer.json": words.to_str().encode()})
+    for _ in range(2):
+        assert load_tokenizer("org/tiny").encode("a") == [7]
+        assert "model.safetensors" not in hub.downloaded
+    tiny.assert_holds(load("org/tiny"), tiny.arrays())
 
 
 def test_shards(hub, tmp_path):
