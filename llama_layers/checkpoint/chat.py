@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from llama_layers.checkpoint.sandbox import MOST_CHARACTERS, Sandbox
 from llama_layers.errors import CheckpointError
 
 # Names of the text that a model thinks before it answers, in the order of their precedence.
@@ -46,8 +47,6 @@ def render_chat(
 
     It runs in a sandbox, with plain copies of what the caller passed.
     """
-    from llama_layers.checkpoint.sandbox import MOST_CHARACTERS, Sandbox
-
     for name, given in (("messages", messages), ("tools", tools), ("documents", documents)):
         _check_mappings(name, given)
     sandbox = Sandbox()

@@ -33,7 +33,7 @@ def open_tokenizer_directory(directory: Path) -> Tokenizer:
             names.setdefault(name, text)
     if not names:
         names = _guessed(backend, directory / "config.json")
-    if backend.padding is not None:
+    elif backend.padding is not None:
         names.setdefault("pad_token", backend.padding["pad_token"])
     return Tokenizer(
         backend,
@@ -93,7 +93,7 @@ def _guessed(backend: Any, config: Path | None) -> dict[str, str | None]:
         "bos_token": special[0] if special else None,
         "eos_token": special[-1] if len(special) > 1 else None,
         "unk_token": getattr(backend.model, "unk_token", None),
-        "pad_token": None,
+        "pad_token": backend.padding and backend.padding["pad_token"],
     }
     content = read_json(config, CheckpointError) if config and config.is_file() else {}
     return {
