@@ -83,17 +83,18 @@ def _guessed(backend: Any, config: Path | None) -> dict[str, str | None]:
     They are those that it puts around a text itself, or for an unknown one, and otherwise those
     whose ids config.json has.
     """
+    padding = backend.padding
+    backend.no_padding()
+    backend.no_truncation()
     with backend_errors("the tokenizer cannot encode a letter"):
-        encoding = backend.encode("a")
-    special = [
-        t if mask else None
-        for t, mask in zip(encoding.tokens, encoding.special_tokens_mask, strict=True)
-    ]
+        letter = backend.encode("a")
+    around = zip(letter.tokens, letter.special_tokens_mask, strict=True)
+    special = [token if is_special else None for token, is_special in around]
     found = {
         "bos_token": special[0] if special else None,
         "eos_token": special[-1] if len(special) > 1 else None,
         "unk_token": getattr(backend.model, "unk_token", None),
-        "pad_token": backend.padding and backend.padding["pad_token"],
+        "pad_token": padding and padding["pad_token"],
     }
     content = read_json(config, CheckpointError) if config and config.is_file() else {}
     return {

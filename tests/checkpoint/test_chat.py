@@ -95,8 +95,8 @@ def test_no_template():
         ("{{ bos_token is defined }}{{ bos_token }}", "False"),
         ("{{ messages[0].nothing is defined }}", "False"),
         (
-            "{{ 1 ~ none ~ 'x' }} {{ 2 ** 10 }} {{ 3 * 'ab' }} {{ 'a' + 'b' }} {{ '%s' % 5 }} {{ 7 % 4 }}",
-            "1Nonex 1024 ababab ab 5 3",
+            "{{ 1 ~ none ~ 'x' }} {{ 2 ** 10 }} {{ 3 * 'ab' }} {{ 'a' + 'b' }} {{ '%s' % 7 }}",
+            "1Nonex 1024 ababab ab 7",
         ),
     ],
 )
