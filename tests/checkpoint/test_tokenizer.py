@@ -131,7 +131,7 @@ def test_texts_that_are_not_text(tmp_path):
     for text in (None, 3, b"a", ["a"]):
         with pytest.raises(TypeError, match="text: expected a str, got"):
             tokenizer.encode(text)
-    with pytest.raises(ValueError, match="text: expected valid Unicode, got .* at position 1"):
+    with pytest.raises(ValueError, match=r"text: expected valid Unicode, got .* at position 1"):
         tokenizer.encode("a\ud800")
     with pytest.raises(TypeError, match=r"backend: expected a tokenizers\.Tokenizer, got int"):
         Tokenizer(3)
@@ -144,12 +144,12 @@ def test_what_the_package_raises(tmp_path):
     good = json.loads(file.read_text())
     slow = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}
     file.write_text(json.dumps(good | {"normalizer": slow}))
-    with pytest.raises(CheckpointError, match="the tokenizer cannot encode this text: .*retry"):
+    with pytest.raises(CheckpointError, match=r"the tokenizer cannot encode this text: .*retry"):
         load_tokenizer(tmp_path).encode("a" * 32 + "!")
     good["model"]["unk_token"] = "absent"
     file.write_text(json.dumps(good))
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
-    with pytest.raises(CheckpointError, match="cannot encode this text: .*Missing"):
+    with pytest.raises(CheckpointError, match=r"cannot encode this text: .*Missing"):
         load_tokenizer(tmp_path).encode("big")
 
 
