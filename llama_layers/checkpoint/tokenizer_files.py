@@ -60,15 +60,14 @@ def _add_tokens(backend: Any, declared: DeclaredTokens, file: Path) -> None:
     """Add the declared tokens that the tokenizer lacks, and give those it has their flags."""
     added_token = require("tokenizers", "reading tokenizer.json").AddedToken
     added = sorted(declared.added.items())
-    new = [(i, text) for i, token in added if backend.token_to_id(text := token["content"]) is None]
     with backend_errors(f"{file}: cannot add the tokens of the files beside it"):
+        new = [(i, t["content"]) for i, t in added if backend.token_to_id(t["content"]) is None]
         backend.add_tokens([added_token(**token) for _, token in added])
         there = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-        for token in [*declared.named.values(), *declared.special]:
-            if token is not None:
-                special = there.get(token["content"]) or added_token(**token)
-                special.special = True
-                backend.add_special_tokens([special])
+        special = [t for t in [*declared.named.values(), *declared.special] if t is not None]
+        backend.add_special_tokens(
+            [there.get(t["content"]) or added_token(**(t | {"special": True})) for t in special]
+        )
     for i, text in new:
         if (got := backend.token_to_id(text)) != i:
             raise CheckpointError(

@@ -155,6 +155,14 @@ def test_flags_of_tokens(tmp_path):
     assert tokenizer.decode([5, 6, 0], skip_special_tokens=True).split() == ["<l>", "a"]
 
 
+def test_a_token_with_a_name_is_special(tmp_path):
+    """Whatever its own flag says: the end of a turn is not part of the text."""
+    decoder = {"6": FLAGS | {"content": END, "special": False}}
+    config = {"added_tokens_decoder": decoder, "eos_token": END}
+    tokenizer = load_tokenizer(directory(tmp_path, "<s>", tokenizer_config=config))
+    assert "".join(tokenizer.stream([0, 6])) == "a"
+
+
 def test_added_tokens_json_tells_special_tokens_from_others(tmp_path):
     files = {"added_tokens": {"<x>": 6, "<y>": 7}, "special_tokens_map": {"eos_token": "<y>"}}
     tokenizer = load_tokenizer(directory(tmp_path, "<s>", **files))
@@ -187,6 +195,8 @@ def test_added_tokens_json_tells_special_tokens_from_others(tmp_path):
         ({"special_tokens_map": "[" * 100_000}, "special_tokens_map.json: .* nested too deeply"),
         ({"tokenizer_config": "[" * 100_000}, "tokenizer_config.json: .* nested too deeply"),
         ({"tokenizer_config": "{'a': 1}"}, "tokenizer_config.json: expected a JSON object"),
+        ({"added_tokens": {"\ud800": 6}}, "cannot add the tokens .* surrogates not allowed"),
+        ({"tokenizer_config": {"bos_token": "\ud800"}}, "cannot add the tokens .* surrogates"),
         ({"config": "{"}, "config.json: expected a JSON object"),
     ],
 )
