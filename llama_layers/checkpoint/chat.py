@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from llama_layers.checkpoint.sandbox import MOST_CHARACTERS, Sandbox
 from llama_layers.errors import CheckpointError
 
 # Names of the text that a model thinks before it answers, in the order of their precedence.
@@ -47,25 +46,21 @@ def render_chat(
 
     It runs in a sandbox, with plain copies of what the caller passed.
     """
+    from llama_layers.checkpoint.sandbox import Sandbox  # jinja2 takes time to load
+
     for name, given in (("messages", messages), ("tools", tools), ("documents", documents)):
         _check_mappings(name, given)
     sandbox = Sandbox()
     sandbox.filters["tojson"] = _to_json
     sandbox.globals["raise_exception"] = _refuse
     sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    pieces, length = [], 0
     try:
         seen = _plain({**special_tokens, **(variables or {}), "tools": tools})
         seen |= {"documents": _plain(documents), "add_generation_prompt": add_generation_prompt}
         seen["messages"] = [_message(message) for message in messages]
-        for piece in sandbox.compiled(template).generate(seen):
-            pieces.append(piece)
-            length += len(piece)
-            if length > MOST_CHARACTERS:
-                raise ValueError(f"expected at most {MOST_CHARACTERS} characters, got more")
+        return sandbox.text(template, seen)
     except Exception as error:  # a template is a program, and can raise anything
         raise CheckpointError(f"chat_template: {type(error).__name__}: {error}") from None
-    return "".join(pieces)
 
 
 def _check_mappings(name: str, values: Any) -> None:

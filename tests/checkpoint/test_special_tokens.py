@@ -146,7 +146,7 @@ def test_flags_of_tokens(tmp_path):
         "6": FLAGS | {"content": "<l>", "special": False, "lstrip": True},
         "7": FLAGS | {"content": "ab", "special": False, "single_word": True},
     }
-    config = {"added_tokens_decoder": decoder}
+    config = {"added_tokens_decoder": decoder, "bos_token": "<s>"}
     path = directory(tmp_path, "<s>", tokenizer_config=config, unk="e")
     tokenizer = load_tokenizer(path)
     assert tokenizer.encode("<s>  a") == [5, 0]
