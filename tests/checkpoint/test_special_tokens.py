@@ -267,6 +267,7 @@ class TestChatTemplates:
             [3],
             [{"name": "x"}],
             [{"name": 1, "template": "x"}],
+            [{"name": [], "template": "x"}],
             [{"name": "x", "template": "a"}, {"name": "x", "template": "b"}],
             {"default": 1},
         ],
