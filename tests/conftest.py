@@ -16,6 +16,7 @@ import pytest
 from array_api_compat import device as device_of
 from hypothesis import Phase, settings
 from installed import GPUS, gpu
+from watched_bodies import watched  # noqa: F401  # a fixture
 
 from llama_layers.backends import numpy as numpy_backend
 from llama_layers.backends.namespaces import namespace

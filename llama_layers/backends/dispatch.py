@@ -67,16 +67,17 @@ def portable(definition: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         if _alone and (chosen := _alone.get(get_ident())) is not None:
             body = chosen.get(name)
-            if body is None or not _taken(body, *args, **kwargs):
+            if body is None or not taken(body, *args, **kwargs):
                 body = definition
-            return body(*args, **kwargs)  # type: ignore[no-any-return]
+            return body(*args, **kwargs)
         owner = library(args[0])
         for route, bodies in routes(owner).items():
-            body = bodies.get(name)
-            if body is None or not _taken(body, *args, **kwargs):
+            if (body := bodies.get(name)) is None:
                 continue
-            use = settled.get(body)
-            if use is None:
+            predicate = getattr(body, "takes", None)  # not by a call: this is the way of each token
+            if predicate is not None and not predicate(*args, **kwargs):
+                continue
+            if (use := settled.get(body)) is None:
                 use = _trust().trusted(Offer(owner, route, name, body))
             if not use:
                 continue
@@ -90,9 +91,10 @@ def portable(definition: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def _taken(body: Body, *args: Any, **kwargs: Any) -> bool:
+def taken(body: Body, *args: Any, **kwargs: Any) -> bool:
+    """Whether a body takes its arguments, the namespace first."""
     predicate = getattr(body, "takes", None)
-    return predicate is None or predicate(*args, **kwargs)
+    return predicate is None or bool(predicate(*args, **kwargs))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ CHOICES = (
     "CUPY_TF32", "NPY_DISABLE_CPU_FEATURES", "NUMBA_CPU_FEATURES", "NUMBA_CPU_NAME",
     "NUMBA_ENABLE_AVX", "NUMBA_OPT", "OPENBLAS_CORETYPE",
 )  # fmt: skip
-PACKAGES = ("llama-layers", "llvmlite", "numba", "numpy")
+PACKAGES = ("llvmlite", "numba", "numpy")
 
 
 def facts(library: str) -> dict[str, str]:
@@ -43,7 +43,8 @@ def short(library: str) -> str:
 
 def processor() -> str:
     """What the processor calls itself."""
-    return _cpu_info("model name") or platform.processor() or platform.machine()
+    arm = " ".join(_cpu_info(name) for name in ("CPU implementer", "CPU part")).strip()
+    return _cpu_info("model name") or arm or platform.processor() or platform.machine()
 
 
 def _cpu_info(name: str) -> str:
@@ -62,20 +63,36 @@ def _cpu_info(name: str) -> str:
 
 
 def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
+    """From the name of a folder: importlib.metadata takes longer to load than all else here.
+
+    Of a package that was not installed as usual, when it was last changed; "" if there is none.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
         return ""
+    origin = Path(spec.origin)
+    prefix, suffix = f"{package}-", ".dist-info"
+    folders = (name for name in os.listdir(origin.parents[1]) if name.startswith(prefix))
+    found = [name[len(prefix) : -len(suffix)] for name in folders if name.endswith(suffix)]
+    return ", ".join(sorted(found)) or f"changed at {origin.stat().st_mtime_ns}"
 
 
 def _digest() -> str:
-    """Of the sources of all bodies, and of the checks that they passed."""
+    """Of the sources of all bodies and definitions, and of the checks that they passed.
+
+    It stands for our own version, which stays the same while they change.
+    """
     package = Path(__file__).parents[1]
+    verify = package / "verify"
     digest = hashlib.sha256()
-    for folder in (package / "backends", package / "verify" / "bodies"):
-        for path in sorted(folder.rglob("*.*")):
-            if path.suffix in (".py", ".cu", ".cuh"):
-                digest.update(path.read_bytes())
+    parts = [package.glob("*.py")]
+    parts += [
+        folder.rglob("*.*")
+        for folder in (package / "backends", verify / "bodies", verify / "bounds")
+    ]
+    for path in sorted(path for part in parts for path in part):
+        if path.suffix in (".py", ".cu", ".cuh"):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dispatch import Body, only
+from llama_layers.backends.dispatch import Body, only, taken
 from llama_layers.backends.dtypes import FLOATS, dtype_name
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.cache import KVCache
@@ -26,7 +26,7 @@ from llama_layers.generation import generate
 from llama_layers.llama import Llama
 from llama_layers.model import forward
 from llama_layers.verify.bodies.operations import DTYPES
-from llama_layers.verify.bodies.place import Place, Seen, taken
+from llama_layers.verify.bodies.place import Place, Seen
 from llama_layers.weights import (
     AttentionWeights,
     LayerWeights,

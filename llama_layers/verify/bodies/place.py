@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dispatch import Body
+from llama_layers.backends.dispatch import Body, taken
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, to_numpy
 from llama_layers.verify.bounds import Bound
@@ -43,12 +43,6 @@ class Place:
     def array(self, numbers: NDArray[Any]) -> Any:
         """The numbers in memory of their own, in C order."""
         return from_numpy(numbers.copy(), self.xp)
-
-
-def taken(body: Body, *arguments: Any) -> bool:
-    """Whether a body takes its arguments."""
-    predicate = getattr(body, "takes", None)
-    return predicate is None or bool(predicate(*arguments))
 
 
 class Case(NamedTuple):

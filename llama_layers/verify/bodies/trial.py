@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -37,13 +36,16 @@ def verdict_on(offer: Offer) -> Verdict:
     Returns
     -------
     Verdict
-        With the largest error over its limit. What the body raises is left to the caller.
+        With the largest error over its limit, or the first that is beyond it. What the body raises
+        is left to the caller.
     """
     worst = Seen("", -math.inf)
-    with _undisturbed(), of_any_size():
+    with np.errstate(all="ignore"), of_any_size():  # some inputs overflow on purpose
         for seen in OPERATIONS[offer.name](offer.body, Place.of(offer.library)):
             if not seen.ratio <= worst.ratio:  # NaN is the worst
                 worst = seen
+            if not worst.ratio <= 1:
+                break
     if worst.ratio == -math.inf:
         return Verdict(None, "it takes none of the inputs that it would be tried on")
     problem = None
@@ -51,10 +53,3 @@ def verdict_on(offer: Offer) -> Verdict:
         by = f"{worst.ratio:.3g} times the limit" if worst.ratio < math.inf else "no number"
         problem = worst.problem or f"its error is {by} ({worst.label})"
     return Verdict(worst.ratio if math.isfinite(worst.ratio) else None, problem)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Inputs that overflow are on purpose."""
-    with np.errstate(all="ignore"):
-        yield
