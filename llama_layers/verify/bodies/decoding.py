@@ -3,16 +3,16 @@
 No derived bound exists for a whole model: layer by layer its worst case grows beyond all use. So
 the error allowed is a multiple of the definition's own in the same formats, against the same pass
 in float64: 4 times its largest, since another order of summation moves an error by no more than a
-few times its size, and 8 roundings of the largest logit, for where it is near zero by chance. Wrong
-masks, positions or weights are off by many times that.
+few times its size, and 8 roundings of the largest number, for where it is near zero by chance.
+Wrong masks, positions or weights are off by many times that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,52 +21,13 @@ from llama_layers.backends.dispatch import Body, only, taken
 from llama_layers.backends.dtypes import FLOATS, dtype_name
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.cache import KVCache
-from llama_layers.config import LlamaConfig
 from llama_layers.generation import generate
 from llama_layers.llama import Llama
+from llama_layers.model import decoder_layers as portable_layers
 from llama_layers.model import forward
-from llama_layers.verify.bodies.operations import DTYPES
+from llama_layers.verify.bodies.models import EVEN, ODD, Move, TinyModel
 from llama_layers.verify.bodies.place import Place, Seen
-from llama_layers.weights import (
-    AttentionWeights,
-    LayerWeights,
-    LlamaWeights,
-    MLPWeights,
-    QKVWeights,
-)
 
-Move = Callable[[NDArray[Any]], Any]
-
-# Biases, groups of three heads, a window on one layer; sizes that fill vectors of 8.
-EVEN = LlamaConfig(
-    vocab_size=19,
-    hidden_size=24,
-    intermediate_size=40,
-    num_hidden_layers=2,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    head_dim=8,
-    rms_norm_eps=1e-4,
-    rope_theta=100.0,
-    max_position_embeddings=512,
-    attention_bias=True,
-    mlp_bias=True,
-    sliding_window=4,
-    layer_types=("sliding_attention", "full_attention"),
-)
-# Sizes that fill nothing.
-ODD = replace(
-    EVEN,
-    hidden_size=22,
-    intermediate_size=27,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    head_dim=6,
-    attention_bias=False,
-    mlp_bias=False,
-    sliding_window=None,
-    layer_types=None,
-)
 ALLOWED, ROUNDINGS = 4, 8
 
 
@@ -101,52 +62,29 @@ def decoder_layers(body: Body, place: Place) -> Iterator[Seen]:
         ("float32", EVEN, LONG),
     ):
         label = f"{name}, {feed.ids.shape[0]} sequences of {feed.ids.shape[1]} tokens"
-        found = _layers_seen(body, _Model(config, name, place), feed, label)
+        found = _layers_seen(body, TinyModel(config, name, place), feed, label)
         if found is not None:
             yield found
-    found = _layers_seen(body, _Model(EVEN, "float32", place, 1e25), SHORT, "scores that overflow")
+    found = _layers_seen(
+        body, TinyModel(EVEN, "float32", place, 1e25), SHORT, "scores that overflow"
+    )
     if found is not None:
         yield found
 
 
-class _Model:
-    """A random model in its formats, where a body is tried and in main memory, and in float64."""
-
-    def __init__(self, config: LlamaConfig, name: str, place: Place, scale: float = 1.0) -> None:
-        self.place = place
-        numbers = _numbers(config, DTYPES[name])
-        for layer in numbers.layers:
-            layer.self_attn.qkv.fused[...] *= np.float32(scale)
-        # NumPy computes in float32 whatever the layers are stored in, and CuPy in one format.
-        if place.xp is np:
-            table = numbers.embed_tokens.astype(np.float32)
-            numbers = replace(numbers, embed_tokens=table)
-        self.plain = Llama(config, numbers)
-        self.there = Llama(config, _mapped(numbers, place.array))
-        self.exact = Llama(config, _mapped(numbers, lambda array: array.astype(np.float64)))
-
-
-def _layers_seen(body: Body, model: _Model, feed: Feed, label: str) -> Seen | None:
-    calls = 0
-
-    def counted(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return body(*arguments)
-
-    vars(counted)["takes"] = lambda *arguments: taken(body, *arguments)
-    computed = _logits(model.there, feed, model.place.array, {"decoder_layers": counted})
-    if not calls:
+def _layers_seen(body: Body, model: TinyModel, feed: Feed, label: str) -> Seen | None:
+    computed = _run(model.there, feed, model.place.array, body)
+    if not computed.served:
         return None
-    alone, exact = (_logits(one, feed, _same, {}) for one in (model.plain, model.exact))
     kept = np.ones(feed.ids.shape, bool) if feed.keep is None else feed.keep
-    computed, alone, exact = (a[kept] for a in (computed, alone, exact))
-    if not np.array_equal(np.isfinite(computed), np.isfinite(alone)):
+    runs = (computed, _run(model.plain, feed, _same), _run(model.exact, feed, _same))
+    found, alone, exact = (run.states[kept] for run in runs)
+    if not np.array_equal(np.isfinite(found), np.isfinite(alone)):
         return Seen(label, math.inf, f"NaN or infinity is not where it should be ({label})")
     finite = np.isfinite(alone) & np.isfinite(exact)
-    off = abs(computed[finite].astype(np.float64) - exact[finite])
-    if not off.size:
+    if not finite.any():
         return Seen(label, 0.0)
+    off = abs(found[finite].astype(np.float64) - exact[finite])
     return Seen(label, float(off.max() / _allowed(alone[finite], exact[finite])))
 
 
@@ -164,7 +102,7 @@ def drawn_tokens(body: Body, place: Place) -> Iterator[Seen]:
     """
     count = 6
     for name in ("float32", "bfloat16", "float16"):
-        model = _Model(EVEN, name, place)
+        model = TinyModel(EVEN, name, place)
         for temperature in (0.0, 0.8):
             prompts = SHORT.ids[:, :4]
             with only({"drawn_tokens": body}):
@@ -180,7 +118,7 @@ def drawn_tokens(body: Body, place: Place) -> Iterator[Seen]:
             feed = Feed(
                 np.concatenate([prompts, drawn[:, :-1]], axis=1), (prompts.shape[1] + count - 1,)
             )
-            alone, exact = (_logits(one, feed, _same, {}) for one in (model.plain, model.exact))
+            alone, exact = (_run(one, feed, _same).logits for one in (model.plain, model.exact))
             off = _allowed(alone, exact)
             exact = exact[:, prompts.shape[1] - 1 :]
             if temperature == 0:
@@ -203,86 +141,40 @@ def _beyond_share(scaled: NDArray[Any], drawn: NDArray[Any], off: float) -> floa
     return float(max(0.0, outside.max()) / math.expm1(off))
 
 
-def _logits(model: Llama, feed: Feed, move: Move, bodies: dict[str, Body]) -> NDArray[Any]:
-    """The logits [B, S, vocab_size] of all tokens, by some bodies and the definitions."""
+class Run(NamedTuple):
+    """What became of all tokens."""
+
+    states: NDArray[Any]
+    """After the layers [B, S, hidden_size]."""
+    logits: NDArray[Any]
+    served: bool
+    """Whether the body served at all."""
+
+
+def _run(model: Llama, feed: Feed, move: Move, body: Body | None = None) -> Run:
+    """All tokens by the definitions, and all layers at once by a body where it takes them."""
+    states, logits, served = [], [], False
+    definition: Body = portable_layers.__wrapped__  # type: ignore[attr-defined]
+
+    def recorded(*arguments: Any) -> Any:
+        nonlocal served
+        own = body is not None and taken(body, *arguments)
+        served = served or own
+        x, cache = (body if body is not None and own else definition)(*arguments)
+        states.append(to_numpy(x).copy())
+        return x, cache
+
     cache = KVCache.create(model, *feed.ids.shape, like=model.weights.embed_tokens)
-    parts, start = [], 0
-    with only(bodies):
+    start = 0
+    with only({"decoder_layers": recorded}):
         for stop in feed.cuts:
             keep = None if feed.keep is None else move(feed.keep[:, start:stop])
             output = forward(model, move(feed.ids[:, start:stop]), cache=cache, attention_mask=keep)
-            assert output.cache is not None
+            assert output.cache is not None  # since one was given
             cache, start = output.cache, stop
-            parts.append(to_numpy(output.logits))
-    return np.concatenate(parts, axis=1)
+            logits.append(to_numpy(output.logits))
+    return Run(np.concatenate(states, axis=1), np.concatenate(logits, axis=1), served)
 
 
 def _same(array: NDArray[Any]) -> NDArray[Any]:
     return array
-
-
-def _numbers(config: LlamaConfig, dtype: np.dtype[Any]) -> LlamaWeights:
-    """Matrices that keep a row's size, and norms and biases that make a difference."""
-    rng = np.random.default_rng(0)
-
-    def matrix(rows: int, columns: int) -> NDArray[Any]:
-        return (rng.standard_normal((rows, columns)) / math.sqrt(columns)).astype(dtype)
-
-    def norm() -> NDArray[Any]:
-        return (1 + rng.standard_normal(hidden) / 4).astype(dtype)
-
-    def bias(there: bool, rows: int) -> NDArray[Any] | None:
-        return rng.standard_normal(rows).astype(dtype) if there else None
-
-    hidden, inner, width = config.hidden_size, config.intermediate_size, config.head_dim
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    rows = (heads + 2 * kv_heads) * width
-
-    def layer() -> LayerWeights:
-        attention, mlp = config.attention_bias, config.mlp_bias
-        return LayerWeights(
-            norm(),
-            AttentionWeights(
-                QKVWeights(matrix(rows, hidden), heads, kv_heads, bias(attention, rows)),
-                matrix(hidden, heads * width),
-                bias(attention, hidden),
-            ),
-            norm(),
-            MLPWeights(
-                matrix(inner, hidden), matrix(inner, hidden), matrix(hidden, inner),
-                bias(mlp, inner), bias(mlp, inner), bias(mlp, hidden),
-            ),
-        )  # fmt: skip
-
-    table = rng.standard_normal((config.vocab_size, hidden)).astype(dtype)
-    layers = [layer() for _ in range(config.num_hidden_layers)]
-    return LlamaWeights(table, layers, norm(), matrix(config.vocab_size, hidden))
-
-
-def _mapped(weights: LlamaWeights, move: Move) -> LlamaWeights:
-    """The same numbers elsewhere, or in another format."""
-
-    def moved(array: Any | None) -> Any | None:
-        return None if array is None else move(array)
-
-    def layer(w: LayerWeights) -> LayerWeights:
-        attention, mlp = w.self_attn, w.mlp
-        qkv = attention.qkv
-        return LayerWeights(
-            move(w.input_layernorm),
-            AttentionWeights(
-                QKVWeights(move(qkv.fused), qkv.num_heads, qkv.num_kv_heads, moved(qkv.bias)),
-                move(attention.o_proj),
-                moved(attention.o_bias),
-            ),
-            move(w.post_attention_layernorm),
-            MLPWeights(
-                move(mlp.gate_proj), move(mlp.up_proj), move(mlp.down_proj),
-                moved(mlp.gate_bias), moved(mlp.up_bias), moved(mlp.down_bias),
-            ),
-        )  # fmt: skip
-
-    return LlamaWeights(
-        move(weights.embed_tokens), [layer(w) for w in weights.layers], move(weights.norm),
-        move(weights.lm_head),
-    )  # fmt: skip
