@@ -107,3 +107,8 @@ def _gpu() -> dict[str, str]:
         "CUDA": str(runtime.runtimeGetVersion()),
         "CuPy": cupy.__version__,
     }
+
+
+def captures() -> bool:
+    """Whether CuPy's current stream records what it is given and does not run it."""
+    return bool(importlib.import_module("cupy").cuda.get_current_stream().is_capturing())

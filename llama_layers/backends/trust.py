@@ -19,7 +19,7 @@ from llama_layers.backends import dispatch, machine
 from llama_layers.backends.dispatch import Offer
 from llama_layers.backends.switches import switched_off
 from llama_layers.backends.verdicts import Verdict, Verdicts
-from llama_layers.errors import one_line
+from llama_layers.errors import BackendError, one_line
 
 # What says something of the caller's memory or settings, and nothing of a body.
 OF_THE_CALLER = (MemoryError, FloatingPointError, Warning)
@@ -75,6 +75,11 @@ def _found(offer: Offer) -> Verdict:
     verdicts = _verdicts(offer.library)
     verdict = verdicts.get(offer)
     if verdict is None:
+        if offer.library == "cupy" and machine.captures():
+            raise BackendError(
+                f"{offer} was not tried on this GPU yet, and cannot be while a stream captures: "
+                "run it once before"
+            )
         _announce(offer)
         verdict, lasts = tried(offer)
         if lasts:

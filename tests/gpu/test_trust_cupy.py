@@ -13,7 +13,7 @@ from random_models import CONFIGS, model_of, random_weights
 from test_trust import DEFINITIONS, inputs, only_for, shuffled, without_nan, without_tail
 from watched_bodies import forget, one_warning, planted, spoiled
 
-from llama_layers import KVCache, Mask, forward, generate
+from llama_layers import BackendError, KVCache, Mask, forward, generate
 from llama_layers.backends import dispatch
 from llama_layers.backends.cupy import BODIES, ROUTES, compile, cublas
 from llama_layers.backends.dispatch import Offer, routes
@@ -179,3 +179,26 @@ def test_another_gpu_or_driver_is_another_verdict(cupy, monkeypatch):
         forget()
         DEFINITIONS["turn"](xp, *arguments)
         assert tries.call_count == 2
+
+
+@pytest.mark.parametrize(
+    ("route", "name"),
+    [("CUDA", "attend"), ("CUDA", "linear_2d"), ("cuBLAS", "linear_2d"), ("CUDA", "drawn_tokens")],
+)
+def test_tf32_where_it_was_asked_for_is_no_fault(monkeypatch, route, name):
+    monkeypatch.setenv("CUPY_TF32", "1")
+    assert verdict_on(Offer("cupy", route, name, ROUTES[route][name])).passed
+
+
+def test_nothing_is_tried_in_a_capture(cupy):
+    xp = Place.of("cupy").xp
+    arguments = [there(value) for value in inputs("turn")]
+    body = BODIES["turn"]
+    with planted("cupy", "CUDA", "turn", body), cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        with pytest.raises(BackendError, match=r"turn by CUDA was not tried .* run it once before"):
+            DEFINITIONS["turn"](xp, *arguments)
+        stream.end_capture()
+        assert body not in dispatch.settled
+        DEFINITIONS["turn"](xp, *arguments)
+    assert dispatch.settled[body]

@@ -54,13 +54,16 @@ LONG = _feed(1, 261, (256, 257, 258, 260), False)
 
 def decoder_layers(body: Body, place: Place) -> Iterator[Seen]:
     """A few tokens at a time after others, in every format of the weights."""
-    for name, config, feed in (
+    cases = (
         ("float32", EVEN, PADDED),
         ("bfloat16", EVEN, PADDED),
         ("float16", EVEN, PADDED),
         ("float32", ODD, SHORT),
         ("float32", EVEN, LONG),
-    ):
+    )
+    for name, config, feed in cases:
+        if name == "float32" and not place.single_products:
+            continue
         label = f"{name}, {feed.ids.shape[0]} sequences of {feed.ids.shape[1]} tokens"
         found = _layers_seen(body, TinyModel(config, name, place), feed, label)
         if found is not None:
@@ -102,6 +105,8 @@ def drawn_tokens(body: Body, place: Place) -> Iterator[Seen]:
     """
     count = 6
     for name in ("float32", "bfloat16", "float16"):
+        if name == "float32" and not place.single_products:
+            continue
         model = TinyModel(EVEN, name, place)
         for temperature in (0.0, 0.8):
             prompts = SHORT.ids[:, :4]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,6 +40,11 @@ class Place:
         if library == "numpy":
             return Place(np)
         return Place(namespace(like=importlib.import_module(library).empty(0)))
+
+    @property
+    def single_products(self) -> bool:
+        """Whether float32 products have all their digits, which TF32 takes away where asked to."""
+        return self.xp is np or os.environ.get("CUPY_TF32") != "1"
 
     def array(self, numbers: NDArray[Any]) -> Any:
         """The numbers in memory of their own, in C order."""
