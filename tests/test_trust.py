@@ -1,4 +1,4 @@
-"""Bodies are tried before they serve: wrong ones are bypassed, and the verdict is remembered."""
+"""Bodies are tried before they serve, and what was found is remembered."""
 
 from __future__ import annotations
 
@@ -9,193 +9,17 @@ import sys
 import threading
 from unittest import mock
 
-import ml_dtypes
 import numpy as np
 import pytest
-from watched_bodies import forget, one_warning, planted, spoiled
+from watched_bodies import DEFINITIONS, forget, inputs, one_warning, planted, shuffled, spoiled
 
-from llama_layers.attend import attend
 from llama_layers.backends import dispatch, machine, trust
 from llama_layers.backends.dispatch import Offer, only, routes
 from llama_layers.backends.numpy import BODIES
-from llama_layers.embedding import activations
-from llama_layers.feed_forward import gate_with_silu
-from llama_layers.mask import Mask
 from llama_layers.norm import normalise
-from llama_layers.projection import linear_2d
 from llama_layers.rope import turn
 from llama_layers.testing import assert_same_bits
 from llama_layers.verify import bodies
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-DEFINITIONS = {
-    function.__name__: function
-    for function in (activations, attend, gate_with_silu, linear_2d, normalise, turn)
-}
-
-
-def inputs(name):
-    """What the dispatcher is called with, beside the namespace."""
-    rng = np.random.default_rng(0)
-    x, other = rng.standard_normal((2, 2, 3, 2, 8), dtype=np.float32)
-    angles = rng.uniform(-1, 1, (2, 1, 3, 4)).astype(np.float32)
-    matrix, weight = rng.standard_normal((6, 8), dtype=np.float32), np.ones(8, np.float32)
-    return {
-        "activations": (x[0],),
-        "attend": (x, x, other, Mask(np.arange(3), np.arange(3)), 0.5),
-        "gate_with_silu": (x, other),
-        "linear_2d": (matrix, matrix, None),
-        "normalise": (matrix, weight, 1e-5),
-        "turn": (x, *angles, "half"),
-    }[name]
-
-
-def only_for(dtype, spoil):
-    """Change results of one format only."""
-    return lambda y, xp, x, *rest: spoil(y) if x.dtype == dtype else y
-
-
-def without_tail(y, *_):
-    """Numbers beyond the last whole vector of 16 are left out."""
-    y[..., y.shape[-1] // 16 * 16 :] = 0
-    return y
-
-
-def shuffled(y, *_):
-    return np.roll(y, 1, axis=-1)
-
-
-def off_by_three(y):
-    """In the last place."""
-    return y * (1 + 3 * y.dtype.type(np.finfo(np.float32).eps))
-
-
-def without_nan(y, *_):
-    return np.where(np.isfinite(y), y, y.dtype.type(0))
-
-
-def changed_input(y, xp, x, *_):
-    x[...] = 0
-    return y
-
-
-def seeing_what_is_hidden(y, xp, q, k, v, mask, scale):
-    """The rows that see nothing get the mean of all values."""
-    empty = (y == 0).all(axis=(2, 3))
-    y[empty] = v.astype(np.float32).mean()
-    return y
-
-
-def unmasked(windows, padding):
-    def change(y, xp, q, k, v, mask, scale):
-        if not isinstance(mask, Mask):
-            return y
-        window = None if windows else mask.window
-        keep = None if padding else mask.keep
-        changed = Mask(mask.queries, mask.keys, window, keep)
-        return BODIES["attend"](xp, q, k, v, changed, scale)
-
-    return change
-
-
-def first_of_all(y, xp, q, k, v, mask, scale):
-    """The padding of the first sequence for all of them."""
-    if not isinstance(mask, Mask) or mask.keep is None:
-        return y
-    keep = np.repeat(mask.keep[:1], len(q), axis=0)
-    return BODIES["attend"](xp, q, k, v, Mask(mask.queries, mask.keys, mask.window, keep), scale)
-
-
-def another_layout(y, xp, x, cos, sin, layout):
-    return BODIES["turn"](xp, x, cos, sin, "half")
-
-
-def angles_of_the_first(y, xp, x, cos, sin, layout):
-    if cos.ndim == 3:
-        cos, sin = cos[:1], sin[:1]
-    return BODIES["turn"](xp, x, cos, sin, layout)
-
-
-def rounded_parts(y, xp, x, weight, bias):
-    """Halves of a sum in 16 bits before they are added."""
-    half = x.shape[1] // 2
-    if x.dtype != BFLOAT16:
-        return y
-    parts = (
-        BODIES["linear_2d"](xp, x[:, part], weight[:, part], None)
-        for part in (np.s_[:half], np.s_[half:])
-    )
-    total = sum(part.astype(np.float32) for part in parts)
-    return (total if bias is None else total + bias.astype(np.float32)).astype(x.dtype)
-
-
-def without_bias(y, xp, x, weight, bias):
-    return BODIES["linear_2d"](xp, x, weight, None) if x.dtype == np.float16 else y
-
-
-def without_last_row(y, xp, x, weight, bias):
-    """Of a number of rows that is no multiple of four."""
-    if len(weight) % 4:
-        y[:, -1] = 0
-    return y
-
-
-def many_tokens(y, xp, x, weight, bias):
-    y[16:17] += 1
-    return y
-
-
-PLANTS = [
-    ("activations", "rounded", lambda y, *_: y.astype(np.float16).astype(y.dtype)),
-    ("activations", "as stored", lambda y, xp, x: x),
-    ("normalise", "tails", without_tail),
-    ("normalise", "bfloat16", only_for(BFLOAT16, lambda y: y * y.dtype.type(1.02))),
-    ("normalise", "float64 in float32", lambda y, *_: y.astype(np.float32).astype(y.dtype)),
-    ("normalise", "NaN", without_nan),
-    ("normalise", "its input", changed_input),
-    ("normalise", "no eps", lambda y, xp, x, w, eps: BODIES["normalise"](xp, x, w, 0.0)),
-    ("turn", "another layout", another_layout),
-    ("turn", "angles of the first sequence", angles_of_the_first),
-    ("turn", "NaN", without_nan),
-    ("turn", "float16", only_for(np.float16, shuffled)),
-    ("gate_with_silu", "tails", without_tail),
-    ("gate_with_silu", "float32", only_for(np.float32, lambda y: y * np.float32(1 + 1e-5))),
-    ("gate_with_silu", "NaN", without_nan),
-    ("linear_2d", "bfloat16", rounded_parts),
-    ("linear_2d", "bias in float16", without_bias),
-    ("linear_2d", "last row", without_last_row),
-    ("linear_2d", "many tokens", many_tokens),
-    ("linear_2d", "NaN", without_nan),
-    ("linear_2d", "transposed in memory", lambda y, *_: y.T),
-    ("attend", "empty rows", seeing_what_is_hidden),
-    ("attend", "windows", unmasked(True, False)),
-    ("attend", "padding", unmasked(False, True)),
-    ("attend", "padding of the first sequence", first_of_all),
-    ("attend", "heads", lambda y, *_: np.roll(y, 1, axis=2)),
-    ("attend", "scaled twice", lambda y, xp, *a: BODIES["attend"](xp, *a[:-1], a[-1] ** 2)),
-    ("attend", "NaN", without_nan),
-    ("attend", "float16", only_for(np.float16, lambda y: y * np.float16(1.01))),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "spoil"), [p[::2] for p in PLANTS], ids=[f"{n}: {what}" for n, what, _ in PLANTS]
-)
-@pytest.mark.usefixtures("watched")
-def test_a_wrong_body_is_bypassed(name, spoil):
-    arguments = inputs(name)
-    before = [np.copy(a) for a in arguments if isinstance(a, np.ndarray)]
-    wrong = spoiled(BODIES[name], spoil)
-    warned = f"{name} by NumPy is not used on {machine.processor()}"
-    with planted("numpy", "NumPy", name, wrong), one_warning(warned):
-        found = [DEFINITIONS[name](np, *arguments) for _ in range(2)]
-    for y in found:
-        assert_same_bits(y, DEFINITIONS[name].__wrapped__(np, *arguments))
-    for array, copy in zip(
-        (a for a in arguments if isinstance(a, np.ndarray)), before, strict=True
-    ):
-        assert_same_bits(array, copy)
-    assert dispatch.settled == {wrong: False}
 
 
 @pytest.mark.parametrize("name", sorted(BODIES))
@@ -365,12 +189,13 @@ def test_where_nothing_can_be_written(watched, monkeypatch):
 def test_processes_keep_each_other_s_verdicts():
     """Two that read the file before either wrote to it."""
     x, y = inputs("normalise"), inputs("turn")
-    verdicts = []
+    found = {}
     for name in ("normalise", "turn"):
         forget()
-        verdicts.append(trust._verdicts("numpy"))
+        found[name] = trust._verdicts("numpy")
+    for name, verdicts in found.items():
         offer = Offer("numpy", "NumPy", name, BODIES[name])
-        verdicts[-1].put(offer, trust.tried(offer)[0])
+        verdicts.put(offer, trust.tried(offer)[0])
     forget()
     chain = {"NumPy": {name: BODIES[name] for name in ("normalise", "turn")}}
     with tries() as tried, mock.patch.dict(routes("numpy"), chain, clear=True):
@@ -422,6 +247,16 @@ def test_unseen_where_the_environment_says_so(watched, monkeypatch):
 
 
 @pytest.mark.usefixtures("watched")
+def test_a_body_is_not_tried_for_what_it_does_not_take():
+    body = mock.Mock(takes=lambda xp, x, weight, eps: x.dtype == np.float64)
+    x = inputs("normalise")
+    with planted("numpy", "NumPy", "normalise", body):
+        assert_same_bits(normalise(np, *x), normalise.__wrapped__(np, *x))
+    assert not body.called
+    assert not dispatch.settled
+
+
+@pytest.mark.usefixtures("watched")
 def test_a_body_that_takes_none_of_its_inputs():
     def untried(xp, x, weight, eps):
         return 2 * x
@@ -466,3 +301,21 @@ print("llama_layers.verify.bodies" in sys.modules)
         for _ in range(2)
     ]  # fmt: skip
     assert found == ["True", "False"]
+
+
+def test_where_the_extra_fast_is_not_installed(tmp_path):
+    code = """
+import sys, numpy
+sys.modules |= {"numba": None, "llvmlite": None, "threadpoolctl": None}
+from llama_layers import attention, linear, rms_norm, swiglu
+from llama_layers.backends import dispatch
+x = numpy.ones((1, 2, 4, 8), "f4")
+rms_norm(x, x[0, 0, 0], eps=1e-5), linear(x, x[0, 0]), attention(x, x, x), swiglu(x, x)
+print(*dispatch.settled.values())
+"""
+    environment = os.environ | {"LLAMA_LAYERS_CACHE": str(tmp_path), "LLAMA_LAYERS_VERIFY": "1"}
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True,
+        env=environment,
+    )  # fmt: skip
+    assert (run.stdout, run.stderr) == ("True True True True\n", "")

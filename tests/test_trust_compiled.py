@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from compiled_route import compiled_first
 from random_models import CONFIGS, model_of, random_weights, run_in_chunks
-from test_trust import DEFINITIONS, inputs, only_for, shuffled, without_nan, without_tail
-from watched_bodies import one_warning, spoiled
+from watched_bodies import (
+    DEFINITIONS,
+    inputs,
+    one_warning,
+    only_for,
+    shuffled,
+    spoiled,
+    without_nan,
+    without_tail,
+)
 
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
@@ -19,7 +27,7 @@ from llama_layers.backends import dispatch
 from llama_layers.backends.dispatch import Offer, only
 from llama_layers.backends.numpy import BODIES, fast
 from llama_layers.backends.numpy.fast import decode, gemm
-from llama_layers.backends.numpy.fast.sizes import of_any_size, small
+from llama_layers.backends.numpy.sizes import of_any_size, small
 from llama_layers.testing import assert_same_bits
 from llama_layers.verify.bodies import verdict_on
 

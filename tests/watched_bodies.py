@@ -7,10 +7,25 @@ from contextlib import contextmanager
 from functools import wraps
 from unittest import mock
 
+import ml_dtypes
+import numpy as np
 import pytest
 
+from llama_layers.attend import attend
 from llama_layers.backends import dispatch, trust
 from llama_layers.backends.dispatch import routes
+from llama_layers.embedding import activations
+from llama_layers.feed_forward import gate_with_silu
+from llama_layers.mask import Mask
+from llama_layers.norm import normalise
+from llama_layers.projection import linear_2d
+from llama_layers.rope import turn
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+DEFINITIONS = {
+    function.__name__: function
+    for function in (activations, attend, gate_with_silu, linear_2d, normalise, turn)
+}
 
 
 def forget():
@@ -52,3 +67,38 @@ def one_warning(match):
         yield
     assert [one.category for one in caught] == [RuntimeWarning], [str(w.message) for w in caught]
     assert match in str(caught[0].message), caught[0].message
+
+
+def inputs(name):
+    """What the dispatcher is called with, beside the namespace."""
+    rng = np.random.default_rng(0)
+    x, other = rng.standard_normal((2, 2, 3, 2, 8), dtype=np.float32)
+    angles = rng.uniform(-1, 1, (2, 1, 3, 4)).astype(np.float32)
+    matrix, weight = rng.standard_normal((6, 8), dtype=np.float32), np.ones(8, np.float32)
+    return {
+        "activations": (x[0],),
+        "attend": (x, x, other, Mask(np.arange(3), np.arange(3)), 0.5),
+        "gate_with_silu": (x, other),
+        "linear_2d": (matrix, matrix, None),
+        "normalise": (matrix, weight, 1e-5),
+        "turn": (x, *angles, "half"),
+    }[name]
+
+
+def only_for(dtype, spoil):
+    """Change results of one format only."""
+    return lambda y, xp, x, *rest: spoil(y) if x.dtype == dtype else y
+
+
+def without_tail(y, *_):
+    """Numbers beyond the last whole vector of 16 are left out."""
+    y[..., y.shape[-1] // 16 * 16 :] = 0
+    return y
+
+
+def shuffled(y, *_):
+    return np.roll(y, 1, axis=-1)
+
+
+def without_nan(y, *_):
+    return np.where(np.isfinite(y), y, y.dtype.type(0))

@@ -10,8 +10,18 @@ import pytest
 from emulator import needs_compiler
 from installed import on_device, stand_in_alone
 from random_models import CONFIGS, model_of, random_weights
-from test_trust import DEFINITIONS, inputs, only_for, shuffled, without_nan, without_tail
-from watched_bodies import forget, one_warning, planted, spoiled
+from watched_bodies import (
+    DEFINITIONS,
+    forget,
+    inputs,
+    one_warning,
+    only_for,
+    planted,
+    shuffled,
+    spoiled,
+    without_nan,
+    without_tail,
+)
 
 from llama_layers import BackendError, KVCache, Mask, forward, generate
 from llama_layers.backends import dispatch

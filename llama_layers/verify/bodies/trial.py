@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from llama_layers.backends.dispatch import Body, Offer
-from llama_layers.backends.numpy.fast.sizes import of_any_size
+from llama_layers.backends.numpy.sizes import of_any_size
 from llama_layers.backends.verdicts import Verdict
 from llama_layers.verify.bodies import decoding, operations
 from llama_layers.verify.bodies.place import Place, Seen

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.backends.dispatch import takes
-from llama_layers.backends.numpy.fast.sizes import small
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.backends.numpy.memory import empty
+from llama_layers.backends.numpy.sizes import small
 from llama_layers.mask import Mask
 
 # Multiply-adds that NumPy does in a millisecond: not worth loading numba for.

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from llama_layers.backends.dispatch import takes
 from llama_layers.backends.dtypes import accumulate_format, dtype_name, float_format
 from llama_layers.backends.numpy.fast.formats import FLOAT32, MOST, ROWS, kind_of
-from llama_layers.backends.numpy.fast.sizes import small
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.backends.numpy.memory import empty
+from llama_layers.backends.numpy.sizes import small
 
 LONELY = 1 << 16  # numbers of a matrix that one thread multiplies sooner than a second wakes
 # Float32 numbers that BLAS multiplies by a few tokens within a millisecond: not worth loading numba
