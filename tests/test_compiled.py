@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
+from compiled_route import compiled_first
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import CONFIGS, model_of, random_weights, run_in_chunks
@@ -26,11 +27,12 @@ pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
 import llama_layers
 from llama_layers import KVCache, forward
-from llama_layers.backends.numpy import BODIES, fast
+from llama_layers.backends.numpy import ROUTES
 from llama_layers.backends.numpy.fast import decode, formats
 from llama_layers.backends.numpy.fast import linear as fast_linear
 from llama_layers.backends.numpy.fast.team import Team, threads
 from llama_layers.backends.numpy.linear import linear_2d
+from llama_layers.projection import linear_2d as dispatched
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import Bound, linear_bound
 
@@ -43,9 +45,9 @@ def compiled(x, weight, bias=None, team=1):
         mock.patch.object(fast_linear, "threads", return_value=team),
         mock.patch.object(fast_linear, "SMALL", 0),
         mock.patch.object(fast_linear, "LONELY", 0),
-        mock.patch.object(fast_linear, "blas", side_effect=AssertionError("not by the kernel")),
         np.errstate(all="ignore"),
     ):
+        assert fast_linear.linear_2d.takes(np, x, weight, bias)
         return fast_linear.linear_2d(np, x, weight, bias)
 
 
@@ -122,7 +124,8 @@ def test_what_the_kernel_does_not_take_goes_to_blas(shape, change, monkeypatch):
     rng = np.random.default_rng(0)
     turned = np.roll(np.eye(8, dtype=np.float32), 1, axis=1)
     x, weight = change(rng.standard_normal(shape, dtype=np.float32), turned)
-    y = fast_linear.linear_2d(np, x, weight, None)
+    with compiled_first():
+        y = dispatched(np, x, weight, None)
     assert_same_bits(y, np.roll(x, -1, axis=1)[:, : len(weight)])
 
 
@@ -133,7 +136,8 @@ def test_many_tokens_and_narrow_weights(x_dtype, dtype):
     x = rng.standard_normal((formats.MOST + 1, 40)).astype(DTYPES[x_dtype])
     weight = rng.standard_normal((9, 40)).astype(DTYPES[dtype])
     bias = rng.standard_normal(9).astype(DTYPES[dtype])
-    y = fast_linear.linear_2d(np, x, weight, bias)
+    with compiled_first():
+        y = dispatched(np, x, weight, bias)
     assert y.dtype == x.dtype
     assert_within_bound(y, linear_bound(x, weight, bias, flushes=True))
 
@@ -206,7 +210,7 @@ def decoded(model, ids, cuts, team=2, **options):
         mock.patch.object(decode, "_run", kernel),
         mock.patch.object(decode, "threads", return_value=team),
         mock.patch.object(fast_linear, "SMALL", 0),
-        mock.patch.dict(BODIES, fast.BODIES),
+        compiled_first(),
         np.errstate(all="ignore"),
     ):
         logits = run_in_chunks(model, ids, cuts, **options)
@@ -216,10 +220,8 @@ def decoded(model, ids, cuts, team=2, **options):
 
 def plain(model, ids, cuts, **options):
     """The same without compiled bodies."""
-    with mock.patch.dict(BODIES), np.errstate(all="ignore"):
-        for name in fast.BODIES:
-            BODIES.pop(name, None)
-        BODIES["linear_2d"] = linear_2d
+    by_blas = {"NumPy": {"linear_2d": linear_2d}}
+    with mock.patch.dict(ROUTES, by_blas, clear=True), np.errstate(all="ignore"):
         return run_in_chunks(model, ids, cuts, **options)
 
 
@@ -337,7 +339,7 @@ def test_several_caches_take_turns():
     expected = [decoded(model, ids[i : i + 1], range(1, 12)) for i in range(2)]
     caches = [KVCache.create(model, 1, 12) for _ in range(2)]
     found = [[], []]
-    with mock.patch.dict(BODIES, fast.BODIES), mock.patch.object(fast_linear, "SMALL", 0):
+    with compiled_first(), mock.patch.object(fast_linear, "SMALL", 0):
         for token in range(12):
             for i in range(2):
                 output = forward(model, ids[i : i + 1, token : token + 1], cache=caches[i])
@@ -350,7 +352,7 @@ def test_several_caches_take_turns():
 def goes_another_way(model, ids, **options):
     with (
         mock.patch.object(decode, "_run", side_effect=AssertionError("by the kernel")),
-        mock.patch.dict(BODIES, fast.BODIES),
+        compiled_first(),
     ):
         return forward(model, ids, **options).logits
 
@@ -501,7 +503,8 @@ def test_bytes_in_the_other_order(tokens, swapped, kind, monkeypatch):
         x = x.astype(x.dtype.newbyteorder())
     if swapped != "x":
         weight = weight.astype(weight.dtype.newbyteorder())
-    np.testing.assert_allclose(fast_linear.linear_2d(np, x, weight, None), exact, atol=1e-4)
+    with compiled_first():
+        np.testing.assert_allclose(dispatched(np, x, weight, None), exact, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [[6], [4, 5]])

@@ -12,7 +12,7 @@ import pytest
 
 from llama_layers import QKVWeights, linear, qkv_projection, rms_norm
 from llama_layers.backends.cupy import BODIES, cublas, launch
-from llama_layers.backends.cupy.linear import linear_2d
+from llama_layers.projection import linear_2d
 from llama_layers.testing import assert_within_bound
 from llama_layers.verify import linear_bound
 

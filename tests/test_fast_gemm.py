@@ -8,11 +8,11 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import ml_dtypes
 import numpy as np
 import pytest
+from compiled_route import compiled_first
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +20,7 @@ pytest.importorskip("numba", reason="needs numba, of the extra fast")
 
 import llama_layers
 from llama_layers import linear
-from llama_layers.backends.numpy import BODIES, fast
 from llama_layers.backends.numpy.fast import gemm, processor
-from llama_layers.backends.numpy.fast.linear import activations as fast_activations
 from llama_layers.embedding import activations
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import Bound, linear_bound
@@ -194,7 +192,7 @@ def test_a_thread_waits_for_what_others_pack(dtype, weight_dtype):
 def test_numbers_of_a_token_are_adjacent(rng):
     """All arrays of a forward pass in one order: to add two of different ones is slow."""
     x = rng.standard_normal((1, 40, 8)).astype(np.float32)
-    with mock.patch.dict(BODIES, fast.BODIES):
+    with compiled_first():
         y = linear(x, rng.standard_normal((24, 8)).astype(np.float32))
         begun = activations(np, x.astype(np.float16))
     assert y.flags.c_contiguous
@@ -204,9 +202,11 @@ def test_numbers_of_a_token_are_adjacent(rng):
 def test_numbers_of_a_token_are_not_adjacent_where_blas_multiplies(rng, monkeypatch):
     monkeypatch.setattr(gemm, "problem", lambda x, weight: "none here")
     x = rng.standard_normal((1, 40, 8)).astype(np.float32)
-    y = linear(x, rng.standard_normal((24, 8)).astype(np.float32))
+    with compiled_first():
+        y = linear(x, rng.standard_normal((24, 8)).astype(np.float32))
+        begun = activations(np, x)
     assert y[0].flags.f_contiguous
-    assert fast_activations(np, x)[0].flags.f_contiguous
+    assert begun[0].flags.f_contiguous
 
 
 @every_format

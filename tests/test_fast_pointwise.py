@@ -6,14 +6,17 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from compiled_route import compiled_first
 from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
-from llama_layers.backends.numpy import fast
 from llama_layers.backends.numpy.fast import pointwise
+from llama_layers.feed_forward import gate_with_silu
+from llama_layers.norm import normalise
+from llama_layers.rope import turn
 
 
 def naive_norm(x, weight, eps):
@@ -50,8 +53,10 @@ def test_threads_share_all_of_it(batch, seq, heads, half, rows, team, seed):
     with (
         mock.patch.object(pointwise, "SMALL", 0),
         mock.patch.object(pointwise, "threads", return_value=team),
-        mock.patch.object(pointwise, "by_numpy", None),
     ):
+        assert pointwise.normalise.takes(np, single[4], single[3], 1e-3)
+        assert pointwise.turn.takes(np, single[0][:, :, :-2], single[1], single[2], "half")
+        assert pointwise.gate_with_silu.takes(np, single[4], single[5])
         found = [
             pointwise.normalise(np, single[4], single[3], 1e-3),
             pointwise.turn(np, single[0][:, :, :-2], single[1], single[2], "half"),
@@ -74,13 +79,13 @@ def test_what_the_kernels_do_not_take():
     cos, sin = np.cos(angles), np.sin(angles)
     pairs = x.reshape(1, 3, 2, 2, 2).swapaxes(3, 4).reshape(x.shape)  # 2i, 2i + 1 as i, i + D/2
     turned = naive_turn(pairs, cos, sin).reshape(1, 3, 2, 2, 2).swapaxes(3, 4).reshape(x.shape)
-    with mock.patch.object(pointwise, "SMALL", 0):
+    with mock.patch.object(pointwise, "SMALL", 0), compiled_first():
         for dtype, rtol in ((np.float32, 1e-5), (np.float64, 1e-12)):
             a, b, c, s = (z.astype(dtype) for z in (x, up, cos, sin))
             for y, exact in (
-                (fast.turn(np, a, c, s, "interleaved"), turned),
-                (fast.gate_with_silu(np, a, np.asfortranarray(b)), naive_gate(x, up)),
-                (fast.normalise(np, np.asfortranarray(a), a[0, 0, 0], 0.5),
+                (turn(np, a, c, s, "interleaved"), turned),
+                (gate_with_silu(np, a, np.asfortranarray(b)), naive_gate(x, up)),
+                (normalise(np, np.asfortranarray(a), a[0, 0, 0], 0.5),
                  naive_norm(x, x[0, 0, 0], 0.5)),
             ):  # fmt: skip
                 assert y.dtype == dtype

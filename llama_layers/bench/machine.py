@@ -7,9 +7,9 @@ import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Protocol
 
+from llama_layers.backends.machine import processor
 from llama_layers.bench.result import Limit
 from llama_layers.bench.threads import available_threads
 
@@ -62,13 +62,3 @@ def own_version() -> str:
 def load() -> dict[str, str]:
     """How many threads wanted to run in the last minute, where the system tells."""
     return {"load before": f"{os.getloadavg()[0]:.1f}"} if hasattr(os, "getloadavg") else {}
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

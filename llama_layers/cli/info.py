@@ -14,6 +14,7 @@ from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.backends.dtypes import FLOATS
 from llama_layers.backends.numpy.compiled import compiled_problem
 from llama_layers.cli.options import add_json
+from llama_layers.cli.verify_bodies import verify
 from llama_layers.errors import one_line
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ def add_parser(commands: Any) -> None:
         "model", nargs="?", help="a directory, file or known model, such as smollm2-135m"
     )
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="hold every faster body to the bound of its definition, and print how far it is off "
+        "and how fast it is; exit status 1 if one fails",
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -45,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
     from llama_layers.checkpoint import open_checkpoint
     from llama_layers.cli.terminal import Terminal
 
+    if args.verify:
+        if args.model is not None or args.tensors:
+            raise ValueError("--verify: expected no model, since bodies are tried on their own")
+        return verify(args.json)
     if args.model is None and args.tensors:
         raise ValueError("--tensors: expected a model whose tensors to list")
     here = computing()

@@ -271,8 +271,8 @@ MUTANTS = [
     Mutant(
         "faster bodies never taken",
         "backends/dispatch.py",
-        ".get(name, definition)",
-        ".get('', definition)",
+        "(body := bodies.get(name)) is None",
+        "(body := bodies.get('')) is None",
         "test_backends.py::test_dispatch_takes_the_body_of_the_library",
     ),
     Mutant(

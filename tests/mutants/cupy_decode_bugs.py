@@ -155,7 +155,7 @@ MUTANTS = [
     Mutant(
         "a tap that a graph does not call",
         DECODE,
-        "tap is untouched and ",
+        "tap is not untouched or ",
         "",
         f"{STEPS}::test_what_no_graph_is_made_for",
     ),

@@ -46,8 +46,8 @@ MUTANTS = [
     Mutant(
         "interleaved pairs turned as halves",
         POINTWISE,
-        'if layout != "half" or x.size < SMALL',
-        "if x.size < SMALL",
+        'return layout == "half" and as_it_lies',
+        "return as_it_lies",
         "test_fast_pointwise.py::test_what_the_kernels_do_not_take",
     ),
 ]

@@ -6,7 +6,7 @@ Nothing here imports CuPy: the arrays bring their own methods.
 from llama_layers.backends.cupy.attention import attend
 from llama_layers.backends.cupy.decode import decoder_layers
 from llama_layers.backends.cupy.generation import drawn_tokens
-from llama_layers.backends.cupy.linear import linear_2d
+from llama_layers.backends.cupy.linear import by_cublas, by_cupy, by_kernel
 from llama_layers.backends.cupy.pointwise import gate_with_silu, normalise, turn
 
 BODIES = {
@@ -14,7 +14,8 @@ BODIES = {
     "decoder_layers": decoder_layers,
     "drawn_tokens": drawn_tokens,
     "gate_with_silu": gate_with_silu,
-    "linear_2d": linear_2d,
+    "linear_2d": by_kernel,
     "normalise": normalise,
     "turn": turn,
 }
+ROUTES = {"CUDA": BODIES, "cuBLAS": {"linear_2d": by_cublas}, "CuPy": {"linear_2d": by_cupy}}

@@ -23,15 +23,14 @@ ones before its window, are left out of both products.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from llama_layers.attend import attend as portable_attend
 from llama_layers.backends.cupy import cublas
 from llama_layers.backends.cupy.compile import launch
+from llama_layers.backends.dispatch import takes
 from llama_layers.backends.dtypes import dtype_name
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.mask import Mask
@@ -45,10 +44,13 @@ NO_WINDOW = 2**31 - 1
 _spans: WeakKeyDictionary[Mask, tuple[int, list[slice]]] = WeakKeyDictionary()
 
 
+def _taken(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> bool:
+    return bool(q.size and k.size) and dtype_name(q.dtype) != "float64" and cublas.available()
+
+
+@takes(_taken)
 def attend(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> Any:
     """Attention one sequence after the other."""
-    if not q.size or not k.size or dtype_name(q.dtype) == "float64" or not cublas.available():
-        return inspect.unwrap(portable_attend)(xp, q, k, v, mask, scale)
     y = xp.empty(q.shape, dtype=q.dtype)
     for b in range(q.shape[0]):
         _sequence(xp, q[b], k[b], v[b], mask, b, scale, y[b])

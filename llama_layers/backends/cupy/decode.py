@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from llama_layers.backends.cupy import launch
+from llama_layers.backends.dispatch import takes
 from llama_layers.backends.dtypes import dtype_name
 from llama_layers.cache import KVCache
 from llama_layers.llama import Llama
@@ -137,6 +138,23 @@ def _captured(launches: Callable[[], None]) -> Any:
     return graph
 
 
+def _taken(
+    xp: Any,
+    x: Any,
+    model: Llama,
+    rope: tuple[Any, Any],
+    masks: Mapping[int | None, Mask],
+    cache: KVCache | None,
+    tap: Tap,
+) -> bool:
+    """Whether a graph can do it; once there is one, only its addresses are looked at."""
+    one_each = x.shape[1] == 1 and rope[0].ndim > 0
+    if cache is None or tap is not untouched or not one_each:
+        return False
+    return _known(LayersStep, model, cache) is not None or fits(model, cache)
+
+
+@takes(_taken)
 def decoder_layers(
     xp: Any,
     x: Any,
@@ -146,16 +164,10 @@ def decoder_layers(
     cache: KVCache | None,
     tap: Tap,
 ) -> tuple[Any, KVCache | None]:
-    """The definition's result, by one graph for all layers where that can be."""
-    from llama_layers.model import decoder_layers as portable
-
-    one_each = x.shape[1] == 1 and rope[0].ndim > 0
-    if cache is not None and tap is untouched and one_each and fits(model, cache):
-        step = step_for(LayersStep, model, cache)
-        return step.run(x, rope, int(cache.length) - 1), cache
-    definition: Any = portable.__wrapped__  # type: ignore[attr-defined]
-    y: tuple[Any, KVCache | None] = definition(xp, x, model, rope, masks, cache, tap)
-    return y
+    """The definition's result, by one graph for all layers."""
+    assert cache is not None  # or it is not taken
+    step = step_for(LayersStep, model, cache)
+    return step.run(x, rope, int(cache.length) - 1), cache
 
 
 S = TypeVar("S", bound=Step)
@@ -164,13 +176,19 @@ _STEPS: WeakKeyDictionary[LlamaWeights, list[Step]] = WeakKeyDictionary()
 
 def step_for(kind: type[S], model: Llama, cache: KVCache) -> S:
     """The step that was recorded for a cache, or a new one."""
+    if (found := _known(kind, model, cache)) is not None:
+        return found
     known = _STEPS.setdefault(model.weights, [])
-    for step in known:
-        if type(step) is kind and step.is_for(model, cache):
-            return step
     known[:] = [step for step in known if all(array() is not None for array in step.cache)]
     known.append(step := kind(model, cache))
     return step
+
+
+def _known(kind: type[S], model: Llama, cache: KVCache) -> S | None:
+    for step in _STEPS.get(model.weights, ()):
+        if type(step) is kind and step.is_for(model, cache):
+            return step
+    return None
 
 
 def fits(model: Llama, cache: KVCache) -> bool:

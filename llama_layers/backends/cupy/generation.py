@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from llama_layers.backends.cupy import launch
 from llama_layers.backends.cupy.decode import Replay, Step, fits
+from llama_layers.backends.dispatch import takes
 from llama_layers.backends.transfer import to_numpy
 from llama_layers.cache import KVCache
 from llama_layers.llama import Llama
@@ -86,6 +87,20 @@ class TokenStep(Step):
             return Tokens(ids, host, self.stream.record())
 
 
+def _taken(
+    xp: Any,
+    model: Llama,
+    logits: Any,
+    cache: KVCache,
+    seen: Any | None,
+    penalty: float,
+    count: int,
+    options: dict[str, Any],
+) -> bool:
+    return seen is None and _offered(model, cache, options)
+
+
+@takes(_taken)
 def drawn_tokens(
     xp: Any,
     model: Llama,
@@ -101,12 +116,6 @@ def drawn_tokens(
     They are drawn with the numbers that the definition would draw them with; a copy of the
     generator gives them beforehand.
     """
-    from llama_layers.generation import drawn_tokens as portable
-
-    if seen is not None or not _offered(model, cache, options):
-        definition: Any = portable.__wrapped__  # type: ignore[attr-defined]
-        yield from definition(xp, model, logits, cache, seen, penalty, count, options)
-        return
     ids = sample(logits, **options)
     yield ids, to_numpy(ids)
     if count == 1:

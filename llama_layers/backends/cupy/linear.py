@@ -1,10 +1,11 @@
-"""The linear map on CuPy: a kernel for a few rows, and cuBLAS, on the weight as it lies."""
+"""The linear map on CuPy: a kernel for a few rows, cuBLAS on the weight as it lies, and CuPy."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from llama_layers.backends.cupy import cublas, launch
+from llama_layers.backends.dispatch import takes
 from llama_layers.backends.dtypes import accumulate_format, dtype_of, float_format
 
 # cuBLAS multiplies numbers of one dtype only: a weight narrower than x is widened a block of rows
@@ -12,27 +13,29 @@ from llama_layers.backends.dtypes import accumulate_format, dtype_of, float_form
 BLOCK_BYTES = 64 << 20
 
 
-def linear_2d(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
-    """``x @ weight.T + bias`` for x [M, K], weight [N, K]."""
+def _few(xp: Any, x: Any, weight: Any, bias: Any | None) -> bool:
+    return launch.takes_gemv(x, weight, x, bias)
+
+
+@takes(_few)
+def by_kernel(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
+    """``x @ weight.T + bias`` for a few rows x [M, K], weight [N, K], which is read once."""
     y = xp.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
-    project(xp, x, weight, y, bias)
+    launch.gemv(x, weight, y, bias=bias)
     return y
 
 
-def project(xp: Any, x: Any, weight: Any, out: Any, bias: Any | None = None) -> None:
-    """``out = x @ weight.T + bias``, for `out` of the dtype of x or, for 16-bit x, float32."""
-    if not x.size or not weight.size:
-        out[...] = 0 if bias is None else bias
-    elif launch.takes_gemv(x, weight, out, bias):
-        launch.gemv(x, weight, out, bias=bias)
-    elif cublas.available():
-        _by_cublas(xp, x, weight, out, bias)
-    else:
-        _by_cupy(xp, x, weight, out, bias)
+def _multiplied(xp: Any, x: Any, weight: Any, bias: Any | None) -> bool:
+    return bool(x.size and weight.size) and cublas.available()
 
 
-def _by_cublas(xp: Any, x: Any, weight: Any, out: Any, bias: Any | None) -> None:
-    """Sums are rounded once: a bias is in `total` before cuBLAS adds the products to it."""
+@takes(_multiplied)
+def by_cublas(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
+    """``x @ weight.T + bias`` by cuBLAS, on the weight as it lies.
+
+    Sums are rounded once: a bias is in `total` before cuBLAS adds the products to it.
+    """
+    out = xp.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
     sums = accumulate_format(float_format("x", x))
     wide = dtype_of(xp, sums.name)
     dtype = x.dtype if weight.dtype == x.dtype else wide
@@ -50,19 +53,21 @@ def _by_cublas(xp: Any, x: Any, weight: Any, out: Any, bias: Any | None) -> None
         cublas.matmul(x, block.T, part, beta=0.0 if bias is None else 1.0)
     if total is not out:
         out[...] = total
+    return out
 
 
-def _by_cupy(xp: Any, x: Any, weight: Any, out: Any, bias: Any | None) -> None:
-    """By CuPy's own product of two dimensions, which sums in float32 too: for AMD GPUs, say.
+@takes(lambda xp, x, weight, bias: bool(x.size and weight.size))
+def by_cupy(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
+    """``x @ weight.T + bias`` by CuPy's own product of two dimensions, which sums in float32 too.
 
     It rounds a 16-bit product before the bias is added: once more, which the bound of a linear map
     allows. Operands of different dtypes are widened as a whole.
     """
     wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
-    if weight.dtype == x.dtype == out.dtype:
+    if weight.dtype == x.dtype:
         y = x @ weight.T
     else:
         y = x.astype(wide, copy=False) @ weight.astype(wide, copy=False).T
     if bias is not None:
         y = y.astype(wide, copy=False) + bias.astype(wide, copy=False)
-    out[...] = y
+    return y.astype(x.dtype, copy=False)

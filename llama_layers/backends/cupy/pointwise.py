@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any
 
@@ -10,44 +9,43 @@ import numpy as np
 
 from llama_layers.backends.cupy.compile import launch
 from llama_layers.backends.cupy.launch import norm
+from llama_layers.backends.dispatch import takes
 from llama_layers.backends.dtypes import dtype_name
-from llama_layers.feed_forward import gate_with_silu as portable_gate
-from llama_layers.norm import normalise as portable_normalise
-from llama_layers.rope import turn as portable_turn
 
 THREADS = 256
 _FORMAT = {"float32": 0, "bfloat16": 1, "float16": 2}  # as pointwise.cu has them
 
 
+def _taken(x: Any) -> bool:
+    return dtype_name(x.dtype) in _FORMAT and bool(x.size)
+
+
+@takes(lambda xp, x, cos, sin, layout: _taken(x))
 def turn(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
     """RoPE in one pass over x [B, S, heads, D]."""
-    form = _FORMAT.get(dtype_name(x.dtype))
-    if form is None or not x.size:
-        return inspect.unwrap(portable_turn)(xp, x, cos, sin, layout)
     y = xp.empty(x.shape, dtype=x.dtype)
     half = x.shape[3] // 2
     x, cos, sin = (xp.ascontiguousarray(array) for array in (x, cos, sin))
     sizes = (np.int32(n) for n in (x.shape[2], half, cos.size // half))
     arguments = (x, cos, sin, y, np.int64(x.size // 2), *sizes)
+    form = _FORMAT[dtype_name(x.dtype)]
     _launch("turn", x.size // 2, arguments, FORMAT=form, INTERLEAVED=int(layout != "half"))
     return y
 
 
+@takes(lambda xp, gate, up: _taken(gate))
 def gate_with_silu(xp: Any, gate: Any, up: Any) -> Any:
     """``gate / (1 + exp(-gate)) * up`` in one pass."""
-    form = _FORMAT.get(dtype_name(gate.dtype))
-    if form is None or not gate.size:
-        return inspect.unwrap(portable_gate)(xp, gate, up)
+    form = _FORMAT[dtype_name(gate.dtype)]
     y = xp.empty(gate.shape, dtype=gate.dtype)
     arrays = (xp.ascontiguousarray(gate), xp.ascontiguousarray(up), y)
     _launch("gate_with_silu", y.size, (*arrays, np.int64(y.size)), FORMAT=form)
     return y
 
 
+@takes(lambda xp, x, weight, eps: _taken(x) and weight.dtype == x.dtype)
 def normalise(xp: Any, x: Any, weight: Any, eps: float) -> Any:
     """RMSNorm in one pass over x [..., H]."""
-    if dtype_name(x.dtype) not in _FORMAT or weight.dtype != x.dtype or not x.size:
-        return inspect.unwrap(portable_normalise)(xp, x, weight, eps)
     y = xp.empty(x.shape, dtype=x.dtype)
     rows = (-1, x.shape[-1])
     contiguous = xp.ascontiguousarray(x).reshape(rows)

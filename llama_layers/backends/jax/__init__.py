@@ -27,3 +27,4 @@ def make_traceable(
 
 
 BODIES = {"write_tokens": write_tokens, "make_traceable": make_traceable}
+ROUTES = {"jax": BODIES}

@@ -32,5 +32,6 @@ BODIES = {
     "normalise": normalise,
     "turn": turn,
 }
+ROUTES = {"NumPy": BODIES}
 if compiled_problem() is None:
-    BODIES |= importlib.import_module("llama_layers.backends.numpy.fast").BODIES
+    ROUTES = {"numba": importlib.import_module("llama_layers.backends.numpy.fast").BODIES} | ROUTES

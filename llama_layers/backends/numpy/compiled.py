@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
+
+from llama_layers.backends.switches import switched_off
 
 
 def compiled_problem() -> str | None:
     """Why NumPy's compiled bodies are not in use; None if they are."""
-    said = os.environ.get("LLAMA_LAYERS_FAST", "1")
-    if said.lower() in ("0", "false", "off", "no"):
+    if (said := switched_off("LLAMA_LAYERS_FAST")) is not None:
         return f"switched off by LLAMA_LAYERS_FAST={said}"
     missing = [name for name in ("numba", "threadpoolctl") if find_spec(name) is None]
     if missing:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.numpy.attention import attend as by_numpy
+from llama_layers.backends.dispatch import takes
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.backends.numpy.memory import empty
+from llama_layers.backends.numpy.sizes import small
 from llama_layers.mask import Mask
 
 # Multiply-adds that NumPy does in a millisecond: not worth loading numba for.
@@ -20,20 +21,28 @@ SCORES = 1 << 18
 MOST = 96  # queries of a block
 
 
+def _taken(
+    xp: Any, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], mask: Any | None, scale: float
+) -> bool:
+    """Whether the tiles are faster."""
+    as_they_lie = all(a.dtype == np.float32 and a.strides[3] == 4 for a in (q, k, v))
+    work = q.size * k.shape[1]
+    if not as_they_lie or q.shape[1] == 1 or not work or small(work, SMALL):
+        return False
+    from llama_layers.backends.numpy.fast import gemm  # loads numba, which takes a while
+
+    return gemm.problem("float32", "float32") is None
+
+
+@takes(_taken)
 def attend(
     xp: Any, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], mask: Any | None, scale: float
 ) -> NDArray[Any]:
     """Attention of float32 numbers, a block of queries and a key head at a time."""
+    from llama_layers.backends.numpy.fast import tiled_attention
+
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
-    work = q.size * keys
-    as_they_lie = all(a.dtype == np.float32 and a.strides[3] == 4 for a in (q, k, v))
-    if not as_they_lie or queries == 1 or work < SMALL:
-        return by_numpy(xp, q, k, v, mask, scale)
-    from llama_layers.backends.numpy.fast import gemm, tiled_attention
-
-    if gemm.problem("float32", "float32") is not None:
-        return by_numpy(xp, q, k, v, mask, scale)
     y = empty(q.shape, np.float32)
     group = heads // kv_heads
     block = min(MOST, max(4, SCORES // (group * keys) // 4 * 4), math.ceil(queries / 4) * 4)

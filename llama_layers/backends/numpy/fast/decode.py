@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.backends.dispatch import takes
 from llama_layers.backends.numpy.fast.formats import CHUNK, MOST, ROWS, kind_of
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.cache import KVCache
@@ -94,6 +95,37 @@ def _plan(weights: LlamaWeights) -> Plan:
     return plan
 
 
+def _fitted(
+    model: Llama, x: NDArray[Any], cache: KVCache | None, tap: Tap
+) -> tuple[Plan, NDArray[np.int64]] | None:
+    """The plan and the places of the cache, if the kernel takes all layers."""
+    config = model.config
+    few = 0 < x.shape[0] * x.shape[1] <= MOST and x.dtype == np.float32
+    if cache is None or tap is not untouched or not few:
+        return None
+    plan = _plan(model.weights)
+    qkv = plan.layers[0].self_attn.qkv
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    same = (qkv.num_heads, qkv.num_kv_heads, qkv.head_dim) == heads
+    if plan.kind is None or not same or qkv.hidden_size != x.shape[2]:
+        return None
+    caches = plan.caches(cache)
+    return None if caches is None else (plan, caches)
+
+
+def _taken(
+    xp: Any,
+    x: NDArray[Any],
+    model: Llama,
+    rope: tuple[Any, Any],
+    masks: Mapping[int | None, Mask],
+    cache: KVCache | None,
+    tap: Tap,
+) -> bool:
+    return _fitted(model, x, cache, tap) is not None
+
+
+@takes(_taken)
 def decoder_layers(
     xp: Any,
     x: NDArray[Any],
@@ -103,22 +135,12 @@ def decoder_layers(
     cache: KVCache | None,
     tap: Tap,
 ) -> tuple[NDArray[Any], KVCache | None]:
-    """The definition's result, by one kernel for all layers where that can be."""
-    from llama_layers.model import decoder_layers as portable
-
-    config = model.config
-    few = 0 < x.shape[0] * x.shape[1] <= MOST and x.dtype == np.float32
-    if cache is not None and tap is untouched and few:
-        plan = _plan(model.weights)
-        qkv = plan.layers[0].self_attn.qkv
-        heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-        same = (qkv.num_heads, qkv.num_kv_heads, qkv.head_dim) == heads
-        fits = same and qkv.hidden_size == x.shape[2]
-        if fits and plan.kind is not None and (caches := plan.caches(cache)) is not None:
-            return _run(x, config, plan, rope, masks, cache, caches), cache
-    definition: Any = portable.__wrapped__  # type: ignore[attr-defined]
-    y: tuple[NDArray[Any], KVCache | None] = definition(xp, x, model, rope, masks, cache, tap)
-    return y
+    """The definition's result, by one kernel for all layers."""
+    found = _fitted(model, x, cache, tap)
+    assert found is not None  # or it is not taken
+    assert cache is not None
+    plan, caches = found
+    return _run(x, model.config, plan, rope, masks, cache, caches), cache
 
 
 def _run(

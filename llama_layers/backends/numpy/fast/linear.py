@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.backends.dispatch import takes
 from llama_layers.backends.dtypes import accumulate_format, dtype_name, float_format
 from llama_layers.backends.numpy.fast.formats import FLOAT32, MOST, ROWS, kind_of
 from llama_layers.backends.numpy.fast.team import TEAM, threads
-from llama_layers.backends.numpy.linear import linear_2d as blas
 from llama_layers.backends.numpy.memory import empty
+from llama_layers.backends.numpy.sizes import small
 
 LONELY = 1 << 16  # numbers of a matrix that one thread multiplies sooner than a second wakes
 # Float32 numbers that BLAS multiplies by a few tokens within a millisecond: not worth loading numba
@@ -19,10 +20,8 @@ LONELY = 1 << 16  # numbers of a matrix that one thread multiplies sooner than a
 SMALL = 1 << 22
 
 
-def linear_2d(
-    xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None
-) -> NDArray[Any]:
-    """``x @ weight.T + bias`` for x [M, K], weight [N, K]: each weight is read once."""
+def _multiplied(xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None) -> bool:
+    """Whether a kernel multiplies them."""
     kind = kind_of(weight.dtype)
     if (
         kind is None
@@ -30,13 +29,26 @@ def linear_2d(
         or len(x) == 0
         or len(weight) < ROWS
         or not weight.flags.c_contiguous
-        or (kind == FLOAT32 and len(x) <= MOST and weight.size < SMALL)
     ):
-        return blas(xp, x, weight, bias)
+        return False
+    if len(x) <= MOST:
+        return kind != FLOAT32 or not small(weight.size, SMALL)
+    from llama_layers.backends.numpy.fast import gemm  # loads numba, which takes a while
+
+    return gemm.problem(dtype_name(x.dtype), dtype_name(weight.dtype)) is None
+
+
+@takes(_multiplied)
+def linear_2d(
+    xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None
+) -> NDArray[Any]:
+    """``x @ weight.T + bias`` for x [M, K], weight [N, K]: each weight is read once."""
+    kind = kind_of(weight.dtype)
+    assert kind is not None  # or it is not taken
     size = threads() if weight.size > LONELY else 1
     if len(x) <= MOST:
         return _few(x, weight, bias, kind, size)
-    return _many(xp, x, weight, bias, size)
+    return _many(x, weight, bias, size)
 
 
 def _few(
@@ -54,13 +66,11 @@ def _few(
 
 
 def _many(
-    xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, size: int
+    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, size: int
 ) -> NDArray[Any]:
     """Limited by arithmetic; 16-bit weights are not widened as a whole."""
     from llama_layers.backends.numpy.fast import gemm
 
-    if gemm.problem(dtype_name(x.dtype), dtype_name(weight.dtype)) is not None:
-        return blas(xp, x, weight, bias)
     y = empty((len(x), len(weight)), x.dtype)
     wide = None if bias is None else bias.astype(np.float32, copy=False)
     operands = gemm.operands(x, weight, wide, y, size)
@@ -68,13 +78,16 @@ def _many(
     return y
 
 
+def _in_order(xp: Any, x: NDArray[Any]) -> bool:
+    """Whether the products of so many tokens will be the kernels'."""
+    if x.size <= MOST * x.shape[-1]:
+        return True
+    from llama_layers.backends.numpy.fast import gemm
+
+    return gemm.problem("float32", "float32") is None
+
+
+@takes(_in_order)
 def activations(xp: Any, x: NDArray[Any]) -> NDArray[Any]:
     """Embeddings widened to float32 at least, in the order of memory that products will have."""
-    if x.size > MOST * x.shape[-1]:
-        from llama_layers.backends.numpy import activations as beside_each_other
-        from llama_layers.backends.numpy.fast import gemm
-
-        if gemm.problem("float32", "float32") is not None:
-            beside: NDArray[Any] = beside_each_other(xp, x)
-            return beside
     return np.ascontiguousarray(x, accumulate_format(float_format("x", x)).name)

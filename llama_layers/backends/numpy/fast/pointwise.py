@@ -7,18 +7,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.numpy import pointwise as by_numpy
+from llama_layers.backends.dispatch import takes
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.backends.numpy.memory import empty
+from llama_layers.backends.numpy.sizes import small
 
 # Numbers that NumPy is done with in half a millisecond: not worth loading numba for.
 SMALL = 1 << 17
 
 
+def _many(x: NDArray[Any]) -> bool:
+    """Whether kernels take it: numba would compile them again for what is not writeable."""
+    usable = x.flags.c_contiguous and x.flags.writeable
+    return bool(x.dtype == np.float32 and usable and not small(x.size, SMALL))
+
+
+@takes(lambda xp, x, weight, eps: _many(x))
 def normalise(xp: Any, x: NDArray[Any], weight: NDArray[Any], eps: float) -> NDArray[Any]:
     """``x / sqrt(mean(x * x) + eps) * weight`` over the last axis."""
-    if not _many(x):
-        return by_numpy.normalise(xp, x, weight, eps)
     from llama_layers.backends.numpy.fast import elements  # loads numba, which takes a while
 
     y = empty(x.shape, np.float32)
@@ -28,13 +34,17 @@ def normalise(xp: Any, x: NDArray[Any], weight: NDArray[Any], eps: float) -> NDA
     return y
 
 
+def _turned(xp: Any, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], layout: str) -> bool:
+    """Whether the kernel turns it."""
+    as_it_lies = x.dtype == cos.dtype == np.float32 and x.strides[3] == 4
+    return layout == "half" and as_it_lies and not small(x.size, SMALL)
+
+
+@takes(_turned)
 def turn(
     xp: Any, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], layout: str
 ) -> NDArray[Any]:
     """RoPE of pairs i and i + D/2."""
-    as_it_lies = x.dtype == cos.dtype == np.float32 and x.strides[3] == 4
-    if layout != "half" or x.size < SMALL or not as_it_lies:
-        return by_numpy.turn(xp, x, cos, sin, layout)
     from llama_layers.backends.numpy.fast import elements
 
     y = empty(x.shape, np.float32)
@@ -44,18 +54,11 @@ def turn(
     return y
 
 
+@takes(lambda xp, gate, up: _many(gate) and _many(up))
 def gate_with_silu(xp: Any, gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
     """``gate / (1 + exp(-gate)) * up``."""
-    if not (_many(gate) and _many(up)):
-        return by_numpy.gate_with_silu(xp, gate, up)
     from llama_layers.backends.numpy.fast import elements
 
     y = empty(gate.shape, np.float32)
     TEAM.run(threads(), elements.gate_part, *(array.reshape(-1) for array in (gate, up, y)))
     return y
-
-
-def _many(x: NDArray[Any]) -> bool:
-    """Whether kernels take it: numba would compile them again for what is not writeable."""
-    usable = x.flags.c_contiguous and x.flags.writeable
-    return bool(x.dtype == np.float32 and usable and x.size >= SMALL)

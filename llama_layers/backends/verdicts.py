@@ -1,0 +1,87 @@
+"""What was found of bodies on this machine, kept in the cache directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_layers.backends import machine
+from llama_layers.backends.dispatch import Offer
+from llama_layers.checkpoint.known_models import cache_directory
+from llama_layers.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a body was within the bound of its definition.
+
+    Attributes
+    ----------
+    ratio : float or None
+        The largest error over its limit; None if there is none, since it raised.
+    problem : str or None
+        Why it is not used.
+    """
+
+    ratio: float | None
+    problem: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the body may be used."""
+        return self.problem is None
+
+
+class Verdicts:
+    """The verdicts on the bodies for a library's arrays, under what they depend on.
+
+    A file that cannot be read or makes no sense holds none, and one that cannot be written is not:
+    then each process finds out for itself.
+    """
+
+    def __init__(self, library: str) -> None:
+        self._facts = machine.facts(library)
+        key = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:24]
+        self._path = cache_directory() / "bodies" / f"{library}-{key}.json"
+        self._known = _read(self._path)
+
+    def get(self, offer: Offer) -> Verdict | None:
+        """What is known of a body."""
+        return self._known.get(str(offer))
+
+    def put(self, offer: Offer, verdict: Verdict) -> None:
+        """Remember it, beside what other processes may have found since."""
+        self._known = _read(self._path) | self._known | {str(offer): verdict}
+        content = {
+            "machine": self._facts,
+            "bodies": {name: asdict(found) for name, found in self._known.items()},
+        }
+        text = json.dumps(content, indent=1)
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, lambda path: _write(path, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Verdict]:
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: Verdict(**fields) for name, fields in content["bodies"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return found if all(map(_makes_sense, found.values())) else {}
+
+
+def _makes_sense(verdict: Verdict) -> bool:
+    """A passing verdict has its ratio: nothing else is believed."""
+    ratio, problem = verdict.ratio, verdict.problem
+    if problem is None:
+        return isinstance(ratio, float | int) and not isinstance(ratio, bool) and 0 <= ratio <= 1
+    return isinstance(problem, str)

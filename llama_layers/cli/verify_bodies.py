@@ -1,0 +1,100 @@
+"""``llama-layers info --verify``: every faster body that is here, tried."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from llama_layers.backends.cupy.detect import gpu_problem
+from llama_layers.backends.dispatch import Offer, routes
+from llama_layers.backends.numpy.compiled import compiled_problem
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of a body.
+
+    Attributes
+    ----------
+    body : str
+        What it computes; "all" for those of a route that is not here.
+    route : str
+        By what.
+    verdict : str
+        Whether it may serve.
+    error_over_limit : float or None
+        The largest.
+    times_as_fast : float or None
+        As the definition.
+    problem : str or None
+        Why it may not, or is not here.
+    """
+
+    body: str
+    route: str
+    verdict: Literal["PASS", "FAIL", "not here"]
+    error_over_limit: float | None = None
+    times_as_fast: float | None = None
+    problem: str | None = None
+
+
+def verify(as_json: bool) -> int:
+    """Try all bodies, remember what was found, and print it; 1 if one fails."""
+    rows = [_tried(offer) for offer in _offers()] + _missing()
+    if as_json:
+        print(json.dumps({"bodies": [asdict(row) for row in rows]}, indent=2))
+    else:
+        _print(rows)
+    return int(any(row.verdict == "FAIL" for row in rows))
+
+
+def _offers() -> list[Offer]:
+    libraries = ["numpy"] if gpu_problem() else ["numpy", "cupy"]
+    return [
+        Offer(library, route, name, body)
+        for library in libraries
+        for route, bodies in routes(library).items()
+        for name, body in bodies.items()
+    ]
+
+
+def _missing() -> list[Row]:
+    reasons = {"numba": compiled_problem(), "CUDA": gpu_problem()}
+    return [
+        Row("all", route, "not here", problem=reason)
+        for route, reason in reasons.items()
+        if reason is not None
+    ]
+
+
+def _tried(offer: Offer) -> Row:
+    from llama_layers.backends import trust
+    from llama_layers.bench.bodies import times_as_fast
+
+    verdict, lasts = trust.tried(offer)
+    if lasts:
+        trust.remember(offer, verdict)
+    if not verdict.passed:
+        return Row(offer.name, offer.route, "FAIL", verdict.ratio, None, verdict.problem)
+    return Row(offer.name, offer.route, "PASS", verdict.ratio, times_as_fast(offer))
+
+
+def _print(rows: list[Row]) -> None:
+    from rich.table import Table
+
+    from llama_layers.cli.terminal import Terminal
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("body", "by", "verdict", "error over limit", "speed over the definition"):
+        table.add_column(heading, justify="right" if " " in heading else "left")
+    for row in rows:
+        error = "" if row.error_over_limit is None else f"{row.error_over_limit:.3g}"
+        speed = "" if row.times_as_fast is None else f"{row.times_as_fast:.1f} x"
+        table.add_row(row.body, row.route, row.verdict, error, speed)
+    console = Terminal(highlight=False)
+    console.print(table)
+    for row in rows:
+        if row.problem is not None:
+            of = row.route if row.body == "all" else f"{row.body} by {row.route}"
+            console.print(f"{of}: {row.problem}", markup=False, soft_wrap=True)

@@ -1,0 +1,92 @@
+"""Where a body is tried, and what is seen of it there."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.backends.dispatch import Body, taken
+from llama_layers.backends.namespaces import namespace
+from llama_layers.backends.transfer import from_numpy, to_numpy
+from llama_layers.verify.bounds import Bound
+
+
+class Seen(NamedTuple):
+    """What a body did in one case."""
+
+    label: str
+    ratio: float
+    """Its largest error over the limit; infinite where it did something else that is wrong."""
+    problem: str | None = None
+    """What that was, if it is not the size of an error."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The library whose arrays a body takes, on its current device."""
+
+    xp: Any
+
+    @staticmethod
+    def of(library: str) -> Place:
+        """NumPy, or CuPy on the GPU that it uses now."""
+        if library == "numpy":
+            return Place(np)
+        return Place(namespace(like=importlib.import_module(library).empty(0)))
+
+    @property
+    def single_products(self) -> bool:
+        """Whether float32 products have all their digits, which TF32 takes away where asked to."""
+        return self.xp is np or os.environ.get("CUPY_TF32") != "1"
+
+    def array(self, numbers: NDArray[Any]) -> Any:
+        """The numbers in memory of their own, in C order."""
+        return from_numpy(numbers.copy(), self.xp)
+
+
+class Case(NamedTuple):
+    """Small inputs of an operation."""
+
+    label: str
+    arrays: tuple[NDArray[Any], ...]
+    arguments: Callable[..., tuple[Any, ...]]
+    """The arguments of a body, after the namespace, from the arrays where it is tried."""
+    bound: Callable[[], Bound]
+
+
+def seen(body: Body, definition: Body, case: Case, place: Place) -> Seen | None:
+    """How far a body is off; None if it does not take the case.
+
+    Where the definition's result is finite the body's is within the bound, where it is NaN or
+    infinite the body's is one of these, and the inputs are as they were.
+    """
+    arrays = [place.array(a) for a in case.arrays]
+    arguments = case.arguments(*arrays)
+    if not taken(body, place.xp, *arguments):
+        return None
+    result = to_numpy(body(place.xp, *arguments))
+    expected = definition(np, *case.arguments(*case.arrays))
+    if result.shape != expected.shape or result.dtype != expected.dtype:
+        return Seen(
+            case.label,
+            math.inf,
+            f"it gives {result.dtype.name} {list(result.shape)} and not "
+            f"{expected.dtype.name} {list(expected.shape)} ({case.label})",
+        )
+    if not all(
+        to_numpy(now).tobytes() == before.tobytes()
+        for now, before in zip(arrays, case.arrays, strict=True)
+    ):
+        return Seen(case.label, math.inf, f"it changes its inputs ({case.label})")
+    if not np.array_equal(np.isfinite(result), np.isfinite(expected)):
+        return Seen(
+            case.label, math.inf, f"NaN or infinity is not where it should be ({case.label})"
+        )
+    return Seen(case.label, float(case.bound().ratio(result).max(initial=0.0)))

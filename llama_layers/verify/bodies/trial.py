@@ -1,0 +1,55 @@
+"""One body on all cases of its operation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from llama_layers.backends.dispatch import Body, Offer
+from llama_layers.backends.numpy.sizes import of_any_size
+from llama_layers.backends.verdicts import Verdict
+from llama_layers.verify.bodies import decoding, operations
+from llama_layers.verify.bodies.place import Place, Seen
+
+OPERATIONS: dict[str, Callable[[Body, Place], Iterator[Seen]]] = {
+    "activations": operations.activations,
+    "attend": operations.attend,
+    "decoder_layers": decoding.decoder_layers,
+    "drawn_tokens": decoding.drawn_tokens,
+    "gate_with_silu": operations.gate_with_silu,
+    "linear_2d": operations.linear_2d,
+    "normalise": operations.normalise,
+    "turn": operations.turn,
+}
+
+
+def verdict_on(offer: Offer) -> Verdict:
+    """Try a body, whatever work it takes, and say how far it went beyond its limit.
+
+    Parameters
+    ----------
+    offer : Offer
+        The body, and whose arrays it takes.
+
+    Returns
+    -------
+    Verdict
+        With the largest error over its limit, or the first that is beyond it. What the body raises
+        is left to the caller.
+    """
+    worst = Seen("", -math.inf)
+    with np.errstate(all="ignore"), of_any_size():  # some inputs overflow on purpose
+        for seen in OPERATIONS[offer.name](offer.body, Place.of(offer.library)):
+            if not seen.ratio <= worst.ratio:  # NaN is the worst
+                worst = seen
+            if not worst.ratio <= 1:
+                break
+    if worst.ratio == -math.inf:
+        return Verdict(None, "it takes none of the inputs that it would be tried on")
+    problem = None
+    if not worst.ratio <= 1:
+        by = f"{worst.ratio:.3g} times the limit" if worst.ratio < math.inf else "no number"
+        problem = worst.problem or f"its error is {by} ({worst.label})"
+    return Verdict(worst.ratio if math.isfinite(worst.ratio) else None, problem)
