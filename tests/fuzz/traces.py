@@ -106,22 +106,18 @@ def _changed(
         elif how in (3, 4) and array.size:
             arrays[name] = _renumbered(rng, array)
         elif how == 5:
-            text = (
-                one_of(rng, TEXTS)
-                if rng.random() < 0.5
-                else mutated_json(
-                    rng,
-                    json.loads(metadata.get("config", "{}"))
-                    if metadata.get("config", "{}").startswith("{")
-                    else {},
-                ).decode("utf-8", "replace")
-            )
+            text = one_of(rng, TEXTS) if rng.random() < 0.5 else _other_config(rng)
             metadata[one_of(rng, ("config", "dtype", "accumulate", "rope_layout", "Dtype"))] = text
         elif how == 6 and len(arrays) > 1:
             del arrays[name]
         else:
             arrays[name] = np.asarray(array, order="F")
     return arrays, metadata
+
+
+def _other_config(rng: np.random.Generator) -> str:
+    config = CONFIGS[one_of(rng, KINDS)].to_json()
+    return mutated_json(rng, config).decode("utf-8", "replace")
 
 
 def _dtype(name: str) -> Any:

@@ -15,7 +15,8 @@ import numpy as np
 _MAGIC = b"\x93NUMPY"
 # NumPy's own limit. A header of one array of numbers has some 80 bytes.
 _LONGEST = 10_000
-_BLANKS = " \t\n\r\f\v"
+# What Python, whose text a header is, takes for blanks: no vertical tab, which \s matches too.
+_BLANKS = " \t\n\r\f"
 _ENTRY = re.compile(
     r"""\s* (['"]) (?P<key>descr|fortran_order|shape) \1 \s*:\s*
     (?: (['"]) (?P<text>[^'"]*) \3 | (?P<bool>True|False) | \( (?P<sizes>[\d\s,L]*) \) )
@@ -97,7 +98,7 @@ def _entries(text: str) -> dict[str, str]:
         found[key] = entry[kind]
         rest = rest[entry.end() :]
     whole = text.startswith("{") and text.endswith("}") and not rest.strip(_BLANKS)
-    if not whole or len(found) < 3:
+    if not whole or len(found) < 3 or "\v" in text:
         raise ValueError(f"expected descr, fortran_order and shape in the header, got {text!r}")
     return found
 
