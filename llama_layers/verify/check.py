@@ -205,6 +205,7 @@ class _Checker:
             return FLOATS[self._dtype]
         return found
 
+    @np.errstate(invalid="ignore")  # the port may have signalling NaN
     def _judged(self, site: Site, route: tuple[str, ...]) -> SiteResult:
         array = self._recorded.array(site.name)
         formats = self._formats(array, route)
@@ -287,6 +288,7 @@ class _Checker:
         detail = causes[0].detail.removesuffix(".") if len(names) == 1 else ""
         return f"{said}, and like those of {' or '.join(names)}. {detail}".removesuffix(". ")
 
+    @np.errstate(invalid="ignore")
     def _seen(self, site: Site) -> SiteResult:
         """What can be said where the inputs of a site were not recorded."""
         array = self._recorded.array(site.name)

@@ -17,7 +17,8 @@ def distance(a: NDArray[Any], b: NDArray[Any], allowed: NDArray[np.bool_] | None
     error = norm = 0.0
     step = max(1, _BLOCK // max(1, a[:1].size))
     for start in range(0, len(a), step):
-        x, y = (array[start : start + step].astype(np.float64) for array in (a, b))
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            x, y = (array[start : start + step].astype(np.float64) for array in (a, b))
         if allowed is not None:
             x, y = (np.where(allowed[start : start + step], array, 0.0) for array in (x, y))
         finite = np.isfinite(x) & np.isfinite(y)

@@ -62,6 +62,9 @@ HEADER = "{{'descr': {}, 'fortran_order': {}, 'shape': {}, }}"
         b"[" * 9000,
         b"{'descr': '<f4'}",
         b"\xff\xfe\x00",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 10), }\0",
+        b"{'descr': '<f4',\v'fortran_order': False, 'shape': (1, 3, 10), }",
+        b"{'descr': '<f4',\xa0'fortran_order': False, 'shape': (1, 3, 10), }",
         *(
             HEADER.format(*entries).encode()
             for entries in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import warnings
 from dataclasses import replace
 
 import ml_dtypes
@@ -162,7 +163,12 @@ def test_positions_of_any_integers(dtype):
 
 @pytest.mark.parametrize(
     "positions",
-    [np.arange(5) + 10**8, np.arange(5) * 2**50, np.array([0, 1, 2, 3, 2**53])],
+    [
+        np.array([0, 1, 2, 3, 10**6]),
+        np.arange(5) + 10**8,
+        np.arange(5) * 2**50,
+        np.array([0, 1, 2, 3, 2**53]),
+    ],
     ids=str,
 )
 def test_large_positions_take_no_more_memory(positions):
@@ -211,6 +217,20 @@ def test_arguments_that_are_no_model_or_trace():
             check(Trace({"model.norm": not_an_array}, IDS), model)
         with pytest.raises(TraceError, match=r"model\.norm: expected an array, got"):
             compare(Trace({"model.norm": not_an_array}), Trace({"model.norm": not_an_array}))
+
+
+def test_signalling_nan():
+    """Which NumPy warns of where it widens them."""
+    model, trace = traced()
+    arrays = {name: np.array(array) for name, array in trace.arrays.items()}
+    for name in ("lm_head", "model.layers.1"):
+        arrays[name].view(np.uint32)[0, 0, 0] = 0x7F800001
+    found = Trace({name: arrays[name] for name in ("lm_head", "model.layers.1")}, IDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check(replace(trace, arrays=arrays), model).verdict == "FAIL"
+        assert check(found, model).verdict == "FAIL"
+        assert not compare(trace, replace(trace, arrays=arrays)).agrees
 
 
 def test_layers_are_counted_no_further_than_there_are():

@@ -15,15 +15,17 @@ import numpy as np
 _MAGIC = b"\x93NUMPY"
 # NumPy's own limit. A header of one array of numbers has some 80 bytes.
 _LONGEST = 10_000
+# What Python, whose text a header is, takes for blanks: no vertical tab, which \s matches too.
+_BLANKS = " \t\n\r\f"
 _ENTRY = re.compile(
     r"""\s* (['"]) (?P<key>descr|fortran_order|shape) \1 \s*:\s*
     (?: (['"]) (?P<text>[^'"]*) \3 | (?P<bool>True|False) | \( (?P<sizes>[\d\s,L]*) \) )
     \s* (?:,|$)""",
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 # Numbers, and the two bytes without meaning that NumPy makes of the bfloat16 of ml_dtypes.
 _DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|V2)")
-_SIZE = re.compile(r"\s*(\d{1,19})L?\s*")
+_SIZE = re.compile(r"\s*(\d{1,19})L?\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,18 @@ def read_header(opened: IO[bytes]) -> Header:
 
 def _entries(text: str) -> dict[str, str]:
     """The three entries of a header, which is the text of a Python dict."""
-    text = text.strip(" \n\0")
+    text = text.strip(_BLANKS)
     rest = text[1:-1]
     found: dict[str, str] = {}
-    while rest.strip() and (entry := _ENTRY.match(rest)) is not None:
+    while rest.strip(_BLANKS) and (entry := _ENTRY.match(rest)) is not None:
         key = entry["key"]
         kind = {"descr": "text", "fortran_order": "bool", "shape": "sizes"}[key]
         if entry[kind] is None or key in found:
             break
         found[key] = entry[kind]
         rest = rest[entry.end() :]
-    whole = text.startswith("{") and text.endswith("}") and not rest.strip()
-    if not whole or len(found) < 3:
+    whole = text.startswith("{") and text.endswith("}") and not rest.strip(_BLANKS)
+    if not whole or len(found) < 3 or "\v" in text:
         raise ValueError(f"expected descr, fortran_order and shape in the header, got {text!r}")
     return found
 
