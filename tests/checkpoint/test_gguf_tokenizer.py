@@ -258,6 +258,12 @@ def test_sentence_pieces(read, text, words):
     assert tokenizer.decode(tokenizer.encode(text)) == text.replace("▁", " ")
 
 
+def test_runs_of_spaces(read):
+    """Llama 2 has them with one score for all: from the left, each as long as it can be."""
+    tokenizer = read(sentence_pieces(["▁", "▁▁", "▁▁▁"], [0, -9, -9]))
+    assert tokenizer.encode(4 * " ", add_special_tokens=False) == [261, 260]
+
+
 def test_user_defined_tokens_with_spaces(read):
     """The mark of a space is not in the text that they are sought in, but in what is merged."""
     tables = sentence_pieces(PIECES)
