@@ -95,6 +95,24 @@ def kinds(**metadata):
     return {key.replace("__", "."): (names[type(value)], value) for key, value in metadata.items()}
 
 
+# The metadata of what `llama` gives.
+MODEL = kinds(
+    general__architecture="llama",
+    llama__block_count=2,
+    llama__context_length=64,
+    llama__embedding_length=32,
+    llama__feed_forward_length=48,
+    llama__attention__head_count=4,
+    llama__attention__head_count_kv=2,
+    llama__attention__layer_norm_rms_epsilon=1e-5,
+    llama__vocab_size=40,
+    tokenizer__ggml__bos_token_id=1,
+) | {
+    "tokenizer.ggml.tokens": ("arr[str]", [str(i) for i in range(40)]),
+    "tokenizer.ggml.scores": ("arr[f32]", [0.0] * 40),
+}
+
+
 def llama(*, heads=4, kv_heads=2, head_dim=8, hidden=32, inner=48, layers=2, vocab=40):
     """The tensors of a Llama of these sizes, by GGUF's names, as float32."""
     q, k = heads * head_dim, kv_heads * head_dim
@@ -112,6 +130,14 @@ def llama(*, heads=4, kv_heads=2, head_dim=8, hidden=32, inner=48, layers=2, voc
         f"{name}.weight": np.arange(prod(shape), dtype=np.float32).reshape(shape)
         for name, shape in shapes.items()
     }
+
+
+def write_model(file, metadata):
+    """A tiny model with more metadata, of kind and value by key; None leaves a key out."""
+    everything = MODEL | metadata
+    kept = {key: value for key, value in everything.items() if value is not None}
+    file.write_bytes(encode(kept, llama()).content)
+    return file
 
 
 def read_log(file):
@@ -171,7 +197,7 @@ def vocabulary(model, special):
     return {
         "tokenizer.ggml.tokens": ("arr[str]", tokens),
         "tokenizer.ggml.scores": ("arr[f32]", scores),
-        "tokenizer.ggml.token_type": ("arr[i32]", types),
+        "tokenizer.ggml.token_type": ("arr[i32]", types + [CONTROL] * special),
     }
 
 

@@ -57,12 +57,13 @@ def open_gguf(file: Path) -> Checkpoint:
     parts = _open_parts(file)
     metadata = parts[0].metadata
     architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{file}: expected one of the architectures {', '.join(ARCHITECTURES)}, "
             f"got {shown(architecture)}"
         )
     stored = _all_tensors(parts)
+    _check_vectors(stored)
     factors = stored.pop(_ROPE_FACTORS, None) if architecture == "llama" else None
     shapes = {name: tensor.shape for name, (_, tensor) in stored.items()}
     try:
@@ -118,12 +119,14 @@ def _open_parts(file: Path) -> list[GGUFHeader]:
 def _check_parts(parts: Sequence[GGUFHeader]) -> None:
     for number, part in enumerate(parts):
         for key, expected in (("split.no", number), ("split.count", len(parts))):
-            if (value := part.metadata.get(key)) != expected:
+            value = part.metadata.get(key)
+            if type(value) is not int or value != expected:
                 raise CheckpointError(
                     f"{part.file}: {key}: expected {expected}, got {shown(value)}"
                 )
     stated = parts[0].metadata.get("split.tensors.count")
-    if (found := sum(len(part.tensors) for part in parts)) != stated:
+    found = sum(len(part.tensors) for part in parts)
+    if type(stated) is not int or stated != found:
         raise CheckpointError(
             f"{parts[0].file}: split.tensors.count: expected {found}, the tensors of all parts, "
             f"got {shown(stated)}"
@@ -147,9 +150,17 @@ def _all_tensors(parts: Sequence[GGUFHeader]) -> dict[str, _Stored]:
     return stored
 
 
+def _check_vectors(stored: Mapping[str, _Stored]) -> None:
+    """Raise if a norm or bias is in blocks, which llama.cpp cannot compute with either."""
+    for name, (part, tensor) in stored.items():
+        vector = len(tensor.shape) < 2 or name == _ROPE_FACTORS
+        if vector and tensor.kind not in _PLAIN:
+            raise CheckpointError(
+                f"{part.file}: {name}: expected floats for a vector, got blocks of {tensor.kind}"
+            )
+
+
 def _numbers(part: GGUFHeader, tensor: GGUFTensor) -> NDArray[Any]:
-    if tensor.kind not in _PLAIN:
-        raise CheckpointError(f"{part.file}: {tensor.name}: expected floats, got {tensor.kind}")
     raw = part.data[tensor.offset : tensor.offset + tensor.nbytes]
     return raw.view(NUMPY_DTYPES[_PLAIN[tensor.kind]]).reshape(tensor.shape)
 

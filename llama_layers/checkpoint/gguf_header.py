@@ -34,7 +34,7 @@ _INTEGERS = {24: "I8", 25: "I16", 26: "I32", 27: "I64"}
 _MOST_AXES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GGUFTensor:
     """Where a tensor lies in a GGUF file, and how it is stored.
 

@@ -79,7 +79,7 @@ def load(
     MemoryError
         If CuPy is asked for, and the GPU has too little memory for the weights.
     ImportError
-        If the file is GGUF and the package ``gguf`` is not installed.
+        If the file has the block formats of GGUF, and the package ``gguf`` is not installed.
     ValueError
         If `dtype`, `device` or `layers` is out of range.
 

@@ -48,7 +48,7 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
     ConfigError
         If the config is incomplete or asks for what is not implemented.
     ImportError
-        If the file is GGUF and the package ``gguf`` is not installed.
+        If the file has the block formats of GGUF, and the package ``gguf`` is not installed.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def load_tokenizer(path: str | os.PathLike[str], /) -> Tokenizer:
 def files_read(path: str | os.PathLike[str], /) -> set[Path]:
     """The files that a checkpoint is read from, resolved: weights, config and tokenizer."""
     checkpoint = open_checkpoint(path)
-    files = {info.file for info in checkpoint.tensors.values()}
+    files = set(checkpoint._maps)
     if checkpoint.path.suffix != ".gguf":  # which has all in one file
         directory = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
         files |= {directory / name for name in ("config.json", _INDEX)}

@@ -1,4 +1,4 @@
-"""GGUF: bits, orders, configs, and what is refused."""
+"""Models in GGUF files: bits, orders, and tensors that are refused."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import sys
 from dataclasses import replace
 
 import gguf
+import gguf_files
 import numpy as np
 import pytest
 import tiny
 
-from llama_layers import CheckpointError, ConfigError, RopeScaling, load
+from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import open_checkpoint
+
+MODEL = gguf_files.MODEL
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1), (6, 3)])
@@ -62,162 +65,11 @@ def test_numbers_stay_in_the_file(tmp_path):
     assert np.shares_memory(checkpoint.read(name), checkpoint.read(name))
 
 
-@pytest.mark.parametrize("eps", [1e-5, 1e-6, 1e-8, 3e-6, 0.00012345])
-def test_numbers_are_the_decimals_that_were_rounded_to_float32(tmp_path, eps):
-    keys = {"attention.layer_norm_rms_epsilon": eps, "rope.freq_base": 1000000.0}
-    config = load(tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), keys=keys)).config
-    assert (config.rms_norm_eps, config.rope_theta) == (eps, 1000000.0)
-
-
-def test_the_keys_that_may_be_missing(tmp_path):
-    keys = dict.fromkeys(["rope.freq_base", "attention.head_count_kv", "vocab_size"])
-    config = replace(tiny.CONFIG, num_key_value_heads=4)
-    tokens = {"tokenizer.ggml.tokens": [str(i) for i in range(40)]}
-    path = tiny.write_gguf(
-        tmp_path / "m.gguf", tiny.arrays(config), config, keys=keys, metadata=tokens
-    )
-    assert load(path).config == config
-
-
-def test_special_tokens(tmp_path):
-    ids = {"bos": 1, "eos": 2, "padding": 3}
-    metadata = {f"tokenizer.ggml.{name}_token_id": i for name, i in ids.items()}
-    config = load(tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), metadata=metadata)).config
-    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 3)
-
-
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        ({}, None),
-        ({"rope.scaling.type": "none"}, None),
-        ({"rope.scaling.factor": 1.0}, None),
-        ({"rope.scaling.factor": 4.0}, RopeScaling("linear", factor=4.0)),
-        (
-            {"rope.scaling.type": "linear", "rope.scaling.factor": 2.5},
-            RopeScaling("linear", factor=2.5),
-        ),
-        (
-            {
-                "rope.scaling.type": "yarn",
-                "rope.scaling.factor": 8.0,
-                "rope.scaling.original_context_length": 32,
-                "rope.scaling.finetuned": True,
-            },
-            RopeScaling("yarn", factor=8.0, original_max_position_embeddings=32),
-        ),
-    ],
-)
-def test_rope_scaling(tmp_path, keys, expected):
-    path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), keys=keys)
-    assert load(path).config.rope_scaling == expected
-
-
-def llama3_divisors(theta, dim, factor, low=1.0, high=4.0, context=8192):
-    """What llama.cpp writes for Llama 3.1: in float32, by wavelength."""
-    result = []
-    for i in range(0, dim, 2):
-        frequency = np.float32(1) / np.float32(theta) ** np.float32(i / dim)
-        wavelength = np.float32(2 * np.pi) / frequency
-        if wavelength < context / high:
-            result.append(1.0)
-        elif wavelength > context / low:
-            result.append(factor)
-        else:
-            smooth = (np.float32(context) / wavelength - low) / (high - low)
-            result.append(1 / ((1 - smooth) / factor + smooth))
-    return np.array(result, np.float32)
-
-
-LLAMA3 = replace(
-    tiny.CONFIG,
-    head_dim=64,
-    rope_theta=500000.0,
-    rope_scaling=RopeScaling(
-        "llama3",
-        factor=32.0,
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_position_embeddings=8192,
-    ),
-)
-
-
-def test_llama3_scaling(tmp_path):
-    divisors = llama3_divisors(500000.0, 64, 32.0)
-    assert len(set(divisors)) > 3  # kept, blended and divided frequencies are all there
-    path = tiny.write_gguf(
-        tmp_path / "m.gguf",
-        tiny.arrays(LLAMA3),
-        LLAMA3,
-        keys={"attention.key_length": 64},
-        rope_freqs=divisors,
-    )
-    assert load(path).config == LLAMA3
-
-
-@pytest.mark.parametrize(
-    ("divisors", "message"),
-    [
-        (llama3_divisors(500000.0, 64, 32.0, high=2.0), "high_freq_factor 4 .* got others"),
-        (np.arange(1, 33), "got others"),
-        (np.ones(31), "expected 32 positive numbers"),
-        (np.zeros(32), "expected 32 positive numbers"),
-    ],
-)
-def test_other_factors_are_refused(tmp_path, divisors, message):
-    path = tiny.write_gguf(
-        tmp_path / "m.gguf",
-        tiny.arrays(LLAMA3),
-        LLAMA3,
-        keys={"attention.key_length": 64},
-        rope_freqs=divisors,
-    )
-    with pytest.raises(ConfigError, match=f"m.gguf: rope_freqs.weight: .*{message}"):
-        load(path)
-
-
-@pytest.mark.parametrize("architecture", ["gemma3", "qwen2moe"])
-def test_another_architecture(tmp_path, architecture):
-    path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), architecture=architecture)
-    with pytest.raises(
-        CheckpointError,
-        match=f"m.gguf: expected one of the architectures llama, qwen2, got '{architecture}'",
-    ):
-        load(path)
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"expert_count": 8}, "unknown llama.expert_count = 8, which may change the maths"),
-        ({"attention.sliding_window": 4096}, "unknown llama.attention.sliding_window = 4096"),
-        ({"block_count": None}, "missing llama.block_count"),
-        ({"attention.layer_norm_rms_epsilon": None}, "missing llama.*rms_epsilon"),
-        ({"vocab_size": None}, "missing llama.vocab_size"),
-        ({"rope.dimension_count": 4}, "rope.dimension_count: expected the head_dim, 8, got 4"),
-        ({"attention.value_length": 4}, "value_length: expected the head_dim, 8, got 4"),
-        ({"attention.head_count": [4, 4]}, r"expected a positive integer, got \[4, 4\]"),
-        ({"rope.scaling.type": "longrope"}, "expected none, linear or yarn, got 'longrope'"),
-    ],
-)
-def test_configs_that_are_refused(tmp_path, keys, message):
-    path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), keys=keys)
-    with pytest.raises(ConfigError, match=f"m.gguf: .*{message}"):
-        load(path)
-
-
 def test_tensors_that_are_missing(tmp_path):
     weights = tiny.arrays()
     del weights["model.layers.1.mlp.up_proj.weight"]
     path = tiny.write_gguf(tmp_path / "m.gguf", weights)
     with pytest.raises(CheckpointError, match=r"1 missing: model.layers.1.mlp.up_proj.weight"):
-        load(path)
-
-
-def test_one_of_several_parts(tmp_path):
-    path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), metadata={"split.count": 3})
-    with pytest.raises(CheckpointError, match="is one of 3 parts; merge them"):
         load(path)
 
 
@@ -261,8 +113,73 @@ def test_garbage(tmp_path, content):
         load(path)
 
 
+def test_numbers_need_no_package(tmp_path, monkeypatch):
+    weights = tiny.arrays()
+    path = tiny.write_gguf(tmp_path / "m.gguf", weights)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    tiny.assert_holds(load(path), weights)
+
+
 def test_the_package_is_missing(tmp_path, monkeypatch):
-    path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays())
+    config = replace(tiny.CONFIG, intermediate_size=64)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(config), config, quantised=kind)
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError, match=r"needs the package gguf: pip install gguf"):
+        load(path)
+
+
+def test_a_name_that_is_not_of_gguf(tmp_path):
+    """Not even one that a model's tensor has elsewhere: it would stand for another one."""
+    content = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays()).read_bytes()
+    for name in (b"model.norm.weight", b"output_morm.weight"):
+        path = tmp_path / "n.gguf"
+        path.write_bytes(content.replace(b"output_norm.weight", name.ljust(18, b"x")))
+        with pytest.raises(CheckpointError, match=rf"{name.decode()}x?: no llama has a tensor of"):
+            load(path)
+
+
+def test_two_names_for_a_tensor(tmp_path):
+    tensors = gguf_files.llama() | {"model.norm.weight": np.ones(32, np.float32)}
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_files.encode(MODEL, tensors).content)
+    with pytest.raises(CheckpointError, match=r"model.norm.weight: no llama has a tensor"):
+        load(path)
+
+
+def test_frequencies_of_old_converters_are_left_out(tmp_path):
+    tensors = gguf_files.llama()
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_files.encode(MODEL, tensors).content)
+    names = set(open_checkpoint(path).tensors)
+    tensors |= {f"blk.{i}.attn_rot_embd.weight": np.ones(4, np.float32) for i in range(2)}
+    path.write_bytes(gguf_files.encode(MODEL, tensors).content)
+    assert set(open_checkpoint(path).tensors) == names
+
+
+@pytest.mark.parametrize("name", ["output_norm.weight", "rope_freqs.weight"])
+def test_vectors_in_blocks_are_refused(tmp_path, name):
+    """As llama.cpp refuses to compute with them."""
+    tensors = gguf_files.llama() | {"rope_freqs.weight": np.ones(32, np.float32)}
+    content = gguf_files.encode(MODEL, tensors).content
+    place = content.index(name.encode()) + len(name) + 4 + 8  # after the number of axes and one
+    content[place : place + 4] = gguf.GGMLQuantizationType.Q8_0.to_bytes(4, "little")
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}: expected floats for a vector, got .*Q8_0"):
+        load(path)
+
+
+def test_a_vocabulary_alone_is_no_model(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_files.encode(MODEL).content)
+    with pytest.raises(CheckpointError, match="got a GGUF file without tensors"):
+        load(path)
+
+
+def test_a_chat_template_that_is_no_text(tmp_path):
+    path = tmp_path / "m.gguf"
+    metadata = MODEL | {"tokenizer.chat_template": ("u32", 3)}
+    path.write_bytes(gguf_files.encode(metadata, gguf_files.llama()).content)
+    with pytest.raises(CheckpointError, match=r"chat.template.* expected a \w+, got 3"):
         load(path)

@@ -81,4 +81,4 @@ def test_other_architectures_are_named(logs, tmp_path):
         file = write(tmp_path / f"{name}.gguf", metadata, gguf_files.llama())
         with pytest.raises(CheckpointError) as caught:
             open_checkpoint(file)
-        assert f"architectures llama, qwen2, got {architecture!r}" in str(caught.value)
+        assert f"architectures llama, qwen2, got {architecture[:30]!r}"[:-1] in str(caught.value)

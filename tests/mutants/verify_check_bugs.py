@@ -392,7 +392,7 @@ COMMANDS = [
     Mutant(
         "the model's weights overwritten",
         "checkpoint/opening.py",
-        "files = {info.file for info in checkpoint.tensors.values()}",
+        "files = set(checkpoint._maps)",
         "files: set[Path] = set()",
         f"{_COMMANDS}::test_what_is_read_is_not_written_to",
     ),
