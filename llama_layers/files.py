@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,23 @@ def read_json(path: Path, error: type[ValueError]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise error(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
+
+
+class JsonFile(Mapping[str, Any]):
+    """The object in a JSON file, read when it is first used; one that is not used may be wrong."""
+
+    def __init__(self, path: Path, error: type[ValueError]) -> None:
+        self._path, self._error = path, error
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        return read_json(self._path, self._error)

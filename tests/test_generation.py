@@ -175,6 +175,47 @@ def test_eos_is_the_last_token_given(where, rng):
         assert (computed[row, end + 1 :] == 12).all()
 
 
+@pytest.mark.parametrize(
+    ("suggested", "stops"),
+    [
+        ("eos", True),
+        (("other", "eos"), True),  # every id of a list ends a text
+        ("other", False),  # and then those of config.json do not count
+        (-1, False),  # none, as in some published files
+        ((), False),
+        (2**70, False),
+        (None, True),
+    ],
+)
+def test_ends_of_the_generation_config_go_before_those_of_the_config(suggested, stops, rng):
+    model, ids, endless, eos, first = uneven(rng)
+    unseen = next(i for i in range(13) if i not in endless)
+    ids_by_name = {"eos": eos, "other": unseen}
+    if isinstance(suggested, tuple):
+        ends = [ids_by_name[name] for name in suggested]
+    else:
+        ends = ids_by_name.get(suggested, suggested)
+    model = replace(
+        model,
+        config=replace(GQA, pad_token_id=12, eos_token_id=eos),
+        generation_config={"eos_token_id": ends},
+    )
+    computed = generated(model, ids, max_new_tokens=12)
+    assert computed.shape[1] == (max(first) + 1 if stops else 12)
+    assert generated(model, ids, max_new_tokens=12, eos_token_id=()).shape[1] == 12
+
+
+def test_ends_of_the_generation_config_that_are_not_ids(rng):
+    model = model_of(GQA, random_weights(GQA))
+    for end in ("2", 2.5, True, {}, [None]):
+        with pytest.raises(ValueError, match="eos_token_id: expected token ids"):
+            generate(
+                replace(model, generation_config={"eos_token_id": end}),
+                np.array([[1]]),
+                max_new_tokens=1,
+            )
+
+
 def test_first_token_may_be_the_end(rng):
     model, ids, endless, _, _ = uneven(rng)
     computed = generated(model, ids[:1], max_new_tokens=9, eos_token_id=int(endless[0, 0]))

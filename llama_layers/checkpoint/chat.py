@@ -46,7 +46,7 @@ def render_chat(
 
     It runs in a sandbox, with plain copies of what the caller passed.
     """
-    from llama_layers.checkpoint.sandbox import MOST_CHARACTERS, Sandbox
+    from llama_layers.checkpoint.sandbox import Sandbox  # jinja2 takes time to load
 
     for name, given in (("messages", messages), ("tools", tools), ("documents", documents)):
         _check_mappings(name, given)
@@ -54,19 +54,13 @@ def render_chat(
     sandbox.filters["tojson"] = _to_json
     sandbox.globals["raise_exception"] = _refuse
     sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    pieces, length = [], 0
     try:
         seen = _plain({**special_tokens, **(variables or {}), "tools": tools})
         seen |= {"documents": _plain(documents), "add_generation_prompt": add_generation_prompt}
         seen["messages"] = [_message(message) for message in messages]
-        for piece in sandbox.compiled(template).generate(seen):
-            pieces.append(piece)
-            length += len(piece)
-            if length > MOST_CHARACTERS:
-                raise ValueError(f"expected at most {MOST_CHARACTERS} characters, got more")
+        return sandbox.text(template, seen)
     except Exception as error:  # a template is a program, and can raise anything
         raise CheckpointError(f"chat_template: {type(error).__name__}: {error}") from None
-    return "".join(pieces)
 
 
 def _check_mappings(name: str, values: Any) -> None:

@@ -43,16 +43,15 @@ def _text(file: Path) -> str:
 def _checked(file: Path, template: Any) -> str | dict[str, str]:
     if isinstance(template, str):
         return template
+    pairs: list[tuple[Any, Any]] = []
     if isinstance(template, list):  # of objects with a name and a template
-        named: dict[Any, Any] = {
-            e.get("name"): e.get("template") for e in template if isinstance(e, dict)
-        }
-    else:
-        named = template if isinstance(template, dict) else {}
-    texts = all(isinstance(text, str) for pair in named.items() for text in pair)
-    if not named or len(named) != len(template) or not texts:
+        pairs = [(e.get("name"), e.get("template")) for e in template if isinstance(e, dict)]
+    elif isinstance(template, dict):
+        pairs = list(template.items())
+    texts = all(isinstance(text, str) for pair in pairs for text in pair)
+    if not pairs or not texts or len(dict(pairs)) != len(template):
         raise CheckpointError(
             f"{file}: chat_template: expected a text, or several with different names, "
             f"got {template!r}"
         )
-    return named
+    return dict(pairs)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from llama_layers.checkpoint.chat_files import MORE_TEMPLATES, read_chat_template
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
@@ -17,7 +15,7 @@ from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer_files import open_tokenizer_directory, open_tokenizer_json
 from llama_layers.config import LlamaConfig
 from llama_layers.errors import CheckpointError
-from llama_layers.files import read_json
+from llama_layers.files import JsonFile
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _COMPANIONS = """
@@ -160,6 +158,7 @@ def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory}: expected config.json beside {file.name}")
     config = LlamaConfig.from_json(directory)
+    suggested = directory / "generation_config.json"
     header, maps = (read_shards if file.suffix == ".json" else read_file)(file)
     return Checkpoint(
         path=path,
@@ -167,7 +166,7 @@ def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
         config=config,
         tensors=tensor_infos(header, config),
         chat_template=read_chat_template(directory),
-        generation_config=_generation_config(directory),
+        generation_config=JsonFile(suggested, CheckpointError) if suggested.is_file() else {},
         _open_tokenizer=partial(open_tokenizer_directory, directory),
         _companions=partial(_read_companions, directory),
         _maps=maps,
@@ -183,13 +182,3 @@ def _companions(directory: Path) -> list[Path]:
 def _read_companions(directory: Path) -> dict[str, bytes]:
     files = (file for file in _companions(directory) if file.is_file())
     return {file.relative_to(directory).as_posix(): file.read_bytes() for file in files}
-
-
-def _generation_config(directory: Path) -> dict[str, Any]:
-    """What the authors suggest for `generate`; nothing, where they do not say."""
-    file = directory / "generation_config.json"
-    try:
-        return read_json(file, CheckpointError) if file.is_file() else {}
-    except CheckpointError as error:  # no weight depends on it; transformers goes on too
-        warnings.warn(f"{error}; it is ignored", stacklevel=2)
-        return {}

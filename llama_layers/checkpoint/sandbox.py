@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import nodes
-from jinja2.environment import Template
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -38,9 +38,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]  # text of any length, and random
         self._steps = 0
 
-    def compiled(self, source: str) -> Template:
-        """A template that counts its steps."""
-        return self.from_string(_Bounded(self).visit(self.parse(source)))
+    def text(self, source: str, variables: Mapping[str, Any]) -> str:
+        """Render a template."""
+        template = self.from_string(_Bounded(self).visit(self.parse(source)))
+        pieces, length = [], 0
+        for piece in template.generate(variables):
+            pieces.append(piece)
+            length += len(piece)
+            _check_length(length)
+        return "".join(pieces)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute what an operator gives, if it is not too large."""

@@ -146,8 +146,9 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         skipped = {i for i, token in added.items() if token.special}
         kept = (i for i in map(_checked_id, ids) if self._token(i) is not None and i not in skipped)
-        pieces = stream_text(kept, self.decode, self._token)
-        return (piece for piece in pieces if piece)
+        for piece in stream_text(kept, self.decode, self._token):
+            if piece:
+                yield piece
 
     def apply_chat_template(
         self,

@@ -33,7 +33,7 @@ def open_tokenizer_directory(directory: Path) -> Tokenizer:
             names.setdefault(name, text)
     if not names:
         names = _guessed(backend, directory / "config.json")
-    if backend.padding is not None:
+    elif backend.padding is not None:
         names.setdefault("pad_token", backend.padding["pad_token"])
     return Tokenizer(
         backend,
@@ -60,15 +60,14 @@ def _add_tokens(backend: Any, declared: DeclaredTokens, file: Path) -> None:
     """Add the declared tokens that the tokenizer lacks, and give those it has their flags."""
     added_token = require("tokenizers", "reading tokenizer.json").AddedToken
     added = sorted(declared.added.items())
-    new = [(i, text) for i, token in added if backend.token_to_id(text := token["content"]) is None]
     with backend_errors(f"{file}: cannot add the tokens of the files beside it"):
+        new = [(i, t["content"]) for i, t in added if backend.token_to_id(t["content"]) is None]
         backend.add_tokens([added_token(**token) for _, token in added])
         there = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-        for token in [*declared.named.values(), *declared.special]:
-            if token is not None:
-                special = there.get(token["content"]) or added_token(**token)
-                special.special = True
-                backend.add_special_tokens([special])
+        special = [t for t in [*declared.named.values(), *declared.special] if t is not None]
+        backend.add_special_tokens(
+            [there.get(t["content"]) or added_token(**(t | {"special": True})) for t in special]
+        )
     for i, text in new:
         if (got := backend.token_to_id(text)) != i:
             raise CheckpointError(
@@ -83,17 +82,18 @@ def _guessed(backend: Any, config: Path | None) -> dict[str, str | None]:
     They are those that it puts around a text itself, or for an unknown one, and otherwise those
     whose ids config.json has.
     """
+    padding = backend.padding
+    backend.no_padding()
+    backend.no_truncation()
     with backend_errors("the tokenizer cannot encode a letter"):
-        encoding = backend.encode("a")
-    special = [
-        t if mask else None
-        for t, mask in zip(encoding.tokens, encoding.special_tokens_mask, strict=True)
-    ]
+        letter = backend.encode("a")
+    around = zip(letter.tokens, letter.special_tokens_mask, strict=True)
+    special = [token if is_special else None for token, is_special in around]
     found = {
         "bos_token": special[0] if special else None,
         "eos_token": special[-1] if len(special) > 1 else None,
         "unk_token": getattr(backend.model, "unk_token", None),
-        "pad_token": None,
+        "pad_token": padding and padding["pad_token"],
     }
     content = read_json(config, CheckpointError) if config and config.is_file() else {}
     return {

@@ -1,5 +1,8 @@
 """Chat templates: what they render, and what their sandbox keeps them from."""
 
+import json
+import tracemalloc
+
 import pytest
 import tokenizers
 
@@ -66,3 +69,145 @@ def test_the_sandbox_holds(template):
 def test_no_template():
     with pytest.raises(CheckpointError, match="this checkpoint has none"):
         tokenizer(None).apply_chat_template(MESSAGES)
+
+
+# What transformers 5.24 gives for the same template and messages; tests/peers compares the two
+# on published templates.
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ tools is none }} {{ documents is none }}", "True True"),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "Hi"),
+        (
+            "{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %}{% endfor %}",
+            "userassistant",
+        ),
+        ("{{ {'b': 1, 'a': 'é'} | tojson }}", '{"b": 1, "a": "é"}'),
+        ("{{ {'b': 1, 'a': 'é'} | tojson(ensure_ascii=true) }}", '{"b": 1, "a": "\\u00e9"}'),
+        ("{{ {'b': 1, 'a': 2} | tojson(separators=(',', ':')) }}", '{"b":1,"a":2}'),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true) }}", '{"a": 2, "b": 1}'),
+        ("{{ [1] | tojson(indent=1) }}", "[\n 1\n]"),
+        ("{{ '<&>' | tojson }}", '"<&>"'),
+        (
+            "{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}",
+            "13",
+        ),
+        ("{{ bos_token is defined }}{{ bos_token }}", "False"),
+        ("{{ messages[0].nothing is defined }}", "False"),
+        (
+            "{{ 1 ~ none ~ 'x' }} {{ 2 ** 10 }} {{ 3 * 'ab' }} {{ 'a' + 'b' }} {{ '%s' % 7 }}",
+            "1Nonex 1024 ababab ab 7",
+        ),
+    ],
+)
+def test_what_templates_see(template, text):
+    assert tokenizer(template).apply_chat_template(MESSAGES) == text
+
+
+def test_tools_documents_and_variables():
+    template = "{{ tools | tojson }} {{ documents | tojson }} {{ enable_thinking }} {{ bos_token }}"
+    chat = tokenizer(template, bos_token="<s>")
+    options = {"tools": [{"name": "add"}], "documents": [{"title": "T"}], "enable_thinking": False}
+    expected = '[{"name": "add"}] [{"title": "T"}] False <s>'
+    assert chat.apply_chat_template(MESSAGES, **options) == expected
+    # A variable goes before the special token of its name, as in transformers.
+    assert chat.apply_chat_template(MESSAGES, **options, bos_token="<b>").endswith(" <b>")
+
+
+def test_messages_as_templates_count_on_them():
+    """Without nulls, and with what was thought under both names."""
+    chat = tokenizer("{{ messages | tojson(sort_keys=true) }}")
+    messages = [{"role": "tool", "content": None}, {"reasoning": "hm"}, {"thinking": "a"}]
+    assert json.loads(chat.apply_chat_template(messages)) == [
+        {"role": "tool"},
+        {"reasoning": "hm", "thinking": "hm", "reasoning_content": "hm"},
+        {"thinking": "a", "reasoning_content": "a"},
+    ]
+    # What is not of JSON's types is named, since a template may only look whether it is there.
+    assert chat.apply_chat_template([{"image": object()}]) == '[{"image": "<object>"}]'
+
+
+NAMED = {"default": "D", "tool_use": "T", "rag": "R"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "D"),
+        ({"tools": []}, "T"),
+        ({"tools": [{"name": "add"}]}, "T"),
+        ({"chat_template": "rag"}, "R"),
+        ({"chat_template": "default", "tools": [{"name": "add"}]}, "D"),
+    ],
+)
+def test_named_templates(options, text):
+    assert tokenizer(NAMED).apply_chat_template(MESSAGES, **options) == text
+
+
+def test_a_template_of_another_name():
+    with pytest.raises(ValueError, match="expected default or rag or tool_use, got 'x'"):
+        tokenizer(NAMED).apply_chat_template(MESSAGES, chat_template="x")
+    with pytest.raises(ValueError, match="chat_template: expected default, got 'rag'"):
+        tokenizer("D").apply_chat_template(MESSAGES, chat_template="rag")
+    with pytest.raises(CheckpointError, match="several and no default; name one of a, b"):
+        tokenizer({"b": "B", "a": "A"}).apply_chat_template(MESSAGES)
+    assert tokenizer({"b": "B"}).apply_chat_template(MESSAGES, chat_template="b") == "B"
+    # Without tools there is only the template named default, and with them it serves too.
+    assert tokenizer({"default": "D"}).apply_chat_template(MESSAGES, tools=[]) == "D"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("hello", {}), "messages: expected a sequence of mappings, got str"),
+        ((MESSAGES[0], {}), "messages: expected a sequence of mappings, got dict"),
+        ((["hello"], {}), "messages: expected mappings, got str"),
+        ((None, {}), "messages: expected a sequence of mappings, got NoneType"),
+        ((MESSAGES, {"tools": "add"}), "tools: expected a sequence of mappings, got str"),
+        ((MESSAGES, {"documents": [3]}), "documents: expected mappings, got int"),
+    ],
+)
+def test_messages_of_another_type(arguments, message):
+    messages, options = arguments
+    with pytest.raises(TypeError, match=message):
+        tokenizer("").apply_chat_template(messages, **options)
+
+
+DOUBLE = "{% set n = namespace(x='ab') %}{% for i in range(22) %}{% set n.x = SUM %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(300) %}{% for j in range(300) %}{% endfor %}{% endfor %}",
+        "{% macro m(n) %}{{ m(n - 1) if n }}{{ m(n - 1) if n }}{% endmacro %}{{ m(16) }}",
+        "{{ 10 ** 10000 }}",
+        "{{ 10 ** 1000 * 10 ** 1000 }}",
+        "{{ ('a' * 3000000) | length }}",
+        "{{ (3000000 * [1]) | length }}",
+        "{{ '%2000000d' % 1 }}",
+        "{{ '%*d' % (2000000, 1) }}",
+        "{{ lipsum(n=2) }}",
+        DOUBLE.replace("SUM", "n.x + n.x"),
+        DOUBLE.replace("SUM", "n.x ~ n.x"),
+        "{% for i in range(99) %}{{ 'a' * 99999 }}{% endfor %}",
+    ],
+)
+def test_time_and_memory_are_bounded(template, monkeypatch):
+    monkeypatch.setattr("llama_layers.checkpoint.sandbox.MOST_CHARACTERS", 1_000_000)
+    monkeypatch.setattr("llama_layers.checkpoint.sandbox.MOST_STEPS", 10_000)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="chat_template: "):
+        tokenizer(template).apply_chat_template(MESSAGES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+def test_a_template_that_is_not_one():
+    for template in ("{% if %}", "{{ ", "(" * 100_000, "{{" + "(" * 100_000):
+        try:
+            text = tokenizer(template).apply_chat_template(MESSAGES)
+        except CheckpointError:
+            continue
+        assert text == template  # without a tag it is text

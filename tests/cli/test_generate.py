@@ -1,10 +1,18 @@
 """`llama-layers generate`: text that streams out, stops and can be repeated."""
 
+import io
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import tiny
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders, models
 
+import llama_layers.generation
 from llama_layers import forward, load
 from llama_layers.cli import main
 from llama_layers.cli.generate import until_stop
@@ -90,3 +98,168 @@ def test_until_stop_is_a_cut_of_the_whole_text(pieces, stops):
         seen = text[: next(int(end) for end in pieces_ends if end >= min(ends))]
         expected = {seen[: min(seen.find(stop) for stop in stops if stop in seen)]}
     assert "".join(until_stop(iter(pieces), stops)) in expected
+
+
+# A tokenizer with a token for each byte, whose id is the byte, and words.
+WORDS = ["▁Hello", "▁world", "<end>", "<s>", "x"]
+HELLO, WORLD, END, START, X = range(256, 261)
+
+
+def chain(path, *ids, **files):
+    """A model that says those ids after ``<s>``: it maps each id to the next, and adds nothing."""
+    texts = [*(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
+    vocabulary = {text: i for i, text in enumerate(texts)}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    replaced = decoders.Replace("▁", " ")
+    strip = decoders.Strip(" ", 1, 0)
+    backend.decoder = decoders.Sequence([replaced, decoders.ByteFallback(), decoders.Fuse(), strip])
+    backend.add_special_tokens(["<s>", "<end>"])
+    size = len(texts) + 1
+    config = replace(
+        tiny.CONFIG, vocab_size=size, hidden_size=size + size % 2, eos_token_id=END, head_dim=8
+    )
+    weights = {name: 0 * array for name, array in tiny.arrays(config).items()}
+    weights["model.norm.weight"] += 1
+    for i in range(size):
+        weights["model.embed_tokens.weight"][i, i] = 1
+    for before, after in zip([START, *ids], ids, strict=False):
+        weights["lm_head.weight"][after, before] = 1
+    tiny.write_single(path, weights, config)
+    backend.save(str(path / "tokenizer.json"))
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return path
+
+
+EMOJI = list("🙂".encode())
+
+
+@pytest.mark.parametrize(
+    ("ids", "encoding", "written"),
+    [
+        ([HELLO, *EMOJI, WORLD, END], "utf-8", "Hello🙂 world\n".encode()),
+        ([HELLO, *EMOJI, WORLD, END], "cp1252", b"Hello? world\n"),
+        ([HELLO, *EMOJI, WORLD, END], "ascii", b"Hello? world\n"),
+        ([HELLO, *EMOJI[:3], END], "utf-8", "Hello\ufffd\ufffd\ufffd\n".encode()),
+        ([10, *EMOJI[:2], WORLD, END], "utf-8", "\ufffd\ufffd\ufffd world\n".encode()),
+    ],
+)
+def test_any_text_on_any_terminal(tmp_path, monkeypatch, ids, encoding, written):
+    raw = io.BytesIO()
+    stdout = io.TextIOWrapper(raw, encoding=encoding, newline="")
+    monkeypatch.setattr("sys.stdout", stdout)
+    assert main(["generate", "--model", str(chain(tmp_path, *ids)), "<s>"]) == 0
+    assert raw.getvalue() == written
+
+
+@pytest.mark.parametrize(
+    ("ends", "text"),
+    [
+        (END, "Hello world"),
+        ([END, HELLO], "Hello"),
+        (None, "Hello world"),
+    ],
+)
+def test_it_stops_at_every_end(tmp_path, capsys, ends, text):
+    model = chain(
+        tmp_path, HELLO, WORLD, END, X, generation_config={"eos_token_id": ends, "top_k": 3}
+    )
+    captured = run(capsys, model, "<s>", "--max-new-tokens", "5")
+    assert captured.out == text + "\n"
+    assert captured.err == ""
+
+
+def test_a_named_template(tmp_path, capsys):
+    templates = [{"name": "default", "template": "x"}, {"name": "rag", "template": "<s>"}]
+    model = chain(tmp_path, HELLO, END, tokenizer_config={"chat_template": templates})
+    assert run(capsys, model, "hi", "--chat-template", "rag").out == "Hello\n"
+    assert run(capsys, model, "hi", "--chat", "--chat-template", "rag").out == "Hello\n"
+    assert main(["generate", "--model", str(model), "hi", "--chat-template", "a"]) == 2
+    assert "chat_template: expected default or rag, got 'a'" in capsys.readouterr().err
+
+
+SETTINGS = {
+    "do_sample": True,
+    "temperature": 0.5,
+    "top_k": 7,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "repetition_penalty": 1.5,
+    "max_new_tokens": 3,
+}
+DRAWING = ("temperature", "top_k", "top_p", "min_p")
+GREEDY = {"max_new_tokens": 256, "temperature": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("suggested", "arguments", "options"),
+    [
+        (SETTINGS, [], GREEDY),  # nothing unless asked for
+        (
+            SETTINGS,
+            ["--use-generation-config"],
+            {k: SETTINGS[k] for k in SETTINGS if k != "do_sample"},
+        ),
+        (
+            SETTINGS,
+            "--use-generation-config --top-k 2 --temperature 2 --max-new-tokens 4".split(),
+            {k: SETTINGS[k] for k in ("top_p", "min_p", "repetition_penalty")}
+            | {"top_k": 2, "temperature": 2.0, "max_new_tokens": 4},
+        ),
+        ({"do_sample": True}, ["--use-generation-config"], GREEDY | {"temperature": 1.0}),
+        (
+            {"do_sample": True, "top_k": 0},
+            ["--use-generation-config"],
+            GREEDY | {"temperature": 1.0},
+        ),
+        ({"top_p": 0.5}, ["--use-generation-config"], GREEDY),
+        ({}, ["--use-generation-config"], GREEDY),
+    ],
+)
+def test_the_settings_of_the_authors(tmp_path, capsys, monkeypatch, suggested, arguments, options):
+    seen = {}
+    generate = llama_layers.generation.generate
+
+    def spy(model, ids, **given):
+        seen.update(given)
+        return generate(model, ids, **given)
+
+    monkeypatch.setattr("llama_layers.generation.generate", spy)
+    model = chain(tmp_path, HELLO, END, generation_config=suggested)
+    run(capsys, model, "<s>", *arguments)
+    assert seen == options | {"rng": None}
+
+
+@pytest.mark.parametrize(
+    ("suggested", "said"),
+    [
+        ({"num_beams": 4, "typical_p": 0.9}, "not applied: num_beams, typical_p"),
+        ({"no_repeat_ngram_size": 2}, "not applied: no_repeat_ngram_size"),
+        ({"temperature": 0.5}, "not applied, since do_sample is not true: temperature"),
+        ({"num_beams": 1, "typical_p": 1.0, "max_length": 20, "do_sample": False}, None),
+        ({"bos_token_id": 1, "transformers_version": "4", "_from_model_config": True}, None),
+    ],
+)
+def test_settings_that_are_not_applied_are_named(tmp_path, capsys, suggested, said):
+    model = chain(tmp_path, HELLO, END, generation_config=suggested)
+    captured = run(capsys, model, "<s>", "--use-generation-config")
+    assert captured.out == "Hello\n"
+    assert captured.err == ("" if said is None else f"generation_config.json: {said}\n")
+    assert run(capsys, model, "<s>").err == ""
+
+
+@pytest.mark.parametrize("value", ["hot", [1], {}, True, -1])
+def test_settings_of_a_wrong_type(tmp_path, capsys, value):
+    for name in ("temperature", "top_k", "top_p", "min_p", "max_new_tokens"):
+        settings = {"do_sample": True, name: value}
+        model = chain(tmp_path, HELLO, END, generation_config=settings)
+        assert main(["generate", "--model", str(model), "<s>", "--use-generation-config"]) == 2
+        assert f"{name}: expected" in capsys.readouterr().err
+
+
+def test_the_help_says_which_settings_apply(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in (*DRAWING, "max_new_tokens", "repetition_penalty", "do_sample", "eos_token_id"):
+        assert name in text

@@ -240,8 +240,8 @@ GENERATION = [
     Mutant(
         "the config's eos ignored",
         "generation.py",
-        "given = config.eos_token_id if eos_token_id is None else eos_token_id",
-        "given = eos_token_id",
+        "        given = model.config.eos_token_id\n",
+        "        given = None\n",
         "test_generation.py::test_eos_is_the_last_token_given",
     ),
     Mutant(
