@@ -80,6 +80,35 @@ def test_vocabularies_of_llama_cpp(vocab):
             assert tokenizer.decode(ids) == text, file.name
 
 
+@pytest.mark.filterwarnings("ignore:.*missing tokenizer.ggml.pre")
+def test_published_metadata(corpus, tmp_path):
+    """Of whatever architecture, as far as the log tells the tokenizer's model."""
+    files = sorted((corpus / "gguf_log").glob("*.json"))
+    assert files
+    for number, log in enumerate(map(gguf_files.read_log, files)):
+        # One log has a line break written out after it.
+        model = re.match(r"\w*", log.get("tokenizer.ggml.model", ("str", ""))[1])[0]
+        single = {key: value for key, value in log.items() if not value[0].startswith("arr")}
+        own = {key: single[key] for key in single if key.startswith("tokenizer.")}
+        if not model:
+            continue
+        words = gguf_files.vocabulary(model, 3)
+        count = len(words["tokenizer.ggml.tokens"][1])
+        own |= {key: (own[key][0], count - 1) for key in own if key.endswith("_token_id")}
+        own |= {"tokenizer.ggml.model": ("str", model)} | words
+        file = tmp_path / f"{number}.gguf"
+        file.write_bytes(gguf_files.encode(own).content)
+        tokenizer = load_tokenizer(file)
+        for text in ("the  thin hen\n", "12 \u00e9\u4e2d\U0001f600"):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            assert tokenizer.decode(ids) == text, files[number]
+        adds = log.get("tokenizer.ggml.add_bos_token", ("bool", model == "llama"))[1]
+        adds |= own.get("tokenizer.ggml.pre") == ("str", "llama-bpe")
+        assert tokenizer.encode("in")[:-1][:1] == [count - 1] * adds, files[number]
+        template = log.get("tokenizer.chat_template", (None, None))[1]
+        assert tokenizer.chat_template == template
+
+
 # --- byte pairs
 
 
