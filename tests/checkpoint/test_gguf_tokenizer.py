@@ -80,6 +80,35 @@ def test_vocabularies_of_llama_cpp(vocab):
             assert tokenizer.decode(ids) == text, file.name
 
 
+@pytest.mark.filterwarnings("ignore:.*missing tokenizer.ggml.pre")
+def test_published_metadata(corpus, tmp_path):
+    """Of whatever architecture, as far as the log tells the tokenizer's model."""
+    files = sorted((corpus / "gguf_log").glob("*.json"))
+    assert files
+    for number, log in enumerate(map(gguf_files.read_log, files)):
+        # One log has a line break written out after it.
+        model = re.match(r"\w*", log.get("tokenizer.ggml.model", ("str", ""))[1])[0]
+        single = {key: value for key, value in log.items() if not value[0].startswith("arr")}
+        own = {key: single[key] for key in single if key.startswith("tokenizer.")}
+        if not model:
+            continue
+        words = gguf_files.vocabulary(model, 3)
+        count = len(words["tokenizer.ggml.tokens"][1])
+        own |= {key: (own[key][0], count - 1) for key in own if key.endswith("_token_id")}
+        own |= {"tokenizer.ggml.model": ("str", model)} | words
+        file = tmp_path / f"{number}.gguf"
+        file.write_bytes(gguf_files.encode(own).content)
+        tokenizer = load_tokenizer(file)
+        for text in ("the  thin hen\n", "12 \u00e9\u4e2d\U0001f600"):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            assert tokenizer.decode(ids) == text, files[number]
+        adds = log.get("tokenizer.ggml.add_bos_token", ("bool", model == "llama"))[1]
+        adds |= own.get("tokenizer.ggml.pre") == ("str", "llama-bpe")
+        assert tokenizer.encode("in")[:-1][:1] == [count - 1] * adds, files[number]
+        template = log.get("tokenizer.chat_template", (None, None))[1]
+        assert tokenizer.chat_template == template
+
+
 # --- byte pairs
 
 
@@ -159,7 +188,7 @@ def test_control_tokens_by_name(read):
     tokenizer = read(byte_pairs(tokens=tokens, token_type=[*TYPES, NORMAL, NORMAL]))
     assert tokenizer.encode("a<|im_end|>") == [3, 12]
     assert tokenizer.encode("<other>b") == [4]  # it is spelled, and no other letter is a token
-    assert "".join(tokenizer.stream([3, 12, 4])) == "ab"
+    assert "".join(tokenizer.stream([3, 12, 4, 2])) == "ab<tool>"
 
 
 def test_no_types(read):
@@ -197,23 +226,36 @@ def merged(text, ids, scores):
     return [ids[token] for tokens in spelled for token in tokens]
 
 
-WORDS = st.lists(st.text("▁abé", min_size=1, max_size=5), min_size=1, max_size=20, unique=True)
+WORDS = st.text("▁abé", min_size=1, max_size=5) | st.text("▁", min_size=2, max_size=9)
+LETTERS = list("▁abé")
 
 
-@given(WORDS, st.data())
-def test_the_highest_score_is_merged_first_and_of_two_the_leftmost(tmp_path_factory, words, data):
-    scores = st.integers(-3, 0) if data.draw(st.booleans()) else st.integers(-100000, 0)
-    unique = data.draw(st.booleans())
-    numbers = st.lists(scores, min_size=len(words), max_size=len(words))
-    drawn = data.draw(st.permutations(range(len(words))) if unique else numbers)
-    tables = sentence_pieces(words, drawn)
+@st.composite
+def scored(draw):
+    """Words with scores: all different, some equal, or equal for the runs of spaces alone."""
+    letters = draw(st.sampled_from([LETTERS, LETTERS, []]))
+    words = draw(st.lists(WORDS, min_size=1, max_size=20, unique=True))
+    words = list(dict.fromkeys([*letters, *words]))
+    scores = list(draw(st.permutations(range(-len(words), 0))))
+    kind = draw(st.sampled_from(["different", "equal", "runs"]))
+    if kind == "equal":
+        scores = draw(st.lists(st.integers(-3, 0), min_size=len(words), max_size=len(words)))
+    if kind == "runs":
+        scores = [-1000 if set(w) == {"▁"} else s for w, s in zip(words, scores, strict=True)]
+    return words, scores
+
+
+@given(scored(), st.lists(st.text(" abé", max_size=30), min_size=1, max_size=10))
+def test_the_highest_score_is_merged_first_and_of_two_the_leftmost(tmp_path_factory, found, texts):
+    words, scores = found
+    tables = sentence_pieces(words, scores)
     tokenizer = load_tokenizer(write(tmp_path_factory.mktemp("spm") / "m.gguf", **tables))
     ids = {token: i for i, token in enumerate(tables["tokens"])}
-    for text in data.draw(st.lists(st.text(" abé", max_size=30), min_size=1, max_size=10)):
-        found = tokenizer.encode(text, add_special_tokens=False)
-        assert found == merged(text, ids, tables["scores"])
+    for text in texts:
+        encoded = tokenizer.encode(text, add_special_tokens=False)
+        assert encoded == merged(text, ids, tables["scores"])
         if "▁" in words:  # or else spaces are spelled in bytes, which are not read as spaces
-            assert tokenizer.decode(found) == text
+            assert tokenizer.decode(encoded) == text
 
 
 PIECES = "▁ h e l o he ▁he ll ▁hell ▁hello".split()
@@ -228,6 +270,7 @@ PIECES = "▁ h e l o he ▁he ll ▁hell ▁hello".split()
         (" ", ["<s>", "▁", "▁"]),
         ("</s>hello", ["<s>", "</s>", "▁hello"]),  # each part gets a space before it
         ("ll<s> ll", ["<s>", "▁", "ll", "<s>", "▁", "▁", "ll"]),
+        ("<unk>hell", ["<s>", "<unk>", "▁hell"]),
         ("<tool>ll", ["<s>", "<tool>", "▁", "ll"]),
         ("é", ["<s>", "▁", "<0xC3>", "<0xA9>"]),
         ("▁he", ["<s>", "▁", "▁he"]),
@@ -242,6 +285,20 @@ def test_sentence_pieces(read, text, words):
     assert tokenizer.encode(text) == [ids[word] for word in words]
     tokenizer = read(tables | {"add_space_prefix": False, "add_bos_token": False})
     assert tokenizer.decode(tokenizer.encode(text)) == text.replace("▁", " ")
+
+
+def test_runs_of_spaces(read):
+    """Llama 2 has them with one score for all: from the left, each as long as it can be."""
+    tokenizer = read(sentence_pieces(["▁", "▁▁", "▁▁▁"], [0, -9, -9]))
+    assert tokenizer.encode(4 * " ", add_special_tokens=False) == [261, 260]
+
+
+def test_user_defined_tokens_with_spaces(read):
+    """The mark of a space is not in the text that they are sought in, but in what is merged."""
+    tables = sentence_pieces(PIECES)
+    tables["token_type"][tables["tokens"].index("▁he")] = USER_DEFINED
+    assert words_of(read(tables), "hello he") == ["<s>", "hello", "he"]
+    assert read(tables).encode("hello he")[-1] == tables["tokens"].index("▁he")
 
 
 def test_ends_of_sentence_pieces(read):
@@ -259,7 +316,7 @@ def test_an_unknown_character(read):
     tables = sentence_pieces(PIECES)
     kept = [i for i, kind in enumerate(tables["token_type"]) if kind != BYTE]
     few = {name: [tables[name][i] for i in kept] for name in ("tokens", "token_type", "scores")}
-    assert read(tables | few).encode("héh", add_special_tokens=False) == [3, 4, 0, 4]
+    assert read(tables | few).encode("héèh", add_special_tokens=False) == [3, 4, 0, 4]
 
 
 def test_no_scores(read):

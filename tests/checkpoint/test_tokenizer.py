@@ -13,15 +13,6 @@ import tokenizers
 from llama_layers import CheckpointError, generate, load
 from llama_layers.checkpoint import Tokenizer, convert, load_tokenizer, open_checkpoint
 
-TOKENS = tiny.TOKENIZER["tokenizer.ggml.tokens"]
-TYPES = tiny.TOKENIZER["tokenizer.ggml.token_type"]
-
-
-def gguf_with(tmp_path, **changes):
-    changes = {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
-    path = tmp_path / "m.gguf"
-    return tiny.write_gguf(path, tiny.arrays(), metadata=tiny.TOKENIZER | changes)
-
 
 def write_tokenizer(directory, **options):
     """A tokenizer of words that begins each text with <s>."""
@@ -80,7 +71,8 @@ def test_a_tokenizer_without_a_model(tmp_path):
 
 
 def test_a_tokenizer_of_a_gguf_file(tmp_path):
-    assert load_tokenizer(gguf_with(tmp_path)).encode("ab") == [8]
+    file = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), metadata=tiny.TOKENIZER)
+    assert load_tokenizer(file).encode("ab") == [8]
 
 
 def test_a_name_beside_a_file_of_weights(tmp_path):
