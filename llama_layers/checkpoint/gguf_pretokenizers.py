@@ -1,9 +1,9 @@
 """How byte-level vocabularies cut text before pairs are merged, by GGUF's names for the ways.
 
 A file names the way in ``tokenizer.ggml.pre``. The names, their expressions and what else they
-mean are facts of llama.cpp, which defines them (its src/llama-vocab.cpp, as of July 2026); it
-took the expressions from the models' own tokenizer.json. Each expression cuts what the one before
-it left in one piece, and both what it matches and what lies between are pieces.
+mean are facts of llama.cpp, which defines them (its src/llama-vocab.cpp); it took the expressions
+from the models' own tokenizer.json. Each expression cuts what the one before it left in one piece,
+and both what it matches and what lies between are pieces.
 """
 
 from __future__ import annotations

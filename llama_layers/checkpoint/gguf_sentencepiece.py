@@ -108,10 +108,10 @@ class _Merging:
 
     def pre_tokenize(self, text: Any) -> None:
         """Cut a tokenizers.PreTokenizedString."""
-        text.split(lambda _, part: [part[start:end] for start, end in self._spans(str(part))])
+        text.split(lambda _, part: _cut(part, list(self._lengths(str(part)))))
 
-    def _spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where the pieces of a text begin and end."""
+    def _lengths(self, text: str) -> Iterator[int]:
+        """The lengths of the pieces of a text."""
         end_of = list(range(1, len(text) + 1))  # of the piece that begins here; 0 if none does
         before = list(range(-1, len(text) - 1))  # the piece before the one that begins here
         waiting: list[tuple[float, int, int]] = []
@@ -136,5 +136,14 @@ class _Merging:
             consider(left, end)
         start = 0
         while start < len(text):
-            yield start, end_of[start]
+            yield end_of[start] - start
             start = end_of[start]
+
+
+def _cut(text: Any, lengths: list[int]) -> list[Any]:
+    """Cut a tokenizers.NormalizedString, by halves, since each cut copies what it cuts."""
+    if len(lengths) < 2:
+        return [text]
+    half = len(lengths) // 2
+    at = sum(lengths[:half])
+    return _cut(text[:at], lengths[:half]) + _cut(text[at:], lengths[half:])

@@ -324,6 +324,7 @@ def test_no_scores(read):
     tables = sentence_pieces(["a", "b", "c", "bc", "ab"])
     del tables["scores"]
     assert words_of(read(tables), "abc", add_special_tokens=False)[-2:] == ["ab", "c"]
+    assert read(tables | {"add_space_prefix": False}).encode("") == [1]
 
 
 # --- special tokens and chat templates
