@@ -269,5 +269,6 @@ def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 def _odd(a: NDArray[Any], b: NDArray[Any], allowed: NDArray[np.bool_] | None) -> int:
     """How many of the numbers that count are NaN or Inf in either array."""
-    odd = ~(np.isfinite(a) & np.isfinite(b))
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        odd = ~(np.isfinite(a) & np.isfinite(b))
     return int(np.count_nonzero(odd if allowed is None else odd & allowed))
