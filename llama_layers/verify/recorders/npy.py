@@ -25,7 +25,7 @@ _ENTRY = re.compile(
 )
 # Numbers, and the two bytes without meaning that NumPy makes of the bfloat16 of ml_dtypes.
 _DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|V2)")
-_SIZE = re.compile(r"\s*(\d{1,19})L?\s*", re.ASCII)
+_SIZE = re.compile(r"\s*(0|[1-9]\d{0,18})L?\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
