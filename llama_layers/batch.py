@@ -15,7 +15,10 @@ from llama_layers.mask import Mask, slots
 
 
 def check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
-    """Refuse a cache that is not for the tokens of x [B, S, H] or not for this model."""
+    """Refuse a cache that is not for the tokens of x [B, S, H] or not for this model.
+
+    Its arrays are looked at each time: their shapes can be changed in place.
+    """
     if not isinstance(cache, KVCache):
         raise TypeError(f"cache: expected a KVCache, got {type(cache).__name__}")
     namespace(input_ids=x, cache=cache.keys[0])
@@ -24,15 +27,25 @@ def check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
             f"cache: expected {config.num_hidden_layers} layers, got {len(cache.keys)}"
         )
     expected = (x.shape[0], cache.capacity, config.num_key_value_heads, config.head_dim)
-    if tuple(cache.keys[0].shape) != expected:
-        raise ValueError(
-            f"cache: expected keys of shape {list(expected)}, got {list(cache.keys[0].shape)}"
-        )
-    if cache.keys[0].dtype != x.dtype:
-        raise TypeError(
-            f"cache: expected the dtype of the activations, {dtype_name(x.dtype)}, "
-            f"got {dtype_name(cache.keys[0].dtype)}"
-        )
+    for name, arrays in (("keys", cache.keys), ("values", cache.values)):
+        for array in arrays:
+            if tuple(array.shape) != expected:
+                raise ValueError(
+                    f"cache: expected {name} of shape {list(expected)}, got {list(array.shape)}"
+                )
+            if array.dtype != x.dtype and dtype_name(array.dtype) != dtype_name(x.dtype):
+                raise TypeError(
+                    f"cache: expected the dtype of the activations, {dtype_name(x.dtype)}, "
+                    f"got {dtype_name(array.dtype)}"
+                )
+    if cache.window is not None and cache.capacity < cache.max_len:
+        windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
+        longest = None if None in windows else max(w for w in windows if w is not None)
+        if longest is None or longest > cache.window:
+            raise ValueError(
+                f"cache: expected to hold all that the layers see, {longest or 'every'} tokens, "
+                f"got a ring for a window of {cache.window}"
+            )
 
 
 def kept_tokens(x: Any, attention_mask: Any | None, past: Any) -> Any | None:
@@ -75,8 +88,10 @@ def token_positions(x: Any, keep: Any | None, cache: KVCache | None) -> Any:
     return xp.where(counted > 0, counted - 1, xp.zeros_like(counted))
 
 
-def check_last(keep: Any | None) -> None:
-    """Refuse sequences that end in padding: the logits after it are of no use."""
+def check_last(x: Any, keep: Any | None) -> None:
+    """Refuse sequences without a token, or that end in padding, whose logits are of no use."""
+    if not x.shape[1]:
+        raise ValueError("last_only: expected at least one token, got none")
     if keep is None or is_traced(keep):
         return
     xp = namespace(attention_mask=keep)

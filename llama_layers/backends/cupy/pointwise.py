@@ -22,7 +22,7 @@ _FORMAT = {"float32": 0, "bfloat16": 1, "float16": 2}  # as pointwise.cu has the
 def turn(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
     """RoPE in one pass over x [B, S, heads, D]."""
     form = _FORMAT.get(dtype_name(x.dtype))
-    if form is None or not x.size:
+    if form is None or not x.size or cos.shape != sin.shape:  # the kernel takes rows of one number
         return inspect.unwrap(portable_turn)(xp, x, cos, sin, layout)
     y = xp.empty(x.shape, dtype=x.dtype)
     half = x.shape[3] // 2

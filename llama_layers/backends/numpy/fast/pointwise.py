@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.backends.numpy import pointwise as by_numpy
+from llama_layers.backends.numpy.fast.formats import FLOAT32, readable, ready
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.backends.numpy.memory import empty
 
@@ -22,9 +23,10 @@ def normalise(xp: Any, x: NDArray[Any], weight: NDArray[Any], eps: float) -> NDA
     from llama_layers.backends.numpy.fast import elements  # loads numba, which takes a while
 
     y = empty(x.shape, np.float32)
-    rows, results = (array.reshape(-1, x.shape[-1]) for array in (x, y))
-    wide = np.require(weight, np.float32, ["C", "W"])
-    TEAM.run(threads(), elements.norm_part, rows, wide, np.float32(eps), results)
+    rows, results = (ready(array, np.float32).reshape(-1, x.shape[-1]) for array in (x, y))
+    TEAM.run(
+        threads(), elements.norm_part, rows, ready(weight, np.float32), np.float32(eps), results
+    )
     return y
 
 
@@ -32,13 +34,15 @@ def turn(
     xp: Any, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], layout: str
 ) -> NDArray[Any]:
     """RoPE of pairs i and i + D/2."""
-    as_it_lies = x.dtype == cos.dtype == np.float32 and x.strides[3] == 4
-    if layout != "half" or x.size < SMALL or not as_it_lies:
+    as_it_lies = readable(x) == FLOAT32 and x.strides[3] == 4
+    small = x.size == 0 or x.size < SMALL
+    # The kernel takes the rows of both tables from the same places.
+    if layout != "half" or small or not as_it_lies or cos.shape != sin.shape:
         return by_numpy.turn(xp, x, cos, sin, layout)
     from llama_layers.backends.numpy.fast import elements
 
     y = empty(x.shape, np.float32)
-    angles = [np.require(a, requirements=["C", "W"]).reshape(-1, *a.shape[-2:]) for a in (cos, sin)]
+    angles = [ready(a, np.float32).reshape(-1, *a.shape[-2:]) for a in (cos, sin)]
     steps = np.array(x.strides[:3])
     TEAM.run(threads(), elements.turn_part, x.ctypes.data, steps, *angles, y)
     return y
@@ -51,11 +55,12 @@ def gate_with_silu(xp: Any, gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any
     from llama_layers.backends.numpy.fast import elements
 
     y = empty(gate.shape, np.float32)
-    TEAM.run(threads(), elements.gate_part, *(array.reshape(-1) for array in (gate, up, y)))
+    numbers = (ready(array, np.float32).reshape(-1) for array in (gate, up, y))
+    TEAM.run(threads(), elements.gate_part, *numbers)
     return y
 
 
 def _many(x: NDArray[Any]) -> bool:
-    """Whether kernels take it: numba would compile them again for what is not writeable."""
-    usable = x.flags.c_contiguous and x.flags.writeable
-    return bool(x.dtype == np.float32 and usable and x.size >= SMALL)
+    """Whether kernels take it as it lies, and it is worth it; see `formats.ready`."""
+    usable = readable(x) == FLOAT32 and x.flags.c_contiguous and x.flags.writeable
+    return bool(usable and x.size and x.size >= SMALL)
