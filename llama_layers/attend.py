@@ -6,7 +6,13 @@ import math
 from typing import Any
 
 from llama_layers.backends.dispatch import portable
-from llama_layers.backends.dtypes import accumulate_format, dtype_name, dtype_of, float_format
+from llama_layers.backends.dtypes import (
+    accumulate_format,
+    check_bools,
+    dtype_name,
+    dtype_of,
+    float_format,
+)
 from llama_layers.backends.namespaces import namespace
 from llama_layers.mask import Mask
 from llama_layers.scalars import check_finite
@@ -108,8 +114,7 @@ def _check(xp: Any, q: Any, k: Any, v: Any, mask: Any | None) -> None:
         mask.check(q, k.shape[1])
     elif mask is not None:
         namespace(q=q, mask=mask)
-        if not xp.isdtype(mask.dtype, "bool"):
-            raise TypeError(f"mask: expected bool, got {dtype_name(mask.dtype)}")
+        check_bools("mask", mask)
         expected = (queries, k.shape[1])
         if tuple(mask.shape) not in (expected, (1, *expected), (batch, *expected)):
             raise ValueError(

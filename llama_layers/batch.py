@@ -6,7 +6,7 @@ from typing import Any
 
 from array_api_compat import device
 
-from llama_layers.backends.dtypes import dtype_name
+from llama_layers.backends.dtypes import INTEGERS, dtype_name
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import is_traced
 from llama_layers.cache import KVCache
@@ -26,7 +26,8 @@ def check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
         raise ValueError(
             f"cache: expected {config.num_hidden_layers} layers, got {len(cache.keys)}"
         )
-    expected = (x.shape[0], cache.capacity, config.num_key_value_heads, config.head_dim)
+    heads = (config.num_key_value_heads, config.head_dim)
+    expected = (x.shape[0], *cache.keys[0].shape[1:2], *heads)
     for name, arrays in (("keys", cache.keys), ("values", cache.values)):
         for array in arrays:
             if tuple(array.shape) != expected:
@@ -53,9 +54,9 @@ def kept_tokens(x: Any, attention_mask: Any | None, past: Any) -> Any | None:
     if attention_mask is None:
         return None
     xp = namespace(input_ids=x, attention_mask=attention_mask)
-    kind = attention_mask.dtype
-    if not (xp.isdtype(kind, "bool") or xp.isdtype(kind, "integral")):
-        raise TypeError(f"attention_mask: expected bool or integers, got {dtype_name(kind)}")
+    kind = dtype_name(attention_mask.dtype)
+    if kind != "bool" and kind not in INTEGERS:
+        raise TypeError(f"attention_mask: expected bool or integers, got {kind}")
     batch, count = x.shape[:2]
     widths = {count} if is_traced(past) else {count, int(past) + count}
     if attention_mask.ndim != 2 or (
@@ -65,7 +66,7 @@ def kept_tokens(x: Any, attention_mask: Any | None, past: Any) -> Any | None:
         raise ValueError(
             f"attention_mask: expected shape {expected}, got {list(attention_mask.shape)}"
         )
-    if not xp.isdtype(kind, "bool"):
+    if kind != "bool":
         if not is_traced(attention_mask) and bool(
             xp.any((attention_mask != 0) & (attention_mask != 1))
         ):

@@ -8,7 +8,7 @@ from typing import Any
 from array_api_compat import device
 
 from llama_layers.backends.dispatch import portable
-from llama_layers.backends.dtypes import dtype_name, float_format
+from llama_layers.backends.dtypes import check_bools, float_format
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import host, is_traced
 from llama_layers.cache_checks import checked_fields
@@ -177,7 +177,7 @@ class KVCache:
         count = int(count)
         if not is_traced(self.length) and int(self.length) + count > self.max_len:
             raise ValueError(
-                f"cache: expected room for {int(self.length) + count} tokens, got max_len = "
+                f"cache: expected room for {shown(int(self.length) + count)} tokens, got max_len = "
                 f"{self.max_len}"
             )
         if count > (most := self.most_at_once()):
@@ -193,8 +193,7 @@ class KVCache:
             counts = xp.zeros((batch,), dtype=xp.int32, device=where) + self.length
         if keep is None:
             keep = xp.ones((batch, count), dtype=xp.bool, device=where)
-        if not xp.isdtype(keep.dtype, "bool"):
-            raise TypeError(f"keep: expected bool, got {dtype_name(keep.dtype)}")
+        check_bools("keep", keep)
         if tuple(keep.shape) != (batch, count):
             raise ValueError(f"keep: expected shape {[batch, count]}, got {list(keep.shape)}")
         new = xp.sum(xp.astype(keep, xp.int32), axis=1, dtype=xp.int32)

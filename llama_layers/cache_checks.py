@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from array_api_compat import is_jax_array
 
-from llama_layers.backends.dtypes import check_integers, dtype_name
+from llama_layers.backends.dtypes import check_bools, check_integers
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import is_traced
 from llama_layers.scalars import MOST_TOKENS, check_count, is_integer, shown
@@ -45,7 +45,7 @@ def _check_buffers(cache: KVCache, keys: tuple[Any, ...], values: tuple[Any, ...
         for name, arrays in (("keys", keys), ("values", values))
         for index, array in enumerate(arrays)
     }
-    xp = namespace(**named, keep=cache.keep, counts=cache.counts)
+    namespace(**named, keep=cache.keep, counts=cache.counts)
     check_shape("keys[0]", keys[0], "B", "capacity", "num_kv_heads", "head_dim")
     for name, array in named.items():
         check_shape(name, array, *keys[0].shape)
@@ -54,8 +54,7 @@ def _check_buffers(cache: KVCache, keys: tuple[Any, ...], values: tuple[Any, ...
         raise ValueError("counts: expected with keep, and only with it")
     if cache.keep is None or cache.counts is None:
         return
-    if not xp.isdtype(cache.keep.dtype, "bool"):
-        raise TypeError(f"keep: expected bool, got {dtype_name(cache.keep.dtype)}")
+    check_bools("keep", cache.keep)
     check_integers("counts", cache.counts)
     shape = tuple(keys[0].shape[:2])
     for name, array, expected in (("keep", cache.keep, shape), ("counts", cache.counts, shape[:1])):

@@ -11,9 +11,9 @@ from typing import Any
 
 from array_api_compat import device
 
-from llama_layers.backends.dtypes import check_integers, dtype_name
+from llama_layers.backends.dtypes import check_bools, check_integers
 from llama_layers.backends.namespaces import namespace
-from llama_layers.scalars import check_count
+from llama_layers.scalars import check_count, is_integer
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +61,9 @@ class Mask:
             check_integers(name, array := getattr(self, name))
             if array.ndim != 1:
                 raise ValueError(f"{name}: expected one axis, got shape {list(array.shape)}")
-        xp = namespace(queries=self.queries, keys=self.keys, keep=self.keep)
+        namespace(queries=self.queries, keys=self.keys, keep=self.keep)
         if self.keep is not None:
-            if not xp.isdtype(self.keep.dtype, "bool"):
-                raise TypeError(f"keep: expected bool, got {dtype_name(self.keep.dtype)}")
+            check_bools("keep", self.keep)
             if self.keep.ndim != 2 or self.keep.shape[1] != self.keys.shape[0]:
                 raise ValueError(
                     f"keep: expected shape [B, {self.keys.shape[0]}], got {list(self.keep.shape)}"
@@ -84,7 +83,15 @@ class Mask:
         -------
         Array, shape [B, stop - start, T] or [1, stop - start, T], bool
             True where a query may attend to a key.
+
+        Raises
+        ------
+        TypeError
+            If `start` or `stop` is not an integer.
         """
+        for name, place in (("start", start), ("stop", stop)):
+            if not is_integer(place):
+                raise TypeError(f"{name}: expected an integer, got {type(place).__name__}")
         xp = namespace(queries=self.queries, keys=self.keys, keep=self.keep)
         integer = xp.asarray(0).dtype  # signed, and wide: unsigned differences would wrap
         queries = xp.astype(xp.expand_dims(self.queries[start:stop], axis=1), integer)

@@ -85,6 +85,13 @@ def check_integers(name: str, array: Any) -> None:
         raise TypeError(f"{name}: expected an integer dtype, got {found}")
 
 
+def check_bools(name: str, array: Any) -> None:
+    """Refuse what is not an array of bools."""
+    check_array(name, array)
+    if (found := dtype_name(array.dtype)) != "bool":
+        raise TypeError(f"{name}: expected bool, got {found}")
+
+
 def float_format(name: str, array: Any) -> FloatFormat:
     """The format of an array's numbers; a TypeError that names the argument if they are others."""
     check_array(name, array)

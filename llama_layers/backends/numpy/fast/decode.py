@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.numpy.fast.formats import CHUNK, MOST, ROWS, readable
+from llama_layers.backends.numpy.fast.formats import CHUNK, MOST, ROWS, readable, ready
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.cache import KVCache
 from llama_layers.config import LlamaConfig
@@ -137,8 +137,8 @@ def _run(
     TEAM.run(
         size, kernels.layers, sync, plan.kind, plan.addresses, caches,
         cache.capacity, int(cache.length) - seq, seq, np.float32(config.rms_norm_eps),
-        np.float32(1 / math.sqrt(width)), np.ascontiguousarray(cos), np.ascontiguousarray(sin),
-        allowed.view(np.uint8), mask_of, y, empty(size, max(hidden, inner, qkv)),
+        np.float32(1 / math.sqrt(width)), ready(cos, np.float32), ready(sin, np.float32),
+        ready(allowed, np.bool_).view(np.uint8), mask_of, y, empty(size, max(hidden, inner, qkv)),
         empty(size, tokens, hidden), empty(tokens, qkv), empty(tokens, chunks, heads, width),
         empty(tokens, chunks, heads, 2), empty(size, heads // kv_heads, CHUNK),
         empty(size, tokens, heads * width), empty(tokens, hidden), empty(tokens, inner),
