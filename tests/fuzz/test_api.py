@@ -46,7 +46,7 @@ def test_calls_are_the_same_again(api):
         (lambda: int("x"), ("ValueError", "invalid literal for int() with base 10: 'x'")),
         (lambda: len(5), ("TypeError", "object of type 'int' has no len()")),
         (lambda: {}[1], ("wrong exception KeyError", "1")),
-        (lambda: open("/nothing/there"), ("FileNotFoundError", None)),
+        (lambda: Path("/nothing/there").read_text(), ("FileNotFoundError", None)),
     ],
 )
 def test_outcomes(api, call, expected):
