@@ -43,9 +43,10 @@ def check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
         windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
         longest = None if None in windows else max(w for w in windows if w is not None)
         if longest is None or longest > cache.window:
+            sees = "every token" if longest is None else f"{longest} tokens"
             raise ValueError(
-                f"cache: expected to hold all that the layers see, {longest or 'every'} tokens, "
-                f"got a ring for a window of {cache.window}"
+                f"cache: expected to hold all that the layers see, {sees}, got a ring for a window "
+                f"of {cache.window}"
             )
 
 

@@ -80,7 +80,8 @@ def mlp(x: Any, w: MLPWeights, /, *, tap: Tap | None = None) -> Any:
         From the same library and device as `x`.
     tap : callable, optional
         ``tap(name, array) -> array``, called at ``gate_proj``, ``up_proj``, ``act`` (the gated
-        product) and ``down_proj``; what it returns takes the array's place.
+        product) and ``down_proj``; what it returns, of the same shape and dtype, takes
+        the array's place.
 
     Returns
     -------

@@ -53,7 +53,8 @@ def decoder_layer(
         on.
     tap : callable, optional
         ``tap(name, array) -> array``, called at each site with the name of its module inside the
-        layer: ``self_attn.q_proj``, say. What it returns takes the array's place.
+        layer: ``self_attn.q_proj``, say. What it returns, of the same shape and
+        dtype, takes the array's place.
 
     Returns
     -------
