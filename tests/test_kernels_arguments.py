@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from unittest import mock
 
@@ -14,12 +15,22 @@ from random_models import CONFIGS, GQA, layer_weights, model_of, random_weights
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
-from llama_layers import KVCache, Mask, apply_rope, attention, forward, linear, rms_norm, swiglu
+from llama_layers import (
+    KVCache,
+    Llama,
+    Mask,
+    apply_rope,
+    attention,
+    forward,
+    linear,
+    rms_norm,
+    swiglu,
+)
 from llama_layers.backends.numpy import BODIES, fast
 from llama_layers.backends.numpy.fast import attention as fast_attention
 from llama_layers.backends.numpy.fast import linear as fast_linear
 from llama_layers.backends.numpy.fast import pointwise
-from llama_layers.backends.numpy.fast.formats import ready
+from llama_layers.backends.numpy.fast.formats import FLOAT32, readable, ready
 from llama_layers.backends.numpy.fast.team import Team
 
 # Zero steps: every row is the first, for the other layouts too.
@@ -111,6 +122,63 @@ def test_arrays_made_ready(dtype):
         assert found.dtype == np.dtype(dtype)
         assert found.flags.carray
         np.testing.assert_array_equal(found, array)
+
+
+def test_what_kernels_read_from_where_it_lies():
+    array = numbers(4, 6)
+    readable_as_it_is = {"apart", "backwards", "apart and backwards", "columns first"}
+    readable_as_it_is |= {"read-only", "mapped"}
+    assert readable(array) == FLOAT32
+    for how, layout in LAYOUTS.items():
+        assert (readable(layout(array)) == FLOAT32) == (how in readable_as_it_is), how
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 0, 4, 8), (2, 5, 2, 8), (2, 5, 2, 8)),
+        ((2, 5, 4, 8), (2, 0, 2, 8), (2, 0, 2, 8)),
+        ((2, 5, 0, 8), (2, 5, 2, 8), (2, 5, 2, 8)),
+        ((2, 5, 4, 0), (2, 5, 2, 0), (2, 5, 2, 0)),
+        ((0, 5, 4, 8), (0, 5, 2, 8), (0, 5, 2, 8)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
+def test_sizes_of_zero(shapes, small):
+    q, k, v = (numbers(*shape) for shape in shapes)
+    found = attention(q, k, v)
+    assert found.shape == q.shape
+    assert not found.any()
+    table = np.ones((2, *shapes[0][1:2], shapes[0][3] // 2), np.float32)
+    assert apply_rope(q, *table).shape == q.shape
+    assert rms_norm(q, np.ones(q.shape[-1], np.float32), eps=1.0).shape == q.shape
+    assert swiglu(q, q).shape == q.shape
+    assert linear(q, numbers(6, q.shape[-1])).shape == (*q.shape[:-1], 6)
+
+
+class Later(Sequence):
+    """Layers that nobody looks at before they are used."""
+
+    def __init__(self, layers):
+        self.layers = layers
+
+    def __len__(self):
+        return len(self.layers)
+
+    def __getitem__(self, index):
+        return self.layers[index]
+
+
+def test_a_plan_is_for_the_sizes_of_one_config(small):
+    """Of weights that are not looked at when a model is made, and two configs of as many rows."""
+    model = model_of(GQA, random_weights(GQA, dtype=np.float32))
+    weights = replace(model.weights, layers=Later(model.weights.layers))
+    first = Llama(GQA, weights)
+    decoded(first, KVCache.create(first, 1, 8), np.array([[1]]))
+    other = replace(GQA, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
+    second = Llama(other, weights)
+    with pytest.raises(ValueError, match="expected shape"):
+        decoded(second, KVCache.create(second, 1, 8), np.array([[1]]))
 
 
 def decoded(model, cache, ids):
