@@ -133,7 +133,7 @@ def different(ours: list[Any], theirs: list[Any], rare: bool) -> str | None:
 
 
 def _close(a: np.ndarray, b: np.ndarray) -> bool:
-    if a.dtype.kind in "biu":
+    if a.dtype.kind in "biuc":
         return bool((a == b).all())
     coarse = a.dtype.itemsize == 2
     with np.errstate(all="ignore"):

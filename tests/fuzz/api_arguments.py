@@ -20,7 +20,7 @@ OTHER_DTYPES = (
     "?", "i1", "u1", "i4", "i8", "u8", "c8", "O", "U3", "S2", "g", "M8[s]", [("a", "f4")],
 )  # fmt: skip
 NUMBERS = (
-    0, -1, 1, 2, 7, True, 0.5, -0.0, 1e-300, 1e300, np.nan, np.inf, 2**31 - 1, 2**31, 2**63, 10**30,
+    0, -1, 1, 2, 7, True, 0.5, -0.0, 1e-300, 1e300, np.nan, np.inf, 2**31, 2**63, 10**30,
     10**400, -(10**400), 1j, np.int8(2), np.uint64(3), np.float32(0.5), np.float16(2), np.bool_(1),
 )  # fmt: skip
 OBJECTS = (
