@@ -1,5 +1,5 @@
 from .attend import attention
-from .cache import KVCache, LayerCache
+from .cache import KVCache
 from .checkpoint import load
 from .config import LlamaConfig
 from .embedding import embed
@@ -7,6 +7,7 @@ from .errors import BackendError, CheckpointError, ConfigError, TraceError
 from .feed_forward import mlp, swiglu
 from .generation import generate
 from .layer import decoder_layer
+from .layer_cache import LayerCache
 from .llama import Llama
 from .mask import Mask
 from .model import Output, forward

@@ -6,10 +6,16 @@ import math
 from typing import Any
 
 from llama_layers.backends.dispatch import portable
-from llama_layers.backends.dtypes import accumulate_format, dtype_name, dtype_of, float_format
+from llama_layers.backends.dtypes import (
+    accumulate_format,
+    check_bools,
+    dtype_name,
+    dtype_of,
+    float_format,
+)
 from llama_layers.backends.namespaces import namespace
 from llama_layers.mask import Mask
-from llama_layers.scalars import check_number
+from llama_layers.scalars import check_finite
 
 # Scores held at a time, over all heads and batches: 64 MiB in float32.
 SCORES = 1 << 24
@@ -81,11 +87,8 @@ def attention(
     xp = namespace(q=q, k=k, v=v)
     _check(xp, q, k, v, mask)
     if scale is None:
-        scale = 1 / math.sqrt(q.shape[3])
-    check_number("scale", scale)
-    if not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number, got {scale}")
-    return attend(xp, q, k, v, mask, float(scale))
+        scale = 1 / math.sqrt(max(1, q.shape[3]))
+    return attend(xp, q, k, v, mask, check_finite("scale", scale))
 
 
 def _check(xp: Any, q: Any, k: Any, v: Any, mask: Any | None) -> None:
@@ -111,8 +114,7 @@ def _check(xp: Any, q: Any, k: Any, v: Any, mask: Any | None) -> None:
         mask.check(q, k.shape[1])
     elif mask is not None:
         namespace(q=q, mask=mask)
-        if not xp.isdtype(mask.dtype, "bool"):
-            raise TypeError(f"mask: expected bool, got {dtype_name(mask.dtype)}")
+        check_bools("mask", mask)
         expected = (queries, k.shape[1])
         if tuple(mask.shape) not in (expected, (1, *expected), (batch, *expected)):
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from array_api_compat import device
 
-from llama_layers.backends.dtypes import dtype_name
+from llama_layers.backends.dtypes import INTEGERS, dtype_name
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import is_traced
 from llama_layers.cache import KVCache
@@ -15,7 +15,10 @@ from llama_layers.mask import Mask, slots
 
 
 def check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
-    """Refuse a cache that is not for the tokens of x [B, S, H] or not for this model."""
+    """Refuse a cache that is not for the tokens of x [B, S, H] or not for this model.
+
+    Its arrays are looked at each time: their shapes can be changed in place.
+    """
     if not isinstance(cache, KVCache):
         raise TypeError(f"cache: expected a KVCache, got {type(cache).__name__}")
     namespace(input_ids=x, cache=cache.keys[0])
@@ -23,16 +26,28 @@ def check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
         raise ValueError(
             f"cache: expected {config.num_hidden_layers} layers, got {len(cache.keys)}"
         )
-    expected = (x.shape[0], cache.capacity, config.num_key_value_heads, config.head_dim)
-    if tuple(cache.keys[0].shape) != expected:
-        raise ValueError(
-            f"cache: expected keys of shape {list(expected)}, got {list(cache.keys[0].shape)}"
-        )
-    if cache.keys[0].dtype != x.dtype:
-        raise TypeError(
-            f"cache: expected the dtype of the activations, {dtype_name(x.dtype)}, "
-            f"got {dtype_name(cache.keys[0].dtype)}"
-        )
+    heads = (config.num_key_value_heads, config.head_dim)
+    expected = (x.shape[0], *cache.keys[0].shape[1:2], *heads)
+    for name, arrays in (("keys", cache.keys), ("values", cache.values)):
+        for array in arrays:
+            if tuple(array.shape) != expected:
+                raise ValueError(
+                    f"cache: expected {name} of shape {list(expected)}, got {list(array.shape)}"
+                )
+            if array.dtype != x.dtype and dtype_name(array.dtype) != dtype_name(x.dtype):
+                raise TypeError(
+                    f"cache: expected the dtype of the activations, {dtype_name(x.dtype)}, "
+                    f"got {dtype_name(array.dtype)}"
+                )
+    if cache.window is not None and cache.capacity < cache.max_len:
+        windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
+        longest = None if None in windows else max(w for w in windows if w is not None)
+        if longest is None or longest > cache.window:
+            sees = "every token" if longest is None else f"{longest} tokens"
+            raise ValueError(
+                f"cache: expected to hold all that the layers see, {sees}, got a ring for a window "
+                f"of {cache.window}"
+            )
 
 
 def kept_tokens(x: Any, attention_mask: Any | None, past: Any) -> Any | None:
@@ -40,9 +55,9 @@ def kept_tokens(x: Any, attention_mask: Any | None, past: Any) -> Any | None:
     if attention_mask is None:
         return None
     xp = namespace(input_ids=x, attention_mask=attention_mask)
-    kind = attention_mask.dtype
-    if not (xp.isdtype(kind, "bool") or xp.isdtype(kind, "integral")):
-        raise TypeError(f"attention_mask: expected bool or integers, got {dtype_name(kind)}")
+    kind = dtype_name(attention_mask.dtype)
+    if kind != "bool" and kind not in INTEGERS:
+        raise TypeError(f"attention_mask: expected bool or integers, got {kind}")
     batch, count = x.shape[:2]
     widths = {count} if is_traced(past) else {count, int(past) + count}
     if attention_mask.ndim != 2 or (
@@ -52,7 +67,7 @@ def kept_tokens(x: Any, attention_mask: Any | None, past: Any) -> Any | None:
         raise ValueError(
             f"attention_mask: expected shape {expected}, got {list(attention_mask.shape)}"
         )
-    if not xp.isdtype(kind, "bool"):
+    if kind != "bool":
         if not is_traced(attention_mask) and bool(
             xp.any((attention_mask != 0) & (attention_mask != 1))
         ):
@@ -75,8 +90,10 @@ def token_positions(x: Any, keep: Any | None, cache: KVCache | None) -> Any:
     return xp.where(counted > 0, counted - 1, xp.zeros_like(counted))
 
 
-def check_last(keep: Any | None) -> None:
-    """Refuse sequences that end in padding: the logits after it are of no use."""
+def check_last(x: Any, keep: Any | None) -> None:
+    """Refuse sequences without a token, or that end in padding, whose logits are of no use."""
+    if not x.shape[1]:
+        raise ValueError("last_only: expected at least one token, got none")
     if keep is None or is_traced(keep):
         return
     xp = namespace(attention_mask=keep)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from array_api_compat import device
 
 from llama_layers.backends.dispatch import portable
-from llama_layers.backends.dtypes import dtype_name
+from llama_layers.backends.dtypes import check_bools, float_format
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import host, is_traced
+from llama_layers.cache_checks import checked_fields
 from llama_layers.config import LlamaConfig
 from llama_layers.llama import Llama, check_model
 from llama_layers.mask import slots
-from llama_layers.scalars import check_count, is_integer
+from llama_layers.scalars import MOST_TOKENS, check_count, is_integer, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,13 @@ class KVCache:
         How many tokens of each sequence are no padding; None if all are.
     room : int
         Tokens that `extend` last made room for, and `append` takes; 0 after a `forward`.
+
+    Raises
+    ------
+    TypeError
+        If an attribute is of another type, or an array comes from another library than the first.
+    ValueError
+        If the arrays do not fit each other, or a number is out of range.
     """
 
     keys: tuple[Any, ...]
@@ -54,6 +62,10 @@ class KVCache:
     keep: Any | None = None
     counts: Any | None = None
     room: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in checked_fields(self).items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def create(
@@ -91,6 +103,9 @@ class KVCache:
 
         Raises
         ------
+        TypeError
+            If the first argument is neither a model nor a config, or `like` is not an array of
+            floats.
         ValueError
             If a count is not positive, or `rolling` is given and a layer has no window.
 
@@ -108,16 +123,17 @@ class KVCache:
             check_model(model_or_config)
             config = model_or_config.config
             like = model_or_config.activations_like() if like is None else like
-        check_count("batch", batch)
-        check_count("max_len", max_len)
-        capacity, window = max_len, None
+        batch = check_count("batch", batch, MOST_TOKENS)
+        capacity = max_len = check_count("max_len", max_len, MOST_TOKENS)
+        window = None
         if rolling is not None:
-            check_count("rolling", rolling)
+            rolling = check_count("rolling", rolling)
             window = config.sliding_window
             if window is None or "full_attention" in (config.layer_types or ()):
                 raise ValueError("rolling: expected a config with a sliding window on every layer")
             capacity = min(max_len, window + rolling - 1)
         xp = namespace(like=like)
+        float_format("like", like)
         make_traceable(
             xp, cls, ("keys", "values", "length", "keep", "counts"), ("max_len", "window", "room")
         )
@@ -157,15 +173,16 @@ class KVCache:
             If they do not fit, or `count` or `keep` is not as above; nothing is written then.
         """
         if not is_integer(count) or count < 0:
-            raise ValueError(f"count: expected an integer from 0 on, got {count!r}")
+            raise ValueError(f"count: expected an integer from 0 on, got {shown(count)}")
+        count = int(count)
         if not is_traced(self.length) and int(self.length) + count > self.max_len:
             raise ValueError(
-                f"cache: expected room for {int(self.length) + count} tokens, got max_len = "
+                f"cache: expected room for {shown(int(self.length) + count)} tokens, got max_len = "
                 f"{self.max_len}"
             )
         if count > (most := self.most_at_once()):
             raise ValueError(f"cache: expected at most {most} tokens at a time, got {count}")
-        longer = replace(self, length=self.length + count, room=int(count))
+        longer = changed(self, length=self.length + count, room=count)
         if keep is None and self.keep is None:
             return longer
         xp = namespace(cache=self.keys[0], keep=keep)
@@ -176,13 +193,12 @@ class KVCache:
             counts = xp.zeros((batch,), dtype=xp.int32, device=where) + self.length
         if keep is None:
             keep = xp.ones((batch, count), dtype=xp.bool, device=where)
-        if not xp.isdtype(keep.dtype, "bool"):
-            raise TypeError(f"keep: expected bool, got {dtype_name(keep.dtype)}")
+        check_bools("keep", keep)
         if tuple(keep.shape) != (batch, count):
             raise ValueError(f"keep: expected shape {[batch, count]}, got {list(keep.shape)}")
         new = xp.sum(xp.astype(keep, xp.int32), axis=1, dtype=xp.int32)
         kept = write_tokens(xp, kept, self.length, keep)
-        return replace(longer, keep=kept, counts=counts + new)
+        return changed(longer, keep=kept, counts=counts + new)
 
     def copy(self) -> KVCache:
         """A cache of its own memory, to go on from the same tokens in two ways.
@@ -192,7 +208,7 @@ class KVCache:
         KVCache
             With the same tokens; neither changes the other.
         """
-        return replace(
+        return changed(
             self,
             keys=tuple(map(_copied, self.keys)),
             values=tuple(map(_copied, self.values)),
@@ -227,30 +243,34 @@ class KVCache:
             If library, device, dtype or shape are not those of the cache, it was not extended by
             S tokens last, or there is no such layer; nothing is written then.
         """
-        if not is_integer(layer) or not 0 <= layer < len(self.keys):
-            raise ValueError(
-                f"layer: expected an integer from 0 to {len(self.keys) - 1}, got {layer!r}"
-            )
+        self.check_layer(layer)
         xp = namespace(cache=self.keys[layer], k=k, v=v)
         batch, _, heads, width = self.keys[layer].shape
-        shape = (batch, self.room, heads, width)
+        shape, form = (batch, self.room, heads, width), float_format("cache", self.keys[layer])
         for name, array in (("k", k), ("v", v)):
+            found = float_format(name, array)
             if tuple(array.shape) != shape:
                 raise ValueError(
                     f"{name}: expected shape {list(shape)}, for the {self.room} tokens that the "
                     f"cache was last extended by, got {list(array.shape)}"
                 )
-            if array.dtype != self.keys[layer].dtype:
+            if found is not form:
                 raise TypeError(
-                    f"{name}: expected the dtype of the cache, "
-                    f"{dtype_name(self.keys[layer].dtype)}, got {dtype_name(array.dtype)}"
+                    f"{name}: expected the dtype of the cache, {form.name}, got {found.name}"
                 )
         first = self.length - k.shape[1]
-        return replace(
+        return changed(
             self,
             keys=_replaced(self.keys, layer, write_tokens(xp, self.keys[layer], first, k)),
             values=_replaced(self.values, layer, write_tokens(xp, self.values[layer], first, v)),
         )
+
+    def check_layer(self, layer: Any) -> None:
+        """Refuse what is not the number of a layer."""
+        if not is_integer(layer) or not 0 <= layer < len(self.keys):
+            raise ValueError(
+                f"layer: expected an integer from 0 to {len(self.keys) - 1}, got {shown(layer)}"
+            )
 
     def visible(self, array: Any, /) -> Any:
         """The part of a buffer that tokens have reached; all of it where that is not known."""
@@ -274,31 +294,6 @@ class KVCache:
         return xp.where(latest < 0, -xp.ones_like(latest), latest)
 
 
-class LayerCache:
-    """One layer's view of a `KVCache`, which it replaces with each append.
-
-    Parameters
-    ----------
-    cache : KVCache
-        The cache as it is before the layer, made longer with `KVCache.extend` by the tokens that
-        come, once for all layers.
-    layer : int
-        Which layer.
-    """
-
-    def __init__(self, cache: KVCache, layer: int) -> None:
-        self.cache = cache
-        self.layer = layer
-
-    def append(self, k: Any, v: Any, /) -> tuple[Any, Any]:
-        """Write new keys and values; all that are visible now come back."""
-        self.cache = self.cache.append(self.layer, k, v)
-        return (
-            self.cache.visible(self.cache.keys[self.layer]),
-            self.cache.visible(self.cache.values[self.layer]),
-        )
-
-
 @portable
 def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
     """Write a block [B, S, ...] into a ring buffer [B, capacity, ...] from a slot on, in place."""
@@ -316,6 +311,13 @@ def make_traceable(
     xp: Any, cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]
 ) -> None:
     """Tell a compiling library what in a dataclass is data; for most there is nothing to tell."""
+
+
+def changed(cache: KVCache, **fields: Any) -> KVCache:
+    """A cache with other fields, which fit as those before them did: nothing is checked again."""
+    new = object.__new__(KVCache)
+    vars(new).update(vars(cache) | fields)
+    return new
 
 
 def _replaced(arrays: tuple[Any, ...], index: int, array: Any) -> tuple[Any, ...]:

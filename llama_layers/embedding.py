@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from llama_layers.backends.dispatch import portable
+from llama_layers.backends.dtypes import check_array, check_integers
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import is_traced
 
@@ -41,8 +42,8 @@ def embed(input_ids: Any, table: Any, /) -> Any:
             [1., 2.]]])
     """
     xp = namespace(input_ids=input_ids, table=table)
-    if not xp.isdtype(input_ids.dtype, "integral"):
-        raise TypeError(f"input_ids: expected an integer dtype, got {input_ids.dtype}")
+    check_integers("input_ids", input_ids)
+    check_array("table", table)
     if input_ids.ndim != 2:
         raise ValueError(f"input_ids: expected shape [B, S], got {list(input_ids.shape)}")
     if table.ndim != 2:

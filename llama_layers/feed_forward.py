@@ -8,7 +8,7 @@ from llama_layers.backends.dispatch import portable
 from llama_layers.backends.dtypes import accumulate_format, dtype_of, float_format
 from llama_layers.backends.namespaces import namespace
 from llama_layers.projection import linear
-from llama_layers.tap import Tap, untouched
+from llama_layers.tap import Tap, checked
 from llama_layers.weights import MLPWeights
 
 
@@ -47,8 +47,9 @@ def swiglu(gate: Any, up: Any, /) -> Any:
     array([   0., 2000.,   -0.])
     """
     xp = namespace(gate=gate, up=up)
-    if float_format("up", up) is not float_format("gate", gate):
-        raise TypeError(f"up: expected the dtype of gate, {gate.dtype}, got {up.dtype}")
+    form, found = float_format("gate", gate), float_format("up", up)
+    if found is not form:
+        raise TypeError(f"up: expected the dtype of gate, {form.name}, got {found.name}")
     if tuple(up.shape) != tuple(gate.shape):
         raise ValueError(f"up: expected shape {list(gate.shape)} of gate, got {list(up.shape)}")
     return gate_with_silu(xp, gate, up)
@@ -79,7 +80,8 @@ def mlp(x: Any, w: MLPWeights, /, *, tap: Tap | None = None) -> Any:
         From the same library and device as `x`.
     tap : callable, optional
         ``tap(name, array) -> array``, called at ``gate_proj``, ``up_proj``, ``act`` (the gated
-        product) and ``down_proj``; what it returns takes the array's place.
+        product) and ``down_proj``; what it returns, of the same shape and dtype, takes
+        the array's place.
 
     Returns
     -------
@@ -88,8 +90,10 @@ def mlp(x: Any, w: MLPWeights, /, *, tap: Tap | None = None) -> Any:
 
     Raises
     ------
+    TypeError
+        If `w` is not MLPWeights or `tap` cannot be called.
     TypeError, ValueError
-        As `linear` does.
+        As `linear` does, or if `tap` gives an array of another shape or dtype.
 
     References
     ----------
@@ -104,7 +108,9 @@ def mlp(x: Any, w: MLPWeights, /, *, tap: Tap | None = None) -> Any:
     >>> mlp(np.zeros((1, 2, 4)), w).shape
     (1, 2, 4)
     """
-    tap = tap or untouched
+    if not isinstance(w, MLPWeights):
+        raise TypeError(f"w: expected MLPWeights, got {type(w).__name__}")
+    tap = checked(tap)
     gate = tap("gate_proj", linear(x, w.gate_proj, w.gate_bias))
     up = tap("up_proj", linear(x, w.up_proj, w.up_bias))
     gated = tap("act", swiglu(gate, up))

@@ -8,13 +8,14 @@ from typing import Any
 from array_api_compat import device
 
 from llama_layers.backends.dispatch import portable
+from llama_layers.backends.dtypes import check_integers
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, to_numpy
 from llama_layers.cache import KVCache
 from llama_layers.llama import Llama, check_model
 from llama_layers.model import forward
 from llama_layers.sampling import check_options, random_generator, sample
-from llama_layers.scalars import check_count, check_number, is_integer
+from llama_layers.scalars import MOST_TOKENS, check_count, check_finite, is_integer, shown
 
 # Prompt tokens that go through the model at once where the cache is a ring.
 CHUNK = 512
@@ -94,12 +95,13 @@ def generate(
     """
     check_model(model)
     xp = namespace(input_ids=input_ids, attention_mask=attention_mask)
+    check_integers("input_ids", input_ids)
     if input_ids.ndim != 2 or not input_ids.shape[1]:
         raise ValueError(
             f"input_ids: expected shape [B, S] with at least one token, got {list(input_ids.shape)}"
         )
-    check_count("max_new_tokens", max_new_tokens)
-    check_number("repetition_penalty", repetition_penalty)
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens, MOST_TOKENS)
+    repetition_penalty = check_finite("repetition_penalty", repetition_penalty)
     if not repetition_penalty > 0:
         raise ValueError(f"repetition_penalty: expected more than 0, got {repetition_penalty}")
     check_options(temperature, top_k, top_p, min_p)
@@ -108,13 +110,12 @@ def generate(
     ends = _ends(model, eos_token_id)
     if attention_mask is not None:
         _check_prompts(xp, input_ids, attention_mask)
-    # As Python's integer: a sum with one of a few bits would overflow.
-    prefilled = _prefill(model, input_ids, attention_mask, cache, int(max_new_tokens))
+    prefilled = _prefill(model, input_ids, attention_mask, cache, max_new_tokens)
     return _steps(
         model,
         prefilled,
         _seen(model, input_ids, attention_mask) if repetition_penalty != 1 else None,
-        float(repetition_penalty),  # a NumPy scalar would widen the logits
+        repetition_penalty,
         max_new_tokens,
         ends,
         options,
@@ -141,7 +142,7 @@ def _ends(model: Llama, eos_token_id: int | tuple[int, ...] | None) -> tuple[int
     ends = tuple(given) if isinstance(given, tuple | list) else () if given is None else (given,)
     for end in ends:
         if not is_integer(end) or (end < 0 and eos_token_id is not None):
-            raise ValueError(f"eos_token_id: expected token ids, zero or more, got {end!r}")
+            raise ValueError(f"eos_token_id: expected token ids, zero or more, got {shown(end)}")
     return ends
 
 
@@ -156,6 +157,8 @@ def _prefill(
         windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
         rolling = None if None in windows else CHUNK
         cache = KVCache.create(model, batch, count + more, rolling=rolling)
+    elif not isinstance(cache, KVCache):
+        raise TypeError(f"cache: expected a KVCache, got {type(cache).__name__}")
     elif cache.length + count + more > cache.max_len:
         raise ValueError(
             f"cache: expected room for {cache.length + count + more} tokens, got max_len = "

@@ -7,13 +7,13 @@ from typing import Any
 
 from llama_layers.attend import attention
 from llama_layers.backends.namespaces import namespace
-from llama_layers.cache import LayerCache
 from llama_layers.config import LlamaConfig
 from llama_layers.feed_forward import mlp
+from llama_layers.layer_cache import LayerCache
 from llama_layers.norm import rms_norm
 from llama_layers.projection import linear, qkv_projection
 from llama_layers.rope import apply_rope
-from llama_layers.tap import Tap, inside, untouched
+from llama_layers.tap import Tap, checked, inside
 from llama_layers.weights import AttentionWeights, LayerWeights
 
 
@@ -53,7 +53,8 @@ def decoder_layer(
         on.
     tap : callable, optional
         ``tap(name, array) -> array``, called at each site with the name of its module inside the
-        layer: ``self_attn.q_proj``, say. What it returns takes the array's place.
+        layer: ``self_attn.q_proj``, say. What it returns, of the same shape and
+        dtype, takes the array's place.
 
     Returns
     -------
@@ -118,7 +119,7 @@ def decoder_layer(
     True
     """
     _check(w, config, rope, cache)
-    tap = tap or untouched
+    tap = checked(tap)
     eps = config.rms_norm_eps
     normed = tap("input_layernorm", rms_norm(x, w.input_layernorm, eps=eps))
     x = x + _self_attention(normed, w.self_attn, rope, mask, cache, inside(tap, "self_attn"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llama_layers.backends.namespaces import namespace
 from llama_layers.config import LlamaConfig
 from llama_layers.embedding import activations
+from llama_layers.fitting import check_layer_count, check_weights
 from llama_layers.state_dict import weights_of
 from llama_layers.weights import LlamaWeights
 
@@ -36,9 +37,9 @@ class Llama:
     Raises
     ------
     TypeError
-        If `config`, `weights` or `generation_config` is of another type.
+        If an attribute is of another type.
     ValueError
-        If the weights are of another number of layers than the config says.
+        If the weights are of another number of layers or other shapes than the config says.
     """
 
     config: LlamaConfig
@@ -51,12 +52,12 @@ class Llama:
         for name, kind in kinds.items():
             if not isinstance(given := getattr(self, name), kind):
                 raise TypeError(f"{name}: expected {kind.__name__}, got {type(given).__name__}")
-        layers = len(self.weights.layers)
-        if layers != self.config.num_hidden_layers:
-            raise ValueError(
-                f"weights: expected {self.config.num_hidden_layers} layers, as config says, "
-                f"got {layers}"
+        if not (self.open_tokenizer is None or callable(self.open_tokenizer)):
+            raise TypeError(
+                f"open_tokenizer: expected a callable or None, "
+                f"got {type(self.open_tokenizer).__name__}"
             )
+        check_weights(self.weights, self.config)
 
     @classmethod
     def from_state_dict(
@@ -146,6 +147,10 @@ class Llama:
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no model: the name of one, say, which `load` would have made one of."""
+    """Refuse what is no model: the name of one, say, which `load` would have made one of.
+
+    The layers may be a list, which can have become longer or shorter since the model was made.
+    """
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, as load gives it, got {type(model).__name__}")
+    check_layer_count(model.weights, model.config)

@@ -11,9 +11,9 @@ from typing import Any
 
 from array_api_compat import device
 
-from llama_layers.backends.dtypes import dtype_name
+from llama_layers.backends.dtypes import check_bools, check_integers
 from llama_layers.backends.namespaces import namespace
-from llama_layers.scalars import check_count
+from llama_layers.scalars import check_count, is_integer
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,13 @@ class Mask:
     keep : Array, shape [B, T], bool, or None
         Whether a key is a token and no padding.
 
+    Raises
+    ------
+    TypeError
+        If an array is of another dtype, or comes from another library than the first.
+    ValueError
+        If a shape does not fit, or the window is not a positive integer.
+
     Examples
     --------
     >>> import numpy as np
@@ -50,8 +57,19 @@ class Mask:
     keep: Any | None = None
 
     def __post_init__(self) -> None:
+        for name in ("queries", "keys"):
+            check_integers(name, array := getattr(self, name))
+            if array.ndim != 1:
+                raise ValueError(f"{name}: expected one axis, got shape {list(array.shape)}")
+        namespace(queries=self.queries, keys=self.keys, keep=self.keep)
+        if self.keep is not None:
+            check_bools("keep", self.keep)
+            if self.keep.ndim != 2 or self.keep.shape[1] != self.keys.shape[0]:
+                raise ValueError(
+                    f"keep: expected shape [B, {self.keys.shape[0]}], got {list(self.keep.shape)}"
+                )
         if self.window is not None:
-            check_count("window", self.window)
+            object.__setattr__(self, "window", check_count("window", self.window))
 
     def rows(self, start: int, stop: int, /) -> Any:
         """The mask of the queries from `start` to before `stop`.
@@ -65,14 +83,22 @@ class Mask:
         -------
         Array, shape [B, stop - start, T] or [1, stop - start, T], bool
             True where a query may attend to a key.
+
+        Raises
+        ------
+        TypeError
+            If `start` or `stop` is not an integer.
         """
+        for name, place in (("start", start), ("stop", stop)):
+            if not is_integer(place):
+                raise TypeError(f"{name}: expected an integer, got {type(place).__name__}")
         xp = namespace(queries=self.queries, keys=self.keys, keep=self.keep)
         integer = xp.asarray(0).dtype  # signed, and wide: unsigned differences would wrap
         queries = xp.astype(xp.expand_dims(self.queries[start:stop], axis=1), integer)
         keys = xp.astype(xp.expand_dims(self.keys, axis=0), integer)
         allowed = (keys >= 0) & (keys <= queries)
-        if self.window is not None:
-            allowed = allowed & (keys > queries - self.window)
+        if self.window is not None:  # a longer one than integers count hides nothing
+            allowed = allowed & (keys > queries - min(self.window, xp.iinfo(integer).max))
         allowed = xp.expand_dims(allowed, axis=0)
         if self.keep is not None:
             allowed = allowed & xp.expand_dims(self.keep, axis=1)
@@ -81,17 +107,14 @@ class Mask:
     def check(self, q: Any, keys: int) -> None:
         """Refuse a mask that is not for the queries of q [B, S, ...] and so many keys."""
         batch, queries = q.shape[:2]
-        for name, array, shape, kind in (
-            ("mask.queries", self.queries, (queries,), "integral"),
-            ("mask.keys", self.keys, (keys,), "integral"),
-            ("mask.keep", self.keep, (batch, keys), "bool"),
+        for name, array, shape in (
+            ("mask.queries", self.queries, (queries,)),
+            ("mask.keys", self.keys, (keys,)),
+            ("mask.keep", self.keep, (batch, keys)),
         ):
             if array is None:
                 continue
-            xp = namespace(**{"q": q, name: array})
-            if not xp.isdtype(array.dtype, kind):
-                expected = "bool" if kind == "bool" else "an integer dtype"
-                raise TypeError(f"{name}: expected {expected}, got {dtype_name(array.dtype)}")
+            namespace(**{"q": q, name: array})
             if tuple(array.shape) != shape:
                 raise ValueError(f"{name}: expected shape {list(shape)}, got {list(array.shape)}")
 

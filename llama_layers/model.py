@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llama_layers.backends.dispatch import portable
@@ -16,9 +15,10 @@ from llama_layers.batch import (
     layer_masks,
     token_positions,
 )
-from llama_layers.cache import KVCache, LayerCache
+from llama_layers.cache import KVCache, changed
 from llama_layers.embedding import activations, embed
 from llama_layers.layer import decoder_layer
+from llama_layers.layer_cache import LayerCache
 from llama_layers.llama import Llama, check_model
 from llama_layers.mask import Mask
 from llama_layers.norm import rms_norm
@@ -78,7 +78,8 @@ def forward(
     Raises
     ------
     TypeError
-        If ids, positions or mask are of another library or a wrong dtype.
+        If ids, positions or mask are of another library or a wrong dtype, or another argument is
+        of another type.
     ValueError
         If a shape does not fit, an id or position is out of range, or the cache is too short;
         the cache is untouched then.
@@ -103,6 +104,8 @@ def forward(
     """
     check_model(model)
     tap = checked(tap)
+    if not isinstance(last_only, bool):
+        raise TypeError(f"last_only: expected a bool, got {type(last_only).__name__}")
     config, weights = model.config, model.weights
     x = embed(input_ids, weights.embed_tokens)
     x = tap("model.embed_tokens", activations(namespace(x=x), x))
@@ -110,7 +113,7 @@ def forward(
         check_cache(x, config, cache)
     keep = kept_tokens(x, attention_mask, 0 if cache is None else cache.length)
     if last_only:
-        check_last(keep)
+        check_last(x, keep)
     if positions is None:
         positions = token_positions(x, keep, cache)
     check_positions(x, positions)
@@ -120,7 +123,7 @@ def forward(
     masks = layer_masks(x, config, keep, cache)
     x, cache = decoder_layers(namespace(x=x), x, model, rope, masks, cache, tap)
     if cache is not None:
-        cache = replace(cache, room=0)
+        cache = changed(cache, room=0)
     if last_only:
         x = x[:, -1:, :]
     x = tap("model.norm", rms_norm(x, weights.norm, eps=config.rms_norm_eps))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from llama_layers.backends.dispatch import portable
 from llama_layers.backends.dtypes import accumulate_format, check_widens, dtype_of, float_format
 from llama_layers.backends.namespaces import namespace
-from llama_layers.scalars import check_number
+from llama_layers.scalars import check_finite
 
 
 def rms_norm(x: Any, weight: Any, /, *, eps: float) -> Any:
@@ -66,10 +65,7 @@ def rms_norm(x: Any, weight: Any, /, *, eps: float) -> Any:
         raise ValueError(
             f"weight: expected shape [{x.shape[-1]}], the last axis of x, got {list(weight.shape)}"
         )
-    check_number("eps", eps)
-    if not (math.isfinite(eps) and eps >= 0):
-        raise ValueError(f"eps: expected a finite number, zero or more, got {eps}")
-    return normalise(xp, x, weight, float(eps))  # a NumPy scalar would widen the arrays
+    return normalise(xp, x, weight, check_finite("eps", eps, negative=False))
 
 
 @portable

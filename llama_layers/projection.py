@@ -137,6 +137,7 @@ def qkv_projection(x: Any, w: QKVWeights, /) -> QKV:
     if not isinstance(w, QKVWeights):
         raise TypeError(f"w: expected QKVWeights, got {type(w).__name__}")
     xp = namespace(x=x, w=w.fused)
+    float_format("x", x)
     if x.ndim != 3 or x.shape[2] != w.hidden_size:
         raise ValueError(f"x: expected shape [batch, seq, {w.hidden_size}], got {list(x.shape)}")
     y = linear(x, w.fused, w.bias)

@@ -8,12 +8,12 @@ from typing import Any, Literal
 from array_api_compat import device
 
 from llama_layers.backends.dispatch import portable
-from llama_layers.backends.dtypes import accumulate_format, float_format
+from llama_layers.backends.dtypes import accumulate_format, check_integers, float_format
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, is_traced, to_numpy
 from llama_layers.config import LlamaConfig
 from llama_layers.rope_scaling import RopeScaling
-from llama_layers.scalars import check_count
+from llama_layers.scalars import check_choice, check_count
 
 
 def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
@@ -190,7 +190,8 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
     Raises
     ------
     TypeError
-        If the positions are no integers.
+        If the positions are no integers, `config` is of another type, or `like` is not an array of
+        floats.
     ValueError
         If their shape is another, or one is negative. Positions that a compiler traces cannot be
         looked at; they index a table of ``max_position_embeddings`` rows, and "dynamic" scaling
@@ -206,8 +207,9 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
     ((2, 64), 1.0, 0.0)
     """
     xp = namespace(positions=positions)
-    if not xp.isdtype(positions.dtype, "integral"):
-        raise TypeError(f"positions: expected an integer dtype, got {positions.dtype}")
+    check_integers("positions", positions)
+    if not isinstance(config, LlamaConfig):
+        raise TypeError(f"config: expected LlamaConfig, got {type(config).__name__}")
     if positions.ndim not in (1, 2):
         raise ValueError(f"positions: expected shape [S] or [B, S], got {list(positions.shape)}")
     if is_traced(positions):
@@ -289,20 +291,19 @@ def apply_rope(
     array([[[[0., 1.]]]])
     """
     xp = namespace(x=x, cos=cos, sin=sin)
+    table = accumulate_format(float_format("x", x))
     if x.ndim != 4 or x.shape[3] % 2:
         raise ValueError(f"x: expected shape [B, S, heads, D] with an even D, got {list(x.shape)}")
-    table = accumulate_format(float_format("x", x))
     expected = (x.shape[1], x.shape[3] // 2)
     for name, array in (("cos", cos), ("sin", sin)):
+        if (found := float_format(name, array)) is not table:
+            raise TypeError(f"{name}: expected {table.name} for x, got {found.name}")
         if tuple(array.shape) not in (expected, (1, *expected), (x.shape[0], *expected)):
             raise ValueError(
                 f"{name}: expected shape {list(expected)} or {[x.shape[0], *expected]} for x "
                 f"{list(x.shape)}, got {list(array.shape)}"
             )
-        if float_format(name, array) is not table:
-            raise TypeError(f"{name}: expected {table.name} for x, got {array.dtype}")
-    if layout not in ("half", "interleaved"):
-        raise ValueError(f"layout: expected 'half' or 'interleaved', got {layout!r}")
+    check_choice("layout", layout, "half", "interleaved")
     return turn(xp, x, cos, sin, layout)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from array_api_compat import device
@@ -10,7 +9,7 @@ from array_api_compat import device
 from llama_layers.backends.dtypes import float_format
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, to_numpy
-from llama_layers.scalars import check_count, check_number
+from llama_layers.scalars import check_count, check_finite, check_number, shown
 
 
 def sample(
@@ -78,10 +77,12 @@ def sample(
     if logits.ndim != 2 or not logits.shape[1]:
         raise ValueError(f"logits: expected shape [B, vocab_size], got {list(logits.shape)}")
     check_options(temperature, top_k, top_p, min_p)
+    temperature = float(temperature)
     if bool(xp.any(logits != logits)):
         raise ValueError("logits: expected numbers, got NaN")
     if temperature == 0:
         return xp.argmax(logits, axis=-1)
+    top_p, min_p = (None if p is None else float(p) for p in (top_p, min_p))
     weights = _weights(_below_largest(logits, temperature), top_k, top_p, min_p)
     cumulative = host.cumsum(weights, axis=-1)
     drawn = random_generator(rng).random((logits.shape[0], 1)) * cumulative[:, -1:]
@@ -94,18 +95,16 @@ def check_options(
     temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
 ) -> None:
     """Refuse sampling options that are no numbers or out of range."""
-    check_number("temperature", temperature)
+    check_finite("temperature", temperature, negative=False)
     for name, value in (("top_p", top_p), ("min_p", min_p)):
         if value is not None:
             check_number(name, value)
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature: expected a finite number, zero or more, got {temperature}")
     if top_k is not None:
         check_count("top_k", top_k)
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p: expected more than 0 and at most 1, got {top_p}")
+        raise ValueError(f"top_p: expected more than 0 and at most 1, got {shown(top_p)}")
     if min_p is not None and not 0 <= min_p <= 1:
-        raise ValueError(f"min_p: expected 0 to 1, got {min_p}")
+        raise ValueError(f"min_p: expected 0 to 1, got {shown(min_p)}")
 
 
 def random_generator(rng: Any) -> Any:
@@ -116,7 +115,7 @@ def random_generator(rng: Any) -> Any:
         return host.random.default_rng(rng)
     except (TypeError, ValueError) as error:
         expected = "a numpy.random.Generator, an integer, zero or more, or None"
-        raise type(error)(f"rng: expected {expected}, got {rng!r}") from None
+        raise type(error)(f"rng: expected {expected}, got {shown(rng)}") from None
 
 
 def _below_largest(logits: Any, temperature: float) -> Any:

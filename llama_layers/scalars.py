@@ -1,9 +1,23 @@
-"""Numbers as arguments: those of Python and of NumPy, and no bools."""
+"""Numbers and words as arguments. Numbers are those of Python and of NumPy, and no bools."""
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any
+
+from llama_layers.errors import one_line
+
+# Slots and positions of a cache are counted in int32, as every library has it.
+MOST_TOKENS = 2**31 - 1
+
+
+def shown(value: Any) -> str:
+    """A value for a message: on one line, and no longer than a reader can use."""
+    try:
+        return one_line(repr(value))
+    except ValueError:  # Python does not write out an integer of thousands of digits
+        return f"a number of type {type(value).__name__}"
 
 
 def is_integer(value: Any) -> bool:
@@ -11,13 +25,36 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is no positive integer."""
+def check_count(name: str, value: Any, most: int | None = None) -> int:
+    """Give a positive integer as Python's, since NumPy's small ones overflow; refuse others."""
     if not is_integer(value) or value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        raise ValueError(f"{name}: expected a positive integer, got {shown(value)}")
+    if most is not None and value > most:
+        raise ValueError(f"{name}: expected at most {most}, got {shown(value)}")
+    return int(value)
 
 
 def check_number(name: str, value: Any) -> None:
-    """Refuse what is no real number."""
+    """Refuse what is not a real number."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+
+
+def check_finite(name: str, value: Any, *, negative: bool = True) -> float:
+    """Give a finite number as Python's float, since NumPy's would widen arrays; refuse others."""
+    check_number(name, value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond every float
+        number = math.inf
+    if not math.isfinite(number) or (number < 0 and not negative):
+        expected = "a finite number" if negative else "a finite number, zero or more"
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+    return number
+
+
+def check_choice(name: str, value: Any, *choices: str) -> None:
+    """Refuse what is not one of some words."""
+    if not isinstance(value, str) or value not in choices:
+        expected = " or ".join(map(repr, choices))
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")

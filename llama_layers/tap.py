@@ -19,8 +19,10 @@ def untouched(name: str, array: Any) -> Any:
 
 def checked(tap: Tap | None) -> Tap:
     """The tap, held to give arrays of the shape and dtype that it was given."""
-    if tap is None:
+    if tap is None or tap is untouched:
         return untouched
+    if not callable(tap):
+        raise TypeError(f"tap: expected a callable or None, got {type(tap).__name__}")
 
     def call(name: str, array: Any) -> Any:
         result = tap(name, array)

@@ -63,15 +63,10 @@ S, T = np.arange(3), np.arange(5)
             ValueError,
             r"mask.keep: expected shape \[2, 5\], got \[3, 5\]",
         ),
-        (Mask(S, T, None, np.ones(5, bool)), ValueError, r"mask.keep: .* got \[5\]"),
-        (Mask(S, T, None, np.ones((2, 5))), TypeError, "mask.keep: expected bool, got float64"),
-        (Mask(1.0 * S, T), TypeError, "mask.queries: expected an integer dtype, got float64"),
-        (Mask(S, T > 0), TypeError, "mask.keys: expected an integer dtype, got bool"),
-        (Mask([0, 1, 2], T), TypeError, "mask.queries: expected an array"),
         (
-            Mask(S, array_api_strict.arange(5)),
+            Mask(*map(array_api_strict.asarray, (S, T))),
             TypeError,
-            "mask.keys: expected an array of the same library as q",
+            "mask.queries: expected an array of the same library as q",
         ),
     ],
 )
@@ -80,10 +75,44 @@ def test_refuses(mask, error, message):
         attention(Q, K, K, mask=mask)
 
 
-@pytest.mark.parametrize("window", [0, 2.0, True, "3"])
-def test_refuses_a_window(window):
-    with pytest.raises(ValueError, match=f"window: expected a positive integer, got {window!r}"):
-        Mask(S, T, window)
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((S, T, None, np.ones(5, bool)), ValueError, r"^keep: expected shape \[B, 5\], got \[5\]"),
+        ((S, T, None, np.ones((2, 3), bool)), ValueError, r"^keep: .* \[B, 5\], got \[2, 3\]"),
+        ((S, T, None, np.ones((2, 5))), TypeError, "^keep: expected bool, got float64"),
+        ((S, T, None, [[True] * 5]), TypeError, "^keep: expected an array of NumPy"),
+        ((1.0 * S, T), TypeError, "^queries: expected an integer dtype, got float64"),
+        ((S, T > 0), TypeError, "^keys: expected an integer dtype, got bool"),
+        (([0, 1, 2], T), TypeError, "^queries: expected an array, got list"),
+        ((None, T), TypeError, "^queries: expected an array, got NoneType"),
+        ((np.array(1), T), ValueError, r"^queries: expected one axis, got shape \[\]"),
+        ((S, np.ones((2, 5), int)), ValueError, r"^keys: expected one axis, got shape \[2, 5\]"),
+        ((S, array_api_strict.arange(5)), TypeError, "^keys: .* same library as queries"),
+        *(
+            ((S, T, window), ValueError, f"^window: expected a positive integer, got {window!r}")
+            for window in (0, 2.0, True, "3", -1)
+        ),
+    ],
+)
+def test_a_mask_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Mask(*arguments)
+
+
+@pytest.mark.parametrize("window", [5, 2**31, 2**63, 10**30])
+def test_a_window_longer_than_the_sequence_hides_nothing(backend, window):
+    slots = backend.array(np.arange(4))
+    found = Mask(slots, slots, window).rows(0, 4)
+    np.testing.assert_array_equal(to_numpy(found), np.tri(4, dtype=bool)[None])
+    q = backend.array(np.random.default_rng(0).standard_normal((1, 4, 1, 2), dtype=np.float32))
+    with_window = attention(q, q, q, mask=Mask(slots, slots, window))
+    assert_same_bits(with_window, attention(q, q, q, mask=Mask(slots, slots)))
+
+
+@pytest.mark.parametrize("window", [np.int8(3), np.uint64(3)])
+def test_a_window_of_any_integer_type_is_an_int(window):
+    assert type(Mask(S, T, window).window) is int
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8"])

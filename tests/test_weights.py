@@ -205,3 +205,19 @@ def test_mlp_weights_refuse(field, array, error, message):
     MLPWeights(**MLP)
     with pytest.raises(error, match=f"{field}: .*{message}"):
         MLPWeights(**MLP | {field: array})
+
+
+def test_bytes_in_the_other_order_are_the_same_numbers():
+    q, k, v = numbered(8, 6), numbered(4, 6, start=100).astype(">f4"), numbered(4, 6, start=200)
+    w = QKVWeights.from_separate(q, k, v, num_heads=4, num_kv_heads=2)
+    assert_same_bits(w.fused, np.concatenate([q, k.astype("<f4"), v]))
+
+
+def test_head_counts_of_a_few_bits():
+    """Their sums would overflow: 2 x 100 is no int8."""
+    w = QKVWeights(np.zeros((300, 2), np.float32), np.int8(100), np.int8(100))
+    assert (w.head_dim, w.q.shape, w.v.shape) == (1, (100, 2), (100, 2))
+    assert type(w.num_heads) is type(w.num_kv_heads) is int
+    q = np.zeros((200, 2), np.float32)
+    w = QKVWeights.from_separate(q, q, q, num_heads=np.int8(100))
+    assert (w.head_dim, w.fused.shape) == (2, (600, 2))

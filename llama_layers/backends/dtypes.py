@@ -64,16 +64,37 @@ FLOATS = {
     )
 }
 
+INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+
 
 def dtype_name(dtype: Any) -> str:
     """The name of any library's dtype: ``torch.bfloat16`` and ml_dtypes' are both 'bfloat16'."""
     return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
 
 
-def float_format(name: str, array: Any) -> FloatFormat:
-    """The format of an array's numbers; a TypeError that names the argument if they are others."""
+def check_array(name: str, array: Any) -> None:
+    """Refuse what is not an array: None, above all, which stands for an argument not given."""
     if not hasattr(array, "dtype"):
         raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
+
+
+def check_integers(name: str, array: Any) -> None:
+    """Refuse what is not an array of integers."""
+    check_array(name, array)
+    if (found := dtype_name(array.dtype)) not in INTEGERS:
+        raise TypeError(f"{name}: expected an integer dtype, got {found}")
+
+
+def check_bools(name: str, array: Any) -> None:
+    """Refuse what is not an array of bools."""
+    check_array(name, array)
+    if (found := dtype_name(array.dtype)) != "bool":
+        raise TypeError(f"{name}: expected bool, got {found}")
+
+
+def float_format(name: str, array: Any) -> FloatFormat:
+    """The format of an array's numbers; a TypeError that names the argument if they are others."""
+    check_array(name, array)
     found = dtype_name(array.dtype)
     if found not in FLOATS:
         raise TypeError(f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {found}")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from installed import on_device, stand_in_alone, times
 from random_models import CONFIGS, model_of, random_weights, run_in_chunks
 
-from llama_layers import KVCache, forward
+from llama_layers import KVCache, MLPWeights, forward
 from llama_layers.backends.cupy import BODIES, decode
 from llama_layers.testing import assert_same_bits
 
@@ -284,3 +284,18 @@ def test_what_no_graph_is_made_for():
                 logits.append(forward(one, array(ids[:, 3:]), cache=cache, tap=tap).logits)
         assert runs.call_count == 0
         np.testing.assert_allclose(logits[0].get(), logits[1], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("layer", [None, "a smaller MLP"])
+def test_no_graph_for_layers_that_do_not_fit_the_config(layer):
+    """The kernels would read beyond them."""
+    model = model_of(CONFIGS["gqa"], random_weights(CONFIGS["gqa"], 0, np.float32), on_device)
+    cache = KVCache.create(model, 1, 8)
+    assert decode.fits(model, cache)
+    if layer is not None:
+        mlp = model.weights.layers[1].mlp
+        down = on_device(np.ascontiguousarray(mlp.down_proj.get()[:, 1:]))
+        smaller = MLPWeights(mlp.gate_proj[1:], mlp.up_proj[1:], down)
+        layer = replace(model.weights.layers[1], mlp=smaller)
+    model.weights.layers[1] = layer
+    assert not decode.fits(model, cache)

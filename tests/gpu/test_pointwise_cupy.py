@@ -136,3 +136,13 @@ def test_nothing_to_turn(backend, shape):
     x = backend.array(np.zeros(shape, np.float32))
     table = backend.array(np.zeros((shape[1], shape[3] // 2), np.float32))
     assert apply_rope(x, table, table).shape == shape
+
+
+@LAYOUTS
+@pytest.mark.parametrize("shapes", [((2, 5, 4), (5, 4)), ((5, 4), (2, 5, 4)), ((1, 5, 4), (5, 4))])
+def test_tables_of_as_many_rows_as_there_are_sequences_or_one(backend, shapes, layout, rng):
+    """A kernel that counts the rows of one table must not look for as many in the other."""
+    x = rng.standard_normal((2, 5, 3, 8), dtype=np.float32)
+    cos, sin = (rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
+    found = apply_rope(*map(backend.array, (x, cos, sin)), layout=layout).get()
+    np.testing.assert_allclose(found, apply_rope(x, cos, sin, layout=layout), 1e-5, 1e-6)

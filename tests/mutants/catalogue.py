@@ -36,14 +36,14 @@ MUTANTS = [
     ),
     Mutant(
         "keys and values swapped where they are fused",
-        "weights.py",
+        "qkv_weights.py",
         "xp.concat([q, k, v], axis=0)",
         "xp.concat([q, v, k], axis=0)",
         "test_weights.py::test_from_separate[numpy-4-2]",
     ),
     Mutant(
         "biases in another order than their rows",
-        "weights.py",
+        "qkv_weights.py",
         "return xp.concat(list(biases))",
         "return xp.concat(list(biases)[::-1])",
         "test_weights.py::test_from_separate[numpy-4-4]",
@@ -57,7 +57,7 @@ MUTANTS = [
     ),
     Mutant(
         "layout of square weights taken for the other",
-        "weights.py",
+        "qkv_weights.py",
         "q, k, v = q.T, k.T, v.T",
         "q, k, v = (m if m.shape[0] == m.shape[1] else m.T for m in (q, k, v))",
         "test_projection.py::test_both_layouts_agree[numpy]",
@@ -80,14 +80,14 @@ MUTANTS = [
     ),
     Mutant(
         "grouped heads forgotten in the view of the keys",
-        "weights.py",
+        "qkv_weights.py",
         "start : start + self.num_kv_heads * self.head_dim",
         "start : start + self.num_heads * self.head_dim",
         "test_weights.py::test_views_are_the_rows_of_the_heads[numpy]",
     ),
     Mutant(
         "grouped heads forgotten in the view of the values",
-        "weights.py",
+        "qkv_weights.py",
         "(self.num_heads + self.num_kv_heads) * self.head_dim :",
         "2 * self.num_kv_heads * self.head_dim :",
         "test_weights.py::test_views_are_the_rows_of_the_heads[numpy]",
@@ -143,7 +143,7 @@ MUTANTS = [
     ),
     Mutant(
         "float16 storage that says float32",
-        "weights.py",
+        "qkv_weights.py",
         "return cls(xp.concat([q, k, v], axis=0),",
         "return cls(xp.astype(xp.astype(xp.concat([q, k, v], axis=0), xp.float16), q.dtype),",
         "test_projection.py::test_both_layouts_agree[numpy]",
@@ -235,14 +235,14 @@ MUTANTS = [
     ),
     Mutant(
         "rows that fill no head accepted",
-        "weights.py",
-        "if self.fused.shape[0] % heads or not self.fused.shape[0]:",
+        "qkv_weights.py",
+        "if self.fused.shape[0] % together or not self.fused.shape[0]:",
         "if not self.fused.shape[0]:",
         "test_weights.py::test_refuses",
     ),
     Mutant(
         "weights that do not fit each other accepted",
-        "weights.py",
+        "shapes.py",
         "not isinstance(size, str) and size != found",
         "False",
         "test_weights.py::test_mlp_weights_refuse",
@@ -250,7 +250,7 @@ MUTANTS = [
     Mutant(
         "an output projection that does not fit its heads accepted",
         "weights.py",
-        '_check_shape("o_proj", self.o_proj, hidden, self.qkv.num_heads * self.qkv.head_dim)',
+        'check_shape("o_proj", self.o_proj, hidden, self.qkv.num_heads * self.qkv.head_dim)',
         "pass",
         "test_weights.py::test_attention_weights_refuse",
     ),

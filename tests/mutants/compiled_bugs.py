@@ -79,16 +79,16 @@ MUTANTS = [
     ),
     Mutant(
         "gate's bias added to what it gates",
-        DECODE,
-        "        mlp.gate_bias,\n        mlp.up_proj,\n        mlp.up_bias,\n",
-        "        mlp.up_bias,\n        mlp.up_proj,\n        mlp.gate_bias,\n",
+        "weights.py",
+        'mlp.gate_bias",\n    "mlp.up_proj",\n    "mlp.up_bias',
+        'mlp.up_bias",\n    "mlp.up_proj",\n    "mlp.gate_bias',
         "test_compiled.py::test_whole_layers[biases-float32]",
     ),
     Mutant(
         "an exchanged layer not noticed",
         DECODE,
-        "any(a is not b for a, b in zip(",
-        "any(False for a, b in zip(",
+        "all(a is b for a, b in zip(",
+        "all(True for a, b in zip(",
         "test_compiled.py::test_weights_changed_in_place_count_and_so_do_exchanged_layers",
     ),
     Mutant(
@@ -101,8 +101,8 @@ MUTANTS = [
     Mutant(
         "weights of other formats read as those of the first",
         DECODE,
-        "if len(kinds) == 1 else None",
-        "if kinds else None",
+        "if len(kinds) == 1 and",
+        "if",
         "test_compiled.py::test_what_the_kernel_of_layers_does_not_take",
     ),
     Mutant(
@@ -143,7 +143,7 @@ MUTANTS = [
     Mutant(
         "every layer taken to be as large as the first",
         DECODE,
-        "if any(size != sizes[0] for size in sizes):",
+        "if not all(layer_fits(layer, config) for layer in layers):",
         "if False:",
         "test_compiled.py::test_layers_of_other_sizes_than_the_first",
     ),

@@ -141,15 +141,15 @@ MUTANTS = [
     Mutant(
         "a norm of another dtype misread",
         DECODE,
-        "        len(kinds) == 1\n",
-        "        len(kinds) >= 1\n",
+        "return len(kinds) == 1 and",
+        "return len(kinds) >= 1 and",
         f"{STEPS}::test_what_no_graph_is_made_for",
     ),
     Mutant(
         "more sequences than the kernels take",
         DECODE,
-        "if not 0 < cache.keys[0].shape[0] <= MOST:",
-        "if not 0 < cache.keys[0].shape[0] <= MOST + 1:",
+        "not 0 < cache.keys[0].shape[0] <= MOST\n",
+        "not 0 < cache.keys[0].shape[0] <= MOST + 1\n",
         f"{STEPS}::test_what_no_graph_is_made_for",
     ),
     Mutant(

@@ -205,29 +205,29 @@ MASK = [
     Mutant(
         "window one too long",
         "mask.py",
-        "keys > queries - self.window",
-        "keys >= queries - self.window",
+        "keys > queries - min(",
+        "keys >= queries - min(",
         "test_mask.py::test_like_loops[numpy]",
     ),
     Mutant(
         "window one too short",
         "mask.py",
-        "keys > queries - self.window",
-        "keys > queries - self.window + 1",
+        "keys > queries - min(",
+        "keys > queries + 1 - min(",
         "test_mask.py::test_like_loops[numpy]",
     ),
     Mutant(
         "window ignored",
         "mask.py",
-        "if self.window is not None:\n            allowed",
-        "if False:\n            allowed",
+        "if self.window is not None:  # a longer",
+        "if False:  # a longer",
         _LAYER,
     ),
     Mutant(
         "padding ignored",
         "mask.py",
-        "if self.keep is not None:",
-        "if False:",
+        "if self.keep is not None:\n            allowed",
+        "if False:\n            allowed",
         "test_forward.py::test_garbage_under_padding_changes_no_token",
     ),
     Mutant(
@@ -271,15 +271,15 @@ ATTENTION = [
     Mutant(
         "scaled by the head, not its root",
         "attend.py",
-        "scale = 1 / math.sqrt(q.shape[3])",
-        "scale = 1 / q.shape[3]",
+        "scale = 1 / math.sqrt(max(1, q.shape[3]))",
+        "scale = 1 / max(1, q.shape[3])",
         "test_attention.py::test_default_scale_is_one_over_the_root_of_head_dim",
     ),
     Mutant(
         "scaled by the heads, not their width",
         "attend.py",
-        "scale = 1 / math.sqrt(q.shape[3])",
-        "scale = 1 / math.sqrt(q.shape[2])",
+        "scale = 1 / math.sqrt(max(1, q.shape[3]))",
+        "scale = 1 / math.sqrt(max(1, q.shape[2]))",
         _LAYER,
     ),
     Mutant(
@@ -798,8 +798,8 @@ ARGUMENTS = [
     Mutant(
         "a scale that is no finite number",
         "attend.py",
-        "if not math.isfinite(scale):",
-        "if False:",
+        'check_finite("scale", scale))',
+        "float(scale))",
         "test_attention.py::test_refuses_a_scale",
     ),
 ]

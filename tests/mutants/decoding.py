@@ -292,7 +292,7 @@ MISUSE = [
     Mutant(
         "the count of new tokens unchecked",
         "generation.py",
-        'check_count("max_new_tokens", max_new_tokens)',
+        'max_new_tokens = check_count("max_new_tokens", max_new_tokens, MOST_TOKENS)',
         "pass",
         "test_generation.py::test_refuses_at_the_call",
     ),

@@ -83,8 +83,8 @@ MUTANTS = [
     Mutant(
         "numbers in another order read as if a head's were adjacent",
         CALL,
-        "a.dtype == np.float32 and a.strides[3] == 4",
-        "a.dtype == np.float32",
+        "readable(a) == FLOAT32 and a.strides[3] == 4",
+        "readable(a) == FLOAT32",
         f"{TESTS}::test_what_goes_to_numpy",
     ),
     Mutant(

@@ -224,3 +224,15 @@ def test_compiled_ids_out_of_range_give_nan(rng):
     ids[0, 2] = 13
     logits = to_numpy(Counted(model).run(on(jnp)(ids), None).logits)
     assert np.isnan(logits[0, 2:]).all()
+
+
+def test_a_cache_holds_what_jax_makes_of_its_arrays():
+    """Shapes, say, which no constructor of a cache would take."""
+    like = jnp.zeros(0, jnp.float32)
+    cache = KVCache.create(CONFIGS["gqa"], 1, 4, like=like).extend(1)
+    shapes = jax.tree.map(lambda leaf: jnp.shape(leaf), cache)
+    assert shapes.keys == ((1, 4, 2, 4),) * 2
+    assert (shapes.max_len, shapes.room, shapes.keep) == (4, 1, None)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, cache)
+    assert isinstance(doubled, KVCache)
+    assert doubled.length == 2

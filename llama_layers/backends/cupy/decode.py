@@ -17,10 +17,11 @@ from llama_layers.backends.cupy import launch
 from llama_layers.backends.dispatch import takes
 from llama_layers.backends.dtypes import dtype_name
 from llama_layers.cache import KVCache
+from llama_layers.fitting import layer_fits
 from llama_layers.llama import Llama
 from llama_layers.mask import Mask
 from llama_layers.tap import Tap, untouched
-from llama_layers.weights import LayerWeights, LlamaWeights
+from llama_layers.weights import LlamaWeights
 
 # Sequences that the kernels take at once.
 MOST = 8
@@ -193,34 +194,20 @@ def _known(kind: type[S], model: Llama, cache: KVCache) -> S | None:
 
 def fits(model: Llama, cache: KVCache) -> bool:
     """Whether the kernels take a model's layers and a cache: what they are, not what they hold."""
-    config = model.config
-    if not 0 < cache.keys[0].shape[0] <= MOST:
+    config, layers = model.config, model.weights.layers
+    expected = (config.num_key_value_heads, config.head_dim)
+    shapes = {array.shape for array in (*cache.keys, *cache.values)}
+    if (
+        not 0 < cache.keys[0].shape[0] <= MOST
+        or {(cache.keys[0].shape[0], cache.capacity, *expected)} != shapes
+        or not all(layer_fits(layer, config) for layer in layers)
+    ):
         return False
-    arrays = [a for layer in model.weights.layers for a in _weights(layer)] + list(_arrays(cache))
+    weights = [a for layer in layers for a in layer.named().values() if a is not None]
+    arrays = [*weights, *_arrays(cache)]
     kinds = {dtype_name(array.dtype) for array in arrays if array is not cache.keep}
-    heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-    sizes = {layer.mlp.gate_proj.shape for layer in model.weights.layers}
-    return (
-        len(kinds) == 1
-        and kinds.pop() in FORMATS
-        and all(array.flags.c_contiguous for array in arrays)
-        and {array.shape for array in (*cache.keys, *cache.values)} == {cache.keys[0].shape}
-        and sizes == {(config.intermediate_size, config.hidden_size)}
-        and all(
-            (w.num_heads, w.num_kv_heads, w.head_dim) == heads
-            for w in (layer.self_attn.qkv for layer in model.weights.layers)
-        )
-    )
-
-
-def _weights(layer: LayerWeights) -> list[Any]:
-    attention, mlp = layer.self_attn, layer.mlp
-    named = (
-        layer.input_layernorm, attention.qkv.fused, attention.qkv.bias, attention.o_proj,
-        attention.o_bias, layer.post_attention_layernorm, mlp.gate_proj, mlp.gate_bias,
-        mlp.up_proj, mlp.up_bias, mlp.down_proj, mlp.down_bias,
-    )  # fmt: skip
-    return [array for array in named if array is not None]
+    contiguous = all(array.flags.c_contiguous for array in arrays)
+    return len(kinds) == 1 and kinds.pop() in FORMATS and contiguous
 
 
 def _arrays(cache: KVCache) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,17 @@ def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
 def _register(cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]) -> None:
     import jax  # not at the top, so that this file can be imported where jax is not installed
 
-    jax.tree_util.register_dataclass(cls, list(data_fields), list(meta_fields))
+    def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        data = [getattr(value, name) for name in data_fields]
+        return data, tuple(getattr(value, name) for name in meta_fields)
+
+    def unflatten(meta: tuple[Any, ...], data: Iterable[Any]) -> Any:
+        # Not through __init__, which checks: jax puts other things than arrays into its trees.
+        value: Any = object.__new__(cls)
+        vars(value).update(zip(data_fields + meta_fields, (*data, *meta), strict=True))
+        return value
+
+    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
 
 
 def make_traceable(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from llama_layers.backends.dtypes import FloatFormat, float_format
 from llama_layers.backends.transfer import to_numpy
-from llama_layers.scalars import check_number
+from llama_layers.scalars import check_finite
 from llama_layers.verify.bounds.bound import (
     Bound,
     Float64Array,
@@ -103,13 +102,11 @@ def score_rounding(
     inputs: str | None,
 ) -> ScoreRounding:
     """The roundings of scores, of checked arguments."""
-    check_number("scale", scale)
-    if not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number, got {scale}")
+    scale = check_finite("scale", scale)
     stored, stored_k = float_format("q", q), float_format("k", k)
     widest = stored if stored.holds(stored_k) else stored_k
     return ScoreRounding(
-        float(scale),
+        scale,
         sums,
         narrowing(known_format("scores", scores), sums),
         narrowing(known_format("operands", operands), widest),

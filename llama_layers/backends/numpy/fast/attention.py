@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.backends.dispatch import takes
+from llama_layers.backends.numpy.fast.formats import FLOAT32, readable, ready
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.backends.numpy.memory import empty
 from llama_layers.backends.numpy.sizes import small
@@ -25,7 +26,7 @@ def _taken(
     xp: Any, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], mask: Any | None, scale: float
 ) -> bool:
     """Whether the tiles are faster."""
-    as_they_lie = all(a.dtype == np.float32 and a.strides[3] == 4 for a in (q, k, v))
+    as_they_lie = all(readable(a) == FLOAT32 and a.strides[3] == 4 for a in (q, k, v))
     work = q.size * k.shape[1]
     if not as_they_lie or q.shape[1] == 1 or not work or small(work, SMALL):
         return False
@@ -64,12 +65,9 @@ def _visibility(mask: Any | None) -> tuple[Any, ...]:
     if mask is None:
         return slots, slots, 0, none, nothing
     if not isinstance(mask, Mask):
-        return slots, slots, 0, none, _own(mask.reshape(-1, *mask.shape[-2:])).view(np.uint8)
-    own, keys = (_own(np.asarray(a, np.int64)) for a in (mask.queries, mask.keys))
-    keep = none if mask.keep is None else _own(mask.keep).view(np.uint8)
-    return own, keys, 2**62 if mask.window is None else mask.window, keep, nothing
-
-
-def _own(array: NDArray[Any]) -> NDArray[Any]:
-    """Contiguous and writeable: numba would compile everything again for what is not."""
-    return np.require(array, requirements=["C", "W"])
+        rows = ready(mask, np.bool_).reshape(-1, *mask.shape[-2:])
+        return slots, slots, 0, none, rows.view(np.uint8)
+    own, keys = (ready(a, np.int64) for a in (mask.queries, mask.keys))
+    keep = none if mask.keep is None else ready(mask.keep, np.bool_).view(np.uint8)
+    farthest = 2**63 - 1  # a longer window hides nothing
+    return own, keys, min(mask.window or farthest, farthest), keep, nothing

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.backends.dispatch import takes
-from llama_layers.backends.numpy.fast.formats import CHUNK, MOST, ROWS, kind_of
+from llama_layers.backends.numpy.fast.formats import CHUNK, MOST, ROWS, readable, ready
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.cache import KVCache
 from llama_layers.config import LlamaConfig
+from llama_layers.fitting import layer_fits
 from llama_layers.llama import Llama
 from llama_layers.mask import Mask
 from llama_layers.tap import Tap, untouched
@@ -22,76 +23,57 @@ from llama_layers.weights import LayerWeights, LlamaWeights
 
 
 class Plan:
-    """Where the weights of all layers are, in one format."""
+    """Where the weights of all layers are, in one format, and as large as a config says."""
 
-    def __init__(self, layers: tuple[LayerWeights, ...]) -> None:
-        self.layers = layers
-        arrays = [_arrays(layer) for layer in layers]
+    def __init__(self, layers: tuple[LayerWeights, ...], config: LlamaConfig) -> None:
+        self.layers, self.config = layers, config
+        self.kind: int | None = None
+        # The kernel reads and writes as much memory as the config says.
+        if not all(layer_fits(layer, config) for layer in layers):
+            return
+        arrays = [list(layer.named().values()) for layer in layers]
         present = [a for row in arrays for a in row if a is not None]
-        kinds = {kind_of(a.dtype) for a in present}
-        rows = [w.shape[0] for row in arrays for w in row if w is not None and w.ndim == 2]
-        self.kind = kinds.pop() if len(kinds) == 1 else None
-        if min(rows, default=0) < ROWS or not all(a.flags.c_contiguous for a in present):
-            self.kind = None
-        # The kernel reads as much memory as the first layer and its heads say.
-        sizes = [_sizes(layer, row) for layer, row in zip(layers, arrays, strict=True)]
-        if any(size != sizes[0] for size in sizes):
-            self.kind = None
+        kinds = {readable(a) if a.flags.c_contiguous else None for a in present}
+        if len(kinds) == 1 and min(a.shape[0] for a in present if a.ndim == 2) >= ROWS:
+            self.kind = kinds.pop()
         self.addresses = np.array([[0 if a is None else a.ctypes.data for a in r] for r in arrays])
-        self._last: tuple[list[ref[NDArray[Any]]], NDArray[np.int64] | None] = ([], None)
+        # While these are there, nobody can give the memory at the addresses another size.
+        self._views = [a.view() for a in present]
+        self._last: tuple[list[ref[NDArray[Any]]], NDArray[np.int64]] = ([], np.empty((0, 2), int))
+
+    def is_for(self, layers: tuple[LayerWeights, ...], config: LlamaConfig) -> bool:
+        """Whether these are the layers, and the config, that the plan was made for."""
+        same = self.config == config and len(self.layers) == len(layers)
+        return same and all(a is b for a, b in zip(self.layers, layers, strict=True))
 
     def caches(self, cache: KVCache) -> NDArray[np.int64] | None:
         """Where the keys and values of each layer are; None if they are not in the kernel's order.
 
         They are the same from token to token, and to ask for so many addresses takes longer than
-        to see that.
+        to see that. How they lie is looked at each time, since it can be changed in place; their
+        shapes, `forward` has looked at.
         """
         arrays = [array for pair in zip(cache.keys, cache.values, strict=True) for array in pair]
+        if not all(a.flags.carray and a.dtype == np.float32 for a in arrays):
+            return None
         buffers, found = self._last
         if len(arrays) != len(buffers) or any(
             known() is not array for known, array in zip(buffers, arrays, strict=True)
         ):
-            usable = all(a.flags.c_contiguous and a.flags.writeable for a in arrays)
-            addresses = np.array([a.ctypes.data for a in arrays]).reshape(-1, 2)
-            found = addresses if usable else None
+            found = np.array([a.ctypes.data for a in arrays]).reshape(-1, 2)
             self._last = ([ref(array) for array in arrays], found)
         return found
-
-
-def _arrays(w: LayerWeights) -> tuple[NDArray[Any] | None, ...]:
-    """In the order in which the kernel takes them."""
-    attention, mlp = w.self_attn, w.mlp
-    return (
-        w.input_layernorm,
-        attention.qkv.fused,
-        attention.qkv.bias,
-        attention.o_proj,
-        attention.o_bias,
-        w.post_attention_layernorm,
-        mlp.gate_proj,
-        mlp.gate_bias,
-        mlp.up_proj,
-        mlp.up_bias,
-        mlp.down_proj,
-        mlp.down_bias,
-    )
-
-
-def _sizes(w: LayerWeights, arrays: tuple[NDArray[Any] | None, ...]) -> tuple[Any, ...]:
-    """Heads, and the shapes of all that every layer has."""
-    qkv = w.self_attn.qkv
-    found = [a.shape for a in arrays if a is not None and a.ndim == 2]
-    return qkv.num_heads, qkv.num_kv_heads, w.input_layernorm.shape, *found
 
 
 _PLANS: WeakKeyDictionary[LlamaWeights, Plan] = WeakKeyDictionary()
 
 
-def _plan(weights: LlamaWeights) -> Plan:
-    """The plan for a model's weights, made once, and again if a layer was exchanged."""
-    plan = _PLANS.get(weights)
-    if plan is None or any(a is not b for a, b in zip(plan.layers, weights.layers, strict=True)):
-        plan = _PLANS[weights] = Plan(tuple(weights.layers))
+def _plan(model: Llama) -> Plan:
+    """The plan for a model, made once, and again if a layer was exchanged."""
+    layers = tuple(model.weights.layers)
+    plan = _PLANS.get(model.weights)
+    if plan is None or not plan.is_for(layers, model.config):
+        plan = _PLANS[model.weights] = Plan(layers, model.config)
     return plan
 
 
@@ -103,11 +85,8 @@ def _fitted(
     few = 0 < x.shape[0] * x.shape[1] <= MOST and x.dtype == np.float32
     if cache is None or tap is not untouched or not few:
         return None
-    plan = _plan(model.weights)
-    qkv = plan.layers[0].self_attn.qkv
-    heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-    same = (qkv.num_heads, qkv.num_kv_heads, qkv.head_dim) == heads
-    if plan.kind is None or not same or qkv.hidden_size != x.shape[2]:
+    plan = _plan(model)
+    if plan.kind is None or x.shape[2] != config.hidden_size:
         return None
     caches = plan.caches(cache)
     return None if caches is None else (plan, caches)
@@ -169,7 +148,7 @@ def _run(
         np.broadcast_to(t, (batch, seq, width // 2)).reshape(tokens, width // 2) for t in rope
     )
     chunks = -(-visible // CHUNK)
-    inner = plan.layers[0].mlp.gate_proj.shape[0]
+    inner = config.intermediate_size
     qkv = (heads + 2 * kv_heads) * width
 
     def empty(*shape: int) -> NDArray[Any]:
@@ -180,8 +159,8 @@ def _run(
     TEAM.run(
         size, kernels.layers, sync, plan.kind, plan.addresses, caches,
         cache.capacity, int(cache.length) - seq, seq, np.float32(config.rms_norm_eps),
-        np.float32(1 / math.sqrt(width)), np.ascontiguousarray(cos), np.ascontiguousarray(sin),
-        allowed.view(np.uint8), mask_of, y, empty(size, max(hidden, inner, qkv)),
+        np.float32(1 / math.sqrt(width)), ready(cos, np.float32), ready(sin, np.float32),
+        ready(allowed, np.bool_).view(np.uint8), mask_of, y, empty(size, max(hidden, inner, qkv)),
         empty(size, tokens, hidden), empty(tokens, qkv), empty(tokens, chunks, heads, width),
         empty(tokens, chunks, heads, 2), empty(size, heads // kv_heads, CHUNK),
         empty(size, tokens, heads * width), empty(tokens, hidden), empty(tokens, inner),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from llama_layers.backends.dtypes import dtype_name
 
@@ -16,6 +17,23 @@ KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
 def kind_of(dtype: np.dtype[Any]) -> int | None:
     """The format of a dtype, or None if the kernels have none for it; they swap no bytes."""
     return KINDS.get(dtype_name(dtype)) if dtype.isnative else None
+
+
+def readable(array: NDArray[Any]) -> int | None:
+    """The format of an array that kernels read from where it lies, or None if they cannot.
+
+    They get an address and steps. Every number is at a multiple of its size.
+    """
+    return kind_of(array.dtype) if array.flags.aligned else None
+
+
+def ready(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """An array as compiled code takes it, itself or a copy: contiguous, aligned, in native order.
+
+    Writeable, too: for what is not, numba would compile everything again, and of an array that is
+    not aligned it does not look at the byte order.
+    """
+    return np.require(array, dtype, ["C", "A", "W", "E"])
 
 
 ROWS = 4  # of weights that are multiplied at once: a matrix has as many at least

@@ -61,7 +61,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.backends.dtypes import dtype_name
-from llama_layers.backends.numpy.fast.formats import FLOAT32, KINDS, PAIRS
+from llama_layers.backends.numpy.fast.formats import FLOAT32, KINDS, PAIRS, ready
 from llama_layers.backends.numpy.fast.jit import compiled
 from llama_layers.backends.numpy.fast.panels import LINE, pack_panel, panel_times
 from llama_layers.backends.numpy.fast.processor import missing
@@ -131,8 +131,7 @@ def operands(
             even = np.zeros((len(x), count + 1), x.dtype)
             even[:, :count] = x
             x = even
-    # Writeable, since numba would compile everything again for an array that is not.
-    x = np.require(x, requirements=["C", "W"]).view(unit)
+    x = ready(x, x.dtype).view(unit)
     groups, units = -(-len(x) // GROUP), x.shape[1]
     blocks = max(1, -(-units // DEPTH))  # one writes the bias if there is nothing to add to it
     depth = -(-units // (blocks * LANES)) * LANES

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from llama_layers.backends.dispatch import takes
 from llama_layers.backends.dtypes import accumulate_format, dtype_name, float_format
-from llama_layers.backends.numpy.fast.formats import FLOAT32, MOST, ROWS, kind_of
+from llama_layers.backends.numpy.fast.formats import FLOAT32, MOST, ROWS, kind_of, readable, ready
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.backends.numpy.memory import empty
 from llama_layers.backends.numpy.sizes import small
@@ -22,7 +22,7 @@ SMALL = 1 << 22
 
 def _multiplied(xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None) -> bool:
     """Whether a kernel multiplies them."""
-    kind = kind_of(weight.dtype)
+    kind = readable(weight)
     if (
         kind is None
         or kind_of(x.dtype) is None
@@ -43,7 +43,7 @@ def linear_2d(
     xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None
 ) -> NDArray[Any]:
     """``x @ weight.T + bias`` for x [M, K], weight [N, K]: each weight is read once."""
-    kind = kind_of(weight.dtype)
+    kind = readable(weight)
     assert kind is not None  # or it is not taken
     size = threads() if weight.size > LONELY else 1
     if len(x) <= MOST:
@@ -57,7 +57,7 @@ def _few(
     """Limited by the reading of the weights."""
     from llama_layers.backends.numpy.fast import kernels  # loads numba, which takes a while
 
-    rows = np.ascontiguousarray(x, np.float32)
+    rows = ready(x, np.float32)
     y = np.empty((len(x), len(weight)), np.float32)
     TEAM.run(size, kernels.product, kind, weight.ctypes.data, len(weight), rows, y)
     if bias is not None:

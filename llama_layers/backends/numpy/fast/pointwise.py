@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.backends.dispatch import takes
+from llama_layers.backends.numpy.fast.formats import FLOAT32, readable, ready
 from llama_layers.backends.numpy.fast.team import TEAM, threads
 from llama_layers.backends.numpy.memory import empty
 from llama_layers.backends.numpy.sizes import small
@@ -17,9 +18,9 @@ SMALL = 1 << 17
 
 
 def _many(x: NDArray[Any]) -> bool:
-    """Whether kernels take it: numba would compile them again for what is not writeable."""
-    usable = x.flags.c_contiguous and x.flags.writeable
-    return bool(x.dtype == np.float32 and usable and not small(x.size, SMALL))
+    """Whether kernels take it as it lies, and it is worth it; see `formats.ready`."""
+    usable = readable(x) == FLOAT32 and x.flags.c_contiguous and x.flags.writeable
+    return bool(usable and x.size and not small(x.size, SMALL))
 
 
 @takes(lambda xp, x, weight, eps: _many(x))
@@ -28,16 +29,19 @@ def normalise(xp: Any, x: NDArray[Any], weight: NDArray[Any], eps: float) -> NDA
     from llama_layers.backends.numpy.fast import elements  # loads numba, which takes a while
 
     y = empty(x.shape, np.float32)
-    rows, results = (array.reshape(-1, x.shape[-1]) for array in (x, y))
-    wide = np.require(weight, np.float32, ["C", "W"])
-    TEAM.run(threads(), elements.norm_part, rows, wide, np.float32(eps), results)
+    rows, results = (ready(array, np.float32).reshape(-1, x.shape[-1]) for array in (x, y))
+    TEAM.run(
+        threads(), elements.norm_part, rows, ready(weight, np.float32), np.float32(eps), results
+    )
     return y
 
 
 def _turned(xp: Any, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], layout: str) -> bool:
     """Whether the kernel turns it."""
-    as_it_lies = x.dtype == cos.dtype == np.float32 and x.strides[3] == 4
-    return layout == "half" and as_it_lies and not small(x.size, SMALL)
+    as_it_lies = readable(x) == FLOAT32 and x.strides[3] == 4
+    many = x.size > 0 and not small(x.size, SMALL)
+    # The kernel takes the rows of both tables from the same places.
+    return layout == "half" and as_it_lies and many and cos.shape == sin.shape
 
 
 @takes(_turned)
@@ -48,7 +52,7 @@ def turn(
     from llama_layers.backends.numpy.fast import elements
 
     y = empty(x.shape, np.float32)
-    angles = [np.require(a, requirements=["C", "W"]).reshape(-1, *a.shape[-2:]) for a in (cos, sin)]
+    angles = [ready(a, np.float32).reshape(-1, *a.shape[-2:]) for a in (cos, sin)]
     steps = np.array(x.strides[:3])
     TEAM.run(threads(), elements.turn_part, x.ctypes.data, steps, *angles, y)
     return y
@@ -60,5 +64,6 @@ def gate_with_silu(xp: Any, gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any
     from llama_layers.backends.numpy.fast import elements
 
     y = empty(gate.shape, np.float32)
-    TEAM.run(threads(), elements.gate_part, *(array.reshape(-1) for array in (gate, up, y)))
+    numbers = (ready(array, np.float32).reshape(-1) for array in (gate, up, y))
+    TEAM.run(threads(), elements.gate_part, *numbers)
     return y

@@ -1,0 +1,219 @@
+"""Calls of what a model is made of, and of models with caches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from api_arguments import floats, one_of, sizes, some_dtype
+from api_models import Arguments, Made, config, layer, layer_of, mask, mask_of, model, model_of
+
+import llama_layers as ll
+
+
+def _mlp(rng: np.random.Generator) -> Made:
+    c = config(rng)
+    x = floats(rng, *sizes(rng, 2, 30), c.hidden_size, dtype=some_dtype(rng))
+    arguments = {"x": x, "tap": None} | layer(rng, c, "float32")
+    return arguments, lambda a: ll.mlp(a["x"], layer_of(a).mlp, tap=a["tap"])
+
+
+def _qkv_projection(rng: np.random.Generator) -> Made:
+    c = config(rng)
+    x = floats(rng, *sizes(rng, 2, 30), c.hidden_size, dtype=some_dtype(rng))
+    arguments = {"x": x} | layer(rng, c, "float32")
+    return arguments, lambda a: ll.qkv_projection(a["x"], layer_of(a).self_attn.qkv)
+
+
+def _decoder_layer(rng: np.random.Generator) -> Made:
+    c, (batch, count) = config(rng), sizes(rng, 2, 20)
+    places = np.arange(count)
+    x = floats(rng, batch, count, c.hidden_size)
+    cos, sin = ll.rope_table(places, c, like=x)
+    arguments = {"x": x, "config": c, "cos": cos, "sin": sin, "tap": None, "layer": 0}
+    arguments |= layer(rng, c, "float32") | mask(rng, batch, count, count)
+    with_cache = rng.random() < 0.5
+
+    def run(a: Arguments) -> Any:
+        options = {"rope": (a["cos"], a["sin"]), "mask": mask_of(a), "tap": a["tap"]}
+        if with_cache and batch and count:
+            cache = ll.KVCache.create(c, batch, count).extend(count)
+            options["cache"] = ll.LayerCache(cache, a["layer"])
+        return ll.decoder_layer(a["x"], layer_of(a), config=a["config"], **options)
+
+    return arguments, run
+
+
+def _generate(rng: np.random.Generator) -> Made:
+    c, arguments = model(rng)
+    batch, count = sizes(rng, 2, 6)
+    arguments |= {
+        "input_ids": rng.integers(c.vocab_size, size=(batch, count)),
+        "max_new_tokens": int(rng.integers(1, 5)),
+        "temperature": one_of(rng, (0.0, 1.0)),
+        "repetition_penalty": one_of(rng, (1.0, 1.3)),
+        "rng": 3,
+        "eos_token_id": one_of(rng, (None, 1, (1, 2), ())),
+        "attention_mask": None if rng.random() < 0.6 else np.ones((batch, count), np.int64),
+        "cache": None,
+        "top_k": None,
+    }
+
+    def run(a: Arguments) -> Any:
+        options = list(arguments)[list(arguments).index("max_new_tokens") :]
+        built = model_of(a, c.num_hidden_layers)
+        steps = ll.generate(built, a["input_ids"], **{name: a[name] for name in options})
+        # Rounding may choose another token; how many there are may depend on it then.
+        return [(ids.shape, str(ids.dtype)) for ids in steps][:1]
+
+    return arguments, run
+
+
+def _filled(rng: np.random.Generator, c: ll.LlamaConfig, a: Arguments) -> Arguments:
+    """The arguments of a cache, in which some tokens are already."""
+    batch, room = int(rng.integers(1, 3)), int(rng.integers(4, 12))
+    dtype = "float64" if a["embed_tokens"].dtype == np.float64 else "float32"
+    shape = (batch, room, c.num_key_value_heads, c.head_dim)
+    arguments: Arguments = {
+        f"{name}[{index}]": floats(rng, *shape, dtype=dtype)
+        for name in ("keys", "values")
+        for index in range(c.num_hidden_layers)
+    }
+    arguments |= {"length": int(rng.integers(room - 2)), "max_len": room, "room": 0, "ring": None}
+    arguments |= {"keep": None, "counts": None}
+    if rng.random() < 0.3:
+        keep = rng.random((batch, room)) < 0.7
+        arguments |= {"keep": keep, "counts": keep[:, : arguments["length"]].sum(1)}
+    return arguments
+
+
+def _cache_of(a: Arguments, layers: int) -> ll.KVCache:
+    keys, values = (tuple(a[f"{n}[{i}]"] for i in range(layers)) for n in ("keys", "values"))
+    return ll.KVCache(
+        keys, values, a["length"], a["max_len"], a["ring"], a["keep"], a["counts"], a["room"]
+    )
+
+
+def _forward(rng: np.random.Generator) -> Made:
+    """Some tokens after those in a cache, or without one."""
+    c, arguments = model(rng)
+    cached = rng.random() < 0.7
+    batch, count = sizes(rng, 2, 6)
+    if cached:
+        arguments |= _filled(rng, c, arguments)
+        batch, count = arguments["keys[0]"].shape[0], one_of(rng, (1, 1, 1, 2))
+    arguments |= {
+        "input_ids": rng.integers(c.vocab_size, size=(batch, count)),
+        "positions": None if rng.random() < 0.7 else rng.integers(30, size=(batch, count)),
+        "attention_mask": None if rng.random() < 0.7 else rng.random((batch, count)) < 0.8,
+        "last_only": False,
+        "tap": None,
+    }
+    edit = one_of(rng, EDITS if rng.random() < 0.2 else [_unedited])
+
+    def run(a: Arguments) -> Any:
+        built = model_of(a, c.num_hidden_layers)
+        cache = _cache_of(a, c.num_hidden_layers) if cached else None
+        options = {n: a[n] for n in ("positions", "attention_mask", "last_only", "tap")}
+        if cache is not None:  # with the plan of this model and cache as they were
+            cache = ll.forward(built, np.ones((batch, 1), np.int64), cache=cache).cache
+        edit(built, cache)
+        return ll.forward(built, a["input_ids"], cache=cache, **options)
+
+    return arguments, run
+
+
+def _unedited(built: ll.Llama, cache: ll.KVCache | None) -> None:
+    pass
+
+
+def _one_layer_more(built: ll.Llama, cache: ll.KVCache | None) -> None:
+    built.weights.layers.append(built.weights.layers[0])
+
+
+def _one_layer_less(built: ll.Llama, cache: ll.KVCache | None) -> None:
+    built.weights.layers.pop()
+
+
+def _no_layer(built: ll.Llama, cache: ll.KVCache | None) -> None:
+    built.weights.layers[0] = 5
+
+
+def _a_smaller_mlp(built: ll.Llama, cache: ll.KVCache | None) -> None:
+    first = built.weights.layers[0]
+    parts = vars(first.mlp)
+    smaller = ll.MLPWeights(
+        *(parts[f"{name}_proj"][:1] for name in ("gate", "up")),
+        parts["down_proj"][:, :1],
+        *(
+            None if parts[f"{name}_bias"] is None else parts[f"{name}_bias"][:1]
+            for name in ("gate", "up")
+        ),
+        parts["down_bias"],
+    )
+    built.weights.layers[0] = replace(first, mlp=smaller)
+
+
+def _a_read_only_cache(built: ll.Llama, cache: ll.KVCache | None) -> None:
+    if cache is not None:
+        cache.values[-1].setflags(write=False)
+
+
+def _a_flat_cache(built: ll.Llama, cache: ll.KVCache | None) -> None:
+    if cache is not None and cache.keys[0].flags.c_contiguous:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cache.keys[0].shape = (cache.keys[0].size,)
+
+
+def _other_cache(built: ll.Llama, cache: ll.KVCache | None) -> None:
+    if cache is not None:
+        replace(cache, values=(*cache.values[:-1], cache.values[-1][:, :-1]))
+
+
+EDITS = [
+    _one_layer_more, _one_layer_less, _no_layer, _a_smaller_mlp, _a_read_only_cache, _a_flat_cache,
+    _other_cache,
+]  # fmt: skip
+
+
+def _create(rng: np.random.Generator) -> Made:
+    c = config(rng)
+    arguments = {
+        "config": c, "batch": int(rng.integers(1, 3)), "max_len": int(rng.integers(1, 9)),
+        "like": one_of(rng, (None, floats(rng, 1, dtype=some_dtype(rng)))),
+        "rolling": one_of(rng, (None, None, 2)),
+    }  # fmt: skip
+    return arguments, lambda a: ll.KVCache.create(
+        a["config"], a["batch"], a["max_len"], like=a["like"], rolling=a["rolling"]
+    )
+
+
+def _append(rng: np.random.Generator) -> Made:
+    c, a = model(rng)
+    arguments = {"embed_tokens": a["embed_tokens"]} | _filled(rng, c, a)
+    like = arguments["keys[0]"]
+    shape = (like.shape[0], 2, *like.shape[2:])
+    arguments |= {"count": 2, "layer": 0, "kept": one_of(rng, (None, np.ones(shape[:2], bool)))}
+    arguments |= {name: rng.standard_normal(shape).astype(like.dtype) for name in "kv"}
+
+    def run(a: Arguments) -> Any:
+        cache = _cache_of(a, c.num_hidden_layers).copy().extend(a["count"], a["kept"])
+        view = ll.LayerCache(cache, a["layer"])
+        return view.append(a["k"], a["v"]), view.cache, view.cache.key_slots()
+
+    return arguments, run
+
+
+SESSIONS: dict[str, Callable[[np.random.Generator], Made]] = {
+    "mlp": _mlp,
+    "qkv_projection": _qkv_projection,
+    "decoder_layer": _decoder_layer,
+    "forward": _forward,
+    "generate": _generate,
+    "KVCache.create": _create,
+    "KVCache.append": _append,
+}
