@@ -52,6 +52,8 @@ def main() -> int:
 
 def failures(kind: str, args: argparse.Namespace) -> int:
     """Fuzz one kind in processes of their own; how many inputs failed."""
+    if kind == "api":
+        return api_failures(args)
     context = multiprocessing.get_context("fork")
     done, accepted = context.Value("q", args.seed), context.Value("q", 0)
     failed, start = context.Value("q", 0), time.monotonic()
@@ -72,6 +74,22 @@ def failures(kind: str, args: argparse.Namespace) -> int:
         flush=True,
     )
     return failed.value
+
+
+def api_failures(args: argparse.Namespace) -> int:
+    """Call public functions, with the compiled bodies and without; how many calls failed."""
+    import api
+
+    start, done, found = time.monotonic(), 0, 0
+    while done < args.count and (args.seconds is None or time.monotonic() < start + args.seconds):
+        batch = min(api.BATCH if args.seconds is None else 100, args.count - done)
+        problems = api.run(args.seed + done, batch)
+        done += batch
+        found += len(problems)
+        for problem in problems:
+            print(f"api {problem}", flush=True)
+    print(f"api: {done} calls, {found} failed, {time.monotonic() - start:.0f} s", flush=True)
+    return found
 
 
 def _fuzz(kind: str, stop: int, ends: float | None, done: Any, accepted: Any, failed: Any) -> None:
@@ -95,8 +113,6 @@ def _fuzz(kind: str, stop: int, ends: float | None, done: Any, accepted: Any, fa
 
 def one(module: Any, seed: int) -> bool:
     """Make an input and run it; whether it was accepted."""
-    if not hasattr(module, "mutated"):
-        return bool(module.one(seed))
     directory = Path(mkdtemp())
     try:
         path = module.mutated(np.random.default_rng(seed), directory)
