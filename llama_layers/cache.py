@@ -13,9 +13,10 @@ from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import host, is_traced
 from llama_layers.cache_checks import checked_fields
 from llama_layers.config import LlamaConfig
+from llama_layers.errors import shown
 from llama_layers.llama import Llama, check_model
 from llama_layers.mask import slots
-from llama_layers.scalars import MOST_TOKENS, check_count, is_integer, shown
+from llama_layers.scalars import MOST_TOKENS, check_count, is_integer
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ from array_api_compat import is_jax_array
 from llama_layers.backends.dtypes import check_bools, check_integers
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import is_traced
-from llama_layers.scalars import MOST_TOKENS, check_count, is_integer, shown
+from llama_layers.errors import shown
+from llama_layers.scalars import MOST_TOKENS, check_count, is_integer
 from llama_layers.shapes import check_same_dtype, check_shape
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
-from llama_layers.errors import ConfigError
+from llama_layers.errors import ConfigError, shown
 
 # Tables are made from a config alone, one entry for each layer and each pair of channels: a
 # malformed file must not fill the memory. Published models have up to 126 layers and heads of 512.
@@ -47,13 +47,3 @@ def check_name(what: str, name: Any, known: Collection[str]) -> None:
     """Raise ConfigError unless a value is one of some known names."""
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"{what}: expected one of {', '.join(known)}, got {shown(name)}")
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it, also where Python refuses to write out its digits."""
-    try:
-        return repr(value)
-    except ValueError:  # an integer of more than 4300 digits
-        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "..."
-    except RecursionError:
-        return f"a deeply nested {type(value).__name__}"

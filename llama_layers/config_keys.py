@@ -12,8 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llama_layers.config_checks import shown
-from llama_layers.errors import ConfigError
+from llama_layers.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from llama_layers.config import LlamaConfig

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llama_layers.config_checks import check_count, check_flag, check_positive, shown
+from llama_layers.config_checks import check_count, check_flag, check_positive
 from llama_layers.config_keys import refuse_draft_heads, refuse_quantised
-from llama_layers.errors import ConfigError
+from llama_layers.errors import ConfigError, shown
 from llama_layers.rope_scaling import RopeScaling, read_scaling
 
 # The model class of each family.

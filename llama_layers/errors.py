@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _LONGEST_NAME, _LONGEST_MESSAGE = 200, 2000
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -25,6 +26,18 @@ def escaped(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def shown(value: Any) -> str:
+    """A value for a message: on one line, and not longer than a reader can use."""
+    try:
+        return one_line(repr(value))
+    except ValueError:  # Python does not write out an integer of thousands of digits
+        if isinstance(value, int):
+            return f"an integer of {value.bit_length()} bits"
+        return f"a {type(value).__name__} that cannot be shown"
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
+
+
 def _cut(text: str, length: int) -> str:
     half = (length - 3) // 2
     return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
@@ -38,11 +51,23 @@ class _FileError(ValueError):
 
 
 class ConfigError(_FileError):
-    """A config that is incomplete, contradicts itself, or asks for what is not implemented."""
+    """A config that is incomplete, contradicts itself, or asks for what is not implemented.
+
+    Parameters
+    ----------
+    message : object
+        What is wrong; made safe to show on one line, since it may quote the file.
+    """
 
 
 class CheckpointError(_FileError):
-    """A checkpoint that is malformed, incomplete, or does not fit its config."""
+    """A checkpoint that is malformed, incomplete, or does not fit its config.
+
+    Parameters
+    ----------
+    message : object
+        What is wrong; made safe to show on one line, since it may quote the file.
+    """
 
 
 class BackendError(RuntimeError):
@@ -50,4 +75,10 @@ class BackendError(RuntimeError):
 
 
 class TraceError(_FileError):
-    """A trace that is malformed, incomplete, or does not fit the model it is held against."""
+    """A trace that is malformed, incomplete, or does not fit the model it is held against.
+
+    Parameters
+    ----------
+    message : object
+        What is wrong; made safe to show on one line, since it may quote the file.
+    """

@@ -12,10 +12,11 @@ from llama_layers.backends.dtypes import check_integers
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, to_numpy
 from llama_layers.cache import KVCache
+from llama_layers.errors import shown
 from llama_layers.llama import Llama, check_model
 from llama_layers.model import forward
 from llama_layers.sampling import check_options, random_generator, sample
-from llama_layers.scalars import MOST_TOKENS, check_count, check_finite, is_integer, shown
+from llama_layers.scalars import MOST_TOKENS, check_count, check_finite, is_integer
 
 # Prompt tokens that go through the model at once where the cache is a ring.
 CHUNK = 512

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from llama_layers.backends.dtypes import float_format
 from llama_layers.backends.namespaces import namespace
-from llama_layers.scalars import check_choice, check_count, shown
+from llama_layers.errors import shown
+from llama_layers.scalars import check_choice, check_count
 from llama_layers.shapes import check_same_dtype, check_shape
 
 

@@ -6,14 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from llama_layers.config_checks import (
-    check_count,
-    check_flag,
-    check_name,
-    check_positive,
-    shown,
-)
-from llama_layers.errors import ConfigError
+from llama_layers.config_checks import check_count, check_flag, check_name, check_positive
+from llama_layers.errors import ConfigError, shown
 
 # For each rope_type the keys it must have and those it may have.
 _ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

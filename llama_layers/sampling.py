@@ -9,7 +9,8 @@ from array_api_compat import device
 from llama_layers.backends.dtypes import float_format
 from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.transfer import from_numpy, host, to_numpy
-from llama_layers.scalars import check_count, check_finite, check_number, shown
+from llama_layers.errors import shown
+from llama_layers.scalars import check_count, check_finite, check_number
 
 
 def sample(

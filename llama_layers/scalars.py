@@ -6,18 +6,10 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
-from llama_layers.errors import one_line
+from llama_layers.errors import shown
 
 # Slots and positions of a cache are counted in int32, as every library has it.
 MOST_TOKENS = 2**31 - 1
-
-
-def shown(value: Any) -> str:
-    """A value for a message: on one line, and no longer than a reader can use."""
-    try:
-        return one_line(repr(value))
-    except ValueError:  # Python does not write out an integer of thousands of digits
-        return f"a number of type {type(value).__name__}"
 
 
 def is_integer(value: Any) -> bool:

@@ -29,7 +29,8 @@ from llama_layers import (
     swiglu,
 )
 from llama_layers.backends.dtypes import check_bools, check_integers
-from llama_layers.scalars import check_choice, check_count, check_finite, shown
+from llama_layers.errors import shown
+from llama_layers.scalars import check_choice, check_count, check_finite
 
 HUGE = 10**400  # no float is as large
 ENORMOUS = 10**5000  # Python does not write it out
@@ -169,7 +170,7 @@ def test_refuses(call):
     [
         ("a\nb", r"'a\\nb'"),
         (np.ones((2, 2)), r"array\(\[\[1\., 1\.\],\\n"),
-        (ENORMOUS, "a number of type int"),
+        (ENORMOUS, "an integer of 16610 bits"),
     ],
     ids=["text", "array", "integer"],
 )
