@@ -13,6 +13,7 @@ import numpy as np
 
 from llama_layers.backends.dtypes import FLOATS, dtype_of
 from llama_layers.checkpoint import load, open_checkpoint
+from llama_layers.checkpoint.hub import hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
 from llama_layers.config import LlamaConfig
 from llama_layers.llama import Llama
@@ -34,18 +35,19 @@ Backend = Literal["numpy", "cupy"]
 
 
 def is_checkpoint(name: str) -> bool:
-    """Whether a name is that of files or of a known model, and not of a published size only."""
-    return Path(name).exists() or name in KNOWN_MODELS
+    """Whether a name is one that `load` takes, and not of a published size only."""
+    return Path(name).exists() or name in KNOWN_MODELS or hub_name(name) is not None
 
 
 def config_of(name: str) -> LlamaConfig:
     """The config of a checkpoint or of a published size."""
-    if Path(name).exists() or (name in KNOWN_MODELS and cached_path(name).exists()):
+    pulled = name in KNOWN_MODELS and cached_path(name).exists()
+    if Path(name).exists() or pulled or hub_name(name) is not None:
         return open_checkpoint(name).config
     if name not in PRESETS:
         raise ValueError(
-            f"--model: {name}: expected a directory, a file, or one of "
-            f"{', '.join(sorted({*PRESETS, *KNOWN_MODELS}))}"
+            f"--model: {name}: expected a directory, a file, org/name on the Hugging Face Hub, "
+            f"or one of {', '.join(sorted({*PRESETS, *KNOWN_MODELS}))}"
         )
     config: LlamaConfig = getattr(LlamaConfig, PRESETS[name])()
     return config

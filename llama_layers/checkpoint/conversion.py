@@ -36,7 +36,7 @@ def convert(
     Parameters
     ----------
     source : str or path
-        What `load` takes: a directory, a file, or the name of a known model.
+        What `load` takes: a directory, a file, or the name of a model.
     destination : str or path
         The directory to make: config.json, model.safetensors, and what the source has of
         tokenizer, generation config and license.

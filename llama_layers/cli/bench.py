@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_layers.cli.options import add_backend, add_force, resolve_backend
+from llama_layers.cli.options import MODEL, add_backend, add_force, resolve_backend
 from llama_layers.files import check_output, write_atomically
 
 if TYPE_CHECKING:
@@ -36,18 +36,18 @@ def add_parser(commands: Any) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
 
     qkv = kinds.add_parser("qkv", help="hidden states times the fused Q, K and V matrix")
-    _add_common(qkv, "llama2-7b", "whose sizes it has; weights are random")
+    _add_common(qkv, "llama2-7b", "only its sizes are used")
     _add_sizes(qkv, "--seq", [1, 2, 8, 32, 128], "tokens")
 
     layer = kinds.add_parser("layer", help="one decoder layer")
-    _add_common(layer, "llama2-7b", "whose sizes it has; weights are random")
+    _add_common(layer, "llama2-7b", "only its sizes are used")
     _add_sizes(layer, "--seq", [1, 8, 128], "tokens")
     layer.add_argument(
         "--context", type=_count, default=64, metavar="N", help="tokens before (default: 64)"
     )
 
     decode = kinds.add_parser("decode", help="a whole model, token by token")
-    _add_common(decode, "smollm2-135m", "to run; a published size has random weights")
+    _add_common(decode, "smollm2-135m", "a published size has random weights")
     _add_layers(decode)
     _add_sizes(decode, "--context", [32], "tokens before")
     decode.add_argument(
@@ -58,7 +58,7 @@ def add_parser(commands: Any) -> None:
     )
 
     prefill = kinds.add_parser("prefill", help="a whole model, a prompt at once")
-    _add_common(prefill, "smollm2-135m", "to run; a published size has random weights")
+    _add_common(prefill, "smollm2-135m", "a published size has random weights")
     _add_layers(prefill)
     _add_sizes(prefill, "--seq", [512], "tokens of the prompt")
 
@@ -70,7 +70,7 @@ def _add_common(parser: argparse.ArgumentParser, model: str, what: str) -> None:
     parser.add_argument(
         "--model",
         default=model,
-        help=f"a directory, file, known model or published size, {what} (default: {model})",
+        help=f"{MODEL}, or a published size such as llama2-7b; {what} (default: {model})",
     )
     add_backend(parser)
     parser.add_argument(

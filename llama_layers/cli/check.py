@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_layers.backends.dtypes import FLOATS
-from llama_layers.cli.options import add_force, add_json
+from llama_layers.cli.options import add_force, add_json, add_model
 from llama_layers.cli.outputs import check_outputs
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "trace", type=Path, help="a safetensors or .npz file, or a directory of .npy files"
     )
-    parser.add_argument(
-        "--model", required=True, help="a directory, file or known model, such as smollm2-135m"
-    )
+    add_model(parser)
     formats = tuple(FLOATS)
     parser.add_argument(
         "--dtype",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llama_layers.cli.options import add_dtype
+from llama_layers.cli.options import MODEL, add_dtype
 
 
 def add_parser(commands: Any) -> None:
@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
         description="Write any checkpoint that can be loaded as a Hugging Face directory of "
         "config.json, model.safetensors and the tokenizer.",
     )
-    parser.add_argument("source", help="a directory, file or known model")
+    parser.add_argument("source", help=MODEL)
     parser.add_argument("destination", type=Path, help="the directory to make")
     add_dtype(parser, "the weights written (default: as they are)")
     parser.add_argument("--force", action="store_true", help="replace a checkpoint that is there")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llama_layers.cli.options import add_backend, add_dtype, resolve_backend
+from llama_layers.cli.options import add_backend, add_dtype, add_model, resolve_backend
 from llama_layers.cli.suggested import SETTINGS, suggested_options
 
 
@@ -21,9 +21,7 @@ def add_parser(commands: Any) -> None:
         "temperature is given.",
     )
     parser.add_argument("text", help="the text to continue; with --chat, what the user says")
-    parser.add_argument(
-        "--model", required=True, help="a directory, file or known model, such as smollm2-135m"
-    )
+    add_model(parser)
     parser.add_argument("--chat", action="store_true", help="apply the model's chat template")
     parser.add_argument(
         "--chat-template",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.backends.dtypes import FLOATS
 from llama_layers.backends.numpy.compiled import compiled_problem
-from llama_layers.cli.options import add_json
+from llama_layers.cli.options import MODEL, add_json
 from llama_layers.cli.verify_bodies import verify
 from llama_layers.errors import one_line
 
@@ -33,9 +33,7 @@ def add_parser(commands: Any) -> None:
         "keys of its config change no number and were ignored, and what it costs in memory in "
         "each dtype. No weight is read.",
     )
-    parser.add_argument(
-        "model", nargs="?", help="a directory, file or known model, such as smollm2-135m"
-    )
+    parser.add_argument("model", nargs="?", help=MODEL)
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument(
         "--verify",

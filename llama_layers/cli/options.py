@@ -10,6 +10,15 @@ from llama_layers.backends.dtypes import FLOATS
 Backend = Literal["numpy", "cupy"]
 
 
+# What `load` takes, for help texts.
+MODEL = "a directory, file, known model such as smollm2-135m, or org/name on the Hugging Face Hub"
+
+
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add --model."""
+    parser.add_argument("--model", required=required, help=MODEL)
+
+
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """Add --backend."""
     parser.add_argument(

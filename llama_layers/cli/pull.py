@@ -1,4 +1,4 @@
-"""``llama-layers pull``: fetch a known model."""
+"""``llama-layers pull``: fetch a model by its name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "pull",
-        help="fetch a known model into the cache",
-        description="Fetch a known model, check it, and keep it in the cache directory, which the "
-        "environment variable LLAMA_LAYERS_CACHE moves. Without a name: list the known models.",
+        help="fetch a model by its name",
+        description="Fetch a model, unless it is there, and print where it is. A known model is "
+        "checked and kept in the cache directory, which the environment variable "
+        "LLAMA_LAYERS_CACHE moves; one of the Hugging Face Hub goes into the Hub's own cache, and "
+        "needs the extra hub. Without a name: list the known models.",
     )
-    parser.add_argument("name", nargs="?", help="such as smollm2-135m")
+    parser.add_argument(
+        "name", nargs="?", help="smollm2-135m, say, or org/name or org/name@revision of the Hub"
+    )
     parser.set_defaults(run=run)
 
 

@@ -17,6 +17,7 @@ from llama_layers.cli.options import (
     add_dtype,
     add_force,
     add_json,
+    add_model,
     resolve_backend,
 )
 from llama_layers.cli.outputs import check_outputs
@@ -52,7 +53,7 @@ def add_parser(commands: Any) -> None:
         "weights, and a small one whose weights differ.",
     )
     parser.add_argument("text", nargs="?", help="the text; needs --model")
-    parser.add_argument("--model", help="a directory, file or known model, such as smollm2-135m")
+    add_model(parser, required=False)
     parser.add_argument("--layer", type=int, default=0, help="which layer (default: 0)")
     add_backend(parser)
     add_dtype(parser, "the weights")

@@ -8,7 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llama_layers.cli.options import add_backend, add_dtype, add_force, add_json, resolve_backend
+from llama_layers.cli.options import (
+    add_backend,
+    add_dtype,
+    add_force,
+    add_json,
+    add_model,
+    resolve_backend,
+)
 from llama_layers.cli.outputs import check_outputs
 
 
@@ -25,11 +32,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("text", nargs="?", help="the text; or --ids")
     parser.add_argument(
-        "--ids", type=_numbers, metavar="1,2,3", help="token ids in place of a text"
+        "--ids", type=_numbers, metavar="1,2,3", help="token ids instead of a text"
     )
-    parser.add_argument(
-        "--model", required=True, help="a directory, file or known model, such as smollm2-135m"
-    )
+    add_model(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write"
     )

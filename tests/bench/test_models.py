@@ -67,8 +67,15 @@ def test_presets_and_checkpoints(tmp_path):
     assert models.config_of("llama3-1-8b") == LlamaConfig.llama3_1_8b()
     tiny.write_single(tmp_path, tiny.arrays())
     assert models.config_of(str(tmp_path)) == tiny.CONFIG
-    with pytest.raises(ValueError, match="--model: nothing: expected a directory, a file, or one"):
+    with pytest.raises(ValueError, match="--model: nothing: expected a directory, .*org/name"):
         models.config_of("nothing")
+
+
+def test_a_model_of_the_hub(monkeypatch, tmp_path):
+    tiny.write_single(tmp_path, tiny.arrays())
+    monkeypatch.setattr("llama_layers.checkpoint.opening.fetch", lambda name, **_: tmp_path)
+    assert models.is_checkpoint("org/name")
+    assert models.config_of("org/name") == tiny.CONFIG
 
 
 def test_the_first_layers_of_a_checkpoint(tmp_path):
