@@ -13,7 +13,7 @@ from llama_layers.config_checks import check_count, check_flag, check_name, chec
 from llama_layers.config_keys import refuse_other_heads, refuse_other_maths
 from llama_layers.config_schema import MODEL_TYPES, OWN_KEY, constructor_arguments, unread_fields
 from llama_layers.errors import ConfigError, shown
-from llama_layers.files import read_json
+from llama_layers.json_files import read_json
 from llama_layers.presets import PublishedSizes
 from llama_layers.rope_scaling import RopeScaling
 

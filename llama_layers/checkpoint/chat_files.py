@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.errors import CheckpointError
-from llama_layers.files import read_json
+from llama_layers.json_files import read_json_if_there
 
 MORE_TEMPLATES = "additional_chat_templates"
 
@@ -27,7 +27,7 @@ def read_chat_template(directory: Path) -> str | Mapping[str, str] | None:
         return templates["default"] if list(templates) == ["default"] else templates
     for name in ("tokenizer_config.json", "chat_template.json"):
         file = directory / name
-        content = read_json(file, CheckpointError) if file.is_file() else {}
+        content = read_json_if_there(file, CheckpointError)
         if (template := content.get("chat_template")) not in (None, [], {}):
             return _checked(file, template)
     return None

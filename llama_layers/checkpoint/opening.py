@@ -16,7 +16,7 @@ from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer_files import open_tokenizer_directory, open_tokenizer_json
 from llama_layers.config import read_config
 from llama_layers.errors import CheckpointError
-from llama_layers.files import JsonFile
+from llama_layers.json_files import JsonFile
 from llama_layers.quantised import ADAPTER
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.errors import CheckpointError
-from llama_layers.files import read_json
+from llama_layers.json_files import read_json_if_there
 
 # In the order in which transformers adds those that a tokenizer lacks.
 _NAMES = "bos_token eos_token unk_token sep_token pad_token cls_token mask_token".split()
@@ -50,13 +50,13 @@ def read_declared_tokens(directory: Path) -> DeclaredTokens:
     has no ``added_tokens_decoder``; what the map says of a token then goes before it.
     """
     file = directory / "tokenizer_config.json"
-    config = _optional(file)
+    config = read_json_if_there(file, CheckpointError)
     named, special = _sorted_out(file, config)
     if "added_tokens_decoder" in config:
         added = _by_id(file, config["added_tokens_decoder"])
     else:
         old = directory / "special_tokens_map.json"
-        named_in_map, special_in_map = _sorted_out(old, _optional(old))
+        named_in_map, special_in_map = _sorted_out(old, read_json_if_there(old, CheckpointError))
         named |= named_in_map
         special += special_in_map
         added = _added_tokens(directory / "added_tokens.json", [*named.values(), *special])
@@ -67,10 +67,6 @@ def read_declared_tokens(directory: Path) -> DeclaredTokens:
         added=added,
         defaults=_DEFAULTS.get(kind, {}),
     )
-
-
-def _optional(file: Path) -> dict[str, Any]:
-    return read_json(file, CheckpointError) if file.is_file() else {}
 
 
 def _sorted_out(
@@ -106,7 +102,7 @@ def _added_tokens(file: Path, special: list[dict[str, Any] | None]) -> dict[int,
     texts = {token["content"] for token in special if token is not None}
     return {
         _id(file, i): {"content": text, "special": text in texts, "normalized": text not in texts}
-        for text, i in _optional(file).items()
+        for text, i in read_json_if_there(file, CheckpointError).items()
     }
 
 

@@ -11,7 +11,7 @@ from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.special_tokens import DeclaredTokens, read_declared_tokens
 from llama_layers.checkpoint.tokenizer import Tokenizer, backend_errors
 from llama_layers.errors import CheckpointError
-from llama_layers.files import read_json
+from llama_layers.json_files import read_json_if_there
 
 
 def open_tokenizer_directory(directory: Path) -> Tokenizer:
@@ -95,7 +95,7 @@ def _guessed(backend: Any, config: Path | None) -> dict[str, str | None]:
         "unk_token": getattr(backend.model, "unk_token", None),
         "pad_token": padding and padding["pad_token"],
     }
-    content = read_json(config, CheckpointError) if config and config.is_file() else {}
+    content = read_json_if_there(config, CheckpointError) if config else {}
     return {
         name: token or _token_of(backend, content, f"{name}_id") for name, token in found.items()
     }

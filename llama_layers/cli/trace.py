@@ -31,9 +31,7 @@ def add_parser(commands: Any) -> None:
         "arrays of a port were rounded to.",
     )
     parser.add_argument("text", nargs="?", help="the text; or --ids")
-    parser.add_argument(
-        "--ids", type=_numbers, metavar="1,2,3", help="token ids instead of a text"
-    )
+    parser.add_argument("--ids", type=_numbers, metavar="1,2,3", help="token ids instead of a text")
     add_model(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write"

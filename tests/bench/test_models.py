@@ -67,7 +67,7 @@ def test_presets_and_checkpoints(tmp_path):
     assert models.config_of("llama3-1-8b") == LlamaConfig.llama3_1_8b()
     tiny.write_single(tmp_path, tiny.arrays())
     assert models.config_of(str(tmp_path)) == tiny.CONFIG
-    with pytest.raises(ValueError, match="--model: nothing: expected a directory, .*org/name"):
+    with pytest.raises(ValueError, match=r"--model: nothing: expected a directory, .*org/name"):
         models.config_of("nothing")
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from llama_layers.errors import CheckpointError, ConfigError
-from llama_layers.files import read_json
+from llama_layers.json_files import read_json
 
 
 def test_an_object(tmp_path):
