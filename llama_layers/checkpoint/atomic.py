@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from llama_layers.checkpoint.file_names import INDEX, SHARD, SINGLE
 from llama_layers.errors import CheckpointError
 from llama_layers.files import errors_naming
 
@@ -20,8 +21,6 @@ except ModuleNotFoundError:  # on Windows
 
 # Ends the names of what is temporary, so that nobody's own directory is taken for it.
 _SUFFIX = ".llama-layers"
-# Weights, which a checkpoint of the same name in one file replaces.
-_SHARDS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 @contextmanager
@@ -122,12 +121,17 @@ def _old(path: Path) -> Path:
     return path.parent / f".{path.name}.old{_SUFFIX}"
 
 
+def _holds_weights(name: str) -> bool:
+    """Whether a file has weights, which those in one file of a new checkpoint replace."""
+    return name in (SINGLE, INDEX) or SHARD.fullmatch(name) is not None
+
+
 def _check_nothing_is_lost(path: Path, replacement: Path) -> None:
     kept = {entry.name for entry in replacement.iterdir()}
     lost = sorted(
         entry.name
         for entry in path.iterdir()
-        if entry.name not in kept and not (entry.is_file() and _SHARDS.fullmatch(entry.name))
+        if entry.name not in kept and not (entry.is_file() and _holds_weights(entry.name))
     )
     if lost:
         raise CheckpointError(

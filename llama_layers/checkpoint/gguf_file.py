@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from llama_layers.checkpoint.extras import require_installed
+from llama_layers.checkpoint.file_names import gguf_parts
 from llama_layers.checkpoint.gguf_config import ARCHITECTURES, read_config
 from llama_layers.checkpoint.gguf_header import GGUFHeader, GGUFTensor, read_gguf
 from llama_layers.checkpoint.gguf_metadata import shown
@@ -29,7 +30,6 @@ _PLAIN = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float6
 _ROPE_FACTORS = "rope_freqs.weight"
 # RoPE frequencies, which old converters kept and llama.cpp never read.
 _UNUSED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
-_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 def open_gguf(file: Path) -> Checkpoint:
@@ -99,13 +99,12 @@ def _open_parts(file: Path) -> list[GGUFHeader]:
         raise CheckpointError(f"{file}: split.count: expected an integer, got {shown(count)}")
     if count <= 1:
         return [header]
-    named = _PART.fullmatch(file.name)
-    if named is None or int(named[3]) != count:
+    files = [file.with_name(name) for name in gguf_parts(file.name)]
+    if len(files) != count:
         raise CheckpointError(
             f"{file}: is one of {count} parts: expected a name that ends in "
             f"-00001-of-{count:05}.gguf, by which the others are found"
         )
-    files = [file.with_name(f"{named[1]}-{i + 1:05}-of-{named[3]}.gguf") for i in range(count)]
     if missing := [part.name for part in files if not part.is_file()]:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         raise CheckpointError(

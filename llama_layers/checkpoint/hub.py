@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,14 +12,13 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from llama_layers.checkpoint.file_names import INDEX, SHARD, SINGLE, gguf_parts
+from llama_layers.checkpoint.safetensors_files import shards_of
 from llama_layers.errors import CheckpointError
 
 _NAME = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?"
 )
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 # What a model has beside its weights: small files. A tokenizer's may be of any name.
 _SMALL = re.compile(
     r"(additional_chat_templates/)?[^/]*\.(jinja|json|txt|model)|LICENSE[^/]*|NOTICE|README\.md"
@@ -110,13 +108,12 @@ def _is_whole(path: Path, weights: bool) -> bool:
 
 def _has_weights(path: Path) -> bool:
     if path.is_file():
-        return all(path.with_name(part).is_file() for part in _parts(path.name))
-    if (path / _SINGLE).is_file():
+        return all(path.with_name(part).is_file() for part in gguf_parts(path.name))
+    if (path / SINGLE).is_file():
         return True
     try:
-        shards = json.loads((path / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        return all((path / shard).is_file() for shard in set(shards))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return all((path / shard).is_file() for shard in shards_of(path / INDEX))
+    except (OSError, CheckpointError):
         return False
 
 
@@ -137,16 +134,16 @@ def _download(hub: Any, name: HubName, with_weights: bool) -> Path:
 def _weights(name: HubName, files: Sequence[str]) -> list[str]:
     """The files of a repository that hold its weights; the first one opens the model."""
     if name.file is not None:
-        if missing := [part for part in _parts(name.file) if part not in files]:
+        if missing := [part for part in gguf_parts(name.file) if part not in files]:
             raise CheckpointError(f"{name}: the repository has no {missing[0]}")
-        return _parts(name.file)
-    if _SINGLE in files:
-        return [_SINGLE]
-    if _INDEX in files:
-        return [_INDEX, *filter(_SHARD.fullmatch, files)]
-    models = [file for file in files if file.endswith(".gguf") and _parts(file)[0] == file]
+        return gguf_parts(name.file)
+    if SINGLE in files:
+        return [SINGLE]
+    if INDEX in files:
+        return [INDEX, *filter(SHARD.fullmatch, files)]
+    models = [file for file in files if file.endswith(".gguf") and gguf_parts(file)[0] == file]
     if len(models) == 1:
-        return _parts(models[0])
+        return gguf_parts(models[0])
     if models:
         raise CheckpointError(
             f"{name}: expected one of its {len(models)} GGUF files, such as "
@@ -154,18 +151,9 @@ def _weights(name: HubName, files: Sequence[str]) -> list[str]:
         )
     pickled = any(file.endswith((".bin", ".pt", ".pth")) for file in files)
     raise CheckpointError(
-        f"{name}: the repository has no {_SINGLE}, {_INDEX} or GGUF file"
+        f"{name}: the repository has no {SINGLE}, {INDEX} or GGUF file"
         + ("; its PyTorch pickle files are not read" if pickled else "")
     )
-
-
-def _parts(file: str) -> list[str]:
-    """All parts of a split GGUF file, given one of them; the file itself if it is whole."""
-    found = _SPLIT.search(file)
-    if found is None:
-        return [file]
-    start, count = file[: found.start()], int(file[-10:-5])
-    return [f"{start}-{part:05}-of-{count:05}.gguf" for part in range(1, count + 1)]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from llama_layers.checkpoint.chat_files import MORE_TEMPLATES, read_chat_template
+from llama_layers.checkpoint.file_names import INDEX, SINGLE
 from llama_layers.checkpoint.hub import fetch, hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
 from llama_layers.checkpoint.opened import Checkpoint
@@ -19,7 +20,6 @@ from llama_layers.errors import CheckpointError
 from llama_layers.json_files import JsonFile
 from llama_layers.quantised import ADAPTER
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _COMPANIONS = """
 generation_config.json tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json
 added_tokens.json vocab.json merges.txt chat_template.jinja chat_template.json LICENSE LICENSE.txt
@@ -30,7 +30,7 @@ _SHARD = r"-\d{5}-of-(?!00001)\d{5}\.safetensors$"
 # What people have instead of safetensors files, and what to do with it.
 _OTHER_FILES = {
     r"^adapter_(config\.json|model\.)": ADAPTER,
-    _SHARD: f"shards of a model: load their directory, with {_INDEX} in it",
+    _SHARD: f"shards of a model: load their directory, with {INDEX} in it",
     r"\.gguf$": "GGUF: load the file itself",
     r"\.(bin|pth|pt|ckpt)$": "PyTorch's pickle files are not read, since they can run code: "
     "write the model as safetensors with transformers' from_pretrained and save_pretrained",
@@ -134,7 +134,7 @@ def files_read(path: str | os.PathLike[str], /) -> set[Path]:
     files = set(checkpoint._maps)
     if checkpoint.path.suffix != ".gguf":  # which has all in one file
         directory = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-        files |= {directory / name for name in ("config.json", _INDEX)}
+        files |= {directory / name for name in ("config.json", INDEX)}
         files |= set(_companions(directory))
     return {file.resolve() for file in files}
 
@@ -160,13 +160,13 @@ def _resolved(path: str | os.PathLike[str], *, weights: bool = True) -> Path:
 
 
 def _open_directory(directory: Path) -> Checkpoint:
-    for name in (_SINGLE, _INDEX):  # the order of transformers, where both are there
+    for name in (SINGLE, INDEX):  # the order of transformers, where both are there
         if (directory / name).is_file():
             return _open_safetensors(directory, directory / name, "Hugging Face directory")
     files = [file for file in directory.glob("*.safetensors") if file.is_file()]
     if len(files) == 1 and not files[0].name.startswith("adapter_"):
         return _open_safetensors(directory, files[0], "Hugging Face directory")
-    raise CheckpointError(f"{directory}: expected {_SINGLE} or {_INDEX}, got {_held(directory)}")
+    raise CheckpointError(f"{directory}: expected {SINGLE} or {INDEX}, got {_held(directory)}")
 
 
 def _held(directory: Path) -> str:

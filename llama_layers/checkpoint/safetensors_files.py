@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from llama_layers.checkpoint.names import permuted_heads, telling_names, to_hugging_face
 from llama_layers.checkpoint.opened import TensorInfo, map_file
 from llama_layers.config import LlamaConfig
-from llama_layers.errors import CheckpointError
+from llama_layers.errors import CheckpointError, shown
+from llama_layers.json_files import read_json
 from llama_layers.quantised import why_not_plain
 from llama_layers.weight_names import is_inert
 
@@ -59,7 +60,7 @@ def read_shards(index: Path) -> tuple[Header, Maps]:
     """
     header: Header = {}
     maps: Maps = {}
-    for shard in _shards(index):
+    for shard in shards_of(index):
         file = index.parent / shard
         if not file.is_file():
             raise CheckpointError(f"{index}: names the shard {shard}, which is missing on disk")
@@ -132,16 +133,15 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _shards(index: Path) -> list[str]:
+def shards_of(index: Path) -> list[str]:
     """The files that an index names, each once."""
-    try:
-        if index.stat().st_size > _LONGEST_HEADER:
-            raise ValueError(f"it has over {_LONGEST_HEADER} bytes")
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: expected an object with a weight_map: {error!r}") from None
+    if (size := index.stat().st_size) > _LONGEST_HEADER:
+        raise CheckpointError(f"{index}: expected at most {_LONGEST_HEADER} bytes, got {size}")
+    weight_map = read_json(index, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: expected a weight_map of names to files")
+        raise CheckpointError(
+            f"{index}: expected a weight_map of names to files, got {shown(weight_map)}"
+        )
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(

@@ -12,6 +12,7 @@ import tiny
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import convert, open_checkpoint
+from llama_layers.checkpoint.file_names import gguf_parts
 from llama_layers.checkpoint.opening import files_read
 
 
@@ -32,6 +33,20 @@ def write_parts(directory, most_tensors=5, **options):
     writer.write_tensors_to_file()
     writer.close()
     return weights, sorted(directory.glob("*.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("m-00002-of-00002.gguf", ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]),
+        ("a/m-00001-of-00001.gguf", ["a/m-00001-of-00001.gguf"]),
+        ("m-00001-of-00000.gguf", ["m-00001-of-00000.gguf"]),  # not of a split file
+        ("m-1-of-2.gguf", ["m-1-of-2.gguf"]),
+        ("m.gguf", ["m.gguf"]),
+    ],
+)
+def test_names_of_parts(name, parts):
+    assert gguf_parts(name) == parts
 
 
 @pytest.mark.parametrize("options", [{}, {"small_first_shard": True}])

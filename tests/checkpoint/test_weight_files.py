@@ -92,13 +92,21 @@ def test_an_index_that_leads_out_of_the_directory(sharded, shard):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": 3}', "[" * 100_000, " " * 4_000_001],
+    ("text", "message"),
+    [
+        ("{", "expected a JSON object"),
+        ("[]", "expected a JSON object, got list"),
+        ("{}", "expected a weight_map of names to files, got None"),
+        ('{"weight_map": {}}', "expected a weight_map of names to files, got {}"),
+        ('{"weight_map": 3}', "expected a weight_map of names to files, got 3"),
+        ("[" * 100_000, "expected a JSON object, got one nested too deeply"),
+        (" " * 4_000_001, "expected at most 4000000 bytes, got 4000001"),
+    ],
     ids=["cut", "list", "empty", "no files", "number", "deep", "long"],
 )
-def test_an_index_of_another_form(sharded, text):
+def test_an_index_of_another_form(sharded, text, message):
     (sharded / "model.safetensors.index.json").write_text(text)
-    with refused(sharded, "expected .*weight_map"):
+    with refused(sharded, f"index.json: {message}"):
         load(sharded)
 
 
