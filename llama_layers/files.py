@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and never over another unless asked."""
+"""Where files go: into the cache, or whole or not at all, and never over another unless asked."""
 
 from __future__ import annotations
 
@@ -22,6 +22,20 @@ _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
 }
+
+
+def cache_directory() -> Path:
+    """Where pulled models are kept, and what was found of faster code on this machine.
+
+    Returns
+    -------
+    Path
+        ``$LLAMA_LAYERS_CACHE`` if that is set; otherwise ``llama_layers`` in ``$XDG_CACHE_HOME``
+        or in ``~/.cache``.
+    """
+    if own := os.environ.get("LLAMA_LAYERS_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama_layers"
 
 
 def check_output(path: Path | None, force: bool) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 
 from llama_layers.backends import machine
 from llama_layers.backends.dispatch import Offer
-from llama_layers.checkpoint.known_models import cache_directory
-from llama_layers.files import write_atomically
+from llama_layers.files import cache_directory, write_atomically
 
 
 @dataclass(frozen=True)

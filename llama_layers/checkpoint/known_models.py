@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from llama_layers.files import cache_directory
+
+__all__ = ["cache_directory"]  # for the package
 
 
 @dataclass(frozen=True)
@@ -76,20 +79,6 @@ def known_models() -> tuple[KnownModel, ...]:
     [('smollm2-135m', 'Apache-2.0')]
     """
     return _MODELS
-
-
-def cache_directory() -> Path:
-    """Where pulled models are kept.
-
-    Returns
-    -------
-    Path
-        ``$LLAMA_LAYERS_CACHE`` if that is set; otherwise ``llama_layers`` in ``$XDG_CACHE_HOME``
-        or in ``~/.cache``.
-    """
-    if own := os.environ.get("LLAMA_LAYERS_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama_layers"
 
 
 def cached_path(name: str, /) -> Path:
