@@ -55,8 +55,8 @@ def attention(
     Raises
     ------
     TypeError
-        If an argument is no array of floats, the mask is not boolean, library or dtype differ, or
-        the scale is no number.
+        If an argument is not an array of floats, the mask is not boolean, library or dtype differ,
+        or the scale is not a number.
     ValueError
         If the shapes do not fit, or the scale is not finite.
 

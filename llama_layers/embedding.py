@@ -29,7 +29,7 @@ def embed(input_ids: Any, table: Any, /) -> Any:
     Raises
     ------
     TypeError
-        If an argument is no array, the ids are no integers, or the libraries differ.
+        If an argument is not an array, the ids are not integers, or the libraries differ.
     ValueError
         If a shape does not fit, or an id is negative or not below vocab_size.
 

@@ -46,28 +46,16 @@ def _cut(text: str, length: int) -> str:
 class _FileError(ValueError):
     """An error about a file's content, which may be quoted in the message."""
 
-    def __init__(self, message: object = "") -> None:
-        super().__init__(one_line(str(message)))
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ConfigError(_FileError):
-    """A config that is incomplete, contradicts itself, or asks for what is not implemented.
-
-    Parameters
-    ----------
-    message : object
-        What is wrong; made safe to show on one line, since it may quote the file.
-    """
+    """A config that is incomplete, contradicts itself, or asks for what is not implemented."""
 
 
 class CheckpointError(_FileError):
-    """A checkpoint that is malformed, incomplete, or does not fit its config.
-
-    Parameters
-    ----------
-    message : object
-        What is wrong; made safe to show on one line, since it may quote the file.
-    """
+    """A checkpoint that is malformed, incomplete, or does not fit its config."""
 
 
 class BackendError(RuntimeError):
@@ -75,10 +63,4 @@ class BackendError(RuntimeError):
 
 
 class TraceError(_FileError):
-    """A trace that is malformed, incomplete, or does not fit the model it is held against.
-
-    Parameters
-    ----------
-    message : object
-        What is wrong; made safe to show on one line, since it may quote the file.
-    """
+    """A trace that is malformed, incomplete, or does not fit the model it is held against."""

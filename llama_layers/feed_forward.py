@@ -30,7 +30,7 @@ def swiglu(gate: Any, up: Any, /) -> Any:
     Raises
     ------
     TypeError
-        If an argument is no array of floats, or library or dtype differ.
+        If an argument is not an array of floats, or library or dtype differ.
     ValueError
         If the shapes differ.
 

@@ -43,7 +43,7 @@ def check_output(path: Path | None, force: bool) -> None:
     if path is None:
         return
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: expected an existing directory, {path.parent} is none")
+        raise FileNotFoundError(f"{path}: expected {path.parent} to be an existing directory")
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except FileNotFoundError:

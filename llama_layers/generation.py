@@ -74,7 +74,7 @@ def generate(
     Raises
     ------
     TypeError
-        If ids or mask are of another library or a wrong dtype, or an option is no number.
+        If ids or mask are of another library or a wrong dtype, or an option is not a number.
     ValueError
         If a shape does not fit, an id or an option is out of range, or a prompt ends in padding;
         at once, and not at the first step.

@@ -147,7 +147,7 @@ class Llama:
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no model: the name of one, say, which `load` would have made one of.
+    """Refuse what is not a model: the name of one, say, which `load` would have made one of.
 
     The layers may be a list, which can have become longer or shorter since the model was made.
     """

@@ -58,7 +58,7 @@ def forward(
     cache : KVCache, optional
         Keys and values of earlier tokens; the one in the output is valid afterwards.
     positions : Array, shape [S], [1, S] or [B, S], an integer dtype, optional
-        For RoPE. By default tokens are counted from the first that is no padding, on from the
+        For RoPE. By default tokens are counted from the first that is not padding, on from the
         cache.
     attention_mask : Array, shape [B, S], bool or 0 and 1 of an integer dtype, optional
         Which of the ids are tokens and no padding. With a cache also [B, past + S], as Hugging

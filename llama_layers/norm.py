@@ -34,9 +34,9 @@ def rms_norm(x: Any, weight: Any, /, *, eps: float) -> Any:
     Raises
     ------
     TypeError
-        If `x` or `weight` is no array of floats, they come from different libraries, the weight is
-        of a dtype that float32 (float64 for float64 `x`) does not hold exactly, or `eps` is no
-        number.
+        If `x` or `weight` is not an array of floats, they come from different libraries, the weight
+        is of a dtype that float32 (float64 for float64 `x`) does not hold exactly, or `eps` is not
+        a number.
     ValueError
         If the shapes do not fit, the devices differ or `eps` is negative or not finite.
 

@@ -46,7 +46,7 @@ def linear(x: Any, weight: Any, bias: Any | None = None, /) -> Any:
     Raises
     ------
     TypeError
-        If an argument is no array of floats, comes from another library than `x`, or is of a
+        If an argument is not an array of floats, comes from another library than `x`, or is of a
         dtype that the sums cannot hold exactly.
     ValueError
         If the shapes do not fit or the devices differ.
@@ -112,7 +112,7 @@ def qkv_projection(x: Any, w: QKVWeights, /) -> QKV:
     Raises
     ------
     TypeError
-        If `x` is no array of floats, or library or dtype do not go with the weights.
+        If `x` is not an array of floats, or library or dtype do not go with the weights.
     ValueError
         If `x` is not [B, S, hidden_size] or lies on another device than the weights.
 

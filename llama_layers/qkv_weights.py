@@ -30,12 +30,12 @@ class QKVWeights:
         Key heads, and as many value heads: num_heads for multi-head attention, 1 for multi-query,
         a divisor of num_heads in between for grouped-query.
     bias : Array, shape [(num_heads + 2 * num_kv_heads) * head_dim], or None
-        Added to the product, in the order of its rows (Qwen2 has it, Llama has not).
+        Added to the product, in the order of its rows (Qwen2 has one, Llama has none).
 
     Raises
     ------
     TypeError
-        If an array is none, holds no floats, or comes from another library than the first.
+        If an array is not one of floats, or comes from another library than the first.
     ValueError
         If the shapes do not fit the head counts or each other.
 
@@ -109,7 +109,7 @@ class QKVWeights:
         Raises
         ------
         TypeError
-            If an argument is no array, holds no floats, or differs in library or dtype.
+            If an argument is not an array, holds no floats, or differs in library or dtype.
         ValueError
             If shapes, head counts and layout do not fit together.
 

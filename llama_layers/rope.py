@@ -190,7 +190,7 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
     Raises
     ------
     TypeError
-        If the positions are no integers, `config` is of another type, or `like` is not an array of
+        If the positions are not integers, `config` is of another type, or `like` is not an array of
         floats.
     ValueError
         If their shape is another, or one is negative. Positions that a compiler traces cannot be
@@ -274,7 +274,7 @@ def apply_rope(
     Raises
     ------
     TypeError
-        If an argument is no array of floats, or the libraries differ.
+        If an argument is not an array of floats, or the libraries differ.
     ValueError
         If a shape does not fit or the layout is unknown.
 

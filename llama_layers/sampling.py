@@ -53,8 +53,8 @@ def sample(
     Raises
     ------
     TypeError
-        If `logits` is no array of floats, `temperature`, `top_p` or `min_p` is no number, or `rng`
-        is nothing to draw from.
+        If `logits` is not an array of floats, `temperature`, `top_p` or `min_p` is not a number, or
+        `rng` is nothing to draw from.
     ValueError
         If its shape is another, it has a NaN, an option is out of range, or, unless greedy, the
         largest logit of a row is infinite.
@@ -95,7 +95,7 @@ def sample(
 def check_options(
     temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
 ) -> None:
-    """Refuse sampling options that are no numbers or out of range."""
+    """Refuse sampling options that are not numbers or out of range."""
     check_finite("temperature", temperature, negative=False)
     for name, value in (("top_p", top_p), ("min_p", min_p)):
         if value is not None:

@@ -50,7 +50,7 @@ class AttentionWeights:
     Raises
     ------
     TypeError
-        If `qkv` is no QKVWeights, or an array is none, holds no floats, or comes from another
+        If `qkv` is not a QKVWeights, or an array is not one of floats, or comes from another
         library than the first.
     ValueError
         If the shapes do not fit each other.
@@ -86,7 +86,7 @@ class MLPWeights:
     Raises
     ------
     TypeError
-        If an array is none, holds no floats, or comes from another library than the first.
+        If an array is not one of floats, or comes from another library than the first.
     ValueError
         If the shapes do not fit each other.
     """
@@ -151,7 +151,7 @@ class LayerWeights:
         check_shape("mlp.gate_proj", self.mlp.gate_proj, "intermediate_size", hidden)
 
     def named(self) -> dict[str, Any]:
-        """Every array under the path of its attribute; None for a bias that there is not.
+        """Every array under the path of its attribute; None for a bias that is not there.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Files that commands write: whole or not at all, and never over what is no regular file."""
+"""Files that commands write: whole or not at all, and never over what is not a regular file."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ def test_other_rows_go_on_after_one_has_ended(rng):
     """What stands in an ended row changes no other."""
     model, ids, endless, eos, first = uneven(rng)
     longest = int(np.argmax(first))
-    for padding in (None, 0, 5, -1, 13):  # the last two are no tokens, and stand for none
+    for padding in (None, 0, 5, -1, 13):  # the last two are not tokens, and stand for none
         other = replace(model, config=replace(GQA, pad_token_id=padding))
         computed = generated(other, ids, max_new_tokens=12, eos_token_id=eos)
         np.testing.assert_array_equal(computed[longest], endless[longest, : computed.shape[1]])

@@ -11,8 +11,8 @@ from array_api_compat import array_namespace, device, is_cupy_namespace, is_nump
 def namespace(**arrays: Any) -> Any:
     """The one array namespace and device that the named arrays share.
 
-    ``None`` stands for an argument not given. Raises TypeError if an argument is no array or comes
-    from another library than the first, ValueError if it lies on another device.
+    ``None`` stands for an argument not given. Raises TypeError if an argument is not an array or
+    comes from another library than the first, ValueError if it lies on another device.
     """
     first = ""
     xp: Any = None

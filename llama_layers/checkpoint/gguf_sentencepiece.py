@@ -80,7 +80,7 @@ def _can_be_ordered(
 
     It cannot say that of two pairs of one score the leftmost is merged first; but where they make
     runs of one character, such as the spaces of Llama 2, to prefer the longer run comes to the
-    same. Nor does it know parts that are no tokens.
+    same. Nor does it know parts that are not tokens.
     """
     ties = defaultdict(set)
     for token, found in pairs.items():
@@ -100,7 +100,7 @@ def _ordered(
 class _Merging:
     """A pre-tokenizer that merges by score, for vocabularies whose merges have no one order.
 
-    Each piece that it cuts is then a token, or a character that is none.
+    Each piece that it cuts is then a token, or a character that is not one.
     """
 
     def __init__(self, scores: Mapping[str, float]) -> None:

@@ -180,7 +180,7 @@ def _plain_errors(hub: Any, name: HubName) -> Iterator[None]:
         raise CheckpointError(f"{name}: expected the name of a model: {error}") from None
     except errors.OfflineModeIsEnabled:
         raise CheckpointError(
-            f"{name} is not on this computer, and HF_HUB_OFFLINE forbids to download it"
+            f"{name} is not on this computer, and HF_HUB_OFFLINE forbids downloads"
         ) from None
     except CheckpointError:
         raise

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
         found: int = getattr(args, "status", 0)  # what a check had found by then
         return found
-    except BaseException as error:  # tokenizers raises one that is no Exception
+    except BaseException as error:  # tokenizers raises one that is not an Exception
         print(f"llama-layers {args.command}: {_said(error)}", file=sys.stderr)
         if "LLAMA_LAYERS_TRACEBACK" in os.environ:
             traceback.print_exc()

@@ -47,7 +47,7 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
         If the traces are of different tokens or models, share no site, or have arrays that cannot
         be compared.
     TypeError
-        If an argument is no Trace.
+        If an argument is not a Trace.
 
     Notes
     -----

@@ -24,7 +24,7 @@ _MEANINGS = {
 
 
 def bin_of(ratio: float) -> int:
-    """The bin of an error over its limit; what is no number is in the last."""
+    """The bin of an error over its limit; what is not a number is in the last."""
     return len(EDGES) if math.isnan(ratio) else bisect_left(EDGES, ratio)
 
 

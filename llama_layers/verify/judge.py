@@ -64,7 +64,7 @@ def judge(computed: Any, bound: Bound, /) -> Judgement:
     Raises
     ------
     TypeError
-        If `computed` holds no floats, or `bound` is no Bound.
+        If `computed` holds no floats, or `bound` is not a Bound.
     ValueError
         If the shapes differ.
 

@@ -15,7 +15,7 @@ from llama_layers.verify.aliases import canonical_arrays
 from llama_layers.verify.stored import Without, info_of
 from llama_layers.verify.tensor_file import STORED, TensorFile
 
-# Tensors of a trace that are no activations.
+# Tensors of a trace that are not activations.
 TOKENS = ("input_ids", "positions", "attention_mask")
 
 
@@ -35,7 +35,7 @@ class Trace:
         The tokens.
     positions : Array of integers, shape [S] or [B, S], or None
         The position of each token for RoPE; where it is None they are counted from 0, from the
-        first token that is no padding.
+        first token that is not padding.
     attention_mask : Array of bool or of 0 and 1, shape [B, S], or None
         Which tokens are no padding; all if it is None.
     metadata : mapping of str to str

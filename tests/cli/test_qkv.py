@@ -156,7 +156,9 @@ def test_refusals(capsys, tmp_path):
         capsys, "--model", "nope", "text", "--layer", "-1"
     )
     missing = tmp_path / "none" / "q.png"
-    assert f"{missing.parent} is none" in refusal(capsys, "--plot", str(missing))
+    assert f"expected {missing.parent} to be an existing directory" in refusal(
+        capsys, "--plot", str(missing)
+    )
     assert "expected a file, got a directory" in refusal(capsys, "--save", str(tmp_path))
     foo = tmp_path / "q.foo"
     assert f"got {foo}" in refusal(capsys, "--plot", str(foo))

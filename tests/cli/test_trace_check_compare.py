@@ -130,7 +130,9 @@ def test_trace_refuses(run, tmp_path, port):
         run, "trace", "--ids", IDS, "-o", path, "--sites", "q_prj"
     )
     assert "expected ids from 0 to 12" in trouble(run, "trace", "--ids", "1,13", "-o", path)
-    assert "is none" in trouble(run, "trace", "--ids", IDS, "-o", tmp_path / "none" / "a")
+    assert "to be an existing directory" in trouble(
+        run, "trace", "--ids", IDS, "-o", tmp_path / "none" / "a"
+    )
     before = port.read_bytes()
     assert f"{port} exists; --force overwrites it" in trouble(
         run, "trace", "--ids", "1", "-o", port

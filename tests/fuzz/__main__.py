@@ -98,7 +98,7 @@ def _fuzz(kind: str, stop: int, ends: float | None, done: Any, accepted: Any, fa
     while done.value < stop and (ends is None or time.monotonic() < ends):
         try:
             accepted.value += one(module, done.value)
-        except BaseException as error:  # among them what is no Exception: a panic, a hang
+        except BaseException as error:  # among them what is not an Exception: a panic, a hang
             if isinstance(error, KeyboardInterrupt):
                 raise
             failed.value += 1

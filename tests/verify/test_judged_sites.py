@@ -79,7 +79,7 @@ def test_rope_of_padding_may_be_anything_where_it_has_no_position(role):
     assert [result.site.role for result in report.failures] == [role]
     found = report.first
     array = trace.arrays[found.site.name]
-    array[1, 4] += 1  # the first that is no padding
+    array[1, 4] += 1  # the first that is not padding
     assert check(trace, model, explain=False).first.site.role == role
 
 

@@ -1,4 +1,4 @@
-"""The linear map on CuPy: a kernel for a few rows, cuBLAS on the weight as it lies, and CuPy."""
+"""The linear map on CuPy: a kernel for a few rows, cuBLAS on the weight itself, and CuPy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _multiplied(xp: Any, x: Any, weight: Any, bias: Any | None) -> bool:
 
 @takes(_multiplied)
 def by_cublas(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
-    """``x @ weight.T + bias`` by cuBLAS, on the weight as it lies.
+    """``x @ weight.T + bias`` by cuBLAS, without a copy of the weight.
 
     Sums are rounded once: a bias is in `total` before cuBLAS adds the products to it.
     """

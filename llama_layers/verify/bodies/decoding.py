@@ -118,7 +118,7 @@ def drawn_tokens(body: Body, place: Place) -> Iterator[Seen]:
                 drawn = np.stack([to_numpy(step) for step in steps], axis=1)
             label = f"{name}, temperature {temperature:g}"
             if not ((drawn >= 0) & (drawn < EVEN.vocab_size)).all():
-                yield Seen(label, math.inf, f"it draws what is no token ({label})")
+                yield Seen(label, math.inf, f"it draws an id that is not a token ({label})")
                 continue
             feed = Feed(
                 np.concatenate([prompts, drawn[:, :-1]], axis=1), (prompts.shape[1] + count - 1,)

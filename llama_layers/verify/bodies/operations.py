@@ -105,7 +105,7 @@ def normalise(body: Body, place: Place) -> Iterator[Seen]:
 
 
 def turn(body: Body, place: Place) -> Iterator[Seen]:
-    """Heads of a fused projection, as they lie in it, at positions shared or of each sequence."""
+    """Heads within a fused projection, at positions shared or of each sequence."""
 
     def case(
         dtype: str, width: int, layout: Any, rows: int, seq: int = 5, what: Any = None

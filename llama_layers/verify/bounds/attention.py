@@ -256,7 +256,7 @@ def attention_bound(
     Raises
     ------
     TypeError
-        If an argument holds no floats, or the scale is no number.
+        If an argument holds no floats, or the scale is not a number.
     ValueError
         If a shape does not fit, a format is unknown, the scale is not finite or the block is no
         positive number.

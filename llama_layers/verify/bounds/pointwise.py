@@ -51,7 +51,7 @@ def embedding_bound(ids: Any, table: Any, /, *, dtype: str | None = None) -> Bou
     Raises
     ------
     TypeError
-        If the table holds no floats, or the ids are no integers.
+        If the table holds no floats, or the ids are not integers.
     ValueError
         If a shape does not fit, an id is out of range or a format is unknown.
 

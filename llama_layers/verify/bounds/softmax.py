@@ -326,7 +326,7 @@ def probabilities_bound(
     Raises
     ------
     TypeError
-        If an argument holds no floats, or the scale is no number.
+        If an argument holds no floats, or the scale is not a number.
     ValueError
         If a shape does not fit, a format is unknown or the scale is not finite.
 

@@ -263,7 +263,7 @@ HYPOTHESES = (
         Rope,
         _counted_with_padding,
         "The port seems to count positions from the start of the batch; they should be counted "
-        "from the first token that is no padding.",
+        "from the first token that is not padding.",
     ),
     Hypothesis(
         "RoPE by head",

@@ -63,7 +63,7 @@ def record_llama_cpp(
     path : str or path
         The GGUF file.
     input_ids : array of integers, shape [B, S]
-        Token ids. Each row is a run of its own; there is no padding.
+        Token ids. Each row is a run of its own; there is not padding.
     kv_cache : {"float16", "float32"}, optional
         The format of cached keys and values, which llama.cpp attends to: its own default, or one
         that rounds nothing.

@@ -79,7 +79,7 @@ def _many(
 
 
 def _in_order(xp: Any, x: NDArray[Any]) -> bool:
-    """Whether the products of so many tokens will be the kernels'."""
+    """Whether kernels will compute the products of this many tokens."""
     if x.size <= MOST * x.shape[-1]:
         return True
     from llama_layers.backends.numpy.fast import gemm

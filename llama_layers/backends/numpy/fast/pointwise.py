@@ -18,7 +18,7 @@ SMALL = 1 << 17
 
 
 def _many(x: NDArray[Any]) -> bool:
-    """Whether kernels take it as it lies, and it is worth it; see `formats.ready`."""
+    """Whether kernels read it without a copy, and it is worth it; see `formats.ready`."""
     usable = readable(x) == FLOAT32 and x.flags.c_contiguous and x.flags.writeable
     return bool(usable and x.size and not small(x.size, SMALL))
 
