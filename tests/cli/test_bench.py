@@ -171,7 +171,7 @@ def test_refusals(model, capsys, tmp_path):
     for arguments, message in (
         (("qkv", "--json", same, "--plot", same), "expected two files"),
         (("qkv", "--plot", str(tmp_path / "a.foo")), "--plot: expected a name ending in"),
-        (("qkv", "--model", "nothing"), "--model: nothing: expected a directory, a file, or one"),
+        (("qkv", "--model", "nothing"), "--model: nothing: expected a directory, a file, org/name"),
         (
             ("qkv", "--against", "nobody"),
             "--against: expected some of torch, onnxruntime, openvino, got 'nobody'",

@@ -14,6 +14,7 @@ from llama_layers.backends.dispatch import routes
 from llama_layers.backends.numpy import BODIES
 from llama_layers.bench import bodies as speeds
 from llama_layers.cli import main, verify_bodies
+from llama_layers.model import decoder_layers
 from llama_layers.norm import normalise
 
 
@@ -101,10 +102,7 @@ def test_the_speed_of_all_layers_at_once():
 
     def body(*arguments):
         calls.append(arguments)
-        return verify_definition(*arguments)
+        return decoder_layers.__wrapped__(*arguments)
 
-    from llama_layers.model import decoder_layers
-
-    verify_definition = decoder_layers.__wrapped__
     assert speeds.times_as_fast(dispatch.Offer("numpy", "numba", "decoder_layers", body)) > 0
     assert len(calls) == 1 + speeds.ROUNDS

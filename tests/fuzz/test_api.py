@@ -8,19 +8,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import api
+import api_calls
 import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture
-def api(monkeypatch):
-    """The module, which is not on the path of other tests."""
-    monkeypatch.syspath_prepend(str(HERE))
-    import api
-
-    return api
 
 
 @pytest.mark.skipif(find_spec("numba") is None, reason="needs the extra fast")
@@ -30,9 +23,7 @@ def test_finds_nothing():
     assert (run.stdout, run.returncode) == ("150 calls and no problem\n", 0)
 
 
-def test_calls_are_the_same_again(api):
-    import api_calls
-
+def test_calls_are_the_same_again():
     for seed in range(50):
         first, second = (api_calls.call(np.random.default_rng(seed)) for _ in range(2))
         assert first[0] == second[0]
@@ -49,7 +40,7 @@ def test_calls_are_the_same_again(api):
         (lambda: Path("/nothing/there").read_text(), ("FileNotFoundError", None)),
     ],
 )
-def test_outcomes(api, call, expected):
+def test_outcomes(call, expected):
     how, what = api.outcome(call)
     assert how == expected[0]
     if expected[1] is not None:
@@ -75,13 +66,13 @@ GIVES = ("f: x", ("gives", [np.float32([1, np.nan]), "1"]))
         (("f: x", ("TypeError", "two\nlines")), "TypeError of several lines"),
     ],
 )
-def test_problems(api, other, problem):
+def test_problems(other, problem):
     found = list(api.problems(GIVES, other))
     assert bool(found) == (problem is not None)
     assert problem is None or any(problem in text for text in found)
 
 
-def test_a_process_that_dies_is_one_problem(api, tmp_path, monkeypatch):
+def test_a_process_that_dies_is_one_problem(tmp_path, monkeypatch):
     """The next one goes on with the call after."""
     script = tmp_path / "dies.py"
     script.write_text(
