@@ -11,6 +11,12 @@ from llama_layers.errors import CheckpointError
 
 # Names of the text that a model thinks before it answers, in the order of their precedence.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+# What transformers' method takes for itself, so that no template sees it: asked for, it changes
+# what the method gives.
+_OPTIONS_ELSEWHERE = """
+continue_final_message tokenize sanitize_control_tokens padding truncation max_length return_tensors
+return_dict return_assistant_tokens_mask tokenizer_kwargs
+""".split()
 
 
 def chosen_template(
@@ -50,6 +56,10 @@ def render_chat(
 
     for name, given in (("messages", messages), ("tools", tools), ("documents", documents)):
         _check_mappings(name, given)
+    if not messages:
+        raise ValueError("messages: expected one or more, got none")
+    if asked := [name for name in _OPTIONS_ELSEWHERE if (variables or {}).get(name)]:
+        raise TypeError(f"{asked[0]}: transformers' option is not supported, and not a variable")
     sandbox = Sandbox()
     sandbox.filters["tojson"] = _to_json
     sandbox.globals["raise_exception"] = _refuse

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.gguf_metadata import shown, token_id
+from llama_layers.checkpoint.gguf_metadata import GGUFStrings, shown, token_id
 from llama_layers.checkpoint.gguf_unread import unread_keys
+from llama_layers.checkpoint.gguf_vocabulary import ends_by_spelling
 from llama_layers.config import LlamaConfig
 from llama_layers.errors import ConfigError
 from llama_layers.rope import inv_freq
@@ -26,6 +27,7 @@ ARCHITECTURES = ("llama", "qwen2")
 
 _EPS = "attention.layer_norm_rms_epsilon"
 _TOKENS, _MORE_ENDS = "tokenizer.ggml.tokens", "tokenizer.ggml.eos_token_ids"
+_ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 # Keys without the architecture in front, and the config's field.
 _COUNTS = {
     "block_count": "num_hidden_layers",
@@ -188,17 +190,20 @@ def _vocab_size(metadata: Mapping[str, Any], own: _Keys, rows: int) -> int:
 
 
 def _ends(metadata: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """The tokens that end a text, a turn or a message, at all of which llama.cpp stops.
+    """The tokens that end a text, a turn, a message or a file, at all of which llama.cpp stops.
 
-    Ollama's converter writes a list of more.
+    Ollama's converter writes a list of more. Many files name few of them by keys, so llama.cpp
+    knows the rest by their spelling.
     """
-    keys = (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
+    keys = (f"tokenizer.ggml.{end}_token_id" for end in _ENDS)
     ends = [token_id(metadata, key, vocab_size) for key in keys]
     more = metadata.get(_MORE_ENDS, np.zeros(0, np.int32))
     if not isinstance(more, np.ndarray) or more.dtype.kind not in "iu":
         raise ConfigError(f"{_MORE_ENDS}: expected an array of integers, got {shown(more)}")
-    known = more[(more >= 0) & (more < vocab_size)].tolist()
-    return tuple(dict.fromkeys(end for end in [*ends, *known] if end is not None))
+    tokens = metadata.get(_TOKENS)
+    spelled = ends_by_spelling(tokens) if isinstance(tokens, GGUFStrings) else []
+    known = (end for end in [*ends, *more.tolist(), *spelled] if end is not None)
+    return tuple(dict.fromkeys(end for end in known if 0 <= end < vocab_size))
 
 
 def _decimal(value: float) -> float:
@@ -210,7 +215,7 @@ def _decimal(value: float) -> float:
     """
     with np.errstate(over="ignore"):
         narrow = np.float32(value)
-    return float(str(narrow)) if narrow == value else value
+    return float(str(narrow)) if float(narrow) == value else value
 
 
 def _scaling(own: _Keys) -> RopeScaling | None:

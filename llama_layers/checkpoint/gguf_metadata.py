@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -91,16 +91,17 @@ class GGUFStrings(Sequence[str]):
     ----------
     data : memoryview
         The bytes of the file.
-    start : int
-        Where the first string begins, with its length.
+    start, end : int
+        Where the first string begins, with its length, and where the last one ends.
     count : int
-        The number of strings, all of which end before the file does.
+        The number of strings.
     place : str
         The file and the key, for messages.
     """
 
-    def __init__(self, data: memoryview, start: int, count: int, place: str) -> None:
-        self._data, self._start, self._count, self._place = data, start, count, place
+    def __init__(self, data: memoryview, start: int, end: int, count: int, place: str) -> None:
+        self._data, self._start, self._end = data, start, end
+        self._count, self._place = count, place
 
     def __len__(self) -> int:
         return self._count
@@ -117,6 +118,20 @@ class GGUFStrings(Sequence[str]):
             return [self[i] for i in range(self._count)[index]]
         start = int(self._starts[range(self._count)[index]])
         return decoded_text(self._data, start, self._place)
+
+    def positions(self, texts: Iterable[str]) -> dict[str, int]:
+        """Find the last position of each text that is there, without decoding the others."""
+        raw = bytes(self._data[self._start : self._end])
+        found: dict[str, int] = {}
+        for text in texts:
+            stored = _U64.pack(len(text.encode())) + text.encode()
+            at = raw.rfind(stored)
+            while at >= 0 and text not in found:
+                i = int(np.searchsorted(self._starts, self._start + at))
+                if i < self._count and self._starts[i] == self._start + at:
+                    found[text] = i
+                at = raw.rfind(stored, 0, at + len(stored) - 1)  # the bytes may be within a string
+        return found
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -135,6 +150,7 @@ class _Value(NamedTuple):
 
     kind: int
     start: int
+    end: int
     length: int | None
 
 
@@ -167,13 +183,12 @@ class Metadata(Mapping[str, Any]):
             self._values[key] = _found(walk, key)
 
     def __getitem__(self, key: str) -> Any:
-        kind, start, length = self._values[key]
+        kind, start, end, length = self._values[key]
         place = f"{self._file}: {key}"
         if kind == _STRING:
             if length is None:
                 return decoded_text(self._bytes, start, place)
-            return GGUFStrings(self._bytes, start, length, place)
-        end = start + _NUMBERS[kind].itemsize * (1 if length is None else length)
+            return GGUFStrings(self._bytes, start, end, length, place)
         numbers = np.asarray(self._bytes)[start:end].view(_NUMBERS[kind])
         if kind == _BOOL:
             numbers = numbers != 0
@@ -213,7 +228,7 @@ def _found(walk: Walk, key: str) -> _Value:
             f"{walk.file}: {key}: expected a number, a string or an array of them, got "
             f"{'an array of arrays' if kind == _ARRAY else f'type {kind}'}"
         )
-    return _Value(kind, start, length)
+    return _Value(kind, start, walk.at, length)
 
 
 def shown(value: Any) -> str:

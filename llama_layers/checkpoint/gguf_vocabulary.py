@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.gguf_metadata import shown
+from llama_layers.checkpoint.gguf_metadata import GGUFStrings, shown
 from llama_layers.errors import CheckpointError
 
 # GGUF's token types. Others are of bytes, which their text tells, and of tokens without a use.
@@ -18,17 +18,32 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 # Those that are found in a text by their spelling, before anything else.
 FOUND_FIRST = (UNKNOWN, CONTROL, USER_DEFINED)
 
-# llama.cpp takes these for control tokens, whatever their type: they end a message or a file, or
-# set parts of a file apart. Some converters left them normal, which would spell them out.
-_CONTROL_TOKENS = frozenset(
-    """
+# llama.cpp knows tokens by their spelling too. At these a text ends: those that end a message or a
+# file, and those that set the files of a repository apart.
+_MESSAGE_ENDS = """
     <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn>
-    <|endoftext|> </s> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos>
-    <｜end▁of▁sentence｜> <|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE>
-    <|code_prefix|> <|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF>
-    <|code_suffix|> <|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID>
-    <|code_middle|> <|fim_pad|> <fim-pad> <fim_pad> <|fim_repo|> <|repo_name|> <fim-repo>
+    <|endoftext|> </s> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|>
+    <｜end▁of▁sentence｜>
+    """.split()  # noqa: RUF001
+_FILE_ENDS = """
+    <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO>
     <reponame> <|file_sep|>
+    """.split()
+END_TOKENS = (*_MESSAGE_ENDS, *_FILE_ENDS)
+# Where a vocabulary has all of one line, <|end|> ends a part of a message, and the text goes on.
+_PARTS_OF_MESSAGES = (
+    {"<|return|>", "<|call|>"},
+    {"<|return|>", "<|calls|>"},
+    {"<|flush|>", "<|call|>"},
+    {"<|flush|>", "<|calls|>"},
+)
+# It takes these for control tokens, whatever their type. Some converters left them normal, which
+# would spell them out.
+_CONTROL_TOKENS = frozenset(END_TOKENS) | frozenset(
+    """
+    <|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>
+    <|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>
+    <|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>
     """.split()  # noqa: RUF001
 )
 
@@ -73,6 +88,14 @@ class Vocabulary:
         """Special tokens by transformers' name for them."""
         tokens = list(self.tokens)
         return {name: tokens[i] for name, i in self.special_ids.items()}
+
+
+def ends_by_spelling(tokens: GGUFStrings) -> list[int]:
+    """Find the ids of the tokens at which a text ends by their spelling, in order."""
+    found = tokens.positions(END_TOKENS)
+    if any(parts <= found.keys() for parts in _PARTS_OF_MESSAGES):
+        found.pop("<|end|>", None)
+    return sorted(found.values())
 
 
 def read_vocabulary(file: Path, metadata: Mapping[str, Any]) -> Vocabulary:

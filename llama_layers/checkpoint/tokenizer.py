@@ -192,9 +192,10 @@ class Tokenizer:
         Raises
         ------
         TypeError
-            If messages, tools or documents are not sequences of mappings.
+            If messages, tools or documents are not sequences of mappings, or if a variable is an
+            option of transformers' method that is not supported, such as ``tokenize=True``.
         ValueError
-            If there is no template of that name.
+            If there is no message, or no template of that name.
         CheckpointError
             If the checkpoint has no template, or its template fails: because the conversation is
             of a kind that it refuses, or because it tries what its sandbox does not allow.

@@ -33,7 +33,7 @@ def test_a_conversation():
 def test_what_templates_count_on():
     template = "{% for m in messages %}{{ m | tojson }}{% break %}{% endfor %}"
     assert tokenizer(template).apply_chat_template([{"a": "é<"}]) == '{"a": "é<"}'
-    year = tokenizer("{{ strftime_now('%Y') }}").apply_chat_template([])
+    year = tokenizer("{{ strftime_now('%Y') }}").apply_chat_template(MESSAGES)
     assert len(year) == 4
     assert year.isdigit()
 
@@ -64,6 +64,20 @@ def test_the_sandbox_holds(template):
     with pytest.raises(CheckpointError, match="chat_template: "):
         tokenizer(template).apply_chat_template(messages)
     assert messages == MESSAGES
+
+
+def test_no_message():
+    with pytest.raises(ValueError, match="messages: expected one or more, got none"):
+        tokenizer("Hi").apply_chat_template([])
+
+
+@pytest.mark.parametrize("value", [True, 1, "pt"])
+@pytest.mark.parametrize("name", ["continue_final_message", "tokenize", "return_tensors"])
+def test_options_of_another_method_of_that_name(name, value):
+    template = f"{{{{ {name} is defined and {name} }}}}"
+    with pytest.raises(TypeError, match=f"^{name}: transformers' option is not supported"):
+        tokenizer(template).apply_chat_template(MESSAGES, **{name: value})
+    assert tokenizer(template).apply_chat_template(MESSAGES, **{name: False}) == "False"
 
 
 def test_no_template():

@@ -20,6 +20,20 @@ def test_numbers_are_the_decimals_that_were_rounded_to_float32(tmp_path, eps):
     assert (config.rms_norm_eps, config.rope_theta) == (eps, 1000000.0)
 
 
+@pytest.mark.parametrize("theta", [12345.678901234567, 1e4 + 2**-30, 1e29])
+def test_numbers_in_float64_are_not_rounded(tmp_path, theta):
+    path = write_model(tmp_path / "m.gguf", {"llama.rope.freq_base": ("f64", theta)})
+    assert open_checkpoint(path).config.rope_theta == theta
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("theta", [1e39, 1e300, -1e300, math.inf, math.nan])
+def test_numbers_that_are_too_large_for_float32_are_refused(tmp_path, theta):
+    path = write_model(tmp_path / "m.gguf", {"llama.rope.freq_base": ("f64", theta)})
+    with pytest.raises(ConfigError, match=r"rope_theta: expected a .*number"):
+        open_checkpoint(path)
+
+
 def test_the_keys_that_may_be_missing(tmp_path):
     keys = dict.fromkeys(["rope.freq_base", "attention.head_count_kv", "vocab_size"])
     config = replace(tiny.CONFIG, num_key_value_heads=4)
@@ -237,6 +251,34 @@ def test_ends_of_a_text(tmp_path, ids, more, ends):
     keys = {f"tokenizer.ggml.{name}_token_id": ("u32", i) for name, i in ids.items()}
     if more is not None:
         keys["tokenizer.ggml.eos_token_ids"] = "arr[i32]", more
+    checkpoint = open_checkpoint(write_model(tmp_path / "m.gguf", keys))
+    assert checkpoint.generation_config == {"eos_token_id": ends}
+    assert checkpoint.config.eos_token_id == ids.get("eos")
+
+
+# By llama.cpp's src/llama-vocab.cpp, which collects the tokens that end a generation.
+@pytest.mark.parametrize(
+    ("tokens", "ids", "ends"),
+    [
+        ({5: "<|eot_id|>", 9: "<|eom_id|>", 7: "<|end_of_text|>"}, {"eos": 7}, [7, 5, 9]),
+        ({5: "<|im_end|>", 3: "<|endoftext|>"}, {}, [3, 5]),
+        ({2: "</s>", 30: "<|im_end|>"}, {"eos": 2}, [2, 30]),
+        ({4: "<｜end▁of▁sentence｜>", 6: "<|EOT|>"}, {}, [4]),  # noqa: RUF001
+        ({4: "<|fim_pad|>", 5: "<|file_sep|>", 6: "<|repo_name|>", 7: "<PRE>"}, {}, [4, 5, 6]),
+        ({}, {"eos": 3, "fim_pad": 8, "fim_rep": 9, "fim_sep": 10}, [3, 8, 9, 10]),
+        ({4: "<|end|>", 5: "<|return|>"}, {}, [4, 5]),
+        ({4: "<|end|>", 5: "<|return|>", 6: "<|call|>"}, {}, [5, 6]),
+        ({4: "<|end|>", 5: "<|flush|>", 6: "<|calls|>"}, {}, [5, 6]),
+        ({4: "<|eot_id|>", 6: "<|eot_id|>"}, {}, [6]),
+        ({4: "<|eot_id|> ", 5: " <|eot_id|>", 6: "<|EOT_ID|>"}, {"eos": 3}, [3]),
+        ({4: b"a\x0a\0\0\0\0\0\0\0<|eot_id|>", 5: b"\xff"}, {"eos": 3}, [3]),
+        ({3: "<|eot_id|>", 4: b"a\x0a\0\0\0\0\0\0\0<|eot_id|>"}, {}, [3]),
+    ],
+)
+def test_ends_that_are_known_by_their_spelling(tmp_path, tokens, ids, ends):
+    keys = {f"tokenizer.ggml.{name}_token_id": ("u32", i) for name, i in ids.items()}
+    words = [tokens.get(i, str(i)) for i in range(40)]
+    keys["tokenizer.ggml.tokens"] = "arr[str]", words
     checkpoint = open_checkpoint(write_model(tmp_path / "m.gguf", keys))
     assert checkpoint.generation_config == {"eos_token_id": ends}
     assert checkpoint.config.eos_token_id == ids.get("eos")

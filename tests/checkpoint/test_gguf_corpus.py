@@ -67,7 +67,7 @@ def check_config(checkpoint, log, metadata):
         metadata[key][1]
         for key in (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
         if key in metadata
-    ]
+    ] + [i for i, token in enumerate(metadata["tokenizer.ggml.tokens"][1]) if token == "</s>"]
     assert checkpoint.generation_config == {"eos_token_id": list(dict.fromkeys(ends))}
     assert checkpoint.chat_template == said.get("tokenizer.chat_template")
 

@@ -436,8 +436,9 @@ def test_converted_sentence_pieces(tmp_path):
     path = converted(tmp_path, sentence_pieces(PIECES) | {key: "yes", f"{key}.other": "no"})
     tokenizer = load(path).tokenizer
     assert tokenizer.encode("hello é") == [1, 268, 259, 198, 172]
-    assert tokenizer.apply_chat_template([]) == "yes"
-    assert tokenizer.apply_chat_template([], chat_template="other") == "no"
+    talk = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.apply_chat_template(talk) == "yes"
+    assert tokenizer.apply_chat_template(talk, chat_template="other") == "no"
 
 
 def test_equal_scores_are_not_converted(tmp_path):
