@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from llama_layers.backends.namespaces import namespace
 from llama_layers.config import LlamaConfig
@@ -17,6 +17,14 @@ from llama_layers.weights import LlamaWeights
 
 if TYPE_CHECKING:
     from llama_layers.checkpoint.tokenizer import Tokenizer
+
+
+@runtime_checkable
+class HasDict(Protocol):
+    """A config of transformers, which needs not be installed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of its config.json."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +72,7 @@ class Llama:
         cls,
         mapping: Mapping[str, Any],
         /,
-        config: LlamaConfig | Mapping[str, Any] | str | os.PathLike[str],
+        config: LlamaConfig | Mapping[str, Any] | str | os.PathLike[str] | HasDict,
     ) -> Llama:
         """Make a model of weights that are in memory.
 
@@ -78,9 +86,9 @@ class Llama:
             ``Qwen2ForCausalLM`` gives, or arrays of any one library by the same names. Tensors of
             torch are detached: no gradient flows through the model. Buffers of RoPE are ignored,
             and so is a head that the config ties to the embedding.
-        config : LlamaConfig, mapping, str or path
-            The numbers of the model, or what `LlamaConfig.from_json` takes, such as
-            ``model.config.to_dict()``.
+        config : LlamaConfig, config of transformers, mapping, str or path
+            The numbers of the model: what `LlamaConfig.from_json` takes, or an object with a
+            method ``to_dict`` that gives it, as transformers' configs have.
 
         Returns
         -------
@@ -114,6 +122,8 @@ class Llama:
         >>> Llama.from_state_dict(arrays, config).weights.norm.shape
         (8,)
         """
+        if isinstance(config, HasDict):
+            config = config.to_dict()
         if not isinstance(config, LlamaConfig):
             config = LlamaConfig.from_json(config)
         return cls(config, weights_of(mapping, config))
@@ -142,7 +152,10 @@ class Llama:
             If the model is not from a checkpoint.
         """
         if self.open_tokenizer is None:
-            raise ValueError("tokenizer: this model has none, since no checkpoint was loaded")
+            raise ValueError(
+                "tokenizer: this model has none, since it was not loaded from a checkpoint; "
+                "llama_layers.checkpoint.load_tokenizer opens one"
+            )
         return self.open_tokenizer()
 
 

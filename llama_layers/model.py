@@ -107,6 +107,7 @@ def forward(
     if not isinstance(last_only, bool):
         raise TypeError(f"last_only: expected a bool, got {type(last_only).__name__}")
     config, weights = model.config, model.weights
+    namespace(weights=weights.embed_tokens, input_ids=input_ids)  # of one library, or a TypeError
     x = embed(input_ids, weights.embed_tokens)
     x = tap("model.embed_tokens", activations(namespace(x=x), x))
     if cache is not None:

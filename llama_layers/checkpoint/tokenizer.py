@@ -53,6 +53,9 @@ class Tokenizer:
         self.chat_template = chat_template
         self.special_tokens = dict(special_tokens or {})
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self._backend.get_vocab_size()} tokens)"
+
     def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
         """Turn a text into token ids.
 

@@ -10,8 +10,9 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from llama_layers.cli import bench, check, compare, convert, generate, info, pull, qkv, trace
 from llama_layers.errors import BackendError, one_line
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     args = _parser().parse_args(argv)
     try:
-        status: int = args.run(args)
+        with _warnings_on_one_line(args.command):
+            status: int = args.run(args)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -56,6 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         _drop_stdout()
         return 2
+
+
+@contextmanager
+def _warnings_on_one_line(command: str) -> Iterator[None]:
+    """Let warnings look like errors, without the line of source that they come from."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"llama-layers {command}: warning: {one_line(str(message))}\n"
+    )
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _said(error: BaseException) -> str:

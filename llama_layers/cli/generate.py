@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     from llama_layers.backends.placement import placement
     from llama_layers.checkpoint import load, open_checkpoint
+    from llama_layers.cli.prompt import prompt_ids
     from llama_layers.generation import generate
 
     if "" in args.stop:
@@ -81,11 +82,9 @@ def run(args: argparse.Namespace) -> int:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": args.text}], chat_template=args.chat_template
         )
-        ids = tokenizer.encode(prompt, add_special_tokens=False)
+        ids = prompt_ids(model, prompt, add_special_tokens=False)
     else:
-        ids = tokenizer.encode(args.text)
-    if not ids:
-        raise ValueError("text: expected at least one token, got none")
+        ids = prompt_ids(model, args.text)
     start = time.perf_counter()
     steps = generate(
         model,
@@ -95,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     )
     prefilled = time.perf_counter()
     times: list[float] = []
-    for piece in until_stop(tokenizer.stream(_timed(steps, times)), args.stop):
+    room = model.config.max_position_embeddings - len(ids)
+    for piece in until_stop(tokenizer.stream(_within(room, _timed(steps, times))), args.stop):
         print(piece, end="", flush=True)
     print()
     if args.stats:
@@ -116,6 +116,18 @@ def _options(args: argparse.Namespace, suggested: Mapping[str, Any]) -> dict[str
                     f"--{option}: needs a --temperature above 0; at 0 nothing is drawn"
                 )
     return options
+
+
+def _within(room: int, steps: Iterator[int]) -> Iterator[int]:
+    """The tokens, with a word on stderr once there are more than the model was trained for."""
+    for count, token in enumerate(steps, 1):
+        if count == max(room, 0) + 1:
+            print(
+                "llama-layers generate: warning: the text is longer than the context that the "
+                "model was trained for",
+                file=sys.stderr,
+            )
+        yield token
 
 
 def _timed(steps: Iterator[Any], times: list[float]) -> Iterator[int]:

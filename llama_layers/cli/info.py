@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
         help="say what computes here, and what a checkpoint is and costs in memory",
         description="Print what would compute here: NumPy, its compiled bodies, a GPU. With a "
         "checkpoint, read its headers, check them against its config, and print what it is, which "
-        "keys of its config change no number and were ignored, and what it costs in memory in "
+        "keys of its config are not read, and what it costs in memory in "
         "each dtype. No weight is read.",
     )
     parser.add_argument("model", nargs="?", help=MODEL)
@@ -52,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.verify:
         if args.model is not None or args.tensors:
-            raise ValueError("--verify: expected no model, since bodies are tried on their own")
+            raise ValueError(
+                "--verify: expected no model, since it tries the faster code of this machine"
+            )
         return verify(args.json)
     if args.model is None and args.tensors:
         raise ValueError("--tensors: expected a model whose tensors to list")
@@ -155,11 +157,11 @@ def print_summary(console: Console, checkpoint: Checkpoint) -> None:
         "RoPE": rope,
         "RMSNorm": f"eps {config.rms_norm_eps:g}",
         "biases": ", ".join(biases) or "none",
-        "ignored": one_line(", ".join(checkpoint.ignored_keys)) or "none",
+        "not read": one_line(", ".join(checkpoint.ignored_keys)) or "none",
     }
     console.print(one_line(str(checkpoint.path)), style="bold", markup=False, soft_wrap=True)
     for name, fact in facts.items():
-        console.print(f"  {name:<12}{fact}", markup=False, soft_wrap=name == "ignored")
+        console.print(f"  {name:<12}{fact}", markup=False, soft_wrap=name == "not read")
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 2))
     for heading in ("memory", "weights", "cache, a token", "cache, full context"):
         table.add_column(heading, justify="left" if heading == "memory" else "right")

@@ -153,6 +153,7 @@ def model_case(model: str, text: str, layer: int, backend: Backend, dtype: str |
 
     from llama_layers.backends.placement import placement
     from llama_layers.checkpoint import load
+    from llama_layers.cli.prompt import prompt_ids
     from llama_layers.verify import rms_norm_bound, summarise
 
     if layer < 0:
@@ -160,9 +161,7 @@ def model_case(model: str, text: str, layer: int, backend: Backend, dtype: str |
     llama = load(model, backend=backend, dtype=dtype)
     if layer >= (count := llama.config.num_hidden_layers):
         raise ValueError(f"--layer: expected a number from 0 to {count - 1}, got {layer}")
-    ids = llama.tokenizer.encode(text)
-    if not ids:
-        raise ValueError("text: expected at least one token, got none")
+    ids = prompt_ids(llama, text)
     sites = capture(llama, placement(backend)(np.asarray([ids])), layer)
     hidden, x = sites["hidden"], sites["normed"]
     weights, eps = llama.weights.layers[layer], llama.config.rms_norm_eps

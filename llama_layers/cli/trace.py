@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
     from llama_layers.backends.placement import placement
     from llama_layers.checkpoint import load
+    from llama_layers.cli.prompt import prompt_ids
     from llama_layers.verify import record
 
     if (args.text is None) == (args.ids is None):
@@ -93,9 +94,7 @@ def run(args: argparse.Namespace) -> int:
     check_outputs([args.output], args.force, model=args.model)
     backend = resolve_backend(args.backend)
     model = load(args.model, backend=backend, dtype=args.dtype)
-    ids = model.tokenizer.encode(args.text) if args.ids is None else args.ids
-    if not ids:
-        raise ValueError("text: expected at least one token, got none")
+    ids = prompt_ids(model, args.text) if args.ids is None else args.ids
     layers = None if args.layers is None else chain.from_iterable(args.layers)
     trace = record(model, placement(backend)(np.asarray([ids])), sites=args.sites, layers=layers)
     said = {"model": args.model} | ({} if args.text is None else {"text": args.text})

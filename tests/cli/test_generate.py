@@ -152,6 +152,25 @@ def test_any_text_on_any_terminal(tmp_path, monkeypatch, ids, encoding, written)
     assert raw.getvalue() == written
 
 
+def test_a_text_longer_than_the_context_is_said_once(tmp_path, capsys):
+    """The model's context is of 64 tokens, one of which is the prompt."""
+    model = chain(tmp_path, *[HELLO, WORLD] * 40)  # each follows the other, with no end
+    assert main(["generate", "--model", str(model), "<s>", "--max-new-tokens", "63"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["generate", "--model", str(model), "<s>", "--max-new-tokens", "66"]) == 0
+    assert capsys.readouterr().err.count("longer than the context") == 1
+
+
+def test_a_tokenizer_of_another_model(tmp_path, capsys):
+    model = chain(tmp_path, HELLO, END)
+    backend = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+    backend.add_tokens(["one", "more"])
+    backend.save(str(model / "tokenizer.json"))
+    for command in (["generate", "more"], ["trace", "-o", str(tmp_path / "t"), "more"]):
+        assert main([*command, "--model", str(model)]) == 2
+        assert "its tokenizer gives the id 262, and the model has 262" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("ends", "text"),
     [

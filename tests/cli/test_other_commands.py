@@ -73,6 +73,20 @@ def test_an_error_that_is_no_exception(monkeypatch, capsys):
     assert r"Panic: first line\n\x1b[2Jsecond line" in said
 
 
+def test_a_warning_is_one_line(monkeypatch, checkpoint):
+    """In a process of its own: pytest has ways of its own with warnings."""
+    code = (
+        "import sys, warnings, llama_layers.checkpoint as c, llama_layers.cli as cli\n"
+        "opened = c.open_checkpoint\n"
+        "c.open_checkpoint = lambda path: warnings.warn('odd\\nfile') or opened(path)\n"
+        "sys.exit(cli.main(['info', sys.argv[1]]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(checkpoint)], capture_output=True, text=True, check=True
+    )
+    assert run.stderr == "llama-layers info: warning: odd\\nfile\n"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_stdout_that_is_full():
     command = f"'{sys.executable}' -m llama_layers pull >/dev/full"
@@ -125,13 +139,13 @@ def test_info_lists_the_keys_that_were_ignored(checkpoint, capsys):
     tiny.write_config(checkpoint, **ignored)
     assert main(["info", str(checkpoint)]) == 0
     shown = capsys.readouterr().out
-    assert "  ignored     max_sequence_length, a\\nb\\x1b[2J\n" in shown
+    assert "  not read    max_sequence_length, a\\nb\\x1b[2J\n" in shown
     assert "\x1b" not in shown
     assert main(["info", str(checkpoint), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ignored_keys"] == list(ignored)
     tiny.write_config(checkpoint)
     assert main(["info", str(checkpoint)]) == 0
-    assert "  ignored     none\n" in capsys.readouterr().out
+    assert "  not read    none\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ def assert_same_weights(model, peer):
 def test_logits_of_a_model_in_memory(family, tied):
     peer = random_model(family, tie_word_embeddings=tied).double().eval()
     for arrays in (peer.state_dict(), dict(peer.named_parameters())):
-        model = Llama.from_state_dict(arrays, peer.config.to_dict())
+        model = Llama.from_state_dict(arrays, peer.config)
+        assert model.config == Llama.from_state_dict(arrays, peer.config.to_dict()).config
         assert_same_weights(model, peer)
         logits = forward(model, IDS).logits
         assert isinstance(logits, torch.Tensor)
