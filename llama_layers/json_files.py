@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,19 @@ def read_json(path: Path, error: type[ValueError]) -> dict[str, Any]:
 def read_json_if_there(path: Path, error: type[ValueError]) -> dict[str, Any]:
     """Read the object in a JSON file, or give an empty one where there is no such file."""
     return read_json(path, error) if path.is_file() else {}
+
+
+def without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object from its pairs, for ``object_pairs_hook``; a ValueError if a key comes twice.
+
+    Python's reader and others take one of the two, and not all the same.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found
 
 
 class JsonFile(Mapping[str, Any]):

@@ -3,7 +3,7 @@
 import pytest
 
 from llama_layers.errors import CheckpointError, ConfigError
-from llama_layers.json_files import read_json
+from llama_layers.json_files import read_json, without_duplicates
 
 
 def test_an_object(tmp_path):
@@ -32,3 +32,26 @@ def test_what_is_refused(tmp_path, content, message):
     for error in (ConfigError, CheckpointError):
         with pytest.raises(error, match=rf"a\.json: {message}"):
             read_json(file, error)
+
+
+def test_keys_that_come_twice():
+    assert without_duplicates([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
+    with pytest.raises(ValueError, match="'b' is there twice"):
+        without_duplicates([("a", 1), ("b", 2), ("b", 2)])
+
+
+def test_keys_that_come_twice_are_found_in_a_few_looks_at_each():
+    looks = 0
+
+    class Key(str):
+        __slots__ = ()
+
+        def __hash__(self):
+            nonlocal looks
+            looks += 1
+            return super().__hash__()
+
+    keys = [Key(i) for i in range(1000)]
+    with pytest.raises(ValueError, match="'999' is there twice"):
+        without_duplicates([(key, None) for key in [*keys, keys[-1]]])
+    assert looks < 20 * len(keys)

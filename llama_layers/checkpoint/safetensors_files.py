@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from llama_layers.checkpoint.names import permuted_heads, telling_names, to_hugg
 from llama_layers.checkpoint.opened import TensorInfo, map_file
 from llama_layers.config import LlamaConfig
 from llama_layers.errors import CheckpointError, shown
-from llama_layers.json_files import read_json
+from llama_layers.json_files import read_json, without_duplicates
 from llama_layers.quantised import why_not_plain
 from llama_layers.weight_names import is_inert
 
@@ -42,7 +41,7 @@ def read_file(file: Path) -> tuple[Header, Maps]:
         with safe_open(file, framework="numpy"):
             pass
         content = map_file(file)
-        header = json.loads(content[8:start].tobytes(), object_pairs_hook=_without_duplicates)
+        header = json.loads(content[8:start].tobytes(), object_pairs_hook=without_duplicates)
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{file}: expected a safetensors file: {error}") from None
     header.pop("__metadata__", None)
@@ -122,15 +121,6 @@ def _header_length(file: Path) -> int:
     if length > _LONGEST_HEADER:
         raise ValueError(f"a header of {length} bytes is too large, over {_LONGEST_HEADER}")
     return length
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a ValueError if a key is there twice, since the format has none such."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"its header names {twice} twice")
-    return found
 
 
 def shards_of(index: Path) -> list[str]:

@@ -11,6 +11,7 @@ import ml_dtypes  # noqa: F401  # safetensors needs it to know bfloat16
 from safetensors import SafetensorError, safe_open
 
 from llama_layers.errors import TraceError
+from llama_layers.json_files import without_duplicates
 from llama_layers.verify.stored import ArrayInfo, StoredArrays
 
 # The dtypes that are read, in the format's words and in ours.
@@ -71,17 +72,13 @@ class TensorFile(StoredArrays):
 
 def _check_names(file: Path) -> None:
     """Refuse a header in which two tensors have one name; the package takes the last of them."""
-
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = dict(found)
-        if len(names) < len(found):
-            twice = next(name for i, (name, _) in enumerate(found) if name in dict(found[:i]))
-            raise TraceError(f"{file}: expected each name once in the header, got {twice!r} twice")
-        return names
-
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        json.loads(opened.read(length), object_pairs_hook=pairs)
+        header = opened.read(length)
+    try:
+        json.loads(header, object_pairs_hook=without_duplicates)
+    except ValueError as error:
+        raise TraceError(f"{file}: expected each name once in the header: {error}") from None
 
 
 def _found(file: Path, error: Exception) -> str:

@@ -4,62 +4,34 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import pairwise
+from functools import partial
 
 import gguf_files
 import pytest
 import tiny
-from hypothesis import given
-from hypothesis import strategies as st
+from gguf_vocabularies import (
+    CONTROL,
+    NORMAL,
+    PIECES,
+    TOKENS,
+    TYPES,
+    UNUSED,
+    USER_DEFINED,
+    byte_pairs,
+    sentence_pieces,
+    tokenizer_of,
+    words_of,
+    write,
+)
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import convert, load_tokenizer
-
-TOKENS = tiny.TOKENIZER["tokenizer.ggml.tokens"]
-TYPES = tiny.TOKENIZER["tokenizer.ggml.token_type"]
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-BYTES = [f"<0x{i:02X}>" for i in range(256)]
-
-
-def write(file, **tables):
-    """A GGUF file of a vocabulary alone."""
-    metadata = {"general.architecture": ("str", "llama")}
-    for name, value in tables.items():
-        key = name if "." in name else f"tokenizer.ggml.{name}"
-        if isinstance(value, list):
-            kind = {int: "i32", float: "f32", str: "str"}[type(value[0]) if value else str]
-            metadata[key] = f"arr[{kind}]", value
-        else:
-            metadata[key] = gguf_files.kinds(x=value)["x"]
-    file.write_bytes(gguf_files.encode(metadata).content)
-    return file
-
-
-def byte_pairs(**changes):
-    tables = {key.removeprefix("tokenizer.ggml."): v for key, v in tiny.TOKENIZER.items()}
-    tables = {key: v for key, v in tables.items() if "." not in key} | changes
-    return {key: value for key, value in tables.items() if value is not None}
-
-
-def sentence_pieces(words, scores=None, **changes):
-    """A vocabulary of all bytes and of `words`, whose scores fall."""
-    tables = {
-        "model": "llama",
-        "tokens": ["<unk>", "<s>", "</s>", *BYTES, *words],
-        "token_type": [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(words)],
-        "scores": [0.0] * 259 + [float(s) for s in scores or range(0, -len(words), -1)],
-    } | changes
-    return {key: value for key, value in tables.items() if value is not None}
 
 
 @pytest.fixture
 def read(tmp_path):
     """The tokenizer of a vocabulary."""
-    return lambda tables: load_tokenizer(write(tmp_path / "m.gguf", **tables))
-
-
-def words_of(tokenizer, text, **options):
-    return [tokenizer.decode([i]) for i in tokenizer.encode(text, **options)]
+    return partial(tokenizer_of, tmp_path / "m.gguf")
 
 
 # --- llama.cpp's own vocabularies
@@ -207,124 +179,6 @@ def test_phi3_takes_white_space_after_special_tokens(read):
     tables = byte_pairs() | {"general.name": "Phi-3 mini"}
     assert read(tables).encode("<tool> a<s> a") == [2, 3, 0, 7, 3]
     assert read(byte_pairs()).encode("<tool> a") == [2, 7, 3]
-
-
-# --- SentencePiece
-
-
-def merged(text, ids, scores):
-    """What llama.cpp does, as slowly as it can be done."""
-    pieces = list(("▁" + text.replace(" ", "▁")) if text else "")
-    while True:
-        pairs = [a + b for a, b in pairwise(pieces)]
-        found = [(scores[ids[pair]], -i) for i, pair in enumerate(pairs) if pair in ids]
-        if not found:
-            break
-        i = -max(found)[1]
-        pieces[i : i + 2] = [pairs[i]]
-    spelled = [[p] if p in ids else [BYTES[b] for b in p.encode()] for p in pieces]
-    return [ids[token] for tokens in spelled for token in tokens]
-
-
-WORDS = st.text("▁abé", min_size=1, max_size=5) | st.text("▁", min_size=2, max_size=9)
-LETTERS = list("▁abé")
-
-
-@st.composite
-def scored(draw):
-    """Words with scores: all different, some equal, or equal for the runs of spaces alone."""
-    letters = draw(st.sampled_from([LETTERS, LETTERS, []]))
-    words = draw(st.lists(WORDS, min_size=1, max_size=20, unique=True))
-    words = list(dict.fromkeys([*letters, *words]))
-    scores = list(draw(st.permutations(range(-len(words), 0))))
-    kind = draw(st.sampled_from(["different", "equal", "runs"]))
-    if kind == "equal":
-        scores = draw(st.lists(st.integers(-3, 0), min_size=len(words), max_size=len(words)))
-    if kind == "runs":
-        scores = [-1000 if set(w) == {"▁"} else s for w, s in zip(words, scores, strict=True)]
-    return words, scores
-
-
-@given(scored(), st.lists(st.text(" abé", max_size=30), min_size=1, max_size=10))
-def test_the_highest_score_is_merged_first_and_of_two_the_leftmost(tmp_path_factory, found, texts):
-    words, scores = found
-    tables = sentence_pieces(words, scores)
-    tokenizer = load_tokenizer(write(tmp_path_factory.mktemp("spm") / "m.gguf", **tables))
-    ids = {token: i for i, token in enumerate(tables["tokens"])}
-    for text in texts:
-        encoded = tokenizer.encode(text, add_special_tokens=False)
-        assert encoded == merged(text, ids, tables["scores"])
-        if "▁" in words:  # or else spaces are spelled in bytes, which are not read as spaces
-            assert tokenizer.decode(encoded) == text
-
-
-PIECES = "▁ h e l o he ▁he ll ▁hell ▁hello".split()
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("hello", ["<s>", "▁hello"]),
-        ("hello hello", ["<s>", "▁hello", "▁hello"]),
-        ("", ["<s>"]),
-        (" ", ["<s>", "▁", "▁"]),
-        ("</s>hello", ["<s>", "</s>", "▁hello"]),  # each part gets a space before it
-        ("ll<s> ll", ["<s>", "▁", "ll", "<s>", "▁", "▁", "ll"]),
-        ("<unk>hell", ["<s>", "<unk>", "▁hell"]),
-        ("<tool>ll", ["<s>", "<tool>", "▁", "ll"]),
-        ("é", ["<s>", "▁", "<0xC3>", "<0xA9>"]),
-        ("▁he", ["<s>", "▁", "▁he"]),
-        ("<0x41>", ["<s>", "▁", *(f"<0x{ord(c):02X}>" for c in "<0x41>")]),
-    ],
-)
-def test_sentence_pieces(read, text, words):
-    tables = sentence_pieces([*PIECES, "<tool>"])
-    tables["token_type"][-1] = USER_DEFINED
-    ids = {token: i for i, token in enumerate(tables["tokens"])}
-    tokenizer = read(tables)
-    assert tokenizer.encode(text) == [ids[word] for word in words]
-    tokenizer = read(tables | {"add_space_prefix": False, "add_bos_token": False})
-    assert tokenizer.decode(tokenizer.encode(text)) == text.replace("▁", " ")
-
-
-def test_runs_of_spaces(read):
-    """Llama 2 has them with one score for all: from the left, each as long as it can be."""
-    tokenizer = read(sentence_pieces(["▁", "▁▁", "▁▁▁"], [0, -9, -9]))
-    assert tokenizer.encode(4 * " ", add_special_tokens=False) == [261, 260]
-
-
-def test_user_defined_tokens_with_spaces(read):
-    """The mark of a space is not in the text that they are sought in, but in what is merged."""
-    tables = sentence_pieces(PIECES)
-    tables["token_type"][tables["tokens"].index("▁he")] = USER_DEFINED
-    assert words_of(read(tables), "hello he") == ["<s>", "hello", "he"]
-    assert read(tables).encode("hello he")[-1] == tables["tokens"].index("▁he")
-
-
-def test_ends_of_sentence_pieces(read):
-    words = [*PIECES, "<end>"]
-    assert read(sentence_pieces(words, add_bos_token=False)).encode("") == []
-    assert read(sentence_pieces(words, add_eos_token=True)).encode("") == [1, 2]
-    ends = {"bos_token_id": 259, "eos_token_id": 269, "add_eos_token": True}
-    assert read(sentence_pieces(words, **ends)).encode("") == [259, 269]
-    assert read(sentence_pieces(words)).special_tokens == {
-        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"
-    }  # fmt: skip
-
-
-def test_an_unknown_character(read):
-    tables = sentence_pieces(PIECES)
-    kept = [i for i, kind in enumerate(tables["token_type"]) if kind != BYTE]
-    few = {name: [tables[name][i] for i in kept] for name in ("tokens", "token_type", "scores")}
-    assert read(tables | few).encode("héèh", add_special_tokens=False) == [3, 4, 0, 4]
-
-
-def test_no_scores(read):
-    """All are 0 then, so that the leftmost pair is merged first."""
-    tables = sentence_pieces(["a", "b", "c", "bc", "ab"])
-    del tables["scores"]
-    assert words_of(read(tables), "abc", add_special_tokens=False)[-2:] == ["ab", "c"]
-    assert read(tables | {"add_space_prefix": False}).encode("") == [1]
 
 
 # --- special tokens and chat templates

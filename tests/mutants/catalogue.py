@@ -280,14 +280,14 @@ MUTANTS = [
         "config_schema.py",
         "    content = dict(file)\n",
         '    content = {"rms_norm_eps": 1e-6} | dict(file)\n',
-        "test_config.py::test_files_must_say",
+        "test_config_refusals.py::test_files_must_say",
     ),
     Mutant(
         "keys of other architectures passed over",
         "config_keys.py",
         "        if known and not _is_neutral(key, value, config):\n",
         "        if False:\n",
-        "test_config.py::test_refuses",
+        "test_config_refusals.py::test_refuses",
     ),
     Mutant(
         "RoPE scaling read and dropped",

@@ -218,7 +218,7 @@ def test_written_whole_or_not_at_all(tmp_path):
     write_html(REPORTS["fails"], path, force=True)
     assert path.read_text(encoding="utf-8") == to_html(REPORTS["fails"])
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileNotFoundError, match="expected an existing directory"):
+    with pytest.raises(FileNotFoundError, match="to be an existing directory"):
         write_html(REPORTS["fails"], tmp_path / "none" / "report.html")
 
 

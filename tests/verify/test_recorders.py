@@ -186,9 +186,9 @@ class TestRefusedFiles:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("{", "expected a JSON file metadata.json"),
-            ("[]", "metadata.json: expected a JSON object, got list"),
-            ('{"dtype": 32}', "metadata.json: expected a text for dtype, got 32"),
+            ("{", "expected a JSON object"),
+            ("[]", "expected a JSON object, got list"),
+            ('{"dtype": 32}', "expected a text for dtype, got 32"),
         ],
     )
     def test_metadata(self, tmp_path, content, message):
@@ -196,7 +196,7 @@ class TestRefusedFiles:
         (tmp_path / "metadata.json").write_text(content)
         with pytest.raises(TraceError) as error:
             Trace.load(tmp_path)
-        assert str(error.value).startswith(f"{tmp_path}: {message}")
+        assert str(error.value).startswith(f"{tmp_path / 'metadata.json'}: {message}")
 
 
 def test_arrays_of_another_library(tmp_path):

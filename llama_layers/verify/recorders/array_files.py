@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.errors import TraceError
+from llama_layers.json_files import read_json_if_there
 from llama_layers.verify.recorders.npy import read_header
 from llama_layers.verify.stored import ArrayInfo, StoredArrays
 from llama_layers.verify.trace import TOKENS, Trace
@@ -91,8 +92,9 @@ def read_arrays(path: str | os.PathLike[str], /) -> Trace:
     if not stored:
         found = ", ".join(file.name for file in files[:3]) or "an empty directory"
         raise TraceError(f"{place}: expected arrays in .npy or .npz files, got none, but {found}")
+    metadata = _metadata(place / "metadata.json")
     try:
-        return Trace(_Lazy(stored), **tokens, metadata=_metadata(place / "metadata.json"))
+        return Trace(_Lazy(stored), **tokens, metadata=metadata)
     except TraceError as error:
         raise TraceError(f"{place}: {error}") from None
 
@@ -265,19 +267,10 @@ class _Lazy(StoredArrays):
 
 
 def _metadata(file: Path) -> dict[str, str]:
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise TraceError("expected a JSON file metadata.json, got one nested too deeply") from None
-    except ValueError as error:
-        raise TraceError(f"expected a JSON file metadata.json, got {error}") from None
-    if not isinstance(content, dict):
-        raise TraceError(f"metadata.json: expected a JSON object, got {type(content).__name__}")
+    content = read_json_if_there(file, TraceError)
     if isinstance(content.get("config"), dict):
         content["config"] = json.dumps(content["config"])
     for key, value in content.items():
         if not isinstance(value, str):
-            raise TraceError(f"metadata.json: expected a text for {key}, got {value!r}")
+            raise TraceError(f"{file}: expected a text for {key}, got {value!r}")
     return content
