@@ -161,7 +161,7 @@ def test_facts_follow_versions_sources_and_environment(monkeypatch, tmp_path):
      '{"bodies": {"normalise by NumPy": {"ratio": true, "problem": null}}}',
      '{"bodies": {"normalise by NumPy": {"ratio": 0.5, "problem": 3}}}',
      '{"bodies": {"normalise by NumPy": {"ratio": NaN, "problem": null}}}',
-     '{"bodies": {"normalise by NumPy": "fine"}}', "\udce4"],
+     '{"bodies": {"normalise by NumPy": "fine"}}', "[" * 100_000, "\udce4"],
 )  # fmt: skip
 def test_a_file_that_makes_no_sense_is_written_anew(watched, text):
     with tries() as tried, planted("numpy", "NumPy", "normalise", BODIES["normalise"]):
