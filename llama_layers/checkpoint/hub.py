@@ -19,7 +19,7 @@ _NAME = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?"
 )
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_SHARD = re.compile(r"[^/]+-\d+-of-\d+\.safetensors")
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 # What a model has beside its weights: small files. A tokenizer's may be of any name.
 _SMALL = re.compile(
@@ -97,9 +97,16 @@ def fetch(name: HubName, /, *, weights: bool = True) -> Path:
 def _cached(hub: Any, name: HubName) -> Path | None:
     """What the cache has of a model, found without any network."""
     file = hub.try_to_load_from_cache(name.repo, name.file or "config.json", revision=name.revision)
-    if not isinstance(file, str):
+    if isinstance(file, str):
+        return Path(file) if name.file else Path(file).parent
+    if name.file:
         return None
-    return Path(file) if name.file else Path(file).parent
+    try:  # a repository of GGUF files may have no config.json
+        directory = hub.snapshot_download(name.repo, revision=name.revision, local_files_only=True)
+    except hub.errors.LocalEntryNotFoundError:
+        return None
+    models = [path for path in Path(directory).glob("*.gguf") if _parts(path.name)[0] == path.name]
+    return models[0] if len(models) == 1 else None
 
 
 def _is_whole(path: Path, weights: bool) -> bool:
