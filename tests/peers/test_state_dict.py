@@ -114,7 +114,10 @@ def test_torch_tensors_of_other_dtypes():
     [
         (lambda tensor: tensor.to("meta"), "expected a tensor with data, got one on .* meta"),
         (lambda tensor: tensor.to_sparse(), "expected a dense tensor, got .* torch.sparse_coo"),
-        (lambda tensor: torch.nested.as_nested_tensor([tensor]), "expected a dense tensor, got a nested"),
+        (
+            lambda tensor: torch.nested.as_nested_tensor([tensor]),
+            "expected a dense tensor, got a nested",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
