@@ -103,7 +103,8 @@ def tries():
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_a_verdict_is_remembered(watched, right):
+def test_a_verdict_is_remembered(watched, monkeypatch, right):
+    monkeypatch.setattr(trust, "_is_ours", lambda offer: True)
     body = BODIES["normalise"] if right else spoiled(BODIES["normalise"], shuffled)
     x = inputs("normalise")
     with tries() as tried, planted("numpy", "NumPy", "normalise", body):
@@ -119,6 +120,25 @@ def test_a_verdict_is_remembered(watched, right):
     content = json.loads(file.read_text())
     assert content["machine"]["numpy"] == np.__version__
     assert (content["bodies"]["normalise by NumPy"]["problem"] is None) == right
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_verdict_is_not_that_of_a_body_put_in_by_a_caller():
+    x, right = inputs("normalise"), BODIES["normalise"]
+    with tries() as tried, planted("numpy", "NumPy", "normalise", right):
+        normalise(np, *x)
+    assert tried.call_count == 1
+    with planted("numpy", "NumPy", "normalise", spoiled(right, shuffled)):
+        for _ in range(2):  # processes
+            forget()
+            with one_warning("normalise by NumPy"):
+                found = normalise(np, *x)
+            assert_same_bits(found, normalise.__wrapped__(np, *x))
+    forget()
+    with tries() as tried, planted("numpy", "NumPy", "normalise", right):
+        normalise(np, *x)
+    assert tried.call_count == 0
+    assert dispatch.settled == {right: True}
 
 
 @pytest.mark.parametrize("change", ["numpy", "numba", "processor", "sources", "instructions"])
@@ -161,7 +181,7 @@ def test_facts_follow_versions_sources_and_environment(monkeypatch, tmp_path):
      '{"bodies": {"normalise by NumPy": {"ratio": true, "problem": null}}}',
      '{"bodies": {"normalise by NumPy": {"ratio": 0.5, "problem": 3}}}',
      '{"bodies": {"normalise by NumPy": {"ratio": NaN, "problem": null}}}',
-     '{"bodies": {"normalise by NumPy": "fine"}}', "\udce4"],
+     '{"bodies": {"normalise by NumPy": "fine"}}', "[" * 100_000, "\udce4"],
 )  # fmt: skip
 def test_a_file_that_makes_no_sense_is_written_anew(watched, text):
     with tries() as tried, planted("numpy", "NumPy", "normalise", BODIES["normalise"]):

@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from llama_layers.backends import dispatch, machine
@@ -24,6 +25,7 @@ from llama_layers.errors import BackendError, one_line
 # What says something of the caller's memory or settings, and nothing of a body.
 OF_THE_CALLER = (MemoryError, FloatingPointError, Warning)
 
+_PACKAGE = Path(__file__).parents[1]
 _lock = threading.RLock()
 
 
@@ -73,7 +75,8 @@ def _unwatched(offer: Offer) -> bool:
 
 def _found(offer: Offer) -> Verdict:
     verdicts = _verdicts(offer.library)
-    verdict = verdicts.get(offer)
+    ours = _is_ours(offer)
+    verdict = verdicts.get(offer) if ours else None
     if verdict is None:
         if offer.library == "cupy" and machine.captures():
             raise BackendError(
@@ -82,7 +85,7 @@ def _found(offer: Offer) -> Verdict:
             )
         _announce(offer)
         verdict, lasts = tried(offer)
-        if lasts:
+        if lasts and ours:
             verdicts.put(offer, verdict)
     return verdict
 
@@ -100,8 +103,15 @@ def tried(offer: Offer) -> tuple[Verdict, bool]:
 def remember(offer: Offer, verdict: Verdict) -> None:
     """Take a verdict that was found anew for the one of this machine."""
     with _lock:
-        _verdicts(offer.library).put(offer, verdict)
+        if _is_ours(offer):
+            _verdicts(offer.library).put(offer, verdict)
         dispatch.settled[offer.body] = verdict.passed
+
+
+def _is_ours(offer: Offer) -> bool:
+    """Whether a body is of our sources, on which verdicts depend, and not put in by a caller."""
+    code = getattr(offer.body, "__code__", None)
+    return code is not None and Path(code.co_filename).is_relative_to(_PACKAGE)
 
 
 @cache

@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Verdict]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         found = {name: Verdict(**fields) for name, fields in content["bodies"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
     return found if all(map(_makes_sense, found.values())) else {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+SHARD = re.compile(r"[^/]+-\d+-of-\d+\.safetensors")  # of any name: the index has it
 
 _PART = re.compile(r"(.*)-\d{5}-of-(?!00000)(\d{5})\.gguf")
 

@@ -95,9 +95,18 @@ def fetch(name: HubName, /, *, weights: bool = True) -> Path:
 def _cached(hub: Any, name: HubName) -> Path | None:
     """What the cache has of a model, found without any network."""
     file = hub.try_to_load_from_cache(name.repo, name.file or "config.json", revision=name.revision)
-    if not isinstance(file, str):
+    if isinstance(file, str):
+        return Path(file) if name.file else Path(file).parent
+    if name.file:
         return None
-    return Path(file) if name.file else Path(file).parent
+    try:  # a repository of GGUF files may have no config.json
+        directory = hub.snapshot_download(name.repo, revision=name.revision, local_files_only=True)
+    except hub.errors.LocalEntryNotFoundError:
+        return None
+    models = [
+        path for path in Path(directory).glob("*.gguf") if gguf_parts(path.name)[0] == path.name
+    ]
+    return models[0] if len(models) == 1 else None
 
 
 def _is_whole(path: Path, weights: bool) -> bool:

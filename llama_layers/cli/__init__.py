@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if sys.stdout is None:  # closed by whoever started the program
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
+    if sys.stderr is None:  # or else print would take stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # not all encodings have every character
         sys.stdout.reconfigure(errors="replace")
     args = _parser().parse_args(argv)
@@ -50,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         found: int = getattr(args, "status", 0)  # what a check had found by then
         return found
     except BaseException as error:  # tokenizers raises one that is not an Exception
-        print(f"llama-layers {args.command}: {_said(error)}", file=sys.stderr)
-        if "LLAMA_LAYERS_TRACEBACK" in os.environ:
-            traceback.print_exc()
+        with suppress(OSError):  # a stderr that fails leaves the exit status
+            print(f"llama-layers {args.command}: {_said(error)}", file=sys.stderr)
+            if "LLAMA_LAYERS_TRACEBACK" in os.environ:
+                traceback.print_exc()
         with suppress(OSError):
             sys.stdout.flush()
             return 2

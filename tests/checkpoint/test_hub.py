@@ -81,6 +81,17 @@ def test_shards(hub, tmp_path):
     tiny.assert_holds(load("org/sharded"), tiny.arrays())
 
 
+def test_shards_of_other_names(hub, tmp_path):
+    files = files_of(tiny.write_sharded(tmp_path / "sharded", tiny.arrays()))
+    index = "model.safetensors.index.json"
+    named = {
+        n.replace("model-", "model.safetensors-", 1): c for n, c in files.items() if n != index
+    }
+    named[index] = files[index].replace(b'"model-', b'"model.safetensors-')
+    hub.publish("org/sharded", named | {"tokenizer.json": b"{}"})
+    tiny.assert_holds(load("org/sharded"), tiny.arrays())
+
+
 def test_a_pinned_revision(hub, tmp_path, published):
     other = tiny.arrays(seed=1)
     hub.publish("org/tiny", published)
@@ -98,6 +109,9 @@ def test_gguf_files(hub, tmp_path, parts):
     hub.publish("org/one", {name: content + name.encode() for name in names})
     assert pull("org/one").name == names[0]
     assert sorted(set(hub.downloaded)) == names
+    hub.requests = 0
+    assert pull("org/one").name == names[0]
+    assert hub.requests == 0
     hub.publish("org/two", dict.fromkeys(["m-Q4.gguf", "sub/m-F32.gguf"], content))
     with pytest.raises(CheckpointError, match="expected one of its 2 GGUF files, such as"):
         load("org/two")

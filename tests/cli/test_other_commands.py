@@ -96,6 +96,14 @@ def test_a_stdout_that_is_full():
     assert "No space left on device" in run.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-"])
+def test_a_stderr_that_takes_nothing(stderr):
+    command = f"'{sys.executable}' -m llama_layers info no-such-model {stderr}"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", "")
+
+
 def test_too_little_memory_is_one_line(monkeypatch, capsys):
     def defect(*_):
         raise MemoryError("Unable to allocate 6.82 PiB")

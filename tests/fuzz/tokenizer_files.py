@@ -86,7 +86,8 @@ def run(path: Path) -> bool:
     plain = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     plain.no_truncation()
     plain.no_padding()
+    drawn = getattr(plain.model, "dropout", None)  # merges are left out at random
     for text, ids in zip(TEXTS, found, strict=True):
-        if "<" not in text:  # the files beside it may add special tokens
+        if not drawn and "<" not in text:  # the files beside it may add special tokens
             assert ids == plain.encode(text).ids, text
     return True

@@ -109,6 +109,26 @@ def test_torch_tensors_of_other_dtypes():
         Llama.from_state_dict(arrays | {name: arrays[name].numpy()}, tiny.CONFIG)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensor: tensor.to("meta"), "expected a tensor with data, got one on .* meta"),
+        (lambda tensor: tensor.to_sparse(), "expected a dense tensor, got .* torch.sparse_coo"),
+        (
+            lambda tensor: torch.nested.as_nested_tensor([tensor]),
+            "expected a dense tensor, got a nested",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_torch_tensors_that_are_no_arrays(change, words, tied):
+    model = random_model(tie_word_embeddings=tied)
+    state = {name: change(tensor) for name, tensor in model.state_dict().items()}
+    with pytest.raises(TypeError, match=rf"^model.embed_tokens.weight: {words}"):
+        Llama.from_state_dict(state, model.config.to_dict())
+
+
 def test_jax():
     import jax.numpy as jnp
 
