@@ -33,7 +33,9 @@ DIFFERS = 30.0
 _TOKENS, _OUTPUTS = 8, 64
 # A mistake that leaves more than this share of the difference there is held against no more.
 _LESS = 0.5
-# Explanations that leave so many times the least difference count as equally good.
+# What a layer that is left out makes of the input of whatever follows it.
+_CONSEQUENCE = "input from the wrong place"
+# Explanations that leave up to this many times the least difference count as equally good.
 _ALIKE = 4.0
 
 
@@ -134,7 +136,7 @@ class Unlocated:
             for name, detail, left in tried
             if left <= seen.allowed
         ]
-        found.sort(key=lambda e: e.ratio)
+        found.sort(key=lambda e: (e.ratio, e.name == _CONSEQUENCE))
         best: dict[str, Explanation] = {}
         for explanation in found:
             if explanation.ratio <= _ALIKE * found[0].ratio:

@@ -31,7 +31,7 @@ MUTANTS = [
         TILES,
         'builder.icmp_signed("<", last, _integer(r))',
         'builder.icmp_signed("<", last, _integer(0))',
-        f"{TESTS}::test_reads_nothing_beyond_the_weight[float32-float16]",
+        f"{TESTS}::test_reads_nothing_beyond_the_weight[own-float32-float16]",
     ),
     Mutant(
         "ties rounded away from zero",
@@ -87,14 +87,14 @@ MUTANTS = [
         TILES,
         "if STEP > 1:",
         "if STEP > 4:",
-        f"{TESTS}::test_within_bound_of_naive_sums[float32-float32]",
+        f"{TESTS}::test_reads_nothing_beyond_the_weight[avx2-float32-float32]",
     ),
     Mutant(
         "numbers left over in a row read as if there were a vector of them",
         TILES,
         'builder.icmp_signed(">=", count, _integer(lanes.count))',
         'builder.icmp_signed(">=", count, _integer(0))',
-        f"{TESTS}::test_reads_nothing_beyond_the_weight[float32-float16]",
+        f"{TESTS}::test_reads_nothing_beyond_the_weight[avx2-float32-float16]",
     ),
     Mutant(
         "many tokens in float32 left to BLAS, which writes them side by side",

@@ -131,7 +131,6 @@ NO_CHANGE = {
     "norm left in the dtype of its sums",
     "negative ids count from the end",
     "rows that fill no head accepted",
-    "weights that do not fit each other accepted",
     "an output projection that does not fit its heads accepted",
     "biases of an MLP not looked at",
     "interleaved pairs put back in halves",

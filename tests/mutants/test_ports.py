@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 # Files that take part in a forward pass.
 FILES = """
 attend.py backends/numpy/linear.py batch.py cache.py embedding.py feed_forward.py layer.py mask.py
-model.py norm.py projection.py rope.py weights.py
+model.py norm.py projection.py qkv_weights.py rope.py weights.py
 """.split()
 EVERY = [*catalogue.MUTANTS, *decoder.MUTANTS, *decoding.MUTANTS]
 MUTANTS = [mutant for mutant in EVERY if mutant.file in FILES]

@@ -157,13 +157,6 @@ MUTANTS = [
         f"{_NAMED}[another layer's weights, self_attn.v_proj]",
     ),
     Mutant(
-        "positions looked for in too few",
-        "verify/hypotheses/rope_solved.py",
-        "last = max(2 * stated.shape[1], min(int(stated.max()) + 2, _FIRST))",
-        "last = int(stated.max()) + 2",
-        f"{_NAMED}[RoPE at other positions, self_attn.q_rope2]",
-    ),
-    Mutant(
         "frequencies not refined",
         "verify/hypotheses/rope_solved.py",
         "for _ in range(3):",

@@ -218,7 +218,7 @@ MUTANTS = [
     Mutant(
         "padding compared",
         COMPARE,
-        "return None if keep.all() else keep",
+        "return None if keep.all() else keep.astype(bool)",
         "return None",
         "verify/test_compare.py::test_padding_does_not_count",
     ),
