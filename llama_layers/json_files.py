@@ -8,10 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llama_layers.file_kinds import kind_of
+
 
 def read_json(path: Path, error: type[ValueError]) -> dict[str, Any]:
     """Read the object in a JSON file; raise `error`, naming the file, where it holds none."""
     raw = path.read_bytes()
+    if (kind := kind_of(raw[:64])) is not None:
+        raise error(f"{path}: expected a JSON object, got {kind}")
     try:
         content = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as problem:

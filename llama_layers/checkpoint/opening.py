@@ -17,6 +17,7 @@ from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer_files import open_tokenizer_directory, open_tokenizer_json
 from llama_layers.config import read_config
 from llama_layers.errors import CheckpointError
+from llama_layers.file_kinds import REWRITE, kind_of_file
 from llama_layers.json_files import JsonFile
 from llama_layers.quantised import ADAPTER
 
@@ -31,9 +32,9 @@ _SHARD = r"-\d{5}-of-(?!00001)\d{5}\.safetensors$"
 _OTHER_FILES = {
     r"^adapter_(config\.json|model\.)": ADAPTER,
     _SHARD: f"shards of a model: load their directory, with {INDEX} in it",
-    r"\.gguf$": "GGUF: load the file itself",
+    r"\.gguf$": "load that file itself",
     r"\.(bin|pth|pt|ckpt)$": "PyTorch's pickle files are not read, since they can run code: "
-    "write the model as safetensors with transformers' from_pretrained and save_pretrained",
+    + REWRITE,
 }
 
 
@@ -78,9 +79,11 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
         from llama_layers.checkpoint.gguf_file import open_gguf
 
         return open_gguf(found)
-    advice = "".join(f": {_OTHER_FILES[p]}" for p in _OTHER_FILES if re.search(p, found.name))
+    kind = kind_of_file(found)
+    advice = (f": {advice}" for name, advice in _OTHER_FILES.items() if re.search(name, found.name))
     raise CheckpointError(
-        f"{found}: expected a Hugging Face directory, a .safetensors or a .gguf file{advice}"
+        f"{found}: expected a Hugging Face directory, a .safetensors or a .gguf file"
+        + (f", got {kind}" if kind else "".join(advice))
     )
 
 
@@ -181,13 +184,13 @@ def _held(directory: Path) -> str:
 def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
     """Open a .safetensors file or an index of them, with the config.json beside it."""
     directory = file.parent
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(f"{directory}: expected config.json beside {file.name}")
     if re.search(_SHARD, file.name):
         raise CheckpointError(f"{path}: expected a whole model, got {_OTHER_FILES[_SHARD]}")
+    header, maps = (read_shards if file.suffix == ".json" else read_file)(file)
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory}: expected config.json beside {file.name}")
     config, ignored = read_config(directory)
     suggested = directory / "generation_config.json"
-    header, maps = (read_shards if file.suffix == ".json" else read_file)(file)
     tensors = tensor_infos(path, header, config)
     meta = any(info.name != info.stored_name for info in tensors.values())
     return Checkpoint(

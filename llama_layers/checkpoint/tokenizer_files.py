@@ -11,6 +11,7 @@ from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.special_tokens import DeclaredTokens, read_declared_tokens
 from llama_layers.checkpoint.tokenizer import Tokenizer, backend_errors
 from llama_layers.errors import CheckpointError
+from llama_layers.file_kinds import kind_of_file
 from llama_layers.json_files import read_json_if_there
 
 
@@ -52,6 +53,8 @@ def open_tokenizer_json(file: Path) -> Tokenizer:
 
 def _read(file: Path) -> Any:
     tokenizers = require("tokenizers", "reading tokenizer.json")
+    if (kind := kind_of_file(file)) is not None:
+        raise CheckpointError(f"{file}: expected a tokenizer.json, got {kind}")
     with backend_errors(f"{file}: expected a tokenizer.json"):
         return tokenizers.Tokenizer.from_file(str(file))
 
