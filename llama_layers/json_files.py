@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,12 @@ def read_json_if_there(path: Path, error: type[ValueError]) -> dict[str, Any]:
 
 
 class JsonFile(Mapping[str, Any]):
-    """The object in a JSON file, read when it is first used; one that is not used may be wrong."""
+    """The object in a JSON file, read and checked when first used; one not used may be wrong."""
 
-    def __init__(self, path: Path, error: type[ValueError]) -> None:
-        self._path, self._error = path, error
+    def __init__(
+        self, path: Path, error: type[ValueError], check: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        self._path, self._error, self._check = path, error, check
 
     def __getitem__(self, key: str) -> Any:
         return self._content[key]
@@ -53,4 +55,6 @@ class JsonFile(Mapping[str, Any]):
 
     @cached_property
     def _content(self) -> dict[str, Any]:
-        return read_json(self._path, self._error)
+        content = read_json(self._path, self._error)
+        self._check(content)
+        return content

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_layers.checkpoint.chat_files import read_chat_template
+from llama_layers.checkpoint.chat_files import read_chat_templates
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.special_tokens import DeclaredTokens, read_declared_tokens
 from llama_layers.checkpoint.tokenizer import Tokenizer, backend_errors
@@ -36,9 +36,11 @@ def open_tokenizer_directory(directory: Path) -> Tokenizer:
         names = _guessed(backend, directory / "config.json")
     elif backend.padding is not None:
         names.setdefault("pad_token", backend.padding["pad_token"])
+    chat = read_chat_templates(directory)
     return Tokenizer(
         backend,
-        chat_template=read_chat_template(directory),
+        chat_template=chat.templates,
+        template_files=chat.files,
         special_tokens={name: text for name, text in names.items() if text is not None},
     )
 
