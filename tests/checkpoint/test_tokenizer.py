@@ -192,5 +192,5 @@ def test_the_package_is_missing(tmp_path, monkeypatch):
     tiny.write_single(tmp_path, tiny.arrays())
     write_tokenizer(tmp_path)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match=r"tokenizers: pip install tokenizers"):
+    with pytest.raises(ImportError, match=r"tokenizers: pip install 'llama-layers\[models\]'"):
         _ = load(tmp_path).tokenizer
