@@ -509,7 +509,7 @@ def test_reads_files_and_directories(tmp_path, file):
             b'{"temperature": ' + b"9" * 5000 + b"}",
             r"config\.json: expected a JSON object: Exceeds",
         ),
-        (b"{}", r"config\.json: config: missing vocab_size"),
+        (b"{}", r"config\.json: missing vocab_size"),
     ],
 )
 def test_refuses_files(tmp_path, content, message):

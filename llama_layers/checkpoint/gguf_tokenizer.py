@@ -114,7 +114,7 @@ def _build(file: Path, metadata: Mapping[str, Any]) -> tuple[Any, Vocabulary]:
         is_so = (
             "missing tokenizer.ggml.model" if model is None else "tokenizer.ggml.model is 'none'"
         )
-        raise CheckpointError(f"{file}: {is_so}: this file has no tokenizer; {INSTEAD}")
+        raise CheckpointError(f"{file}: {is_so}: this file has no tokenizer")
     if not isinstance(model, str) or model not in ("llama", "gpt2"):
         raise CheckpointError(
             f"{file}: tokenizer.ggml.model: expected 'llama' or 'gpt2', got {shown(model)}; "

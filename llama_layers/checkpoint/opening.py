@@ -60,7 +60,7 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If there is nothing there, it is malformed, or its tensors are not those of its config.
+        If there is nothing there, it is malformed, or its tensors do not match its config.
     ConfigError
         If the config is incomplete or asks for what is not implemented.
     ImportError

@@ -164,6 +164,8 @@ def shards_of(index: Path) -> list[str]:
     if (size := index.stat().st_size) > _LONGEST_HEADER:
         raise CheckpointError(f"{index}: expected at most {_LONGEST_HEADER} bytes, got {size}")
     weight_map = read_json(index, CheckpointError).get("weight_map")
+    if weight_map is None:
+        raise CheckpointError(f"{index}: missing weight_map, which says in which file a tensor is")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{index}: expected a weight_map of names to files, got {shown(weight_map)}"

@@ -49,7 +49,7 @@ WRONG = {
     "{{ 1 }}\n{# no end": "line 2: TemplateSyntaxError: Missing end of comment tag",
     "\n\n{% for m in messages %}": "line 3: TemplateSyntaxError: ",
     "\n{% if true %}\n\n{{ nothing.of.this }}{% endif %}\n": "line 4: UndefinedError: 'nothing' is",
-    "{% macro m() %}\n{{ raise_exception('no') }}\n{% endmacro %}{{ m() }}": "line 2: ValueError: no",
+    "{% macro m() %}\n{{ raise_exception('n') }}\n{% endmacro %}{{ m() }}": "line 2: ValueError: n",
 }
 
 

@@ -372,8 +372,8 @@ BAD = [
         {"model": "t5"},
         "model: expected 'llama' or 'gpt2', got 't5'; load the model from",
     ),
-    (byte_pairs, {"model": None}, "missing tokenizer.ggml.model: this file has no tokenizer"),
-    (byte_pairs, {"model": "none"}, "ggml.model is 'none': this file has no tokenizer"),
+    (byte_pairs, {"model": None}, "missing tokenizer.ggml.model: this file has no tokenizer$"),
+    (byte_pairs, {"model": "none"}, "ggml.model is 'none': this file has no tokenizer$"),
     (byte_pairs, {"model": 3}, "model: expected 'llama' or 'gpt2', got 3"),
     (
         byte_pairs,

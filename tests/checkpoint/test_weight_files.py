@@ -96,7 +96,7 @@ def test_an_index_that_leads_out_of_the_directory(sharded, shard):
     [
         ("{", "expected a JSON object"),
         ("[]", "expected a JSON object, got list"),
-        ("{}", "expected a weight_map of names to files, got None"),
+        ("{}", "missing weight_map"),
         ('{"weight_map": {}}', "expected a weight_map of names to files, got {}"),
         ('{"weight_map": 3}', "expected a weight_map of names to files, got 3"),
         ("[" * 100_000, "expected a JSON object, got one nested too deeply"),
