@@ -123,9 +123,13 @@ def _check_kind(file: Path) -> None:
         raise CheckpointError(f"{file}: expected a safetensors file: not a regular file")
     with file.open("rb") as stream:
         first = stream.read(64)
-    if not is_safetensors(first) and (kind := kind_of(first)) is not None:
+    length = int.from_bytes(first[:8], "little")
+    kind = None if is_safetensors(first) else kind_of(first)
+    if kind is None and length >= 2**32:  # no length, but text, or numbers
+        kind = f"one that begins {first[:8]!r}"
+    if kind is not None:
         raise CheckpointError(f"{file}: expected a safetensors file, got {kind}")
-    if (length := int.from_bytes(first[:8], "little")) > _LONGEST_HEADER:
+    if length > _LONGEST_HEADER:
         raise CheckpointError(
             f"{file}: expected a safetensors file: a header of {length} bytes is too large, "
             f"over {_LONGEST_HEADER}"

@@ -111,6 +111,15 @@ def test_a_header_of_the_length_that_begins_like_a_pickle(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("text", [b"Entry not found", b'{"error":"Not found"}'])
+def test_an_error_in_place_of_weights(tmp_path, text):
+    """As servers send them, which some programs save under the name of the file."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(text)
+    with refused(file, re.escape(f"got one that begins {text[:8]!r}") + "$"):
+        load(file)
+
+
 @pytest.mark.parametrize("cut", [1, 200])
 def test_a_truncated_safetensors_file(tmp_path, cut):
     tiny.write_single(tmp_path, tiny.arrays())

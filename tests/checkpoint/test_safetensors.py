@@ -162,7 +162,7 @@ def test_tensors_that_do_not_fill_the_file(tmp_path, first, second, size):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("length", [4_000_001, 100_000_001, 2**64 - 1])
+@pytest.mark.parametrize("length", [4_000_001, 100_000_001, 2**32 - 1])
 def test_a_header_that_is_too_long(tmp_path, length):
     tiny.write_config(tmp_path)
     file = tmp_path / "model.safetensors"
