@@ -311,7 +311,7 @@ def read_config(directory: Path) -> tuple[LlamaConfig, tuple[str, ...]]:
     try:
         refuse_other_heads(content)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {str(error).removeprefix('config: ')}") from None
     return config, unread
 
 
@@ -322,7 +322,7 @@ def _read(path: Path) -> tuple[LlamaConfig, tuple[str, ...], Mapping[str, Any]]:
     try:
         return *_built(content), content
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {str(error).removeprefix('config: ')}") from None
 
 
 def _built(content: Mapping[str, Any]) -> tuple[LlamaConfig, tuple[str, ...]]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from llama_layers.file_kinds import kind_of
 
 
 def read_json(path: Path, error: type[ValueError]) -> dict[str, Any]:
     """Read the object in a JSON file; raise `error`, naming the file, where it holds none."""
     raw = path.read_bytes()
+    if (kind := kind_of(raw[:64])) is not None:
+        raise error(f"{path}: expected a JSON object, got {kind}")
     try:
         content = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as problem:
@@ -47,10 +51,12 @@ def without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class JsonFile(Mapping[str, Any]):
-    """The object in a JSON file, read when it is first used; one that is not used may be wrong."""
+    """The object in a JSON file, read and checked when first used; one not used may be wrong."""
 
-    def __init__(self, path: Path, error: type[ValueError]) -> None:
-        self._path, self._error = path, error
+    def __init__(
+        self, path: Path, error: type[ValueError], check: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        self._path, self._error, self._check = path, error, check
 
     def __getitem__(self, key: str) -> Any:
         return self._content[key]
@@ -63,4 +69,6 @@ class JsonFile(Mapping[str, Any]):
 
     @cached_property
     def _content(self) -> dict[str, Any]:
-        return read_json(self._path, self._error)
+        content = read_json(self._path, self._error)
+        self._check(content)
+        return content

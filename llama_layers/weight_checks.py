@@ -23,19 +23,22 @@ def misfit(
     """Say how tensors differ from the `expected_tensors` of a config; None if they do not.
 
     Shapes are by Hugging Face name, without those of ignored tensors. `stored_names` are what
-    tensors are called in their file, where that differs.
+    tensors are called in their file, if they come from one.
     """
     expected = expected_tensors(config)
     missing = [name for name in expected if name not in shapes]
     if missing and (difference := _other_names(list(shapes), missing)) is not None:
-        return difference
+        in_memory = (
+            "" if stored_names is None else ", or pass them renamed to Llama.from_state_dict"
+        )
+        return difference + in_memory
     extra = [(stored_names or {}).get(name, name) for name in shapes if name not in expected]
     misshapen = [
         f"{name} (expected {list(shape)}, got {list(shapes[name])})"
         for name, shape in expected.items()
         if name in shapes and shapes[name] != shape
     ]
-    lists = {"missing": missing, "not of the model": extra, "of another shape": misshapen}
+    lists = {"missing": missing, "unexpected": extra, "of another shape": misshapen}
     return "; ".join(_listed(kind, names) for kind, names in lists.items() if names) or None
 
 
@@ -60,7 +63,7 @@ def _other_names(names: Sequence[str], missing: Sequence[str]) -> str | None:
             return (
                 f"the names {difference} ({found[wanted[0]]} for {wanted[0]})"
                 + (f", and {HEAD} is missing" if headless else "")
-                + ": rename the tensors, or pass them renamed to Llama.from_state_dict"
+                + ": rename the tensors"
             )
     return None
 

@@ -183,7 +183,7 @@ def test_other_architectures_are_named_first(family):
             b'{"temperature": ' + b"9" * 5000 + b"}",
             r"config\.json: expected a JSON object: Exceeds",
         ),
-        (b"{}", r"config\.json: config: missing vocab_size"),
+        (b"{}", r"config\.json: missing vocab_size"),
     ],
 )
 def test_refuses_files(tmp_path, content, message):

@@ -17,7 +17,7 @@ def test_an_object(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected a JSON object: Expecting value"),
+        (b"", "expected a JSON object, got an empty file"),
         (b'{"a": ', "expected a JSON object: Expecting value"),
         (b"[1]", "expected a JSON object, got list"),
         (b"null", "expected a JSON object, got NoneType"),

@@ -30,15 +30,19 @@ def new_checkpoint_directory(path: Path, *, overwrite: bool) -> Iterator[Path]:
     Only a checkpoint is overwritten, and only one that loses no file by it but its weights. What
     a process that was killed left here is put in order first.
     """
+    for parent in (path.parent, path.resolve().parent):  # which differ where it is a link
+        if not parent.is_dir():
+            problem = "is not a directory" if parent.exists() else "does not exist"
+            raise CheckpointError(f"{path}: {parent} {problem}")
     path = path.resolve()
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{path}: expected to be in an existing directory")
     _restore(path)
     if path.exists():
-        if not overwrite:
-            raise CheckpointError(f"{path} exists; pass overwrite=True to replace it")
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: expected a directory to make, got a file")
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} exists and holds no config.json, so it is left alone")
+        if not overwrite:
+            raise CheckpointError(f"{path} exists; pass overwrite=True to replace it")
     with temporary_directory(path.parent, path.name) as temporary:
         new = temporary / "new"
         with errors_naming(path, temporary):

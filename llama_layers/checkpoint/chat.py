@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from llama_layers.errors import CheckpointError
@@ -24,7 +26,10 @@ def chosen_template(
 ) -> str:
     """The template of a name, or the one that a conversation with or without tools asks for."""
     if templates is None:
-        raise CheckpointError("chat_template: this checkpoint has none; it is not a chat model")
+        raise CheckpointError(
+            "chat_template: this checkpoint has none; it is not a chat model, and continues "
+            "a text given without one"
+        )
     named = {"default": templates} if isinstance(templates, str) else templates
     if name is None:
         name = "tool_use" if tools and "tool_use" in named else "default"
@@ -34,7 +39,10 @@ def chosen_template(
                 f"name one of {', '.join(sorted(named))}"
             )
     elif name not in named:
-        raise ValueError(f"chat_template: expected {' or '.join(sorted(named))}, got {name!r}")
+        one_of = "one of " if len(named) > 1 else ""
+        raise ValueError(
+            f"chat_template: expected {one_of}{', '.join(sorted(named))}, got {name!r}"
+        )
     return named[name]
 
 
@@ -42,6 +50,7 @@ def render_chat(
     template: str,
     messages: Sequence[Mapping[str, Any]],
     *,
+    file: Path | None,
     add_generation_prompt: bool,
     special_tokens: Mapping[str, str],
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -50,7 +59,8 @@ def render_chat(
 ) -> str:
     """A conversation rendered by a template, which sees what transformers gives it.
 
-    It runs in a sandbox, with plain copies of what the caller passed.
+    It runs in a sandbox, with plain copies of what the caller passed. Errors name the file that
+    the template comes from, if it comes from one.
     """
     from llama_layers.checkpoint.sandbox import Sandbox  # jinja2 takes time to load
 
@@ -70,7 +80,17 @@ def render_chat(
         seen["messages"] = [_message(message) for message in messages]
         return sandbox.text(template, seen)
     except Exception as error:  # a template is a program, and can raise anything
-        raise CheckpointError(f"chat_template: {type(error).__name__}: {error}") from None
+        place = "chat_template: " if file is None else f"{file}: chat_template: "
+        raise CheckpointError(f"{place}{_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    """What went wrong in a template, and in which line of it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
+    line = getattr(error, "lineno", lines[-1] if lines else None)  # of TemplateSyntaxError
+    said = getattr(error, "message", None) or error  # jinja2's own, without the source
+    return f"{'' if line is None else f'line {line}: '}{type(error).__name__}: {said}"
 
 
 def _check_mappings(name: str, values: Any) -> None:

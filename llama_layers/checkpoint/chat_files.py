@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llama_layers.errors import CheckpointError
 from llama_layers.json_files import read_json_if_there
@@ -12,8 +12,15 @@ from llama_layers.json_files import read_json_if_there
 MORE_TEMPLATES = "additional_chat_templates"
 
 
-def read_chat_template(directory: Path) -> str | Mapping[str, str] | None:
-    """Read the chat template, or several by name; None if there is none.
+class ChatTemplates(NamedTuple):
+    """A chat template, several by name, or None; and the file that each text comes from."""
+
+    templates: str | Mapping[str, str] | None
+    files: Mapping[str, Path]
+
+
+def read_chat_templates(directory: Path) -> ChatTemplates:
+    """Read the chat template, or several by name.
 
     They are files of their own in newer checkpoints. Only where there is no such file, they are
     in tokenizer_config.json, or else in chat_template.json, where processors of images once had
@@ -24,13 +31,23 @@ def read_chat_template(directory: Path) -> str | Mapping[str, str] | None:
     files |= {file.stem: file for file in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))}
     if files:
         templates = {name: _text(file) for name, file in files.items()}
-        return templates["default"] if list(templates) == ["default"] else templates
+        alone = list(templates) == ["default"]
+        return ChatTemplates(
+            templates["default"] if alone else templates,
+            {text: files[name] for name, text in templates.items()},
+        )
     for name in ("tokenizer_config.json", "chat_template.json"):
         file = directory / name
         content = read_json_if_there(file, CheckpointError)
         if (template := content.get("chat_template")) not in (None, [], {}):
-            return _checked(file, template)
-    return None
+            return in_one_file(file, _checked(file, template))
+    return ChatTemplates(None, {})
+
+
+def in_one_file(file: Path, templates: str | Mapping[str, str] | None) -> ChatTemplates:
+    """Templates that all come from one file."""
+    texts = [templates] if isinstance(templates, str) else (templates or {}).values()
+    return ChatTemplates(templates, dict.fromkeys(texts, file))
 
 
 def _text(file: Path) -> str:

@@ -16,7 +16,7 @@ def require(package: str, purpose: str) -> Any:
         if error.name not in (package, package.partition(".")[0]):
             raise
         raise ImportError(
-            f"{purpose} needs the package {package}: pip install {package.partition('.')[0]}",
+            f"{purpose} needs the package {package}: pip install 'llama-layers[models]'",
             name=package,
         ) from None
 

@@ -15,7 +15,7 @@ from llama_layers.checkpoint.gguf_vocabulary import Vocabulary, read_strings
 from llama_layers.errors import CheckpointError
 
 # What to do about a tokenizer that is not known.
-INSTEAD = "pass token ids, or load the model from a Hugging Face directory with its tokenizer.json"
+INSTEAD = "load the model from a Hugging Face directory with its tokenizer.json"
 
 
 def read_pre_tokenizer(file: Path, metadata: Mapping[str, Any]) -> PreTokenizer:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from llama_layers.checkpoint.gguf_metadata import Metadata, Walk
 from llama_layers.checkpoint.opened import map_file
 from llama_layers.errors import CheckpointError
+from llama_layers.file_kinds import kind_of
 
 # By GGUF's number: a type's name, the numbers in a block, and the bytes that a block takes.
 TENSOR_TYPES = {
@@ -105,7 +106,7 @@ def read_gguf(file: Path) -> GGUFHeader:
         If it cannot be opened.
     """
     if not file.stat().st_size:
-        raise CheckpointError(f"{file}: expected a GGUF file, got an empty one")
+        raise CheckpointError(f"{file}: expected a GGUF file, got an empty file")
     data = map_file(file)
     walk = Walk(file, data)
     version = _read_version(walk)
@@ -117,8 +118,10 @@ def read_gguf(file: Path) -> GGUFHeader:
 
 
 def _read_version(walk: Walk) -> int:
-    if (magic := bytes(walk.bytes[: walk.skip(4) + 4])) != b"GGUF":
-        raise CheckpointError(f"{walk.file}: expected a GGUF file, got one that begins {magic!r}")
+    if (first := bytes(walk.bytes[:64]))[:4] != b"GGUF":
+        kind = kind_of(first) or f"one that begins {first[:4]!r}"
+        raise CheckpointError(f"{walk.file}: expected a GGUF file, got {kind}")
+    walk.skip(4)
     version = walk.u32()
     if version and not version & 0xFFFF:
         raise CheckpointError(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llama_layers.checkpoint.chat_files import in_one_file
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.gguf_byte_level import INSTEAD, build_byte_level, read_pre_tokenizer
 from llama_layers.checkpoint.gguf_header import read_gguf
@@ -72,9 +73,11 @@ def open_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
         If the package ``tokenizers`` is not installed.
     """
     backend, vocabulary = _build(file, metadata)
+    chat = in_one_file(file, read_chat_template(file, metadata))
     return Tokenizer(
         backend,
-        chat_template=read_chat_template(file, metadata),
+        chat_template=chat.templates,
+        template_files=chat.files,
         special_tokens=vocabulary.special_tokens(),
     )
 
@@ -107,6 +110,11 @@ def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]
 def _build(file: Path, metadata: Mapping[str, Any]) -> tuple[Any, Vocabulary]:
     """The tokenizers.Tokenizer of a file, and the tables it is made of."""
     model = metadata.get("tokenizer.ggml.model")
+    if model is None or model == "none":
+        is_so = (
+            "missing tokenizer.ggml.model" if model is None else "tokenizer.ggml.model is 'none'"
+        )
+        raise CheckpointError(f"{file}: {is_so}: this file has no tokenizer")
     if not isinstance(model, str) or model not in ("llama", "gpt2"):
         raise CheckpointError(
             f"{file}: tokenizer.ggml.model: expected 'llama' or 'gpt2', got {shown(model)}; "

@@ -196,8 +196,18 @@ def _plain_errors(hub: Any, name: HubName) -> Iterator[None]:
     except Exception as error:  # of its HTTP library, which differs from version to version
         raise CheckpointError(
             f"{name} is not on this computer, and {hub.constants.ENDPOINT} cannot be reached: "
-            f"{type(error).__name__}: {error}"
+            f"{_reason(error)}"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The system's word for what failed, or else the library's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def load(
     Raises
     ------
     CheckpointError
-        If there is nothing there, it is malformed, its tensors are not those of its config, or a
+        If there is nothing there, it is malformed, its tensors do not match its config, or a
         number is too large for `dtype` (the last when the weight is first used, or on CuPy at
         once).
     ConfigError

@@ -101,7 +101,7 @@ class Checkpoint:
     Raises
     ------
     CheckpointError
-        If the tensors are not those of the config.
+        If the tensors do not match the config.
     """
 
     path: Path
@@ -248,9 +248,7 @@ class Checkpoint:
         shapes = {name: info.shape for name, info in found.items()}
         stored_names = {name: info.stored_name for name, info in found.items()}
         if difference := misfit(shapes, self.config, stored_names):
-            raise CheckpointError(
-                f"{self.path}: the tensors are not those of the config: {difference}"
-            )
+            raise CheckpointError(f"{self.path}: the tensors do not match the config: {difference}")
         return {name: found[name] for name in expected_tensors(self.config)}
 
     def _check_tied_head(self, head: TensorInfo) -> None:

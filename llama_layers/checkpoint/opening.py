@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from llama_layers.checkpoint.chat_files import MORE_TEMPLATES, read_chat_template
+from llama_layers.checkpoint.chat_files import MORE_TEMPLATES, read_chat_templates
 from llama_layers.checkpoint.file_names import INDEX, SINGLE
 from llama_layers.checkpoint.hub import fetch, hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
@@ -16,9 +18,11 @@ from llama_layers.checkpoint.safetensors_files import read_file, read_shards, te
 from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer_files import open_tokenizer_directory, open_tokenizer_json
 from llama_layers.config import read_config
-from llama_layers.errors import CheckpointError
+from llama_layers.errors import CheckpointError, shown
+from llama_layers.file_kinds import REWRITE, kind_of_file
 from llama_layers.json_files import JsonFile
 from llama_layers.quantised import ADAPTER
+from llama_layers.scalars import is_integer
 
 _COMPANIONS = """
 generation_config.json tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json
@@ -31,9 +35,9 @@ _SHARD = r"-\d{5}-of-(?!00001)\d{5}\.safetensors$"
 _OTHER_FILES = {
     r"^adapter_(config\.json|model\.)": ADAPTER,
     _SHARD: f"shards of a model: load their directory, with {INDEX} in it",
-    r"\.gguf$": "GGUF: load the file itself",
+    r"\.gguf$": "load that file itself",
     r"\.(bin|pth|pt|ckpt)$": "PyTorch's pickle files are not read, since they can run code: "
-    "write the model as safetensors with transformers' from_pretrained and save_pretrained",
+    + REWRITE,
 }
 
 
@@ -56,7 +60,7 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If there is nothing there, it is malformed, or its tensors are not those of its config.
+        If there is nothing there, it is malformed, or its tensors do not match its config.
     ConfigError
         If the config is incomplete or asks for what is not implemented.
     ImportError
@@ -78,9 +82,11 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
         from llama_layers.checkpoint.gguf_file import open_gguf
 
         return open_gguf(found)
-    advice = "".join(f": {_OTHER_FILES[p]}" for p in _OTHER_FILES if re.search(p, found.name))
+    kind = kind_of_file(found)
+    advice = (f": {advice}" for name, advice in _OTHER_FILES.items() if re.search(name, found.name))
     raise CheckpointError(
-        f"{found}: expected a Hugging Face directory, a .safetensors or a .gguf file{advice}"
+        f"{found}: expected a Hugging Face directory, a .safetensors or a .gguf file"
+        + (f", got {kind}" if kind else "".join(advice))
     )
 
 
@@ -181,13 +187,12 @@ def _held(directory: Path) -> str:
 def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
     """Open a .safetensors file or an index of them, with the config.json beside it."""
     directory = file.parent
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(f"{directory}: expected config.json beside {file.name}")
     if re.search(_SHARD, file.name):
         raise CheckpointError(f"{path}: expected a whole model, got {_OTHER_FILES[_SHARD]}")
-    config, ignored = read_config(directory)
-    suggested = directory / "generation_config.json"
     header, maps = (read_shards if file.suffix == ".json" else read_file)(file)
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory}: expected config.json beside {file.name}")
+    config, ignored = read_config(directory)
     tensors = tensor_infos(path, header, config)
     meta = any(info.name != info.stored_name for info in tensors.values())
     return Checkpoint(
@@ -195,13 +200,27 @@ def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
         format=kind + (", Meta names" if meta else ""),
         config=config,
         tensors=tensors,
-        chat_template=read_chat_template(directory),
-        generation_config=JsonFile(suggested, CheckpointError) if suggested.is_file() else {},
+        chat_template=read_chat_templates(directory).templates,
+        generation_config=_generation_config(directory / "generation_config.json"),
         _open_tokenizer=partial(open_tokenizer_directory, directory),
         _companions=partial(_read_companions, directory),
         _maps=maps,
         ignored_keys=ignored,
     )
+
+
+def _generation_config(file: Path) -> Mapping[str, Any]:
+    """The content of a file that may not be there, with the ids that end a text checked."""
+
+    def check(content: Mapping[str, Any]) -> None:
+        ends = content.get("eos_token_id")
+        if ends is None:
+            return
+        for end in ends if isinstance(ends, list) else [ends]:
+            if not is_integer(end):
+                raise CheckpointError(f"{file}: eos_token_id: expected token ids, got {shown(end)}")
+
+    return JsonFile(file, CheckpointError, check) if file.is_file() else {}
 
 
 def _companions(directory: Path) -> list[Path]:

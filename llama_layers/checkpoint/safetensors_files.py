@@ -15,6 +15,7 @@ from llama_layers.checkpoint.names import permuted_heads, telling_names, to_hugg
 from llama_layers.checkpoint.opened import TensorInfo, map_file
 from llama_layers.config import LlamaConfig
 from llama_layers.errors import CheckpointError, shown
+from llama_layers.file_kinds import is_safetensors, kind_of
 from llama_layers.json_files import read_json, without_duplicates
 from llama_layers.quantised import why_not_plain
 from llama_layers.weight_names import is_inert
@@ -36,14 +37,16 @@ def read_file(file: Path) -> tuple[Header, Maps]:
     The safetensors package checks the header first: its text, and that the tensors fill the file
     without gap or overlap.
     """
+    _check_kind(file)
+    content = map_file(file)
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     try:
-        start = 8 + _header_length(file)
         with safe_open(file, framework="numpy"):
             pass
-        content = map_file(file)
         header = json.loads(content[8:start].tobytes(), object_pairs_hook=without_duplicates)
     except (SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(f"{file}: expected a safetensors file: {error}") from None
+        problem = _wrong_size(content, start) or f": {error}"
+        raise CheckpointError(f"{file}: expected a safetensors file{problem}") from None
     header.pop("__metadata__", None)
     for tensor in header.values():
         tensor["file"] = file
@@ -62,7 +65,7 @@ def read_shards(index: Path) -> tuple[Header, Maps]:
     for shard in shards_of(index):
         file = index.parent / shard
         if not file.is_file():
-            raise CheckpointError(f"{index}: names the shard {shard}, which is missing on disk")
+            raise CheckpointError(f"{index}: names the shard {shard}, which is missing")
         tensors, shard_map = read_file(file)
         maps |= shard_map
         for name in tensors:
@@ -113,14 +116,41 @@ def _has_meta_names(path: Path, names: Iterable[str]) -> bool:
     return meta is not None
 
 
-def _header_length(file: Path) -> int:
+def _check_kind(file: Path) -> None:
+    """Raise if the first bytes are not those of a safetensors file with a header to read."""
     if not file.is_file():
-        raise ValueError("not a regular file")
+        raise CheckpointError(f"{file}: expected a safetensors file: not a regular file")
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        first = stream.read(64)
+    length = int.from_bytes(first[:8], "little")
+    kind = None if is_safetensors(first) else kind_of(first)
+    if kind is None and length >= 2**32:  # no length, but text, or numbers
+        kind = f"one that begins {first[:8]!r}"
+    if kind is not None:
+        raise CheckpointError(f"{file}: expected a safetensors file, got {kind}")
     if length > _LONGEST_HEADER:
-        raise ValueError(f"a header of {length} bytes is too large, over {_LONGEST_HEADER}")
-    return length
+        raise CheckpointError(
+            f"{file}: expected a safetensors file: a header of {length} bytes is too large, "
+            f"over {_LONGEST_HEADER}"
+        )
+
+
+def _wrong_size(content: NDArray[np.uint8], start: int) -> str | None:
+    """Say what size a file has instead of that in its header; None if that is not the problem."""
+    size = content.size
+    if size < start:
+        return f" of {start} bytes or more, where its header ends, got {size}"
+    try:
+        tensors = json.loads(content[8:start].tobytes())
+        tensors.pop("__metadata__", None)
+        ends = ((tensor["data_offsets"][1], name) for name, tensor in tensors.items())
+        end, last = max(ends, default=(0, "its header"))
+        if size == start + end:
+            return None
+        more = " or more" if size < start + end else ""
+        return f" of {start + end} bytes{more}, where {last} ends, got {size}"
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None  # a malformed header, of which the safetensors package says what is wrong
 
 
 def shards_of(index: Path) -> list[str]:
@@ -128,6 +158,8 @@ def shards_of(index: Path) -> list[str]:
     if (size := index.stat().st_size) > _LONGEST_HEADER:
         raise CheckpointError(f"{index}: expected at most {_LONGEST_HEADER} bytes, got {size}")
     weight_map = read_json(index, CheckpointError).get("weight_map")
+    if weight_map is None:
+        raise CheckpointError(f"{index}: missing weight_map, which says in which file a tensor is")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{index}: expected a weight_map of names to files, got {shown(weight_map)}"

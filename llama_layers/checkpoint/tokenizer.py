@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from llama_layers.checkpoint.chat import chosen_template, render_chat
@@ -24,6 +25,8 @@ class Tokenizer:
         The Jinja template of the model's chat format, or several by name.
     special_tokens : mapping of str to str, optional
         The tokens that templates may name, such as ``bos_token``.
+    template_files : mapping of str to path, optional
+        The file that the text of a template comes from, which errors about it name.
 
     Raises
     ------
@@ -40,6 +43,7 @@ class Tokenizer:
         *,
         chat_template: str | Mapping[str, str] | None = None,
         special_tokens: Mapping[str, str] | None = None,
+        template_files: Mapping[str, Path] | None = None,
     ) -> None:
         kind = require("tokenizers", "text").Tokenizer
         if not isinstance(backend, kind):
@@ -52,6 +56,7 @@ class Tokenizer:
         self._backend = backend
         self.chat_template = chat_template
         self.special_tokens = dict(special_tokens or {})
+        self._template_files = dict(template_files or {})
 
     def __repr__(self) -> str:
         return f"Tokenizer({self._backend.get_vocab_size()} tokens)"
@@ -213,6 +218,7 @@ class Tokenizer:
         return render_chat(
             template,
             messages,
+            file=self._template_files.get(template),
             add_generation_prompt=add_generation_prompt,
             special_tokens=self.special_tokens,
             tools=tools,

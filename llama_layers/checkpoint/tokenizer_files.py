@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_layers.checkpoint.chat_files import read_chat_template
+from llama_layers.checkpoint.chat_files import read_chat_templates
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.special_tokens import DeclaredTokens, read_declared_tokens
 from llama_layers.checkpoint.tokenizer import Tokenizer, backend_errors
 from llama_layers.errors import CheckpointError
+from llama_layers.file_kinds import kind_of_file
 from llama_layers.json_files import read_json_if_there
 
 
@@ -35,9 +36,11 @@ def open_tokenizer_directory(directory: Path) -> Tokenizer:
         names = _guessed(backend, directory / "config.json")
     elif backend.padding is not None:
         names.setdefault("pad_token", backend.padding["pad_token"])
+    chat = read_chat_templates(directory)
     return Tokenizer(
         backend,
-        chat_template=read_chat_template(directory),
+        chat_template=chat.templates,
+        template_files=chat.files,
         special_tokens={name: text for name, text in names.items() if text is not None},
     )
 
@@ -52,6 +55,8 @@ def open_tokenizer_json(file: Path) -> Tokenizer:
 
 def _read(file: Path) -> Any:
     tokenizers = require("tokenizers", "reading tokenizer.json")
+    if (kind := kind_of_file(file)) is not None:
+        raise CheckpointError(f"{file}: expected a tokenizer.json, got {kind}")
     with backend_errors(f"{file}: expected a tokenizer.json"):
         return tokenizers.Tokenizer.from_file(str(file))
 

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert, and say what was written."""
     from llama_layers.checkpoint import convert, open_checkpoint
 
-    if args.destination.exists() and not args.force:
+    if (args.destination / "config.json").is_file() and not args.force:
         raise FileExistsError(f"{args.destination} exists; --force overwrites it")
     source = open_checkpoint(args.source).path
     if args.destination.resolve() in (source.resolve(), source.resolve().parent):

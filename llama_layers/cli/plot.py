@@ -17,7 +17,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 except ModuleNotFoundError:
-    raise ModuleNotFoundError("--plot needs matplotlib: pip install matplotlib") from None
+    raise ModuleNotFoundError("--plot needs matplotlib: pip install 'llama-layers[plot]'") from None
 
 COLOURS = {"Q": "#3b6fb6", "K": "#d9822b", "V": "#4a9a5b"}
 

@@ -1,6 +1,6 @@
 """Hypothesis strategies and assertions for test suites, this project's and other people's.
 
-The strategies need Hypothesis (``pip install hypothesis``), which is imported when the
+The strategies need Hypothesis (``pip install 'llama-layers[testing]'``), which is imported when the
 first of them is used; the assertions need nothing more.
 """
 

@@ -22,7 +22,8 @@ try:
     from hypothesis import strategies as st
 except ModuleNotFoundError:
     raise ModuleNotFoundError(
-        "the strategies of llama_layers.testing need hypothesis: pip install hypothesis"
+        "the strategies of llama_layers.testing need hypothesis: "
+        "pip install 'llama-layers[testing]'"
     ) from None
 
 # How many elements of an array are drawn one by one.

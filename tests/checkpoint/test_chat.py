@@ -1,12 +1,13 @@
 """Chat templates: what they render, and what their sandbox keeps them from."""
 
 import json
+import re
 import tracemalloc
 
 import pytest
 import tokenizers
 
-from llama_layers.checkpoint import Tokenizer
+from llama_layers.checkpoint import Tokenizer, load_tokenizer
 from llama_layers.errors import CheckpointError
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
@@ -40,8 +41,38 @@ def test_what_templates_count_on():
 
 def test_a_template_refuses_a_conversation():
     template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(CheckpointError, match="chat_template: ValueError: roles must alternate"):
+    with pytest.raises(CheckpointError, match="chat_template: line 1: ValueError: roles must alt"):
         tokenizer(template).apply_chat_template(MESSAGES)
+
+
+WRONG = {
+    "{{ 1 }}\n{# no end": "line 2: TemplateSyntaxError: Missing end of comment tag",
+    "\n\n{% for m in messages %}": "line 3: TemplateSyntaxError: ",
+    "\n{% if true %}\n\n{{ nothing.of.this }}{% endif %}\n": "line 4: UndefinedError: 'nothing' is",
+    "{% macro m() %}\n{{ raise_exception('n') }}\n{% endmacro %}{{ m() }}": "line 2: ValueError: n",
+}
+
+
+@pytest.mark.parametrize(("template", "message"), WRONG.items())
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja", "rag.jinja"])
+def test_errors_name_the_file_and_the_line(tmp_path, template, message, place):
+    tokenizer(None)._backend.save(str(tmp_path / "tokenizer.json"))
+    file = tmp_path / place
+    if place == "tokenizer_config.json":
+        file.write_text(json.dumps({"chat_template": [{"name": "rag", "template": template}]}))
+    elif place == "rag.jinja":
+        file = tmp_path / "additional_chat_templates" / place
+        file.parent.mkdir()
+        (tmp_path / "chat_template.jinja").write_text("{{ 1 }}")
+    if file.suffix == ".jinja":
+        file.write_text(template)
+    name = "default" if place == "chat_template.jinja" else "rag"
+    chat = load_tokenizer(tmp_path)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(file))}: chat_template: {message}"):
+        chat.apply_chat_template(MESSAGES, chat_template=name)
+    chat.chat_template = template + " "  # a user's own, of no file
+    with pytest.raises(CheckpointError, match=f"^chat_template: {message}"):
+        chat.apply_chat_template(MESSAGES)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +112,9 @@ def test_options_of_another_method_of_that_name(name, value):
 
 
 def test_no_template():
-    with pytest.raises(CheckpointError, match="this checkpoint has none"):
+    with pytest.raises(
+        CheckpointError, match=r"this checkpoint has none; .* a text given without one"
+    ):
         tokenizer(None).apply_chat_template(MESSAGES)
 
 
@@ -159,7 +192,7 @@ def test_named_templates(options, text):
 
 
 def test_a_template_of_another_name():
-    with pytest.raises(ValueError, match="expected default or rag or tool_use, got 'x'"):
+    with pytest.raises(ValueError, match="expected one of default, rag, tool_use, got 'x'"):
         tokenizer(NAMED).apply_chat_template(MESSAGES, chat_template="x")
     with pytest.raises(ValueError, match="chat_template: expected default, got 'rag'"):
         tokenizer("D").apply_chat_template(MESSAGES, chat_template="rag")

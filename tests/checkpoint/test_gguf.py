@@ -125,7 +125,9 @@ def test_the_package_is_missing(tmp_path, monkeypatch):
     kind = gguf.GGMLQuantizationType.Q8_0
     path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(config), config, quantised=kind)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ImportError, match=r"needs the package gguf: pip install gguf"):
+    with pytest.raises(
+        ImportError, match=r"needs the package gguf: pip install 'llama-layers\[models\]'"
+    ):
         load(path)
 
 

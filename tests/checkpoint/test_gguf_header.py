@@ -165,7 +165,7 @@ ARRAY = np.zeros((2, 8), np.float32)  # 64 bytes
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected a GGUF file, got an empty one"),
+        (b"", "expected a GGUF file, got an empty file"),
         (b"GGUF", "expected a GGUF file, got one that ends within its header, after 4 bytes"),
         (b"ggml" * 9, "expected a GGUF file, got one that begins b'ggml'"),
         (b"GGUF\x00\x00\x00\x03" + bytes(64), "little-endian .* got a big-endian one"),

@@ -219,11 +219,21 @@ def test_ends(read, changes, ids):
 
 # --- files that are malformed, or of kinds that are not known
 
+# llama.cpp writes "none" where there is no vocabulary (LLAMA_VOCAB_TYPE_NONE).
 BAD = [
-    (byte_pairs, {"model": "t5"}, "model: expected 'llama' or 'gpt2', got 't5'; pass token ids"),
-    (byte_pairs, {"model": None}, "model: expected 'llama' or 'gpt2', got None"),
+    (
+        byte_pairs,
+        {"model": "t5"},
+        "model: expected 'llama' or 'gpt2', got 't5'; load the model from",
+    ),
+    (byte_pairs, {"model": None}, "missing tokenizer.ggml.model: this file has no tokenizer$"),
+    (byte_pairs, {"model": "none"}, "ggml.model is 'none': this file has no tokenizer$"),
     (byte_pairs, {"model": 3}, "model: expected 'llama' or 'gpt2', got 3"),
-    (byte_pairs, {"pre": "kimi-k2"}, "pre: expected a known way .* got 'kimi-k2'; pass token ids"),
+    (
+        byte_pairs,
+        {"pre": "kimi-k2"},
+        "pre: expected a known way .* got 'kimi-k2'; load the model from",
+    ),
     (byte_pairs, {"pre": 7}, "pre: expected a known way .* got 7"),
     (byte_pairs, {"pre": ["qwen2"]}, "pre: expected a known way .* got an array of 1 strings"),
     (byte_pairs, {"tokens": None}, "missing tokenizer.ggml.tokens"),
@@ -261,6 +271,13 @@ def test_malformed(tmp_path, tables, changes, message):
     with pytest.raises(CheckpointError, match=f"^{re.escape(str(file))}: .*{message}") as caught:
         load_tokenizer(file)
     assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_is_wrong_names_the_file(tmp_path):
+    file = write(tmp_path / "m.gguf", **byte_pairs(), **{"tokenizer.chat_template": "a\n{% b %}"})
+    message = f"^{re.escape(str(file))}: chat_template: line 2: TemplateSyntaxError: "
+    with pytest.raises(CheckpointError, match=message):
+        load_tokenizer(file).apply_chat_template([{"role": "user", "content": "a"}])
 
 
 # --- converted to files of Hugging Face

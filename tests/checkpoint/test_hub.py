@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -137,6 +138,15 @@ def test_what_cannot_be_had_is_said_in_a_sentence(hub, monkeypatch, published):
         assert "\n" not in str(caught.value)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="org/tiny is not on this computer, and HF_HUB_OFFL"):
+        load("org/tiny")
+
+
+def test_a_hub_that_cannot_be_reached(hub, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    said = f"org/tiny is not on this computer, and {url} cannot be reached: Connection refused$"
+    with pytest.raises(CheckpointError, match=said):
         load("org/tiny")
 
 

@@ -84,7 +84,7 @@ def test_missing_tensors(tmp_path):
         del weights[name]
     with refused(
         tmp_path,
-        "not those of the config: 6 missing: model.layers.0.input_layernorm.weight, "
+        "do not match the config: 6 missing: model.layers.0.input_layernorm.weight, "
         "model.layers.0.self_attn.q_proj.weight, .*, and 2 more",
     ):
         load(tiny.write_single(tmp_path, weights))
@@ -92,13 +92,13 @@ def test_missing_tensors(tmp_path):
 
 def test_a_layer_too_many_is_extra(tmp_path):
     weights = tiny.arrays(replace(tiny.CONFIG, num_hidden_layers=3))
-    with refused(tmp_path, "9 not of the model: model.layers.2.*and 5 more"):
+    with refused(tmp_path, "9 unexpected: model.layers.2.*and 5 more"):
         load(tiny.write_single(tmp_path, weights))
 
 
 def test_a_bias_that_the_config_does_not_know_is_extra(tmp_path):
     weights = tiny.arrays(tiny.QWEN2)
-    with refused(tmp_path, "6 not of the model: model.layers.0.self_attn.[kqv]_proj.bias"):
+    with refused(tmp_path, "6 unexpected: model.layers.0.self_attn.[kqv]_proj.bias"):
         load(tiny.write_single(tmp_path, weights))
 
 
@@ -162,7 +162,7 @@ def test_tensors_that_do_not_fill_the_file(tmp_path, first, second, size):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("length", [4_000_001, 100_000_001, 2**64 - 1])
+@pytest.mark.parametrize("length", [4_000_001, 100_000_001, 2**32 - 1])
 def test_a_header_that_is_too_long(tmp_path, length):
     tiny.write_config(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -189,7 +189,7 @@ def test_a_tensor_that_the_header_names_twice(directory):
 
 def test_a_name_that_would_move_the_cursor(tmp_path):
     weights = tiny.arrays() | {"\x1b[2J\n": np.ones(1, np.float32)}
-    with refused(tmp_path, r"1 not of the model: \\x1b\[2J\\n$"):
+    with refused(tmp_path, r"1 unexpected: \\x1b\[2J\\n$"):
         load(tiny.write_single(tmp_path, weights))
 
 
@@ -200,7 +200,7 @@ def test_tensors_of_no_rows(tmp_path, shape):
     names = [*tiny.arrays(), "model.rotary_emb.inv_freq"]
     header = dict.fromkeys(names, tensor) if 0 in shape else {names[-1]: tensor}
     tiny.write_raw(tmp_path / "model.safetensors", header, bytes(tensor["data_offsets"][1]))
-    with refused(tmp_path, "not those of the config: .*(21 missing|21 of another shape)"):
+    with refused(tmp_path, "do not match the config: .*(21 missing|21 of another shape)"):
         load(tmp_path)
 
 

@@ -179,9 +179,18 @@ def test_the_generation_config(tmp_path):
         generate(model, np.array([[1]]), max_new_tokens=1)
 
 
+@pytest.mark.parametrize("ends", ["</s>", [2, "</s>"], [2, None], {"a": 1}, 2.5, True])
+def test_ends_that_are_no_ids(tmp_path, ends):
+    source = tiny.write_single(tmp_path, tiny.arrays())
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    model = load(source)
+    with pytest.raises(CheckpointError, match=r"/generation_config\.json: eos_token_id: expected"):
+        generate(model, np.array([[1]]), max_new_tokens=1)
+
+
 def test_the_package_is_missing(tmp_path, monkeypatch):
     tiny.write_single(tmp_path, tiny.arrays())
     write_tokenizer(tmp_path)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match=r"tokenizers: pip install tokenizers"):
+    with pytest.raises(ImportError, match=r"tokenizers: pip install 'llama-layers\[models\]'"):
         _ = load(tmp_path).tokenizer

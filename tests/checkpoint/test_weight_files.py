@@ -29,7 +29,7 @@ def weight_map(directory):
 def test_a_shard_missing_from_disk(sharded):
     shard = "model-00002-of-00003.safetensors"
     (sharded / shard).unlink()
-    with refused(sharded, f"names the shard {shard}, which is missing on disk"):
+    with refused(sharded, f"names the shard {shard}, which is missing$"):
         load(sharded)
 
 
@@ -96,7 +96,7 @@ def test_an_index_that_leads_out_of_the_directory(sharded, shard):
     [
         ("{", "expected a JSON object"),
         ("[]", "expected a JSON object, got list"),
-        ("{}", "expected a weight_map of names to files, got None"),
+        ("{}", "missing weight_map"),
         ('{"weight_map": {}}', "expected a weight_map of names to files, got {}"),
         ('{"weight_map": 3}', "expected a weight_map of names to files, got 3"),
         ("[" * 100_000, "expected a JSON object, got one nested too deeply"),
@@ -168,7 +168,7 @@ def test_an_empty_directory(tmp_path):
         (["pytorch_model.bin"], "pytorch_model.bin: PyTorch's pickle .* transformers' from_pretr"),
         (["consolidated.00.pth", "params.json"], "consolidated.00.pth: PyTorch's pickle files"),
         (["adapter_config.json", "adapter_model.safetensors"], ".*LoRA adapter.*merge_and_unload"),
-        (["tiny.Q4_1.gguf"], "tiny.Q4_1.gguf: GGUF: load the file itself"),
+        (["tiny.Q4_1.gguf"], "tiny.Q4_1.gguf: load that file itself"),
         (["tf_model.h5"], "config.json, tf_model.h5$"),
     ],
 )

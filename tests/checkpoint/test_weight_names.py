@@ -78,7 +78,7 @@ def test_bytes_are_compared_to_the_end(place):
 )
 def test_what_another_model_reads_is_refused(tmp_path, name):
     weights = tiny.arrays() | {name: np.ones(32, np.float32)}
-    with refused(tmp_path, f"1 not of the model: {name}$"):
+    with refused(tmp_path, f"1 unexpected: {name}$"):
         load(tiny.write_single(tmp_path, weights))
 
 
@@ -103,7 +103,7 @@ def test_names_that_differ_by_a_prefix(tmp_path, prefix, config):
     called = re.escape(renamed("model.embed_tokens.weight"))
     with refused(
         tmp_path,
-        rf"not those of the config: the names (contain|carry the prefix|lack the prefix) "
+        rf"do not match the config: the names (contain|carry the prefix|lack the prefix) "
         rf"'.*{re.escape(prefix.split('.')[0])}\..*' .*\({called} for model.embed_tokens.weight\): "
         rf"rename the tensors, or pass them renamed to Llama.from_state_dict$",
     ):
@@ -132,7 +132,7 @@ def test_one_name_of_meta_among_hugging_faces(tmp_path):
         weights[meta_name] = weights.pop(name)
         message = "expected Hugging Face's names or Meta's, got .* order the rows of queries"
         if name == "model.norm.weight":  # of which no order depends
-            message = "1 missing: model.norm.weight; 1 not of the model: norm.weight"
+            message = "1 missing: model.norm.weight; 1 unexpected: norm.weight"
         with refused(tmp_path, message):
             load(tiny.write_single(tmp_path, weights))
 

@@ -193,19 +193,19 @@ def test_refusals(model, capsys, tmp_path):
 def test_peers_that_are_not_installed(model, capsys, monkeypatch):
     there = {"torch", "gguf", "onnx"}
     monkeypatch.setattr(contestants, "find_spec", lambda name: name in there or None)
-    for kind, name, packages in (
-        ("qkv", "onnxruntime", "onnxruntime"),
-        ("qkv", "openvino", "openvino"),
-        ("prefill", "transformers", "transformers"),
-        ("decode", "llama.cpp", "llama-cpp-python"),
+    for kind, name, packages, wanted in (
+        ("qkv", "onnxruntime", "onnxruntime", "'llama-layers[bench]'"),
+        ("qkv", "openvino", "openvino", "'llama-layers[bench]'"),
+        ("prefill", "transformers", "transformers", "transformers"),
+        ("decode", "llama.cpp", "llama-cpp-python", "llama-cpp-python"),
     ):
         message = refusal(capsys, kind, "--model", model, "--against", name)
         assert message == (
             f"llama-layers bench: --against {name}: {packages} not installed: "
-            f"pip install {packages}\n"
+            f"pip install {wanted}\n"
         )
     there.clear()
-    assert "onnxruntime and onnx not installed: pip install onnxruntime onnx" in refusal(
+    assert "onnxruntime and onnx not installed: pip install 'llama-layers[bench]'" in refusal(
         capsys, "qkv", "--model", model, "--against", "onnxruntime"
     )
 

@@ -194,7 +194,7 @@ def test_a_named_template(tmp_path, capsys):
     assert run(capsys, model, "hi", "--chat-template", "rag").out == "Hello\n"
     assert run(capsys, model, "hi", "--chat", "--chat-template", "rag").out == "Hello\n"
     assert main(["generate", "--model", str(model), "hi", "--chat-template", "a"]) == 2
-    assert "chat_template: expected default or rag, got 'a'" in capsys.readouterr().err
+    assert "chat_template: expected one of default, rag, got 'a'" in capsys.readouterr().err
 
 
 SETTINGS = {

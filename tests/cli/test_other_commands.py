@@ -206,6 +206,23 @@ def test_pull_of_an_unknown_name(capsys):
     assert "gpt-5" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_convert_promises_nothing_about_a_file_or_another_directory(
+    checkpoint, tmp_path, capsys, force
+):
+    (tmp_path / "file").write_bytes(b"mine")
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("file", "expected a directory to make, got a file"),
+        ("empty", "exists and holds no config.json, so it is left alone"),
+    ):
+        assert main(["convert", str(checkpoint), str(tmp_path / name), *force]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert "overwrite" not in said
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
 def test_convert(checkpoint, tmp_path, capsys):
     out = tmp_path / "half"
     assert main(["convert", str(checkpoint), str(out), "--dtype", "float16"]) == 0

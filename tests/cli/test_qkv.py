@@ -221,4 +221,4 @@ def test_without_matplotlib(monkeypatch, capsys, tmp_path):
     monkeypatch.delitem(sys.modules, "llama_layers.cli.plot", raising=False)
     monkeypatch.delattr("llama_layers.cli.plot", raising=False)
     message = refusal(capsys, "--plot", str(tmp_path / "q.png"))
-    assert "pip install matplotlib" in message
+    assert "pip install 'llama-layers[plot]'" in message

@@ -42,6 +42,7 @@ class Peer:
         return {package: version(package) for package in self.packages.values()}
 
 
+_IN_EXTRA = {"onnxruntime", "onnx", "openvino"}  # which the extra ``bench`` brings
 PEERS = {
     "torch": Peer(("qkv",), {"torch": "torch"}, "torch_linear", on_gpu=("qkv",)),
     "onnxruntime": Peer(
@@ -79,9 +80,9 @@ def check_peers(names: Sequence[str], kind: Kind, backend: Backend = "numpy") ->
             )
         packages = PEERS[name].packages
         if missing := [package for module, package in packages.items() if not find_spec(module)]:
+            wanted = "'llama-layers[bench]'" if _IN_EXTRA.issuperset(missing) else " ".join(missing)
             raise ModuleNotFoundError(
-                f"--against {name}: {' and '.join(missing)} not installed: "
-                f"pip install {' '.join(missing)}"
+                f"--against {name}: {' and '.join(missing)} not installed: pip install {wanted}"
             )
         if on_gpu and not torch_sees_a_gpu():
             raise ValueError(
