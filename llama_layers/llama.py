@@ -98,7 +98,7 @@ class Llama:
         Raises
         ------
         CheckpointError
-            If the arrays are not those of `config`: one is missing, is not of the model or of
+            If the arrays do not match `config`: one is missing, is not of the model or of
             another shape, they are quantised, or their names carry a prefix.
         ConfigError
             If `config` is incomplete or asks for what is not implemented.

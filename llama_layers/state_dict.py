@@ -24,7 +24,7 @@ def weights_of(mapping: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
     if config.tie_word_embeddings and HEAD in arrays:
         _check_tied(xp, arrays.pop(HEAD), arrays.get(EMBEDDING))
     if difference := misfit({name: tuple(a.shape) for name, a in arrays.items()}, config):
-        raise CheckpointError(f"mapping: the tensors are not those of the config: {difference}")
+        raise CheckpointError(f"mapping: the tensors do not match the config: {difference}")
     dtypes = {name: dtype_name(array.dtype) for name, array in arrays.items()}
     if difference := unfusible(dtypes, range(config.num_hidden_layers)):
         raise CheckpointError(f"mapping: {difference}: convert them to one")

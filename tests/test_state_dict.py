@@ -91,7 +91,7 @@ def test_arrays_that_are_not_those_of_the_config():
     name = "model.layers.1.mlp.up_proj.weight"
     arrays = tiny.arrays()
     without = {key: array for key, array in arrays.items() if key != name}
-    with refused(f"not those of the config: 1 missing: {name}$"):
+    with refused(f"do not match the config: 1 missing: {name}$"):
         Llama.from_state_dict(without, tiny.CONFIG)
     with refused("1 missing: .*; 1 unexpected: up$"):
         Llama.from_state_dict(without | {"up": arrays[name]}, tiny.CONFIG)
