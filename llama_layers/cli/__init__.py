@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from llama_layers.cli import bench, check, compare, convert, generate, info, pull, qkv, trace
 from llama_layers.errors import BackendError, one_line
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit:
         raise
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
-        _drop_stdout()
+        _settle(sys.stdout)
         found: int = getattr(args, "status", 0)  # what a check had found by then
         return found
     except BaseException as error:  # tokenizers raises one that is not an Exception
@@ -56,10 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"llama-layers {args.command}: {_said(error)}", file=sys.stderr)
             if "LLAMA_LAYERS_TRACEBACK" in os.environ:
                 traceback.print_exc()
-        with suppress(OSError):
-            sys.stdout.flush()
-            return 2
-        _drop_stdout()
+        for stream in (sys.stderr, sys.stdout):
+            _settle(stream)
         return 2
 
 
@@ -89,9 +88,12 @@ def _said(error: BaseException) -> str:
     return one_line(said)
 
 
-def _drop_stdout() -> None:
-    """Let nothing more be written to a stdout that fails, when Python flushes it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _settle(stream: TextIO) -> None:
+    """Write out what a stream holds, or drop it: Python would fail with it when it ends."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
