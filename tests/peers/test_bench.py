@@ -15,7 +15,11 @@ from llama_layers.bench import cpu
 from llama_layers.bench.agreement import TOLERANCES
 from llama_layers.cli import main
 
-pytestmark = pytest.mark.peer
+pytestmark = [
+    pytest.mark.peer,
+    # OpenVINO forks, and jax warns of it where an earlier test of the process has loaded it.
+    pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning"),
+]
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
