@@ -17,7 +17,7 @@ def _apart(array: np.ndarray, step: int = 2) -> np.ndarray:
     """Every axis in steps."""
     size = abs(step)
     memory = np.zeros([n * size for n in array.shape], array.dtype)
-    there = memory[(slice(None, None, step),) * array.ndim]
+    there = memory[(..., *[slice(None, None, step)] * array.ndim)]
     there[...] = array
     return there
 

@@ -117,7 +117,7 @@ def revalued(rng: np.random.Generator, array: np.ndarray) -> tuple[str, np.ndarr
 
 def mutated(rng: np.random.Generator, value: Any) -> tuple[str, Any]:
     """What is done to an argument, and what becomes of it."""
-    if not isinstance(value, np.ndarray) or rng.random() < 0.08:
+    if rng.random() < 0.08 or not isinstance(value, np.ndarray) or value.dtype.kind in "OSUMm":
         found = anything(rng)
         return f"is a {type(found).__name__}", found
     how = rng.random()
