@@ -98,7 +98,8 @@ def retyped(rng: np.random.Generator, array: np.ndarray) -> tuple[str, Any]:
             return "a list", array.tolist()
         if how == 8:
             return "masked", np.ma.masked_array(array)
-        strict = array if array.dtype.kind in "biu" else array.astype(np.float32)
+        native = array.dtype.newbyteorder("=") if array.dtype.kind in "biu" else np.float32
+        strict = array.astype(native)
         return "of another library", array_api_strict.asarray(np.ascontiguousarray(strict))
 
 
