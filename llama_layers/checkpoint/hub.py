@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import re
 import sys
@@ -23,6 +24,8 @@ _NAME = re.compile(
 _SMALL = re.compile(
     r"(additional_chat_templates/)?[^/]*\.(jinja|json|txt|model)|LICENSE[^/]*|NOTICE|README\.md"
 )
+# What the cache's disk answers, and no network does.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ def fetch(name: HubName, /, *, weights: bool = True) -> Path:
         try:
             with _progress(hub):
                 return _download(hub, name, weights)
-        except Exception:
-            if cached is not None and _has_weights(cached):  # but no tokenizer
+        except Exception:  # whatever it is: what is here serves, though it lacks a tokenizer
+            if cached is not None and _has_weights(cached):
                 return cached
             raise
 
@@ -193,7 +196,12 @@ def _plain_errors(hub: Any, name: HubName) -> Iterator[None]:
         ) from None
     except CheckpointError:
         raise
-    except Exception as error:  # of its HTTP library, which differs from version to version
+    except (
+        Exception
+    ) as error:  # of the disk, or of its HTTP library, which differs from version to version
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            where = error.filename or hub.constants.HF_HUB_CACHE
+            raise OSError(error.errno, error.strerror, where) from None
         raise CheckpointError(
             f"{name} is not on this computer, and {hub.constants.ENDPOINT} cannot be reached: "
             f"{_reason(error)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -156,6 +157,17 @@ def test_offline_a_copy_without_a_tokenizer_serves(hub, monkeypatch, published):
     pull("org/tiny")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     tiny.assert_holds(load("org/tiny"), tiny.arrays())
+
+
+@pytest.mark.parametrize("filename", [None, "blobs/half"])
+def test_a_full_disk_is_not_the_network(hub, monkeypatch, published, cache, filename):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), filename)
+
+    hub.publish("org/tiny", published)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{filename or cache}'"):
+        load("org/tiny")
 
 
 def test_without_the_package(monkeypatch):
