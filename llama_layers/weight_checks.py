@@ -28,10 +28,8 @@ def misfit(
     expected = expected_tensors(config)
     missing = [name for name in expected if name not in shapes]
     if missing and (difference := _other_names(list(shapes), missing)) is not None:
-        in_memory = (
-            "" if stored_names is None else ", or pass them renamed to Llama.from_state_dict"
-        )
-        return difference + in_memory
+        from_file = stored_names is not None
+        return difference + (", or pass them renamed to Llama.from_state_dict" if from_file else "")
     extra = [(stored_names or {}).get(name, name) for name in shapes if name not in expected]
     misshapen = [
         f"{name} (expected {list(shape)}, got {list(shapes[name])})"

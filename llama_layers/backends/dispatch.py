@@ -83,7 +83,7 @@ def portable(definition: Callable[P, T]) -> Callable[P, T]:
                 continue
             try:
                 return body(*args, **kwargs)  # type: ignore[no-any-return]
-            except Exception as error:
+            except Exception as error:  # a body may raise what no definition does
                 if not _trust().bypassed(Offer(owner, route, name, body), error):
                     raise
         return definition(*args, **kwargs)

@@ -95,7 +95,7 @@ def tried(offer: Offer) -> tuple[Verdict, bool]:
     checks: Any = importlib.import_module("llama_layers.verify.bodies")
     try:
         verdict: Verdict = checks.verdict_on(offer)
-    except Exception as error:
+    except Exception as error:  # a kernel that does not compile raises what its compiler has
         return Verdict(None, said(error)), not isinstance(error, MemoryError | OSError)
     return verdict, True
 
