@@ -196,9 +196,7 @@ def _plain_errors(hub: Any, name: HubName) -> Iterator[None]:
         ) from None
     except CheckpointError:
         raise
-    except (
-        Exception
-    ) as error:  # of the disk, or of its HTTP library, which differs from version to version
+    except Exception as error:  # of the disk, or of an HTTP library that versions exchange
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             where = error.filename or hub.constants.HF_HUB_CACHE
             raise OSError(error.errno, error.strerror, where) from None
