@@ -1,29 +1,29 @@
-from .attend import attention
-from .cache import KVCache
 from .checkpoint import load
-from .config import LlamaConfig
-from .embedding import embed
+from .config.llama_config import LlamaConfig
+from .config.rope_scaling import RopeScaling
 from .errors import BackendError, CheckpointError, ConfigError, TraceError
-from .feed_forward import mlp, swiglu
-from .generation import generate
-from .layer import decoder_layer
-from .layer_cache import LayerCache
-from .llama import Llama
-from .mask import Mask
-from .model import Output, forward
-from .norm import rms_norm
-from .projection import QKV, linear, qkv_projection
-from .rope import apply_rope, inv_freq, rope_table
-from .rope_scaling import RopeScaling
-from .sampling import sample
-from .verify import Report, Trace, check, compare, record
-from .weights import (
+from .layers.attention import attention
+from .layers.cache import KVCache
+from .layers.decoder import decoder_layer
+from .layers.layer_cache import LayerCache
+from .layers.linear import QKV, linear, qkv_projection
+from .layers.mask import Mask
+from .layers.mlp import mlp, swiglu
+from .layers.norm import rms_norm
+from .layers.rope import apply_rope, inv_freq, rope_table
+from .layers.weights import (
     AttentionWeights,
     LayerWeights,
     LlamaWeights,
     MLPWeights,
     QKVWeights,
 )
+from .model.embedding import embed
+from .model.forward import Output, forward
+from .model.generate import generate
+from .model.llama import Llama
+from .model.sampling import sample
+from .verify import Report, Trace, check, compare, record
 
 __all__ = [
     "QKV",

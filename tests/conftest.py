@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from array_api_compat import device as device_of
 from hypothesis import Phase, settings
-from installed import GPUS, gpu
-from watched_bodies import watched  # noqa: F401  # a fixture
 
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import from_numpy
 from llama_layers.backends import numpy as numpy_backend
-from llama_layers.backends.namespaces import namespace
 from llama_layers.backends.numpy.compiled import compiled_problem
-from llama_layers.backends.transfer import from_numpy
+from tests.support.installed import GPUS, gpu
+from tests.support.watched_bodies import watched  # noqa: F401  # a fixture
 
 # Bodies are trusted unseen, so that tests find what is wrong with them and no other body serves.
 os.environ["LLAMA_LAYERS_VERIFY"] = "0"
@@ -139,13 +139,13 @@ def bodies(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "definition":
             for bodies in numpy_backend.ROUTES.values():
-                for name in ("attend", "gate_with_silu", "normalise", "turn"):
+                for name in ("attend", "gate_with_silu", "normalise", "rotate"):
                     patch.delitem(bodies, name)
         elif request.param == "compiled":
             if (problem := compiled_problem()) is not None:
                 pytest.skip(problem)
             for module in ("attention", "pointwise"):
-                patch.setattr(f"llama_layers.backends.numpy.fast.{module}.SMALL", 0)
+                patch.setattr(f"llama_layers.backends.numba.{module}.SMALL", 0)
         yield
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 
 import array_api_strict
-import decoder_oracle
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llama_layers import Mask, attend, attention
-from llama_layers.backends.transfer import to_numpy
+from llama_layers import Mask, attention
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers import attention as attend
 from llama_layers.testing import assert_same_bits
+from tests.support import decoder_oracle
 
 pytestmark = pytest.mark.usefixtures("bodies")
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers.backends.dispatch import portable
-from llama_layers.backends.dtypes import FLOATS, accumulate_format, dtype_name, dtype_of
-from llama_layers.backends.namespaces import library, namespace
-from llama_layers.backends.transfer import from_numpy, to_numpy
-from llama_layers.norm import normalise
-from llama_layers.projection import linear_2d
+from llama_layers.arrays.dispatch import portable
+from llama_layers.arrays.dtypes import FLOATS, accumulate_format, dtype_name, dtype_of
+from llama_layers.arrays.namespaces import library, namespace
+from llama_layers.arrays.transfer import from_numpy, to_numpy
+from llama_layers.layers.linear import linear_2d
+from llama_layers.layers.norm import normalise
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import linear_bound, rms_norm_bound
 
@@ -85,8 +85,8 @@ def test_dispatch_takes_the_body_of_the_library(monkeypatch):
 
     chosen = portable(linear_2d)
     one = np.ones((1, 1))
-    monkeypatch.setattr("llama_layers.backends.dispatch.library", lambda xp: "other")
+    monkeypatch.setattr("llama_layers.arrays.dispatch.library", lambda xp: "other")
     assert chosen(np, one, one, None) == "definition"
     for name in ("numpy", "cupy"):
-        monkeypatch.setattr("llama_layers.backends.dispatch.library", lambda xp, name=name: name)
+        monkeypatch.setattr("llama_layers.arrays.dispatch.library", lambda xp, name=name: name)
         np.testing.assert_array_equal(chosen(np, one, one, None), one)

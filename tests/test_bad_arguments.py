@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from random_models import GQA, layer_weights, model_of, random_weights
 
 from llama_layers import (
     KVCache,
@@ -28,9 +27,10 @@ from llama_layers import (
     sample,
     swiglu,
 )
-from llama_layers.backends.dtypes import check_bools, check_integers
+from llama_layers.arrays.checks import check_choice, check_count, check_finite
+from llama_layers.arrays.dtypes import check_bools, check_integers
 from llama_layers.errors import shown
-from llama_layers.scalars import check_choice, check_count, check_finite
+from tests.support.random_models import GQA, layer_weights, model_of, random_weights
 
 HUGE = 10**400  # no float is as large
 ENORMOUS = 10**5000  # Python does not write it out

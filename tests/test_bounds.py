@@ -7,7 +7,6 @@ from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from llama_layers import linear, rms_norm
 from llama_layers.testing import arrays
 from llama_layers.verify import Bound, judge, linear_bound, rms_norm_bound
+from tests.support import oracle
 
 ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 TINY = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}

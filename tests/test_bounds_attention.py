@@ -7,22 +7,8 @@ from __future__ import annotations
 
 import math
 
-import decimals
-import engines
 import numpy as np
 import pytest
-from bounds_cases import (
-    TINY,
-    causal,
-    gamma,
-    heads,
-    problems,
-    relative,
-    roundoffs,
-    stated_probabilities,
-    tf32,
-)
-from engines import DTYPES, through
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +22,19 @@ from llama_layers.verify import (
     weighted_sum_bound,
 )
 from llama_layers.verify.bounds import scores as tiling
+from tests.support import decimals, engines
+from tests.support.bounds_cases import (
+    TINY,
+    causal,
+    gamma,
+    heads,
+    problems,
+    relative,
+    roundoffs,
+    stated_probabilities,
+    tf32,
+)
+from tests.support.engines import DTYPES, through
 
 ALL = pytest.mark.parametrize("dtype", DTYPES)
 NARROW = pytest.mark.parametrize("dtype", engines.NARROW)

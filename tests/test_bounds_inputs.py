@@ -9,11 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-import engines
 import numpy as np
 import pytest
-from bounds_cases import ROUNDOFF, TINY, causal
-from engines import DTYPES
 
 from llama_layers import LlamaConfig
 from llama_layers.verify import (
@@ -29,6 +26,9 @@ from llama_layers.verify import (
     swiglu_bound,
     weighted_sum_bound,
 )
+from tests.support import engines
+from tests.support.bounds_cases import ROUNDOFF, TINY, causal
+from tests.support.engines import DTYPES
 
 NARROW = pytest.mark.parametrize("dtype", engines.NARROW)
 FIXED = np.random.default_rng(7)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import decimals
-import engines
 import numpy as np
-import oracle
 import pytest
-from engines import DTYPES, through, wide
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers import swiglu
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.testing import arrays
 from llama_layers.verify import (
     embedding_bound,
@@ -23,6 +19,8 @@ from llama_layers.verify import (
     rms_norm_bound,
     swiglu_bound,
 )
+from tests.support import decimals, engines, oracle
+from tests.support.engines import DTYPES, through, wide
 
 ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
 TINY = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}

@@ -6,17 +6,16 @@ import math
 from dataclasses import replace
 from decimal import Decimal, localcontext
 
-import decimals
-import engines
 import numpy as np
 import pytest
-from engines import DTYPES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers import LlamaConfig, RopeScaling, apply_rope, rope_table
 from llama_layers.testing import arrays, configs
 from llama_layers.verify import judge, rope_bound
+from tests.support import decimals, engines
+from tests.support.engines import DTYPES
 
 CONFIG = LlamaConfig.smollm2_135m()  # D = 64, theta = 100000
 PLACES = np.array([0, 1, 7, 500, 8190])

@@ -8,23 +8,8 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-import decimals
-import engines
 import numpy as np
-import oracle
 import pytest
-from bounds_cases import (
-    TINY,
-    causal,
-    gamma,
-    heads,
-    problems,
-    relative,
-    roundoffs,
-    stated_probabilities,
-    tf32,
-)
-from engines import DTYPES, through, wide
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +21,19 @@ from llama_layers.verify import (
     softmax_bound,
     weighted_sum_bound,
 )
+from tests.support import decimals, engines, oracle
+from tests.support.bounds_cases import (
+    TINY,
+    causal,
+    gamma,
+    heads,
+    problems,
+    relative,
+    roundoffs,
+    stated_probabilities,
+    tf32,
+)
+from tests.support.engines import DTYPES, through, wide
 
 ALL = pytest.mark.parametrize("dtype", DTYPES)
 NARROW = pytest.mark.parametrize("dtype", engines.NARROW)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import array_api_strict
-import decoder_oracle
 import numpy as np
 import pytest
 from array_api_compat import device
 from hypothesis import given
 from hypothesis import strategies as st
-from random_models import CONFIGS, GQA, model_of, random_weights, run_in_chunks
-from test_forward import FLOAT32, assert_close
 
 from llama_layers import KVCache, forward
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.testing import assert_same_bits
+from tests.support import decoder_oracle
+from tests.support.random_models import CONFIGS, GQA, model_of, random_weights, run_in_chunks
+from tests.test_forward import FLOAT32, assert_close
 
 WINDOW = CONFIGS["window"]
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import array_api_strict
 import numpy as np
 import pytest
-from random_models import CONFIGS, GQA, model_of, random_weights
 
 from llama_layers import KVCache, forward
+from tests.support.random_models import CONFIGS, GQA, model_of, random_weights
 
 WINDOW = CONFIGS["window"]
 BLOCK = np.zeros((2, 1, 2, 4), np.float32)

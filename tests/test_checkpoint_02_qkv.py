@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llama_layers import LlamaConfig, QKVWeights, qkv_projection
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.testing import assert_same_bits, assert_within_bound
 from llama_layers.verify import Bound, linear_bound
 

@@ -15,24 +15,25 @@ from unittest import mock
 
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
-from compiled_route import compiled_first
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import CONFIGS, model_of, random_weights, run_in_chunks
+
+from tests.support import oracle
+from tests.support.compiled_route import compiled_first
+from tests.support.random_models import CONFIGS, model_of, random_weights, run_in_chunks
 
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
 import llama_layers
 from llama_layers import KVCache, forward
+from llama_layers.backends.numba import decode, formats
+from llama_layers.backends.numba import linear as fast_linear
+from llama_layers.backends.numba.team import Team, threads
 from llama_layers.backends.numpy import ROUTES
-from llama_layers.backends.numpy.fast import decode, formats
-from llama_layers.backends.numpy.fast import linear as fast_linear
-from llama_layers.backends.numpy.fast.team import Team, threads
 from llama_layers.backends.numpy.linear import linear_2d
-from llama_layers.projection import linear_2d as dispatched
+from llama_layers.layers.linear import linear_2d as dispatched
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import Bound, linear_bound
 
@@ -147,7 +148,7 @@ def test_small_products_do_not_load_numba():
 import sys, numpy
 from llama_layers import linear
 assert (linear(numpy.eye(8, dtype="f4"), 2 * numpy.eye(8, dtype="f4")) == 2 * numpy.eye(8)).all()
-assert "llama_layers.backends.numpy.fast" in sys.modules
+assert "llama_layers.backends.numba" in sys.modules
 assert "numba" not in sys.modules
 """
     subprocess.run(
@@ -157,7 +158,7 @@ assert "numba" not in sys.modules
 
 def test_kernels_are_compiled_anew_if_any_source_has_changed(tmp_path):
     """Though neither the size nor the time of the file tells: nor may Python keep what it read."""
-    from llama_layers.backends.numpy.fast import jit
+    from llama_layers.backends.numba import jit
 
     package = Path(llama_layers.__file__).parent
     shutil.copytree(
@@ -166,7 +167,7 @@ def test_kernels_are_compiled_anew_if_any_source_has_changed(tmp_path):
     source = tmp_path / jit.PACKAGE.replace(".", "/") / "vectors.py"
     code = """
 import ml_dtypes, numpy
-from llama_layers.backends.numpy.fast.linear import linear_2d
+from llama_layers.backends.numba.linear import linear_2d
 ones = numpy.ones((4, 1), ml_dtypes.bfloat16)
 print(linear_2d(numpy, ones[:1].astype("f4"), ones, None)[0, 0])
 """
@@ -191,7 +192,7 @@ print(linear_2d(numpy, ones[:1].astype("f4"), ones, None)[0, 0])
 
 def test_exponentials():
     """Within a unit and a half in the last place, over every exponent of a number below zero."""
-    from llama_layers.backends.numpy.fast.kernels import exp
+    from llama_layers.backends.numba.kernels import exp
 
     numbers = -np.arange(0, 0x7F800001, 0x1FFF, dtype=np.uint32).view(np.float32)
     numbers = np.concatenate([numbers, np.linspace(-105, -86, 5000, dtype=np.float32)])
@@ -459,7 +460,7 @@ def test_an_interrupted_team_waits_for_nobody_and_goes_on_working():
 
 
 def test_waiting_ends_when_it_is_to_no_purpose():
-    from llama_layers.backends.numpy.fast.waiting import until
+    from llama_layers.backends.numba.waiting import until
 
     state = np.zeros(2, np.int64)
     address = state.ctypes.data
@@ -520,7 +521,7 @@ def test_padding_with_nan_reaches_no_token(steps):
 
 
 def test_kernels_work_where_nothing_can_be_kept(monkeypatch):
-    from llama_layers.backends.numpy.fast import jit
+    from llama_layers.backends.numba import jit
 
     real = jit.njit
 

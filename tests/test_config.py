@@ -9,11 +9,11 @@ from dataclasses import fields, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from published_configs import LLAMA, MISTRAL, NESTED, QWEN2, without
 
 from llama_layers import ConfigError, LlamaConfig, inv_freq
-from llama_layers.config import read_config
+from llama_layers.config.llama_config import read_config
 from llama_layers.testing import configs
+from tests.support.published_configs import LLAMA, MISTRAL, NESTED, QWEN2, without
 
 
 def test_reads_a_published_file():

@@ -8,10 +8,10 @@ import os
 from dataclasses import replace
 
 import pytest
-from published_configs import LLAMA, MISTRAL, NESTED, QWEN2, without
 
 from llama_layers import ConfigError, LlamaConfig, RopeScaling
-from llama_layers.config import read_config
+from llama_layers.config.llama_config import read_config
+from tests.support.published_configs import LLAMA, MISTRAL, NESTED, QWEN2, without
 
 # What other architectures read: the key, a value that changes the maths there, whose it is.
 ELSEWHERE = {

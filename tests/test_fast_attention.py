@@ -13,8 +13,8 @@ pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
 from llama_layers import Mask
-from llama_layers.backends.numpy.fast import attention as fast_attention
-from llama_layers.backends.numpy.fast import gemm
+from llama_layers.backends.numba import attention as fast_attention
+from llama_layers.backends.numba import gemm
 from llama_layers.testing import assert_same_bits, assert_within_bound
 from llama_layers.verify import attention_bound
 

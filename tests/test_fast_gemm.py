@@ -12,16 +12,17 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
-from compiled_route import compiled_first
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from tests.support.compiled_route import compiled_first
 
 pytest.importorskip("numba", reason="needs numba, of the extra fast")
 
 import llama_layers
 from llama_layers import linear
-from llama_layers.backends.numpy.fast import gemm, processor
-from llama_layers.embedding import activations
+from llama_layers.backends.numba import gemm, processor
+from llama_layers.model.embedding import activations
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import Bound, linear_bound
 
@@ -221,13 +222,13 @@ def test_nothing_to_multiply(dtype, weight_dtype, tokens, rows, count):
 GUARDED = """
 import ctypes, mmap, sys
 import ml_dtypes, numpy as np
-from llama_layers.backends.numpy.fast import processor
+from llama_layers.backends.numba import processor
 if "avx2" in sys.argv:  # whatever the processor has beyond it
     missing = processor.missing
     processor.missing = lambda *features: (
         features[0] if features[0].startswith("avx512") else missing(*features)
     )
-from llama_layers.backends.numpy.fast import gemm
+from llama_layers.backends.numba import gemm
 x_dtype, w_dtype = (np.dtype(getattr(ml_dtypes, n, n)) for n in sys.argv[1:3])
 page = mmap.PAGESIZE
 memory = mmap.mmap(-1, 2 * page)

@@ -6,17 +6,18 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from compiled_route import compiled_first
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.support.compiled_route import compiled_first
 
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
-from llama_layers.backends.numpy.fast import pointwise
-from llama_layers.feed_forward import gate_with_silu
-from llama_layers.norm import normalise
-from llama_layers.rope import turn
+from llama_layers.backends.numba import pointwise
+from llama_layers.layers.mlp import gate_with_silu
+from llama_layers.layers.norm import normalise
+from llama_layers.layers.rope import rotate
 
 
 def naive_norm(x, weight, eps):
@@ -55,11 +56,11 @@ def test_threads_share_all_of_it(batch, seq, heads, half, rows, team, seed):
         mock.patch.object(pointwise, "threads", return_value=team),
     ):
         assert pointwise.normalise.takes(np, single[4], single[3], 1e-3)
-        assert pointwise.turn.takes(np, single[0][:, :, :-2], single[1], single[2], "half")
+        assert pointwise.rotate.takes(np, single[0][:, :, :-2], single[1], single[2], "half")
         assert pointwise.gate_with_silu.takes(np, single[4], single[5])
         found = [
             pointwise.normalise(np, single[4], single[3], 1e-3),
-            pointwise.turn(np, single[0][:, :, :-2], single[1], single[2], "half"),
+            pointwise.rotate(np, single[0][:, :, :-2], single[1], single[2], "half"),
             pointwise.gate_with_silu(np, single[4], single[5]),
         ]
     expected = [
@@ -83,7 +84,7 @@ def test_what_the_kernels_do_not_take():
         for dtype, rtol in ((np.float32, 1e-5), (np.float64, 1e-12)):
             a, b, c, s = (z.astype(dtype) for z in (x, up, cos, sin))
             for y, exact in (
-                (turn(np, a, c, s, "interleaved"), turned),
+                (rotate(np, a, c, s, "interleaved"), turned),
                 (gate_with_silu(np, a, np.asfortranarray(b)), naive_gate(x, up)),
                 (normalise(np, np.asfortranarray(a), a[0, 0, 0], 0.5),
                  naive_norm(x, x[0, 0, 0], 0.5)),

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("numba", reason="needs numba, of the extra fast")
 
 import llama_layers
-from llama_layers.backends.numpy.fast import processor
+from llama_layers.backends.numba import processor
 
 AVX2 = processor.missing("avx2", "fma", "f16c")
 needs_avx2 = pytest.mark.skipif(AVX2 is not None, reason=f"the processor has no {AVX2}")
@@ -32,9 +32,10 @@ def run(code, directory, *arguments, **environment):
 LANES = """
 import sys
 import ml_dtypes, numpy as np
-from llama_layers.backends.numpy.fast import processor
+from llama_layers.backends.numba import processor
 processor.missing = lambda *features: None if sys.argv[1] == "16" else features[0]
-from llama_layers.backends.numpy.fast import gemm, tiles
+from llama_layers.backends.numba import gemm
+from llama_layers.backends.numba import tiles
 rng = np.random.default_rng(0)
 for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
     for tokens, rows, count in ((1, 1, 1), (29, 77, 19), (13, 40, 1100), (1061, 33, 40)):
@@ -60,7 +61,9 @@ def test_tiles_of_each_width_multiply(tmp_path, lanes):
 LOOPS = """
 import re, sys
 from numba import float32, intp, uint32
-from llama_layers.backends.numpy.fast import panels, processor, tiles
+from llama_layers.backends.numba import panels
+from llama_layers.backends.numba import processor
+from llama_layers.backends.numba import tiles
 assert processor.missing("avx512f", "avx512bf16") == (None if tiles.WIDE else "avx512f")
 for unit, name in ((float32, "vfmadd"), (uint32, "vdpbf16ps"))[: 1 + tiles.WIDE]:
     kernel = panels.panel_times

@@ -6,16 +6,16 @@ import math
 
 import array_api_strict
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
 from llama_layers import MLPWeights, mlp, swiglu
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.backends.numpy import pointwise
-from llama_layers.backends.transfer import to_numpy
 from llama_layers.testing import arrays, assert_same_bits
+from tests.support import oracle
 
 pytestmark = pytest.mark.usefixtures("bodies")
 

@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
 from safetensors.numpy import load_file
 
 from llama_layers.checkpoint import convert, load
-from llama_layers.files import check_output, write_atomically, write_tensors
+from llama_layers.files.output import check_output, write_atomically, write_tensors
+from tests.support import tiny
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -85,7 +85,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from llama_layers.checkpoint import convert
-from llama_layers.files import write_atomically, write_tensors
+from llama_layers.files.output import write_atomically, write_tensors
 from llama_layers.verify import Trace
 
 directory = Path(sys.argv[1])

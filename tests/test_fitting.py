@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from random_models import CONFIGS, GQA, layer_weights, model_of, random_weights
 
 from llama_layers import LayerWeights, Llama, LlamaWeights, MLPWeights
+from tests.support.random_models import CONFIGS, GQA, layer_weights, model_of, random_weights
 
 WEIGHTS = random_weights(GQA, dtype=np.float32)
 MODEL = model_of(GQA, WEIGHTS)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import array_api_strict
-import decoder_oracle
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import (
+
+from llama_layers import KVCache, Llama, embed, forward, generate
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.testing import assert_same_bits, configs
+from tests.support import decoder_oracle
+from tests.support.random_models import (
     CONFIGS,
     GQA,
     model_of,
@@ -18,10 +22,6 @@ from random_models import (
     run_in_chunks,
     ways,
 )
-
-from llama_layers import KVCache, Llama, embed, forward, generate
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.testing import assert_same_bits, configs
 
 # Of the largest logit. A pass adds a few hundred products one after another, each rounded to
 # 2**-53 of its size, and scores enter exponents; this is 10**4 roundings.

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_models import CONFIGS, GQA, model_of, random_weights
 
-from llama_layers import KVCache, forward, generate, generation, sample
-from llama_layers.backends.transfer import to_numpy
+from llama_layers import KVCache, forward, generate, sample
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.model import generate as generation
+from tests.support.random_models import CONFIGS, GQA, model_of, random_weights
 
 STATIC = [name for name in CONFIGS if name != "dynamic"]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from llama_layers.errors import CheckpointError, ConfigError
-from llama_layers.json_files import read_json, without_duplicates
+from llama_layers.files.json_files import read_json, without_duplicates
 
 
 def test_an_object(tmp_path):

@@ -9,8 +9,9 @@ from unittest import mock
 import ml_dtypes
 import numpy as np
 import pytest
-from layouts import LAYOUTS
-from random_models import CONFIGS, GQA, layer_weights, model_of, random_weights
+
+from tests.support.layouts import LAYOUTS
+from tests.support.random_models import CONFIGS, GQA, layer_weights, model_of, random_weights
 
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
@@ -26,12 +27,13 @@ from llama_layers import (
     rms_norm,
     swiglu,
 )
-from llama_layers.backends.numpy import BODIES, fast
-from llama_layers.backends.numpy.fast import attention as fast_attention
-from llama_layers.backends.numpy.fast import linear as fast_linear
-from llama_layers.backends.numpy.fast import pointwise
-from llama_layers.backends.numpy.fast.formats import FLOAT32, readable, ready
-from llama_layers.backends.numpy.fast.team import Team
+from llama_layers.backends import numba as fast
+from llama_layers.backends.numba import attention as fast_attention
+from llama_layers.backends.numba import linear as fast_linear
+from llama_layers.backends.numba import pointwise
+from llama_layers.backends.numba.formats import FLOAT32, readable, ready
+from llama_layers.backends.numba.team import Team
+from llama_layers.backends.numpy import BODIES
 
 # Zero steps: every row is the first, for the other layouts too.
 FIRST = {"repeated": lambda a: np.broadcast_to(a[:1], a.shape)}
@@ -75,7 +77,7 @@ def small(monkeypatch):
     """Kernels for small arrays, too."""
     for module in (pointwise, fast_attention, fast_linear):
         monkeypatch.setattr(module, "SMALL", 0)
-    monkeypatch.setattr("llama_layers.backends.numpy.fast.linear.LONELY", 0)
+    monkeypatch.setattr("llama_layers.backends.numba.linear.LONELY", 0)
     with mock.patch.dict(BODIES, fast.BODIES):
         yield
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import array_api_strict
-import decoder_oracle
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import CONFIGS, GQA, layer_weights, random_weights
-from test_forward import FLOAT32, assert_close
 
 from llama_layers import KVCache, LayerCache, Mask, decoder_layer, rope_table
 from llama_layers.testing import assert_same_bits, configs
+from tests.support import decoder_oracle
+from tests.support.random_models import CONFIGS, GQA, layer_weights, random_weights
+from tests.test_forward import FLOAT32, assert_close
 
 CAUSAL = np.tril(np.ones((6, 6), bool))
 

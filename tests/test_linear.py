@@ -5,15 +5,15 @@ from __future__ import annotations
 import array_api_strict
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers import linear
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import Bound, linear_bound
+from tests.support import oracle
 
 # Formats of x and of the weights that NumPy can be given; the sums must hold the weights.
 FORMATS = [

@@ -5,15 +5,15 @@ from __future__ import annotations
 import array_api_strict
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers import rms_norm
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import rms_norm_bound
+from tests.support import oracle
 
 pytestmark = pytest.mark.usefixtures("bodies")
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import array_api_strict
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers import QKV, LlamaConfig, QKVWeights, linear, qkv_projection
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.testing import (
     arrays,
     assert_same_bits,
@@ -21,6 +20,7 @@ from llama_layers.testing import (
     qkv_weights,
 )
 from llama_layers.verify import Bound, linear_bound
+from tests.support import oracle
 
 SMALL = {"max_heads": 4, "max_head_dim": 4}
 

@@ -7,17 +7,17 @@ from dataclasses import replace
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
-import decoder_oracle
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_models import GQA
 
 from llama_layers import apply_rope, inv_freq, rope_table
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.rope import attention_factor
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.rope import attention_factor
 from llama_layers.testing import assert_same_bits
+from tests.support import decoder_oracle
+from tests.support.random_models import GQA
 
 pytestmark = pytest.mark.usefixtures("bodies")
 

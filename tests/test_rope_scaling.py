@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers import ConfigError, LlamaConfig, RopeScaling, inv_freq
-from llama_layers.rope import attention_factor
+from llama_layers.layers.rope import attention_factor
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers import sample
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 
 # Upper 1e-4 points of the chi-square distribution, by degrees of freedom (NIST handbook, 1.3.6.7.4,
 # has 18.467 for 4 at 0.001): P(chi2 > value) = 1e-4.

@@ -6,11 +6,11 @@ import array_api_strict
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
-from installed import GPUS, gpu
 
 from llama_layers import CheckpointError, Llama, LlamaConfig, forward, load
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
+from tests.support import tiny
+from tests.support.installed import GPUS, gpu
 
 
 def refused(message):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import decoder_oracle
 import numpy as np
 import pytest
-from random_models import CONFIGS, GQA, model_of, random_weights, run_in_chunks
-from test_forward import assert_close
 
 from llama_layers import KVCache, decoder_layer, forward, mlp, rope_table
 from llama_layers.testing import assert_same_bits
+from tests.support import decoder_oracle
+from tests.support.random_models import CONFIGS, GQA, model_of, random_weights, run_in_chunks
+from tests.test_forward import assert_close
 
 IDS = np.array([[3, 1, 4, 1, 5]])
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
-from llama_layers.backends.dtypes import dtype_name
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.testing import (
     UnusualErrorWarning,
     arrays,

@@ -11,15 +11,24 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from watched_bodies import DEFINITIONS, forget, inputs, one_warning, planted, shuffled, spoiled
 
-from llama_layers.backends import dispatch, machine, trust
-from llama_layers.backends.dispatch import Offer, only, routes
+from llama_layers.arrays import dispatch
+from llama_layers.arrays.dispatch import Offer, only, routes
+from llama_layers.backends import machine, trust
 from llama_layers.backends.numpy import BODIES
-from llama_layers.norm import normalise
-from llama_layers.rope import turn
+from llama_layers.layers.norm import normalise
+from llama_layers.layers.rope import rotate
 from llama_layers.testing import assert_same_bits
 from llama_layers.verify import bodies
+from tests.support.watched_bodies import (
+    DEFINITIONS,
+    forget,
+    inputs,
+    one_warning,
+    planted,
+    shuffled,
+    spoiled,
+)
 
 
 @pytest.mark.parametrize("name", sorted(BODIES))
@@ -145,15 +154,15 @@ def test_a_verdict_is_not_that_of_a_body_put_in_by_a_caller():
 @pytest.mark.usefixtures("watched")
 def test_another_machine_or_version_is_another_verdict(monkeypatch, change):
     found = machine.facts("numpy")
-    with tries() as tried, planted("numpy", "NumPy", "turn", BODIES["turn"]):
-        turn(np, *inputs("turn"))
+    with tries() as tried, planted("numpy", "NumPy", "rotate", BODIES["rotate"]):
+        rotate(np, *inputs("rotate"))
         monkeypatch.setattr(machine, "facts", lambda library: found | {change: "another"})
         forget()
-        turn(np, *inputs("turn"))
+        rotate(np, *inputs("rotate"))
         assert tried.call_count == 2
         monkeypatch.setattr(machine, "facts", lambda library: found)
         forget()
-        turn(np, *inputs("turn"))
+        rotate(np, *inputs("rotate"))
     assert tried.call_count == 2
 
 
@@ -208,19 +217,19 @@ def test_where_nothing_can_be_written(watched, monkeypatch):
 @pytest.mark.usefixtures("watched")
 def test_processes_keep_each_other_s_verdicts():
     """Two that read the file before either wrote to it."""
-    x, y = inputs("normalise"), inputs("turn")
+    x, y = inputs("normalise"), inputs("rotate")
     found = {}
-    for name in ("normalise", "turn"):
+    for name in ("normalise", "rotate"):
         forget()
         found[name] = trust._verdicts("numpy")
     for name, verdicts in found.items():
         offer = Offer("numpy", "NumPy", name, BODIES[name])
         verdicts.put(offer, trust.tried(offer)[0])
     forget()
-    chain = {"NumPy": {name: BODIES[name] for name in ("normalise", "turn")}}
+    chain = {"NumPy": {name: BODIES[name] for name in ("normalise", "rotate")}}
     with tries() as tried, mock.patch.dict(routes("numpy"), chain, clear=True):
         normalise(np, *x)
-        turn(np, *y)
+        rotate(np, *y)
     assert not tried.called
 
 
@@ -328,7 +337,7 @@ def test_where_the_extra_fast_is_not_installed(tmp_path):
 import sys, numpy
 sys.modules |= {"numba": None, "llvmlite": None, "threadpoolctl": None}
 from llama_layers import attention, linear, rms_norm, swiglu
-from llama_layers.backends import dispatch
+from llama_layers.arrays import dispatch
 x = numpy.ones((1, 2, 4, 8), "f4")
 rms_norm(x, x[0, 0, 0], eps=1e-5), linear(x, x[0, 0]), attention(x, x, x), swiglu(x, x)
 print(*dispatch.settled.values())

@@ -7,9 +7,10 @@ from unittest import mock
 import ml_dtypes
 import numpy as np
 import pytest
-from compiled_route import compiled_first
-from random_models import CONFIGS, model_of, random_weights, run_in_chunks
-from watched_bodies import (
+
+from tests.support.compiled_route import compiled_first
+from tests.support.random_models import CONFIGS, model_of, random_weights, run_in_chunks
+from tests.support.watched_bodies import (
     DEFINITIONS,
     inputs,
     one_warning,
@@ -23,10 +24,11 @@ from watched_bodies import (
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
-from llama_layers.backends import dispatch
-from llama_layers.backends.dispatch import Offer, only
-from llama_layers.backends.numpy import BODIES, fast
-from llama_layers.backends.numpy.fast import decode, gemm
+from llama_layers.arrays import dispatch
+from llama_layers.arrays.dispatch import Offer, only
+from llama_layers.backends import numba as fast
+from llama_layers.backends.numba import decode, gemm
+from llama_layers.backends.numpy import BODIES
 from llama_layers.backends.numpy.sizes import of_any_size, small
 from llama_layers.testing import assert_same_bits
 from llama_layers.verify.bodies import verdict_on
@@ -48,7 +50,7 @@ PLANTS = [
     ("linear_2d", "bfloat16", only_for(BFLOAT16, shuffled)),
     ("linear_2d", "many tokens", of_many(lambda y: y * y.dtype.type(1.25))),
     ("normalise", "tails", without_tail),
-    ("turn", "NaN", without_nan),
+    ("rotate", "NaN", without_nan),
 ]
 
 

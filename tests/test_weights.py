@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers import AttentionWeights, MLPWeights, QKVWeights
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.testing import assert_same_bits, configs, qkv_weights
 
 

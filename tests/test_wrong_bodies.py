@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from watched_bodies import (
+
+from llama_layers.arrays import dispatch
+from llama_layers.backends import machine
+from llama_layers.backends.numpy import BODIES
+from llama_layers.layers.mask import Mask
+from llama_layers.testing import assert_same_bits
+from tests.support.watched_bodies import (
     BFLOAT16,
     DEFINITIONS,
     inputs,
@@ -16,11 +22,6 @@ from watched_bodies import (
     without_nan,
     without_tail,
 )
-
-from llama_layers.backends import dispatch, machine
-from llama_layers.backends.numpy import BODIES
-from llama_layers.mask import Mask
-from llama_layers.testing import assert_same_bits
 
 
 def changed_input(y, xp, x, *_):
@@ -56,13 +57,13 @@ def first_of_all(y, xp, q, k, v, mask, scale):
 
 
 def another_layout(y, xp, x, cos, sin, layout):
-    return BODIES["turn"](xp, x, cos, sin, "half")
+    return BODIES["rotate"](xp, x, cos, sin, "half")
 
 
 def angles_of_the_first(y, xp, x, cos, sin, layout):
     if cos.ndim == 3:
         cos, sin = cos[:1], sin[:1]
-    return BODIES["turn"](xp, x, cos, sin, layout)
+    return BODIES["rotate"](xp, x, cos, sin, layout)
 
 
 def rounded_parts(y, xp, x, weight, bias):
@@ -103,10 +104,10 @@ PLANTS = [
     ("normalise", "NaN", without_nan),
     ("normalise", "its input", changed_input),
     ("normalise", "no eps", lambda y, xp, x, w, eps: BODIES["normalise"](xp, x, w, 0.0)),
-    ("turn", "another layout", another_layout),
-    ("turn", "angles of the first sequence", angles_of_the_first),
-    ("turn", "NaN", without_nan),
-    ("turn", "float16", only_for(np.float16, shuffled)),
+    ("rotate", "another layout", another_layout),
+    ("rotate", "angles of the first sequence", angles_of_the_first),
+    ("rotate", "NaN", without_nan),
+    ("rotate", "float16", only_for(np.float16, shuffled)),
     ("gate_with_silu", "tails", without_tail),
     ("gate_with_silu", "float32", only_for(np.float32, lambda y: y * np.float32(1 + 1e-5))),
     ("gate_with_silu", "NaN", without_nan),

@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 from linear_layouts import cpu, threads
 
-from llama_layers import attend, feed_forward, forward, load, norm, rope
+from llama_layers import forward, load
+from llama_layers.arrays.dispatch import only
 from llama_layers.backends import numpy as backend
-from llama_layers.backends.dispatch import only
 from llama_layers.backends.numpy import attention, linear, pointwise
+from llama_layers.layers import attention as attend
+from llama_layers.layers import mlp as feed_forward
+from llama_layers.layers import norm, rope
 
 PORTABLE: dict[str, Callable[..., Any]] = {
     "attend": attend.attend.__wrapped__,

@@ -10,9 +10,9 @@ from typing import Any
 from array_api_compat import is_cupy_namespace, is_numpy_namespace
 from numpy.typing import NDArray
 
+from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.transfer import from_numpy
 from llama_layers.backends.cupy.detect import gpu_problem
-from llama_layers.backends.dtypes import dtype_name
-from llama_layers.backends.transfer import from_numpy
 from llama_layers.errors import BackendError
 
 

@@ -16,9 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llama_layers.backends import dispatch, machine
-from llama_layers.backends.dispatch import Offer
-from llama_layers.backends.switches import switched_off
+from llama_layers.arrays import dispatch
+from llama_layers.arrays.dispatch import Offer
+from llama_layers.arrays.switches import switched_off
+from llama_layers.backends import machine
 from llama_layers.backends.verdicts import Verdict, Verdicts
 from llama_layers.errors import BackendError, one_line
 

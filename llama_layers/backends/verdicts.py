@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_layers.arrays.dispatch import Offer
 from llama_layers.backends import machine
-from llama_layers.backends.dispatch import Offer
-from llama_layers.files import cache_directory, write_atomically
+from llama_layers.files.output import cache_directory, write_atomically
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.attend import attend
-from llama_layers.backends.dispatch import Body, Offer, only, taken
-from llama_layers.backends.namespaces import namespace
-from llama_layers.backends.transfer import from_numpy
+from llama_layers.arrays.dispatch import Body, Offer, only, taken
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import from_numpy
 from llama_layers.bench.models import Numbers, with_layers
-from llama_layers.cache import KVCache
-from llama_layers.config import LlamaConfig
-from llama_layers.feed_forward import gate_with_silu
-from llama_layers.generation import generate
-from llama_layers.mask import Mask
-from llama_layers.model import forward
-from llama_layers.norm import normalise
-from llama_layers.projection import linear_2d
-from llama_layers.rope import rope_table, turn
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.attention import attend
+from llama_layers.layers.cache import KVCache
+from llama_layers.layers.linear import linear_2d
+from llama_layers.layers.mask import Mask
+from llama_layers.layers.mlp import gate_with_silu
+from llama_layers.layers.norm import normalise
+from llama_layers.layers.rope import rope_table, rotate
+from llama_layers.model.forward import forward
+from llama_layers.model.generate import generate
 
 CONFIG = with_layers(LlamaConfig.smollm2_135m(), 4)
 TOKENS = (512, 4)
@@ -102,7 +102,7 @@ def _inputs(xp: Any, dtype: str, tokens: int) -> Iterator[tuple[Any, tuple[Any, 
     x, q = drawn(1, tokens, hidden), drawn(1, tokens, heads, width)
     k, v = drawn(1, tokens, kv_heads, width), drawn(1, tokens, kv_heads, width)
     yield normalise, (x, drawn(hidden), 1e-5)
-    yield turn, (q, *rope_table(slots, CONFIG, like=x), "half")
+    yield rotate, (q, *rope_table(slots, CONFIG, like=x), "half")
     yield gate_with_silu, (drawn(1, tokens, inner), drawn(1, tokens, inner))
     yield linear_2d, (drawn(tokens, hidden), drawn(inner, hidden), None)
     yield attend, (q, k, v, Mask(slots, slots), 1 / math.sqrt(width))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from llama_layers.config import LlamaConfig
-from llama_layers.weight_names import expected_tensors
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.model.weight_names import expected_tensors
 
 
 @dataclass(frozen=True)

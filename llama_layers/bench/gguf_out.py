@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llama_layers.bench.named import named_arrays
 from llama_layers.checkpoint.names import interleave, permuted_heads, to_gguf
-from llama_layers.llama import Llama
+from llama_layers.model.llama import Llama
 
 
 def write_gguf(file: Path, model: Llama) -> None:

@@ -12,15 +12,15 @@ import numpy as np
 from array_api_compat import device, is_cupy_array
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS, dtype_name
-from llama_layers.backends.namespaces import namespace
-from llama_layers.backends.transfer import from_numpy
+from llama_layers.arrays.dtypes import FLOATS, dtype_name
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import from_numpy
 from llama_layers.bench.cost import Cost, decode_cost, layers_cost, linear_cost, model_cost
 from llama_layers.bench.models import Backend, with_layers
-from llama_layers.cache import KVCache
-from llama_layers.config import LlamaConfig
-from llama_layers.llama import Llama
-from llama_layers.weights import QKVWeights
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.cache import KVCache
+from llama_layers.layers.weights import QKVWeights
+from llama_layers.model.llama import Llama
 
 Kind = Literal["qkv", "layer", "decode", "prefill"]
 # Copies of weights take turns until they are as large as this, lest they stay in the cache. On a

@@ -11,21 +11,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llama_layers.backends.dtypes import FLOATS, dtype_of
+from llama_layers.arrays.dtypes import FLOATS, dtype_of
 from llama_layers.checkpoint import load, open_checkpoint
 from llama_layers.checkpoint.hub import hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
-from llama_layers.config import LlamaConfig
-from llama_layers.llama import Llama
-from llama_layers.presets import PublishedSizes
-from llama_layers.weight_names import expected_tensors
-from llama_layers.weights import (
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.config.presets import PublishedSizes
+from llama_layers.layers.weights import (
     AttentionWeights,
     LayerWeights,
     LlamaWeights,
     MLPWeights,
     QKVWeights,
 )
+from llama_layers.model.llama import Llama
+from llama_layers.model.weight_names import expected_tensors
 
 PRESETS = {name.replace("_", "-"): name for name in vars(PublishedSizes) if name[0] != "_"}
 # The part of the memory that weights may take.

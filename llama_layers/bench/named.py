@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llama_layers.llama import Llama
-from llama_layers.weights import LayerWeights
+from llama_layers.layers.weights import LayerWeights
+from llama_layers.model.llama import Llama
 
 
 def named_arrays(model: Llama) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llama_layers.checkpoint.file_names import INDEX, SHARD, SINGLE
 from llama_layers.errors import CheckpointError
-from llama_layers.files import errors_naming
+from llama_layers.files.output import errors_naming
 
 try:
     import fcntl

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS, dtype_name
+from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.checkpoint.opened import NUMPY_DTYPES
 from llama_layers.errors import CheckpointError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama_layers.errors import CheckpointError
-from llama_layers.json_files import read_json_if_there
+from llama_layers.files.json_files import read_json_if_there
 
 MORE_TEMPLATES = "additional_chat_templates"
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS
+from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.checkpoint.atomic import new_checkpoint_directory
 from llama_layers.checkpoint.casting import cast, checked_dtype
 from llama_layers.checkpoint.opening import open_checkpoint

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from llama_layers.checkpoint.gguf_metadata import GGUFStrings, shown, token_id
 from llama_layers.checkpoint.gguf_unread import unread_keys
 from llama_layers.checkpoint.gguf_vocabulary import ends_by_spelling
-from llama_layers.config import LlamaConfig
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.errors import ConfigError
-from llama_layers.rope import inv_freq
-from llama_layers.rope_scaling import RopeScaling
+from llama_layers.layers.rope import inv_freq
 
 # Mistral's files say llama. llama.cpp's own converter permutes Q and K for llama only.
 ARCHITECTURES = ("llama", "qwen2")

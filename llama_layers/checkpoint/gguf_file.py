@@ -22,7 +22,7 @@ from llama_layers.checkpoint.gguf_tokenizer import (
 )
 from llama_layers.checkpoint.names import permuted_heads, to_hugging_face
 from llama_layers.checkpoint.opened import NUMPY_DTYPES, Checkpoint, TensorInfo
-from llama_layers.config import LlamaConfig
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError, ConfigError
 
 # GGUF's names for numbers that are stored as they are; all else are block formats.

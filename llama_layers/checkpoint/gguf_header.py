@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from llama_layers.checkpoint.gguf_metadata import Metadata, Walk
 from llama_layers.checkpoint.opened import map_file
 from llama_layers.errors import CheckpointError
-from llama_layers.file_kinds import kind_of
+from llama_layers.files.kinds import kind_of
 
 # By GGUF's number: a type's name, the numbers in a block, and the bytes that a block takes.
 TENSOR_TYPES = {

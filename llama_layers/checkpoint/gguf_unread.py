@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llama_layers.checkpoint.gguf_metadata import shown
-from llama_layers.config import LlamaConfig
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import ConfigError
 
 # Keys that llama.cpp reads for other architectures, and that change their maths unless they are

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_layers.files import cache_directory
+from llama_layers.files.output import cache_directory
 
 __all__ = ["cache_directory"]  # for the package
 

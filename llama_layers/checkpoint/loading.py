@@ -17,12 +17,12 @@ from llama_layers.checkpoint.casting import cast, checked_dtype
 from llama_layers.checkpoint.opened import Checkpoint
 from llama_layers.checkpoint.opening import open_checkpoint
 from llama_layers.checkpoint.uploading import uploaded
-from llama_layers.config import LlamaConfig
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
-from llama_layers.llama import Llama
-from llama_layers.weight_checks import unfusible
-from llama_layers.weight_names import EMBEDDING, HEAD, NORM, Names, layer_weights, qkv_names
-from llama_layers.weights import LayerWeights, LlamaWeights
+from llama_layers.layers.weights import LayerWeights, LlamaWeights
+from llama_layers.model.llama import Llama
+from llama_layers.model.weight_checks import unfusible
+from llama_layers.model.weight_names import EMBEDDING, HEAD, NORM, Names, layer_weights, qkv_names
 
 
 def load(

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llama_layers.arrays.checks import is_integer
 from llama_layers.checkpoint.chat_files import MORE_TEMPLATES, read_chat_templates
 from llama_layers.checkpoint.file_names import INDEX, SINGLE
 from llama_layers.checkpoint.hub import fetch, hub_name
@@ -17,12 +18,11 @@ from llama_layers.checkpoint.opened import Checkpoint
 from llama_layers.checkpoint.safetensors_files import read_file, read_shards, tensor_infos
 from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer_files import open_tokenizer_directory, open_tokenizer_json
-from llama_layers.config import read_config
+from llama_layers.config.llama_config import read_config
 from llama_layers.errors import CheckpointError, shown
-from llama_layers.file_kinds import REWRITE, kind_of_file
-from llama_layers.json_files import JsonFile
-from llama_layers.quantised import ADAPTER
-from llama_layers.scalars import is_integer
+from llama_layers.files.json_files import JsonFile
+from llama_layers.files.kinds import REWRITE, kind_of_file
+from llama_layers.model.quantised import ADAPTER
 
 _COMPANIONS = """
 generation_config.json tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json

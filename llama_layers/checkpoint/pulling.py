@@ -17,7 +17,7 @@ from llama_layers.checkpoint.known_models import KnownModel, cached_path, known_
 from llama_layers.checkpoint.opening import open_checkpoint
 from llama_layers.checkpoint.progress import progress
 from llama_layers.errors import CheckpointError
-from llama_layers.files import cache_directory, errors_naming
+from llama_layers.files.output import cache_directory, errors_naming
 
 _NOTE = """\
 # {name}

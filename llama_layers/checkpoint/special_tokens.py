@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.errors import CheckpointError
-from llama_layers.json_files import read_json_if_there
+from llama_layers.files.json_files import read_json_if_there
 
 # In the order in which transformers adds those that a tokenizer lacks.
 _NAMES = "bos_token eos_token unk_token sep_token pad_token cls_token mask_token".split()

@@ -11,8 +11,8 @@ from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.special_tokens import DeclaredTokens, read_declared_tokens
 from llama_layers.checkpoint.tokenizer import Tokenizer, backend_errors
 from llama_layers.errors import CheckpointError
-from llama_layers.file_kinds import kind_of_file
-from llama_layers.json_files import read_json_if_there
+from llama_layers.files.json_files import read_json_if_there
+from llama_layers.files.kinds import kind_of_file
 
 
 def open_tokenizer_directory(directory: Path) -> Tokenizer:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_layers.cli.options import MODEL, add_backend, add_force, resolve_backend
-from llama_layers.files import check_output, write_atomically
+from llama_layers.files.output import check_output, write_atomically
 
 if TYPE_CHECKING:
     from llama_layers.bench.job import Job
@@ -216,7 +216,7 @@ def make_machine(args: argparse.Namespace) -> Machine:
 
 def make_job(args: argparse.Namespace) -> Job:
     """What the arguments ask for."""
-    from llama_layers.backends.dtypes import FLOATS
+    from llama_layers.arrays.dtypes import FLOATS
     from llama_layers.bench import models
     from llama_layers.bench.cost import layers_cost
     from llama_layers.bench.job import ModelJob, QKVJob, copies

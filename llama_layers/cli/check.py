@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_layers.backends.dtypes import FLOATS
+from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.cli.options import add_force, add_json, add_model
 from llama_layers.cli.outputs import check_outputs
 
@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
         "its arrays, if that is narrower than the checkpoint's)",
     )
     parser.add_argument(
-        "--persona",
+        "--profile",
         metavar="ENGINE",
         help="allow an engine's further roundings, such as those of transformers or llama.cpp",
     )
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             model,
             dtype=args.dtype,
             accumulate=args.accumulate,
-            persona=args.persona,
+            profile=args.profile,
             explain=not args.no_diagnose,
             progress=progress,
         )

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from llama_layers.backends.placement import placement
     from llama_layers.checkpoint import load, open_checkpoint
     from llama_layers.cli.prompt import prompt_ids
-    from llama_layers.generation import generate
+    from llama_layers.model.generate import generate
 
     if "" in args.stop:
         raise ValueError("--stop: expected a text, got an empty one")

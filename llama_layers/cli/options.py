@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Literal
 
-from llama_layers.backends.dtypes import FLOATS
+from llama_layers.arrays.dtypes import FLOATS
 
 Backend = Literal["numpy", "cupy"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from llama_layers.files import check_output
+from llama_layers.files.output import check_output
 
 
 def check_outputs(

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.projection import QKV
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.linear import QKV
 
 try:
     from matplotlib.axes import Axes

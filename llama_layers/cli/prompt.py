@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llama_layers.llama import Llama
+from llama_layers.model.llama import Llama
 
 
 def prompt_ids(model: Llama, text: str, *, add_special_tokens: bool = True) -> Sequence[int]:

@@ -21,13 +21,13 @@ from llama_layers.cli.options import (
     resolve_backend,
 )
 from llama_layers.cli.outputs import check_outputs
-from llama_layers.files import write_atomically
+from llama_layers.files.output import write_atomically
 
 if TYPE_CHECKING:
-    from llama_layers.llama import Llama
-    from llama_layers.projection import QKV
+    from llama_layers.layers.linear import QKV
+    from llama_layers.layers.weights import QKVWeights
+    from llama_layers.model.llama import Llama
     from llama_layers.verify import QKVReport, Summary
-    from llama_layers.weights import QKVWeights
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ def builtin_cases(backend: Backend, dtype: str) -> list[Case]:
     """The case at Llama-2 7B dimensions, with equal weights, and one whose weights differ."""
     import numpy as np
 
-    from llama_layers.backends.dtypes import dtype_of
-    from llama_layers.backends.namespaces import namespace
+    from llama_layers.arrays.dtypes import dtype_of
+    from llama_layers.arrays.namespaces import namespace
     from llama_layers.backends.placement import placement
-    from llama_layers.embedding import activations
-    from llama_layers.weights import QKVWeights
+    from llama_layers.layers.weights import QKVWeights
+    from llama_layers.model.embedding import activations
 
     place = placement(backend)
 
@@ -188,7 +188,7 @@ class _ReachedError(Exception):
 
 def capture(model: Llama, input_ids: Any, layer: int) -> dict[str, Any]:
     """The residual stream before a layer, and that normalised; later layers are not run."""
-    from llama_layers.model import forward
+    from llama_layers.model.forward import forward
 
     before = f"model.layers.{layer - 1}" if layer else "model.embed_tokens"
     sites = {before: "hidden", f"model.layers.{layer}.input_layernorm": "normed"}
@@ -211,7 +211,7 @@ def print_report(case: Case, report: QKVReport) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from llama_layers.backends.dtypes import dtype_name
+    from llama_layers.arrays.dtypes import dtype_name
     from llama_layers.cli.terminal import Terminal
 
     console = Terminal(highlight=False)
@@ -288,8 +288,8 @@ def to_json(case: Case, report: QKVReport) -> dict[str, Any]:
 
 def save(path: Path, cases: Mapping[str, tuple[Case, QKV]]) -> None:
     """Write the arrays under the names that their modules have in transformers."""
-    from llama_layers.backends.transfer import to_numpy
-    from llama_layers.files import write_tensors
+    from llama_layers.arrays.transfer import to_numpy
+    from llama_layers.files.output import write_tensors
 
     arrays = {}
     for name, (case, qkv) in cases.items():

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from llama_layers.arrays.dispatch import Offer, routes
 from llama_layers.backends.cupy.detect import gpu_problem
-from llama_layers.backends.dispatch import Offer, routes
 from llama_layers.backends.numpy.compiled import compiled_problem
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from llama_layers.llama import Llama
+from llama_layers.model.llama import Llama
 from llama_layers.testing.assertions import UnusualErrorWarning
 from llama_layers.verify.aliases import canonical_arrays
 from llama_layers.verify.check import check
-from llama_layers.verify.personas import Persona
+from llama_layers.verify.profiles import RoundingProfile
 from llama_layers.verify.trace import Trace
 
 Port = Trace | Mapping[str, Any] | Callable[[Any], Trace | Mapping[str, Any]]
@@ -27,7 +27,7 @@ def assert_matches_reference(
     attention_mask: Any | None = None,
     dtype: str | None = None,
     accumulate: str | None = None,
-    persona: str | Persona | None = None,
+    profile: str | RoundingProfile | None = None,
 ) -> None:
     """Assert that what a port computed is what the model says, but for rounding.
 
@@ -42,7 +42,7 @@ def assert_matches_reference(
         The tokens; a callable needs them, and so does a check of the embedding.
     positions, attention_mask : as for `llama_layers.verify.Trace`, optional
         Where the tokens stand, and which of them are no padding.
-    dtype, accumulate, persona : as for `llama_layers.verify.check`, optional
+    dtype, accumulate, profile : as for `llama_layers.verify.check`, optional
         How the port rounds.
 
     Raises
@@ -58,7 +58,7 @@ def assert_matches_reference(
     Warns
     -----
     UnusualErrorWarning
-        If a site agrees only with an engine's further roundings, and no persona is given.
+        If a site agrees only with an engine's further roundings, and no profile is given.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def assert_matches_reference(
     }
     given = {name: array for name, array in tokens.items() if array is not None}
     report = check(
-        replace(port, **given), model, dtype=dtype, accumulate=accumulate, persona=persona
+        replace(port, **given), model, dtype=dtype, accumulate=accumulate, profile=profile
     )
     if report.verdict == "NONE":
         raise ValueError(str(report))
@@ -99,7 +99,7 @@ def assert_matches_reference(
         warnings.warn(
             f"{len(unnamed)} of {len(report.results)} sites agree only with an engine's further "
             f"roundings. The first is {first.site.name}: {first.note}. If the port does so on "
-            "purpose, name the persona.",
+            "purpose, name the profile.",
             UnusualErrorWarning,
             stacklevel=2,
         )

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS, FloatFormat, dtype_of
-from llama_layers.backends.transfer import from_numpy
-from llama_layers.config import LlamaConfig
-from llama_layers.weights import QKVWeights
+from llama_layers.arrays.dtypes import FLOATS, FloatFormat, dtype_of
+from llama_layers.arrays.transfer import from_numpy
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.weights import QKVWeights
 
 try:
     from hypothesis import strategies as st

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.llama import Llama
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.weights import LayerWeights
+from llama_layers.model.llama import Llama
 from llama_layers.verify.operations import (
     Attention,
     Embedding,
@@ -24,7 +25,6 @@ from llama_layers.verify.operations import (
 from llama_layers.verify.sites import Site
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.validate import Recorded
-from llama_layers.weights import LayerWeights
 
 
 def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: Llama) -> Operation:

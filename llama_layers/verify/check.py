@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
-from llama_layers.llama import Llama
+from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
+from llama_layers.model.llama import Llama
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.defined import where_defined
@@ -20,7 +20,7 @@ from llama_layers.verify.distance import distance
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.layout import counted
 from llama_layers.verify.operations import Formats
-from llama_layers.verify.personas import CONTRACT, PERSONAS, Persona, persona_named
+from llama_layers.verify.profiles import CONTRACT, PROFILES, RoundingProfile, profile_named
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
 from llama_layers.verify.seen import Seen, Unlocated
 from llama_layers.verify.sites import Site, sites
@@ -55,7 +55,7 @@ def check(
     *,
     dtype: str | None = None,
     accumulate: str | None = None,
-    persona: str | Persona | None = None,
+    profile: str | RoundingProfile | None = None,
     explain: bool = True,
     progress: Callable[[SiteResult], object] | None = None,
 ) -> Report:
@@ -78,7 +78,7 @@ def check(
     accumulate : str, optional
         The format that the port keeps sums in; by default what the metadata says, or float32
         (float64 for float64 results).
-    persona : str or Persona, optional
+    profile : str or RoundingProfile, optional
         The engine whose further roundings are allowed, "transformers" for one, or roundings of
         your own. By default none is; a site that an engine's explain is a WARN with its name.
     explain : bool, optional
@@ -97,7 +97,7 @@ def check(
         If the trace is of another model, an array has a wrong shape or dtype, or no site of the
         model is in it.
     TypeError, ValueError
-        If an argument is of a wrong type, a format or persona is unknown, or `dtype` is wider than
+        If an argument is of a wrong type, a format or profile is unknown, or `dtype` is wider than
         every array.
 
     Notes
@@ -122,7 +122,7 @@ def check(
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
     recorded = validated(trace, model.config)
-    chosen = None if persona is None else persona_named(persona)
+    chosen = None if profile is None else profile_named(profile)
     for name, value in (("dtype", dtype), ("accumulate", accumulate)):
         if value is not None and value not in FLOATS:
             raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
@@ -143,7 +143,7 @@ def check(
         ),
         metadata=dict(trace.metadata),
         seconds=time.perf_counter() - start,
-        persona=(chosen or CONTRACT).name,
+        profile=(chosen or CONTRACT).name,
         weights=dtype_name(model.weights.embed_tokens.dtype),
         diagnosed=explain,
     )
@@ -169,15 +169,15 @@ class _Checker:
         model: Llama,
         dtype: str | None,
         accumulate: str | None,
-        persona: Persona | None,
+        profile: RoundingProfile | None,
         explains: bool,
     ) -> None:
         self._recorded = recorded
         self._model = model
         self._dtype = dtype or recorded.metadata.get("dtype")
         self._accumulate = accumulate or recorded.metadata.get("accumulate")
-        self._persona = persona or CONTRACT
-        self._tries_personas = persona is None
+        self._profile = profile or CONTRACT
+        self._tries_profiles = profile is None
         self._explains = explains
         self._explained: dict[tuple[str, str], list[Explanation]] = {}  # by role and diagnosis
         self._diagnosed: dict[tuple[str, str], int] = {}
@@ -196,7 +196,7 @@ class _Checker:
         found, *read = (self._format(a) for a in (array, *map(self._recorded.array, inputs)))
         accumulate = self._accumulate or accumulate_format(found).name
         narrowest = min(read, key=lambda form: form.precision).name if read else None
-        return Formats(found.name, accumulate, self._persona, narrowest)
+        return Formats(found.name, accumulate, self._profile, narrowest)
 
     def _format(self, array: NDArray[Any]) -> FloatFormat:
         """What an array was rounded to."""
@@ -216,8 +216,8 @@ class _Checker:
         verdict: SiteVerdict = judgement.verdict
         note = ""
         explanations: tuple[Explanation, ...] = ()
-        if verdict != "PASS" and self._tries_personas:
-            note, explanations = self._as_persona(suspect)
+        if verdict != "PASS" and self._tries_profiles:
+            note, explanations = self._as_profile(suspect)
             if note:
                 verdict = "WARN"
         judged = ~np.isinf(bound.limit)
@@ -242,21 +242,21 @@ class _Checker:
             explanations=explanations if self._explains else (),
         )
 
-    def _as_persona(self, suspect: Suspect) -> tuple[str, tuple[Explanation, ...]]:
+    def _as_profile(self, suspect: Suspect) -> tuple[str, tuple[Explanation, ...]]:
         """What to say where an engine's own roundings explain the array; or what does better."""
-        personas = suspect.formats.personas
+        profiles = suspect.formats.profiles
         if self._recorded.metadata.get("flash_attention") == "yes":  # as `record_llama_cpp` says
-            personas += (PERSONAS["llama.cpp with flash attention"],)
-        for persona in personas:
-            bound = suspect.operation.bound(replace(suspect.formats, persona=persona))
+            profiles += (PROFILES["llama.cpp with flash attention"],)
+        for profile in profiles:
+            bound = suspect.operation.bound(replace(suspect.formats, profile=profile))
             theirs = where_defined(bound, suspect.site, self._recorded)
             if judge(suspect.computed, theirs).verdict == "PASS":
                 # Unrounded inputs excuse much: what explains without them is what it was.
-                strictly = persona.excess_precision and self._diagnosis(suspect, diagnose_strictly)
+                strictly = profile.excess_precision and self._diagnosis(suspect, diagnose_strictly)
                 if strictly:
                     return "", strictly
-                habits = persona.habits(suspect.operation, suspect.formats.narrower)
-                return f"rounds as {persona.name} does: {habits}", ()
+                habits = profile.habits(suspect.operation, suspect.formats.narrower)
+                return f"rounds as {profile.name} does: {habits}", ()
         return "", ()
 
     def _diagnosis(self, subject: T, diagnosed: Diagnosis[T]) -> tuple[Explanation, ...]:

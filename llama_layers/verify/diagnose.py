@@ -19,13 +19,13 @@ from llama_layers.verify.hypotheses.hypothesis import (
     wide,
 )
 from llama_layers.verify.operations import Formats, Linear
-from llama_layers.verify.personas import CONTRACT, Persona
+from llama_layers.verify.profiles import CONTRACT, RoundingProfile
 from llama_layers.verify.report import Explanation
 from llama_layers.verify.suspect import Suspect
 
 # Every rounding that any engine is known for, but for a cache: what is read from it is another
 # number, and no wider bound. A mistake that holds with neither of the two holds with no engine's.
-_ALL = Persona(
+_ALL = RoundingProfile(
     "all",
     True,
     "float32",
@@ -102,7 +102,7 @@ def diagnose_strictly(
         Other formulas, weights and inputs, and fewer bits; not what is read off the array.
     """
     chosen = [h for h in HYPOTHESES if h.kind != Kind.SOLVED and not h.loosens]
-    trial = _Trial(suspect, personas=(CONTRACT,))
+    trial = _Trial(suspect, profiles=(CONTRACT,))
     return _tried(trial, [h for h in chosen if only is None or h.name in only])
 
 
@@ -143,14 +143,14 @@ class _Trial:
         suspect: Suspect,
         *,
         usually: bool = False,
-        personas: tuple[Persona, ...] | None = None,
+        profiles: tuple[RoundingProfile, ...] | None = None,
     ) -> None:
         self._suspect = suspect
         self._usually = usually
         self._formats = suspect.formats
-        persona = suspect.formats.persona
-        tried = (persona,) if persona is not CONTRACT else (CONTRACT, *suspect.formats.personas)
-        self._personas = tried if personas is None else personas
+        profile = suspect.formats.profile
+        tried = (profile,) if profile is not CONTRACT else (CONTRACT, *suspect.formats.profiles)
+        self._profiles = tried if profiles is None else profiles
         right = self._judged(suspect.bound(suspect.formats))
         self._right = right.exact
         ratio = right.ratio(suspect.computed)
@@ -202,8 +202,8 @@ class _Trial:
     def _explained(self, hypothesis: Hypothesis, change: Change) -> Iterator[_Found]:
         """The largest ratio and the error that are left, where the mistake explains the array."""
         computed = self._suspect.computed
-        for persona in self._personas:
-            formats = replace(self._formats, persona=persona)
+        for profile in self._profiles:
+            formats = replace(self._formats, profile=profile)
             bound = self._judged(change.operation.bound(formats))
             tokens, wrong = self._by_token(bound.ratio(computed)) <= 1, self._by_token(self._wrong)
             if not tokens.all():
@@ -248,11 +248,11 @@ class _Trial:
         )
 
     def _liberal(self) -> list[Formats]:
-        if self._formats.persona is not CONTRACT:
+        if self._formats.profile is not CONTRACT:
             return [self._formats]
-        cached = any(persona.kv_cache is not None for persona in self._personas)
-        personas = (_ALL, _CACHED) if cached else (_ALL,)
-        return [replace(self._formats, persona=persona) for persona in personas]
+        cached = any(profile.kv_cache is not None for profile in self._profiles)
+        profiles = (_ALL, _CACHED) if cached else (_ALL,)
+        return [replace(self._formats, profile=profile) for profile in profiles]
 
     def _judged(self, bound: Bound) -> Bound:
         return where_defined(self._limited(bound), self._suspect.site, self._suspect.recorded)

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from llama_layers.errors import escaped, one_line
-from llama_layers.files import check_output, write_atomically
+from llama_layers.files.output import check_output, write_atomically
 from llama_layers.verify.html_pictures import anchors, histogram, site_map
 from llama_layers.verify.html_style import STYLE
 from llama_layers.verify.layout import apart, figure
@@ -278,7 +278,7 @@ def _origin(report: Report) -> Iterator[str]:
     yield from _facts(
         {
             "weights": report.weights or "not said",
-            "further roundings": report.persona,
+            "further roundings": report.profile,
             "seconds": f"{report.seconds:.1f}",
         }
     )

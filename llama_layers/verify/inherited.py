@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import dtype_of
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.embedding import embed
-from llama_layers.layer import decoder_layer
-from llama_layers.llama import Llama
-from llama_layers.norm import rms_norm
-from llama_layers.projection import linear
-from llama_layers.rope import rope_table
-from llama_layers.tap import Tap, inside, untouched
+from llama_layers.arrays.dtypes import dtype_of
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.decoder import decoder_layer
+from llama_layers.layers.linear import linear
+from llama_layers.layers.norm import rms_norm
+from llama_layers.layers.rope import rope_table
+from llama_layers.layers.tap import Tap, inside, untouched
+from llama_layers.model.embedding import embed
+from llama_layers.model.llama import Llama
 from llama_layers.verify.distance import distance
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import info_of

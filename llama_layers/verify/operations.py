@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llama_layers.backends.dtypes import FLOATS, FloatFormat
-from llama_layers.config import LlamaConfig
+from llama_layers.arrays.dtypes import FLOATS, FloatFormat
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.bounds import (
     Bound,
     attention_bound,
@@ -25,7 +25,7 @@ from llama_layers.verify.bounds import (
     swiglu_bound,
     weighted_sum_bound,
 )
-from llama_layers.verify.personas import CONTRACT, PERSONAS, Persona
+from llama_layers.verify.profiles import CONTRACT, PROFILES, RoundingProfile
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Formats:
         Of the result.
     accumulate : str
         Of sums and of everything between the inputs and the result.
-    persona : Persona
+    profile : RoundingProfile
         What is rounded beside that.
     inputs : str or None
         Of the narrowest input, where it was recorded; None if there is none.
@@ -46,11 +46,11 @@ class Formats:
 
     dtype: str
     accumulate: str
-    persona: Persona = CONTRACT
+    profile: RoundingProfile = CONTRACT
     inputs: str | None = None
 
     @property
-    def personas(self) -> tuple[Persona, ...]:
+    def profiles(self) -> tuple[RoundingProfile, ...]:
         """Those that an engine with these formats can have, in the order in which they are tried.
 
         A cache is narrower than the results that it keeps, and no one narrows float64 on purpose;
@@ -58,11 +58,11 @@ class Formats:
         sums excuse too much to be tried.
         """
         return tuple(
-            persona
-            for persona in PERSONAS.values()
-            if persona.weighted_sums is None
-            and (persona.kv_cache is None or self._cached_in(FLOATS[persona.kv_cache]))
-            and (self._sums_have_more_digits or not persona.excess_precision)
+            profile
+            for profile in PROFILES.values()
+            if profile.weighted_sums is None
+            and (profile.kv_cache is None or self._cached_in(FLOATS[profile.kv_cache]))
+            and (self._sums_have_more_digits or not profile.excess_precision)
         )
 
     def _cached_in(self, form: FloatFormat) -> bool:
@@ -71,7 +71,7 @@ class Formats:
     @property
     def unrounded_inputs(self) -> str | None:
         """The format of the inputs, if the engine went on with what they were before it."""
-        excess = self.persona.excess_precision and self._sums_have_more_digits
+        excess = self.profile.excess_precision and self._sums_have_more_digits
         return self.inputs if excess else None
 
     @property
@@ -86,7 +86,7 @@ class Formats:
         return None if FLOATS[self.dtype].holds(FLOATS[self.accumulate]) else self.dtype
 
     def narrowed(self, rounds: bool) -> str | None:
-        """The format of a step that the persona rounds to the result's dtype, if it does."""
+        """The format of a step that the profile rounds to the result's dtype, if it does."""
         return self.dtype if rounds else None
 
 
@@ -118,8 +118,8 @@ class Norm:
             eps=self.eps,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
-            normed=formats.narrowed(formats.persona.norm_before_weight),
-            flushes=formats.persona.flushes,
+            normed=formats.narrowed(formats.profile.norm_before_weight),
+            flushes=formats.profile.flushes,
             inputs=formats.unrounded_inputs,
         )
 
@@ -140,7 +140,7 @@ class Linear:
             self.bias,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
-            flushes=formats.persona.flushes,
+            flushes=formats.profile.flushes,
             inputs=formats.unrounded_inputs,
         )
 
@@ -156,7 +156,7 @@ class Rope:
 
     def bound(self, formats: Formats) -> Bound:
         """The exact rotation, and what rounding allows."""
-        persona = formats.persona
+        profile = formats.profile
         return rope_bound(
             self.x,
             self.positions,
@@ -164,10 +164,10 @@ class Rope:
             layout=self.layout,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
-            phases=persona.phases,
-            table=formats.narrowed(persona.rope_table),
-            arithmetic=formats.narrowed(persona.rope_arithmetic),
-            flushes=persona.flushes,
+            phases=profile.phases,
+            table=formats.narrowed(profile.rope_table),
+            arithmetic=formats.narrowed(profile.rope_arithmetic),
+            flushes=profile.flushes,
             inputs=formats.unrounded_inputs,
         )
 
@@ -189,9 +189,9 @@ class Scores:
             scale=self.scale,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
-            scores=formats.narrowed(formats.persona.scores),
-            operands=formats.persona.kv_cache,
-            flushes=formats.persona.flushes,
+            scores=formats.narrowed(formats.profile.scores),
+            operands=formats.profile.kv_cache,
+            flushes=formats.profile.flushes,
             inputs=formats.unrounded_inputs,
         )
         return bound if self.mask is None else bound.only(self.mask[..., None, :, :])
@@ -211,7 +211,7 @@ class Softmax:
             mask=self.mask,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
-            flushes=formats.persona.flushes,
+            flushes=formats.profile.flushes,
             inputs=formats.unrounded_inputs,
         )
 
@@ -234,9 +234,9 @@ class Probabilities:
             scale=self.scale,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
-            scores=formats.narrowed(formats.persona.scores),
-            operands=formats.persona.kv_cache,
-            flushes=formats.persona.flushes,
+            scores=formats.narrowed(formats.profile.scores),
+            operands=formats.profile.kv_cache,
+            flushes=formats.profile.flushes,
             inputs=formats.unrounded_inputs,
         )
 
@@ -255,8 +255,8 @@ class WeightedSum:
             self.v,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
-            operands=formats.persona.kv_cache,
-            flushes=formats.persona.flushes,
+            operands=formats.profile.kv_cache,
+            flushes=formats.profile.flushes,
             inputs=formats.unrounded_inputs,
         )
 
@@ -273,7 +273,7 @@ class Attention:
 
     def bound(self, formats: Formats) -> Bound:
         """The exact attention, and what rounding allows."""
-        persona = formats.persona
+        profile = formats.profile
         return attention_bound(
             self.q,
             self.k,
@@ -282,11 +282,11 @@ class Attention:
             scale=self.scale,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
-            scores=formats.narrowed(persona.scores),
-            probabilities=formats.narrowed(persona.probabilities),
-            operands=persona.kv_cache,
-            weighted_sums=persona.weighted_sums,
-            flushes=persona.flushes,
+            scores=formats.narrowed(profile.scores),
+            probabilities=formats.narrowed(profile.probabilities),
+            operands=profile.kv_cache,
+            weighted_sums=profile.weighted_sums,
+            flushes=profile.flushes,
             inputs=formats.unrounded_inputs,
         )
 
@@ -305,9 +305,9 @@ class Gate:
             self.up,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
-            sigmoid=formats.narrowed(formats.persona.sigmoid),
-            silu=formats.narrowed(formats.persona.silu),
-            flushes=formats.persona.flushes,
+            sigmoid=formats.narrowed(formats.profile.sigmoid),
+            silu=formats.narrowed(formats.profile.silu),
+            flushes=formats.profile.flushes,
             inputs=formats.unrounded_inputs,
         )
 
@@ -326,7 +326,7 @@ class Residual:
             self.added,
             dtype=formats.dtype,
             accumulate=formats.accumulate,
-            flushes=formats.persona.flushes,
+            flushes=formats.profile.flushes,
             inputs=formats.unrounded_inputs,
         )
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import dtype_name
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.projection import QKV, qkv_projection
+from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.linear import QKV, qkv_projection
+from llama_layers.layers.weights import QKVWeights
 from llama_layers.verify.bounds import Bound, linear_bound
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.plain import plain
-from llama_layers.weights import QKVWeights
 
 # Two elements differ when they are further apart than this.
 DIFFERENCE = 1e-6

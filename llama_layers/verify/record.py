@@ -9,15 +9,15 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from llama_layers.attend import exponentials
-from llama_layers.backends.describe import describe
-from llama_layers.backends.dtypes import accumulate_format, dtype_name, dtype_of, float_format
-from llama_layers.backends.namespaces import namespace
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.batch import kept_tokens, layer_masks, token_positions
-from llama_layers.config import LlamaConfig
-from llama_layers.llama import Llama
-from llama_layers.model import forward
+from llama_layers.arrays.describe import describe
+from llama_layers.arrays.dtypes import accumulate_format, dtype_name, dtype_of, float_format
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.attention import exponentials
+from llama_layers.model.forward import forward
+from llama_layers.model.inputs import kept_tokens, layer_masks, token_positions
+from llama_layers.model.llama import Llama
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.trace import Trace
 

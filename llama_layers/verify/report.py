@@ -64,7 +64,7 @@ class SiteResult:
     site : Site
         Which.
     verdict : {"PASS", "WARN", "FAIL", "SEEN", "DIFFERS"}
-        Where its inputs were recorded, as for `Judgement`, and WARN also where a persona's
+        Where its inputs were recorded, as for `Judgement`, and WARN also where a profile's
         roundings explain it. Where they were not: whether it differs from a recomputation as our
         own run does (SEEN), or by far more (DIFFERS); or, where nothing was recorded to recompute
         it from, whether it has NaN or Inf that the model does not (DIFFERS).
@@ -125,7 +125,7 @@ class Report:
         What the trace says of its origin.
     seconds : float
         How long the check took.
-    persona : str
+    profile : str
         The engine whose further roundings were allowed; "contract" if none were.
     weights : str
         The dtype of the model's weights; may be empty.
@@ -137,7 +137,7 @@ class Report:
     missing: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
-    persona: str = "contract"
+    profile: str = "contract"
     weights: str = ""
     diagnosed: bool = True
 
@@ -218,7 +218,7 @@ class Report:
             "headline": headline(self),
             "first": None if self.first is None else _result_json(self.first),
             "counts": {verdict: counts[verdict] for verdict in SITE_VERDICTS},
-            "persona": self.persona,
+            "profile": self.profile,
             "weights": self.weights,
             "diagnosed": self.diagnosed,
             "seconds": self.seconds,

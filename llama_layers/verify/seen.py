@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.llama import Llama
-from llama_layers.tap import Tap
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.tap import Tap
+from llama_layers.model.llama import Llama
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.distance import distance
 from llama_layers.verify.hypotheses import HYPOTHESES

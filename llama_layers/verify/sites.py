@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llama_layers.config import LlamaConfig
+from llama_layers.config.llama_config import LlamaConfig
 
 # In a layer, in the order of a forward pass: name, operation, shape, and the ways in which it can
 # be recomputed, the most local first. "x" is what comes into the layer. Sites marked with a star

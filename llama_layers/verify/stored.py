@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from llama_layers.backends.dtypes import dtype_name
+from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.errors import TraceError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.llama import Llama
+from llama_layers.model.llama import Llama
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.operations import Formats, Operation
 from llama_layers.verify.sites import Site, sites

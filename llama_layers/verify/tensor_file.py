@@ -11,7 +11,7 @@ import ml_dtypes  # noqa: F401  # safetensors needs it to know bfloat16
 from safetensors import SafetensorError, safe_open
 
 from llama_layers.errors import TraceError
-from llama_layers.json_files import without_duplicates
+from llama_layers.files.json_files import without_duplicates
 from llama_layers.verify.stored import ArrayInfo, StoredArrays
 
 # The dtypes that are read, in the format's words and in ours.

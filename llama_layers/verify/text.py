@@ -270,7 +270,7 @@ def _closing(report: Report) -> str:
         + (f" at {counted(count, 'site')}" if len(formats) > 1 else "")
         for (dtype, accumulate), count in formats.most_common()
     )
-    persona = "" if report.persona == "contract" else f", with the roundings of {report.persona}"
+    profile = "" if report.profile == "contract" else f", with the roundings of {report.profile}"
     sites = counted(len(report.results), "site")
     weights = f", from weights in {report.weights}" if report.weights else ""
-    return f"{sites} checked in {report.seconds:.1f} s as {said}{weights}{persona}."
+    return f"{sites} checked in {report.seconds:.1f} s as {said}{weights}{profile}."

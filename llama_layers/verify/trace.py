@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.errors import TraceError
-from llama_layers.files import check_output, write_tensors
+from llama_layers.files.output import check_output, write_tensors
 from llama_layers.verify.aliases import canonical_arrays
 from llama_layers.verify.stored import Without, info_of
 from llama_layers.verify.tensor_file import STORED, TensorFile

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.config import LlamaConfig
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
-from llama_layers.mask import Mask
+from llama_layers.layers.mask import Mask
 from llama_layers.verify.fit import HEADED, OF_LAST_TOKEN, Fitted
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import info_of

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from random_models import GQA
 
 from llama_layers import LlamaConfig
 from llama_layers.bench.cost import Cost, attention_cost, decode_cost, linear_cost, model_cost
+from tests.support.random_models import GQA
 
 SMOLLM2 = LlamaConfig.smollm2_135m()
 PARAMETERS = 134_515_008  # published; the head is tied to the embedding

@@ -6,14 +6,8 @@ import json
 from importlib.metadata import version
 from importlib.util import find_spec
 
-import cupy_stand_in as stand_in
 import numpy as np
 import pytest
-import random_models
-import tiny
-from emulator import needs_compiler
-from fake_cublas import replaced
-from installed import installed
 
 from llama_layers import KVCache, forward, generate
 from llama_layers.bench import contestants, gpu, job, models
@@ -21,6 +15,11 @@ from llama_layers.bench.contestants import ours
 from llama_layers.bench.gpu import Gpu
 from llama_layers.bench.job import ModelJob, QKVJob
 from llama_layers.cli import main
+from tests.support import cupy_stand_in as stand_in
+from tests.support import random_models, tiny
+from tests.support.emulator import needs_compiler
+from tests.support.fake_cublas import replaced
+from tests.support.installed import installed
 
 pytestmark = needs_compiler
 

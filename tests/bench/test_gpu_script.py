@@ -11,18 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-import cupy_stand_in as stand_in
 import pytest
-import tiny
-from emulator import needs_compiler
-from fake_cublas import replaced
-from installed import installed
 
 from llama_layers.bench import contestants
 from llama_layers.bench import gpu as machine
 from llama_layers.bench.contestants import PEERS, llama_cpp_model
 from llama_layers.bench.cost import Cost
 from llama_layers.bench.result import Case, Limit, Result
+from tests.support import cupy_stand_in as stand_in
+from tests.support import tiny
+from tests.support.emulator import needs_compiler
+from tests.support.fake_cublas import replaced
+from tests.support.installed import installed
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "benchmarks"))
 import gpu

@@ -5,9 +5,6 @@ from dataclasses import replace
 import gguf
 import numpy as np
 import pytest
-import random_models
-import tiny
-from random_models import GQA
 
 from llama_layers import LlamaConfig, load
 from llama_layers.bench import job, models
@@ -15,6 +12,8 @@ from llama_layers.bench.gguf_out import write_gguf
 from llama_layers.bench.named import named_arrays
 from llama_layers.checkpoint import expected_tensors
 from llama_layers.checkpoint.names import to_gguf
+from tests.support import random_models, tiny
+from tests.support.random_models import GQA
 
 
 def sizes(model):

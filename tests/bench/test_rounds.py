@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-import random_models
-from random_models import GQA
 
 from llama_layers import forward
 from llama_layers.bench.agreement import check_agreement
@@ -12,6 +10,8 @@ from llama_layers.bench.contestants.contestant import Contestant, model_contesta
 from llama_layers.bench.job import ModelJob
 from llama_layers.bench.rounds import run_rounds
 from llama_layers.errors import BackendError
+from tests.support import random_models
+from tests.support.random_models import GQA
 
 
 class Clock:

@@ -11,12 +11,12 @@ from dataclasses import replace
 import gguf
 import numpy as np
 import pytest
-import tiny
 from safetensors.numpy import load_file
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import convert, open_checkpoint
 from llama_layers.checkpoint.conversion import write_safetensors
+from tests.support import tiny
 
 
 @pytest.fixture

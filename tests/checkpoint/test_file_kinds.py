@@ -8,11 +8,11 @@ import re
 import zipfile
 
 import pytest
-import tiny
 from safetensors.numpy import save
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import load_tokenizer
+from tests.support import tiny
 
 # The example of git-lfs's own specification (docs/spec.md).
 LFS = (

@@ -7,13 +7,12 @@ import sys
 from dataclasses import replace
 
 import gguf
-import gguf_files
 import numpy as np
 import pytest
-import tiny
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import open_checkpoint
+from tests.support import gguf_files, tiny
 
 MODEL = gguf_files.MODEL
 

@@ -6,11 +6,11 @@ import math
 from dataclasses import replace
 
 import pytest
-import tiny
-from gguf_files import write_model
 
 from llama_layers import CheckpointError, ConfigError, load
 from llama_layers.checkpoint import open_checkpoint
+from tests.support import tiny
+from tests.support.gguf_files import write_model
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-6, 1e-8, 3e-6, 0.00012345])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gguf_files
 import numpy as np
 import pytest
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import open_checkpoint
+from tests.support import gguf_files
 
 OURS = ("llama", "qwen2")
 # What a log may have that is rightly refused, with a part of the message.

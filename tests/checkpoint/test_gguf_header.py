@@ -8,7 +8,6 @@ import struct
 import tracemalloc
 
 import gguf
-import gguf_files
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from llama_layers import CheckpointError, ConfigError
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.checkpoint.gguf_header import TENSOR_TYPES, read_gguf
+from tests.support import gguf_files
 
 UNSIGNED = {f"u{bits}": st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64)}
 SIGNED = {f"i{bits}": st.integers(-(2**bits // 2), 2**bits // 2 - 1) for bits in (8, 16, 32, 64)}

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
-from gguf_files import write_model
 
 from llama_layers import ConfigError, RopeScaling, load
 from llama_layers.checkpoint import open_checkpoint
+from tests.support import tiny
+from tests.support.gguf_files import write_model
 
 
 @pytest.mark.parametrize(

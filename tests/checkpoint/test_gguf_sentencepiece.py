@@ -6,7 +6,11 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
-from gguf_vocabularies import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_layers.checkpoint import load_tokenizer
+from tests.support.gguf_vocabularies import (
     BYTE,
     BYTES,
     PIECES,
@@ -16,10 +20,6 @@ from gguf_vocabularies import (
     words_of,
     write,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
-from llama_layers.checkpoint import load_tokenizer
 
 
 @pytest.fixture

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 
 import gguf
-import gguf_files
 import numpy as np
 import pytest
-import tiny
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import convert, open_checkpoint
 from llama_layers.checkpoint.file_names import gguf_parts
 from llama_layers.checkpoint.opening import files_read
+from tests.support import gguf_files, tiny
 
 
 def write_parts(directory, most_tensors=5, **options):

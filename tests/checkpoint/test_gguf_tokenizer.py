@@ -6,10 +6,12 @@ import json
 import re
 from functools import partial
 
-import gguf_files
 import pytest
-import tiny
-from gguf_vocabularies import (
+
+from llama_layers import CheckpointError, load
+from llama_layers.checkpoint import convert, load_tokenizer
+from tests.support import gguf_files, tiny
+from tests.support.gguf_vocabularies import (
     CONTROL,
     NORMAL,
     PIECES,
@@ -23,9 +25,6 @@ from gguf_vocabularies import (
     words_of,
     write,
 )
-
-from llama_layers import CheckpointError, load
-from llama_layers.checkpoint import convert, load_tokenizer
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import sys
 
 import huggingface_hub.constants
 import pytest
-import tiny
 import tokenizers
-from hub_server import COMMIT, PINNED, serving
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import load_tokenizer, pull
 from llama_layers.checkpoint.hub import HubName, hub_name
+from tests.support import tiny
+from tests.support.hub_server import COMMIT, PINNED, serving
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import array_api_strict
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
-from installed import GPUS, gpu
 
 from llama_layers import CheckpointError, Llama, load
 from llama_layers.checkpoint import convert, open_checkpoint
+from tests.support import tiny
+from tests.support.installed import GPUS, gpu
 
 
 @pytest.fixture

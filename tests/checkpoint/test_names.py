@@ -5,12 +5,12 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers.checkpoint import expected_tensors
 from llama_layers.checkpoint.names import deinterleave, to_hugging_face
+from tests.support import tiny
 
 
 def test_expected_tensors_of_a_layer_in_the_order_of_files():

@@ -11,11 +11,11 @@ import zipfile
 from dataclasses import replace
 
 import pytest
-import tiny
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import cached_path, known_models, pull, pulling
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, KnownModel, cache_directory
+from tests.support import tiny
 
 
 @pytest.fixture

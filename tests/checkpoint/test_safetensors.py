@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 
 from llama_layers import CheckpointError, ConfigError, load
 from llama_layers.checkpoint import open_checkpoint
+from tests.support import tiny
 
 
 def refused(path, message):

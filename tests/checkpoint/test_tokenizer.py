@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
 import tokenizers
 
 from llama_layers import CheckpointError, generate, load
 from llama_layers.checkpoint import Tokenizer, convert, load_tokenizer, open_checkpoint
+from tests.support import tiny
 
 
 def write_tokenizer(directory, **options):

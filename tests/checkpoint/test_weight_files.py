@@ -7,10 +7,10 @@ import re
 
 import numpy as np
 import pytest
-import tiny
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import open_checkpoint
+from tests.support import tiny
 
 
 def refused(path, message):

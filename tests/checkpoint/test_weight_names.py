@@ -9,13 +9,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import expected_tensors, open_checkpoint, opened
+from tests.support import tiny
 
 # Buffers of transformers' and others' modules, which no class of transformers 5 reads.
 INERT = (

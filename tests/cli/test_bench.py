@@ -4,13 +4,13 @@ import json
 import sys
 
 import pytest
-import tiny
 
 from llama_layers.bench import contestants, cpu
 from llama_layers.bench.result import Result
 from llama_layers.bench.threads import available_threads
 from llama_layers.cli import main
-from llama_layers.model import forward
+from llama_layers.model.forward import forward
+from tests.support import tiny
 
 
 @pytest.fixture(autouse=True)

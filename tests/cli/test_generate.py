@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
-import llama_layers.generation
+import llama_layers.model.generate
 from llama_layers import forward, load
 from llama_layers.cli import main
 from llama_layers.cli.generate import until_stop
+from tests.support import tiny
 
 TEXT = "The capital of France is"
 
@@ -237,13 +237,13 @@ GREEDY = {"max_new_tokens": 256, "temperature": 0.0}
 )
 def test_the_settings_of_the_authors(tmp_path, capsys, monkeypatch, suggested, arguments, options):
     seen = {}
-    generate = llama_layers.generation.generate
+    generate = llama_layers.model.generate.generate
 
     def spy(model, ids, **given):
         seen.update(given)
         return generate(model, ids, **given)
 
-    monkeypatch.setattr("llama_layers.generation.generate", spy)
+    monkeypatch.setattr("llama_layers.model.generate.generate", spy)
     model = chain(tmp_path, HELLO, END, generation_config=suggested)
     run(capsys, model, "<s>", *arguments)
     assert seen == options | {"rng": None}

@@ -7,15 +7,15 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from watched_bodies import forget, spoiled
 
-from llama_layers.backends import dispatch
-from llama_layers.backends.dispatch import routes
+from llama_layers.arrays import dispatch
+from llama_layers.arrays.dispatch import routes
 from llama_layers.backends.numpy import BODIES
 from llama_layers.bench import bodies as speeds
 from llama_layers.cli import main, verify_bodies
-from llama_layers.model import decoder_layers
-from llama_layers.norm import normalise
+from llama_layers.layers.norm import normalise
+from llama_layers.model.forward import decoder_layers
+from tests.support.watched_bodies import forget, spoiled
 
 
 @pytest.fixture(autouse=True)

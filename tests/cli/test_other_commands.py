@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from safetensors.numpy import load_file
 
 from llama_layers.backends.numpy import compiled
 from llama_layers.cli import main
+from tests.support import tiny
 
 
 def test_the_program_runs_as_a_module():

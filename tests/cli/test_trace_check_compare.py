@@ -11,12 +11,12 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
-from random_models import GQA, model_of, random_weights
 
 from llama_layers import load
 from llama_layers.cli import main
 from llama_layers.verify import Trace, record, sites
+from tests.support import tiny
+from tests.support.random_models import GQA, model_of, random_weights
 
 IDS = "1,2,3,4,5"
 NAMES = [site.name for site in sites(GQA) if not site.pairwise]
@@ -268,7 +268,7 @@ def test_check_refuses(run, port, tmp_path):
     )
     other = tiny.write_single(tmp_path / "other", tiny.arrays())
     assert "expected one of this model, with " in trouble(run, "check", port, "--model", other)
-    assert "persona: expected one of " in trouble(run, "check", port, "--persona", "nobody")
+    assert "profile: expected one of " in trouble(run, "check", port, "--profile", "nobody")
     assert "got 'Q4_1'; --weights-dtype takes its place" in trouble(
         run, "check", spoilt(port, metadata={"weights": "Q4_1"})
     )
@@ -380,9 +380,9 @@ def test_roundings_of_an_engine(run, port):
     lone_gate(port, ml_dtypes.bfloat16).save(port, force=True)
     status, out, _ = run("check", port)
     assert (status, out[:5]) == (0, "WARN:")
-    status, out, _ = run("check", port, "--persona", "transformers")
+    status, out, _ = run("check", port, "--profile", "transformers")
     assert (status, out[:5]) == (0, "PASS:")
-    status, out, _ = run("check", port, "--persona", "llama.cpp")
+    status, out, _ = run("check", port, "--profile", "llama.cpp")
     assert (status, out[:5]) == (1, "FAIL:")
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "checkpoint")]
+sys.path.insert(0, str(HERE.parents[1]))
 
 KINDS = "checkpoints ggufs tokenizer_files traces".split()
 HANG_SECONDS = 2  # of processor time: other processes must not make a file seem slow
@@ -78,7 +78,7 @@ def failures(kind: str, args: argparse.Namespace) -> int:
 
 def api_failures(args: argparse.Namespace) -> int:
     """Call public functions, with the compiled bodies and without; how many calls failed."""
-    import api
+    from tests.fuzz import api
 
     start, done, found = time.monotonic(), 0, 0
     while done < args.count and (args.seconds is None or time.monotonic() < start + args.seconds):
@@ -93,7 +93,7 @@ def api_failures(args: argparse.Namespace) -> int:
 
 
 def _fuzz(kind: str, stop: int, ends: float | None, done: Any, accepted: Any, failed: Any) -> None:
-    module = importlib.import_module(kind)
+    module = importlib.import_module(f"tests.fuzz.{kind}")
     signal.signal(signal.SIGPROF, _hang)
     while done.value < stop and (ends is None or time.monotonic() < ends):
         try:

@@ -88,7 +88,7 @@ def outcome(call: Callable[[], Any]) -> Outcome:
 
 def parts(result: Any) -> Iterator[Any]:
     """What a result is made of, as NumPy arrays and as text."""
-    from llama_layers.backends.transfer import to_numpy
+    from llama_layers.arrays.transfer import to_numpy
 
     if is_dataclass(result) and not isinstance(result, type):
         for field in fields(result):
@@ -152,10 +152,9 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
 
 def work(start: int, stop: int) -> None:
     """Write the outcomes of the calls of some seeds to stdout."""
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
-    import api_calls
-
+    sys.path.insert(0, str(HERE.parents[1]))
     from llama_layers.backends.numpy.sizes import of_any_size
+    from tests.fuzz import api_calls
 
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")

@@ -8,7 +8,8 @@ from typing import Any
 import array_api_strict
 import ml_dtypes
 import numpy as np
-from layouts import LAYOUTS
+
+from tests.support.layouts import LAYOUTS
 
 FLOATS = {
     "float16": np.float16,

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from api_arguments import floats, mutated, one_of, sizes, some_dtype
-from api_models import Arguments, Made, config, mask, mask_of
-from api_sessions import SESSIONS
 
 import llama_layers as ll
+from tests.fuzz.api_arguments import floats, mutated, one_of, sizes, some_dtype
+from tests.fuzz.api_models import Arguments, Made, config, mask, mask_of
+from tests.fuzz.api_sessions import SESSIONS
 
 
 def call(rng: np.random.Generator) -> tuple[str, Callable[[], Any]]:

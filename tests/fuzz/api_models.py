@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from api_arguments import floats, one_of, some_dtype
 
 import llama_layers as ll
+from tests.fuzz.api_arguments import floats, one_of, some_dtype
 
 Arguments = dict[str, Any]
 Made = tuple[Arguments, Callable[[Arguments], Any]]

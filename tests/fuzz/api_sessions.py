@@ -8,10 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from api_arguments import floats, one_of, sizes, some_dtype
-from api_models import Arguments, Made, config, layer, layer_of, mask, mask_of, model, model_of
 
 import llama_layers as ll
+from tests.fuzz.api_arguments import floats, one_of, sizes, some_dtype
+from tests.fuzz.api_models import (
+    Arguments,
+    Made,
+    config,
+    layer,
+    layer_of,
+    mask,
+    mask_of,
+    model,
+    model_of,
+)
 
 
 def _mlp(rng: np.random.Generator) -> Made:

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import tiny
-from mutations import mutated_bytes, mutated_json, one_of
 from safetensors.numpy import load_file
 
 from llama_layers import inv_freq, load
+from tests.fuzz.mutations import mutated_bytes, mutated_json, one_of
+from tests.support import tiny
 
 _SIZES = """
 vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads rms_norm_eps

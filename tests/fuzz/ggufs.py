@@ -13,10 +13,10 @@ from typing import Any
 
 import gguf
 import numpy as np
-import tiny
-from mutations import mutated_bytes, one_of
 
 from llama_layers import load
+from tests.fuzz.mutations import mutated_bytes, one_of
+from tests.support import tiny
 
 _CONFIG = replace(tiny.CONFIG, vocab_size=12)
 _NAMES = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, _CONFIG.num_hidden_layers)

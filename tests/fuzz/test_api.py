@@ -8,10 +8,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import api
-import api_calls
 import numpy as np
 import pytest
+
+from tests.fuzz import api, api_calls
 
 HERE = Path(__file__).parent
 

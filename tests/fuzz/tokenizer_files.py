@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from mutations import mutated_json, one_of
 from tokenizers import decoders, models, pre_tokenizers
 
 from llama_layers.checkpoint import load_tokenizer
+from tests.fuzz.mutations import mutated_json, one_of
 
 TEXTS = ["ab <s>12 é", "ab 12 é", "", "  b\n", "<|im_end|>a"]
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

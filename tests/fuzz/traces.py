@@ -13,13 +13,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from mutations import mutated_bytes, mutated_json, one_of, strange
-from random_models import CONFIGS, model_of, random_weights
 from safetensors.numpy import load_file, save
 
 from llama_layers import Llama
 from llama_layers.verify import Trace, check, compare, record, to_html
 from llama_layers.verify.aliases import alias_table
+from tests.fuzz.mutations import mutated_bytes, mutated_json, one_of, strange
+from tests.support.random_models import CONFIGS, model_of, random_weights
 
 IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 MASK = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])

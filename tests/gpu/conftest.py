@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
-from conftest import Backend, backend_on
-from fake_cublas import FakeCublas, replaced
-from installed import GPUS, gpu
+
+from tests.conftest import Backend, backend_on
+from tests.support.fake_cublas import FakeCublas, replaced
+from tests.support.installed import GPUS, gpu
 
 
 @pytest.fixture(params=GPUS)

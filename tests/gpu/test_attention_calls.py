@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from installed import stand_in_alone
 
 from llama_layers import KVCache, LlamaConfig, Mask, attention
 from llama_layers.backends.cupy import attention as cupy_attention
+from tests.support.installed import stand_in_alone
 
 DTYPES = ["bfloat16", "float16", "float32"]
 

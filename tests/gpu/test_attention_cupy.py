@@ -5,22 +5,22 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import Backend
-from fake_cublas import replaced
 from hypothesis import given
 from hypothesis import strategies as st
-from installed import installed
-from test_attention import (  # noqa: F401
-    test_empty_rows_give_exact_zeros,
-    test_mask_is_the_boolean_mask_it_stands_for,
-    test_on_every_library,
-)
-from test_attention_tiles import tiled
 
 from llama_layers import Mask, attention
 from llama_layers.backends.cupy import attention as cupy_attention
 from llama_layers.testing import assert_same_bits, assert_within_bound
 from llama_layers.verify import attention_bound
+from tests.conftest import Backend
+from tests.support.fake_cublas import replaced
+from tests.support.installed import installed
+from tests.test_attention import (  # noqa: F401
+    test_empty_rows_give_exact_zeros,
+    test_mask_is_the_boolean_mask_it_stands_for,
+    test_on_every_library,
+)
+from tests.test_attention_tiles import tiled
 
 DTYPES = ["bfloat16", "float16", "float32"]
 

@@ -10,15 +10,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_cublas import replaced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from installed import stand_in_alone
 
 from llama_layers.backends.cupy import cublas
 from llama_layers.errors import BackendError
 from llama_layers.testing import assert_within_bound
 from llama_layers.verify import linear_bound
+from tests.support.fake_cublas import replaced
+from tests.support.installed import stand_in_alone
 
 PAIRS = [  # operands, result
     *(("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float16", "float16")),

@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from unittest import mock
 
-import cupy_stand_in as stand_in
 import ml_dtypes
 import numpy as np
 import pytest
-from emulator import needs_compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from installed import on_device, stand_in_alone, times
-from random_models import CONFIGS, model_of, random_weights, run_in_chunks
 
 from llama_layers import KVCache, MLPWeights, forward
 from llama_layers.backends.cupy import BODIES, decode
 from llama_layers.testing import assert_same_bits
+from tests.support import cupy_stand_in as stand_in
+from tests.support.emulator import needs_compiler
+from tests.support.installed import on_device, stand_in_alone, times
+from tests.support.random_models import CONFIGS, model_of, random_weights, run_in_chunks
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("cupy")]
 

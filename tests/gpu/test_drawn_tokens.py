@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from unittest import mock
 
-import cupy_stand_in as stand_in
 import ml_dtypes
 import numpy as np
 import pytest
-from emulator import needs_compiler
-from installed import on_device, stand_in_alone
-from random_models import CONFIGS, model_of, random_weights
 
 from llama_layers import KVCache, forward, generate
 from llama_layers.backends.cupy import decode, generation
+from tests.support import cupy_stand_in as stand_in
+from tests.support.emulator import needs_compiler
+from tests.support.installed import on_device, stand_in_alone
+from tests.support.random_models import CONFIGS, model_of, random_weights
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("cupy")]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulator import Emulated, EmulatedError, needs_compiler
+
+from tests.support.emulator import Emulated, EmulatedError, needs_compiler
 
 pytestmark = needs_compiler
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from installed import stand_in_alone
 
 from llama_layers import QKVWeights, linear, qkv_projection
 from llama_layers.backends.cupy import cublas
 from llama_layers.backends.cupy import linear as cupy_linear
 from llama_layers.testing import assert_within_bound
 from llama_layers.verify import linear_bound
+from tests.support.installed import stand_in_alone
 
 pytestmark = stand_in_alone
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import backend_on
 from hypothesis import given
 from hypothesis import strategies as st
-from installed import GPUS, gpu
-from test_linear import (  # noqa: F401
+
+from llama_layers import linear
+from llama_layers.backends.cupy import cublas, launch
+from llama_layers.backends.cupy import linear as cupy_linear
+from llama_layers.testing import assert_within_bound
+from llama_layers.verify import linear_bound
+from tests.conftest import backend_on
+from tests.support.installed import GPUS, gpu
+from tests.test_linear import (  # noqa: F401
     FORMATS,
     assert_like_naive,
     problems,
@@ -25,12 +31,6 @@ from test_linear import (  # noqa: F401
     test_within_bound_at_every_magnitude,
     test_within_bound_of_naive_loops,
 )
-
-from llama_layers import linear
-from llama_layers.backends.cupy import cublas, launch
-from llama_layers.backends.cupy import linear as cupy_linear
-from llama_layers.testing import assert_within_bound
-from llama_layers.verify import linear_bound
 
 ROUTES = ("a kernel", "cuBLAS", "cuBLAS in blocks", "CuPy")
 

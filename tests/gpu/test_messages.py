@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny
 
 from llama_layers import load
 from llama_layers.backends.cupy import detect
 from llama_layers.cli import main
+from tests.support import tiny
 
 
 class CUDARuntimeError(RuntimeError):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_norm import assert_like_naive, problems, run
 
 from llama_layers import rms_norm
 from llama_layers.backends.cupy import launch
 from llama_layers.testing import assert_same_bits
+from tests.test_norm import assert_like_naive, problems, run
 
 
 @pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16", "float16", "float64"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from unittest import mock
 
-import cupy_stand_in as stand_in
 import ml_dtypes
 import numpy as np
-import nvrtc
 import pytest
 
 from llama_layers.backends.cupy import compile as kernels
 from llama_layers.backends.cupy import launch
+from tests.support import cupy_stand_in as stand_in
+from tests.support import nvrtc
 
 # Of a multiprocessor, for compute capabilities 8.0 and 9.0, and what a block has of shared memory
 # without asking (CUDA C++ programming guide, technical specifications per compute capability).

@@ -12,11 +12,11 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from installed import GPUS, gpu, on_device, real_cupy, times
-from random_models import CONFIGS, model_of, random_weights, run_in_chunks
-from test_forward import assert_rows_close
 
 from llama_layers import forward, generate, load
+from tests.support.installed import GPUS, gpu, on_device, real_cupy, times
+from tests.support.random_models import CONFIGS, model_of, random_weights, run_in_chunks
+from tests.test_forward import assert_rows_close
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
-from test_feed_forward import in_memory, test_on_every_library, test_pins  # noqa: F401
-from test_rope import config_of, test_basis_vectors  # noqa: F401
 
 from llama_layers import apply_rope, rope_table, swiglu
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import rope_bound, swiglu_bound
+from tests.test_feed_forward import in_memory, test_on_every_library, test_pins  # noqa: F401
+from tests.test_rope import config_of, test_basis_vectors  # noqa: F401
 
 DTYPES = ["bfloat16", "float16", "float32", "float64"]
 

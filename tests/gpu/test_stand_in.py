@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-import cupy_stand_in as stand_in
 import numpy as np
 import pytest
-from emulator import EmulatedError, needs_compiler
-from installed import stand_in_alone
 
 from llama_layers.backends.cupy import compile as kernels
+from tests.support import cupy_stand_in as stand_in
+from tests.support.emulator import EmulatedError, needs_compiler
+from tests.support.installed import stand_in_alone
 
 pytestmark = needs_compiler
 

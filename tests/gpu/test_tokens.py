@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulator import needs_compiler
-from installed import on_device
 
 from llama_layers.backends.cupy import launch
+from tests.support.emulator import needs_compiler
+from tests.support.installed import on_device
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("cupy")]
 

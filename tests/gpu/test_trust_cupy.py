@@ -7,10 +7,19 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from emulator import needs_compiler
-from installed import on_device, stand_in_alone
-from random_models import CONFIGS, model_of, random_weights
-from watched_bodies import (
+
+from llama_layers import BackendError, KVCache, Mask, forward, generate
+from llama_layers.arrays import dispatch
+from llama_layers.arrays.dispatch import Offer, routes
+from llama_layers.backends.cupy import BODIES, ROUTES, compile, cublas
+from llama_layers.testing import assert_same_bits
+from llama_layers.verify import bodies
+from llama_layers.verify.bodies import verdict_on
+from llama_layers.verify.bodies.place import Place
+from tests.support.emulator import needs_compiler
+from tests.support.installed import on_device, stand_in_alone
+from tests.support.random_models import CONFIGS, model_of, random_weights
+from tests.support.watched_bodies import (
     DEFINITIONS,
     forget,
     inputs,
@@ -22,15 +31,6 @@ from watched_bodies import (
     without_nan,
     without_tail,
 )
-
-from llama_layers import BackendError, KVCache, Mask, forward, generate
-from llama_layers.backends import dispatch
-from llama_layers.backends.cupy import BODIES, ROUTES, compile, cublas
-from llama_layers.backends.dispatch import Offer, routes
-from llama_layers.testing import assert_same_bits
-from llama_layers.verify import bodies
-from llama_layers.verify.bodies import verdict_on
-from llama_layers.verify.bodies.place import Place
 
 pytestmark = [needs_compiler, stand_in_alone, pytest.mark.usefixtures("cupy", "watched")]
 
@@ -57,7 +57,7 @@ PLANTS = [
     ("CUDA", "gate_with_silu", "NaN", without_nan),
     ("CUDA", "linear_2d", "float16", only_for("float16", shuffled)),
     ("CUDA", "normalise", "tails", without_tail),
-    ("CUDA", "turn", "NaN", without_nan),
+    ("CUDA", "rotate", "NaN", without_nan),
     ("cuBLAS", "linear_2d", "bfloat16", only_for("bfloat16", shuffled)),
     ("CuPy", "linear_2d", "float64", only_for("float64", shuffled)),
 ]
@@ -178,16 +178,16 @@ def test_without_any_body_cupy_computes_all():
 
 def test_another_gpu_or_driver_is_another_verdict(cupy, monkeypatch):
     xp = Place.of("cupy").xp
-    arguments = [there(value) for value in inputs("turn")]
+    arguments = [there(value) for value in inputs("rotate")]
     tried = mock.patch.object(bodies, "verdict_on", side_effect=bodies.verdict_on)
-    with tried as tries, planted("cupy", "CUDA", "turn", BODIES["turn"]):
-        DEFINITIONS["turn"](xp, *arguments)
+    with tried as tries, planted("cupy", "CUDA", "rotate", BODIES["rotate"]):
+        DEFINITIONS["rotate"](xp, *arguments)
         forget()
-        DEFINITIONS["turn"](xp, *arguments)
+        DEFINITIONS["rotate"](xp, *arguments)
         assert tries.call_count == 1
         monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: 13010)
         forget()
-        DEFINITIONS["turn"](xp, *arguments)
+        DEFINITIONS["rotate"](xp, *arguments)
         assert tries.call_count == 2
 
 
@@ -202,13 +202,15 @@ def test_tf32_where_it_was_asked_for_is_no_fault(monkeypatch, route, name):
 
 def test_nothing_is_tried_in_a_capture(cupy):
     xp = Place.of("cupy").xp
-    arguments = [there(value) for value in inputs("turn")]
-    body = BODIES["turn"]
-    with planted("cupy", "CUDA", "turn", body), cupy.cuda.Stream(non_blocking=True) as stream:
+    arguments = [there(value) for value in inputs("rotate")]
+    body = BODIES["rotate"]
+    with planted("cupy", "CUDA", "rotate", body), cupy.cuda.Stream(non_blocking=True) as stream:
         stream.begin_capture()
-        with pytest.raises(BackendError, match=r"turn by CUDA was not tried .* run it once before"):
-            DEFINITIONS["turn"](xp, *arguments)
+        with pytest.raises(
+            BackendError, match=r"rotate by CUDA was not tried .* run it once before"
+        ):
+            DEFINITIONS["rotate"](xp, *arguments)
         stream.end_capture()
         assert body not in dispatch.settled
-        DEFINITIONS["turn"](xp, *arguments)
+        DEFINITIONS["rotate"](xp, *arguments)
     assert dispatch.settled[body]

@@ -8,20 +8,20 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
-import cupy_stand_in as stand_in
 import gguf
 import ml_dtypes  # noqa: F401  # NumPy learns bfloat16 from it
 import numpy as np
 import pytest
-import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from installed import stand_in_alone
 
 from llama_layers import CheckpointError, load
 from llama_layers.backends.cupy import upload
 from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.checkpoint import open_checkpoint, uploading
+from tests.support import cupy_stand_in as stand_in
+from tests.support import tiny
+from tests.support.installed import stand_in_alone
 
 
 class Watched:

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import random_models
-import tiny
 
 from llama_layers.bench import cpu
 from llama_layers.bench.agreement import TOLERANCES
 from llama_layers.cli import main
+from tests.support import random_models, tiny
 
 pytestmark = [
     pytest.mark.peer,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 
-import cupy_stand_in as stand_in
 import pytest
-import tiny
-from emulator import needs_compiler
-from fake_cublas import replaced
-from installed import installed
 
 from llama_layers.bench import contestants, gpu, job, models
 from llama_layers.bench.agreement import TOLERANCES
 from llama_layers.bench.contestants import compiled_model, torch_arrays
 from llama_layers.cli import main
+from tests.support import cupy_stand_in as stand_in
+from tests.support import tiny
+from tests.support.emulator import needs_compiler
+from tests.support.fake_cublas import replaced
+from tests.support.installed import installed
 
 pytestmark = [
     pytest.mark.peer,

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from random_models import model_of, random_weights
 
 from llama_layers import Llama, LlamaConfig, LlamaWeights, forward, load
-from llama_layers.backends.transfer import from_numpy
+from llama_layers.arrays.transfer import from_numpy
 from llama_layers.verify import Trace, check, record
 from llama_layers.verify.recorders import record_transformers
+from tests.support.random_models import model_of, random_weights
 
 pytestmark = pytest.mark.peer
 
@@ -119,7 +119,7 @@ def test_compiled(smollm2, models, ids, dtype, options):
         assert any(r.note.startswith(f"rounds as {excess} does: ") for r in report.results)
     else:
         assert report.verdict == "PASS"
-    assert assert_no_false_alarm(trace, weights, persona=excess).verdict == "PASS"
+    assert assert_no_false_alarm(trace, weights, profile=excess).verdict == "PASS"
 
 
 def plain_jax(config: LlamaConfig, tensors: dict[str, Any], ids: Any) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def test_plain_jax(how):
     gates = [r for r in report.results if r.site.role == "mlp.act"]
     assert {r.judgement.verdict for r in gates} == {"FAIL"}  # by one rounding at the end
     assert all("each step of the sigmoid to bfloat16" in r.note for r in gates)
-    persona = "XLA with excess precision" if how == "jit" else "XLA"
-    assert assert_no_false_alarm(trace, model, persona=persona).verdict == "PASS"
+    profile = "XLA with excess precision" if how == "jit" else "XLA"
+    assert assert_no_false_alarm(trace, model, profile=profile).verdict == "PASS"
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -220,5 +220,5 @@ def test_transformers(smollm2, models, ids, dtype, attention):
         "rounds as transformers with sdpa",
         "rounds as float32 phases",
     }
-    allowed = assert_no_false_alarm(trace, models[dtype], persona="transformers")
+    allowed = assert_no_false_alarm(trace, models[dtype], profile="transformers")
     assert allowed.verdict == "PASS"

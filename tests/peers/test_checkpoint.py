@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
 import tokenizers
 import torch
 import transformers
 
 from llama_layers import load
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.checkpoint import convert
+from tests.support import tiny
 
 pytestmark = pytest.mark.peer
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from llama_layers import ConfigError, LlamaConfig, inv_freq
-from llama_layers.rope import attention_factor
+from llama_layers.layers.rope import attention_factor
 
 FAMILIES = ("llama", "mistral", "qwen2")
 SAME = """

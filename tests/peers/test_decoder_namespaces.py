@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from random_models import CONFIGS, model_of, random_weights
 
 from llama_layers import KVCache, forward, generate
-from llama_layers.backends.dtypes import FLOATS, dtype_name
-from llama_layers.backends.transfer import from_numpy, to_numpy
+from llama_layers.arrays.dtypes import FLOATS, dtype_name
+from llama_layers.arrays.transfer import from_numpy, to_numpy
+from tests.support.random_models import CONFIGS, model_of, random_weights
 
 pytestmark = pytest.mark.peer
 

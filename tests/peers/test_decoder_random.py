@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers_cache import cached
 
 from llama_layers import KVCache, Llama, forward, generate, load
+from tests.support.transformers_cache import cached
 
 pytestmark = pytest.mark.peer
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import gguf_files
 import pytest
 import regex
-import tiny
 import tokenizers
 import transformers
-from texts import random_texts
 
 from llama_layers.checkpoint import convert, load_tokenizer
 from llama_layers.checkpoint.gguf_pretokenizers import PRE_TOKENIZERS
+from tests.support import gguf_files, tiny
+from tests.support.texts import random_texts
 
 pytestmark = pytest.mark.peer
 

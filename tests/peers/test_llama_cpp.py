@@ -9,13 +9,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import tiny
-from texts import random_texts
 
 from llama_layers import load
 from llama_layers.checkpoint import load_tokenizer
 from llama_layers.verify import Trace, check
 from llama_layers.verify.recorders import record_llama_cpp
+from tests.support import tiny
+from tests.support.texts import random_texts
 
 pytestmark = pytest.mark.llama_cpp
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
@@ -49,7 +49,7 @@ def test_tiny(tmp_path, config, count):
     for row, logits in zip(ids, trace.arrays["lm_head"], strict=True):
         assert np.array_equal(logits, logits_of(file, row))
     trace.save(tmp_path / "port.safetensors")
-    report = check(Trace.load(tmp_path / "port.safetensors"), load(file), persona="llama.cpp")
+    report = check(Trace.load(tmp_path / "port.safetensors"), load(file), profile="llama.cpp")
     assert Counter(result.verdict for result in report.results) == {"PASS": len(trace.arrays)}
     assert report.missing == ()
 
@@ -70,10 +70,10 @@ def test_smollm2(smollm2_in_float32, kv_cache, flash_attention):
     file, model = smollm2_in_float32
     ids = np.random.default_rng(4).integers(0, model.config.vocab_size, (1, 64))
     trace = record_llama_cpp(file, ids, kv_cache=kv_cache, flash_attention=flash_attention)
-    persona = "llama.cpp" if kv_cache == "float16" else "float32 phases"
+    profile = "llama.cpp" if kv_cache == "float16" else "float32 phases"
     if flash_attention:  # reads float16, whatever the cache
-        persona = "llama.cpp with flash attention"
-    report = check(trace, model, persona=persona)
+        profile = "llama.cpp with flash attention"
+    report = check(trace, model, profile=profile)
     assert Counter(result.verdict for result in report.results) == {"PASS": 453}
     plain = check(trace, model)
     assert {result.verdict for result in plain.results} == {"PASS", "WARN"}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_layers import QKVWeights, embed, linear, qkv_projection, rms_norm
-from llama_layers.backends.dtypes import dtype_name
-from llama_layers.backends.transfer import from_numpy, to_numpy
+from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.testing import (
     arrays,
     assert_same_bits,
@@ -21,6 +20,7 @@ from llama_layers.testing import (
     qkv_weights,
 )
 from llama_layers.verify import Bound, linear_bound, rms_norm_bound
+from tests.support import oracle
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 jnp = pytest.importorskip("jax.numpy", reason="jax is not installed")

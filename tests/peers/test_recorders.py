@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from random_models import GQA, model_of, random_weights
 from torch.nn.functional import silu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-from transformers_cache import cached
 
 from llama_layers import Llama, load
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify import Trace, check, record
 from llama_layers.verify.recorders import record_transformers
+from tests.support.random_models import GQA, model_of, random_weights
+from tests.support.transformers_cache import cached
 
 pytestmark = pytest.mark.peer
 
@@ -146,7 +146,7 @@ def ours(peer, tmp_path):
 
 
 def assert_agrees(trace, model: Llama):
-    report = check(trace, model, persona="transformers")
+    report = check(trace, model, profile="transformers")
     assert {result.verdict for result in report.results} == {"PASS"}
     assert report.missing == ()
 

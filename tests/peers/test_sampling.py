@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from llama_layers import generation, sampling
+from llama_layers.model import generate as generation
+from llama_layers.model import sampling
 
 pytestmark = pytest.mark.peer
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import re
 
-import cupy_stand_in as stand_in
 import pytest
+
+from tests.support import cupy_stand_in as stand_in
 
 cupy = pytest.importorskip("cupy")
 pytestmark = pytest.mark.peer

@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import transformers
 
 from llama_layers import CheckpointError, Llama, forward, load
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
+from tests.support import tiny
 
 pytestmark = pytest.mark.peer
 

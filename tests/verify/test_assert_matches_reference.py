@@ -6,11 +6,11 @@ import warnings
 
 import numpy as np
 import pytest
-from random_models import GQA, model_of, random_weights
 
 from llama_layers import forward
 from llama_layers.testing import UnusualErrorWarning, assert_matches_reference
 from llama_layers.verify import record
+from tests.support.random_models import GQA, model_of, random_weights
 
 IDS = np.array([[3, 1, 4, 1, 5]])
 
@@ -116,10 +116,10 @@ def test_how_the_port_rounds(model):
         assert_matches_reference(silu, model)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        assert_matches_reference(silu, model, persona="transformers")
+        assert_matches_reference(silu, model, profile="transformers")
     assert not warned
     with pytest.raises(AssertionError, match=r"^FAIL: first at "):
-        assert_matches_reference(silu, model, persona="llama.cpp")
+        assert_matches_reference(silu, model, profile="llama.cpp")
 
 
 def test_a_difference_without_inputs_is_a_failure(model):

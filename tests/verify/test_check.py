@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import CONFIGS, GQA, model_of, random_weights
 
 from llama_layers import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.testing import configs
 from llama_layers.verify import Trace, check, record, sites
+from tests.support.random_models import CONFIGS, GQA, model_of, random_weights
 
 PAIRWISE = ("scores", "probabilities")
 
@@ -225,8 +225,8 @@ class TestRefused:
             check({}, model)
         with pytest.raises(TypeError, match="model: expected a Llama, got str"):
             check(trace, "smollm2-135m")
-        with pytest.raises(ValueError, match=r"persona: expected one of .*transformers.*'torch'"):
-            check(trace, model, persona="torch")
+        with pytest.raises(ValueError, match=r"profile: expected one of .*transformers.*'torch'"):
+            check(trace, model, profile="torch")
         with pytest.raises(ValueError, match=r"accumulate: expected one of .*'tf32'"):
             check(trace, model, accumulate="tf32")
 

@@ -9,10 +9,10 @@ from dataclasses import fields, replace
 import ml_dtypes
 import numpy as np
 import pytest
-from random_models import CONFIGS, GQA, model_of, random_weights
 
 from llama_layers.errors import TraceError
 from llama_layers.verify import Comparison, SiteDifference, Trace, compare, distance, record
+from tests.support.random_models import CONFIGS, GQA, model_of, random_weights
 
 IDS = np.array([[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
 LAYER = "model.layers.1"

@@ -13,11 +13,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from random_models import GQA, model_of, random_weights
 
 from llama_layers.errors import TraceError
 from llama_layers.verify import Trace, check, record
 from llama_layers.verify.recorders.npy import read_header
+from tests.support.random_models import GQA, model_of, random_weights
 
 MODEL = model_of(GQA, random_weights(GQA, 0, np.float32))
 IDS = np.array([[1, 2, 3]])

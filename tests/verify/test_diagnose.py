@@ -8,8 +8,21 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from mistakes import MISTAKES, Mistake
-from ported import (
+
+from llama_layers import KVCache, forward
+from llama_layers.verify import Trace, check, sites
+from llama_layers.verify.build import operation_of
+from llama_layers.verify.diagnose import diagnose
+from llama_layers.verify.hypotheses import HYPOTHESES
+from llama_layers.verify.hypotheses.hypothesis import Formula, Hypothesis, Kind
+from llama_layers.verify.hypotheses.precision import tf32
+from llama_layers.verify.hypotheses.weighing import Weighed
+from llama_layers.verify.operations import Formats, Rope
+from llama_layers.verify.profiles import PROFILES
+from llama_layers.verify.suspect import Suspect
+from llama_layers.verify.validate import validated
+from tests.support.mistakes import MISTAKES, Mistake
+from tests.support.ported import (
     BASE,
     CONFIGS,
     COUNT,
@@ -22,20 +35,7 @@ from ported import (
     run,
     softmax,
 )
-from random_models import model_of
-
-from llama_layers import KVCache, forward
-from llama_layers.verify import Trace, check, sites
-from llama_layers.verify.build import operation_of
-from llama_layers.verify.diagnose import diagnose
-from llama_layers.verify.hypotheses import HYPOTHESES
-from llama_layers.verify.hypotheses.hypothesis import Formula, Hypothesis, Kind
-from llama_layers.verify.hypotheses.precision import tf32
-from llama_layers.verify.hypotheses.weighing import Weighed
-from llama_layers.verify.operations import Formats, Rope
-from llama_layers.verify.personas import PERSONAS
-from llama_layers.verify.suspect import Suspect
-from llama_layers.verify.validate import validated
+from tests.support.random_models import model_of
 
 NAME = f"model.layers.{LAYER}.self_attn"
 # Named in tests of their own.
@@ -325,8 +325,8 @@ def test_weights_err_as_those_of_attention():
     same = Weighed(operation, lambda s, allowed: softmax(np.where(allowed, s, -np.inf)), False)
     for formats in (
         Formats("float32", "float32"),
-        Formats("bfloat16", "float32", PERSONAS["transformers"]),
-        Formats("float32", "float32", PERSONAS["llama.cpp"]),
+        Formats("bfloat16", "float32", PROFILES["transformers"]),
+        Formats("float32", "float32", PROFILES["llama.cpp"]),
     ):
         ours, theirs = same.bound(formats), operation.bound(formats)
         assert np.allclose(ours.exact, theirs.exact, rtol=1e-12, atol=1e-14)
@@ -430,10 +430,10 @@ def test_a_mistake_beside_an_engines_own_roundings():
     y = [narrow(a * cos) - narrow(b * sin), narrow(b * cos) + narrow(a * sin)]
     arrays = {f"{NAME}.q_proj": x, f"{NAME}.q_rope": np.concatenate(y, axis=-1)}
     arrays = {name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()}
-    for persona in (None, "transformers"):
-        report = check(Trace(arrays, trace.input_ids), model, persona=persona)
+    for profile in (None, "transformers"):
+        report = check(Trace(arrays, trace.input_ids), model, profile=profile)
         assert told(report) == ["RoPE turned the other way"]
-    assert told(check(Trace(arrays, trace.input_ids), model, persona="float32 phases")) == []
+    assert told(check(Trace(arrays, trace.input_ids), model, profile="float32 phases")) == []
 
 
 def test_positions_are_told():

@@ -7,12 +7,12 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from random_models import GQA, model_of, random_weights
 
 from llama_layers import forward
 from llama_layers.verify import Trace, check, record
 from llama_layers.verify.operations import Formats
-from llama_layers.verify.personas import CONTRACT, PERSONAS
+from llama_layers.verify.profiles import CONTRACT, PROFILES
+from tests.support.random_models import GQA, model_of, random_weights
 
 BFLOAT16 = ml_dtypes.bfloat16
 EXCESS = "XLA with excess precision"
@@ -59,8 +59,8 @@ def test_named_and_allowed(model, trace):
         "rounds as XLA with excess precision does: subnormal numbers to zero, "
         "inputs only where they are written out"
     )
-    assert check(trace, model, persona=EXCESS).verdict == "PASS"
-    assert check(trace, model, persona="XLA", explain=False).verdict == "FAIL"
+    assert check(trace, model, profile=EXCESS).verdict == "PASS"
+    assert check(trace, model, profile="XLA", explain=False).verdict == "FAIL"
 
 
 def test_stated_formats(model, trace):
@@ -78,8 +78,8 @@ def test_stated_formats(model, trace):
     assert logits.note.startswith(f"rounds as {EXCESS} does: ")
 
 
-@pytest.mark.parametrize("persona", [None, EXCESS])
-def test_mistakes_fail(model, trace, persona):
+@pytest.mark.parametrize("profile", [None, EXCESS])
+def test_mistakes_fail(model, trace, profile):
     layer = "model.layers.1"
     arrays = trace.arrays
     wrong = {
@@ -91,18 +91,18 @@ def test_mistakes_fail(model, trace, persona):
         layer: arrays[f"{layer}.attention_residual"],
     }
     for site, array in wrong.items():
-        report = check(Trace(arrays | {site: array}, IDS), model, persona=persona, explain=False)
+        report = check(Trace(arrays | {site: array}, IDS), model, profile=profile, explain=False)
         assert report.first.site.name == site
 
 
-@pytest.mark.parametrize("persona", [None, EXCESS])
-def test_no_excuse_where_sums_have_no_more_digits(persona):
+@pytest.mark.parametrize("profile", [None, EXCESS])
+def test_no_excuse_where_sums_have_no_more_digits(profile):
     """Inputs off by a part of bfloat16's last digit, in float32 arrays."""
     model = model_of(CONFIG, weights_in(np.float32))
     trace = record(model, IDS)
     name = "model.layers.0.mlp.act"
     moved = trace.arrays | {name: trace.arrays[name] * np.float32(1 + 2.0**-12)}
-    report = check(replace(trace, arrays=moved), model, persona=persona, explain=False)
+    report = check(replace(trace, arrays=moved), model, profile=profile, explain=False)
     assert {r.site.role for r in report.results if r.verdict == "FAIL"} == {
         "mlp.act",
         "mlp.down_proj",
@@ -129,10 +129,10 @@ def test_no_cache_is_an_excuse_for_float64(narrow):
 
 
 def tried(*formats, inputs=None):
-    return {persona.name for persona in Formats(*formats, inputs=inputs).personas}
+    return {profile.name for profile in Formats(*formats, inputs=inputs).profiles}
 
 
-def test_personas_that_formats_allow():
+def test_profiles_that_formats_allow():
     assert EXCESS in tried("bfloat16", "float32", inputs="bfloat16")
     assert EXCESS in tried("float32", "float32", inputs="bfloat16")
     assert EXCESS not in tried("bfloat16", "float32")  # an embedding has no inputs
@@ -147,13 +147,13 @@ def test_personas_that_formats_allow():
 
 
 @pytest.mark.parametrize(
-    ("persona", "inputs", "expected"),
+    ("profile", "inputs", "expected"),
     [
-        (PERSONAS[EXCESS], "bfloat16", "bfloat16"),
-        (PERSONAS[EXCESS], "float32", None),
-        (PERSONAS[EXCESS], None, None),
+        (PROFILES[EXCESS], "bfloat16", "bfloat16"),
+        (PROFILES[EXCESS], "float32", None),
+        (PROFILES[EXCESS], None, None),
         (CONTRACT, "bfloat16", None),
     ],
 )
-def test_inputs_of_which_more_is_known(persona, inputs, expected):
-    assert Formats("float32", "float32", persona, inputs).unrounded_inputs == expected
+def test_inputs_of_which_more_is_known(profile, inputs, expected):
+    assert Formats("float32", "float32", profile, inputs).unrounded_inputs == expected

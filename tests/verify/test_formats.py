@@ -7,9 +7,9 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from random_models import GQA, model_of, random_weights
 
 from llama_layers.verify import Trace, check, record
+from tests.support.random_models import GQA, model_of, random_weights
 
 NORM, SITE = "model.layers.1.input_layernorm", "model.layers.1.self_attn.q_proj"
 

@@ -11,7 +11,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_reports import (
+
+from llama_layers.verify import Explanation, Report, to_html, write_html
+from llama_layers.verify.html_style import DARK, DARK_PAGE, LIGHT, LIGHT_PAGE
+from tests.support.made_reports import (
     INTERLEAVED,
     K_ROPE,
     Q_ROPE,
@@ -21,9 +24,6 @@ from made_reports import (
     result,
     unjudged,
 )
-
-from llama_layers.verify import Explanation, Report, to_html, write_html
-from llama_layers.verify.html_style import DARK, DARK_PAGE, LIGHT, LIGHT_PAGE
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 EVIL = "<script>alert('1')</script>\"&'<img src=x>"
@@ -108,7 +108,7 @@ def test_strings_are_escaped():
         metadata={EVIL: EVIL, "config": f'{{"a": "{EVIL}"'},
         missing=(EVIL,),
         weights=EVIL,
-        persona=EVIL,
+        profile=EVIL,
     )
     page = Page(to_html(made))
     assert not {"script", "img"} & page.tags.keys()

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from mistakes import Mistake
-from ported import BASE, CONFIGS, LAYER, WEIGHTS, run
-from random_models import model_of
 
 from llama_layers import forward
 from llama_layers.verify import Trace, check, record, sites
+from tests.support.mistakes import Mistake
+from tests.support.ported import BASE, CONFIGS, LAYER, WEIGHTS, run
+from tests.support.random_models import model_of
 
 ROLES = [site.role for site in sites(BASE) if site.layer == LAYER and not site.pairwise]
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from mistakes import Mistake
-from ported import BASE, CONFIGS, COUNT, WEIGHTS, omega, run, softmax, turned
-from random_models import GQA, model_of, random_weights
 
 from llama_layers.errors import TraceError
 from llama_layers.verify import check, record, sites
+from tests.support.mistakes import Mistake
+from tests.support.ported import BASE, CONFIGS, COUNT, WEIGHTS, omega, run, softmax, turned
+from tests.support.random_models import GQA, model_of, random_weights
 
 NAMES = [site.name for site in sites(GQA) if not site.pairwise]
 RIGHT = Mistake("none", "input_layernorm", lambda p: p.right)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from random_models import GQA, model_of, random_weights
 
 from llama_layers.verify import check, record
+from tests.support.random_models import GQA, model_of, random_weights
 
 BFLOAT16 = ml_dtypes.bfloat16
 SITE = "model.layers.0.self_attn.q_proj"

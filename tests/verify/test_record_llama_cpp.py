@@ -8,11 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
-from llama_cpp_stand_in import Llama, Tensor, graph_of
 
 from llama_layers.verify.recorders import record_llama_cpp
 from llama_layers.verify.sites import sites
+from tests.support import tiny
+from tests.support.llama_cpp_stand_in import Llama, Tensor, graph_of
 
 
 @pytest.fixture

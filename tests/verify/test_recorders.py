@@ -12,11 +12,11 @@ import array_api_strict
 import ml_dtypes
 import numpy as np
 import pytest
-from random_models import GQA, model_of, random_weights
 
 from llama_layers.errors import TraceError
 from llama_layers.verify import Trace, check, record
 from llama_layers.verify.recorders import read_arrays, record_transformers
+from tests.support.random_models import GQA, model_of, random_weights
 
 IDS = np.array([[3, 1, 4, 1, 5]])
 

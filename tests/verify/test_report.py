@@ -8,17 +8,6 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from made_reports import (
-    INTERLEAVED,
-    K_ROPE,
-    Q_ROPE,
-    SITES,
-    interleaved,
-    report,
-    result,
-    unjudged,
-)
-from random_models import GQA, model_of, random_weights
 
 from llama_layers.verify import (
     Element,
@@ -32,6 +21,17 @@ from llama_layers.verify import (
 )
 from llama_layers.verify.html_pictures import bin_of
 from llama_layers.verify.report import EDGES
+from tests.support.made_reports import (
+    INTERLEAVED,
+    K_ROPE,
+    Q_ROPE,
+    SITES,
+    interleaved,
+    report,
+    result,
+    unjudged,
+)
+from tests.support.random_models import GQA, model_of, random_weights
 
 NORM = "model.layers.0.input_layernorm"
 NOT_A_NUMBER = float("nan")
@@ -263,7 +263,7 @@ def test_how_it_was_computed():
         "63 sites checked in 1.2 s as float32 with sums in float32 at 62 sites; "
         "bfloat16 with sums in float32 at 1 site."
     )
-    made = report(weights="bfloat16", persona="transformers")
+    made = report(weights="bfloat16", profile="transformers")
     assert paragraphs(made, width=1000)[-1] == (
         "63 sites checked in 0.0 s as float32 with sums in float32, from weights in bfloat16, "
         "with the roundings of transformers."
@@ -336,7 +336,7 @@ def checked():
 def test_a_check_fills_it(checked):
     made, told = checked
     assert tuple(told) == made.results
-    assert (made.weights, made.persona, made.diagnosed) == ("float32", "contract", False)
+    assert (made.weights, made.profile, made.diagnosed) == ("float32", "contract", False)
     assert made.first.site.name == NORM
     assert made.first.worst[0].index == (0, 2, 7)
     assert ": port " in str(made)

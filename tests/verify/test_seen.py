@@ -6,13 +6,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from mistakes import MISTAKES
-from ported import BASE, CONFIGS, WEIGHTS, attended, causal, normed, omega, run, silu, turned
-from random_models import model_of
 
 from llama_layers.verify import Trace, check, record
 from llama_layers.verify.hypotheses import HYPOTHESES
 from llama_layers.verify.hypotheses.hypothesis import Kind
+from tests.support.mistakes import MISTAKES
+from tests.support.ported import (
+    BASE,
+    CONFIGS,
+    WEIGHTS,
+    attended,
+    causal,
+    normed,
+    omega,
+    run,
+    silu,
+    turned,
+)
+from tests.support.random_models import model_of
 
 IDS = np.random.default_rng(3).integers(0, 97, (2, 12))
 COUNT = IDS.shape[1]

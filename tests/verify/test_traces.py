@@ -10,10 +10,10 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from random_models import GQA, model_of, random_weights
 
 from llama_layers.errors import TraceError
 from llama_layers.verify import Trace, check, compare, record
+from tests.support.random_models import GQA, model_of, random_weights
 
 IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 MASK = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from random_models import GQA, model_of, random_weights
 
 from llama_layers.errors import TraceError
 from llama_layers.verify import Trace, check, compare
+from tests.support.random_models import GQA, model_of, random_weights
 
 MODEL = model_of(GQA, random_weights(GQA, 0, np.float32))
 

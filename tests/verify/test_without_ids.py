@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_models import GQA, model_of, random_weights
 
 from llama_layers.verify import Trace, check, record, sites
+from tests.support.random_models import GQA, model_of, random_weights
 
 IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 MASK = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])

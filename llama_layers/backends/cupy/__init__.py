@@ -7,7 +7,7 @@ from llama_layers.backends.cupy.attention import attend
 from llama_layers.backends.cupy.decode import decoder_layers
 from llama_layers.backends.cupy.generation import drawn_tokens
 from llama_layers.backends.cupy.linear import by_cublas, by_cupy, by_kernel
-from llama_layers.backends.cupy.pointwise import gate_with_silu, normalise, turn
+from llama_layers.backends.cupy.pointwise import gate_with_silu, normalise, rotate
 
 BODIES = {
     "attend": attend,
@@ -16,6 +16,6 @@ BODIES = {
     "gate_with_silu": gate_with_silu,
     "linear_2d": by_kernel,
     "normalise": normalise,
-    "turn": turn,
+    "rotate": rotate,
 }
 ROUTES = {"CUDA": BODIES, "cuBLAS": {"linear_2d": by_cublas}, "CuPy": {"linear_2d": by_cupy}}

@@ -28,12 +28,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from llama_layers.arrays.dispatch import takes
+from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.backends.cupy import cublas
 from llama_layers.backends.cupy.compile import launch
-from llama_layers.backends.dispatch import takes
-from llama_layers.backends.dtypes import dtype_name
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.mask import Mask
+from llama_layers.layers.mask import Mask
 
 # Scores held at a time, over all heads of a sequence: 64 MiB in float32.
 SCORES = 1 << 24

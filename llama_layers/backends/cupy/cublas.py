@@ -30,7 +30,7 @@ from ctypes import POINTER, byref, c_double, c_float, c_int, c_longlong, c_size_
 from functools import cache
 from typing import Any, NamedTuple
 
-from llama_layers.backends.dtypes import dtype_name
+from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.errors import BackendError
 
 # Bytes of a workspace: what NVIDIA recommends for Hopper and Blackwell (cublasSetWorkspace).

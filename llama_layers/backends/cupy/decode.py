@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
+from llama_layers.arrays.dispatch import takes
+from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.backends.cupy import launch
-from llama_layers.backends.dispatch import takes
-from llama_layers.backends.dtypes import dtype_name
-from llama_layers.cache import KVCache
-from llama_layers.fitting import layer_fits
-from llama_layers.llama import Llama
-from llama_layers.mask import Mask
-from llama_layers.tap import Tap, untouched
-from llama_layers.weights import LlamaWeights
+from llama_layers.layers.cache import KVCache
+from llama_layers.layers.mask import Mask
+from llama_layers.layers.tap import Tap, untouched
+from llama_layers.layers.weights import LlamaWeights
+from llama_layers.model.fitting import layer_fits
+from llama_layers.model.llama import Llama
 
 # Sequences that the kernels take at once.
 MOST = 8

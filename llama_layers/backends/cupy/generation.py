@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.arrays.dispatch import takes
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.backends.cupy import launch
 from llama_layers.backends.cupy.decode import Replay, Step, fits
-from llama_layers.backends.dispatch import takes
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.cache import KVCache
-from llama_layers.llama import Llama
-from llama_layers.rope import rope_table
-from llama_layers.sampling import sample
+from llama_layers.layers.cache import KVCache
+from llama_layers.layers.rope import rope_table
+from llama_layers.model.llama import Llama
+from llama_layers.model.sampling import sample
 
 
 class Tokens(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.backends.cupy.compile import launch
-from llama_layers.backends.dtypes import dtype_name
 
 FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2}  # as common.cuh has them
 # Rows of x that gemv.cu takes at once.

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from llama_layers.arrays.dispatch import takes
+from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.backends.cupy.compile import launch
 from llama_layers.backends.cupy.launch import norm
-from llama_layers.backends.dispatch import takes
-from llama_layers.backends.dtypes import dtype_name
 
 THREADS = 256
 _FORMAT = {"float32": 0, "bfloat16": 1, "float16": 2}  # as pointwise.cu has them
@@ -22,7 +22,7 @@ def _taken(x: Any) -> bool:
 
 # The kernel takes the rows of both tables from the same places.
 @takes(lambda xp, x, cos, sin, layout: _taken(x) and cos.shape == sin.shape)
-def turn(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
+def rotate(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
     """RoPE in one pass over x [B, S, heads, D]."""
     y = xp.empty(x.shape, dtype=x.dtype)
     half = x.shape[3] // 2
@@ -30,7 +30,7 @@ def turn(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
     sizes = (np.int32(n) for n in (x.shape[2], half, cos.size // half))
     arguments = (x, cos, sin, y, np.int64(x.size // 2), *sizes)
     form = _FORMAT[dtype_name(x.dtype)]
-    _launch("turn", x.size // 2, arguments, FORMAT=form, INTERLEAVED=int(layout != "half"))
+    _launch("rotate", x.size // 2, arguments, FORMAT=form, INTERLEAVED=int(layout != "half"))
     return y
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.backends.dtypes import accumulate_format, float_format
+from llama_layers.arrays.dtypes import accumulate_format, float_format
 from llama_layers.backends.numpy.attention import attend
 from llama_layers.backends.numpy.compiled import compiled_problem
 from llama_layers.backends.numpy.linear import linear_2d
-from llama_layers.backends.numpy.pointwise import gate_with_silu, normalise, turn
+from llama_layers.backends.numpy.pointwise import gate_with_silu, normalise, rotate
 
 
 def activations(xp: Any, x: Any) -> Any:
@@ -30,8 +30,8 @@ BODIES = {
     "gate_with_silu": gate_with_silu,
     "linear_2d": linear_2d,
     "normalise": normalise,
-    "turn": turn,
+    "rotate": rotate,
 }
 ROUTES = {"NumPy": BODIES}
 if compiled_problem() is None:
-    ROUTES = {"numba": importlib.import_module("llama_layers.backends.numpy.fast").BODIES} | ROUTES
+    ROUTES = {"numba": importlib.import_module("llama_layers.backends.numba").BODIES} | ROUTES

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import accumulate_format, float_format
-from llama_layers.mask import Mask
+from llama_layers.arrays.dtypes import accumulate_format, float_format
+from llama_layers.layers.mask import Mask
 
 # Scores of a tile: 1 MiB of float32 stay in a core's second-level cache from the product with the
 # keys to the product with the values. Of a causal mask half of the last QUERIES keys of a tile are

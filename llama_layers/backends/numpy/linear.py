@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import accumulate_format, float_format
+from llama_layers.arrays.dtypes import accumulate_format, float_format
 
 # 16-bit weights are widened a block of rows at a time: 4 MiB of float32 stay in the last-level
 # cache between the widening and the product, and the whole matrix never exists twice.

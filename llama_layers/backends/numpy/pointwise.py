@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import accumulate_format, float_format
+from llama_layers.arrays.dtypes import accumulate_format, float_format
 
 # Numbers that are gated at a time: of float32 four arrays of so many take 512 KiB, and stay in a
 # core's second-level cache.
@@ -28,7 +28,7 @@ def normalise(xp: Any, x: NDArray[Any], weight: NDArray[Any], eps: float) -> NDA
     return rounded
 
 
-def turn(
+def rotate(
     xp: Any, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], layout: str
 ) -> NDArray[Any]:
     """RoPE in two arrays, both in the memory order of x."""

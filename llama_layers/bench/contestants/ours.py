@@ -9,7 +9,7 @@ import numpy as np
 from array_api_compat import is_cupy_array
 from numpy.typing import NDArray
 
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.bench.contestants.contestant import (
     Call,
     Contestant,
@@ -17,10 +17,10 @@ from llama_layers.bench.contestants.contestant import (
     model_contestant,
 )
 from llama_layers.bench.job import Job, ModelJob, QKVJob, placed
-from llama_layers.cache import KVCache
-from llama_layers.generation import generate
-from llama_layers.model import forward
-from llama_layers.projection import QKV, qkv_projection
+from llama_layers.layers.cache import KVCache
+from llama_layers.layers.linear import QKV, qkv_projection
+from llama_layers.model.forward import forward
+from llama_layers.model.generate import generate
 
 NAME = "llama_layers"
 

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dispatch import Body, only, taken
-from llama_layers.backends.dtypes import FLOATS, dtype_name
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.cache import KVCache
-from llama_layers.generation import generate
-from llama_layers.llama import Llama
-from llama_layers.model import decoder_layers as portable_layers
-from llama_layers.model import forward
+from llama_layers.arrays.dispatch import Body, only, taken
+from llama_layers.arrays.dtypes import FLOATS, dtype_name
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.cache import KVCache
+from llama_layers.model.forward import decoder_layers as portable_layers
+from llama_layers.model.forward import forward
+from llama_layers.model.generate import generate
+from llama_layers.model.llama import Llama
 from llama_layers.verify.bodies.models import EVEN, ODD, Move, TinyModel
 from llama_layers.verify.bodies.place import Place, Seen
 

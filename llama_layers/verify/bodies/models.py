@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.config import LlamaConfig
-from llama_layers.llama import Llama
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.model.llama import Llama
+from llama_layers.model.weight_names import EMBEDDING, expected_tensors, llama_weights
 from llama_layers.verify.bodies.operations import DTYPES
 from llama_layers.verify.bodies.place import Place
-from llama_layers.weight_names import EMBEDDING, expected_tensors, llama_weights
 
 Move = Callable[[NDArray[Any]], Any]
 

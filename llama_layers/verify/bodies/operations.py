@@ -11,16 +11,16 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.attend import attend as portable_attend
-from llama_layers.backends.dispatch import Body
-from llama_layers.backends.dtypes import accumulate_format, float_format
-from llama_layers.config import LlamaConfig
-from llama_layers.feed_forward import gate_with_silu as portable_gate
-from llama_layers.mask import Mask
-from llama_layers.norm import normalise as portable_normalise
-from llama_layers.projection import linear_2d as portable_linear
-from llama_layers.rope import rope_table
-from llama_layers.rope import turn as portable_turn
+from llama_layers.arrays.dispatch import Body
+from llama_layers.arrays.dtypes import accumulate_format, float_format
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.attention import attend as portable_attend
+from llama_layers.layers.linear import linear_2d as portable_linear
+from llama_layers.layers.mask import Mask
+from llama_layers.layers.mlp import gate_with_silu as portable_gate
+from llama_layers.layers.norm import normalise as portable_normalise
+from llama_layers.layers.rope import rope_table
+from llama_layers.layers.rope import rotate as portable_turn
 from llama_layers.verify.bodies.place import Case, Place, Seen, seen
 from llama_layers.verify.bounds import (
     Bound,
@@ -104,7 +104,7 @@ def normalise(body: Body, place: Place) -> Iterator[Seen]:
     return _all_seen(body, portable_normalise, cases(), place)
 
 
-def turn(body: Body, place: Place) -> Iterator[Seen]:
+def rotate(body: Body, place: Place) -> Iterator[Seen]:
     """Heads within a fused projection, at positions shared or of each sequence."""
 
     def case(

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dispatch import Body, taken
-from llama_layers.backends.namespaces import namespace
-from llama_layers.backends.transfer import from_numpy, to_numpy
+from llama_layers.arrays.dispatch import Body, taken
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.verify.bounds import Bound
 
 

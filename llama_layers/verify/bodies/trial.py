@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from llama_layers.backends.dispatch import Body, Offer
+from llama_layers.arrays.dispatch import Body, Offer
 from llama_layers.backends.numpy.sizes import of_any_size
 from llama_layers.backends.verdicts import Verdict
 from llama_layers.verify.bodies import decoding, operations
@@ -21,7 +21,7 @@ OPERATIONS: dict[str, Callable[[Body, Place], Iterator[Seen]]] = {
     "gate_with_silu": operations.gate_with_silu,
     "linear_2d": operations.linear_2d,
     "normalise": operations.normalise,
-    "turn": operations.turn,
+    "rotate": operations.rotate,
 }
 
 

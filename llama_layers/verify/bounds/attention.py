@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.backends.dtypes import FloatFormat, float_format
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.scalars import check_count
+from llama_layers.arrays.checks import check_count
+from llama_layers.arrays.dtypes import FloatFormat, float_format
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.bounds.bound import (
     Bound,
     Float64Array,

@@ -20,8 +20,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS, FloatFormat, accumulate_format, float_format
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, float_format
+from llama_layers.arrays.transfer import to_numpy
 
 Float64Array = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.backends.dtypes import float_format
+from llama_layers.arrays.dtypes import float_format
 from llama_layers.verify.bounds.bound import (
     Bound,
     Float64Array,

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llama_layers.backends.dtypes import FLOATS
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.config import LlamaConfig
-from llama_layers.rope import attention_factor, inv_freq
-from llama_layers.rope_scaling import RopeScaling
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.config.rope_scaling import RopeScaling
+from llama_layers.layers.rope import attention_factor, inv_freq
 from llama_layers.verify.bounds.bound import (
     Bound,
     Float64Array,

@@ -155,19 +155,19 @@ HYPOTHESES = (
         "values turned by RoPE",
         _Summed,
         _turned("v"),
-        "The port seems to turn the values, too; RoPE is for queries and keys.",
+        "The port seems to rotate the values, too; RoPE is for queries and keys.",
     ),
     Hypothesis(
         "keys turned twice",
         _Keyed,
         _turned("k"),
-        "The port seems to turn keys that are turned already.",
+        "The port seems to rotate keys that are turned already.",
     ),
     Hypothesis(
         "queries turned twice",
         _Keyed,
         _turned("q"),
-        "The port seems to turn queries that are turned already.",
+        "The port seems to rotate queries that are turned already.",
     ),
     Hypothesis("another layer's keys and values", _Keyed | WeightedSum, _another_layers),
     Hypothesis(

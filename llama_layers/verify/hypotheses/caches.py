@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS
+from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
     Float64Array,

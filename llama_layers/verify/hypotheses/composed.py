@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.transfer import to_numpy
-from llama_layers.config import LlamaConfig
-from llama_layers.tap import Tap
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.tap import Tap
+from llama_layers.layers.weights import LayerWeights
 from llama_layers.verify.fit import in_halves
 from llama_layers.verify.hypotheses.hidden_states import DETAIL, LATE, are_late
 from llama_layers.verify.hypotheses.mlp import FORMULAS
 from llama_layers.verify.inherited import Run, mapped
-from llama_layers.weights import LayerWeights
 
 _THETAS = (1e4, 5e5, 1e6)
 _EPS = (1e-5, 1e-6)
@@ -109,7 +109,7 @@ def _taps(run: Run) -> Iterator[Composed]:
     )
     yield Composed(
         "RoPE turned the other way",
-        "The port seems to turn by the negative angles.",
+        "The port seems to rotate by the negative angles.",
         replace(run, tap=_at(both, lambda y: _halves_swapped(y, width))),
     )
     yield Composed(
@@ -259,7 +259,7 @@ def _in_pairs(array: NDArray[Any], width: int) -> NDArray[Any]:
 
 
 def _halves_swapped(array: NDArray[Any], width: int) -> NDArray[Any]:
-    """A turn of what this gives is the other way round, but for the order of channels."""
+    """A rotate of what this gives is the other way round, but for the order of channels."""
     halves = array.reshape(*array.shape[:2], -1, 2, width // 2)
     return np.ascontiguousarray(halves[..., ::-1, :]).reshape(array.shape)
 

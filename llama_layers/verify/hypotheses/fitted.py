@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.backends.dtypes import FLOATS
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,

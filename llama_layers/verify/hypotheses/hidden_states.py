@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.distance import distance
 from llama_layers.verify.hypotheses.hypothesis import (

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.bounds import Bound, gamma
 from llama_layers.verify.operations import Formats
 from llama_layers.verify.suspect import Suspect
 
 Float64Array = NDArray[np.float64]
-# What a persona may do that is no rounding of a step.
+# What a profile may do that is no rounding of a step.
 _NO_ROUNDINGS = ("flushes", "excess_precision")
 
 
@@ -117,7 +117,7 @@ class Formula:
     r"""A result that no function of this package computes.
 
     Each of `roundings` rounding errors is relative to `magnitude`, of the size of the terms that
-    the result is summed from: :math:`|\hat y - y| \le \gamma_n A + u_o |y|`. A persona may round
+    the result is summed from: :math:`|\hat y - y| \le \gamma_n A + u_o |y|`. A profile may round
     some steps to the format of the result, and what is read from a cache, if something is `cached`;
     inputs that had more digits count as as many roundings.
     """
@@ -131,18 +131,18 @@ class Formula:
         """The exact result, and what so many roundings allow."""
         out, sums = FLOATS[formats.dtype], FLOATS[formats.accumulate]
         growth = gamma(2 * self.roundings, sums.unit_roundoff)
-        persona = formats.persona
-        further = {k: v for k, v in vars(persona).items() if k not in _NO_ROUNDINGS}
+        profile = formats.profile
+        further = {k: v for k, v in vars(profile).items() if k not in _NO_ROUNDINGS}
         if any(value is True for value in further.values()):
             growth += 4 * out.unit_roundoff
         if formats.unrounded_inputs is not None:
             growth += 4 * FLOATS[formats.unrounded_inputs].unit_roundoff
-        if self.cached and persona.kv_cache is not None:
-            growth += 4 * FLOATS[persona.kv_cache].unit_roundoff
+        if self.cached and profile.kv_cache is not None:
+            growth += 4 * FLOATS[profile.kv_cache].unit_roundoff
         with np.errstate(invalid="ignore", over="ignore"):
             limit = growth * self.magnitude + out.unit_roundoff * np.abs(self.exact)
             limit += out.smallest_subnormal
-            if persona.flushes:
+            if profile.flushes:
                 limit += sums.smallest_normal
             limit = np.where(np.abs(self.exact) + limit >= out.max, np.inf, limit)
         return Bound(self.exact, limit, limit)

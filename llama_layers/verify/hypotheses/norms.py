@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
     Float64Array,

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS, dtype_name
+from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.hypotheses.hypothesis import (

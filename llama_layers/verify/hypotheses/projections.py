@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.build import layer_matrix
 from llama_layers.verify.hypotheses.hypothesis import Change, Computable, Hypothesis, Moved
 from llama_layers.verify.operations import Linear

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.backends.dtypes import FLOATS
-from llama_layers.config import LlamaConfig
-from llama_layers.rope import attention_factor, inv_freq
-from llama_layers.rope_scaling import RopeScaling
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.config.rope_scaling import RopeScaling
+from llama_layers.layers.rope import attention_factor, inv_freq
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
@@ -35,7 +35,7 @@ _ROUNDINGS_OF_PHASES = 64
 class Turn:
     """Pairs of channels i and i + D / 2, multiplied with any cosines and sines.
 
-    The phases, in radians, tell how far off they are if a persona rounds them.
+    The phases, in radians, tell how far off they are if a profile rounds them.
     """
 
     x: Any
@@ -48,7 +48,7 @@ class Turn:
         a, b = np.split(wide(self.x), 2, axis=-1)
         exact = np.concatenate([a * self.cos - b * self.sin, b * self.cos + a * self.sin], axis=-1)
         off = np.ones_like(self.phases)
-        if formats.persona.phases is not None:
+        if formats.profile.phases is not None:
             narrow, sums = (FLOATS[f].unit_roundoff for f in ("float32", formats.accumulate))
             off += _ROUNDINGS_OF_PHASES * np.abs(self.phases) * narrow / sums
         magnitude = (np.abs(a) + np.abs(b)) * np.hypot(self.cos, self.sin) * off
@@ -64,7 +64,7 @@ def phases_of(rope: Rope, config: LlamaConfig | None = None) -> Float64Array:
     return phases if phases.ndim == 4 else phases[None]
 
 
-def turn(rope: Rope, phases: Float64Array, factor: float | None = None) -> Turn:
+def rotate(rope: Rope, phases: Float64Array, factor: float | None = None) -> Turn:
     """A rotation by any phases."""
     factor = attention_factor(rope.config) if factor is None else factor
     return Turn(rope.x, factor * np.cos(phases), factor * np.sin(phases), phases)
@@ -99,15 +99,15 @@ def _exponent(rope: Rope, suspect: Suspect) -> Iterator[Computable]:
 
 
 def _turned_back(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
-    yield turn(rope, -phases_of(rope))
+    yield rotate(rope, -phases_of(rope))
 
 
 def _off_by_one(rope: Rope, suspect: Suspect) -> Iterator[Change]:
     omega = inv_freq(rope.config, length=int(rope.positions.max()) + 1)
     for step, first in ((1, "one too high"), (-1, "one too low")):
         yield Change(
-            turn(rope, phases_of(rope) + step * omega),
-            f"The port seems to turn each token by a position {first}.",
+            rotate(rope, phases_of(rope) + step * omega),
+            f"The port seems to rotate each token by a position {first}.",
         )
 
 
@@ -118,7 +118,7 @@ def _counted_with_padding(rope: Rope, suspect: Suspect) -> Iterator[Rope]:
 
 def _by_head(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
     omega = inv_freq(rope.config)
-    yield turn(rope, (np.arange(rope.x.shape[2])[:, None] * omega)[None, None])
+    yield rotate(rope, (np.arange(rope.x.shape[2])[:, None] * omega)[None, None])
 
 
 def _scaling_ignored(rope: Rope, suspect: Suspect) -> Iterator[Rope]:
@@ -169,41 +169,41 @@ def _factor_inverted(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
     scaling = rope.config.rope_scaling
     if scaling is not None:
         plain = phases_of(rope, replace(rope.config, rope_scaling=None))
-        yield turn(rope, plain * scaling.factor)
+        yield rotate(rope, plain * scaling.factor)
 
 
 def _attention_factor_missing(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
-    yield turn(rope, phases_of(rope), 1.0)
+    yield rotate(rope, phases_of(rope), 1.0)
 
 
 def _attention_factor_misused(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
     factor = attention_factor(rope.config)
-    right = turn(rope, phases_of(rope))
+    right = rotate(rope, phases_of(rope))
     yield replace(right, sin=right.sin / factor)
     yield replace(right, cos=right.cos / factor)
-    yield turn(rope, phases_of(rope), factor**2)
-    yield turn(rope, phases_of(rope), math.sqrt(factor))
-    yield turn(rope, phases_of(rope), 1 / factor)
+    yield rotate(rope, phases_of(rope), factor**2)
+    yield rotate(rope, phases_of(rope), math.sqrt(factor))
+    yield rotate(rope, phases_of(rope), 1 / factor)
 
 
 def _not_applied(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
     phases = phases_of(rope)
-    yield turn(rope, np.zeros_like(phases))
-    yield turn(rope, np.zeros_like(phases), 1.0)
+    yield rotate(rope, np.zeros_like(phases))
+    yield rotate(rope, np.zeros_like(phases), 1.0)
 
 
 def _applied_twice(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
-    yield turn(rope, 2 * phases_of(rope), attention_factor(rope.config) ** 2)
+    yield rotate(rope, 2 * phases_of(rope), attention_factor(rope.config) ** 2)
 
 
 def _swapped(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
-    right = turn(rope, phases_of(rope))
+    right = rotate(rope, phases_of(rope))
     yield replace(right, cos=right.sin, sin=right.cos)
 
 
 def _one_half(rope: Rope, suspect: Suspect) -> Iterator[Computable]:
     """One result of each pair is left as it was, or half of all pairs is."""
-    bound = turn(rope, phases_of(rope)).bound(suspect.formats)
+    bound = rotate(rope, phases_of(rope)).bound(suspect.formats)
     x, dim = wide(rope.x), rope.x.shape[-1]
     channel = np.arange(dim)
     magnitude = np.abs(x) + np.abs(np.roll(x, dim // 2, axis=-1))
@@ -222,7 +222,7 @@ def _first_channels_only(rope: Rope, suspect: Suspect) -> Iterator[Computable]:
     if dim % 4:
         return
     x = wide(rope.x)
-    first = turn(
+    first = rotate(
         replace(rope, x=x[..., : dim // 2]),
         phases_of(rope, replace(rope.config, head_dim=dim // 2)),
     ).bound(suspect.formats)
@@ -248,7 +248,7 @@ HYPOTHESES = (
         "RoPE turned the other way",
         Rope,
         _turned_back,
-        "The port seems to turn by minus the phase: the sign of the sine is wrong.",
+        "The port seems to rotate by minus the phase: the sign of the sine is wrong.",
     ),
     Hypothesis("another rope_theta", Rope, _other_theta),
     Hypothesis(
@@ -269,7 +269,7 @@ HYPOTHESES = (
         "RoPE by head",
         Rope,
         _by_head,
-        "The port seems to turn by the number of the head; it should be the token's position.",
+        "The port seems to rotate by the number of the head; it should be the token's position.",
     ),
     Hypothesis(
         "RoPE scaling ignored",
@@ -289,7 +289,7 @@ HYPOTHESES = (
         "attention factor of yarn missing",
         Rope,
         _attention_factor_missing,
-        "The port seems to turn without yarn's attention factor; cosines and sines should be "
+        "The port seems to rotate without yarn's attention factor; cosines and sines should be "
         "multiplied with it.",
     ),
     Hypothesis(
@@ -303,13 +303,13 @@ HYPOTHESES = (
         "RoPE not applied",
         Rope,
         _not_applied,
-        "The port seems to leave queries or keys as they are; it should turn them.",
+        "The port seems to leave queries or keys as they are; it should rotate them.",
     ),
     Hypothesis(
         "RoPE applied twice",
         Rope,
         _applied_twice,
-        "The port seems to turn by twice the phase; it should turn once.",
+        "The port seems to rotate by twice the phase; it should rotate once.",
     ),
     Hypothesis(
         "RoPE cosine and sine swapped",
@@ -321,13 +321,13 @@ HYPOTHESES = (
         "RoPE on half of the channels",
         Rope,
         _one_half,
-        "The port seems to turn half of the channels and to leave the others; it should turn all.",
+        "The port seems to rotate half of the channels only; it should rotate all.",
     ),
     Hypothesis(
         "partial RoPE",
         Rope,
         _first_channels_only,
-        "The port seems to turn the first half of a head by itself; pairs should be i and "
+        "The port seems to rotate the first half of a head by itself; pairs should be i and "
         "i + D / 2 of the whole head.",
     ),
 )

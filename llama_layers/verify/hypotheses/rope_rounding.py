@@ -9,10 +9,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama_layers.rope import inv_freq
+from llama_layers.layers.rope import inv_freq
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.hypotheses.hypothesis import Change, Float64Array, Hypothesis, Kind, wide
-from llama_layers.verify.hypotheses.rope import Turn, phases_of, turn
+from llama_layers.verify.hypotheses.rope import Turn, phases_of, rotate
 from llama_layers.verify.operations import Formats, Rope
 from llama_layers.verify.suspect import Suspect
 
@@ -34,14 +34,14 @@ def _narrow_phases(
             _to(dtype, positions) * _to(dtype, omega),
             _to(dtype, positions * _to(dtype, omega)),
         ):
-            yield turn(rope, rounded if rounded.ndim == 4 else rounded[None])
+            yield rotate(rope, rounded if rounded.ndim == 4 else rounded[None])
 
     return changes
 
 
 def _narrow_table(narrow: str) -> Callable[[Rope, Suspect], Iterator[Turn]]:
     def changes(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
-        table = turn(rope, phases_of(rope))
+        table = rotate(rope, phases_of(rope))
         dtype = _NARROW[narrow]
         yield replace(table, cos=_to(dtype, table.cos), sin=_to(dtype, table.sin))
 

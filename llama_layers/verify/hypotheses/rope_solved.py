@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.rope import attention_factor, inv_freq
+from llama_layers.layers.rope import attention_factor, inv_freq
 from llama_layers.verify.hypotheses.hypothesis import Change, Float64Array, Hypothesis, Kind, wide
-from llama_layers.verify.hypotheses.rope import turn
+from llama_layers.verify.hypotheses.rope import rotate
 from llama_layers.verify.operations import Rope
 from llama_layers.verify.suspect import Suspect
 
@@ -52,7 +52,7 @@ def _other_positions(rope: Rope, suspect: Suspect) -> Iterator[Change]:
         return
     yield Change(
         replace(rope, positions=found),
-        f"The port seems to turn {_mapping(found, stated)}.",
+        f"The port seems to rotate {_mapping(found, stated)}.",
     )
 
 
@@ -112,8 +112,8 @@ def _other_frequencies(rope: Rope, suspect: Suspect) -> Iterator[Change]:
     scaled = attention_factor(rope.config)
     beside = "" if abs(factor - scaled) < 1e-4 else f", and multiplies with {factor:.6g}"
     yield Change(
-        turn(rope, phases, scaled if not beside else factor),
-        f"The port seems to turn {len(different)} of {len(found)} pairs by other angles a "
+        rotate(rope, phases, scaled if not beside else factor),
+        f"The port seems to rotate {len(different)} of {len(found)} pairs by other angles a "
         f"position ({first}){beside}: rope_theta or rope_scaling is not what the config says.",
     )
 

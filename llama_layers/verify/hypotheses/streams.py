@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
     Float64Array,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.backends.dtypes import FLOATS, FloatFormat
+from llama_layers.arrays.dtypes import FLOATS, FloatFormat
 from llama_layers.verify.bounds import Bound, gamma
 from llama_layers.verify.bounds.bound import read_in
 from llama_layers.verify.hypotheses.hypothesis import Computable, Float64Array, Hypothesis, wide
@@ -42,7 +42,7 @@ class Weighed:
     r"""Attention with weights :math:`w_t = f(a_t)` of the scores, or those weights themselves.
 
     A score errs by :math:`\delta_t`, of summing D products, of inputs that had more digits, and
-    of its own rounding where a persona does that. Exponentials, divided by a sum of others or
+    of its own rounding where a profile does that. Exponentials, divided by a sum of others or
     not, err by a relative :math:`e^{\delta_t + \max \delta} - 1` from these, and by so many
     roundings of their own. Scores that weigh themselves err by :math:`\delta_t`.
     """
@@ -53,8 +53,8 @@ class Weighed:
 
     def bound(self, formats: Formats) -> Bound:
         """The exact result, and what rounding allows."""
-        out, sums, persona = FLOATS[formats.dtype], FLOATS[formats.accumulate], formats.persona
-        cache = None if persona.kv_cache is None else FLOATS[persona.kv_cache]
+        out, sums, profile = FLOATS[formats.dtype], FLOATS[formats.accumulate], formats.profile
+        cache = None if profile.kv_cache is None else FLOATS[profile.kv_cache]
         operation = self._read(cache)
         read = 0.0
         if formats.unrounded_inputs is not None:
@@ -67,9 +67,9 @@ class Weighed:
         with np.errstate(all="ignore"):
             weights = self.function(scores, allowed)
             delta = products * (gamma(terms + 4, u) + 2 * read + read**2)
-            delta += np.abs(scores) * (4 * u + 3 * out.unit_roundoff * persona.scores)
+            delta += np.abs(scores) * (4 * u + 3 * out.unit_roundoff * profile.scores)
             delta = np.where(allowed | (weights != 0), delta, 0.0)
-            own = gamma(2 * keys + 20, u) + 2 * out.unit_roundoff * persona.probabilities
+            own = gamma(2 * keys + 20, u) + 2 * out.unit_roundoff * profile.probabilities
             grown = np.expm1(delta + delta.max(axis=(-1, -2), keepdims=True))
             error = (delta if self.themselves else np.abs(weights) * grown) * (1 + own)
             error += np.abs(weights) * own
@@ -82,7 +82,7 @@ class Weighed:
                 error = error @ np.abs(v) * (1 + summed) + np.abs(weights) @ np.abs(v) * summed
                 exact, error = ((y.transpose(0, 2, 1, 3)) for y in (weights @ v, error))
             limit = error * (1 + out.unit_roundoff) + out.unit_roundoff * np.abs(exact)
-            limit += out.smallest_subnormal + sums.smallest_normal * persona.flushes
+            limit += out.smallest_subnormal + sums.smallest_normal * profile.flushes
             limit = np.where(np.abs(exact) + limit >= out.max, np.inf, limit)
         return Bound(exact, limit, limit)
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.errors import TraceError
-from llama_layers.json_files import read_json_if_there
+from llama_layers.files.json_files import read_json_if_there
 from llama_layers.verify.recorders.npy import read_header
 from llama_layers.verify.stored import ArrayInfo, StoredArrays
 from llama_layers.verify.trace import TOKENS, Trace

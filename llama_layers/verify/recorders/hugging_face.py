@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.backends.describe import describe
-from llama_layers.backends.dtypes import dtype_name
-from llama_layers.backends.transfer import to_numpy
+from llama_layers.arrays.describe import describe
+from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.trace import Trace
 
 _FAMILIES = ("llama", "mistral", "qwen2")

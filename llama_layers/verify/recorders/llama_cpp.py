@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.checkpoint import open_checkpoint
-from llama_layers.config import LlamaConfig
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.aliases import canonical_arrays, schemes_of
 from llama_layers.verify.fit import TURNED, in_halves
 from llama_layers.verify.sites import sites

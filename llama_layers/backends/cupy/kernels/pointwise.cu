@@ -4,7 +4,7 @@
 
 // x and y [tokens, heads, 2 * half]; cos and sin [rows, half], the same for each `rows` tokens.
 // Pair i are the channels i and i + half, or with INTERLEAVED 2 i and 2 i + 1.
-extern "C" __global__ void turn(const Number* x, const float* cos, const float* sin, Number* y,
+extern "C" __global__ void rotate(const Number* x, const float* cos, const float* sin, Number* y,
                                 long long pairs, int heads, int half, int rows) {
   const long long pair = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (pair >= pairs) return;

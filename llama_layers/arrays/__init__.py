@@ -1,0 +1,1 @@
+"""What an array is: formats, libraries, dispatch and checks."""

@@ -1,0 +1,34 @@
+"""What an array library says of itself, for the record."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from array_api_compat import device
+
+from llama_layers.arrays.namespaces import library
+
+
+def describe(xp: Any, array: Any) -> dict[str, str]:
+    """Library, version, device, and whether float32 products may be computed in fewer bits."""
+    name = library(xp)
+    module = sys.modules[name]
+    return {
+        "library": name,
+        "library_version": str(getattr(module, "__version__", "unknown")),
+        "device": str(device(array)),
+        "tf32": _tf32(name, module),
+    }
+
+
+def _tf32(name: str, module: Any) -> str:
+    """The library's own setting; "no" where there is none."""
+    if name == "torch":
+        return str(module.get_float32_matmul_precision())
+    if name == "jax":
+        return str(module.config.jax_default_matmul_precision or "default")
+    if name == "cupy":
+        return "yes" if os.environ.get("CUPY_TF32") == "1" else "no"
+    return "no"

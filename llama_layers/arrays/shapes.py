@@ -1,0 +1,29 @@
+"""Whether arrays fit each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_layers.arrays.dtypes import dtype_name, float_format
+
+
+def check_shape(name: str, array: Any, *expected: int | str) -> None:
+    """Refuse an array without floats or of another shape; a name stands for any number."""
+    float_format(name, array)
+    if array.ndim != len(expected) or any(
+        not isinstance(size, str) and size != found
+        for size, found in zip(expected, array.shape, strict=True)
+    ):
+        shape = ", ".join(map(str, expected))
+        raise ValueError(f"{name}: expected shape [{shape}], got {list(array.shape)}")
+
+
+def check_same_dtype(**arrays: Any) -> None:
+    """Refuse arrays whose numbers are of another format than the first's, in any byte order."""
+    (first, array), *others = arrays.items()
+    for name, other in others:
+        if dtype_name(other.dtype) != dtype_name(array.dtype):
+            raise TypeError(
+                f"{name}: expected the dtype of {first}, {dtype_name(array.dtype)}, "
+                f"got {dtype_name(other.dtype)}"
+            )

@@ -1,0 +1,169 @@
+"""All decoder layers of a few tokens, as one kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.arrays.dispatch import takes
+from llama_layers.backends.numba.formats import CHUNK, MOST, ROWS, readable, ready
+from llama_layers.backends.numba.team import TEAM, threads
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.cache import KVCache
+from llama_layers.layers.mask import Mask
+from llama_layers.layers.tap import Tap, untouched
+from llama_layers.layers.weights import LayerWeights, LlamaWeights
+from llama_layers.model.fitting import layer_fits
+from llama_layers.model.llama import Llama
+
+
+class Plan:
+    """Where the weights of all layers are, in one format, and as large as a config says."""
+
+    def __init__(self, layers: tuple[LayerWeights, ...], config: LlamaConfig) -> None:
+        self.layers, self.config = layers, config
+        self.kind: int | None = None
+        # The kernel reads and writes as much memory as the config says.
+        if not all(layer_fits(layer, config) for layer in layers):
+            return
+        arrays = [list(layer.named().values()) for layer in layers]
+        present = [a for row in arrays for a in row if a is not None]
+        kinds = {readable(a) if a.flags.c_contiguous else None for a in present}
+        if len(kinds) == 1 and min(a.shape[0] for a in present if a.ndim == 2) >= ROWS:
+            self.kind = kinds.pop()
+        self.addresses = np.array([[0 if a is None else a.ctypes.data for a in r] for r in arrays])
+        # While these are there, nobody can give the memory at the addresses another size.
+        self._views = [a.view() for a in present]
+        self._last: tuple[list[ref[NDArray[Any]]], NDArray[np.int64]] = ([], np.empty((0, 2), int))
+
+    def is_for(self, layers: tuple[LayerWeights, ...], config: LlamaConfig) -> bool:
+        """Whether these are the layers, and the config, that the plan was made for."""
+        same = self.config == config and len(self.layers) == len(layers)
+        return same and all(a is b for a, b in zip(self.layers, layers, strict=True))
+
+    def caches(self, cache: KVCache) -> NDArray[np.int64] | None:
+        """Where the keys and values of each layer are; None if they are not in the kernel's order.
+
+        They are the same from token to token, and to ask for so many addresses takes longer than
+        to see that. How they lie is looked at each time, since it can be changed in place; their
+        shapes, `forward` has looked at.
+        """
+        arrays = [array for pair in zip(cache.keys, cache.values, strict=True) for array in pair]
+        if not all(a.flags.carray and a.dtype == np.float32 for a in arrays):
+            return None
+        buffers, found = self._last
+        if len(arrays) != len(buffers) or any(
+            known() is not array for known, array in zip(buffers, arrays, strict=True)
+        ):
+            found = np.array([a.ctypes.data for a in arrays]).reshape(-1, 2)
+            self._last = ([ref(array) for array in arrays], found)
+        return found
+
+
+_PLANS: WeakKeyDictionary[LlamaWeights, Plan] = WeakKeyDictionary()
+
+
+def _plan(model: Llama) -> Plan:
+    """The plan for a model, made once, and again if a layer was exchanged."""
+    layers = tuple(model.weights.layers)
+    plan = _PLANS.get(model.weights)
+    if plan is None or not plan.is_for(layers, model.config):
+        plan = _PLANS[model.weights] = Plan(layers, model.config)
+    return plan
+
+
+def _fitted(
+    model: Llama, x: NDArray[Any], cache: KVCache | None, tap: Tap
+) -> tuple[Plan, NDArray[np.int64]] | None:
+    """The plan and the places of the cache, if the kernel takes all layers."""
+    config = model.config
+    few = 0 < x.shape[0] * x.shape[1] <= MOST and x.dtype == np.float32
+    if cache is None or tap is not untouched or not few:
+        return None
+    plan = _plan(model)
+    if plan.kind is None or x.shape[2] != config.hidden_size:
+        return None
+    caches = plan.caches(cache)
+    return None if caches is None else (plan, caches)
+
+
+def _taken(
+    xp: Any,
+    x: NDArray[Any],
+    model: Llama,
+    rope: tuple[Any, Any],
+    masks: Mapping[int | None, Mask],
+    cache: KVCache | None,
+    tap: Tap,
+) -> bool:
+    return _fitted(model, x, cache, tap) is not None
+
+
+@takes(_taken)
+def decoder_layers(
+    xp: Any,
+    x: NDArray[Any],
+    model: Llama,
+    rope: tuple[Any, Any],
+    masks: Mapping[int | None, Mask],
+    cache: KVCache | None,
+    tap: Tap,
+) -> tuple[NDArray[Any], KVCache | None]:
+    """The definition's result, by one kernel for all layers."""
+    found = _fitted(model, x, cache, tap)
+    assert found is not None  # or it is not taken
+    assert cache is not None
+    plan, caches = found
+    return _run(x, model.config, plan, rope, masks, cache, caches), cache
+
+
+def _run(
+    x: NDArray[Any],
+    config: LlamaConfig,
+    plan: Plan,
+    rope: tuple[Any, Any],
+    masks: Mapping[int | None, Mask],
+    cache: KVCache,
+    caches: NDArray[np.int64],
+) -> NDArray[Any]:
+    from llama_layers.backends.numba import kernels  # loads numba, which takes a while
+
+    batch, seq, hidden = x.shape
+    tokens, size = batch * seq, threads()
+    heads, kv_heads, width = (
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+    )  # fmt: skip
+    windows = list(masks)
+    visible = masks[windows[0]].keys.shape[0]
+    allowed = np.stack(
+        [np.broadcast_to(masks[w].rows(0, seq), (batch, seq, visible)) for w in windows]
+    ).reshape(len(windows), tokens, visible)
+    mask_of = np.array([windows.index(config.window_of(i)) for i in range(len(plan.layers))])
+    cos, sin = (
+        np.broadcast_to(t, (batch, seq, width // 2)).reshape(tokens, width // 2) for t in rope
+    )
+    chunks = -(-visible // CHUNK)
+    inner = config.intermediate_size
+    qkv = (heads + 2 * kv_heads) * width
+
+    def empty(*shape: int) -> NDArray[Any]:
+        return np.empty(shape, np.float32)
+
+    y = np.array(x.reshape(tokens, hidden), order="C")
+    sync = np.zeros(2, np.int64)  # how many have come, and whether one never will
+    TEAM.run(
+        size, kernels.layers, sync, plan.kind, plan.addresses, caches,
+        cache.capacity, int(cache.length) - seq, seq, np.float32(config.rms_norm_eps),
+        np.float32(1 / math.sqrt(width)), ready(cos, np.float32), ready(sin, np.float32),
+        ready(allowed, np.bool_).view(np.uint8), mask_of, y, empty(size, max(hidden, inner, qkv)),
+        empty(size, tokens, hidden), empty(tokens, qkv), empty(tokens, chunks, heads, width),
+        empty(tokens, chunks, heads, 2), empty(size, heads // kv_heads, CHUNK),
+        empty(size, tokens, heads * width), empty(tokens, hidden), empty(tokens, inner),
+        empty(tokens, inner), stop=sync,
+    )  # fmt: skip
+    return y.reshape(x.shape)

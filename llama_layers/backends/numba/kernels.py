@@ -1,0 +1,308 @@
+"""Compiled kernels of a few tokens: products with each row of a matrix, and whole layers.
+
+A product of up to 16 tokens reads every weight once from memory and does two operations a token
+with it: 4 bytes of float32, or 2 of a 16-bit format, for 2 M operations. For M <= 16 reading is the
+limit, so that what counts is to read each row once, in long runs, and to have the few operations
+out of the way.
+
+A thread's rows are read as ROWS streams, each of which runs through a part of them from end to end.
+Were the rows of a tile neighbours, each stream would end with its row, which may have 1152 bytes,
+and the processor, which fetches what it expects, would have to find out about the next ones anew.
+
+Every sum over K is kept in LANES lanes, lane i taking the terms i, i + LANES, ..., which are added
+as a tree; the terms left over come last. Neither the number of tokens, nor that of threads, nor a
+row's place changes that order, so that a token's result does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from llama_layers.backends.numba.elements import exp, gate, norm, rotate
+from llama_layers.backends.numba.formats import BFLOAT16, CHUNK, FLOAT16, FLOAT32, ROWS
+from llama_layers.backends.numba.jit import compiled, summing
+from llama_layers.backends.numba.vectors import (
+    LANES,
+    TOKENS,
+    arrive,
+    number,
+    pointer,
+    tile,
+    weigh,
+)
+from llama_layers.backends.numba.waiting import until
+
+
+@compiled
+def _address(array):
+    return np.intp(array.ctypes.data)
+
+
+@compiled
+def _meet(sync, round_, team):
+    """Wait until every thread of the team has come here; return the number of the next round."""
+    address = _address(sync)
+    arrive(address)
+    until(address, round_ * team, address + 8)
+    return round_ + 1
+
+
+@compiled
+def _share(count, step, thread, team):
+    """From which to before which of some rows are a thread's: none, or at least a whole step."""
+    steps = count // step
+    start, stop = steps * thread // team * step, steps * (thread + 1) // team * step
+    return start, count if thread == team - 1 else stop
+
+
+@compiled
+def _rows_times(kind, rows, w, w_step, next_, x, x_step, tokens, count, y, y_row, y_token):
+    """ROWS rows of weights, or one, times any number of tokens; the next ones are `next_` bytes on.
+
+    While all of these tokens are multiplied, the weights after the next are fetched, a part with
+    each TOKENS of them, so that memory is not idle while weights are used again.
+    """
+    slowness = 0
+    while TOKENS << slowness < tokens:
+        slowness += 1
+    for first in range(0, tokens, TOKENS):
+        left = min(TOKENS, tokens - first)
+        ahead = 2 * next_ + ((first // TOKENS * next_) >> slowness)
+        a, b = x + first * x_step, y + first * y_token
+        if rows == 1:
+            tile(1, kind, left, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
+        else:
+            tile(ROWS, kind, left, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
+
+
+@compiled
+def product(thread, team, kind, w, rows, x, y):
+    """A thread's share of y [M, rows] = x [M, K] times the transposed [rows, K] at an address.
+
+    There are ROWS rows at least. Where their number is no multiple of it, the last tile is of the
+    last rows: what is computed twice comes to the same bits.
+    """
+    tokens, count = x.shape
+    step = count * (4 if kind == FLOAT32 else 2)
+    start, stop = _share(rows, ROWS, thread, team)
+    apart = (stop - start) // ROWS
+    for i in range(start, start + apart):
+        _rows_times(
+            kind, ROWS, w + i * step, apart * step, step, _address(x), 4 * count, tokens, count,
+            _address(y) + 4 * i, 4 * apart, 4 * y.shape[1],
+        )  # fmt: skip
+    if (stop - start) % ROWS:
+        i = stop - ROWS
+        _rows_times(
+            kind, ROWS, w + i * step, step, step, _address(x), 4 * count, tokens, count,
+            _address(y) + 4 * i, 4, 4 * y.shape[1],
+        )  # fmt: skip
+
+
+@summing
+def _sum(x):
+    total = np.float32(0)
+    for value in x:
+        total += value
+    return total
+
+
+@compiled
+def _attend(q, group, keys, values, head, first, last, allowed, scale, scores, y, stats):
+    """The keys from first to before last for the queries [G, D], at an address, that read a head.
+
+    Keys before the first that is allowed, and after the last, are not looked at: they may be of
+    padding, with NaN, or most of a context that is beyond a window.
+
+    At the address y, [G, D], come the sums of the values weighed by exp(score - m); in `stats`
+    [G, 2] m, the largest score, and the sum of the weights.
+    """
+    width = keys.shape[2]
+    while first < last and not allowed[first]:
+        first += 1
+    while first < last and not allowed[last - 1]:
+        last -= 1
+    step, count = 4 * keys.shape[1] * width, last - first
+    k = _address(keys) + first * step + 4 * head * width
+    v = _address(values) + first * step + 4 * head * width
+    p, p_step = _address(scores), 4 * scores.shape[1]
+    whole = count // ROWS * ROWS
+    for t in range(0, whole, ROWS):
+        _rows_times(
+            FLOAT32, ROWS, k + t * step, step, ROWS * step, q, 4 * width, group, width,
+            p + 4 * t, 4, p_step,
+        )  # fmt: skip
+    for t in range(whole, count):
+        _rows_times(
+            FLOAT32, 1, k + t * step, step, step, q, 4 * width, group, width,
+            p + 4 * t, 4, p_step,
+        )  # fmt: skip
+    nothing = np.float32(-np.inf)
+    for g in range(group):
+        largest = nothing
+        for t in range(count):
+            score = scores[g, t] * scale if allowed[first + t] else nothing
+            scores[g, t] = score
+            if score > largest:  # what is NaN makes the sum NaN
+                largest = score
+        shift = np.float32(0) if largest == nothing else largest
+        for t in range(count):
+            scores[g, t] = exp(scores[g, t] - shift)
+        total = _sum(scores[g, :count])
+        stats[g, 0], stats[g, 1] = largest, total
+    for g in range(0, group, TOKENS):
+        _sum_values(
+            min(TOKENS, group - g), p + g * p_step, p_step, v, step, count,
+            y + 4 * g * width, 4 * width, width,
+        )  # fmt: skip
+
+
+@compiled
+def _sum_values(tokens, p, p_step, v, v_step, count, y, y_step, width):
+    """Values weighed for up to TOKENS queries, in vectors as long as the width has room for."""
+    d = 0
+    while d < width:
+        a, b = v + 4 * d, y + 4 * d
+        if d + 4 * LANES <= width:
+            d += 4 * LANES
+            weigh(4, LANES, tokens, p, p_step, a, v_step, count, b, y_step)
+        elif d + LANES <= width:
+            d += LANES
+            weigh(1, LANES, tokens, p, p_step, a, v_step, count, b, y_step)
+        else:
+            d += 1
+            weigh(1, 1, tokens, p, p_step, a, v_step, count, b, y_step)
+
+
+@compiled
+def _join(parts, stats, y):
+    """One head's attention from that of its chunks: `parts` [chunks, D], `stats` [chunks, 2]."""
+    largest = np.float32(-np.inf)
+    for chunk in range(stats.shape[0]):
+        if stats[chunk, 0] > largest:
+            largest = stats[chunk, 0]
+    shift = np.float32(0) if largest == np.float32(-np.inf) else largest
+    y[:] = np.float32(0)
+    total = np.float32(0)
+    for chunk in range(stats.shape[0]):
+        # A chunk of which nothing is allowed has zeros as its sums, and 0 for its largest score.
+        own = stats[chunk, 0]
+        factor = exp(own - shift) if own != np.float32(-np.inf) else np.float32(1)
+        total += factor * stats[chunk, 1]
+        for i in range(y.shape[0]):
+            y[i] += factor * parts[chunk, i]
+    for i in range(y.shape[0]):
+        y[i] /= total if total != 0 else np.float32(1)
+
+
+@compiled
+def _widen(kind, address, start, stop, y):
+    """Some of the numbers at an address, as float32."""
+    for i in range(start, stop):
+        if kind == FLOAT32:
+            y[i] = number(FLOAT32, address + 4 * i)
+        elif kind == BFLOAT16:
+            y[i] = number(BFLOAT16, address + 2 * i)
+        else:
+            y[i] = number(FLOAT16, address + 2 * i)
+
+
+@compiled
+def _linear(thread, team, kind, w, bias, rows, x, y, wide):
+    """A thread's share of a product, with the bias at an address, if that is not 0."""
+    product(thread, team, kind, w, rows, x, y)
+    if bias == 0:
+        return
+    start, stop = _share(rows, ROWS, thread, team)
+    _widen(kind, bias, start, stop, wide)
+    for token in range(y.shape[0]):
+        for i in range(start, stop):
+            y[token, i] += wide[i]
+
+
+@compiled
+def _add(thread, team, x, added):
+    """A thread's share of the residual stream."""
+    start, stop = _share(x.shape[1], ROWS, thread, team)
+    for token in range(x.shape[0]):
+        for i in range(start, stop):
+            x[token, i] += added[token, i]
+
+
+@compiled
+def _gate(thread, team, gated, up):
+    """A thread's share of the gate, in its place."""
+    start, stop = _share(gated.shape[1], ROWS, thread, team)
+    for token in range(gated.shape[0]):
+        own = gated[token, start:stop]
+        gate(own, up[token, start:stop], own)
+
+
+@compiled
+def layers(
+    thread, team, sync, kind, weights, caches, capacity, place, seq, eps, scale, cos, sin,
+    allowed, mask_of, x, wide, normed, qkv, parts, stats, scores, joined, added, gated, up,
+):  # fmt: skip
+    """A thread's part of all decoder layers, on x [M, H] in place; see decode.py for the shapes.
+
+    The threads meet six times a layer: after every product, since the next needs all of it, after
+    the new keys and values are in the cache, and after attention. What is cheap to compute, norms
+    and the joining of chunks, each thread computes for itself.
+    """
+    tokens, hidden = x.shape
+    width = 2 * cos.shape[1]
+    chunks, heads = parts.shape[1], parts.shape[2]
+    kv_heads = (qkv.shape[1] // width - heads) // 2
+    group = heads // kv_heads
+    batch, visible = tokens // seq, allowed.shape[2]
+    own, whole, spare = normed[thread], joined[thread], wide[thread]
+    round_ = 1
+    for layer in range(weights.shape[0]):
+        norm1, wq, q_bias, wo, o_bias, norm2, wg, gate_bias, wu, up_bias, wd, down_bias = weights[
+            layer
+        ]
+        keys = carray(pointer(caches[layer, 0]), (batch, capacity, kv_heads, width), np.float32)
+        values = carray(pointer(caches[layer, 1]), (batch, capacity, kv_heads, width), np.float32)
+        _widen(kind, norm1, 0, hidden, spare)
+        norm(x, spare, eps, own)
+        _linear(thread, team, kind, wq, q_bias, qkv.shape[1], own, qkv, spare)
+        round_ = _meet(sync, round_, team)
+        for unit in range(thread, tokens * (heads + kv_heads), team):
+            token, head = unit // (heads + kv_heads), unit % (heads + kv_heads)
+            here = qkv[token, head * width : (head + 1) * width]
+            if head < heads:
+                rotate(here, cos[token], sin[token], here)
+            else:
+                row, slot = token // seq, (place + token % seq) % capacity
+                rotate(here, cos[token], sin[token], keys[row, slot, head - heads])
+                v = (head + kv_heads) * width
+                values[row, slot, head - heads, :] = qkv[token, v : v + width]
+        round_ = _meet(sync, round_, team)
+        for unit in range(thread, tokens * kv_heads * chunks, team):
+            token, kv, chunk = unit // (kv_heads * chunks), unit // chunks % kv_heads, unit % chunks
+            first, q_head, row = chunk * CHUNK, kv * group, token // seq
+            q = _address(qkv) + 4 * (token * qkv.shape[1] + q_head * width)
+            part = _address(parts) + 4 * ((token * chunks + chunk) * heads + q_head) * width
+            _attend(
+                q, group, keys[row], values[row], kv, first, min(first + CHUNK, visible),
+                allowed[mask_of[layer], token], scale, scores[thread], part,
+                stats[token, chunk, q_head : q_head + group],
+            )  # fmt: skip
+        round_ = _meet(sync, round_, team)
+        for token in range(tokens):
+            for head in range(heads):
+                y = whole[token, head * width : (head + 1) * width]
+                _join(parts[token, :, head], stats[token, :, head], y)
+        _linear(thread, team, kind, wo, o_bias, hidden, whole, added, spare)
+        _add(thread, team, x, added)
+        round_ = _meet(sync, round_, team)
+        _widen(kind, norm2, 0, hidden, spare)
+        norm(x, spare, eps, own)
+        _linear(thread, team, kind, wg, gate_bias, gated.shape[1], own, gated, spare)
+        _linear(thread, team, kind, wu, up_bias, gated.shape[1], own, up, spare)
+        _gate(thread, team, gated, up)
+        round_ = _meet(sync, round_, team)
+        _linear(thread, team, kind, wd, down_bias, hidden, gated, added, spare)
+        _add(thread, team, x, added)
+        round_ = _meet(sync, round_, team)

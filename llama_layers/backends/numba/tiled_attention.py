@@ -1,0 +1,266 @@
+"""Attention of many queries, compiled: both products by the tiles of gemm.py.
+
+A unit of work is a key head and a block of queries of a sequence, with all heads that read it; the
+threads take units in turn, the longest first. The queries of a unit are packed as tokens are for a
+product, and its keys in panels of COLUMNS. The scores of a block are kept, a megabyte at most,
+from the first product to the second, for which their exponentials are packed as tokens and the
+values are the panels. A panel of keys that the mask hides from the whole block is not looked at:
+half of them, if it is causal.
+
+Of 2 x 2 operations a query, key and channel all are in tiles. Beside them each score is scaled,
+compared and its exponential taken in vectors, and packed once more: together the time of some ten
+channels.
+
+Keys of a panel that only other queries of the block may see have the weight 0, which changes no
+sum, and panels are summed in fixed parts of PANELS: so a query's result depends neither on the
+others nor on the threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray
+from numpy.typing import NDArray
+
+from llama_layers.backends.numba.elements import exp
+from llama_layers.backends.numba.formats import FLOAT32
+from llama_layers.backends.numba.jit import compiled
+from llama_layers.backends.numba.panels import LINE, pack_panel, panel_times
+from llama_layers.backends.numba.tiles import COLUMNS, GROUP, LANES, interleave
+from llama_layers.backends.numba.vectors import arrive, pointer
+from llama_layers.backends.numpy.memory import empty
+
+PANELS = 16  # of keys, whose exponentials and values are packed at a time
+
+
+def memory(team: int, rows: int, block: int, keys: int, width: int) -> tuple[NDArray[Any], ...]:
+    """What each thread of `attend` computes in, for so many rows, heads and queries, of a block."""
+    panels, channels = -(-keys // COLUMNS), -(-width // COLUMNS)
+    groups = rows // GROUP
+
+    def floats(*shape: int) -> NDArray[np.float32]:
+        return empty((team, *shape), np.float32)
+
+    return (
+        floats(groups, GROUP * -(-width // LANES) * LANES),  # queries
+        floats(COLUMNS * max(-(-width // LANES) * LANES, PANELS * COLUMNS) + LINE),  # a panel
+        floats(panels, rows, COLUMNS),  # scores
+        floats(groups, GROUP * PANELS * COLUMNS + LINE),  # their exponentials
+        floats(channels, rows, COLUMNS),  # weighed values
+        floats(rows),  # sums of exponentials
+        floats(rows, COLUMNS),  # the largest score of each row and lane
+        floats(rows, COLUMNS),  # the sum of exponentials of each row and lane
+        np.zeros((team, panels, block, COLUMNS), np.uint8),  # which keys a query sees
+        np.empty((team, panels), np.uint8),
+        np.zeros(COLUMNS, np.float32),
+    )
+
+
+@compiled
+def _see(queries, keys, window, keep, allowed, batch, first, count, visible, seen, used):
+    """Which of the `visible` keys each query of a block sees, and which panels any does."""
+    for p in range(used.shape[0]):
+        begin = p * COLUMNS
+        columns = min(COLUMNS, visible - begin)
+        found = np.uint8(0)
+        for i in range(count):
+            row = seen[p, i]
+            row[columns:] = 0
+            if allowed.size:
+                row[:columns] = allowed[
+                    batch % allowed.shape[0], first + i, begin : begin + columns
+                ]
+            elif queries.size:
+                own = queries[first + i]
+                for j in range(columns):
+                    slot = keys[begin + j]
+                    row[j] = (slot >= 0) & (slot <= own) & (slot > own - window)
+                if keep.size:
+                    for j in range(columns):
+                        row[j] &= keep[batch % keep.shape[0], begin + j]
+            else:
+                row[:columns] = 1
+            for j in range(columns):
+                found |= row[j]
+        used[p] = found
+
+
+@compiled
+def _scale_and_hide(scores, see, scale, largest):
+    """Scores of a panel and some rows, and the largest of each row and lane so far."""
+    for i in range(scores.shape[0]):
+        score = scores[i] * scale if see[i] else np.float32(-np.inf)
+        scores[i] = score
+        largest[i] = score if score > largest[i] else largest[i]  # not if it is NaN
+
+
+@compiled
+def _exponentiate(scores, shifts, sums):
+    """Exponentials of a panel and some rows, and their sum in each row and lane so far."""
+    for i in range(scores.shape[0]):
+        weight = exp(scores[i] - shifts[i])
+        scores[i] = weight
+        sums[i] += weight
+
+
+@compiled
+def _exponentials(scores, used, seen, rows, padded, scale, masked, largest, sums, totals):
+    """Scores to their exponentials above the largest of their row, and the sum of each row.
+
+    A panel's numbers lie side by side, and so do what is known of each row and lane, so that loops
+    are long and LLVM makes vectors of them.
+    """
+    nothing = np.float32(-np.inf)
+    largest[:rows], sums[:rows] = nothing, np.float32(0)
+    for p in range(used.shape[0]):
+        if used[p]:
+            see = seen[p, :padded].reshape(-1)
+            for head in range(0, rows, padded):
+                own, most = scores[p, head : head + padded], largest[head : head + padded]
+                _scale_and_hide(own.reshape(-1), see, scale, most.reshape(-1))
+    for row in range(rows):
+        shift = nothing
+        for j in range(COLUMNS):
+            shift = max(shift, largest[row, j])
+        largest[row, :] = np.float32(0) if masked and shift == nothing else shift
+    for p in range(used.shape[0]):
+        if used[p]:
+            own, shifts = scores[p, :rows].reshape(-1), largest[:rows].reshape(-1)
+            _exponentiate(own, shifts, sums[:rows].reshape(-1))
+    for row in range(rows):
+        total = np.float32(0)
+        for j in range(COLUMNS):
+            total += sums[row, j]
+        totals[row] = total
+
+
+@compiled
+def _pack_values(v, step, width, keys, start, stop, used, panel):
+    """Up to COLUMNS channels of the values of the used panels, one key below the other."""
+    n = 0
+    for p in range(start, stop):
+        if used[p]:
+            for t in range(p * COLUMNS, (p + 1) * COLUMNS):
+                to = carray(pointer(panel + 4 * COLUMNS * n), (COLUMNS,), np.float32)
+                n += 1
+                if t >= keys:
+                    to[:] = np.float32(0)
+                    continue
+                row = carray(pointer(v + t * step), (COLUMNS,), np.float32)
+                if width >= COLUMNS:
+                    for j in range(COLUMNS):
+                        to[j] = row[j]
+                else:
+                    for j in range(width):
+                        to[j] = row[j]
+                    to[width:] = np.float32(0)
+
+
+@compiled
+def _begin(place, sequence, head):
+    return place[0] + sequence * place[1] + head * place[3]
+
+
+@compiled
+def attend(
+    thread, team, counter, places, shape, scale, queries, keys, window, keep, allowed, block,
+    packed_of, panel_of, scores_of, weights_of, sums_of, totals_of, largest_of, lanes_of, seen_of,
+    used_of, zeros,
+):  # fmt: skip
+    """A thread's part of attention; see attention.py. `places` are addresses and steps in bytes.
+
+    Of q, k, v and y, in this order: where it begins, and from a sequence, token and head to the
+    next.
+    """
+    batch, count, heads, kv_heads, width, visible = shape
+    group = heads // kv_heads
+    packed, scores, weights, sums = (
+        packed_of[thread], scores_of[thread], weights_of[thread], sums_of[thread],
+    )  # fmt: skip
+    totals, largest, lanes = totals_of[thread], largest_of[thread], lanes_of[thread]
+    seen, used = seen_of[thread], used_of[thread]
+    panel = (panel_of[thread].ctypes.data + 63) // 64 * 64
+    masked = queries.size > 0 or allowed.size > 0
+    each = batch * kv_heads
+    blocks = -(-count // block)
+    unit = arrive(counter.ctypes.data)
+    while unit < each * blocks:
+        first = (blocks - 1 - unit // each) * block
+        sequence, kv_head = unit % each // kv_heads, unit % kv_heads
+        some = min(block, count - first)
+        padded = -(-some // GROUP) * GROUP
+        groups = group * padded // GROUP
+        q, k = _begin(places[0], sequence, kv_head * group), _begin(places[1], sequence, kv_head)
+        v, y = _begin(places[2], sequence, kv_head), _begin(places[3], sequence, kv_head * group)
+        _see(queries, keys, window, keep, allowed, sequence, first, some, visible, seen, used)
+        _score(q, k, places, first, some, group, width, visible, packed, panel, used, scores, zeros)
+        _exponentials(
+            scores, used, seen, group * padded, padded, scale, masked, largest, lanes, totals
+        )
+        _weigh(v, places[2, 2], width, visible, groups, used, scores, weights, panel, sums, zeros)
+        for i in range(some):
+            for g in range(group):
+                row = g * padded + i
+                total = totals[row] if totals[row] != 0 else np.float32(1)
+                at = y + (first + i) * places[3, 2] + g * places[3, 3]
+                out = carray(pointer(at), (width,), np.float32)
+                for d in range(width):
+                    out[d] = sums[d // COLUMNS, row, d % COLUMNS] / total
+        unit = arrive(counter.ctypes.data)
+
+
+@compiled
+def _score(q, k, places, first, some, group, width, keys, packed, panel, used, scores, zeros):
+    """Products of a block's queries, head after head, with the used panels of keys."""
+    padded = -(-some // GROUP) * GROUP
+    token, apart = places[0, 2], 4 * packed.shape[1]
+    for g in range(group):
+        for i in range(0, padded, GROUP):
+            x = q + (first + i) * token + g * places[0, 3]
+            to = packed.ctypes.data + apart * ((g * padded + i) // GROUP)
+            for c in range(0, width, LANES):
+                interleave(
+                    x + 4 * c, token, some - 1 - i, min(LANES, width - c), to + 4 * GROUP * c
+                )
+    step = places[1, 2]
+    for p in range(used.shape[0]):
+        if used[p]:
+            here = k + p * COLUMNS * step
+            pack_panel(FLOAT32, here, step, min(COLUMNS, keys - p * COLUMNS), width, panel)
+            panel_times(
+                packed, packed.ctypes.data, apart, group * padded // GROUP, panel, width,
+                zeros.ctypes.data, 0, scores[p].ctypes.data, here + COLUMNS * step, step, 4 * width,
+            )  # fmt: skip
+
+
+@compiled
+def _weigh(v, step, width, keys, groups, used, scores, weights, panel, sums, zeros):
+    """Products of a block's exponentials with the values of the used panels."""
+    apart, row = 4 * weights.shape[1], 4 * COLUMNS
+    begun = False
+    for start in range(0, used.shape[0], PANELS):
+        stop = min(start + PANELS, used.shape[0])
+        n = 0
+        for p in range(start, stop):
+            if used[p]:
+                for g in range(groups):
+                    x = scores[p].ctypes.data + row * GROUP * g
+                    to = weights.ctypes.data + apart * g + 4 * GROUP * n
+                    for j in range(0, COLUMNS, LANES):
+                        interleave(x + 4 * j, row, GROUP - 1, LANES, to + 4 * GROUP * j)
+                n += COLUMNS
+        if n == 0:
+            continue
+        for c in range(sums.shape[0]):
+            here = v + 4 * COLUMNS * c
+            _pack_values(here, step, width - COLUMNS * c, keys, start, stop, used, panel)
+            begin, from_row = (sums[c].ctypes.data, row) if begun else (zeros.ctypes.data, 0)
+            panel_times(
+                weights, weights.ctypes.data, apart, groups, panel, n, begin, from_row,
+                sums[c].ctypes.data, here, step, 0,
+            )  # fmt: skip
+        begun = True
+    if not begun:
+        sums[:] = np.float32(0)

@@ -1,0 +1,1 @@
+"""One layer, a step in each file."""

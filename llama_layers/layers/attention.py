@@ -1,0 +1,172 @@
+"""Scaled dot-product attention with grouped heads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llama_layers.arrays.checks import check_finite
+from llama_layers.arrays.dispatch import portable
+from llama_layers.arrays.dtypes import (
+    accumulate_format,
+    check_bools,
+    dtype_name,
+    dtype_of,
+    float_format,
+)
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.layers.mask import Mask
+
+# Scores held at a time, over all heads and batches: 64 MiB in float32.
+SCORES = 1 << 24
+
+
+def attention(
+    q: Any, k: Any, v: Any, /, *, mask: Any | None = None, scale: float | None = None
+) -> Any:
+    r"""Weigh the values of the keys that a query may attend to.
+
+    .. math:: y_s = \sum_t p_{st} v_t, \quad
+        p_{st} = \frac{e^{a_{st} - m_s}}{\sum_{t'} e^{a_{st'} - m_s}}, \quad
+        a_{st} = c \, q_s \cdot k_t, \quad m_s = \max_t a_{st}
+
+    over the keys t that the mask allows; a query that may attend to none gets zeros. Query head h
+    reads key and value head ``h // (num_heads / num_kv_heads)``.
+
+    Parameters
+    ----------
+    q : Array, shape [B, S, num_heads, D], a float dtype
+        Queries, after RoPE.
+    k : Array, shape [B, T, num_kv_heads, D], the dtype of q
+        Keys, after RoPE.
+    v : Array, shape [B, T, num_kv_heads, D], the dtype of q
+        Values.
+    mask : Array of bool, shape [S, T], [1, S, T] or [B, S, T], or Mask, optional
+        True where a query may attend to a key; every key for every query if not given.
+    scale : float, optional
+        The c above; ``1 / sqrt(D)`` if not given.
+
+    Returns
+    -------
+    Array, shape [B, S, num_heads, D], the dtype of q
+        All arithmetic is in float32 (float64 for float64 `q`), rounded once. Scores exist for a
+        block of queries at a time, so that memory grows linearly with the sequence.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array of floats, the mask is not boolean, library or dtype differ,
+        or the scale is not a number.
+    ValueError
+        If the shapes do not fit, or the scale is not finite.
+
+    Notes
+    -----
+    A value that is NaN or Inf may reach any query, also where the mask hides its key, since 0
+    times NaN is NaN: hidden values must be finite.
+
+    Products of queries and keys beyond 3.4e38 overflow float32 (float64 beyond 1.8e308), and do so
+    before they are scaled. A query gets NaN if that gives plus infinity or NaN for any key that it
+    may attend to. A key with minus infinity weighs nothing; if all have it, the query gets NaN
+    without a mask, and zeros with one, as if it might attend to none.
+
+    References
+    ----------
+    A. Vaswani et al., "Attention Is All You Need", equation 1.
+    `arXiv:1706.03762 <https://arxiv.org/abs/1706.03762>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import attention
+    >>> q, k = np.zeros((1, 1, 1, 2)), np.zeros((1, 3, 1, 2))
+    >>> v = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 8.0]]).reshape(1, 3, 1, 2)
+    >>> attention(q, k, v)
+    array([[[[2., 4.]]]])
+    """
+    xp = namespace(q=q, k=k, v=v)
+    _check(xp, q, k, v, mask)
+    if scale is None:
+        scale = 1 / math.sqrt(max(1, q.shape[3]))
+    return attend(xp, q, k, v, mask, check_finite("scale", scale))
+
+
+def _check(xp: Any, q: Any, k: Any, v: Any, mask: Any | None) -> None:
+    form = float_format("q", q)
+    if q.ndim != 4:
+        raise ValueError(f"q: expected shape [B, S, num_heads, D], got {list(q.shape)}")
+    batch, queries, heads, width = q.shape
+    for name, array in (("k", k), ("v", v)):
+        if float_format(name, array) is not form:
+            raise TypeError(
+                f"{name}: expected the dtype of q, {form.name}, got {dtype_name(array.dtype)}"
+            )
+        if array.ndim != 4 or array.shape[0] != batch or array.shape[3] != width:
+            raise ValueError(
+                f"{name}: expected shape [{batch}, T, num_kv_heads, {width}], "
+                f"got {list(array.shape)}"
+            )
+    if tuple(v.shape) != tuple(k.shape):
+        raise ValueError(f"v: expected shape {list(k.shape)} of k, got {list(v.shape)}")
+    if not k.shape[2] or heads % k.shape[2]:
+        raise ValueError(f"k: expected heads in a divisor of q's {heads}, got {k.shape[2]}")
+    if isinstance(mask, Mask):
+        mask.check(q, k.shape[1])
+    elif mask is not None:
+        namespace(q=q, mask=mask)
+        check_bools("mask", mask)
+        expected = (queries, k.shape[1])
+        if tuple(mask.shape) not in (expected, (1, *expected), (batch, *expected)):
+            raise ValueError(
+                f"mask: expected shape {list(expected)} or {[batch, *expected]}, "
+                f"got {list(mask.shape)}"
+            )
+
+
+@portable
+def attend(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> Any:
+    """The definition of `attention`, for arguments already checked."""
+    wide = dtype_of(xp, accumulate_format(float_format("q", q)).name)
+    batch, queries, heads, width = q.shape
+    keys, kv_heads = k.shape[1], k.shape[2]
+    group = heads // kv_heads
+    if not math.prod(q.shape) or not keys:
+        return xp.zeros_like(q)
+    # The queries of a group stand one below the other against the one key head that they read.
+    grouped = xp.reshape(xp.astype(q, wide, copy=False), (batch, queries, kv_heads, group, width))
+    grouped = xp.permute_dims(grouped, (0, 2, 3, 1, 4))
+    kt = xp.permute_dims(xp.astype(k, wide, copy=False), (0, 2, 3, 1))
+    values = xp.permute_dims(xp.astype(v, wide, copy=False), (0, 2, 1, 3))
+    step = max(1, SCORES // (batch * heads * keys))
+    blocks = []
+    for start in range(0, queries, step):
+        stop = min(start + step, queries)
+        rows = grouped[:, :, :, start:stop, :]
+        rows = xp.reshape(rows, (batch, kv_heads, group * (stop - start), width))
+        scores = xp.reshape(rows @ kt * scale, (batch, kv_heads, group, stop - start, keys))
+        weights = exponentials(xp, scores, _rows(xp, mask, start, stop))
+        total = xp.sum(weights, axis=-1, keepdims=True)
+        total = xp.where(total == 0, xp.ones_like(total), total)
+        summed = xp.reshape(weights, (batch, kv_heads, group * (stop - start), keys)) @ values
+        y = xp.reshape(summed, (batch, kv_heads, group, stop - start, width)) / total
+        blocks.append(xp.astype(xp.permute_dims(y, (0, 3, 1, 2, 4)), q.dtype, copy=False))
+    return xp.reshape(blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1), q.shape)
+
+
+def _rows(xp: Any, mask: Any | None, start: int, stop: int) -> Any | None:
+    """The mask of some queries, broadcastable against their scores."""
+    if mask is None:
+        return None
+    rows = mask.rows(start, stop) if isinstance(mask, Mask) else mask[..., start:stop, :]
+    batch = 1 if rows.ndim == 2 else rows.shape[0]
+    return xp.reshape(rows, (batch, 1, 1, *rows.shape[-2:]))
+
+
+def exponentials(xp: Any, scores: Any, allowed: Any | None) -> Any:
+    """The exponentials of the scores above their largest, and 0 where a key is not allowed."""
+    if allowed is None:
+        return xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+    scores = xp.where(allowed, scores, -math.inf)
+    largest = xp.max(scores, axis=-1, keepdims=True)
+    largest = xp.where(largest == -math.inf, xp.zeros_like(largest), largest)  # an empty row
+    return xp.exp(scores - largest)

@@ -1,0 +1,176 @@
+"""One decoder layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.attention import attention
+from llama_layers.layers.layer_cache import LayerCache
+from llama_layers.layers.linear import linear, qkv_projection
+from llama_layers.layers.mlp import mlp
+from llama_layers.layers.norm import rms_norm
+from llama_layers.layers.rope import apply_rope
+from llama_layers.layers.tap import Tap, checked, inside
+from llama_layers.layers.weights import AttentionWeights, LayerWeights
+
+
+def decoder_layer(
+    x: Any,
+    w: LayerWeights,
+    /,
+    *,
+    config: LlamaConfig,
+    rope: tuple[Any, Any],
+    mask: Any | None,
+    cache: LayerCache | None = None,
+    tap: Tap | None = None,
+) -> Any:
+    r"""Attend, then transform each token, both added to the residual stream.
+
+    .. math:: h = x + W_o \operatorname{attention}(\operatorname{norm}(x)), \quad
+        y = h + \operatorname{mlp}(\operatorname{norm}(h))
+
+    Parameters
+    ----------
+    x : Array, shape [B, S, hidden_size], a float dtype
+        The residual stream.
+    w : LayerWeights
+        From the same library and device as `x`.
+    config : LlamaConfig
+        Its ``rms_norm_eps`` is read.
+    rope : tuple of two Arrays
+        Cosines and sines of the tokens' positions, from `rope_table`.
+    mask : Array of bool, Mask or None
+        Which keys each query may attend to; see `attention`. None lets every query attend to
+        every key, later ones too: causal attention takes a `Mask`, with a cache as well.
+    cache : LayerCache, optional
+        Gives the keys and values of earlier tokens and takes those of these. For layer i that is
+        ``LayerCache(cache.extend(S), i)``, with the cache extended once for all layers;
+        afterwards its attribute ``cache`` is the valid `KVCache`, from which the next layer goes
+        on.
+    tap : callable, optional
+        ``tap(name, array) -> array``, called at each site with the name of its module inside the
+        layer: ``self_attn.q_proj``, say. What it returns, of the same shape and
+        dtype, takes the array's place.
+
+    Returns
+    -------
+    Array, shape and dtype of x
+        The residual stream after the layer.
+
+    Raises
+    ------
+    TypeError
+        If `w`, `config`, `rope` or `cache` is of another type.
+    TypeError, ValueError
+        As the functions that it is made of do.
+
+    References
+    ----------
+    H. Touvron et al., "LLaMA", section 2.2. `arXiv:2302.13971 <https://arxiv.org/abs/2302.13971>`_
+
+    Examples
+    --------
+    A layer of random weights, with 2 query heads and 1 key and value head of width 4:
+
+    >>> import numpy as np
+    >>> from llama_layers import AttentionWeights, KVCache, LayerCache, LayerWeights, LlamaConfig
+    >>> from llama_layers import Mask, MLPWeights, QKVWeights, decoder_layer, rope_table
+    >>> config = LlamaConfig(
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_attention_heads=2,
+    ...     num_key_value_heads=1,
+    ...     num_hidden_layers=1,
+    ...     rms_norm_eps=1e-5,
+    ...     rope_theta=10000.0,
+    ...     max_position_embeddings=16,
+    ...     vocab_size=10,
+    ... )
+    >>> normal = np.random.default_rng(0).standard_normal
+    >>> w = LayerWeights(
+    ...     np.ones(8),
+    ...     AttentionWeights(QKVWeights(normal((16, 8)), 2, 1), normal((8, 8))),
+    ...     np.ones(8),
+    ...     MLPWeights(normal((12, 8)), normal((12, 8)), normal((8, 12))),
+    ... )
+
+    Three tokens at once:
+
+    >>> x, place = normal((1, 3, 8)), np.arange(3)
+    >>> rope = rope_table(place, config, like=x)
+    >>> whole = decoder_layer(x, w, config=config, rope=rope, mask=Mask(place, place))
+
+    The same one by one, each with the cache that the one before left:
+
+    >>> cache = KVCache.create(config, 1, 3, like=x)
+    >>> for i in range(3):
+    ...     view = LayerCache(cache.extend(1), 0)
+    ...     rope = rope_table(place[i : i + 1], config, like=x)
+    ...     mask = Mask(place[i : i + 1], place[: i + 1])
+    ...     y = decoder_layer(
+    ...         x[:, i : i + 1], w, config=config, rope=rope, mask=mask, cache=view
+    ...     )
+    ...     cache = view.cache
+    >>> np.allclose(y, whole[:, 2:])
+    True
+    """
+    _check(w, config, rope, cache)
+    tap = checked(tap)
+    eps = config.rms_norm_eps
+    normed = tap("input_layernorm", rms_norm(x, w.input_layernorm, eps=eps))
+    x = x + _self_attention(normed, w.self_attn, rope, mask, cache, inside(tap, "self_attn"))
+    x = tap("attention_residual", x)
+    normed = tap("post_attention_layernorm", rms_norm(x, w.post_attention_layernorm, eps=eps))
+    return x + mlp(normed, w.mlp, tap=inside(tap, "mlp"))
+
+
+def _check(w: Any, config: Any, rope: Any, cache: Any) -> None:
+    for name, value, kind in (("w", w, LayerWeights), ("config", config, LlamaConfig)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
+    pair = isinstance(rope, tuple | list)
+    if not pair or len(rope) != 2:
+        raise TypeError(
+            f"rope: expected two arrays, cosines and sines from rope_table, "
+            f"got {len(rope) if pair else type(rope).__name__}"
+        )
+    if not isinstance(cache, LayerCache | None):
+        raise TypeError(
+            f"cache: expected LayerCache(cache.extend(S), layer) of a KVCache, "
+            f"got {type(cache).__name__}"
+        )
+
+
+def _self_attention(
+    x: Any,
+    w: AttentionWeights,
+    rope: tuple[Any, Any],
+    mask: Any | None,
+    cache: LayerCache | None,
+    tap: Tap,
+) -> Any:
+    """Queries, keys and values of normalised tokens, turned, attended to and projected out."""
+    q, k, v = (
+        _heads(tap(f"{name}_proj", _flat(array)), array.shape)
+        for name, array in zip("qkv", qkv_projection(x, w.qkv), strict=True)
+    )
+    q = tap("q_rope", apply_rope(q, *rope))
+    k = tap("k_rope", apply_rope(k, *rope))
+    if cache is not None:
+        k, v = cache.append(k, v)
+    heads = tap("attention", attention(q, k, v, mask=mask))
+    return tap("o_proj", linear(_flat(heads), w.o_proj, w.o_bias))
+
+
+def _flat(array: Any) -> Any:
+    """Heads side by side: [B, S, heads, D] as [B, S, heads * D]."""
+    xp = namespace(array=array)
+    return xp.reshape(array, (*array.shape[:2], math.prod(array.shape[2:])))
+
+
+def _heads(array: Any, shape: tuple[int, ...]) -> Any:
+    return namespace(array=array).reshape(array, shape)

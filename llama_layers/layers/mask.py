@@ -1,0 +1,124 @@
+"""Which keys a query may attend to, as one boolean mask that is made a few rows at a time.
+
+A whole mask has as many elements as there are pairs of positions; rows made when they are needed
+keep a forward pass linear in the length of the sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import device
+
+from llama_layers.arrays.checks import check_count, is_integer
+from llama_layers.arrays.dtypes import check_bools, check_integers
+from llama_layers.arrays.namespaces import namespace
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Causal attention, within a window if there is one, to keys that are no padding.
+
+    Queries and keys are counted in slots, the places that their tokens have in the batch,
+    padding included; not in RoPE positions.
+
+    Attributes
+    ----------
+    queries : Array, shape [S], an integer dtype
+        The slot of each query.
+    keys : Array, shape [T], an integer dtype
+        The slot of each key; -1 for a key that is not there yet.
+    window : int or None
+        How many slots back a query attends, its own included.
+    keep : Array, shape [B, T], bool, or None
+        Whether a key is a token and no padding.
+
+    Raises
+    ------
+    TypeError
+        If an array is of another dtype, or comes from another library than the first.
+    ValueError
+        If a shape does not fit, or the window is not a positive integer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import Mask
+    >>> Mask(np.arange(3), np.arange(3), window=2).rows(0, 3)[0].astype(int)
+    array([[1, 0, 0],
+           [1, 1, 0],
+           [0, 1, 1]])
+    """
+
+    queries: Any
+    keys: Any
+    window: int | None = None
+    keep: Any | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "keys"):
+            check_integers(name, array := getattr(self, name))
+            if array.ndim != 1:
+                raise ValueError(f"{name}: expected one axis, got shape {list(array.shape)}")
+        namespace(queries=self.queries, keys=self.keys, keep=self.keep)
+        if self.keep is not None:
+            check_bools("keep", self.keep)
+            if self.keep.ndim != 2 or self.keep.shape[1] != self.keys.shape[0]:
+                raise ValueError(
+                    f"keep: expected shape [B, {self.keys.shape[0]}], got {list(self.keep.shape)}"
+                )
+        if self.window is not None:
+            object.__setattr__(self, "window", check_count("window", self.window))
+
+    def rows(self, start: int, stop: int, /) -> Any:
+        """The mask of the queries from `start` to before `stop`.
+
+        Parameters
+        ----------
+        start, stop : int
+            Which queries.
+
+        Returns
+        -------
+        Array, shape [B, stop - start, T] or [1, stop - start, T], bool
+            True where a query may attend to a key.
+
+        Raises
+        ------
+        TypeError
+            If `start` or `stop` is not an integer.
+        """
+        for name, place in (("start", start), ("stop", stop)):
+            if not is_integer(place):
+                raise TypeError(f"{name}: expected an integer, got {type(place).__name__}")
+        xp = namespace(queries=self.queries, keys=self.keys, keep=self.keep)
+        integer = xp.asarray(0).dtype  # signed, and wide: unsigned differences would wrap
+        queries = xp.astype(xp.expand_dims(self.queries[start:stop], axis=1), integer)
+        keys = xp.astype(xp.expand_dims(self.keys, axis=0), integer)
+        allowed = (keys >= 0) & (keys <= queries)
+        if self.window is not None:  # a longer one than integers count hides nothing
+            allowed = allowed & (keys > queries - min(self.window, xp.iinfo(integer).max))
+        allowed = xp.expand_dims(allowed, axis=0)
+        if self.keep is not None:
+            allowed = allowed & xp.expand_dims(self.keep, axis=1)
+        return allowed
+
+    def check(self, q: Any, keys: int) -> None:
+        """Refuse a mask that is not for the queries of q [B, S, ...] and so many keys."""
+        batch, queries = q.shape[:2]
+        for name, array, shape in (
+            ("mask.queries", self.queries, (queries,)),
+            ("mask.keys", self.keys, (keys,)),
+            ("mask.keep", self.keep, (batch, keys)),
+        ):
+            if array is None:
+                continue
+            namespace(**{"q": q, name: array})
+            if tuple(array.shape) != shape:
+                raise ValueError(f"{name}: expected shape {list(shape)}, got {list(array.shape)}")
+
+
+def slots(xp: Any, first: Any, count: int, like: Any) -> Any:
+    """The integers from `first`, which a compiler may trace, on the device of an array."""
+    return xp.arange(count, dtype=xp.int32, device=device(like)) + first

@@ -1,0 +1,117 @@
+"""The gated MLP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_layers.arrays.dispatch import portable
+from llama_layers.arrays.dtypes import accumulate_format, dtype_of, float_format
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.layers.linear import linear
+from llama_layers.layers.tap import Tap, checked
+from llama_layers.layers.weights import MLPWeights
+
+
+def swiglu(gate: Any, up: Any, /) -> Any:
+    r"""Gate one array with another.
+
+    .. math:: y = \operatorname{silu}(g) \, u, \quad \operatorname{silu}(g) = \frac{g}{1 + e^{-g}}
+
+    Parameters
+    ----------
+    gate, up : Array, any one shape, a float dtype
+        What gates, and what is gated.
+
+    Returns
+    -------
+    Array, shape and dtype of gate
+        Computed in float32 (float64 for float64) and rounded once; no gate overflows.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array of floats, or library or dtype differ.
+    ValueError
+        If the shapes differ.
+
+    References
+    ----------
+    N. Shazeer, "GLU Variants Improve Transformer", equation 6.
+    `arXiv:2002.05202 <https://arxiv.org/abs/2002.05202>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import swiglu
+    >>> swiglu(np.array([0.0, 1000.0, -1000.0]), np.array([5.0, 2.0, 2.0]))
+    array([   0., 2000.,   -0.])
+    """
+    xp = namespace(gate=gate, up=up)
+    form, found = float_format("gate", gate), float_format("up", up)
+    if found is not form:
+        raise TypeError(f"up: expected the dtype of gate, {form.name}, got {found.name}")
+    if tuple(up.shape) != tuple(gate.shape):
+        raise ValueError(f"up: expected shape {list(gate.shape)} of gate, got {list(up.shape)}")
+    return gate_with_silu(xp, gate, up)
+
+
+@portable
+def gate_with_silu(xp: Any, gate: Any, up: Any) -> Any:
+    """The definition of `swiglu`, for arguments already checked."""
+    wide = dtype_of(xp, accumulate_format(float_format("gate", gate)).name)
+    g = xp.astype(gate, wide, copy=False)
+    # e^-|g| never overflows; for a negative gate 1 / (1 + e^-g) is e^g / (1 + e^g).
+    decay = xp.exp(-xp.abs(g))
+    sigmoid = xp.where(g >= 0, xp.ones_like(g), decay) / (1 + decay)
+    y = g * sigmoid * xp.astype(up, wide, copy=False)
+    return xp.astype(y, gate.dtype, copy=False)
+
+
+def mlp(x: Any, w: MLPWeights, /, *, tap: Tap | None = None) -> Any:
+    r"""Project up twice, gate, and project down.
+
+    .. math:: y = W_d \left( \operatorname{silu}(W_g x) \odot W_u x \right)
+
+    Parameters
+    ----------
+    x : Array, shape [..., hidden_size], a float dtype
+        Normalised hidden states.
+    w : MLPWeights
+        From the same library and device as `x`.
+    tap : callable, optional
+        ``tap(name, array) -> array``, called at ``gate_proj``, ``up_proj``, ``act`` (the gated
+        product) and ``down_proj``; what it returns, of the same shape and dtype, takes
+        the array's place.
+
+    Returns
+    -------
+    Array, shape and dtype of x
+        What the MLP adds to the residual stream.
+
+    Raises
+    ------
+    TypeError
+        If `w` is not MLPWeights or `tap` cannot be called.
+    TypeError, ValueError
+        As `linear` does, or if `tap` gives an array of another shape or dtype.
+
+    References
+    ----------
+    N. Shazeer, "GLU Variants Improve Transformer", equation 6.
+    `arXiv:2002.05202 <https://arxiv.org/abs/2002.05202>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import MLPWeights, mlp
+    >>> w = MLPWeights(np.ones((6, 4)), np.ones((6, 4)), np.ones((4, 6)))
+    >>> mlp(np.zeros((1, 2, 4)), w).shape
+    (1, 2, 4)
+    """
+    if not isinstance(w, MLPWeights):
+        raise TypeError(f"w: expected MLPWeights, got {type(w).__name__}")
+    tap = checked(tap)
+    gate = tap("gate_proj", linear(x, w.gate_proj, w.gate_bias))
+    up = tap("up_proj", linear(x, w.up_proj, w.up_bias))
+    gated = tap("act", swiglu(gate, up))
+    return tap("down_proj", linear(gated, w.down_proj, w.down_bias))

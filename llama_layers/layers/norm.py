@@ -1,0 +1,78 @@
+"""Root-mean-square normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_layers.arrays.checks import check_finite
+from llama_layers.arrays.dispatch import portable
+from llama_layers.arrays.dtypes import accumulate_format, check_widens, dtype_of, float_format
+from llama_layers.arrays.namespaces import namespace
+
+
+def rms_norm(x: Any, weight: Any, /, *, eps: float) -> Any:
+    r"""Divide each row by its root mean square and scale it by a weight.
+
+    .. math:: y_i = w_i \, \frac{x_i}{\sqrt{\frac{1}{H} \sum_j x_j^2 + \varepsilon}}
+
+    Parameters
+    ----------
+    x : Array, shape [..., H], a float dtype
+        Hidden states.
+    weight : Array, shape [H], a float dtype
+        Scale of each channel, from the same library and device as `x`.
+    eps : float
+        Added to the mean square, under the root: ``rms_norm_eps`` of config.json. There is no
+        default, since a checkpoint run with another value is wrong.
+
+    Returns
+    -------
+    Array, shape [..., H], the dtype of x
+        The normalised rows. All arithmetic is in float32 (float64 for float64 `x`) and rounded
+        to the dtype of `x` once, at the end.
+
+    Raises
+    ------
+    TypeError
+        If `x` or `weight` is not an array of floats, they come from different libraries, the weight
+        is of a dtype that float32 (float64 for float64 `x`) does not hold exactly, or `eps` is not
+        a number.
+    ValueError
+        If the shapes do not fit, the devices differ or `eps` is negative or not finite.
+
+    Notes
+    -----
+    The squares of numbers beyond 1.8e19 overflow float32; such a row becomes zeros, as in every
+    published implementation that normalises in float32.
+
+    References
+    ----------
+    B. Zhang and R. Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019,
+    equation 4. `arXiv:1910.07467 <https://arxiv.org/abs/1910.07467>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import rms_norm
+    >>> rms_norm(np.array([3.0, 4.0]), np.array([1.0, 10.0]), eps=0.0) * np.sqrt(12.5)
+    array([ 3., 40.])
+    """
+    xp = namespace(x=x, weight=weight)
+    check_widens(x, weight=weight)
+    if x.ndim < 1:
+        raise ValueError("x: expected shape [..., H], got a scalar")
+    if tuple(weight.shape) != (x.shape[-1],):
+        raise ValueError(
+            f"weight: expected shape [{x.shape[-1]}], the last axis of x, got {list(weight.shape)}"
+        )
+    return normalise(xp, x, weight, check_finite("eps", eps, negative=False))
+
+
+@portable
+def normalise(xp: Any, x: Any, weight: Any, eps: float) -> Any:
+    """The definition of `rms_norm`, for arguments already checked."""
+    wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
+    wide_x = xp.astype(x, wide, copy=False)
+    mean_square = xp.mean(wide_x * wide_x, axis=-1, keepdims=True)
+    y = wide_x / xp.sqrt(mean_square + eps) * xp.astype(weight, wide, copy=False)
+    return xp.astype(y, x.dtype, copy=False)

@@ -1,0 +1,322 @@
+"""Rotary position embedding, with every published scaling of its frequencies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from array_api_compat import device
+
+from llama_layers.arrays.checks import check_choice, check_count
+from llama_layers.arrays.dispatch import portable
+from llama_layers.arrays.dtypes import accumulate_format, check_integers, float_format
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import from_numpy, host, is_traced, to_numpy
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.config.rope_scaling import RopeScaling
+
+
+def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
+    r"""The angle by which each pair of channels turns from one position to the next.
+
+    .. math:: \omega_i = \theta^{-2i/D}, \quad 0 \le i < D/2
+
+    and what ``config.rope_scaling`` makes of it.
+
+    Parameters
+    ----------
+    config : LlamaConfig
+        Its ``rope_theta``, ``head_dim`` and ``rope_scaling`` are read.
+    length : int, optional
+        How many positions are in use, which "dynamic" scaling depends on; the trained context if
+        not given.
+
+    Returns
+    -------
+    ndarray of float64, shape [head_dim / 2]
+        Radians a position.
+
+    Raises
+    ------
+    TypeError
+        If the config is not a `LlamaConfig`.
+    ValueError
+        If the length is not a positive integer.
+
+    Notes
+    -----
+    With "dynamic" scaling a sequence fed in chunks differs from the same at once, beyond the
+    trained context: each chunk is turned by the frequencies of the length so far, and keys that
+    are in a cache already are not turned again. It is so in transformers too.
+
+    References
+    ----------
+    J. Su et al., "RoFormer", section 3.4.2. `arXiv:2104.09864 <https://arxiv.org/abs/2104.09864>`_.
+    Linear scaling: S. Chen et al., `arXiv:2306.15595 <https://arxiv.org/abs/2306.15595>`_. YaRN and
+    dynamic NTK: B. Peng et al., `arXiv:2309.00071 <https://arxiv.org/abs/2309.00071>`_. The band
+    of "llama3": the model code that Meta published with Llama 3.1.
+
+    Examples
+    --------
+    >>> from llama_layers import LlamaConfig, inv_freq
+    >>> inv_freq(LlamaConfig.llama2_7b())[:2].round(6).tolist()
+    [1.0, 0.865964]
+    """
+    scaling = _checked(config).rope_scaling
+    if length is not None:
+        check_count("length", length)
+    if scaling is None:
+        return _plain(config.rope_theta, config.head_dim)
+    if scaling.rope_type == "linear":
+        return _plain(config.rope_theta, config.head_dim) / scaling.factor
+    if scaling.rope_type == "dynamic":
+        return _dynamic(config, scaling, length)
+    if scaling.rope_type == "yarn":
+        return _yarn(config, scaling)
+    return _llama3(config, scaling)
+
+
+def _checked(config: LlamaConfig) -> LlamaConfig:
+    if not isinstance(config, LlamaConfig):
+        raise TypeError(f"config: expected a LlamaConfig, got {type(config).__name__}")
+    return config
+
+
+def _plain(theta: float, head_dim: int) -> Any:
+    return theta ** (-host.arange(0, head_dim, 2, dtype=host.float64) / head_dim)
+
+
+def _dynamic(config: LlamaConfig, scaling: RopeScaling, length: int | None) -> Any:
+    """Raise the base with the length, so that the slowest frequency is interpolated."""
+    if config.head_dim == 2:  # one pair, which turns by 1 whatever the base
+        return _plain(config.rope_theta, config.head_dim)
+    trained = config.max_position_embeddings
+    stretch = scaling.factor * max(length or 0, trained) / trained - (scaling.factor - 1)
+    exponent = config.head_dim / (config.head_dim - 2)
+    return _plain(config.rope_theta * stretch**exponent, config.head_dim)
+
+
+def _yarn(config: LlamaConfig, scaling: RopeScaling) -> Any:
+    """Interpolate slow frequencies, keep fast ones, and ramp between them."""
+    trained = scaling.original_max_position_embeddings or config.max_position_embeddings
+    dim = config.head_dim
+
+    def pair_of(turns: float) -> float:
+        """The (fractional) pair of channels that turns so often over the trained context."""
+        return dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low = pair_of(scaling.beta_fast or 32.0)
+    high = pair_of(scaling.beta_slow or 1.0)
+    if scaling.truncate is not False:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = high - low or 0.001  # a ramp of no width would divide by zero
+    interpolated = host.clip((host.arange(dim // 2, dtype=host.float64) - low) / width, 0.0, 1.0)
+    plain = _plain(config.rope_theta, dim)
+    return plain / scaling.factor * interpolated + plain * (1 - interpolated)
+
+
+def _llama3(config: LlamaConfig, scaling: RopeScaling) -> Any:
+    """Divide the slow frequencies by the factor, and blend in a band of wavelengths."""
+    assert scaling.original_max_position_embeddings is not None  # RopeScaling demands all three
+    assert scaling.low_freq_factor is not None
+    assert scaling.high_freq_factor is not None
+    plain = _plain(config.rope_theta, config.head_dim)
+    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = host.clip(kept, 0.0, 1.0)
+    return plain * (kept + (1 - kept) / scaling.factor)
+
+
+def attention_factor(config: LlamaConfig, /) -> float:
+    """What the RoPE table is multiplied by: 1, but for "yarn".
+
+    Parameters
+    ----------
+    config : LlamaConfig
+        Its ``rope_scaling`` is read.
+
+    Returns
+    -------
+    float
+        The ``attention_factor`` of the config; else, with m(s) = 0.1 s ln(factor) + 1, the
+        quotient m(mscale) / m(mscale_all_dim) where both are given, or m(1).
+
+    References
+    ----------
+    B. Peng et al., "YaRN", equation 22. `arXiv:2309.00071 <https://arxiv.org/abs/2309.00071>`_
+
+    Examples
+    --------
+    >>> from llama_layers import LlamaConfig
+    >>> from llama_layers.layers.rope import attention_factor
+    >>> attention_factor(LlamaConfig.llama2_7b())
+    1.0
+    """
+    scaling = _checked(config).rope_scaling
+    if scaling is None or scaling.rope_type != "yarn":
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+
+    def temperature(scale: float) -> float:
+        return 0.1 * scale * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+
+    if scaling.mscale and scaling.mscale_all_dim:
+        return temperature(scaling.mscale) / temperature(scaling.mscale_all_dim)
+    return temperature(1.0)
+
+
+def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[Any, Any]:
+    r"""Cosines and sines of the angles at some positions.
+
+    The phases are computed in float64 on the host and cast: in float32 they would be off by
+    some 1e-4 at position 8191, and more beyond.
+
+    Parameters
+    ----------
+    positions : Array, shape [S] or [B, S], an integer dtype
+        Token positions, zero or more; of any library.
+    config : LlamaConfig
+        Its ``rope_theta``, ``head_dim`` and ``rope_scaling`` are read.
+    like : Array
+        The table is for arrays of this library, device and dtype.
+
+    Returns
+    -------
+    cos, sin : Array, shape [S, head_dim / 2] or [B, S, head_dim / 2]
+        In float32, or float64 where `like` is. For "yarn" multiplied by its attention factor.
+
+    Raises
+    ------
+    TypeError
+        If the positions are not integers, `config` is of another type, or `like` is not an array of
+        floats.
+    ValueError
+        If their shape is another, or one is negative. Positions that a compiler traces cannot be
+        looked at; they index a table of ``max_position_embeddings`` rows, and "dynamic" scaling
+        is refused.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import LlamaConfig, rope_table
+    >>> x = np.zeros((1, 2, 32, 128), np.float32)
+    >>> cos, sin = rope_table(np.arange(2), LlamaConfig.llama2_7b(), like=x)
+    >>> cos.shape, float(cos[0, 0]), float(sin[0, 0])
+    ((2, 64), 1.0, 0.0)
+    """
+    xp = namespace(positions=positions)
+    check_integers("positions", positions)
+    if not isinstance(config, LlamaConfig):
+        raise TypeError(f"config: expected LlamaConfig, got {type(config).__name__}")
+    if positions.ndim not in (1, 2):
+        raise ValueError(f"positions: expected shape [S] or [B, S], got {list(positions.shape)}")
+    if is_traced(positions):
+        return _traced_table(xp, positions, config, like)
+    host = to_numpy(positions)
+    if host.size and host.min() < 0:
+        raise ValueError(f"positions: expected zero or more, got {host.min()}")
+    return _table(host, config, like)
+
+
+def _table(positions: Any, config: LlamaConfig, like: Any) -> tuple[Any, Any]:
+    length = int(positions.max()) + 1 if positions.size else None
+    phases = positions[..., None].astype(host.float64) * inv_freq(config, length=length)
+    factor = attention_factor(config)
+    dtype = accumulate_format(float_format("like", like)).name
+    xp = namespace(like=like)
+    cos, sin = (
+        from_numpy((table * factor).astype(dtype), xp, device(like))
+        for table in (host.cos(phases), host.sin(phases))
+    )
+    return cos, sin
+
+
+def _traced_table(xp: Any, positions: Any, config: LlamaConfig, like: Any) -> tuple[Any, Any]:
+    if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
+        raise ValueError(
+            "positions: expected known numbers for rope_type 'dynamic', whose frequencies depend "
+            "on the largest, got traced ones"
+        )
+    rows = xp.reshape(positions, (math.prod(positions.shape),))
+    cos, sin = (
+        xp.reshape(xp.take(table, rows, axis=0), (*positions.shape, config.head_dim // 2))
+        for table in _table(host.arange(config.max_position_embeddings), config, like)
+    )
+    return cos, sin
+
+
+def apply_rope(
+    x: Any, cos: Any, sin: Any, /, *, layout: Literal["half", "interleaved"] = "half"
+) -> Any:
+    r"""Turn each pair of channels by its angle.
+
+    .. math:: (a_i, b_i) \mapsto
+        (a_i \cos\phi_i - b_i \sin\phi_i,\; b_i \cos\phi_i + a_i \sin\phi_i)
+
+    Parameters
+    ----------
+    x : Array, shape [B, S, heads, D], a float dtype
+        Queries or keys. Values are never turned.
+    cos, sin : Array, shape [S, D / 2], [1, S, D / 2] or [B, S, D / 2]
+        From `rope_table`.
+    layout : {"half", "interleaved"}
+        Which channels are a pair: i and i + D / 2 ("half", Hugging Face checkpoints), or 2i and
+        2i + 1 ("interleaved", Meta's and the paper's). The weights decide which is right, and
+        config.json does not say.
+
+    Returns
+    -------
+    Array, shape and dtype of x
+        Computed in the dtype of the table, rounded once.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array of floats, or the libraries differ.
+    ValueError
+        If a shape does not fit or the layout is unknown.
+
+    References
+    ----------
+    J. Su et al., "RoFormer", equation 15. `arXiv:2104.09864 <https://arxiv.org/abs/2104.09864>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import apply_rope
+    >>> quarter_turn = np.zeros((1, 1)), np.ones((1, 1))
+    >>> apply_rope(np.array([[[[1.0, 0.0]]]]), *quarter_turn)
+    array([[[[0., 1.]]]])
+    """
+    xp = namespace(x=x, cos=cos, sin=sin)
+    table = accumulate_format(float_format("x", x))
+    if x.ndim != 4 or x.shape[3] % 2:
+        raise ValueError(f"x: expected shape [B, S, heads, D] with an even D, got {list(x.shape)}")
+    expected = (x.shape[1], x.shape[3] // 2)
+    for name, array in (("cos", cos), ("sin", sin)):
+        if (found := float_format(name, array)) is not table:
+            raise TypeError(f"{name}: expected {table.name} for x, got {found.name}")
+        if tuple(array.shape) not in (expected, (1, *expected), (x.shape[0], *expected)):
+            raise ValueError(
+                f"{name}: expected shape {list(expected)} or {[x.shape[0], *expected]} for x "
+                f"{list(x.shape)}, got {list(array.shape)}"
+            )
+    check_choice("layout", layout, "half", "interleaved")
+    return rotate(xp, x, cos, sin, layout)
+
+
+@portable
+def rotate(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
+    """The definition of `apply_rope`, for arguments already checked."""
+    wide = xp.astype(x, cos.dtype, copy=False)
+    cos, sin = (xp.expand_dims(angle, axis=-2) for angle in (cos, sin))  # the same for each head
+    if layout == "half":
+        half = x.shape[3] // 2
+        a, b = wide[..., :half], wide[..., half:]
+        y = xp.concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    else:
+        a, b = wide[..., 0::2], wide[..., 1::2]
+        y = xp.reshape(xp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1), x.shape)
+    return xp.astype(y, x.dtype, copy=False)

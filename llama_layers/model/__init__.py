@@ -1,0 +1,1 @@
+"""The whole model, from ids to text."""

@@ -1,0 +1,255 @@
+"""Text, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from array_api_compat import device
+
+from llama_layers.arrays.checks import MOST_TOKENS, check_count, check_finite, is_integer
+from llama_layers.arrays.dispatch import portable
+from llama_layers.arrays.dtypes import check_integers
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import from_numpy, host, to_numpy
+from llama_layers.errors import shown
+from llama_layers.layers.cache import KVCache
+from llama_layers.model.forward import forward
+from llama_layers.model.llama import Llama, check_model
+from llama_layers.model.sampling import check_options, random_generator, sample
+
+# Prompt tokens that go through the model at once where the cache is a ring.
+CHUNK = 512
+
+
+def generate(
+    model: Llama,
+    input_ids: Any,
+    /,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    rng: Any = None,
+    eos_token_id: int | tuple[int, ...] | None = None,
+    attention_mask: Any | None = None,
+    cache: KVCache | None = None,
+) -> Iterator[Any]:
+    """Continue a batch of prompts.
+
+    Parameters
+    ----------
+    model : Llama
+        The model.
+    input_ids : Array, shape [B, S], an integer dtype
+        The prompts; padded before their first token, if their lengths differ.
+    max_new_tokens : int
+        How many tokens to add at the most.
+    temperature, top_k, top_p, min_p : as for `sample`
+        How a token is drawn; greedy by default.
+    repetition_penalty : float, optional
+        Divides the positive logits, and multiplies the negative ones, of tokens that are in the
+        prompt or were added to it; those that only the cache has seen are not known.
+    rng : numpy.random.Generator, int or None
+        The only source of randomness (SPEC 7).
+    eos_token_id : int or tuple of int, optional
+        Tokens that end a sequence; none if it is empty. By default those of the model's
+        ``generation_config``, or of its config where that names none.
+    attention_mask : Array, shape [B, S], bool or 0 and 1 of an integer dtype, optional
+        Which of the ids are tokens and no padding.
+    cache : KVCache, optional
+        Tokens that come before the prompt, and room for the rest. It is used up: what follows is
+        not given back, so a conversation goes on with `forward`, or from all of its text.
+
+    Returns
+    -------
+    iterator of Array, shape [B], an integer dtype
+        One array a step. The token that ends a sequence is the last one given of it; while others
+        go on, padding takes its place: ``pad_token_id`` of the config, or the first token that
+        ends a sequence if there is none.
+
+    Raises
+    ------
+    TypeError
+        If ids or mask are of another library or a wrong dtype, or an option is not a number.
+    ValueError
+        If a shape does not fit, an id or an option is out of range, or a prompt ends in padding;
+        at once, and not at the first step.
+
+    References
+    ----------
+    Repetition penalty: N. Keskar et al., "CTRL", section 4.1.
+    `arXiv:1909.05858 <https://arxiv.org/abs/1909.05858>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import generate, load
+    >>> model = load("smollm2-135m")  # doctest: +SKIP
+    >>> ids = np.array([model.tokenizer.encode("The capital of France is")])  # doctest: +SKIP
+    >>> new = [int(step[0]) for step in generate(model, ids, max_new_tokens=2)]  # doctest: +SKIP
+    >>> model.tokenizer.decode(new)  # doctest: +SKIP
+    ' Paris.'
+    """
+    check_model(model)
+    xp = namespace(input_ids=input_ids, attention_mask=attention_mask)
+    check_integers("input_ids", input_ids)
+    if input_ids.ndim != 2 or not input_ids.shape[1]:
+        raise ValueError(
+            f"input_ids: expected shape [B, S] with at least one token, got {list(input_ids.shape)}"
+        )
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens, MOST_TOKENS)
+    repetition_penalty = check_finite("repetition_penalty", repetition_penalty)
+    if not repetition_penalty > 0:
+        raise ValueError(f"repetition_penalty: expected more than 0, got {repetition_penalty}")
+    check_options(temperature, top_k, top_p, min_p)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    options |= {"rng": random_generator(rng)}
+    ends = _ends(model, eos_token_id)
+    if attention_mask is not None:
+        _check_prompts(xp, input_ids, attention_mask)
+    prefilled = _prefill(model, input_ids, attention_mask, cache, max_new_tokens)
+    return _steps(
+        model,
+        prefilled,
+        _seen(model, input_ids, attention_mask) if repetition_penalty != 1 else None,
+        repetition_penalty,
+        max_new_tokens,
+        ends,
+        options,
+    )
+
+
+def _check_prompts(xp: Any, input_ids: Any, attention_mask: Any) -> None:
+    if tuple(attention_mask.shape) != tuple(input_ids.shape):
+        raise ValueError(
+            f"attention_mask: expected shape {list(input_ids.shape)} of input_ids, "
+            f"got {list(attention_mask.shape)}"
+        )
+    if not bool(xp.all(attention_mask[:, -1] != 0)):
+        raise ValueError("attention_mask: expected prompts padded before their first token")
+
+
+def _ends(model: Llama, eos_token_id: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """The tokens that end a sequence."""
+    given = eos_token_id
+    if given is None:
+        given = model.generation_config.get("eos_token_id")
+    if given is None:
+        given = model.config.eos_token_id
+    ends = tuple(given) if isinstance(given, tuple | list) else () if given is None else (given,)
+    for end in ends:
+        if not is_integer(end) or (end < 0 and eos_token_id is not None):
+            raise ValueError(f"eos_token_id: expected token ids, zero or more, got {shown(end)}")
+    return ends
+
+
+def _prefill(
+    model: Llama, input_ids: Any, attention_mask: Any | None, cache: KVCache | None, more: int
+) -> tuple[Any, KVCache]:
+    """The logits after the prompts, and the cache that holds them."""
+    batch, count = input_ids.shape
+    config = model.config
+    chunk = count
+    if cache is None:
+        windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
+        rolling = None if None in windows else CHUNK
+        cache = KVCache.create(model, batch, count + more, rolling=rolling)
+    elif not isinstance(cache, KVCache):
+        raise TypeError(f"cache: expected a KVCache, got {type(cache).__name__}")
+    elif cache.length + count + more > cache.max_len:
+        raise ValueError(
+            f"cache: expected room for {cache.length + count + more} tokens, got max_len = "
+            f"{cache.max_len}"
+        )
+    if cache.window is not None:
+        chunk = cache.most_at_once()
+    for start in range(0, count, chunk):
+        part = slice(start, min(start + chunk, count))
+        logits, cache = _advance(
+            model,
+            input_ids[:, part],
+            cache,
+            None if attention_mask is None else attention_mask[:, part],
+        )
+    return logits, cache
+
+
+def _advance(
+    model: Llama, input_ids: Any, cache: KVCache, attention_mask: Any | None = None
+) -> tuple[Any, KVCache]:
+    """The logits [B, vocab_size] after some tokens, and the cache with them."""
+    output = forward(model, input_ids, cache=cache, attention_mask=attention_mask, last_only=True)
+    assert output.cache is not None  # since one was given
+    return output.logits[:, 0, :], output.cache
+
+
+def _steps(
+    model: Llama,
+    prefilled: tuple[Any, KVCache],
+    seen: Any | None,
+    penalty: float,
+    max_new_tokens: int,
+    ends: tuple[int, ...],
+    options: dict[str, Any],
+) -> Iterator[Any]:
+    logits, cache = prefilled
+    xp = namespace(logits=logits)
+    candidates = (model.config.pad_token_id, *ends)  # -1 stands for none in some published configs
+    valid = (i for i in candidates if i is not None and 0 <= i < model.config.vocab_size)
+    padding = next(valid, None)
+    ended = host.zeros(logits.shape[0], dtype=bool)
+    steps = drawn_tokens(xp, model, logits, cache, seen, penalty, max_new_tokens, options)
+    for ids, drawn in steps:
+        if ended.any():
+            fill = ids if padding is None else xp.full_like(ids, padding)
+            ids = xp.where(from_numpy(ended, xp, device(ids)), fill, ids)
+        yield ids
+        ended = ended | host.isin(drawn, ends)
+        if ended.all():
+            return
+
+
+@portable
+def drawn_tokens(
+    xp: Any,
+    model: Llama,
+    logits: Any,
+    cache: KVCache,
+    seen: Any | None,
+    penalty: float,
+    count: int,
+    options: dict[str, Any],
+) -> Iterator[tuple[Any, Any]]:
+    """Tokens drawn from the logits [B, vocab_size] after the prompts, and then one after another.
+
+    An array [B] a step, as it is and in main memory; sequences that ended go on all the same.
+    """
+    for left in reversed(range(count)):
+        if seen is not None:
+            logits = _penalised(xp, logits, seen, penalty)
+        ids = sample(logits, **options)
+        drawn = to_numpy(ids)
+        if seen is not None:
+            seen[host.arange(drawn.shape[0]), drawn] = True
+        yield ids, drawn
+        if left:
+            logits, cache = _advance(model, xp.expand_dims(ids, axis=1), cache)
+
+
+def _seen(model: Llama, input_ids: Any, attention_mask: Any | None) -> Any:
+    """Which tokens of the vocabulary each prompt has, as a NumPy array [B, vocab_size]."""
+    ids = to_numpy(input_ids)
+    seen = host.zeros((ids.shape[0], model.config.vocab_size), dtype=bool)
+    kept = host.ones(ids.shape) if attention_mask is None else to_numpy(attention_mask)
+    for row, (tokens, keep) in enumerate(zip(ids, kept, strict=True)):
+        seen[row, tokens[keep != 0]] = True
+    return seen
+
+
+def _penalised(xp: Any, logits: Any, seen: Any, penalty: float) -> Any:
+    lowered = xp.where(logits < 0, logits * penalty, logits / penalty)
+    return xp.where(from_numpy(seen, xp, device(logits)), lowered, logits)

@@ -1,0 +1,169 @@
+"""A model: its config and weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.weights import LlamaWeights
+from llama_layers.model.embedding import activations
+from llama_layers.model.fitting import check_layer_count, check_weights
+from llama_layers.model.state_dict import weights_of
+
+if TYPE_CHECKING:
+    from llama_layers.checkpoint.tokenizer import Tokenizer
+
+
+@runtime_checkable
+class HasDict(Protocol):
+    """A config of transformers, which needs not be installed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of its config.json."""
+
+
+@dataclass(frozen=True, eq=False)
+class Llama:
+    """A model.
+
+    Attributes
+    ----------
+    config : LlamaConfig
+        Its numbers.
+    weights : LlamaWeights
+        Its parameters.
+    open_tokenizer : callable or None
+        Opens the tokenizer that came with the weights.
+    generation_config : Mapping of str to Any
+        What the authors suggest for `generate`, as generation_config.json has it.
+
+    Raises
+    ------
+    TypeError
+        If an attribute is of another type.
+    ValueError
+        If the weights are of another number of layers or other shapes than the config says.
+    """
+
+    config: LlamaConfig
+    weights: LlamaWeights = field(repr=False)
+    open_tokenizer: Callable[[], Tokenizer] | None = field(default=None, repr=False)
+    generation_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        kinds = {"config": LlamaConfig, "weights": LlamaWeights, "generation_config": Mapping}
+        for name, kind in kinds.items():
+            if not isinstance(given := getattr(self, name), kind):
+                raise TypeError(f"{name}: expected {kind.__name__}, got {type(given).__name__}")
+        if not (self.open_tokenizer is None or callable(self.open_tokenizer)):
+            raise TypeError(
+                f"open_tokenizer: expected a callable or None, "
+                f"got {type(self.open_tokenizer).__name__}"
+            )
+        check_weights(self.weights, self.config)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        mapping: Mapping[str, Any],
+        /,
+        config: LlamaConfig | Mapping[str, Any] | str | os.PathLike[str] | HasDict,
+    ) -> Llama:
+        """Make a model of weights that are in memory.
+
+        The arrays stay where they are and as they are: of their library, on their device, in their
+        dtype. Only queries, keys and values are copied, into one matrix for each layer.
+
+        Parameters
+        ----------
+        mapping : Mapping of str to Array
+            What ``state_dict()`` of transformers' ``LlamaForCausalLM``, ``MistralForCausalLM`` or
+            ``Qwen2ForCausalLM`` gives, or arrays of any one library by the same names. Tensors of
+            torch are detached: no gradient flows through the model. Buffers of RoPE are ignored,
+            and so is a head that the config ties to the embedding.
+        config : LlamaConfig, config of transformers, mapping, str or path
+            The numbers of the model: what `LlamaConfig.from_json` takes, or an object with a
+            method ``to_dict`` that gives it, as transformers' configs have.
+
+        Returns
+        -------
+        Llama
+            The model, without a tokenizer.
+
+        Raises
+        ------
+        CheckpointError
+            If the arrays do not match `config`: one is missing, is not of the model or of
+            another shape, they are quantised, or their names carry a prefix.
+        ConfigError
+            If `config` is incomplete or asks for what is not implemented.
+        TypeError
+            If a value is not an array of floats, or of another library than the first.
+        ValueError
+            If an array is on another device than the first.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from llama_layers import Llama, LlamaConfig
+        >>> from llama_layers.checkpoint import expected_tensors
+        >>> config = LlamaConfig(
+        ...     vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+        ...     num_attention_heads=2, rms_norm_eps=1e-5, rope_theta=1e4,
+        ...     max_position_embeddings=64,
+        ... )
+        >>> shapes = expected_tensors(config)
+        >>> arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        >>> Llama.from_state_dict(arrays, config).weights.norm.shape
+        (8,)
+        """
+        if isinstance(config, HasDict):
+            config = config.to_dict()
+        if not isinstance(config, LlamaConfig):
+            config = LlamaConfig.from_json(config)
+        return cls(config, weights_of(mapping, config))
+
+    def activations_like(self) -> Any:
+        """An array of no elements, of the library, device and dtype of the activations."""
+        none = self.weights.embed_tokens[:0, :]
+        return activations(namespace(embed_tokens=none), none)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that came with the weights.
+
+        Returns
+        -------
+        Tokenizer
+            Opened when it is first used.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint has none, or none that is known to be read correctly.
+        ImportError
+            If the package ``tokenizers`` is not installed.
+        ValueError
+            If the model is not from a checkpoint.
+        """
+        if self.open_tokenizer is None:
+            raise ValueError(
+                "tokenizer: this model has none, since it was not loaded from a checkpoint; "
+                "llama_layers.checkpoint.load_tokenizer opens one"
+            )
+        return self.open_tokenizer()
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is not a model: the name of one, say, which `load` would have made one of.
+
+    The layers may be a list, which can have become longer or shorter since the model was made.
+    """
+    if not isinstance(model, Llama):
+        raise TypeError(f"model: expected a Llama, as load gives it, got {type(model).__name__}")
+    check_layer_count(model.weights, model.config)

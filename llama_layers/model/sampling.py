@@ -1,0 +1,147 @@
+"""From logits to a token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from array_api_compat import device
+
+from llama_layers.arrays.checks import check_count, check_finite, check_number
+from llama_layers.arrays.dtypes import float_format
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import from_numpy, host, to_numpy
+from llama_layers.errors import shown
+
+
+def sample(
+    logits: Any,
+    /,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    rng: Any = None,
+) -> Any:
+    r"""Draw a token for each sequence.
+
+    .. math:: P(i) \propto e^{\ell_i / T}
+
+    over the tokens that every filter keeps, in this order: `top_k`, `top_p` of what that leaves,
+    `min_p` of what that leaves.
+
+    Parameters
+    ----------
+    logits : Array, shape [B, vocab_size], a float dtype
+        Of the last token of each sequence.
+    temperature : float
+        T above; 0 is greedy: the first of the largest logits, and nothing else is read.
+    top_k : int, optional
+        Keep the k largest logits, and those equal to the smallest of them.
+    top_p : float, optional
+        Keep the fewest tokens, the likeliest first, whose probabilities sum to `top_p` or more.
+    min_p : float, optional
+        Keep the tokens that are at least `min_p` times as likely as the likeliest.
+    rng : numpy.random.Generator, int or None
+        The only source of randomness (SPEC 7): a seed repeats a draw, None never does.
+
+    Returns
+    -------
+    Array, shape [B], int64 (int32 on libraries without it)
+        Token ids, of the library and device of `logits`.
+
+    Raises
+    ------
+    TypeError
+        If `logits` is not an array of floats, `temperature`, `top_p` or `min_p` is not a number, or
+        `rng` is nothing to draw from.
+    ValueError
+        If its shape is another, it has a NaN, an option is out of range, or, unless greedy, the
+        largest logit of a row is infinite.
+
+    References
+    ----------
+    Top-p: A. Holtzman et al., `arXiv:1904.09751 <https://arxiv.org/abs/1904.09751>`_. Min-p:
+    M. Nguyen et al., `arXiv:2407.01082 <https://arxiv.org/abs/2407.01082>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import sample
+    >>> sample(np.array([[0.0, 3.0, 1.0]]), temperature=0)
+    array([1])
+    >>> sample(np.array([[0.0, 3.0, 1.0]]), top_k=1, rng=0)
+    array([1])
+    """
+    xp = namespace(logits=logits)
+    float_format("logits", logits)
+    if logits.ndim != 2 or not logits.shape[1]:
+        raise ValueError(f"logits: expected shape [B, vocab_size], got {list(logits.shape)}")
+    check_options(temperature, top_k, top_p, min_p)
+    temperature = float(temperature)
+    if bool(xp.any(logits != logits)):
+        raise ValueError("logits: expected numbers, got NaN")
+    if temperature == 0:
+        return xp.argmax(logits, axis=-1)
+    top_p, min_p = (None if p is None else float(p) for p in (top_p, min_p))
+    weights = _weights(_below_largest(logits, temperature), top_k, top_p, min_p)
+    cumulative = host.cumsum(weights, axis=-1)
+    drawn = random_generator(rng).random((logits.shape[0], 1)) * cumulative[:, -1:]
+    # The first token whose cumulative weight exceeds the draw: one of weight 0 never is.
+    ids = host.argmax(cumulative > drawn, axis=-1)
+    return from_numpy(ids, xp, device(logits))
+
+
+def check_options(
+    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
+) -> None:
+    """Refuse sampling options that are not numbers or out of range."""
+    check_finite("temperature", temperature, negative=False)
+    for name, value in (("top_p", top_p), ("min_p", min_p)):
+        if value is not None:
+            check_number(name, value)
+    if top_k is not None:
+        check_count("top_k", top_k)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p: expected more than 0 and at most 1, got {shown(top_p)}")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise ValueError(f"min_p: expected 0 to 1, got {shown(min_p)}")
+
+
+def random_generator(rng: Any) -> Any:
+    """The NumPy generator that `rng` is, or that it seeds."""
+    try:
+        if isinstance(rng, bool):
+            raise TypeError
+        return host.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        expected = "a numpy.random.Generator, an integer, zero or more, or None"
+        raise type(error)(f"rng: expected {expected}, got {shown(rng)}") from None
+
+
+def _below_largest(logits: Any, temperature: float) -> Any:
+    """The logits over the temperature, less the largest of each row, as NumPy's float64."""
+    wide = to_numpy(logits).astype(host.float64)
+    largest = wide.max(axis=-1, keepdims=True)
+    if not host.isfinite(largest).all():
+        raise ValueError("logits: expected the largest of each row to be finite, got an infinity")
+    with host.errstate(over="ignore"):  # a token infinitely far below the largest
+        return (wide - largest) / temperature
+
+
+def _weights(scaled: Any, top_k: int | None, top_p: float | None, min_p: float | None) -> Any:
+    """What each token's probability is proportional to; 0 where a filter drops it."""
+    weights = host.exp(scaled)
+    if top_k is not None and top_k < weights.shape[-1]:
+        top_k = int(top_k)  # an unsigned one has no negative
+        smallest_kept = host.partition(scaled, -top_k, axis=-1)[:, -top_k, None]
+        weights = host.where(scaled >= smallest_kept, weights, 0.0)
+    if top_p is not None and top_p < 1:
+        order = host.argsort(-weights, axis=-1, stable=True)
+        descending = host.take_along_axis(weights, order, axis=-1)
+        before = host.cumsum(descending, axis=-1) - descending
+        enough = before >= top_p * descending.sum(axis=-1, keepdims=True)
+        host.put_along_axis(weights, order, host.where(enough, 0.0, descending), axis=-1)
+    if min_p is not None:
+        weights = host.where(weights >= min_p * weights.max(axis=-1, keepdims=True), weights, 0.0)
+    return weights

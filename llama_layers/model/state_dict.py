@@ -1,0 +1,78 @@
+"""Weights from arrays in memory, under the names that Hugging Face gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from array_api_compat import is_torch_array
+
+from llama_layers.arrays.dtypes import dtype_name, float_format
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.errors import CheckpointError
+from llama_layers.layers.weights import LlamaWeights
+from llama_layers.model.quantised import why_not_plain
+from llama_layers.model.weight_checks import misfit, unfusible
+from llama_layers.model.weight_names import EMBEDDING, HEAD, Names, is_inert, llama_weights
+
+
+def weights_of(mapping: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
+    """The weights in a state dict; nothing is copied but queries, keys and values."""
+    arrays = _arrays(mapping)
+    xp = namespace(**arrays)
+    if config.tie_word_embeddings and HEAD in arrays:
+        _check_tied(xp, arrays.pop(HEAD), arrays.get(EMBEDDING))
+    if difference := misfit({name: tuple(a.shape) for name, a in arrays.items()}, config):
+        raise CheckpointError(f"mapping: the tensors do not match the config: {difference}")
+    dtypes = {name: dtype_name(array.dtype) for name, array in arrays.items()}
+    if difference := unfusible(dtypes, range(config.num_hidden_layers)):
+        raise CheckpointError(f"mapping: {difference}: convert them to one")
+
+    def array(names: Names) -> Any:
+        parts = [arrays[name] for name in names]
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+
+    return llama_weights(array, config)
+
+
+def _arrays(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays that make up the model, cut off from what torch records for gradients."""
+    if not isinstance(mapping, Mapping):
+        raise TypeError(
+            f"mapping: expected names with their arrays, as model.state_dict() gives them, "
+            f"got {type(mapping).__name__}"
+        )
+    arrays = {}
+    for name, array in mapping.items():
+        if not isinstance(name, str):
+            raise TypeError(f"mapping: expected names that are str, got {name!r}")
+        if not is_inert(name):
+            arrays[name] = _torch_data(name, array) if is_torch_array(array) else array
+    stored = {name: dtype_name(a.dtype) for name, a in arrays.items() if hasattr(a, "dtype")}
+    if reason := why_not_plain(stored):
+        raise CheckpointError(f"mapping: {reason}")
+    for name, array in arrays.items():
+        float_format(name, array)
+    return arrays
+
+
+def _torch_data(name: str, tensor: Any) -> Any:
+    """The numbers of a tensor of torch, if it has them in the form of an array."""
+    if tensor.is_meta:  # as where accelerate keeps the weights elsewhere
+        raise TypeError(f"{name}: expected a tensor with data, got one on the device meta")
+    if tensor.is_nested or str(tensor.layout) != "torch.strided":
+        kind = "a nested tensor" if tensor.is_nested else f"the layout {tensor.layout}"
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+    return tensor.detach()
+
+
+def _check_tied(xp: Any, head: Any, table: Any) -> None:
+    """Accept a head that the config ties to the embedding only if it is the embedding."""
+    if table is None or head is table:
+        return
+    if (head.shape, head.dtype) != (table.shape, table.dtype) or not bool(xp.all(head == table)):
+        raise CheckpointError(
+            f"mapping: {HEAD} differs from {EMBEDDING}, and the config says "
+            f"tie_word_embeddings = true"
+        )

@@ -1,0 +1,88 @@
+"""Whether named tensors are those of a config, and what to say where they are not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.model.weight_names import EMBEDDING, HEAD, expected_tensors, qkv_names
+
+_BASE = "model."
+# Modules that wrap others, as torch.compile's _orig_mod does: private names, which no layer has.
+_WRAPPER = re.compile(r"(?:^|(?<=\.))_\w+\.")
+
+
+def misfit(
+    shapes: Mapping[str, tuple[int, ...]],
+    config: LlamaConfig,
+    stored_names: Mapping[str, str] | None = None,
+) -> str | None:
+    """Say how tensors differ from the `expected_tensors` of a config; None if they do not.
+
+    Shapes are by Hugging Face name, without those of ignored tensors. `stored_names` are what
+    tensors are called in their file, if they come from one.
+    """
+    expected = expected_tensors(config)
+    missing = [name for name in expected if name not in shapes]
+    if missing and (difference := _other_names(list(shapes), missing)) is not None:
+        from_file = stored_names is not None
+        return difference + (", or pass them renamed to Llama.from_state_dict" if from_file else "")
+    extra = [(stored_names or {}).get(name, name) for name in shapes if name not in expected]
+    misshapen = [
+        f"{name} (expected {list(shape)}, got {list(shapes[name])})"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    lists = {"missing": missing, "unexpected": extra, "of another shape": misshapen}
+    return "; ".join(_listed(kind, names) for kind, names in lists.items() if names) or None
+
+
+def unfusible(dtypes: Mapping[str, str], layers: Iterable[int]) -> str | None:
+    """Say which queries, keys and values differ in dtype, which keeps them from being one array."""
+    for layer in layers:
+        for kind in ("weight", "bias"):
+            names = [name for name in qkv_names(layer, kind) if name in dtypes]
+            if len({dtypes[name] for name in names}) > 1:
+                found = ", ".join(dtypes[name] for name in names)
+                return f"{', '.join(names)} are of different dtypes, {found}"
+    return None
+
+
+def _other_names(names: Sequence[str], missing: Sequence[str]) -> str | None:
+    """Say what tells the names of missing tensors from those expected, if that explains all."""
+    wanted = [name for name in missing if name != HEAD] or missing
+    for difference, renamed in _renamings(names):
+        found = {renamed(name): name for name in names}
+        if all(name in found for name in wanted):
+            headless = HEAD in missing and HEAD not in found
+            return (
+                f"the names {difference} ({found[wanted[0]]} for {wanted[0]})"
+                + (f", and {HEAD} is missing" if headless else "")
+                + ": rename the tensors"
+            )
+    return None
+
+
+def _renamings(names: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
+    """How names may differ from Hugging Face's, and a function that takes the difference away."""
+    wrapper = next((found for name in names if (found := _WRAPPER.search(name))), None)
+    if wrapper is not None:
+        yield f"contain {wrapper[0]!r}", partial(_WRAPPER.sub, "")
+    table = EMBEDDING.removeprefix(_BASE)
+    for name in islice((name for name in names if name.endswith(table)), 8):
+        expected = EMBEDDING if name.endswith(EMBEDDING) else table
+        prefix, own = name.removesuffix(expected), EMBEDDING.removesuffix(expected)
+        words = f"carry the prefix {prefix!r}" + (f" instead of {own!r}" if own else "")
+        yield words if prefix else f"lack the prefix {own!r}", partial(_with_prefix, own, prefix)
+
+
+def _with_prefix(own: str, other: str, name: str) -> str:
+    return own + name.removeprefix(other) if name.startswith(other) else name
+
+
+def _listed(kind: str, names: Sequence[str], shown: int = 4) -> str:
+    more = f", and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} {kind}: {', '.join(names[:shown])}{more}"

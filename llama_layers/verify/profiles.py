@@ -1,0 +1,138 @@
+"""Roundings that engines make on purpose, beyond the one into the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class RoundingProfile:
+    """What an engine rounds beyond the contract of this package.
+
+    The contract: the phases of RoPE in float64, every other step in the format of the sums, one
+    rounding into the format of the result. "The dtype" below is that of the result.
+
+    Attributes
+    ----------
+    name : str
+        The engine.
+    norm_before_weight : bool
+        RMSNorm rounds the normalised row to the dtype before it multiplies with the weight.
+    phases : str or None
+        The format in which RoPE multiplies positions and frequencies; None for float64.
+    rope_table : bool
+        Cosines and sines are rounded to the dtype.
+    rope_arithmetic : bool
+        The products and the sum of RoPE are each rounded to the dtype.
+    scores : bool
+        The scores of attention are rounded to the dtype, before and after they are scaled.
+    probabilities : bool
+        The probabilities of attention are rounded to the dtype.
+    sigmoid : bool
+        The exponential, the sum and the quotient of silu(gate)'s sigmoid are each rounded to the
+        dtype.
+    silu : bool
+        silu(gate) is rounded to the dtype before it multiplies.
+    kv_cache : str or None
+        The format that attention rounds queries, keys and values to where it reads them; None for
+        the dtype.
+    weighted_sums : str or None
+        The format that attention keeps its sums of weighted values in; None for that of all sums.
+        With it a profile allows much, and counts only where it is named.
+    flushes : bool
+        Subnormal numbers are taken for zero.
+    excess_precision : bool
+        Inputs are rounded to the dtype where they are written out, but the engine goes on with what
+        they were before, in the format of the sums. Weights and tables are what they are.
+    """
+
+    name: str
+    norm_before_weight: bool = False
+    phases: str | None = None
+    rope_table: bool = False
+    rope_arithmetic: bool = False
+    scores: bool = False
+    probabilities: bool = False
+    sigmoid: bool = False
+    silu: bool = False
+    kv_cache: str | None = None
+    weighted_sums: str | None = None
+    flushes: bool = False
+    excess_precision: bool = False
+
+    def habits(self, operation: object, dtype: str | None) -> str:
+        """What of this is done in an operation, in words; no `dtype` where it holds the sums."""
+        cache = (self.kv_cache is not None, f"queries, keys and values to {self.kv_cache}")
+        scores = (self.scores and dtype, f"scores to {dtype}")
+        probabilities = (self.probabilities and dtype, f"probabilities to {dtype}")
+        said: dict[str, list[tuple[object, str]]] = {
+            "Norm": [
+                (
+                    self.norm_before_weight and dtype,
+                    f"the normalised row to {dtype} before the weight",
+                ),
+            ],
+            "Rope": [
+                (self.phases is not None, f"phases to {self.phases}"),
+                (self.rope_table and dtype, f"cosines and sines to {dtype}"),
+                (self.rope_arithmetic and dtype, f"each product to {dtype}"),
+            ],
+            "Gate": [
+                (self.sigmoid and dtype, f"each step of the sigmoid to {dtype}"),
+                (self.silu and dtype, f"silu(gate) to {dtype}"),
+            ],
+            "Scores": [cache, scores],
+            "Probabilities": [cache, scores],
+            "WeightedSum": [cache],
+            "Attention": [
+                cache,
+                scores,
+                probabilities,
+                (self.weighted_sums is not None, f"weighted sums to {self.weighted_sums}"),
+            ],
+        }
+        found = [text for does, text in said.get(type(operation).__name__, []) if does]
+        if self.flushes:
+            found.append("subnormal numbers to zero")
+        if self.excess_precision:
+            found.append("inputs only where they are written out")
+        return ", ".join(found)
+
+
+CONTRACT = RoundingProfile("contract")
+_XLA = (
+    RoundingProfile(  # what jax computes from plain code: the result of each operation is rounded
+        "XLA", scores=True, probabilities=True, sigmoid=True, silu=True, flushes=True
+    )
+)
+_SDPA = RoundingProfile(
+    "transformers with sdpa",
+    norm_before_weight=True,
+    phases="float32",
+    rope_table=True,
+    rope_arithmetic=True,
+    probabilities=True,
+    silu=True,
+)
+_LLAMA_CPP = RoundingProfile("llama.cpp", phases="float32", kv_cache="float16")
+PROFILES = {
+    profile.name: profile
+    for profile in (  # what explains with fewer roundings comes first
+        RoundingProfile("float32 phases", phases="float32"),
+        _SDPA,
+        replace(_SDPA, name="transformers", scores=True),
+        _LLAMA_CPP,
+        replace(_LLAMA_CPP, name="llama.cpp with flash attention", weighted_sums="float16"),
+        _XLA,
+        replace(_XLA, name="XLA with excess precision", excess_precision=True),
+    )
+}
+
+
+def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
+    """The profile of a name; a ValueError if there is none."""
+    if isinstance(profile, RoundingProfile):
+        return profile
+    if profile not in PROFILES:
+        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}")
+    return PROFILES[profile]

@@ -1,0 +1,1 @@
+"""What several tests share: oracles, models, ports, stand-ins."""

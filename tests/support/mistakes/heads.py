@@ -1,0 +1,226 @@
+"""Mistakes in attention."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tests.support.mistakes.mistake import (
+    ATTENTION,
+    PLACES,
+    Q_ROPE,
+    K,
+    Mistake,
+    Q,
+    V,
+)
+from tests.support.ported import COUNT, attended, causal, narrow, omega, softmax, turned
+
+
+def _attention(allowed=None, q=None, k=None, v=None, **options):
+    def wrong(p):
+        arrays = [
+            p.heads(other or name)
+            for other, name in ((q, Q_ROPE), (k, "self_attn.k_rope"), (v, "self_attn.v_proj"))
+        ]
+        return attended(*arrays, causal(COUNT) if allowed is None else allowed, **options)
+
+    return wrong
+
+
+def _turned_values(p):
+    phases = np.outer(PLACES, omega(p.config))
+    v = turned(p.heads(V), phases)
+    return attended(p.heads(Q_ROPE), p.heads("self_attn.k_rope"), v, causal(COUNT))
+
+
+def _keys_twice(p):
+    phases = np.outer(PLACES, omega(p.config))
+    k = turned(p.heads("self_attn.k_rope"), phases)
+    return attended(p.heads(Q_ROPE), k, p.heads(V), causal(COUNT))
+
+
+def _layer_0(p):
+    k, v = (
+        p.arrays[f"model.layers.0.self_attn.{n}"].reshape(2, COUNT, -1, 8)
+        for n in ("k_rope", "v_proj")
+    )
+    return attended(p.heads(Q_ROPE), k, v, causal(COUNT))
+
+
+def _one_late(p):
+    k, v = (p.heads(n) for n in ("self_attn.k_rope", V))
+    k, v = (np.concatenate([0 * y[:, :1], y[:, :-1]], axis=1) for y in (k, v))
+    return attended(p.heads(Q_ROPE), k, v, causal(COUNT))
+
+
+def _exponentials(s):
+    return np.exp(s - s.max(axis=-1, keepdims=True))
+
+
+def _overflowing(s):
+    e = np.exp(s.astype(np.float32))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def _over_queries(s):
+    e = np.exp(s)
+    return e / e.sum(axis=-2, keepdims=True)
+
+
+def _over_both(s):
+    e = _exponentials(s)
+    e = e / e.sum(axis=-2, keepdims=True)
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def _masked_later(s):
+    e = np.exp(s)
+    return e / e.sum(axis=-1, keepdims=True) * causal(COUNT)
+
+
+def _one_added(scores):
+    return np.exp(scores + causal(COUNT)) / np.exp(scores + causal(COUNT)).sum(-1, keepdims=True)
+
+
+def _odd_tokens(p):
+    """The first two tokens are hidden from every third query."""
+    allowed = causal(COUNT).copy()
+    allowed[5::3, :2] = False
+    return attended(p.heads(Q_ROPE), p.heads("self_attn.k_rope"), p.heads(V), allowed)
+
+
+def _heads_regrouped(p):
+    """Query heads taken for [group, kv] in the place of [kv, group], and left so."""
+    q = p.heads(Q_ROPE)[:, :, [0, 2, 1, 3]]
+    return attended(q, p.heads("self_attn.k_rope"), p.heads(V), causal(COUNT))
+
+
+CHUNKS = ((0, 5), (5, 6), (6, 10), (10, 14))
+
+
+def _cached(first_slot=None, query_slot=None, read_from=None):
+    """Attention a chunk at a time over a cache, written and read as the arguments say."""
+
+    def wrong(p):
+        q, k, v = (p.heads(n) for n in (Q_ROPE, "self_attn.k_rope", V))
+        y = np.zeros(q.shape)
+        cache_k, cache_v = (np.zeros((2, 2 * COUNT, *a.shape[2:])) for a in (k, v))
+        for start, stop in CHUNKS:
+            slot = start if first_slot is None else first_slot(start)
+            cache_k[:, slot : slot + stop - start] = k[:, start:stop]
+            cache_v[:, slot : slot + stop - start] = v[:, start:stop]
+            for s in range(start, stop):
+                low = 0 if read_from is None else read_from(start)
+                high = min(stop, 1 + (s if query_slot is None else query_slot(s, start)))
+                seen = np.ones((1, high - low), bool)
+                rows = (cache_k[:, low:high], cache_v[:, low:high])
+                y[:, s : s + 1] = attended(q[:, s : s + 1], *rows, seen)
+        return y
+
+    return wrong
+
+
+_SEEN = "other tokens seen"
+_EYE = np.eye(COUNT, dtype=bool)
+MISTAKES = [
+    Mistake("no causal mask", ATTENTION, _attention(np.ones((COUNT, COUNT), bool))),
+    Mistake("a token does not see itself", ATTENTION, _attention(causal(COUNT) & ~_EYE)),
+    Mistake(
+        "a token sees the next",
+        ATTENTION,
+        _attention(causal(COUNT) | np.eye(COUNT, k=1, dtype=bool)),
+    ),
+    Mistake("another window", ATTENTION, _attention(causal(COUNT)), "window"),
+    Mistake("another window", ATTENTION, _attention(causal(COUNT, 5)), "window"),
+    Mistake("another window", ATTENTION, _attention(causal(COUNT, 4)), "some windows"),
+    Mistake("mask inverted", ATTENTION, _attention(~causal(COUNT))),
+    Mistake("a token sees only itself", ATTENTION, _attention(_EYE)),
+    Mistake("hidden keys at 0", ATTENTION, _attention(hidden=0.0)),
+    Mistake(
+        "mask added as 0 and 1",
+        ATTENTION,
+        _attention(np.ones((COUNT, COUNT), bool), weights=_one_added),
+    ),
+    Mistake("another scale of scores", ATTENTION, _attention(scale=1.0)),
+    Mistake("another scale of scores", ATTENTION, _attention(scale=1 / 8)),
+    Mistake("another scale of scores", ATTENTION, _attention(scale=1 / math.sqrt(32))),
+    Mistake("key heads tiled", ATTENTION, _attention(kv_of=lambda h: h % 2)),
+    Mistake("first key head for all", ATTENTION, _attention(kv_of=lambda h: 0)),
+    Mistake("key heads in reverse order", ATTENTION, _attention(kv_of=lambda h: 1 - h // 2)),
+    Mistake("softmax over the queries", ATTENTION, _attention(weights=_over_queries)),
+    Mistake("softmax over queries and keys", ATTENTION, _attention(weights=_over_both)),
+    Mistake("softmax not normalised", ATTENTION, _attention(weights=_exponentials)),
+    Mistake("exponentials without softmax", ATTENTION, _attention(weights=np.exp)),
+    Mistake(
+        "softmax with one more",
+        ATTENTION,
+        _attention(weights=lambda s: np.exp(s) / (1 + np.exp(s).sum(axis=-1, keepdims=True))),
+    ),
+    Mistake(
+        "masked after softmax",
+        ATTENTION,
+        _attention(np.ones((COUNT, COUNT), bool), weights=_masked_later),
+    ),
+    Mistake("softmax left out", ATTENTION, _attention(hidden=0.0, weights=lambda s: s)),
+    Mistake("keys for values", ATTENTION, _attention(v="self_attn.k_rope")),
+    Mistake("keys before RoPE for values", ATTENTION, _attention(v=K)),
+    Mistake("values for keys", ATTENTION, _attention(k=V)),
+    Mistake("queries before RoPE", ATTENTION, _attention(q=Q)),
+    Mistake("keys before RoPE", ATTENTION, _attention(k=K)),
+    Mistake("values turned by RoPE", ATTENTION, _turned_values),
+    Mistake("keys turned twice", ATTENTION, _keys_twice),
+    Mistake("another layer's keys and values", ATTENTION, _layer_0),
+    Mistake("cache written one place late", ATTENTION, _one_late),
+    Mistake("hidden keys at -1e4", ATTENTION, _attention(hidden=-1e4), "huge"),
+    Mistake("softmax without the shift", ATTENTION, _attention(weights=_overflowing), "large"),
+    Mistake("heads mixed up", ATTENTION, lambda p: p.right.swapaxes(1, 2).reshape(p.right.shape)),
+    Mistake("heads mixed up", ATTENTION, lambda p: p.right[:, :, ::-1]),
+    Mistake("other tokens seen", ATTENTION, _odd_tokens),
+    Mistake("other heads", ATTENTION, _heads_regrouped),
+    Mistake("scores scaled", ATTENTION, _attention(scale=0.3)),
+    Mistake(
+        "scores capped",
+        ATTENTION,
+        _attention(weights=lambda s: softmax(np.where(s > -np.inf, 2 * np.tanh(s / 2), s))),
+    ),
+    Mistake("logits capped", "lm_head", lambda p: 3 * np.tanh(p.right / 3)),
+    Mistake("cache not read", ATTENTION, _cached(read_from=lambda start: start), also=(_SEEN,)),
+    Mistake("cache written from its start", ATTENTION, _cached(first_slot=lambda start: 0)),
+    Mistake("cache written one place late", ATTENTION, _cached(first_slot=lambda start: start + 1)),
+    Mistake(
+        "mask of the first chunk for each",
+        ATTENTION,
+        _cached(query_slot=lambda s, start: s - start),
+        also=(_SEEN,),
+    ),
+    Mistake(
+        "a token sees the next",
+        ATTENTION,
+        _cached(query_slot=lambda s, start: s + 1),
+    ),
+    Mistake(
+        "padding seen",
+        ATTENTION,
+        _attention(causal(COUNT)),
+        padded=True,
+    ),
+    Mistake(
+        "queries turned twice",
+        ATTENTION,
+        lambda p: attended(
+            turned(p.heads(Q_ROPE), np.outer(PLACES, omega(p.config))),
+            p.heads("self_attn.k_rope"),
+            p.heads(V),
+            causal(COUNT),
+        ),
+    ),
+    Mistake(
+        "inputs rounded to bfloat16",
+        ATTENTION,
+        lambda p: attended(
+            *(narrow(p.heads(n)) for n in (Q_ROPE, "self_attn.k_rope", V)), causal(COUNT)
+        ),
+    ),
+]

@@ -1,0 +1,143 @@
+"""Small random models, with their weights by Hugging Face name for the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from llama_layers import (
+    AttentionWeights,
+    KVCache,
+    LayerWeights,
+    Llama,
+    LlamaConfig,
+    LlamaWeights,
+    MLPWeights,
+    QKVWeights,
+    forward,
+)
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.checkpoint import expected_tensors
+
+
+def unmoved(array):
+    return array
+
+
+# Grouped heads whose number times head_dim is not hidden_size.
+GQA = LlamaConfig(
+    vocab_size=13,
+    hidden_size=10,
+    intermediate_size=14,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    rms_norm_eps=1e-2,
+    rope_theta=100.0,
+    max_position_embeddings=8,
+)
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+CONFIGS = {
+    "gqa": GQA,
+    "mha": replace(GQA, num_key_value_heads=4),
+    "mqa": replace(GQA, num_key_value_heads=1, num_hidden_layers=3),
+    "biases": replace(GQA, attention_bias=True, mlp_bias=True),
+    "qwen2": replace(GQA, model_type="qwen2"),
+    "tied": replace(GQA, tie_word_embeddings=True),
+    "window": replace(GQA, model_type="mistral", sliding_window=3),
+    "window of one": replace(GQA, model_type="mistral", sliding_window=1),
+    "some windows": replace(
+        GQA,
+        sliding_window=2,
+        num_hidden_layers=3,
+        layer_types=("sliding_attention", "full_attention", "sliding_attention"),
+    ),
+    "linear": replace(GQA, rope_scaling={"rope_type": "linear", "factor": 3.0}),
+    "dynamic": replace(GQA, rope_scaling={"rope_type": "dynamic", "factor": 3.0}),
+    "yarn": replace(GQA, head_dim=8, rope_scaling=YARN),
+    "llama3": replace(GQA, head_dim=8, rope_scaling=LLAMA3),
+}
+
+
+def random_weights(config, seed=0, dtype=np.float64):
+    """Matrices that keep a row's size, biases and norm weights that make a difference."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(name, shape):
+        numbers = rng.standard_normal(shape)
+        if name.endswith("norm.weight"):
+            return 1 + numbers / 4
+        return numbers if len(shape) == 1 or "embed" in name else numbers / np.sqrt(shape[-1])
+
+    shapes = expected_tensors(config)
+    return {name: drawn(name, shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def layer_weights(weights, config, layer, array=unmoved):
+    def get(name):
+        found = weights.get(f"model.layers.{layer}.{name}")
+        return None if found is None else array(found)
+
+    q, k, v = (get(f"self_attn.{x}_proj.weight") for x in "qkv")
+    biases = [get(f"self_attn.{x}_proj.bias") for x in "qkv"]
+    qkv = QKVWeights.from_separate(
+        *(q, k, v),
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        biases=None if biases[0] is None else biases,
+    )
+    matrices = (get(f"mlp.{x}_proj.weight") for x in ("gate", "up", "down"))
+    mlp_biases = (get(f"mlp.{x}_proj.bias") for x in ("gate", "up", "down"))
+    return LayerWeights(
+        get("input_layernorm.weight"),
+        AttentionWeights(qkv, get("self_attn.o_proj.weight"), get("self_attn.o_proj.bias")),
+        get("post_attention_layernorm.weight"),
+        MLPWeights(*matrices, *mlp_biases),
+    )
+
+
+def model_of(config, weights, array=unmoved):
+    embedding = array(weights["model.embed_tokens.weight"])
+    tied = config.tie_word_embeddings
+    return Llama(
+        config,
+        LlamaWeights(
+            embedding,
+            [
+                layer_weights(weights, config, layer, array)
+                for layer in range(config.num_hidden_layers)
+            ],
+            array(weights["model.norm.weight"]),
+            embedding if tied else array(weights["lm_head.weight"]),
+        ),
+    )
+
+
+def run_in_chunks(model, ids, cuts, *, keep=None, array=unmoved, rolling=None, max_len=None):
+    """The logits [B, S, vocab_size] of ids [B, S] fed from cut to cut through a cache."""
+    batch, count = ids.shape
+    cache = KVCache.create(model, batch, max_len or count, rolling=rolling)
+    parts = []
+    for start, stop in zip([0, *cuts], [*cuts, count], strict=True):
+        mask = None if keep is None else array(keep[:, start:stop])
+        chunk = array(ids[:, start:stop])
+        output = forward(model, chunk, cache=cache, attention_mask=mask)
+        cache = output.cache
+        parts.append(to_numpy(output.logits))
+    assert cache.length == count
+    return np.concatenate(parts, axis=1)
+
+
+def ways(count, rng):
+    """Cuts of a sequence: all at once, somewhere, and token by token."""
+    somewhere = sorted(rng.choice(np.arange(1, count), size=min(2, count - 1), replace=False))
+    return {"whole": [], "chunks": [int(c) for c in somewhere], "tokens": list(range(1, count))}
