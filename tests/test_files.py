@@ -119,19 +119,21 @@ def test_a_full_disk_is_said_of_the_file(tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
-from llama_layers.checkpoint import atomic, conversion, convert
+from importlib import import_module
+
+from llama_layers.checkpoint import convert
 
 source, destination, when = sys.argv[1:]
 kill = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
 if when == "while weights are written":
-    conversion.write_safetensors = kill
+    import_module("llama_layers.checkpoint.convert").write_safetensors = kill
 elif when == "before the new one has the name":
     rename = Path.rename
     Path.rename = lambda self, target: rename(self, target) if ".old" in str(target) else kill()
 else:
-    atomic.shutil.rmtree = kill
+    shutil.rmtree = kill
 convert(source, destination, overwrite=True)
 """
 
@@ -182,7 +184,7 @@ def test_what_was_replaced_when_the_process_was_killed_comes_back(tmp_path):
 def test_two_conversions_at_once(tmp_path):
     """The second one does not take the first one's directory for abandoned."""
     source = tiny.write_single(tmp_path / "source", tiny.arrays())
-    from llama_layers.checkpoint.atomic import new_checkpoint_directory
+    from llama_layers.checkpoint.convert import new_checkpoint_directory
 
     with new_checkpoint_directory(tmp_path / "model", overwrite=False) as directory:
         (directory / "config.json").write_text("{}")

@@ -13,8 +13,8 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from llama_layers.checkpoint.file_names import INDEX, SHARD, SINGLE, gguf_parts
-from llama_layers.checkpoint.safetensors_files import shards_of
+from llama_layers.checkpoint.gguf.open import gguf_parts
+from llama_layers.checkpoint.safetensors import INDEX, SHARD, SINGLE, shards_of
 from llama_layers.errors import CheckpointError
 
 _NAME = re.compile(

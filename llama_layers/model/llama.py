@@ -16,7 +16,7 @@ from llama_layers.model.fitting import check_layer_count, check_weights
 from llama_layers.model.state_dict import weights_of
 
 if TYPE_CHECKING:
-    from llama_layers.checkpoint.tokenizer import Tokenizer
+    from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer
 
 
 @runtime_checkable

@@ -72,7 +72,7 @@ def test_presets_and_checkpoints(tmp_path):
 
 def test_a_model_of_the_hub(monkeypatch, tmp_path):
     tiny.write_single(tmp_path, tiny.arrays())
-    monkeypatch.setattr("llama_layers.checkpoint.opening.fetch", lambda name, **_: tmp_path)
+    monkeypatch.setattr("llama_layers.checkpoint.open.fetch", lambda name, **_: tmp_path)
     assert models.is_checkpoint("org/name")
     assert models.config_of("org/name") == tiny.CONFIG
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from llama_layers import CheckpointError, ConfigError
 from llama_layers.checkpoint import open_checkpoint
-from llama_layers.checkpoint.gguf_header import TENSOR_TYPES, read_gguf
+from llama_layers.checkpoint.gguf.header import TENSOR_TYPES, read_gguf
 from tests.support import gguf_files
 
 UNSIGNED = {f"u{bits}": st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64)}

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.gguf_metadata import shown
-from llama_layers.checkpoint.gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from llama_layers.checkpoint.gguf_vocabulary import Vocabulary, read_strings
+from llama_layers.checkpoint.gguf.metadata import shown
+from llama_layers.checkpoint.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from llama_layers.checkpoint.tokenizer.vocabulary import Vocabulary, read_strings
 from llama_layers.errors import CheckpointError
 
 # What to do about a tokenizer that is not known.

@@ -8,19 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_layers.checkpoint.chat_files import in_one_file
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.gguf_byte_level import INSTEAD, build_byte_level, read_pre_tokenizer
-from llama_layers.checkpoint.gguf_header import read_gguf
-from llama_layers.checkpoint.gguf_metadata import shown
-from llama_layers.checkpoint.gguf_sentencepiece import build_sentencepiece
-from llama_layers.checkpoint.gguf_vocabulary import (
+from llama_layers.checkpoint.gguf.header import read_gguf
+from llama_layers.checkpoint.gguf.metadata import shown
+from llama_layers.checkpoint.tokenizer.byte_level import (
+    INSTEAD,
+    build_byte_level,
+    read_pre_tokenizer,
+)
+from llama_layers.checkpoint.tokenizer.chat import in_one_file
+from llama_layers.checkpoint.tokenizer.sentencepiece import build_sentencepiece
+from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer
+from llama_layers.checkpoint.tokenizer.vocabulary import (
     USER_DEFINED,
     Vocabulary,
     read_flag,
     read_vocabulary,
 )
-from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.errors import CheckpointError
 
 _TEMPLATE = "tokenizer.chat_template"

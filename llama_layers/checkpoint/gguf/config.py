@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.gguf_metadata import GGUFStrings, shown, token_id
-from llama_layers.checkpoint.gguf_unread import unread_keys
-from llama_layers.checkpoint.gguf_vocabulary import ends_by_spelling
+from llama_layers.checkpoint.gguf.metadata import GGUFStrings, shown, token_id
+from llama_layers.checkpoint.gguf.unread_keys import unread_keys
+from llama_layers.checkpoint.tokenizer.vocabulary import ends_by_spelling
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.errors import ConfigError

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, Checkpoint, TensorInfo
 from llama_layers.checkpoint.extras import require_installed
-from llama_layers.checkpoint.file_names import gguf_parts
-from llama_layers.checkpoint.gguf_config import ARCHITECTURES, read_config
-from llama_layers.checkpoint.gguf_header import GGUFHeader, GGUFTensor, read_gguf
-from llama_layers.checkpoint.gguf_metadata import shown
-from llama_layers.checkpoint.gguf_tokenizer import (
+from llama_layers.checkpoint.gguf.config import ARCHITECTURES, read_config
+from llama_layers.checkpoint.gguf.header import GGUFHeader, GGUFTensor, read_gguf
+from llama_layers.checkpoint.gguf.metadata import shown
+from llama_layers.checkpoint.names import permuted_heads, to_hugging_face
+from llama_layers.checkpoint.tokenizer.gguf import (
     open_tokenizer,
     read_chat_template,
     tokenizer_files,
 )
-from llama_layers.checkpoint.names import permuted_heads, to_hugging_face
-from llama_layers.checkpoint.opened import NUMPY_DTYPES, Checkpoint, TensorInfo
+from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError, ConfigError
 
 # GGUF's names for numbers that are stored as they are; all else are block formats.
 _PLAIN = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+_PART = re.compile(r"(.*)-\d{5}-of-(?!00000)(\d{5})\.gguf")
 _ROPE_FACTORS = "rope_freqs.weight"
 # RoPE frequencies, which old converters kept and llama.cpp never read.
 _UNUSED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
@@ -74,18 +75,39 @@ def open_gguf(file: Path) -> Checkpoint:
         raise ConfigError(f"{file}: {error}") from None
     if any(tensor.kind not in _PLAIN for _, tensor in stored.values()):
         require_installed("gguf", f"reading {file}")
-    return Checkpoint(
+    return _GGUFCheckpoint(
         path=file,
         format="GGUF file",
         config=config,
         tensors=_tensor_infos(stored, config, permuted=architecture == "llama"),
+        maps={part.file: part.data for part in parts},
         chat_template=read_chat_template(file, metadata),
         generation_config={"eos_token_id": list(ends)} if ends else {},
         ignored_keys=ignored,
-        _open_tokenizer=partial(open_tokenizer, file, metadata),
-        _companions=partial(tokenizer_files, file, metadata),
-        _maps={part.file: part.data for part in parts},
+        metadata=metadata,
     )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _GGUFCheckpoint(Checkpoint):
+    """A GGUF file, whose metadata holds its tokenizer."""
+
+    metadata: Mapping[str, Any] = field(repr=False)
+
+    def open_tokenizer(self) -> Tokenizer:
+        return open_tokenizer(self.path, self.metadata)
+
+    def companions(self) -> Mapping[str, bytes]:
+        return tokenizer_files(self.path, self.metadata)
+
+
+def gguf_parts(name: str) -> list[str]:
+    """All parts of a split GGUF file, given one of them; the file itself if it is whole."""
+    found = _PART.fullmatch(name)
+    if found is None:
+        return [name]
+    start, count = found.groups()
+    return [f"{start}-{part:05}-of-{count}.gguf" for part in range(1, int(count) + 1)]
 
 
 _Stored = tuple[GGUFHeader, GGUFTensor]

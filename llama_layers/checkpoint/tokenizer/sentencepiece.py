@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.gguf_vocabulary import Vocabulary, read_flag, read_numbers
+from llama_layers.checkpoint.tokenizer.vocabulary import Vocabulary, read_flag, read_numbers
 from llama_layers.errors import CheckpointError
 
 # What stands for a space.

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.gguf_metadata import Metadata, Walk
-from llama_layers.checkpoint.opened import map_file
+from llama_layers.checkpoint.checkpoint import map_file
+from llama_layers.checkpoint.gguf.metadata import Metadata, Walk
 from llama_layers.errors import CheckpointError
 from llama_layers.files.kinds import kind_of
 

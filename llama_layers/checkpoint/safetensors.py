@@ -1,9 +1,12 @@
-"""Headers of safetensors files: one file, or shards with an index."""
+"""Safetensors files: the headers of one file, or of shards with an index; and writing one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.checkpoint.checkpoint import TensorInfo, map_file
 from llama_layers.checkpoint.names import permuted_heads, telling_names, to_hugging_face
-from llama_layers.checkpoint.opened import TensorInfo, map_file
+from llama_layers.checkpoint.progress import progress
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError, shown
 from llama_layers.files.json_files import read_json, without_duplicates
 from llama_layers.files.kinds import is_safetensors, kind_of
 from llama_layers.model.quantised import why_not_plain
 from llama_layers.model.weight_names import is_inert
+
+# What the files of a directory are called. A shard may have any name: the index has it.
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"[^/]+-\d+-of-\d+\.safetensors")
 
 # The dtypes that hold weights, in the format's words and in ours.
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -150,7 +159,7 @@ def _wrong_size(content: NDArray[np.uint8], start: int) -> str | None:
         more = " or more" if size < start + end else ""
         return f" of {start + end} bytes{more}, where {last} ends, got {size}"
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return None  # a malformed header, of which the safetensors package says what is wrong
+        return None  # a malformed header: the safetensors package says what is wrong with it
 
 
 def shards_of(index: Path) -> list[str]:
@@ -170,3 +179,37 @@ def shards_of(index: Path) -> list[str]:
                 f"{index}: {name}: expected the name of a file beside the index, got {shard!r}"
             )
     return list(dict.fromkeys(weight_map.values()))
+
+
+def holds_weights(name: str) -> bool:
+    """Whether a file of that name holds weights, or says which files do."""
+    return name in (SINGLE, INDEX) or SHARD.fullmatch(name) is not None
+
+
+def write_safetensors(
+    file: Path,
+    dtypes: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], NDArray[Any]],
+) -> None:
+    """Write tensors in the order given, each read when its turn comes."""
+    words = {ours: theirs for theirs, ours in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    end = 0
+    for name, dtype in dtypes.items():
+        start, end = end, end + FLOATS[dtype].itemsize * math.prod(shapes[name])
+        header[name] = {
+            "dtype": words[dtype],
+            "shape": shapes[name],
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start aligned
+    with file.open("xb") as stream, progress(f"Writing {file.name}", end) as advance:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in dtypes:
+            array = np.ascontiguousarray(read(name))
+            stream.write(array.reshape(-1).view(np.uint8).data)
+            advance(array.nbytes)
+        stream.flush()
+        os.fsync(stream.fileno())

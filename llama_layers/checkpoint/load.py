@@ -1,28 +1,34 @@
-"""From an opened checkpoint to the weights of a model, each read when it is first used."""
+"""From a path to the weights of a model, each read when it is first used."""
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 from typing import Any, Literal, overload
 
-import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.backends.cupy.upload import Part, Source, upload
 from llama_layers.backends.placement import cupy_device, is_cupy, placement
-from llama_layers.checkpoint.casting import cast, checked_dtype
-from llama_layers.checkpoint.opened import Checkpoint
-from llama_layers.checkpoint.opening import open_checkpoint
-from llama_layers.checkpoint.uploading import uploaded
+from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, Checkpoint, checked_dtype
+from llama_layers.checkpoint.open import open_checkpoint
+from llama_layers.checkpoint.progress import progress
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.layers.weights import LayerWeights, LlamaWeights
 from llama_layers.model.llama import Llama
 from llama_layers.model.weight_checks import unfusible
 from llama_layers.model.weight_names import EMBEDDING, HEAD, NORM, Names, layer_weights, qkv_names
+
+# Bytes that a thread reads at a time on their way to a GPU, where rows are not larger.
+PART = 4 << 20
+
+# A function that gives some tensors of a checkpoint as one array.
+_Read = Callable[[Names], Any]
 
 
 def load(
@@ -92,7 +98,11 @@ def load(
         raise TypeError(f"path: expected a str or path, got {type(path).__name__}")
     if not isinstance(layers, Iterable | None):
         raise TypeError(f"layers: expected an iterable of int, got {type(layers).__name__}")
-    place = placement(backend, device)
+    reading: Callable[[Checkpoint, frozenset[int], str | None], _Read]
+    if is_cupy(backend):  # whatever is wrong with it is said before a download
+        reading = partial(_uploaded, cupy_device(device))
+    else:
+        reading = partial(_placed, placement(backend, device))
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     chosen = _chosen(layers, config.num_hidden_layers)
@@ -100,31 +110,60 @@ def load(
         dtypes = {key: info.read_dtype for key, info in checkpoint.tensors.items()}
         if difference := unfusible(dtypes, chosen):
             raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
-    read = _reading(checkpoint, name, place)
-    if is_cupy(backend):
-        arrays = uploaded(checkpoint, _arrays(checkpoint, chosen), name, cupy_device(device))
-        read = arrays.__getitem__
-    weights = _StoredWeights.of(read, config, chosen)
+    weights = _StoredWeights.of(reading(checkpoint, chosen, name), config, chosen)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
 
-# A function that gives some tensors of a checkpoint as one array.
-_Read = Callable[[Names], Any]
-
-
-def _reading(
-    checkpoint: Checkpoint, dtype: str | None, place: Callable[[NDArray[Any]], Any]
+def _placed(
+    place: Callable[[NDArray[Any]], Any],
+    checkpoint: Checkpoint,
+    layers: frozenset[int],
+    dtype: str | None,
 ) -> _Read:
-    """Read tensors whole, and then place them where they belong."""
+    """Read tensors when they are asked for, and move them to where they belong."""
+    return lambda names: place(checkpoint.read_rows(names, dtype))
 
-    def read(names: Names) -> Any:
-        stored = {checkpoint.tensors[name].read_dtype for name in names}
-        if len(names) > 1 and (dtype is None or stored == {dtype}):
-            return place(checkpoint.read_rows(names))
-        parts = [cast(name, checkpoint.read(name), dtype) for name in names]
-        return place(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
-    return read
+def _uploaded(
+    device: Any, checkpoint: Checkpoint, layers: frozenset[int], dtype: str | None
+) -> _Read:
+    """Copy all tensors to a ``cupy.cuda.Device`` now, with progress on stderr.
+
+    They go in parts: none is ever whole in main memory.
+    """
+    sources = {names: _source(checkpoint, names, dtype) for names in _arrays(checkpoint, layers)}
+    total = sum(part.nbytes for source in sources.values() for part in source.parts)
+    with progress("to the GPU", total) as advance:
+
+        def done(names: Names, nbytes: int) -> None:
+            for name in names:
+                checkpoint.forget(name)
+            advance(nbytes)
+
+        return upload(sources, device, done).__getitem__
+
+
+def _source(checkpoint: Checkpoint, names: Names, dtype: str | None) -> Source:
+    """Tensors as one array, which can be read in parts."""
+    infos = [checkpoint.tensors[name] for name in names]
+    stored = NUMPY_DTYPES[dtype or infos[0].read_dtype]
+    parts = []
+    for info in infos:
+        row = math.prod(info.shape[1:]) * stored.itemsize
+        for start, stop in ranges(info.shape[0], info.rows_at_once, max(1, PART // row)):
+            read = partial(checkpoint.read_part, info.name, start, stop, dtype)
+            parts.append(Part((stop - start) * row, read))
+    rows = sum(info.shape[0] for info in infos)
+    return Source((rows, *infos[0].shape[1:]), stored, parts)
+
+
+def ranges(count: int, step: int, most: int) -> list[tuple[int, int]]:
+    """Ends of ranges that make up `count`: multiples of `step`, of `most` each if that holds one.
+
+    `count` is a multiple of `step`.
+    """
+    size = max(step, most // step * step)
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class _StoredWeights(LlamaWeights):
@@ -197,7 +236,7 @@ def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
 
 
 def _arrays(checkpoint: Checkpoint, layers: frozenset[int]) -> list[Names]:
-    """The arrays that a model is made of, in the order of the checkpoint's tensors."""
+    """The arrays that some layers and the rest of a model are made of, in the file's order."""
     left_out = set(range(checkpoint.config.num_hidden_layers)) - layers
     prefixes = tuple(f"model.layers.{layer}." for layer in left_out)
     fused = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.gguf_metadata import GGUFStrings, shown
+from llama_layers.checkpoint.gguf.metadata import GGUFStrings, shown
 from llama_layers.errors import CheckpointError
 
 # GGUF's token types. Others are of bytes, which their text tells, and of tokens without a use.

@@ -1,23 +1,26 @@
-"""From a path to an opened checkpoint, whatever format it is in."""
+"""From a path or name to an opened checkpoint or tokenizer, whatever format it is in."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llama_layers.arrays.checks import is_integer
-from llama_layers.checkpoint.chat_files import MORE_TEMPLATES, read_chat_templates
-from llama_layers.checkpoint.file_names import INDEX, SINGLE
+from llama_layers.checkpoint.checkpoint import Checkpoint
+from llama_layers.checkpoint.gguf.open import open_gguf
 from llama_layers.checkpoint.hub import fetch, hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
-from llama_layers.checkpoint.opened import Checkpoint
-from llama_layers.checkpoint.safetensors_files import read_file, read_shards, tensor_infos
-from llama_layers.checkpoint.tokenizer import Tokenizer
-from llama_layers.checkpoint.tokenizer_files import open_tokenizer_directory, open_tokenizer_json
+from llama_layers.checkpoint.safetensors import INDEX, SINGLE, read_file, read_shards, tensor_infos
+from llama_layers.checkpoint.tokenizer.chat import MORE_TEMPLATES, read_chat_templates
+from llama_layers.checkpoint.tokenizer.directory import (
+    open_tokenizer_directory,
+    open_tokenizer_json,
+)
+from llama_layers.checkpoint.tokenizer.gguf import load_gguf_tokenizer
+from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer
 from llama_layers.config.llama_config import read_config
 from llama_layers.errors import CheckpointError, shown
 from llama_layers.files.json_files import JsonFile
@@ -79,8 +82,6 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
     if found.suffix == ".safetensors":
         return _open_safetensors(found, found, "safetensors file")
     if found.suffix == ".gguf":
-        from llama_layers.checkpoint.gguf_file import open_gguf
-
         return open_gguf(found)
     kind = kind_of_file(found)
     advice = (f": {advice}" for name, advice in _OTHER_FILES.items() if re.search(name, found.name))
@@ -126,23 +127,10 @@ def load_tokenizer(path: str | os.PathLike[str], /) -> Tokenizer:
     if found.is_dir():
         return open_tokenizer_directory(found)
     if found.suffix == ".gguf":
-        from llama_layers.checkpoint.gguf_tokenizer import load_gguf_tokenizer
-
         return load_gguf_tokenizer(found)
     if found.name == "tokenizer.json" or found.suffix == ".safetensors":
         return open_tokenizer_directory(found.parent)
     return open_tokenizer_json(found)
-
-
-def files_read(path: str | os.PathLike[str], /) -> set[Path]:
-    """The files that a checkpoint is read from, resolved: weights, config and tokenizer."""
-    checkpoint = open_checkpoint(path)
-    files = set(checkpoint._maps)
-    if checkpoint.path.suffix != ".gguf":  # which has all in one file
-        directory = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-        files |= {directory / name for name in ("config.json", INDEX)}
-        files |= set(_companions(directory))
-    return {file.resolve() for file in files}
 
 
 def _resolved(path: str | os.PathLike[str], *, weights: bool = True) -> Path:
@@ -195,18 +183,39 @@ def _open_safetensors(path: Path, file: Path, kind: str) -> Checkpoint:
     config, ignored = read_config(directory)
     tensors = tensor_infos(path, header, config)
     meta = any(info.name != info.stored_name for info in tensors.values())
-    return Checkpoint(
+    return _DirectoryCheckpoint(
         path=path,
         format=kind + (", Meta names" if meta else ""),
         config=config,
         tensors=tensors,
+        maps=maps,
         chat_template=read_chat_templates(directory).templates,
         generation_config=_generation_config(directory / "generation_config.json"),
-        _open_tokenizer=partial(open_tokenizer_directory, directory),
-        _companions=partial(_read_companions, directory),
-        _maps=maps,
         ignored_keys=ignored,
     )
+
+
+class _DirectoryCheckpoint(Checkpoint):
+    """Safetensors files, and what lies beside them in their directory."""
+
+    def open_tokenizer(self) -> Tokenizer:
+        return open_tokenizer_directory(self._directory)
+
+    def companions(self) -> Mapping[str, bytes]:
+        files = (file for file in self._companion_paths() if file.is_file())
+        return {file.relative_to(self._directory).as_posix(): file.read_bytes() for file in files}
+
+    def files(self) -> set[Path]:
+        named = {self._directory / name for name in ("config.json", INDEX)}
+        return super().files() | named | set(self._companion_paths())
+
+    @property
+    def _directory(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def _companion_paths(self) -> list[Path]:
+        templates = sorted((self._directory / MORE_TEMPLATES).glob("*.jinja"))
+        return [*(self._directory / name for name in _COMPANIONS), *templates]
 
 
 def _generation_config(file: Path) -> Mapping[str, Any]:
@@ -221,14 +230,3 @@ def _generation_config(file: Path) -> Mapping[str, Any]:
                 raise CheckpointError(f"{file}: eos_token_id: expected token ids, got {shown(end)}")
 
     return JsonFile(file, CheckpointError, check) if file.is_file() else {}
-
-
-def _companions(directory: Path) -> list[Path]:
-    """The files other than config and weights, whether they are there or not."""
-    templates = sorted((directory / MORE_TEMPLATES).glob("*.jinja"))
-    return [*(directory / name for name in _COMPANIONS), *templates]
-
-
-def _read_companions(directory: Path) -> dict[str, bytes]:
-    files = (file for file in _companions(directory) if file.is_file())
-    return {file.relative_to(directory).as_posix(): file.read_bytes() for file in files}
