@@ -30,7 +30,7 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies and how it is stored.
+    """The place of a tensor in a file, and how it is stored there.
 
     Attributes
     ----------
@@ -46,9 +46,9 @@ class TensorInfo:
     file : Path
         The file it is in.
     offset, nbytes : int
-        The bytes it takes there.
+        The bytes that it takes there.
     permuted_heads : int or None
-        In how many heads its rows are interleaved in the file; None where they are in order.
+        The number of heads whose rows the file interleaves; None where rows are in order.
     """
 
     name: str
@@ -67,7 +67,7 @@ class TensorInfo:
 
     @property
     def rows_at_once(self) -> int:
-        """How many rows cannot be read without each other: those that are interleaved."""
+        """The number of rows that must be read together, since they are interleaved."""
         return 1 if self.permuted_heads is None else self.shape[0] // self.permuted_heads
 
 
@@ -80,8 +80,8 @@ class Checkpoint(ABC):
     path : Path
         The directory or file it was opened from.
     format : str
-        "Hugging Face directory", "safetensors file" or "GGUF file", with ", Meta names" where
-        they are.
+        "Hugging Face directory", "safetensors file" or "GGUF file"; with ", Meta names" if the
+        tensors have those.
     config : LlamaConfig
         Its config.
     tensors : Mapping of str to TensorInfo
@@ -91,8 +91,8 @@ class Checkpoint(ABC):
     chat_template : str, mapping of str to str, or None
         The Jinja template of its chat format, or several by name.
     generation_config : Mapping of str to Any
-        What its authors suggest for `generate`: the content of generation_config.json, or what
-        the metadata of a GGUF file says of it.
+        The authors' settings for `generate`: the content of generation_config.json, or those in
+        the metadata of a GGUF file.
     ignored_keys : tuple of str
         Keys of its config that change no number of a forward pass and were not read.
     ignored_tensors : tuple of str
@@ -246,7 +246,7 @@ class Checkpoint(ABC):
         return _viewed(raw, first.dtype, shape)
 
     def forget(self, name: str, /) -> None:
-        """Let go of the memory that reading a tensor took; what reads it again takes it again.
+        """Free the memory that reading a tensor took; reading it again takes it again.
 
         Parameters
         ----------

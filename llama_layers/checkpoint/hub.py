@@ -20,11 +20,11 @@ from llama_layers.errors import CheckpointError
 _NAME = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?"
 )
-# What a model has beside its weights: small files. A tokenizer's may be of any name.
+# The small files of a model, beside its weights. Those of a tokenizer may have any name.
 _SMALL = re.compile(
     r"(additional_chat_templates/)?[^/]*\.(jinja|json|txt|model)|LICENSE[^/]*|NOTICE|README\.md"
 )
-# What the cache's disk answers, and no network does.
+# Errors of the cache's disk, which no network gives.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -50,27 +50,10 @@ def hub_name(text: str) -> HubName | None:
 
 
 def fetch(name: HubName, /, *, weights: bool = True) -> Path:
-    """Where a model is on this computer, after downloading what is not there yet.
+    """Download the files of a model that are not on this computer yet, and say where it is.
 
-    Parameters
-    ----------
-    name : HubName
-        The model.
-    weights : bool
-        Whether the weights are needed, or only what lies beside them. A GGUF file has both.
-
-    Returns
-    -------
-    Path
-        A directory, or a GGUF file, in the cache that huggingface_hub keeps.
-
-    Raises
-    ------
-    CheckpointError
-        If the Hub has no such model, does not let this user have it, or cannot be reached, and
-        the cache has no complete copy.
-    ImportError
-        If the package ``huggingface_hub`` is not installed.
+    That is a directory, or a GGUF file, in the cache that huggingface_hub keeps. Without
+    `weights`, only what lies beside them is needed; a GGUF file has both.
     """
     try:
         hub = importlib.import_module("huggingface_hub")
@@ -96,7 +79,7 @@ def fetch(name: HubName, /, *, weights: bool = True) -> Path:
 
 
 def _cached(hub: Any, name: HubName) -> Path | None:
-    """What the cache has of a model, found without any network."""
+    """Find what the cache has of a model, without any network."""
     file = hub.try_to_load_from_cache(name.repo, name.file or "config.json", revision=name.revision)
     if isinstance(file, str):
         return Path(file) if name.file else Path(file).parent

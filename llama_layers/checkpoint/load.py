@@ -120,7 +120,7 @@ def _placed(
     layers: frozenset[int],
     dtype: str | None,
 ) -> _Read:
-    """Read tensors when they are asked for, and move them to where they belong."""
+    """Read tensors when they are asked for, and move them to the backend's device."""
     return lambda names: place(checkpoint.read_rows(names, dtype))
 
 
@@ -158,9 +158,9 @@ def _source(checkpoint: Checkpoint, names: Names, dtype: str | None) -> Source:
 
 
 def ranges(count: int, step: int, most: int) -> list[tuple[int, int]]:
-    """Ends of ranges that make up `count`: multiples of `step`, of `most` each if that holds one.
+    """Split `count` rows into ranges of at most `most`, each a multiple of `step`.
 
-    `count` is a multiple of `step`.
+    `count` is a multiple of `step`, and a range has one step at least.
     """
     size = max(step, most // step * step)
     return [(start, min(start + size, count)) for start in range(0, count, size)]

@@ -34,7 +34,7 @@ NOTICE README.md
 """.split()
 
 _SHARD = r"-\d{5}-of-(?!00001)\d{5}\.safetensors$"
-# What people have instead of safetensors files, and what to do with it.
+# Files that people have instead of a model in safetensors, and what to do with them.
 _OTHER_FILES = {
     r"^adapter_(config\.json|model\.)": ADAPTER,
     _SHARD: f"shards of a model: load their directory, with {INDEX} in it",
@@ -134,7 +134,7 @@ def load_tokenizer(path: str | os.PathLike[str], /) -> Tokenizer:
 
 
 def _resolved(path: str | os.PathLike[str], *, weights: bool = True) -> Path:
-    """The path itself, or where the model of that name is kept."""
+    """The path itself, or the place where the model of that name is kept."""
     found, name = Path(path), os.fspath(path)
     if found.exists():
         return found
@@ -164,7 +164,7 @@ def _open_directory(directory: Path) -> Checkpoint:
 
 
 def _held(directory: Path) -> str:
-    """What a directory without weights to read holds, and what to do with it."""
+    """The contents of a directory without weights to read, and what to do with them."""
     names = sorted(entry.name for entry in directory.iterdir())
     for pattern, advice in _OTHER_FILES.items():
         if found := [name for name in names if re.search(pattern, name)]:
@@ -219,7 +219,7 @@ class _DirectoryCheckpoint(Checkpoint):
 
 
 def _generation_config(file: Path) -> Mapping[str, Any]:
-    """The content of a file that may not be there, with the ids that end a text checked."""
+    """The content of a file that may be missing; the ids that end a text are checked."""
 
     def check(content: Mapping[str, Any]) -> None:
         ends = content.get("eos_token_id")

@@ -25,15 +25,15 @@ from llama_layers.files.kinds import is_safetensors, kind_of
 from llama_layers.model.quantised import why_not_plain
 from llama_layers.model.weight_names import is_inert
 
-# What the files of a directory are called. A shard may have any name: the index has it.
+# The names of files in a directory. A shard may have another name, which the index gives.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[^/]+-\d+-of-\d+\.safetensors")
 
 # The dtypes that hold weights, in the format's words and in ours.
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
-# The format allows 100 MB, which take ten seconds and two gigabytes to read; the largest Llama has
-# 0.15 MB. The same bounds an index.
+# The format allows headers of 100 MB, which take ten seconds and two gigabytes to read; that of the
+# largest Llama has 0.15 MB. The limit is for an index too.
 _LONGEST_HEADER = 4_000_000
 
 Maps = dict[Path, NDArray[np.uint8]]
@@ -126,7 +126,7 @@ def _has_meta_names(path: Path, names: Iterable[str]) -> bool:
 
 
 def _check_kind(file: Path) -> None:
-    """Raise if the first bytes are not those of a safetensors file with a header to read."""
+    """Raise CheckpointError unless a file begins like safetensors, with a header to read."""
     if not file.is_file():
         raise CheckpointError(f"{file}: expected a safetensors file: not a regular file")
     with file.open("rb") as stream:
@@ -145,7 +145,7 @@ def _check_kind(file: Path) -> None:
 
 
 def _wrong_size(content: NDArray[np.uint8], start: int) -> str | None:
-    """Say what size a file has instead of that in its header; None if that is not the problem."""
+    """Say how a file's size differs from that in its header; None if it does not."""
     size = content.size
     if size < start:
         return f" of {start} bytes or more, where its header ends, got {size}"

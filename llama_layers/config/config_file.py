@@ -15,7 +15,7 @@ from llama_layers.config.refusals import refuse_draft_heads, refuse_quantised
 from llama_layers.config.rope_scaling import RopeScaling, read_scaling
 from llama_layers.errors import ConfigError, shown
 
-# What a file must say: what it is, its sizes, and eps, which no published file leaves out.
+# A file must have its family, its sizes, and eps, which no published file leaves out.
 _REQUIRED = """
 vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
 max_position_embeddings rms_norm_eps model_type
@@ -25,7 +25,7 @@ num_key_value_heads head_dim hidden_act tie_word_embeddings bos_token_id eos_tok
 """.split()
 _DEFAULT_THETA = 10000.0
 
-# Where `LlamaConfig.to_json` puts fields that the family's class does not read.
+# The key under which `LlamaConfig.to_json` puts fields that the family's class does not read.
 OWN_KEY = "llama_layers"
 
 # Other names of dtypes.

@@ -1,4 +1,4 @@
-"""The model families: what transformers' class of a ``model_type`` reads and takes for granted."""
+"""The model families: keys that transformers' class of a ``model_type`` reads, and defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What tells a family from the others.
+    """The things that tell a family from the others.
 
     Attributes
     ----------
@@ -18,7 +18,7 @@ class Family:
     reads : frozenset of str
         The fields of `LlamaConfig` that this family reads and another does not.
     defaults : Mapping of str to Any
-        What the class takes for keys that a file leaves out; null is another matter.
+        Values of keys that a file leaves out; null is another matter.
     ignores : frozenset of str
         Keys that change the maths in another family and nothing in this one.
     qkv_bias : bool

@@ -1,4 +1,4 @@
-"""What a Llama config.json says, checked."""
+"""The config of a model: its fields with their checks, read from config.json and written to it."""
 
 from __future__ import annotations
 

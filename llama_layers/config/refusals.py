@@ -1,4 +1,4 @@
-"""What a config.json can say that is refused: other kinds of models, and keys of other maths.
+"""Refusals of a config.json: other kinds of models, and keys that change the maths elsewhere.
 
 The reference is transformers' class of the file's ``model_type``: a key that it does not read
 changes no number. A key that another architecture reads to change the maths says that the file is

@@ -95,7 +95,7 @@ def _exchange(path: Path, new: Path) -> None:
 
 
 def _old(path: Path) -> Path:
-    """Where a directory waits while another one takes its name."""
+    """The name under which a directory waits while another one takes its own."""
     return path.parent / f".{path.name}.old{_SUFFIX}"
 
 

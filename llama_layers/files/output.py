@@ -1,4 +1,4 @@
-"""Where files go: into the cache, or whole or not at all, and never over another unless asked."""
+"""Files to write, whole or not at all, and over another one only if asked; the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# What a path can be, beside a regular file: a rename over it would destroy it.
+# Kinds of paths other than a regular file: a rename over one would destroy it.
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFCHR: "a device",
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def cache_directory() -> Path:
-    """Where pulled models are kept, and what was found of faster code on this machine.
+    """The directory of pulled models, and of what was found about faster code on this machine.
 
     Returns
     -------
@@ -63,8 +63,8 @@ def check_output(path: Path | None, force: bool) -> None:
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file, and rename it to the path when it is whole.
 
-    Where the path is a symbolic link, the file that it points to is written. A file that is
-    replaced keeps its mode.
+    If the path is a symbolic link, the file it points to is written. A file that is replaced
+    keeps its mode.
     """
     target = Path(os.path.realpath(path))
     with errors_naming(path, target.parent):

@@ -1,4 +1,4 @@
-"""The config that a GGUF file's metadata amounts to.
+"""From a GGUF file's metadata to a config.
 
 llama.cpp, which defines the format, is the reference: for the keys that it reads of these
 architectures, for what it takes where one is missing, and for what the values mean.
@@ -47,17 +47,7 @@ _IDS = {
 
 
 class GGUFConfig(NamedTuple):
-    """A config, and what of the metadata went into no number of it.
-
-    Attributes
-    ----------
-    config : LlamaConfig
-        The config.
-    ends : tuple of int
-        The tokens at which a text ends.
-    ignored_keys : tuple of str
-        Keys of the architecture that were not read.
-    """
+    """A config, the tokens at which a text ends, and keys that went into no number."""
 
     config: LlamaConfig
     ends: tuple[int, ...]
@@ -69,27 +59,10 @@ def read_config(
     shapes: Mapping[str, tuple[int, ...]],
     rope_factors: NDArray[Any] | None,
 ) -> GGUFConfig:
-    """Read the config from a file's metadata, the shapes of its tensors, and its RoPE factors.
+    """Read the config of one of the `ARCHITECTURES`.
 
-    Parameters
-    ----------
-    metadata : Mapping of str to Any
-        The metadata, of one of the `ARCHITECTURES`.
-    shapes : Mapping of str to tuple of int
-        The shapes of the tensors, by the names that they have in the file.
-    rope_factors : Array or None
-        The divisors of the RoPE frequencies, if the file has them.
-
-    Returns
-    -------
-    GGUFConfig
-        The config, and what was read beside it.
-
-    Raises
-    ------
-    ConfigError
-        If a key is missing, has a value of a wrong type, or changes the maths in a way that is
-        not implemented.
+    `shapes` are those of the tensors, by their names in the file. `rope_factors` divide the RoPE
+    frequencies, where the file has them.
     """
     architecture = metadata["general.architecture"]
     own = _Keys(metadata, architecture)

@@ -37,74 +37,32 @@ _MOST_AXES = 4
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """Where a tensor lies in a GGUF file, and how it is stored.
-
-    Attributes
-    ----------
-    name : str
-        Its name in the file.
-    kind : str
-        GGUF's name for its type, such as "F32" or "Q4_K".
-    shape : tuple of int
-        In NumPy's order, [out, in] for a matrix, which is the reverse of the file's.
-    offset, nbytes : int
-        The bytes it takes, counted from the start of the file.
-    """
+    """Where a tensor lies in a GGUF file, and how it is stored."""
 
     name: str
     kind: str
+    """GGUF's name for its type, such as "F32" or "Q4_K"."""
     shape: tuple[int, ...]
+    """In NumPy's order, [out, in] for a matrix, which is the reverse of the file's."""
     offset: int
+    """From the start of the file."""
     nbytes: int
 
 
 @dataclass(frozen=True, eq=False)
 class GGUFHeader:
-    """What a GGUF file says before its tensors.
-
-    Attributes
-    ----------
-    file : Path
-        The file.
-    version : int
-        Of the format: 2 or 3.
-    metadata : Mapping of str to Any
-        Values by key, decoded when they are looked up: a bool, int, float or str; for arrays of
-        numbers a NumPy view of the file, and for arrays of strings a sequence of str.
-    tensors : Mapping of str to GGUFTensor
-        By name, in the order of the header.
-    data : Array
-        The bytes of the file, read-only.
-    """
+    """The part of a GGUF file before its tensors, and the bytes of the whole file."""
 
     file: Path
     version: int
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GGUFTensor]
+    """By name, in the order of the header."""
     data: NDArray[np.uint8]
 
 
 def read_gguf(file: Path) -> GGUFHeader:
-    """Read the header of a GGUF file.
-
-    Parameters
-    ----------
-    file : Path
-        The file; one of a vocabulary alone, without tensors, is fine.
-
-    Returns
-    -------
-    GGUFHeader
-        Its metadata, of which nothing is decoded yet, and its tensors.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is not GGUF, big-endian or of an unknown version; if it ends early; if a key
-        or tensor is there twice or of an unknown type; if tensors overlap, or are not aligned.
-    OSError
-        If it cannot be opened.
-    """
+    """Read the header of a GGUF file, which may hold a vocabulary alone, without tensors."""
     if not file.stat().st_size:
         raise CheckpointError(f"{file}: expected a GGUF file, got an empty file")
     data = map_file(file)

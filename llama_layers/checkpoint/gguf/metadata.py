@@ -24,15 +24,7 @@ _NUMBERS = {
 
 
 class Walk:
-    """A position in a file, which moves over what it reads.
-
-    Parameters
-    ----------
-    file : Path
-        The file, for messages.
-    data : Array
-        Its bytes.
-    """
+    """A position in the bytes of a file, which moves over what it reads."""
 
     def __init__(self, file: Path, data: NDArray[np.uint8]) -> None:
         self.file = file
@@ -40,13 +32,13 @@ class Walk:
         self.at = 0
 
     def skip(self, count: int) -> int:
-        """Move over as many bytes; return where they begin."""
+        """Move over some bytes; return where they begin."""
         self.expect(count)
         self.at += count
         return self.at - count
 
     def expect(self, count: int) -> None:
-        """Raise unless as many bytes are ahead."""
+        """Raise CheckpointError unless there are that many bytes ahead."""
         if count > len(self.bytes) - self.at:
             raise self._end()
 
@@ -61,13 +53,13 @@ class Walk:
         return number
 
     def text(self, what: str) -> str:
-        """Read a string; `what` it is, for messages."""
+        """Read a string; messages call it `what`."""
         start = self.at
         self.skip(self.u64())
         return decoded_text(self.bytes, start, f"{self.file}: {what}")
 
     def skip_strings(self, count: int) -> int:
-        """Move over as many strings, without an object for each; return where they begin."""
+        """Move over some strings, without an object for each; return where they begin."""
         start = at = self.at
         data, length = self.bytes, _U64.unpack_from
         try:
@@ -85,18 +77,9 @@ class Walk:
 
 
 class GGUFStrings(Sequence[str]):
-    """An array of strings in a GGUF file, each decoded when it is asked for.
+    """An array of strings in the bytes of a file, each decoded when it is asked for.
 
-    Parameters
-    ----------
-    data : memoryview
-        The bytes of the file.
-    start, end : int
-        Where the first string begins, with its length, and where the last one ends.
-    count : int
-        The number of strings.
-    place : str
-        The file and the key, for messages.
+    The first begins with its length at `start`. Messages name the `place`, a file and a key.
     """
 
     def __init__(self, data: memoryview, start: int, end: int, count: int, place: str) -> None:
@@ -138,7 +121,7 @@ class GGUFStrings(Sequence[str]):
         return np.fromiter(self._walk(), np.int64, self._count)
 
     def _walk(self) -> Iterator[int]:
-        """Where each string begins."""
+        """Give the position at which each string begins."""
         at, data, length = self._start, self._data, _U64.unpack_from
         for _ in range(self._count):
             yield at
@@ -146,28 +129,21 @@ class GGUFStrings(Sequence[str]):
 
 
 class _Value(NamedTuple):
-    """Where a value lies: an array where it has a length."""
+    """The place of a value."""
 
     kind: int
     start: int
     end: int
     length: int | None
+    """The number of elements of an array; None for a value alone."""
 
 
 class Metadata(Mapping[str, Any]):
     """The metadata of a GGUF file by key, each value decoded when it is looked up.
 
-    Parameters
-    ----------
-    walk : Walk
-        At the first key; moved to what follows the last value.
-    count : int
-        The number of keys.
-
-    Raises
-    ------
-    CheckpointError
-        If the file ends early, a key is empty or there twice, or a value has an unknown type.
+    A value is a bool, int, float or str; an array of numbers is a NumPy view of the file, and an
+    array of strings a sequence of str. `walk` moves from the first key to the end of the last
+    value.
     """
 
     def __init__(self, walk: Walk, count: int) -> None:
@@ -214,7 +190,7 @@ def decoded_text(data: memoryview, start: int, place: str) -> str:
 
 
 def _found(walk: Walk, key: str) -> _Value:
-    """Move over a value; where it lies."""
+    """Move over a value; return its place."""
     kind, length = walk.u32(), None
     if kind == _ARRAY:
         kind, length = walk.u32(), walk.u64()

@@ -1,4 +1,4 @@
-"""Models in GGUF files, as llama.cpp writes them: in one file, or split into several."""
+"""From a GGUF file, or all parts of a split one, to an opened checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError, ConfigError
 
-# GGUF's names for numbers that are stored as they are; all else are block formats.
+# GGUF's names for numbers that are stored as they are; all others are block formats.
 _PLAIN = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _PART = re.compile(r"(.*)-\d{5}-of-(?!00000)(\d{5})\.gguf")
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -34,27 +34,7 @@ _UNUSED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
 
 
 def open_gguf(file: Path) -> Checkpoint:
-    """Open a GGUF file of one of the `ARCHITECTURES`, or all parts of a split one.
-
-    Parameters
-    ----------
-    file : Path
-        The file, or any part of a split one.
-
-    Returns
-    -------
-    Checkpoint
-        No tensor is read yet.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not a GGUF file of a model, or a part is missing or does not belong.
-    ConfigError
-        If its metadata is incomplete, or asks for what is not implemented.
-    ImportError
-        If it has blocks to dequantise, and the package ``gguf`` is not installed.
-    """
+    """Open a GGUF file of one of the `ARCHITECTURES`, given the file or any part of a split one."""
     parts = _open_parts(file)
     metadata = parts[0].metadata
     architecture = metadata.get("general.architecture")
@@ -155,7 +135,7 @@ def _check_parts(parts: Sequence[GGUFHeader]) -> None:
 
 
 def _all_tensors(parts: Sequence[GGUFHeader]) -> dict[str, _Stored]:
-    """The tensors of all parts, with the part that each is in."""
+    """The tensors of all parts, each with the part that it is in."""
     stored: dict[str, _Stored] = {}
     for part in parts:
         for name, tensor in part.tensors.items():

@@ -14,7 +14,7 @@ from llama_layers.checkpoint.tokenizer.pretokenizers import PRE_TOKENIZERS, PreT
 from llama_layers.checkpoint.tokenizer.vocabulary import Vocabulary, read_strings
 from llama_layers.errors import CheckpointError
 
-# What to do about a tokenizer that is not known.
+# Advice about a tokenizer that is not known.
 INSTEAD = "load the model from a Hugging Face directory with its tokenizer.json"
 
 
@@ -70,7 +70,7 @@ def build_byte_level(
 def _merges(
     file: Path, metadata: Mapping[str, Any], vocabulary: Vocabulary
 ) -> list[tuple[str, str]]:
-    """The pairs that are merged, in order; of one that is there twice, the first counts."""
+    """The pairs that are merged, in order; the first of two equal ones counts."""
     pairs: dict[tuple[str, str], None] = {}
     ids = vocabulary.tokens
     for merge in read_strings(file, metadata, "merges"):
@@ -87,7 +87,7 @@ def _merges(
 def _misread(tokens: Iterable[str], byte_level: Any) -> Iterable[tuple[str, str]]:
     """Tokens that are found by their spelling and look like bytes, with their bytes as characters.
 
-    DeepSeek's files have such for the letters whose characters stand for bytes that no UTF-8 has.
+    DeepSeek's files have such tokens for letters whose characters stand for bytes outside UTF-8.
     """
     alphabet = set(byte_level.alphabet())
     spell = byte_level(add_prefix_space=False, use_regex=False).pre_tokenize_str

@@ -1,4 +1,4 @@
-"""Chat templates: where files keep them, and a conversation as the text that they make of it."""
+"""Chat templates: read from files, and applied to a conversation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from llama_layers.files.json_files import read_json_if_there
 
 MORE_TEMPLATES = "additional_chat_templates"
 
-# Names of the text that a model thinks before it answers, in the order of their precedence.
+# Names of the text that a model thinks before it answers; the first that is there counts.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-# What transformers' method takes for itself, so that no template sees it: asked for, it changes
-# what the method gives.
+# Options that transformers' method keeps from templates, since they change what it returns.
 _OPTIONS_ELSEWHERE = """
 continue_final_message tokenize sanitize_control_tokens padding truncation max_length return_tensors
 return_dict return_assistant_tokens_mask tokenizer_kwargs
@@ -150,7 +149,7 @@ def render_chat(
 
 
 def _said(error: Exception) -> str:
-    """What went wrong in a template, and in which line of it."""
+    """Say what went wrong in a template, and in which line."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
     line = getattr(error, "lineno", lines[-1] if lines else None)  # of TemplateSyntaxError
@@ -159,7 +158,7 @@ def _said(error: Exception) -> str:
 
 
 def _check_mappings(name: str, values: Any) -> None:
-    """Refuse what is not a sequence of mappings, such as one text or one message."""
+    """Raise TypeError unless values are a sequence of mappings: not one text or one message."""
     if values is None and name != "messages":
         return
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
@@ -170,7 +169,7 @@ def _check_mappings(name: str, values: Any) -> None:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates count on it: without nulls, and what was thought under its names."""
+    """A message as templates expect it: without nulls, and with its thoughts under two names."""
     plain: dict[str, Any] = _plain(
         {key: value for key, value in message.items() if value is not None}
     )
@@ -213,5 +212,5 @@ def _to_json(
 
 
 def _refuse(reason: str) -> NoReturn:
-    """What a template calls for a conversation that it does not know how to render."""
+    """Raise ValueError: templates call this for a conversation that they cannot render."""
     raise ValueError(reason)

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file's metadata amounts to."""
+"""From a GGUF file's metadata to a tokenizer."""
 
 from __future__ import annotations
 
@@ -30,52 +30,13 @@ from llama_layers.errors import CheckpointError
 _TEMPLATE = "tokenizer.chat_template"
 
 
-def load_gguf_tokenizer(path: str | Path, /) -> Tokenizer:
-    """Load the tokenizer of a GGUF file, which may be one of a vocabulary alone.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-
-    Returns
-    -------
-    Tokenizer
-        Text to ids and back.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is not GGUF, or has no tokenizer, or one of a kind that is not known.
-    ImportError
-        If the package ``tokenizers`` is not installed.
-    """
-    file = Path(path)
+def load_gguf_tokenizer(file: Path) -> Tokenizer:
+    """Load the tokenizer of a GGUF file, which may be one of a vocabulary alone."""
     return open_tokenizer(file, read_gguf(file).metadata)
 
 
 def open_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
-    """Build the tokenizer of a file, with its special tokens and chat templates.
-
-    Parameters
-    ----------
-    file : Path
-        The file, for messages.
-    metadata : Mapping of str to Any
-        Its metadata.
-
-    Returns
-    -------
-    Tokenizer
-        Whose ids equal those of llama.cpp.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none, or one that is malformed or of a kind that is not known.
-    ImportError
-        If the package ``tokenizers`` is not installed.
-    """
+    """Build the tokenizer of a file, whose ids equal llama.cpp's, with its chat templates."""
     backend, vocabulary = _build(file, metadata)
     chat = in_one_file(file, read_chat_template(file, metadata))
     return Tokenizer(
@@ -87,7 +48,7 @@ def open_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """Make tokenizer.json and tokenizer_config.json; nothing, with a warning, if not known."""
+    """Make tokenizer.json and tokenizer_config.json; none, with a warning, if that fails."""
     try:
         backend, vocabulary = _build(file, metadata)
         template = read_chat_template(file, metadata)
@@ -112,13 +73,13 @@ def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]
 
 
 def _build(file: Path, metadata: Mapping[str, Any]) -> tuple[Any, Vocabulary]:
-    """The tokenizers.Tokenizer of a file, and the tables it is made of."""
+    """The tokenizers.Tokenizer of a file, and the tables that it is made of."""
     model = metadata.get("tokenizer.ggml.model")
     if model is None or model == "none":
-        is_so = (
+        problem = (
             "missing tokenizer.ggml.model" if model is None else "tokenizer.ggml.model is 'none'"
         )
-        raise CheckpointError(f"{file}: {is_so}: this file has no tokenizer")
+        raise CheckpointError(f"{file}: {problem}: this file has no tokenizer")
     if not isinstance(model, str) or model not in ("llama", "gpt2"):
         raise CheckpointError(
             f"{file}: tokenizer.ggml.model: expected 'llama' or 'gpt2', got {shown(model)}; "

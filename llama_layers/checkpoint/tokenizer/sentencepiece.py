@@ -14,7 +14,7 @@ from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.tokenizer.vocabulary import Vocabulary, read_flag, read_numbers
 from llama_layers.errors import CheckpointError
 
-# What stands for a space.
+# Stands for a space.
 _SPACE = "\u2581"
 
 
@@ -56,7 +56,7 @@ def build_sentencepiece(file: Path, metadata: Mapping[str, Any], vocabulary: Voc
 
 
 def _pairs(vocabulary: Vocabulary) -> dict[str, list[tuple[str, str]]]:
-    """Every two parts that a token may be merged from, by token.
+    """Find the pairs of parts that each token may be merged from.
 
     A part is a token, or a character, which merging begins with. Tokens that are found in the
     text before anything is merged have no parts.
@@ -76,10 +76,10 @@ def _pairs(vocabulary: Vocabulary) -> dict[str, list[tuple[str, str]]]:
 def _can_be_ordered(
     pairs: Mapping[str, list[tuple[str, str]]], ids: Mapping[str, int], scores: list[float]
 ) -> bool:
-    """Whether a list of merges, of which the first applies first, says the same as the scores.
+    """Whether a list of merges, the first of which applies first, says the same as the scores.
 
-    It cannot say that of two pairs of one score the leftmost is merged first; but where they make
-    runs of one character, such as the spaces of Llama 2, to prefer the longer run comes to the
+    It cannot say that the leftmost of two pairs with equal scores is merged first; but where they
+    make runs of one character, such as the spaces of Llama 2, preferring the longer run gives the
     same. Nor does it know parts that are not tokens.
     """
     ties = defaultdict(set)

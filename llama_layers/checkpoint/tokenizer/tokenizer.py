@@ -12,7 +12,7 @@ from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.tokenizer.chat import chosen_template, render_chat
 from llama_layers.errors import CheckpointError
 
-# What decoders give for bytes that are not a character, or not yet.
+# Decoders give this for bytes that are not a character, or not yet.
 _REPLACEMENT = "\ufffd"
 
 
@@ -22,7 +22,7 @@ class Tokenizer:
     Parameters
     ----------
     backend : tokenizers.Tokenizer
-        What does the work.
+        The tokenizer that does the work.
     chat_template : str or mapping of str to str, optional
         The Jinja template of the model's chat format, or several by name.
     special_tokens : mapping of str to str, optional
@@ -185,14 +185,14 @@ class Tokenizer:
         add_generation_prompt : bool
             Whether to begin the model's answer.
         tools : sequence of mappings, optional
-            What the model may call, each as a JSON schema.
+            Functions that the model may call, each as a JSON schema.
         documents : sequence of mappings, optional
-            What the model may read, each with a ``title`` and a ``text``.
+            Texts that the model may read, each with a ``title`` and a ``text``.
         chat_template : str, optional
             The name of the template, where the checkpoint has several: "tool_use" if there are
             tools and there is one of that name, "default" otherwise.
         **variables
-            What else this template reads, such as ``enable_thinking=False``.
+            Other variables of this template, such as ``enable_thinking=False``.
 
         Returns
         -------
@@ -207,8 +207,8 @@ class Tokenizer:
         ValueError
             If there is no message, or no template of that name.
         CheckpointError
-            If the checkpoint has no template, or its template fails: because the conversation is
-            of a kind that it refuses, or because it tries what its sandbox does not allow.
+            If the checkpoint has no template, or its template fails: because it refuses this kind
+            of conversation, or because it tries something that its sandbox does not allow.
 
         Examples
         --------
@@ -235,9 +235,9 @@ class Tokenizer:
 
 @contextmanager
 def backend_errors(problem: str) -> Iterator[None]:
-    """Make what the tokenizers package raises a CheckpointError that begins with the problem.
+    """Turn an error of the tokenizers package into a CheckpointError that begins with the problem.
 
-    It raises Exception itself, and its panics are BaseExceptions that no module exports.
+    The package raises Exception itself, and its panics are BaseExceptions that no module exports.
     """
     try:
         yield
@@ -280,7 +280,7 @@ def stream_text(
             continue
         yield text[len(seen) :]
         last = window[given:]
-        if alone := decode(last):  # a dropped space is no context
+        if alone := decode(last):  # a dropped space gives no context
             window, text = last, alone
         given, seen = len(window), text
     text = decode(window)

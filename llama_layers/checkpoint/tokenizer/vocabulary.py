@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from llama_layers.checkpoint.gguf.metadata import GGUFStrings, shown
 from llama_layers.errors import CheckpointError
 
-# GGUF's token types. Others are of bytes, which their text tells, and of tokens without a use.
+# GGUF's token types. The others are for bytes, which their text tells, and for unused tokens.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
-# Those that are found in a text by their spelling, before anything else.
+# Types of tokens that are found in a text by their spelling, before anything else.
 FOUND_FIRST = (UNKNOWN, CONTROL, USER_DEFINED)
 
-# llama.cpp knows tokens by their spelling too. At these a text ends: those that end a message or a
-# file, and those that set the files of a repository apart.
+# llama.cpp knows tokens by their spelling too. A text ends at these: they end a message or a file,
+# or separate the files of a repository.
 _MESSAGE_ENDS = """
     <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn>
     <|endoftext|> </s> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|>
@@ -30,15 +30,15 @@ _FILE_ENDS = """
     <reponame> <|file_sep|>
     """.split()
 END_TOKENS = (*_MESSAGE_ENDS, *_FILE_ENDS)
-# Where a vocabulary has all of one line, <|end|> ends a part of a message, and the text goes on.
+# If a vocabulary has both tokens of a line, <|end|> ends a part of a message, and the text goes on.
 _PARTS_OF_MESSAGES = (
     {"<|return|>", "<|call|>"},
     {"<|return|>", "<|calls|>"},
     {"<|flush|>", "<|call|>"},
     {"<|flush|>", "<|calls|>"},
 )
-# It takes these for control tokens, whatever their type. Some converters left them normal, which
-# would spell them out.
+# llama.cpp takes these for control tokens, whatever their type: some converters left them normal,
+# which would spell them out.
 _CONTROL_TOKENS = frozenset(END_TOKENS) | frozenset(
     """
     <|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>
@@ -47,7 +47,7 @@ _CONTROL_TOKENS = frozenset(END_TOKENS) | frozenset(
     """.split()  # noqa: RUF001
 )
 
-# transformers' names of special tokens, and the middle of GGUF's keys: the third is spelled so.
+# transformers' names of special tokens, and the middle of GGUF's keys (the spelling is GGUF's).
 _SPECIAL = {
     "bos_token": "bos",
     "eos_token": "eos",
@@ -57,27 +57,20 @@ _SPECIAL = {
     "cls_token": "cls",
     "mask_token": "mask",
 }
-# What a SentencePiece vocabulary means where it does not say: llama.cpp's defaults.
+# llama.cpp's defaults for a SentencePiece vocabulary.
 _SENTENCEPIECE_IDS = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tables of a tokenizer.
-
-    Attributes
-    ----------
-    tokens : dict of str to int
-        Ids by token, in order.
-    kinds : list of int
-        The type of each.
-    special_ids : dict of str to int
-        Ids that the tokenizer has, by transformers' name, such as "bos_token".
-    """
+    """The tables of a tokenizer."""
 
     tokens: dict[str, int]
+    """Ids by token, in order."""
     kinds: list[int]
+    """The type of each token."""
     special_ids: dict[str, int]
+    """Ids by transformers' name of a special token, such as "bos_token"."""
 
     def found_first(self) -> dict[str, int]:
         """The types, by token, of tokens that are found by their spelling before anything else."""
