@@ -20,12 +20,11 @@ from llama_layers.config.presets import Preset
 from llama_layers.layers.weights import (
     AttentionWeights,
     LayerWeights,
-    LlamaWeights,
     MLPWeights,
     QKVWeights,
 )
 from llama_layers.model.llama import Llama
-from llama_layers.model.weight_names import expected_tensors
+from llama_layers.model.weights import LlamaWeights, expected_tensors
 
 PRESETS = {k.replace("_", "-"): k for k, v in vars(LlamaConfig).items() if isinstance(v, Preset)}
 # The part of the memory that weights may take.

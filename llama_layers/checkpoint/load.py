@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, partial
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from types import ModuleType
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -17,12 +18,11 @@ from llama_layers.backends.placement import cupy_device, is_cupy, placement
 from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, Checkpoint, checked_dtype
 from llama_layers.checkpoint.open import open_checkpoint
 from llama_layers.checkpoint.progress import progress
-from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
-from llama_layers.layers.weights import LayerWeights, LlamaWeights
+from llama_layers.layers.weights import Names
 from llama_layers.model.llama import Llama
 from llama_layers.model.weight_checks import unfusible
-from llama_layers.model.weight_names import EMBEDDING, HEAD, NORM, Names, layer_weights, qkv_names
+from llama_layers.model.weights import LlamaWeights, layer_arrays
 
 # Bytes that a thread reads at a time on their way to a GPU, where rows are not larger.
 PART = 4 << 20
@@ -110,8 +110,49 @@ def load(
         dtypes = {key: info.read_dtype for key, info in checkpoint.tensors.items()}
         if difference := unfusible(dtypes, chosen):
             raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
-    weights = _StoredWeights.of(reading(checkpoint, chosen, name), config, chosen)
+    tensors = _Tensors(checkpoint, chosen, reading(checkpoint, chosen, name))
+    weights = LlamaWeights.from_named(tensors, config)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
+
+
+def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
+    if layers is None:
+        return frozenset(range(count))
+    chosen = set()
+    for layer in layers:  # which may be billions: stop at the first that is out of range
+        if not 0 <= operator.index(layer) < count:
+            raise ValueError(f"layers: expected numbers from 0 to {count - 1}, got {layer}")
+        chosen.add(operator.index(layer))
+    return frozenset(chosen)
+
+
+class _Tensors(Mapping[str, Any]):
+    """The tensors of a checkpoint as arrays, read when they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, layers: frozenset[int], read: _Read) -> None:
+        self._checkpoint, self._layers, self._read = checkpoint, layers, read
+
+    def __len__(self) -> int:
+        return len(self._checkpoint.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._checkpoint.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._checkpoint.tensors
+
+    def __getitem__(self, name: str) -> Any:
+        return self.rows((name,))
+
+    def rows(self, names: Names) -> Any:
+        """Tensors as one array; a CheckpointError if their layer was not asked for."""
+        layer = _layer_of(names[0])
+        if layer is not None and layer not in self._layers:
+            raise CheckpointError(
+                f"layer {layer}: not loaded; load(..., layers=...) asked for "
+                f"{', '.join(map(str, sorted(self._layers))) or 'none'}"
+            )
+        return self._read(names)
 
 
 def _placed(
@@ -166,84 +207,14 @@ def ranges(count: int, step: int, most: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-class _StoredWeights(LlamaWeights):
-    """Weights of a checkpoint: what the fields of `LlamaWeights` hold is read when first used."""
-
-    _read: _Read
-    _tied: bool
-
-    @classmethod
-    def of(cls, read: _Read, config: LlamaConfig, layers: frozenset[int]) -> _StoredWeights:
-        # Not through __init__, which takes the fields themselves: dataclasses.replace calls it.
-        weights = object.__new__(cls)
-        object.__setattr__(weights, "_read", read)
-        object.__setattr__(weights, "_tied", config.tie_word_embeddings)
-        object.__setattr__(weights, "layers", _StoredLayers(read, config, layers))
-        return weights
-
-    @cached_property
-    def embed_tokens(self) -> Any:
-        return self._read((EMBEDDING,))
-
-    @cached_property
-    def norm(self) -> Any:
-        return self._read((NORM,))
-
-    @cached_property
-    def lm_head(self) -> Any:
-        return self.embed_tokens if self._tied else self._read((HEAD,))
-
-
-class _StoredLayers(Sequence[LayerWeights]):
-    """Layers of a checkpoint, each read when first used and then kept."""
-
-    def __init__(self, read: _Read, config: LlamaConfig, loaded: frozenset[int]) -> None:
-        self._read = read
-        self._config = config
-        self._loaded = loaded
-        self._kept: dict[int, LayerWeights] = {}
-
-    def __len__(self) -> int:
-        return self._config.num_hidden_layers
-
-    @overload
-    def __getitem__(self, index: int) -> LayerWeights: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[LayerWeights]: ...
-    def __getitem__(self, index: int | slice) -> LayerWeights | list[LayerWeights]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        layer = range(len(self))[index]
-        if layer not in self._loaded:
-            raise CheckpointError(
-                f"layer {layer}: not loaded; load(..., layers=...) asked for "
-                f"{', '.join(map(str, sorted(self._loaded))) or 'none'}"
-            )
-        if layer not in self._kept:
-            self._kept[layer] = layer_weights(self._read, self._config, layer)
-        return self._kept[layer]
-
-
-def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
-    if layers is None:
-        return frozenset(range(count))
-    chosen = set()
-    for layer in layers:  # which may be billions: stop at the first that is out of range
-        if not 0 <= operator.index(layer) < count:
-            raise ValueError(f"layers: expected numbers from 0 to {count - 1}, got {layer}")
-        chosen.add(operator.index(layer))
-    return frozenset(chosen)
-
-
 def _arrays(checkpoint: Checkpoint, layers: frozenset[int]) -> list[Names]:
     """The arrays that some layers and the rest of a model are made of, in the file's order."""
-    left_out = set(range(checkpoint.config.num_hidden_layers)) - layers
-    prefixes = tuple(f"model.layers.{layer}." for layer in left_out)
-    fused = {
-        name: names
-        for layer in layers
-        for names in (qkv_names(layer), qkv_names(layer, "bias"))
-        for name in names
-    }
-    kept = (name for name in checkpoint.tensors if not name.startswith(prefixes))
-    return list(dict.fromkeys(fused.get(name, (name,)) for name in kept))
+    together = {name: names for layer in layers for names in layer_arrays(layer) for name in names}
+    kept = [name for name in checkpoint.tensors if _layer_of(name) in {None, *layers}]
+    return list(dict.fromkeys(together.get(name, (name,)) for name in kept))
+
+
+def _layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor is in; None if it is outside the layers."""
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    return None if found is None else int(found[1])

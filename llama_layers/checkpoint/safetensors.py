@@ -23,7 +23,7 @@ from llama_layers.errors import CheckpointError, shown
 from llama_layers.files.json_files import read_json, without_duplicates
 from llama_layers.files.kinds import is_safetensors, kind_of
 from llama_layers.model.quantised import why_not_plain
-from llama_layers.model.weight_names import is_inert
+from llama_layers.model.weight_checks import is_inert
 
 # The names of files in a directory. A shard may have another name, which the index gives.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
