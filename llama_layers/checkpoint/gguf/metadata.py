@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.errors import CheckpointError, ConfigError
+from llama_layers.errors import CheckpointError
 
 _U64, _U32 = struct.Struct("<Q"), struct.Struct("<I")
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -216,11 +216,88 @@ def shown(value: Any) -> str:
     return repr(value)
 
 
-def token_id(metadata: Mapping[str, Any], key: str, vocab_size: int) -> int | None:
-    """Look up a special token's id; None if the vocabulary does not have it, as for -1."""
-    token = metadata.get(key)
-    if token is None:
-        return None
-    if not isinstance(token, int) or isinstance(token, bool):
-        raise ConfigError(f"{key}: expected an integer, got {shown(token)}")
-    return token if 0 <= token < vocab_size else None
+class Section:
+    """The keys of the metadata that begin with a prefix, checked as they are read.
+
+    `error` makes an exception of a message.
+    """
+
+    def __init__(
+        self, metadata: Mapping[str, Any], prefix: str, error: Callable[[str], ValueError]
+    ) -> None:
+        self._metadata, self._prefix, self._error = metadata, prefix, error
+        self._read: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return self._prefix + key in self._metadata
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Read a value of any type."""
+        self._read.add(key)
+        return self._metadata.get(self._prefix + key, default)
+
+    def unread(self) -> tuple[str, ...]:
+        """The keys that were not read, with the prefix."""
+        own = (key for key in self._metadata if key.startswith(self._prefix))
+        return tuple(key for key in own if key.removeprefix(self._prefix) not in self._read)
+
+    def error(self, key: str, problem: str) -> ValueError:
+        """An exception that names a key."""
+        return self._error(f"{self._prefix}{key}: {problem}")
+
+    def expect(self, *keys: str) -> None:
+        """Raise unless all of some keys are there."""
+        if missing := [self._prefix + key for key in keys if key not in self]:
+            raise self._error(f"missing {', '.join(missing)}")
+
+    def integer(self, key: str, default: int = 0, expected: str = "an integer") -> int:
+        """Read an integer."""
+        value: int = self._checked(key, default, int, expected)
+        return value
+
+    def number(self, key: str, default: float = 0.0) -> float:
+        """Read a number."""
+        value: float = self._checked(key, default, int | float, "a number")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """Read a string."""
+        value: str = self._checked(key, default, str, "a string")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Read a switch."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"expected true or false, got {shown(value)}")
+        return value
+
+    def strings(self, key: str) -> Sequence[str]:
+        """Read an array of strings, which must be there."""
+        self.expect(key)
+        value = self.get(key)
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise self.error(key, f"expected an array of strings, got {shown(value)}")
+        return value
+
+    def numbers(self, key: str, kind: type) -> NDArray[Any] | None:
+        """Read an array of numbers of a kind; None if it is not there."""
+        if key not in self:
+            return None
+        array = np.asarray(value := self.get(key))
+        if array.ndim != 1 or not (np.issubdtype(array.dtype, kind) or not array.size):
+            raise self.error(key, f"expected an array of numbers, got {shown(value)}")
+        return array
+
+    def _checked(self, key: str, default: Any, kind: Any, expected: str) -> Any:
+        value = self.get(key, default)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.error(key, f"expected {expected}, got {shown(value)}")
+        return value
+
+
+def tokenizer_section(file: Path, metadata: Mapping[str, Any]) -> Section:
+    """The tables of the tokenizer in a file."""
+    return Section(
+        metadata, "tokenizer.ggml.", lambda message: CheckpointError(f"{file}: {message}")
+    )

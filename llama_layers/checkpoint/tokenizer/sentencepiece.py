@@ -5,29 +5,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.tokenizer.vocabulary import Vocabulary, read_flag, read_numbers
-from llama_layers.errors import CheckpointError
+from llama_layers.checkpoint.gguf.metadata import Section
+from llama_layers.checkpoint.tokenizer.vocabulary import Vocabulary, read_numbers
 
 # Stands for a space.
 _SPACE = "\u2581"
 
 
-def build_sentencepiece(file: Path, metadata: Mapping[str, Any], vocabulary: Vocabulary) -> Any:
+def build_sentencepiece(tokenizers: Any, tables: Section, vocabulary: Vocabulary) -> Any:
     """Build the tokenizers.Tokenizer, but for special tokens.
 
     llama.cpp merges the neighbours whose token has the highest score, and the leftmost of those.
     """
-    tokenizers = require("tokenizers", f"the tokenizer of {file}")
-    numbers = read_numbers(file, metadata, "scores", len(vocabulary.tokens), np.number)
+    numbers = read_numbers(tables, "scores", len(vocabulary.tokens), np.number)
     scores = [0.0] * len(vocabulary.tokens) if numbers is None else numbers.tolist()
     if any(score != score for score in scores):
-        raise CheckpointError(f"{file}: tokenizer.ggml.scores: expected numbers, got nan")
+        raise tables.error("scores", "expected numbers, got nan")
     pairs = _pairs(vocabulary)
     ordered = _can_be_ordered(pairs, vocabulary.tokens, scores)
     backend = tokenizers.Tokenizer(
@@ -43,7 +40,7 @@ def build_sentencepiece(file: Path, metadata: Mapping[str, Any], vocabulary: Voc
     if not ordered:
         merging = _Merging({token: scores[vocabulary.tokens[token]] for token in pairs})
         backend.pre_tokenizer = tokenizers.pre_tokenizers.PreTokenizer.custom(merging)
-    prefix = read_flag(file, metadata, "add_space_prefix", True)
+    prefix = tables.flag("add_space_prefix", True)
     normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
     backend.normalizer = normalizers.Sequence(
         [normalizers.Prepend(_SPACE)] * prefix + [normalizers.Replace(" ", _SPACE)]

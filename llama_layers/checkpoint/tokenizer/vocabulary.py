@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.gguf.metadata import GGUFStrings, shown
-from llama_layers.errors import CheckpointError
+from llama_layers.checkpoint.gguf.metadata import GGUFStrings, Section
 
 # GGUF's token types. The others are for bytes, which their text tells, and for unused tokens.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
@@ -91,73 +88,34 @@ def ends_by_spelling(tokens: GGUFStrings) -> list[int]:
     return sorted(found.values())
 
 
-def read_vocabulary(file: Path, metadata: Mapping[str, Any]) -> Vocabulary:
+def read_vocabulary(tables: Section) -> Vocabulary:
     """Read and check the tables of a file's tokenizer."""
-    # Each needs a name of its own, and this is llama.cpp's.
-    tokens = [
-        token or f"[EMPTY_{i}]" for i, token in enumerate(read_strings(file, metadata, "tokens"))
-    ]
+    # Each token needs a name of its own, and this is llama.cpp's.
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tables.strings("tokens"))]
     ids = {token: i for i, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         twice = next(token for i, token in enumerate(tokens) if ids[token] != i)
-        raise CheckpointError(
-            f"{file}: tokenizer.ggml.tokens: expected different tokens, got {twice!r} twice"
-        )
-    numbers = read_numbers(file, metadata, "token_type", len(tokens), np.integer)
+        raise tables.error("tokens", f"expected different tokens, got {twice!r} twice")
+    numbers = read_numbers(tables, "token_type", len(tokens), np.integer)
     kinds = [NORMAL] * len(tokens) if numbers is None else numbers.tolist()
     for token in _CONTROL_TOKENS & ids.keys():
         kinds[ids[token]] = CONTROL
-    return Vocabulary(ids, kinds, _special_ids(file, metadata, len(tokens)))
+    return Vocabulary(ids, kinds, _special_ids(tables, len(tokens)))
 
 
-def read_strings(file: Path, metadata: Mapping[str, Any], name: str) -> list[str]:
-    """Read a table of strings, which the file must have."""
-    key = f"tokenizer.ggml.{name}"
-    if key not in metadata:
-        raise CheckpointError(f"{file}: missing {key}")
-    table = metadata[key]
-    if isinstance(table, str) or not isinstance(table, Sequence):
-        raise CheckpointError(f"{file}: {key}: expected an array of strings, got {shown(table)}")
-    return list(table)
+def read_numbers(tables: Section, name: str, count: int, kind: type) -> NDArray[Any] | None:
+    """Read a table of numbers, one for each token; None if the file has none."""
+    table = tables.numbers(name, kind)
+    if table is not None and len(table) < count:
+        raise tables.error(name, f"expected {count} numbers, one for each token, got {len(table)}")
+    return None if table is None else table[:count]
 
 
-def read_numbers(
-    file: Path, metadata: Mapping[str, Any], name: str, count: int, kind: type
-) -> NDArray[Any] | None:
-    """Read a table of numbers of a `kind`, one for each token; None if the file has none."""
-    key = f"tokenizer.ggml.{name}"
-    if key not in metadata:
-        return None
-    table = np.asarray(metadata[key])
-    if table.ndim != 1 or not (np.issubdtype(table.dtype, kind) or not table.size):
-        raise CheckpointError(
-            f"{file}: {key}: expected an array of numbers, got {shown(metadata[key])}"
-        )
-    if len(table) < count:
-        raise CheckpointError(
-            f"{file}: {key}: expected {count} numbers, one for each token, got {len(table)}"
-        )
-    return table[:count]
-
-
-def read_flag(file: Path, metadata: Mapping[str, Any], name: str, default: bool) -> bool:
-    """Read a switch, or its default where the file does not have it."""
-    key = f"tokenizer.ggml.{name}"
-    value = metadata.get(key, default)
-    if not isinstance(value, bool):
-        raise CheckpointError(f"{file}: {key}: expected true or false, got {shown(value)}")
-    return value
-
-
-def _special_ids(file: Path, metadata: Mapping[str, Any], count: int) -> dict[str, int]:
+def _special_ids(tables: Section, count: int) -> dict[str, int]:
     """Ids by name; one that the tokenizer does not have, such as -1 as a uint32, means none."""
-    defaults = _SENTENCEPIECE_IDS if metadata["tokenizer.ggml.model"] == "llama" else {}
-    ids: dict[str, int] = {}
-    for name, middle in _SPECIAL.items():
-        key = f"tokenizer.ggml.{middle}_token_id"
-        number = metadata.get(key, defaults.get(name, -1))
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise CheckpointError(f"{file}: {key}: expected a token's id, got {shown(number)}")
-        if 0 <= number < count:
-            ids[name] = number
-    return ids
+    defaults = _SENTENCEPIECE_IDS if tables.get("model") == "llama" else {}
+    ids = {
+        name: tables.integer(f"{middle}_token_id", defaults.get(name, -1), "a token's id")
+        for name, middle in _SPECIAL.items()
+    }
+    return {name: i for name, i in ids.items() if 0 <= i < count}
