@@ -6,7 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.checkpoint.checkpoint import TensorInfo, map_file
+from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, TensorInfo, map_file
 from llama_layers.checkpoint.names import permuted_heads, telling_names, to_hugging_face
 from llama_layers.checkpoint.progress import progress
 from llama_layers.config.llama_config import LlamaConfig
@@ -37,11 +38,11 @@ DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float6
 _LONGEST_HEADER = 4_000_000
 
 Maps = dict[Path, NDArray[np.uint8]]
-Header = dict[str, dict[str, Any]]
+Tensors = dict[str, TensorInfo]
 
 
-def read_file(file: Path) -> tuple[Header, Maps]:
-    """The tensors of a file: for each name "dtype", "shape", "file" and "data_offsets" in it.
+def read_file(file: Path) -> tuple[Tensors, Maps]:
+    """The tensors of a file by the names in it, and the bytes of the file.
 
     The safetensors package checks the header first: its text, and that the tensors fill the file
     without gap or overlap.
@@ -57,72 +58,71 @@ def read_file(file: Path) -> tuple[Header, Maps]:
         problem = _wrong_size(content, start) or f": {error}"
         raise CheckpointError(f"{file}: expected a safetensors file{problem}") from None
     header.pop("__metadata__", None)
-    for tensor in header.values():
-        tensor["file"] = file
-        tensor["data_offsets"] = [start + offset for offset in tensor["data_offsets"]]
-    return header, {file: content}
+    return {name: _tensor_info(file, start, name, said) for name, said in header.items()}, {
+        file: content
+    }
 
 
-def read_shards(index: Path) -> tuple[Header, Maps]:
-    """The tensors of all files that an index names.
+def _tensor_info(file: Path, start: int, name: str, said: dict[str, Any]) -> TensorInfo:
+    begin, end = said["data_offsets"]
+    return TensorInfo(
+        name=name,
+        stored_name=name,
+        shape=tuple(said["shape"]),
+        dtype=DTYPES.get(said["dtype"], str(said["dtype"])),
+        file=file,
+        offset=start + begin,
+        nbytes=end - begin,
+    )
+
+
+def read_shards(index: Path) -> tuple[Tensors, Maps]:
+    """The tensors of all files that an index names, and the bytes of the files.
 
     Only the files count, as in transformers: indices name tensors that no file has, such as a
     tied head, and leave out some that are there, such as buffers.
     """
-    header: Header = {}
+    found: Tensors = {}
     maps: Maps = {}
     for shard in shards_of(index):
         file = index.parent / shard
         if not file.is_file():
             raise CheckpointError(f"{index}: names the shard {shard}, which is missing")
         tensors, shard_map = read_file(file)
-        maps |= shard_map
         for name in tensors:
-            if name in header and not is_inert(name):
+            if name in found and not is_inert(name):
                 raise CheckpointError(
-                    f"{index}: {name} is in two shards, {header[name]['file'].name} and {shard}"
+                    f"{index}: {name} is in two shards, {found[name].file.name} and {shard}"
                 )
-        header |= tensors
-    return header, maps
+        found |= tensors
+        maps |= shard_map
+    return found, maps
 
 
-def tensor_infos(path: Path, header: Header, config: LlamaConfig) -> dict[str, TensorInfo]:
-    """The tensors of a header under their Hugging Face names."""
-    weights = {name: tensor for name, tensor in header.items() if not is_inert(name)}
-    if reason := why_not_plain({name: str(tensor["dtype"]) for name, tensor in weights.items()}):
+def with_hugging_face_names(path: Path, tensors: Tensors, config: LlamaConfig) -> Tensors:
+    """The tensors under their Hugging Face names, if they are floats and not quantised."""
+    weights = {name: info for name, info in tensors.items() if not is_inert(name)}
+    if reason := why_not_plain({name: info.dtype for name, info in weights.items()}):
         raise CheckpointError(f"{path}: {reason}")
-    meta = _has_meta_names(path, weights)
-    infos: dict[str, TensorInfo] = {}
-    for stored_name, tensor in header.items():
-        name = to_hugging_face(stored_name, "meta") if meta else stored_name
-        start, end = tensor["data_offsets"]
-        if tensor["dtype"] not in DTYPES and stored_name in weights:
+    for name, info in weights.items():
+        if info.dtype not in NUMPY_DTYPES:
             raise CheckpointError(
-                f"{tensor['file']}: {stored_name}: expected one of the dtypes "
-                f"{', '.join(DTYPES)}, got {tensor['dtype']}"
+                f"{info.file}: {name}: expected one of the dtypes {', '.join(DTYPES)}, "
+                f"got {info.dtype}"
             )
-        infos[name] = TensorInfo(
-            name=name,
-            stored_name=stored_name,
-            shape=tuple(tensor["shape"]),
-            dtype=DTYPES.get(tensor["dtype"], str(tensor["dtype"])),
-            file=tensor["file"],
-            offset=start,
-            nbytes=end - start,
-            permuted_heads=permuted_heads(name, config) if meta else None,
-        )
-    return infos
-
-
-def _has_meta_names(path: Path, names: Iterable[str]) -> bool:
-    """Whether tensors have the names of Meta's own releases; a CheckpointError if only some do."""
-    meta, hugging_face = telling_names(names)
-    if meta is not None and hugging_face is not None:
+    meta, hugging_face = telling_names(weights)
+    if meta is None:
+        return tensors
+    if hugging_face is not None:
         raise CheckpointError(
             f"{path}: expected Hugging Face's names or Meta's, got {hugging_face} and {meta}: the "
             f"two order the rows of queries and keys differently"
         )
-    return meta is not None
+    names = {stored: to_hugging_face(stored, "meta") for stored in tensors}
+    return {
+        name: replace(tensors[stored], name=name, permuted_heads=permuted_heads(name, config))
+        for stored, name in names.items()
+    }
 
 
 def _check_kind(file: Path) -> None:
