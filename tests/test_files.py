@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from llama_layers.checkpoint import convert, load
-from llama_layers.files.output import check_output, write_atomically, write_tensors
+from llama_layers.files.output import check_output, write_atomically
+from llama_layers.files.tensors import write_tensors
 from tests.support import tiny
 
 
@@ -85,7 +86,8 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from llama_layers.checkpoint import convert
-from llama_layers.files.output import write_atomically, write_tensors
+from llama_layers.files.output import write_atomically
+from llama_layers.files.tensors import write_tensors
 from llama_layers.verify import Trace
 
 directory = Path(sys.argv[1])

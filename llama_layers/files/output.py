@@ -5,14 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 # Kinds of paths other than a regular file: a rename over one would destroy it.
 _KINDS = {
@@ -79,26 +74,6 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None
-) -> None:
-    """Write a safetensors file, whole or not at all."""
-    import ml_dtypes  # noqa: F401  # safetensors needs it to know bfloat16
-    import numpy as np
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(contiguous, temporary, None if metadata is None else dict(metadata))
-        except SafetensorError as error:  # its word for an OSError
-            raise OSError(f"{path}: {error}") from None
-
-    write_atomically(path, write)
 
 
 @contextmanager
