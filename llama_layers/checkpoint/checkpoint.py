@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.names import deinterleave
-from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer
+from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.model.weight_checks import is_inert, misfit

@@ -16,9 +16,9 @@ from llama_layers.checkpoint.safetensors import (
     read_shards,
     with_hugging_face_names,
 )
+from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer.chat import MORE_TEMPLATES, read_chat_templates
 from llama_layers.checkpoint.tokenizer.directory import open_tokenizer_directory
-from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer
 from llama_layers.config.llama_config import read_config
 from llama_layers.errors import CheckpointError, shown
 from llama_layers.files.json_files import JsonFile

@@ -10,12 +10,12 @@ from llama_layers.checkpoint.directory import advice_on, open_directory, open_sa
 from llama_layers.checkpoint.gguf.open import open_gguf
 from llama_layers.checkpoint.hub import fetch, hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
+from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer.directory import (
     open_tokenizer_directory,
     open_tokenizer_json,
 )
 from llama_layers.checkpoint.tokenizer.gguf import load_gguf_tokenizer
-from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer
 from llama_layers.errors import CheckpointError
 from llama_layers.files.kinds import kind_of_file
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -294,9 +294,9 @@ class LlamaConfig:
         Returns
         -------
         dict
-            Plain JSON values; `from_json` gives this config back. What transformers' class of the
-            family does not read, such as the window of a Llama, is under ``llama_layers``: only
-            this library reads it.
+            Plain JSON values; `from_json` gives this config back. Fields that transformers' class
+            of the family does not read, such as the window of a Llama, are under
+            ``llama_layers``: only this library reads them.
 
         Examples
         --------
@@ -322,7 +322,7 @@ class LlamaConfig:
         content["torch_dtype"] = content.pop("dtype")
         if family.switches_window:
             content["use_sliding_window"] = self.sliding_window is not None
-            content["max_window_layers"] = 0  # the first layers without a window; none of them
+            content["max_window_layers"] = 0  # the number of layers before the first with a window
         if self.layer_types is None:
             content.pop("layer_types", None)
         if own:
@@ -331,23 +331,22 @@ class LlamaConfig:
 
 
 def read_config(directory: Path) -> tuple[LlamaConfig, tuple[str, ...]]:
-    """Read the config.json of a checkpoint, and say which of its keys were not read."""
-    config, unread, content = _read(path := directory / "config.json")
-    try:
-        refuse_other_heads(content)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {str(error).removeprefix('config: ')}") from None
-    return config, unread
+    """Read the config.json of a causal language model, and say which keys were not read."""
+    return _read(directory / "config.json", refuse_other_heads)
 
 
-def _read(path: Path) -> tuple[LlamaConfig, tuple[str, ...], Mapping[str, Any]]:
+def _read(
+    path: Path, check: Callable[[Mapping[str, Any]], None] = lambda _: None
+) -> tuple[LlamaConfig, tuple[str, ...]]:
     if (size := path.stat().st_size) > _MOST_BYTES:
         raise ConfigError(f"{path}: expected at most {_MOST_BYTES} bytes, got {size}")
     content = read_json(path, ConfigError)
     try:
-        return *_built(content), content
+        found = _built(content)
+        check(content)
     except ConfigError as error:
         raise ConfigError(f"{path}: {str(error).removeprefix('config: ')}") from None
+    return found
 
 
 def _built(content: Mapping[str, Any]) -> tuple[LlamaConfig, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from llama_layers.model.state_dict import weights_of
 from llama_layers.model.weights import LlamaWeights
 
 if TYPE_CHECKING:
-    from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer
+    from llama_layers.checkpoint.tokenizer import Tokenizer
 
 
 @runtime_checkable

@@ -16,12 +16,12 @@ from llama_layers.checkpoint.gguf.config import ARCHITECTURES, read_config
 from llama_layers.checkpoint.gguf.header import GGUFHeader, GGUFTensor, read_gguf
 from llama_layers.checkpoint.gguf.metadata import shown
 from llama_layers.checkpoint.names import permuted_heads, to_hugging_face
+from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer.gguf import (
     open_tokenizer,
     read_chat_template,
     tokenizer_files,
 )
-from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError, ConfigError
 

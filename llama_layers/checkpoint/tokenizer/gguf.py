@@ -11,6 +11,7 @@ from typing import Any
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.gguf.header import read_gguf
 from llama_layers.checkpoint.gguf.metadata import Section, shown, tokenizer_section
+from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer.byte_level import (
     INSTEAD,
     build_byte_level,
@@ -18,7 +19,6 @@ from llama_layers.checkpoint.tokenizer.byte_level import (
 )
 from llama_layers.checkpoint.tokenizer.chat import in_one_file
 from llama_layers.checkpoint.tokenizer.sentencepiece import build_sentencepiece
-from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer.vocabulary import (
     USER_DEFINED,
     Vocabulary,
