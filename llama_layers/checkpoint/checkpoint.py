@@ -208,7 +208,7 @@ class Checkpoint(ABC):
         raw = self._bytes(info)[start * row : stop * row]
         shape = (stop - start, *info.shape[1:])
         if info.dtype in NUMPY_DTYPES:
-            array = _viewed(raw, info.dtype, shape)
+            array = viewed(raw, info.dtype, shape)
         else:
             gguf = require("gguf", "reading GGUF")
             kind = gguf.GGMLQuantizationType[info.dtype]
@@ -243,7 +243,7 @@ class Checkpoint(ABC):
             return np.concatenate([self.read(name, dtype) for name in names])
         raw = self.maps[first.file][first.offset : infos[-1].offset + infos[-1].nbytes]
         shape = (sum(info.shape[0] for info in infos), *first.shape[1:])
-        return _viewed(raw, first.dtype, shape)
+        return viewed(raw, first.dtype, shape)
 
     def forget(self, name: str, /) -> None:
         """Free the memory that reading a tensor took; reading it again takes it again.
@@ -298,7 +298,8 @@ def equal_bytes(first: NDArray[np.uint8], second: NDArray[np.uint8], step: int =
     return all(np.array_equal(first[i : i + step], second[i : i + step]) for i in starts)
 
 
-def _viewed(raw: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def viewed(raw: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Bytes as numbers of a dtype; a copy only if they are not aligned."""
     array = raw.view(NUMPY_DTYPES[dtype])
     if not array.flags.aligned:
         array = array.copy()

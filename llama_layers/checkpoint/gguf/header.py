@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.checkpoint import map_file
+from llama_layers.checkpoint.checkpoint import TensorInfo, map_file
 from llama_layers.checkpoint.gguf.metadata import Metadata, Walk
 from llama_layers.errors import CheckpointError
 from llama_layers.files.kinds import kind_of
@@ -31,22 +31,10 @@ TENSOR_TYPES = {
     23: ("IQ4_XS", 256, 136), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2),
     34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
 }  # fmt: skip
+# The names of numbers that are stored as they are; all others are of block formats.
+_PLAIN = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _INTEGERS = {24: "I8", 25: "I16", 26: "I32", 27: "I64"}
 _MOST_AXES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFTensor:
-    """Where a tensor lies in a GGUF file, and how it is stored."""
-
-    name: str
-    kind: str
-    """GGUF's name for its type, such as "F32" or "Q4_K"."""
-    shape: tuple[int, ...]
-    """In NumPy's order, [out, in] for a matrix, which is the reverse of the file's."""
-    offset: int
-    """From the start of the file."""
-    nbytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +44,7 @@ class GGUFHeader:
     file: Path
     version: int
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, GGUFTensor]
+    tensors: Mapping[str, TensorInfo]
     """By name, in the order of the header."""
     data: NDArray[np.uint8]
 
@@ -100,8 +88,8 @@ def _alignment(file: Path, metadata: Mapping[str, Any]) -> int:
     return alignment
 
 
-def _read_tensors(walk: Walk, count: int, alignment: int) -> dict[str, GGUFTensor]:
-    tensors: dict[str, GGUFTensor] = {}
+def _read_tensors(walk: Walk, count: int, alignment: int) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
     for _ in range(count):
         tensor = _read_tensor(walk)
         if tensor.name in tensors:
@@ -118,7 +106,7 @@ def _read_tensors(walk: Walk, count: int, alignment: int) -> dict[str, GGUFTenso
     return placed
 
 
-def _read_tensor(walk: Walk) -> GGUFTensor:
+def _read_tensor(walk: Walk) -> TensorInfo:
     """Read what the header says of a tensor, with an offset from the first tensor's place."""
     name = walk.text("the name of a tensor")
     place = f"{walk.file}: {name}"
@@ -138,10 +126,18 @@ def _read_tensor(walk: Walk) -> GGUFTensor:
             f"{text}, got {row}"
         )
     shape = tuple(reversed(sizes))
-    return GGUFTensor(name, text, shape, walk.u64(), prod(shape) // block * nbytes)
+    return TensorInfo(
+        name=name,
+        stored_name=name,
+        shape=shape,
+        dtype=_PLAIN.get(text, text),
+        file=walk.file,
+        offset=walk.u64(),
+        nbytes=prod(shape) // block * nbytes,
+    )
 
 
-def _check_places(walk: Walk, tensors: Iterable[GGUFTensor]) -> None:
+def _check_places(walk: Walk, tensors: Iterable[TensorInfo]) -> None:
     """Raise unless tensors lie within the file, apart from each other."""
     ordered = sorted(tensors, key=lambda tensor: tensor.offset)
     for tensor in ordered:
