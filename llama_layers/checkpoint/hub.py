@@ -13,6 +13,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.gguf.open import gguf_parts
 from llama_layers.checkpoint.safetensors import INDEX, SHARD, SINGLE, shards_of
 from llama_layers.errors import CheckpointError
@@ -55,16 +56,10 @@ def fetch(name: HubName, /, *, weights: bool = True) -> Path:
     That is a directory, or a GGUF file, in the cache that huggingface_hub keeps. Without
     `weights`, only what lies beside them is needed; a GGUF file has both.
     """
-    try:
-        hub = importlib.import_module("huggingface_hub")
-        for part in ("constants", "errors", "utils"):  # which it loads when they are asked for
-            importlib.import_module(f"huggingface_hub.{part}")
-    except ModuleNotFoundError:
-        raise ImportError(
-            f"{name}: no such file or directory here; a model of the Hugging Face Hub needs "
-            f"the package huggingface_hub: pip install 'llama-layers[hub]'",
-            name="huggingface_hub",
-        ) from None
+    purpose = f"{name}: no such file or directory here; a model of the Hugging Face Hub"
+    hub = require("huggingface_hub", purpose, extra="hub")
+    for part in ("constants", "errors", "utils"):  # which it loads when they are asked for
+        importlib.import_module(f"huggingface_hub.{part}")
     with _plain_errors(hub, name):
         cached = _cached(hub, name)
         if cached is not None and _is_whole(cached, weights):

@@ -112,14 +112,12 @@ def chosen_template(
 
 def render_chat(
     template: str,
-    messages: Sequence[Mapping[str, Any]],
-    *,
     file: Path | None,
-    add_generation_prompt: bool,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    documents: Sequence[Mapping[str, Any]] | None,
     special_tokens: Mapping[str, str],
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    documents: Sequence[Mapping[str, Any]] | None = None,
-    variables: Mapping[str, Any] | None = None,
+    variables: Mapping[str, Any],
 ) -> str:
     """A conversation rendered by a template, which sees what transformers gives it.
 
@@ -132,15 +130,14 @@ def render_chat(
         _check_mappings(name, given)
     if not messages:
         raise ValueError("messages: expected one or more, got none")
-    if asked := [name for name in _OPTIONS_ELSEWHERE if (variables or {}).get(name)]:
+    if asked := [name for name in _OPTIONS_ELSEWHERE if variables.get(name)]:
         raise TypeError(f"{asked[0]}: transformers' option is not supported, and not a variable")
     sandbox = Sandbox()
     sandbox.filters["tojson"] = _to_json
     sandbox.globals["raise_exception"] = _refuse
     sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
-        seen = _plain({**special_tokens, **(variables or {}), "tools": tools})
-        seen |= {"documents": _plain(documents), "add_generation_prompt": add_generation_prompt}
+        seen = _plain({**special_tokens, **variables, "tools": tools, "documents": documents})
         seen["messages"] = [_message(message) for message in messages]
         return sandbox.text(template, seen)
     except Exception as error:  # a template is a program, and can raise anything

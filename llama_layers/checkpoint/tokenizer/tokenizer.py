@@ -219,13 +219,12 @@ class Tokenizer:
         template = chosen_template(self.chat_template, chat_template, tools=tools is not None)
         return render_chat(
             template,
+            self._template_files.get(template),
             messages,
-            file=self._template_files.get(template),
-            add_generation_prompt=add_generation_prompt,
-            special_tokens=self.special_tokens,
-            tools=tools,
-            documents=documents,
-            variables=variables,
+            tools,
+            documents,
+            self.special_tokens,
+            variables | {"add_generation_prompt": add_generation_prompt},
         )
 
     def _token(self, i: int) -> str | None:
