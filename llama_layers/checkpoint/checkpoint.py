@@ -23,6 +23,8 @@ from llama_layers.errors import CheckpointError
 from llama_layers.model.weight_checks import is_inert, misfit
 from llama_layers.model.weights import EMBEDDING, HEAD, expected_tensors
 
+# The dtypes that hold weights: the words of safetensors and GGUF, and ours.
+STORED_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in FLOATS
 }

@@ -99,7 +99,7 @@ def load(
     if not isinstance(layers, Iterable | None):
         raise TypeError(f"layers: expected an iterable of int, got {type(layers).__name__}")
     reading: Callable[[Checkpoint, frozenset[int], str | None], _Read]
-    if is_cupy(backend):  # whatever is wrong with it is said before a download
+    if is_cupy(backend):  # a GPU that cannot compute is named before a download
         reading = partial(_uploaded, cupy_device(device))
     else:
         reading = partial(_placed, placement(backend, device))
@@ -210,7 +210,8 @@ def ranges(count: int, step: int, most: int) -> list[tuple[int, int]]:
 def _arrays(checkpoint: Checkpoint, layers: frozenset[int]) -> list[Names]:
     """The arrays that some layers and the rest of a model are made of, in the file's order."""
     together = {name: names for layer in layers for names in layer_arrays(layer) for name in names}
-    kept = [name for name in checkpoint.tensors if _layer_of(name) in {None, *layers}]
+    wanted = {None, *layers}
+    kept = (name for name in checkpoint.tensors if _layer_of(name) in wanted)
     return list(dict.fromkeys(together.get(name, (name,)) for name in kept))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, TensorInfo, map_file
+from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, STORED_DTYPES, TensorInfo, map_file
 from llama_layers.checkpoint.names import permuted_heads, telling_names, to_hugging_face
 from llama_layers.checkpoint.progress import progress
 from llama_layers.config.llama_config import LlamaConfig
@@ -29,9 +29,6 @@ from llama_layers.model.weight_checks import is_inert
 # The names of files in a directory. A shard may have another name, which the index gives.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[^/]+-\d+-of-\d+\.safetensors")
-
-# The dtypes that hold weights, in the format's words and in ours.
-DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 # The format allows headers of 100 MB, which take ten seconds and two gigabytes to read; that of the
 # largest Llama has 0.15 MB. The limit is for an index too.
@@ -69,7 +66,7 @@ def _tensor_info(file: Path, start: int, name: str, said: dict[str, Any]) -> Ten
         name=name,
         stored_name=name,
         shape=tuple(said["shape"]),
-        dtype=DTYPES.get(said["dtype"], str(said["dtype"])),
+        dtype=STORED_DTYPES.get(said["dtype"], str(said["dtype"])),
         file=file,
         offset=start + begin,
         nbytes=end - begin,
@@ -107,7 +104,7 @@ def with_hugging_face_names(path: Path, tensors: Tensors, config: LlamaConfig) -
     for name, info in weights.items():
         if info.dtype not in NUMPY_DTYPES:
             raise CheckpointError(
-                f"{info.file}: {name}: expected one of the dtypes {', '.join(DTYPES)}, "
+                f"{info.file}: {name}: expected one of the dtypes {', '.join(STORED_DTYPES)}, "
                 f"got {info.dtype}"
             )
     meta, hugging_face = telling_names(weights)
@@ -193,7 +190,7 @@ def write_safetensors(
     read: Callable[[str], NDArray[Any]],
 ) -> None:
     """Write tensors in the order given, each read when its turn comes."""
-    words = {ours: theirs for theirs, ours in DTYPES.items()}
+    words = {ours: theirs for theirs, ours in STORED_DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
     end = 0
     for name, dtype in dtypes.items():

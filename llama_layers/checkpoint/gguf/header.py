@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.checkpoint import TensorInfo, map_file
+from llama_layers.checkpoint.checkpoint import STORED_DTYPES, TensorInfo, map_file
 from llama_layers.checkpoint.gguf.metadata import Metadata, Walk
 from llama_layers.errors import CheckpointError
 from llama_layers.files.kinds import kind_of
@@ -31,8 +31,6 @@ TENSOR_TYPES = {
     23: ("IQ4_XS", 256, 136), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2),
     34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
 }  # fmt: skip
-# The names of numbers that are stored as they are; all others are of block formats.
-_PLAIN = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _INTEGERS = {24: "I8", 25: "I16", 26: "I32", 27: "I64"}
 _MOST_AXES = 4
 
@@ -130,7 +128,7 @@ def _read_tensor(walk: Walk) -> TensorInfo:
         name=name,
         stored_name=name,
         shape=shape,
-        dtype=_PLAIN.get(text, text),
+        dtype=STORED_DTYPES.get(text, text),
         file=walk.file,
         offset=walk.u64(),
         nbytes=prod(shape) // block * nbytes,
