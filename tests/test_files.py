@@ -79,6 +79,10 @@ def test_tensors(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
     write_tensors(tmp_path / "t.safetensors", {"a": array}, {"k": "v"})
     assert np.array_equal(load_file(tmp_path / "t.safetensors")["a"], array)
+    (tmp_path / "link").symlink_to(tmp_path / "t.safetensors")
+    write_tensors(tmp_path / "link", {"a": array + 1}, None)
+    assert (tmp_path / "link").is_symlink()
+    assert np.array_equal(load_file(tmp_path / "t.safetensors")["a"], array + 1)
 
 
 FULL_DISK = """
@@ -96,7 +100,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 big = np.ones((1, 9, 99), np.float32)
 for write in (
     lambda: write_tensors(directory / "tensors", {"a": big}, None),
-    lambda: Trace({"model.norm": big}).save(directory / "trace"),
+    lambda: Trace({"model.norm": big}).save(directory / "trace", force=True),
     lambda: write_atomically(directory / "text", lambda path: path.write_text("x" * 9999) and None),
     lambda: convert(directory / "source", directory / "converted"),
 ):
@@ -109,6 +113,8 @@ for write in (
 
 def test_a_full_disk_is_said_of_the_file(tmp_path):
     tiny.write_single(tmp_path / "source", tiny.arrays())
+    for name in ("tensors", "trace", "text"):
+        (tmp_path / name).write_text("mine")
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
     )
@@ -117,7 +123,9 @@ def test_a_full_disk_is_said_of_the_file(tmp_path):
         assert "File too large" in line, line
         assert str(tmp_path / name) in line, line
         assert line.count(str(tmp_path)) == 1, line
-    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+    files = {entry.name: entry.read_text() for entry in tmp_path.iterdir() if entry.is_file()}
+    assert files == {"tensors": "mine", "trace": "mine", "text": "mine"}
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == ["source"]
 
 
 KILLED = """
