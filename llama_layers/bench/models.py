@@ -16,18 +16,17 @@ from llama_layers.checkpoint import load, open_checkpoint
 from llama_layers.checkpoint.hub import hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.config.presets import PublishedSizes
+from llama_layers.config.presets import Preset
 from llama_layers.layers.weights import (
     AttentionWeights,
     LayerWeights,
-    LlamaWeights,
     MLPWeights,
     QKVWeights,
 )
 from llama_layers.model.llama import Llama
-from llama_layers.model.weight_names import expected_tensors
+from llama_layers.model.weights import LlamaWeights, expected_tensors
 
-PRESETS = {name.replace("_", "-"): name for name in vars(PublishedSizes) if name[0] != "_"}
+PRESETS = {k.replace("_", "-"): k for k, v in vars(LlamaConfig).items() if isinstance(v, Preset)}
 # The part of the memory that weights may take.
 SHARE = 0.7
 

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def computing() -> dict[str, str]:
-    """What computes here, and what does not and why."""
+    """Say what computes here, and what does not and why."""
     compiled = compiled_problem()
     return {
         "NumPy": version("numpy"),
@@ -95,7 +95,7 @@ def _gpu() -> str:
 
 
 def describe(checkpoint: Checkpoint, tensors: bool) -> dict[str, Any]:
-    """A checkpoint for a program to read."""
+    """Describe a checkpoint for a program to read."""
     content: dict[str, Any] = {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
@@ -115,17 +115,17 @@ def describe(checkpoint: Checkpoint, tensors: bool) -> dict[str, Any]:
 
 
 def parameters(checkpoint: Checkpoint) -> int:
-    """How many numbers the tensors hold; a tied head is not counted twice."""
+    """The number of parameters; a tied head is not counted twice."""
     return sum(math.prod(info.shape) for info in checkpoint.tensors.values())
 
 
 def stored_bytes(checkpoint: Checkpoint) -> int:
-    """How many bytes the tensors take in the files."""
+    """The bytes that the tensors take in the files."""
     return sum(info.nbytes for info in checkpoint.tensors.values())
 
 
 def cache_bytes(checkpoint: Checkpoint, dtype: str) -> int:
-    """What a token costs in the key/value cache."""
+    """The bytes that a token takes in the key/value cache."""
     config = checkpoint.config
     heads = 2 * config.num_hidden_layers * config.num_key_value_heads
     return heads * config.head_dim * FLOATS[dtype].itemsize

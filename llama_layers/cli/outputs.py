@@ -21,6 +21,6 @@ def check_outputs(
 
 
 def _files_of(model: str | None) -> set[Path]:
-    from llama_layers.checkpoint.opening import files_read
+    from llama_layers.checkpoint import open_checkpoint
 
-    return set() if model is None else files_read(model)
+    return set() if model is None else {file.resolve() for file in open_checkpoint(model).files()}

@@ -289,7 +289,7 @@ def to_json(case: Case, report: QKVReport) -> dict[str, Any]:
 def save(path: Path, cases: Mapping[str, tuple[Case, QKV]]) -> None:
     """Write the arrays under the names that their modules have in transformers."""
     from llama_layers.arrays.transfer import to_numpy
-    from llama_layers.files.output import write_tensors
+    from llama_layers.files.tensors import write_tensors
 
     arrays = {}
     for name, (case, qkv) in cases.items():

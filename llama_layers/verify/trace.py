@@ -10,7 +10,8 @@ from typing import Any
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.errors import TraceError
-from llama_layers.files.output import check_output, write_tensors
+from llama_layers.files.output import check_output
+from llama_layers.files.tensors import write_tensors
 from llama_layers.verify.aliases import canonical_arrays
 from llama_layers.verify.stored import Without, info_of
 from llama_layers.verify.tensor_file import STORED, TensorFile

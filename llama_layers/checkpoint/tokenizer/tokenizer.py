@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llama_layers.checkpoint.chat import chosen_template, render_chat
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.streaming import stream_text
+from llama_layers.checkpoint.tokenizer.chat import chosen_template, render_chat
 from llama_layers.errors import CheckpointError
+
+# Decoders give this for bytes that are not a character, or not yet.
+_REPLACEMENT = "\ufffd"
 
 
 class Tokenizer:
@@ -20,7 +22,7 @@ class Tokenizer:
     Parameters
     ----------
     backend : tokenizers.Tokenizer
-        What does the work.
+        The tokenizer that does the work.
     chat_template : str or mapping of str to str, optional
         The Jinja template of the model's chat format, or several by name.
     special_tokens : mapping of str to str, optional
@@ -183,14 +185,14 @@ class Tokenizer:
         add_generation_prompt : bool
             Whether to begin the model's answer.
         tools : sequence of mappings, optional
-            What the model may call, each as a JSON schema.
+            Functions that the model may call, each as a JSON schema.
         documents : sequence of mappings, optional
-            What the model may read, each with a ``title`` and a ``text``.
+            Texts that the model may read, each with a ``title`` and a ``text``.
         chat_template : str, optional
             The name of the template, where the checkpoint has several: "tool_use" if there are
             tools and there is one of that name, "default" otherwise.
         **variables
-            What else this template reads, such as ``enable_thinking=False``.
+            Other variables of this template, such as ``enable_thinking=False``.
 
         Returns
         -------
@@ -205,8 +207,8 @@ class Tokenizer:
         ValueError
             If there is no message, or no template of that name.
         CheckpointError
-            If the checkpoint has no template, or its template fails: because the conversation is
-            of a kind that it refuses, or because it tries what its sandbox does not allow.
+            If the checkpoint has no template, or its template fails: because it refuses this kind
+            of conversation, or because it tries something that its sandbox does not allow.
 
         Examples
         --------
@@ -217,13 +219,12 @@ class Tokenizer:
         template = chosen_template(self.chat_template, chat_template, tools=tools is not None)
         return render_chat(
             template,
+            self._template_files.get(template),
             messages,
-            file=self._template_files.get(template),
-            add_generation_prompt=add_generation_prompt,
-            special_tokens=self.special_tokens,
-            tools=tools,
-            documents=documents,
-            variables=variables,
+            tools,
+            documents,
+            self.special_tokens,
+            variables | {"add_generation_prompt": add_generation_prompt},
         )
 
     def _token(self, i: int) -> str | None:
@@ -233,9 +234,9 @@ class Tokenizer:
 
 @contextmanager
 def backend_errors(problem: str) -> Iterator[None]:
-    """Make what the tokenizers package raises a CheckpointError that begins with the problem.
+    """Turn an error of the tokenizers package into a CheckpointError that begins with the problem.
 
-    It raises Exception itself, and its panics are BaseExceptions that no module exports.
+    The package raises Exception itself, and its panics are BaseExceptions that no module exports.
     """
     try:
         yield
@@ -253,3 +254,38 @@ def _checked_id(i: Any) -> int:
     if number < 0:
         raise ValueError(f"ids: expected token ids, zero or more, got {number}")
     return number
+
+
+def stream_text(
+    ids: Iterable[int],
+    decode: Callable[[Sequence[int]], str],
+    token: Callable[[int], str | None],
+) -> Iterator[str]:
+    """Pieces of the text of some ids, which joined are what `decode` gives for all of them.
+
+    Text waits while tokens to come may still change it: while it ends within a character, and
+    while it ends in tokens of one byte each, ``<0x0A>``, of which a wrong one spoils those before
+    it. Only ids since the piece before the last are decoded again: those of the last piece are
+    the context of the next, since many decoders drop a space that begins a text.
+    """
+    window: list[int] = []
+    given, seen = 0, ""  # how many of the ids in the window have been given, and their text
+    for i in ids:
+        window.append(i)
+        if _is_byte(token(i)):
+            continue
+        text = decode(window)
+        if text == seen or not text.startswith(seen) or text.endswith(_REPLACEMENT):
+            continue
+        yield text[len(seen) :]
+        last = window[given:]
+        if alone := decode(last):  # a dropped space gives no context
+            window, text = last, alone
+        given, seen = len(window), text
+    text = decode(window)
+    if text.startswith(seen):
+        yield text[len(seen) :]
+
+
+def _is_byte(token: str | None) -> bool:
+    return token is not None and len(token) == 6 and token.startswith("<0x") and token[-1] == ">"

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.gguf_metadata import shown
-from llama_layers.checkpoint.gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from llama_layers.checkpoint.gguf_vocabulary import Vocabulary, read_strings
-from llama_layers.errors import CheckpointError
+from llama_layers.checkpoint.gguf.metadata import Section, shown
+from llama_layers.checkpoint.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from llama_layers.checkpoint.tokenizer.vocabulary import Vocabulary
 
-# What to do about a tokenizer that is not known.
+# Advice about a tokenizer that is not known.
 INSTEAD = "load the model from a Hugging Face directory with its tokenizer.json"
 
 
-def read_pre_tokenizer(file: Path, metadata: Mapping[str, Any]) -> PreTokenizer:
+def read_pre_tokenizer(file: Path, tables: Section) -> PreTokenizer:
     """Look up how the file says that text is cut; a CheckpointError if that is not known."""
-    name = metadata.get("tokenizer.ggml.pre", "")
+    name = tables.get("pre", "")
     if name == "":
         warnings.warn(
             f"{file}: missing tokenizer.ggml.pre, which says how text is cut: taking llama.cpp's "
@@ -29,22 +27,22 @@ def read_pre_tokenizer(file: Path, metadata: Mapping[str, Any]) -> PreTokenizer:
         )
         name = "default"
     if not isinstance(name, str) or name not in PRE_TOKENIZERS:
-        raise CheckpointError(
-            f"{file}: tokenizer.ggml.pre: expected a known way to cut text, such as 'llama-bpe', "
-            f"'qwen2' or 'tekken', got {shown(name)}; {INSTEAD}"
+        raise tables.error(
+            "pre",
+            f"expected a known way to cut text, such as 'llama-bpe', 'qwen2' or 'tekken', got "
+            f"{shown(name)}; {INSTEAD}",
         )
     return PRE_TOKENIZERS[name]
 
 
 def build_byte_level(
-    file: Path, metadata: Mapping[str, Any], vocabulary: Vocabulary, cut: PreTokenizer
+    tokenizers: Any, tables: Section, vocabulary: Vocabulary, cut: PreTokenizer
 ) -> Any:
     """Build the tokenizers.Tokenizer, but for special tokens."""
-    tokenizers = require("tokenizers", f"the tokenizer of {file}")
     backend = tokenizers.Tokenizer(
         tokenizers.models.BPE(
             vocab=vocabulary.tokens,
-            merges=_merges(file, metadata, vocabulary),
+            merges=_merges(tables, vocabulary),
             ignore_merges=cut.ignore_merges,
         )
     )
@@ -67,18 +65,16 @@ def build_byte_level(
     return backend
 
 
-def _merges(
-    file: Path, metadata: Mapping[str, Any], vocabulary: Vocabulary
-) -> list[tuple[str, str]]:
-    """The pairs that are merged, in order; of one that is there twice, the first counts."""
+def _merges(tables: Section, vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The pairs that are merged, in order; the first of two equal ones counts."""
     pairs: dict[tuple[str, str], None] = {}
     ids = vocabulary.tokens
-    for merge in read_strings(file, metadata, "merges"):
+    for merge in tables.strings("merges"):
         left, _, right = merge.partition(" ")
         if left not in ids or right not in ids or left + right not in ids:
-            raise CheckpointError(
-                f"{file}: tokenizer.ggml.merges: expected two tokens that make a third, with a "
-                f"space between, got {merge!r}"
+            raise tables.error(
+                "merges",
+                f"expected two tokens that make a third, with a space between, got {merge!r}",
             )
         pairs[left, right] = None
     return list(pairs)
@@ -87,7 +83,7 @@ def _merges(
 def _misread(tokens: Iterable[str], byte_level: Any) -> Iterable[tuple[str, str]]:
     """Tokens that are found by their spelling and look like bytes, with their bytes as characters.
 
-    DeepSeek's files have such for the letters whose characters stand for bytes that no UTF-8 has.
+    DeepSeek's files have such tokens for letters whose characters stand for bytes outside UTF-8.
     """
     alphabet = set(byte_level.alphabet())
     spell = byte_level(add_prefix_space=False, use_regex=False).pre_tokenize_str

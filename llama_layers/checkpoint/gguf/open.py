@@ -1,59 +1,44 @@
-"""Models in GGUF files, as llama.cpp writes them: in one file, or split into several."""
+"""From a GGUF file, or all parts of a split one, to an opened checkpoint."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.checkpoint.checkpoint import (
+    NUMPY_DTYPES,
+    Checkpoint,
+    TensorInfo,
+    viewed,
+)
 from llama_layers.checkpoint.extras import require_installed
-from llama_layers.checkpoint.file_names import gguf_parts
-from llama_layers.checkpoint.gguf_config import ARCHITECTURES, read_config
-from llama_layers.checkpoint.gguf_header import GGUFHeader, GGUFTensor, read_gguf
-from llama_layers.checkpoint.gguf_metadata import shown
-from llama_layers.checkpoint.gguf_tokenizer import (
+from llama_layers.checkpoint.gguf.config import ARCHITECTURES, read_config
+from llama_layers.checkpoint.gguf.header import GGUFHeader, read_gguf
+from llama_layers.checkpoint.gguf.metadata import shown
+from llama_layers.checkpoint.names import permuted_heads, to_hugging_face
+from llama_layers.checkpoint.tokenizer import Tokenizer
+from llama_layers.checkpoint.tokenizer.gguf import (
     open_tokenizer,
     read_chat_template,
     tokenizer_files,
 )
-from llama_layers.checkpoint.names import permuted_heads, to_hugging_face
-from llama_layers.checkpoint.opened import NUMPY_DTYPES, Checkpoint, TensorInfo
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError, ConfigError
 
-# GGUF's names for numbers that are stored as they are; all else are block formats.
-_PLAIN = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+_PART = re.compile(r"(.*)-\d{5}-of-(?!00000)(\d{5})\.gguf")
 _ROPE_FACTORS = "rope_freqs.weight"
 # RoPE frequencies, which old converters kept and llama.cpp never read.
 _UNUSED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
 
 
 def open_gguf(file: Path) -> Checkpoint:
-    """Open a GGUF file of one of the `ARCHITECTURES`, or all parts of a split one.
-
-    Parameters
-    ----------
-    file : Path
-        The file, or any part of a split one.
-
-    Returns
-    -------
-    Checkpoint
-        No tensor is read yet.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not a GGUF file of a model, or a part is missing or does not belong.
-    ConfigError
-        If its metadata is incomplete, or asks for what is not implemented.
-    ImportError
-        If it has blocks to dequantise, and the package ``gguf`` is not installed.
-    """
+    """Open a GGUF file of one of the `ARCHITECTURES`, given the file or any part of a split one."""
     parts = _open_parts(file)
     metadata = parts[0].metadata
     architecture = metadata.get("general.architecture")
@@ -65,30 +50,48 @@ def open_gguf(file: Path) -> Checkpoint:
     stored = _all_tensors(parts)
     _check_vectors(stored)
     factors = stored.pop(_ROPE_FACTORS, None) if architecture == "llama" else None
-    shapes = {name: tensor.shape for name, (_, tensor) in stored.items()}
+    maps = {part.file: part.data for part in parts}
+    shapes = {name: info.shape for name, info in stored.items()}
+    divisors = None if factors is None else _numbers(factors, maps[factors.file])
     try:
-        config, ends, ignored = read_config(
-            metadata, shapes, None if factors is None else _numbers(*factors)
-        )
+        config, ends, ignored = read_config(metadata, shapes, divisors)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
-    if any(tensor.kind not in _PLAIN for _, tensor in stored.values()):
+    if any(info.dtype not in NUMPY_DTYPES for info in stored.values()):
         require_installed("gguf", f"reading {file}")
-    return Checkpoint(
+    return _GGUFCheckpoint(
         path=file,
         format="GGUF file",
         config=config,
-        tensors=_tensor_infos(stored, config, permuted=architecture == "llama"),
+        tensors=_renamed(stored, config, permuted=architecture == "llama"),
+        maps=maps,
         chat_template=read_chat_template(file, metadata),
         generation_config={"eos_token_id": list(ends)} if ends else {},
         ignored_keys=ignored,
-        _open_tokenizer=partial(open_tokenizer, file, metadata),
-        _companions=partial(tokenizer_files, file, metadata),
-        _maps={part.file: part.data for part in parts},
+        metadata=metadata,
     )
 
 
-_Stored = tuple[GGUFHeader, GGUFTensor]
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _GGUFCheckpoint(Checkpoint):
+    """A GGUF file, whose metadata holds its tokenizer."""
+
+    metadata: Mapping[str, Any] = field(repr=False)
+
+    def open_tokenizer(self) -> Tokenizer:
+        return open_tokenizer(self.path, self.metadata)
+
+    def companions(self) -> Mapping[str, bytes]:
+        return tokenizer_files(self.path, self.metadata)
+
+
+def gguf_parts(name: str) -> list[str]:
+    """All parts of a split GGUF file, given one of them; the file itself if it is whole."""
+    found = _PART.fullmatch(name)
+    if found is None:
+        return [name]
+    start, count = found.groups()
+    return [f"{start}-{part:05}-of-{count}.gguf" for part in range(1, int(count) + 1)]
 
 
 def _open_parts(file: Path) -> list[GGUFHeader]:
@@ -132,15 +135,15 @@ def _check_parts(parts: Sequence[GGUFHeader]) -> None:
         )
 
 
-def _all_tensors(parts: Sequence[GGUFHeader]) -> dict[str, _Stored]:
-    """The tensors of all parts, with the part that each is in."""
-    stored: dict[str, _Stored] = {}
+def _all_tensors(parts: Sequence[GGUFHeader]) -> dict[str, TensorInfo]:
+    """The tensors of all parts, by their names in the files."""
+    stored: dict[str, TensorInfo] = {}
     for part in parts:
-        for name, tensor in part.tensors.items():
+        for name, info in part.tensors.items():
             if name in stored:
-                raise CheckpointError(f"{part.file}: {name} is in {stored[name][0].file} too")
+                raise CheckpointError(f"{part.file}: {name} is in {stored[name].file} too")
             if not _UNUSED.fullmatch(name):
-                stored[name] = part, tensor
+                stored[name] = info
     if not stored:
         raise CheckpointError(
             f"{parts[0].file}: expected a model, got a GGUF file without tensors, which has a "
@@ -149,40 +152,35 @@ def _all_tensors(parts: Sequence[GGUFHeader]) -> dict[str, _Stored]:
     return stored
 
 
-def _check_vectors(stored: Mapping[str, _Stored]) -> None:
+def _check_vectors(stored: Mapping[str, TensorInfo]) -> None:
     """Raise if a norm or bias is in blocks, which llama.cpp cannot compute with either."""
-    for name, (part, tensor) in stored.items():
-        vector = len(tensor.shape) < 2 or name == _ROPE_FACTORS
-        if vector and tensor.kind not in _PLAIN:
+    for name, info in stored.items():
+        vector = len(info.shape) < 2 or name == _ROPE_FACTORS
+        if vector and info.dtype not in NUMPY_DTYPES:
             raise CheckpointError(
-                f"{part.file}: {name}: expected floats for a vector, got blocks of {tensor.kind}"
+                f"{info.file}: {name}: expected floats for a vector, got blocks of {info.dtype}"
             )
 
 
-def _numbers(part: GGUFHeader, tensor: GGUFTensor) -> NDArray[Any]:
-    raw = part.data[tensor.offset : tensor.offset + tensor.nbytes]
-    return raw.view(NUMPY_DTYPES[_PLAIN[tensor.kind]]).reshape(tensor.shape)
+def _numbers(info: TensorInfo, data: NDArray[np.uint8]) -> NDArray[Any]:
+    return viewed(data[info.offset : info.offset + info.nbytes], info.dtype, info.shape)
 
 
-def _tensor_infos(
-    stored: Mapping[str, _Stored], config: LlamaConfig, *, permuted: bool
+def _renamed(
+    stored: Mapping[str, TensorInfo], config: LlamaConfig, *, permuted: bool
 ) -> dict[str, TensorInfo]:
+    """The tensors under their Hugging Face names."""
     names = {name: to_hugging_face(name, "gguf") for name in stored}
-    if unknown := [name for name, ours in names.items() if ours == name]:
-        part = stored[unknown[0]][0]
-        raise CheckpointError(
-            f"{part.file}: {unknown[0]}: no {config.model_type} has a tensor of this name"
-        )
+    for name, info in stored.items():
+        if names[name] == name:
+            raise CheckpointError(
+                f"{info.file}: {name}: no {config.model_type} has a tensor of this name"
+            )
     return {
-        names[name]: TensorInfo(
-            name=names[name],
-            stored_name=name,
-            shape=tensor.shape,
-            dtype=_PLAIN.get(tensor.kind, tensor.kind),
-            file=part.file,
-            offset=tensor.offset,
-            nbytes=tensor.nbytes,
-            permuted_heads=permuted_heads(names[name], config) if permuted else None,
+        name: replace(
+            stored[stored_name],
+            name=name,
+            permuted_heads=permuted_heads(name, config) if permuted else None,
         )
-        for name, (part, tensor) in stored.items()
+        for stored_name, name in names.items()
     }

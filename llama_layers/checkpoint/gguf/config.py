@@ -1,4 +1,4 @@
-"""The config that a GGUF file's metadata amounts to.
+"""From a GGUF file's metadata to a config.
 
 llama.cpp, which defines the format, is the reference: for the keys that it reads of these
 architectures, for what it takes where one is missing, and for what the values mean.
@@ -6,7 +6,7 @@ architectures, for what it takes where one is missing, and for what the values m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from math import log
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.gguf_metadata import GGUFStrings, shown, token_id
-from llama_layers.checkpoint.gguf_unread import unread_keys
-from llama_layers.checkpoint.gguf_vocabulary import ends_by_spelling
+from llama_layers.checkpoint.gguf.metadata import GGUFStrings, Section, shown
+from llama_layers.checkpoint.gguf.unread_keys import unread_keys
+from llama_layers.checkpoint.tokenizer.vocabulary import ends_by_spelling
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.errors import ConfigError
@@ -26,7 +26,6 @@ from llama_layers.layers.rope import inv_freq
 ARCHITECTURES = ("llama", "qwen2")
 
 _EPS = "attention.layer_norm_rms_epsilon"
-_TOKENS, _MORE_ENDS = "tokenizer.ggml.tokens", "tokenizer.ggml.eos_token_ids"
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 # Keys without the architecture in front, and the config's field.
 _COUNTS = {
@@ -39,25 +38,11 @@ _COUNTS = {
     "attention.key_length": "head_dim",
 }
 _REQUIRED = (*list(_COUNTS)[:5], _EPS)
-_IDS = {
-    "bos_token_id": "tokenizer.ggml.bos_token_id",
-    "eos_token_id": "tokenizer.ggml.eos_token_id",
-    "pad_token_id": "tokenizer.ggml.padding_token_id",
-}
+_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
 class GGUFConfig(NamedTuple):
-    """A config, and what of the metadata went into no number of it.
-
-    Attributes
-    ----------
-    config : LlamaConfig
-        The config.
-    ends : tuple of int
-        The tokens at which a text ends.
-    ignored_keys : tuple of str
-        Keys of the architecture that were not read.
-    """
+    """A config, the tokens at which a text ends, and keys that went into no number."""
 
     config: LlamaConfig
     ends: tuple[int, ...]
@@ -69,43 +54,27 @@ def read_config(
     shapes: Mapping[str, tuple[int, ...]],
     rope_factors: NDArray[Any] | None,
 ) -> GGUFConfig:
-    """Read the config from a file's metadata, the shapes of its tensors, and its RoPE factors.
+    """Read the config of one of the `ARCHITECTURES`.
 
-    Parameters
-    ----------
-    metadata : Mapping of str to Any
-        The metadata, of one of the `ARCHITECTURES`.
-    shapes : Mapping of str to tuple of int
-        The shapes of the tensors, by the names that they have in the file.
-    rope_factors : Array or None
-        The divisors of the RoPE frequencies, if the file has them.
-
-    Returns
-    -------
-    GGUFConfig
-        The config, and what was read beside it.
-
-    Raises
-    ------
-    ConfigError
-        If a key is missing, has a value of a wrong type, or changes the maths in a way that is
-        not implemented.
+    `shapes` are those of the tensors, by their names in the file. `rope_factors` divide the RoPE
+    frequencies, where the file has them.
     """
     architecture = metadata["general.architecture"]
-    own = _Keys(metadata, architecture)
+    own = Section(metadata, f"{architecture}.", ConfigError)
+    tokenizer = Section(metadata, "tokenizer.ggml.", ConfigError)
     own.expect(*_REQUIRED)
     layers = own.integer("block_count")
     rows, *_ = shapes.get("token_embd.weight") or (0,)
-    vocab_size = _vocab_size(metadata, own, rows)
+    vocab_size = _vocab_size(own, tokenizer, rows)
     fields: dict[str, Any] = {
-        field: own.of_all_layers(key, layers) for key, field in _COUNTS.items() if key in own
+        field: _of_all_layers(own, key, layers) for key, field in _COUNTS.items() if key in own
     }
-    fields |= {field: token_id(metadata, key, vocab_size) for field, key in _IDS.items()}
+    fields |= {field: _token_id(tokenizer, name, vocab_size) for field, name in _IDS.items()}
     config = LlamaConfig(
         **fields,
         vocab_size=vocab_size,
-        rms_norm_eps=own.number(_EPS),
-        rope_theta=own.number("rope.freq_base", 10000.0),
+        rms_norm_eps=_decimal(own.number(_EPS)),
+        rope_theta=_decimal(own.number("rope.freq_base", 10000.0)),
         rope_scaling=_scaling(own),
         attention_bias=architecture == "llama" and "blk.0.attn_q.bias" in shapes,
         mlp_bias="blk.0.ffn_gate.bias" in shapes,
@@ -114,93 +83,52 @@ def read_config(
     )
     for key in ("attention.value_length", "rope.dimension_count"):
         if (size := own.integer(key, config.head_dim)) != config.head_dim:
-            raise ConfigError(
-                f"{architecture}.{key}: expected the head_dim, {config.head_dim}, got {size}"
-            )
+            raise own.error(key, f"expected the head_dim, {config.head_dim}, got {size}")
     ignored = unread_keys(own.unread(), metadata, config)
     if rope_factors is not None:
         config = _with_llama3_scaling(config, rope_factors)
-    return GGUFConfig(config, _ends(metadata, vocab_size), ignored)
+    return GGUFConfig(config, _ends(tokenizer, vocab_size), ignored)
 
 
-class _Keys:
-    """The keys of an architecture, with a note of those that were read."""
-
-    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
-        self._metadata = metadata
-        self._prefix = architecture + "."
-        self._read: set[str] = set()
-
-    def __contains__(self, key: str) -> bool:
-        return self._prefix + key in self._metadata
-
-    def expect(self, *keys: str) -> None:
-        """Raise unless all of some keys are there."""
-        if missing := [self._prefix + key for key in keys if key not in self]:
-            raise ConfigError(f"missing {', '.join(missing)}")
-
-    def unread(self) -> tuple[str, ...]:
-        """The keys that were not read, with the architecture in front."""
-        own = (key for key in self._metadata if key.startswith(self._prefix))
-        return tuple(key for key in own if key.removeprefix(self._prefix) not in self._read)
-
-    def integer(self, key: str, default: int = 0) -> int:
-        """Read an integer."""
-        value: int = self._value(key, default, int, "an integer")
-        return value
-
-    def number(self, key: str, default: float = 0.0) -> float:
-        """Read a number."""
-        return _decimal(self._value(key, default, int | float, "a number"))
-
-    def text(self, key: str, default: str) -> str:
-        """Read a string."""
-        value: str = self._value(key, default, str, "a string")
-        return value
-
-    def of_all_layers(self, key: str, layers: int) -> int:
-        """Read an integer, which may be there once for each layer."""
-        value = self._value(key, 0, int | np.ndarray, "an integer")
-        if isinstance(value, int):
-            return value
-        if value.dtype.kind in "iu" and 0 < value.size == layers and np.all(value == value[0]):
-            return int(value[0])
-        raise ConfigError(
-            f"{self._prefix}{key}: expected an integer, or the same one for each of the {layers} "
-            f"layers, got {shown(value)}"
-        )
-
-    def _value(self, key: str, default: Any, kind: Any, expected: str) -> Any:
-        self._read.add(key)
-        value = self._metadata.get(self._prefix + key, default)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ConfigError(f"{self._prefix}{key}: expected {expected}, got {shown(value)}")
-        return value
+def _of_all_layers(own: Section, key: str, layers: int) -> int:
+    """Read an integer, which may be there once for each layer."""
+    value = own.get(key)
+    if not isinstance(value, np.ndarray):
+        return own.integer(key)
+    if value.dtype.kind in "iu" and 0 < value.size == layers and np.all(value == value[0]):
+        return int(value[0])
+    raise own.error(
+        key,
+        f"expected an integer, or the same one for each of the {layers} layers, got {shown(value)}",
+    )
 
 
-def _vocab_size(metadata: Mapping[str, Any], own: _Keys, rows: int) -> int:
+def _vocab_size(own: Section, tokenizer: Section, rows: int) -> int:
     """The number of tokens: that of the embedding's rows, if it is that of the vocabulary."""
-    tokens = metadata.get(_TOKENS, ())
-    if not isinstance(tokens, Sequence) or isinstance(tokens, str):
-        raise ConfigError(f"{_TOKENS}: expected an array of strings, got {shown(tokens)}")
+    tokens = tokenizer.strings("tokens") if "tokens" in tokenizer else ()
     if not tokens:
         own.expect("vocab_size")
     stated = own.integer("vocab_size", len(tokens))
     return rows if rows == len(tokens) else stated
 
 
-def _ends(metadata: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+def _token_id(tokenizer: Section, name: str, vocab_size: int) -> int | None:
+    """The id of a special token; None if the vocabulary does not have it, as for -1."""
+    token = tokenizer.integer(f"{name}_token_id", -1)
+    return token if 0 <= token < vocab_size else None
+
+
+def _ends(tokenizer: Section, vocab_size: int) -> tuple[int, ...]:
     """The tokens that end a text, a turn, a message or a file, at all of which llama.cpp stops.
 
     Ollama's converter writes a list of more. Many files name few of them by keys, so llama.cpp
     knows the rest by their spelling.
     """
-    keys = (f"tokenizer.ggml.{end}_token_id" for end in _ENDS)
-    ends = [token_id(metadata, key, vocab_size) for key in keys]
-    more = metadata.get(_MORE_ENDS, np.zeros(0, np.int32))
+    ends = [_token_id(tokenizer, name, vocab_size) for name in _ENDS]
+    more = tokenizer.get("eos_token_ids", np.zeros(0, np.int32))
     if not isinstance(more, np.ndarray) or more.dtype.kind not in "iu":
-        raise ConfigError(f"{_MORE_ENDS}: expected an array of integers, got {shown(more)}")
-    tokens = metadata.get(_TOKENS)
+        raise tokenizer.error("eos_token_ids", f"expected an array of integers, got {shown(more)}")
+    tokens = tokenizer.get("tokens")
     spelled = ends_by_spelling(tokens) if isinstance(tokens, GGUFStrings) else []
     known = (end for end in [*ends, *more.tolist(), *spelled] if end is not None)
     return tuple(dict.fromkeys(end for end in known if 0 <= end < vocab_size))
@@ -218,13 +146,13 @@ def _decimal(value: float) -> float:
     return float(str(narrow)) if float(narrow) == value else value
 
 
-def _scaling(own: _Keys) -> RopeScaling | None:
+def _scaling(own: Section) -> RopeScaling | None:
     """The scaling of RoPE, without what a tensor of divisors may add."""
     kind = own.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn"):
         raise ConfigError(f"rope.scaling.type: expected none, linear or yarn, got {kind!r}")
-    factor = own.number("rope.scaling.factor", own.number("rope.scale_linear")) or 1.0
-    attention_factor = own.number("rope.scaling.attn_factor", 1.0)
+    factor = _decimal(own.number("rope.scaling.factor", own.number("rope.scale_linear"))) or 1.0
+    attention_factor = _decimal(own.number("rope.scaling.attn_factor", 1.0))
     if kind == "yarn" and factor != 1.0:
         return _yarn(own, factor, attention_factor)
     if attention_factor != 1.0:
@@ -234,13 +162,13 @@ def _scaling(own: _Keys) -> RopeScaling | None:
     return None if kind == "none" or factor == 1.0 else RopeScaling("linear", factor=factor)
 
 
-def _yarn(own: _Keys, factor: float, attention_factor: float) -> RopeScaling:
+def _yarn(own: Section, factor: float, attention_factor: float) -> RopeScaling:
     """The scaling of type yarn, in which llama.cpp's attention factor multiplies the usual one."""
     for name, neutral in (("yarn_attn_factor", (1.0,)), ("yarn_ext_factor", (1.0, -1.0))):
         if (value := own.number(f"rope.scaling.{name}", 1.0)) not in neutral:
             raise ConfigError(f"rope.scaling.{name}: expected 1.0, got {value!r}")
     betas: dict[str, Any] = {
-        name: own.number(f"rope.scaling.yarn_{name}")
+        name: _decimal(own.number(f"rope.scaling.yarn_{name}"))
         for name in ("beta_fast", "beta_slow")
         if f"rope.scaling.yarn_{name}" in own
     }

@@ -1,9 +1,13 @@
-"""Headers of safetensors files: one file, or shards with an index."""
+"""Safetensors files: the headers of one file, or of shards with an index; and writing one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +15,31 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, STORED_DTYPES, TensorInfo, map_file
 from llama_layers.checkpoint.names import permuted_heads, telling_names, to_hugging_face
-from llama_layers.checkpoint.opened import TensorInfo, map_file
+from llama_layers.checkpoint.progress import progress
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError, shown
 from llama_layers.files.json_files import read_json, without_duplicates
 from llama_layers.files.kinds import is_safetensors, kind_of
 from llama_layers.model.quantised import why_not_plain
-from llama_layers.model.weight_names import is_inert
+from llama_layers.model.weight_checks import is_inert
 
-# The dtypes that hold weights, in the format's words and in ours.
-DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+# The names of files in a directory. A shard may have another name, which the index gives.
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"[^/]+-\d+-of-\d+\.safetensors")
 
-# The format allows 100 MB, which take ten seconds and two gigabytes to read; the largest Llama has
-# 0.15 MB. The same bounds an index.
+# The format allows headers of 100 MB, which take ten seconds and two gigabytes to read; that of the
+# largest Llama has 0.15 MB. The limit is for an index too.
 _LONGEST_HEADER = 4_000_000
 
 Maps = dict[Path, NDArray[np.uint8]]
-Header = dict[str, dict[str, Any]]
+Tensors = dict[str, TensorInfo]
 
 
-def read_file(file: Path) -> tuple[Header, Maps]:
-    """The tensors of a file: for each name "dtype", "shape", "file" and "data_offsets" in it.
+def read_file(file: Path) -> tuple[Tensors, Maps]:
+    """The tensors of a file by the names in it, and the bytes of the file.
 
     The safetensors package checks the header first: its text, and that the tensors fill the file
     without gap or overlap.
@@ -48,76 +55,75 @@ def read_file(file: Path) -> tuple[Header, Maps]:
         problem = _wrong_size(content, start) or f": {error}"
         raise CheckpointError(f"{file}: expected a safetensors file{problem}") from None
     header.pop("__metadata__", None)
-    for tensor in header.values():
-        tensor["file"] = file
-        tensor["data_offsets"] = [start + offset for offset in tensor["data_offsets"]]
-    return header, {file: content}
+    return {name: _tensor_info(file, start, name, said) for name, said in header.items()}, {
+        file: content
+    }
 
 
-def read_shards(index: Path) -> tuple[Header, Maps]:
-    """The tensors of all files that an index names.
+def _tensor_info(file: Path, start: int, name: str, said: dict[str, Any]) -> TensorInfo:
+    begin, end = said["data_offsets"]
+    return TensorInfo(
+        name=name,
+        stored_name=name,
+        shape=tuple(said["shape"]),
+        dtype=STORED_DTYPES.get(said["dtype"], str(said["dtype"])),
+        file=file,
+        offset=start + begin,
+        nbytes=end - begin,
+    )
+
+
+def read_shards(index: Path) -> tuple[Tensors, Maps]:
+    """The tensors of all files that an index names, and the bytes of the files.
 
     Only the files count, as in transformers: indices name tensors that no file has, such as a
     tied head, and leave out some that are there, such as buffers.
     """
-    header: Header = {}
+    found: Tensors = {}
     maps: Maps = {}
     for shard in shards_of(index):
         file = index.parent / shard
         if not file.is_file():
             raise CheckpointError(f"{index}: names the shard {shard}, which is missing")
         tensors, shard_map = read_file(file)
-        maps |= shard_map
         for name in tensors:
-            if name in header and not is_inert(name):
+            if name in found and not is_inert(name):
                 raise CheckpointError(
-                    f"{index}: {name} is in two shards, {header[name]['file'].name} and {shard}"
+                    f"{index}: {name} is in two shards, {found[name].file.name} and {shard}"
                 )
-        header |= tensors
-    return header, maps
+        found |= tensors
+        maps |= shard_map
+    return found, maps
 
 
-def tensor_infos(path: Path, header: Header, config: LlamaConfig) -> dict[str, TensorInfo]:
-    """The tensors of a header under their Hugging Face names."""
-    weights = {name: tensor for name, tensor in header.items() if not is_inert(name)}
-    if reason := why_not_plain({name: str(tensor["dtype"]) for name, tensor in weights.items()}):
+def with_hugging_face_names(path: Path, tensors: Tensors, config: LlamaConfig) -> Tensors:
+    """The tensors under their Hugging Face names, if they are floats and not quantised."""
+    weights = {name: info for name, info in tensors.items() if not is_inert(name)}
+    if reason := why_not_plain({name: info.dtype for name, info in weights.items()}):
         raise CheckpointError(f"{path}: {reason}")
-    meta = _has_meta_names(path, weights)
-    infos: dict[str, TensorInfo] = {}
-    for stored_name, tensor in header.items():
-        name = to_hugging_face(stored_name, "meta") if meta else stored_name
-        start, end = tensor["data_offsets"]
-        if tensor["dtype"] not in DTYPES and stored_name in weights:
+    for name, info in weights.items():
+        if info.dtype not in NUMPY_DTYPES:
             raise CheckpointError(
-                f"{tensor['file']}: {stored_name}: expected one of the dtypes "
-                f"{', '.join(DTYPES)}, got {tensor['dtype']}"
+                f"{info.file}: {name}: expected one of the dtypes {', '.join(STORED_DTYPES)}, "
+                f"got {info.dtype}"
             )
-        infos[name] = TensorInfo(
-            name=name,
-            stored_name=stored_name,
-            shape=tuple(tensor["shape"]),
-            dtype=DTYPES.get(tensor["dtype"], str(tensor["dtype"])),
-            file=tensor["file"],
-            offset=start,
-            nbytes=end - start,
-            permuted_heads=permuted_heads(name, config) if meta else None,
-        )
-    return infos
-
-
-def _has_meta_names(path: Path, names: Iterable[str]) -> bool:
-    """Whether tensors have the names of Meta's own releases; a CheckpointError if only some do."""
-    meta, hugging_face = telling_names(names)
-    if meta is not None and hugging_face is not None:
+    meta, hugging_face = telling_names(weights)
+    if meta is None:
+        return tensors
+    if hugging_face is not None:
         raise CheckpointError(
             f"{path}: expected Hugging Face's names or Meta's, got {hugging_face} and {meta}: the "
             f"two order the rows of queries and keys differently"
         )
-    return meta is not None
+    names = {stored: to_hugging_face(stored, "meta") for stored in tensors}
+    return {
+        name: replace(tensors[stored], name=name, permuted_heads=permuted_heads(name, config))
+        for stored, name in names.items()
+    }
 
 
 def _check_kind(file: Path) -> None:
-    """Raise if the first bytes are not those of a safetensors file with a header to read."""
+    """Raise CheckpointError unless a file begins like safetensors, with a header to read."""
     if not file.is_file():
         raise CheckpointError(f"{file}: expected a safetensors file: not a regular file")
     with file.open("rb") as stream:
@@ -136,7 +142,7 @@ def _check_kind(file: Path) -> None:
 
 
 def _wrong_size(content: NDArray[np.uint8], start: int) -> str | None:
-    """Say what size a file has instead of that in its header; None if that is not the problem."""
+    """Say how a file's size differs from that in its header; None if it does not."""
     size = content.size
     if size < start:
         return f" of {start} bytes or more, where its header ends, got {size}"
@@ -150,7 +156,7 @@ def _wrong_size(content: NDArray[np.uint8], start: int) -> str | None:
         more = " or more" if size < start + end else ""
         return f" of {start + end} bytes{more}, where {last} ends, got {size}"
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return None  # a malformed header, of which the safetensors package says what is wrong
+        return None  # a malformed header: the safetensors package says what is wrong with it
 
 
 def shards_of(index: Path) -> list[str]:
@@ -170,3 +176,37 @@ def shards_of(index: Path) -> list[str]:
                 f"{index}: {name}: expected the name of a file beside the index, got {shard!r}"
             )
     return list(dict.fromkeys(weight_map.values()))
+
+
+def holds_weights(name: str) -> bool:
+    """Whether a file of that name holds weights, or says which files do."""
+    return name in (SINGLE, INDEX) or SHARD.fullmatch(name) is not None
+
+
+def write_safetensors(
+    file: Path,
+    dtypes: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], NDArray[Any]],
+) -> None:
+    """Write tensors in the order given, each read when its turn comes."""
+    words = {ours: theirs for theirs, ours in STORED_DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    end = 0
+    for name, dtype in dtypes.items():
+        start, end = end, end + FLOATS[dtype].itemsize * math.prod(shapes[name])
+        header[name] = {
+            "dtype": words[dtype],
+            "shape": shapes[name],
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start aligned
+    with file.open("xb") as stream, progress(f"Writing {file.name}", end) as advance:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in dtypes:
+            array = np.ascontiguousarray(read(name))
+            stream.write(array.reshape(-1).view(np.uint8).data)
+            advance(array.nbytes)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,4 +1,4 @@
-"""Keys of a GGUF file that no config has a field for."""
+"""Keys of a GGUF file that have no field in a config."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.checkpoint.gguf_metadata import shown
+from llama_layers.checkpoint.gguf.metadata import shown
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import ConfigError
 
@@ -24,7 +24,7 @@ _ZERO = frozenset(
     swiglu_clamp_exp swiglu_clamp_shexp swin_norm use_parallel_residual
     """.split()
 )
-# Likewise unless they are 1, or 0, which says that there is no factor.
+# Likewise unless they are 1, or 0, which stands for no factor.
 _FACTORS = frozenset(
     """
     attention.output_scale attention.value_scale embedding_scale full_attention_interval
@@ -36,26 +36,9 @@ _FACTORS = frozenset(
 def unread_keys(
     keys: Iterable[str], metadata: Mapping[str, Any], config: LlamaConfig
 ) -> tuple[str, ...]:
-    """Tell which keys change no number.
+    """The keys, among those not read for the config, that change no number whatever their value.
 
-    Parameters
-    ----------
-    keys : iterable of str
-        Keys of the architecture that were not read for the config.
-    metadata : Mapping of str to Any
-        All values.
-    config : LlamaConfig
-        The config.
-
-    Returns
-    -------
-    tuple of str
-        The keys that change no number, whatever their value.
-
-    Raises
-    ------
-    ConfigError
-        If one of the keys changes the maths by its value.
+    Raises ConfigError if one of the others changes the maths by its value.
     """
     ignored = []
     for key in keys:

@@ -1,4 +1,4 @@
-"""Chat templates: a conversation as the text that a model was trained on."""
+"""Chat templates: read from files, and applied to a conversation."""
 
 from __future__ import annotations
 
@@ -7,18 +7,82 @@ import json
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from llama_layers.errors import CheckpointError
+from llama_layers.files.json_files import read_json_if_there
 
-# Names of the text that a model thinks before it answers, in the order of their precedence.
+MORE_TEMPLATES = "additional_chat_templates"
+
+# Names of the text that a model thinks before it answers; the first that is there counts.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-# What transformers' method takes for itself, so that no template sees it: asked for, it changes
-# what the method gives.
+# Options that transformers' method keeps from templates, since they change what it returns.
 _OPTIONS_ELSEWHERE = """
 continue_final_message tokenize sanitize_control_tokens padding truncation max_length return_tensors
 return_dict return_assistant_tokens_mask tokenizer_kwargs
 """.split()
+
+
+class ChatTemplates(NamedTuple):
+    """A chat template, several by name, or None; and the file that each text comes from."""
+
+    templates: str | Mapping[str, str] | None
+    files: Mapping[str, Path]
+
+
+def read_chat_templates(directory: Path) -> ChatTemplates:
+    """Read the chat template, or several by name.
+
+    They are files of their own in newer checkpoints. Only where there is no such file, they are
+    in tokenizer_config.json, or else in chat_template.json, where processors of images once had
+    theirs.
+    """
+    own = directory / "chat_template.jinja"
+    files = {"default": own} if own.is_file() else {}
+    files |= {file.stem: file for file in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))}
+    if files:
+        templates = {name: _text(file) for name, file in files.items()}
+        alone = list(templates) == ["default"]
+        return ChatTemplates(
+            templates["default"] if alone else templates,
+            {text: files[name] for name, text in templates.items()},
+        )
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        file = directory / name
+        content = read_json_if_there(file, CheckpointError)
+        if (template := content.get("chat_template")) not in (None, [], {}):
+            return in_one_file(file, _checked(file, template))
+    return ChatTemplates(None, {})
+
+
+def in_one_file(file: Path, templates: str | Mapping[str, str] | None) -> ChatTemplates:
+    """Templates that all come from one file."""
+    texts = [templates] if isinstance(templates, str) else (templates or {}).values()
+    return ChatTemplates(templates, dict.fromkeys(texts, file))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file}: expected UTF-8: {error}") from None
+
+
+def _checked(file: Path, template: Any) -> str | dict[str, str]:
+    if isinstance(template, str):
+        return template
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(template, list):  # of objects with a name and a template
+        pairs = [(e.get("name"), e.get("template")) for e in template if isinstance(e, dict)]
+    elif isinstance(template, dict):
+        pairs = list(template.items())
+    texts = all(isinstance(text, str) for pair in pairs for text in pair)
+    if not pairs or not texts or len(dict(pairs)) != len(template):
+        raise CheckpointError(
+            f"{file}: chat_template: expected a text, or several with different names, "
+            f"got {template!r}"
+        )
+    return dict(pairs)
 
 
 def chosen_template(
@@ -48,35 +112,32 @@ def chosen_template(
 
 def render_chat(
     template: str,
-    messages: Sequence[Mapping[str, Any]],
-    *,
     file: Path | None,
-    add_generation_prompt: bool,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    documents: Sequence[Mapping[str, Any]] | None,
     special_tokens: Mapping[str, str],
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    documents: Sequence[Mapping[str, Any]] | None = None,
-    variables: Mapping[str, Any] | None = None,
+    variables: Mapping[str, Any],
 ) -> str:
     """A conversation rendered by a template, which sees what transformers gives it.
 
     It runs in a sandbox, with plain copies of what the caller passed. Errors name the file that
     the template comes from, if it comes from one.
     """
-    from llama_layers.checkpoint.sandbox import Sandbox  # jinja2 takes time to load
+    from llama_layers.checkpoint.tokenizer.sandbox import Sandbox  # jinja2 takes time to load
 
     for name, given in (("messages", messages), ("tools", tools), ("documents", documents)):
         _check_mappings(name, given)
     if not messages:
         raise ValueError("messages: expected one or more, got none")
-    if asked := [name for name in _OPTIONS_ELSEWHERE if (variables or {}).get(name)]:
+    if asked := [name for name in _OPTIONS_ELSEWHERE if variables.get(name)]:
         raise TypeError(f"{asked[0]}: transformers' option is not supported, and not a variable")
     sandbox = Sandbox()
     sandbox.filters["tojson"] = _to_json
     sandbox.globals["raise_exception"] = _refuse
     sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
-        seen = _plain({**special_tokens, **(variables or {}), "tools": tools})
-        seen |= {"documents": _plain(documents), "add_generation_prompt": add_generation_prompt}
+        seen = _plain({**special_tokens, **variables, "tools": tools, "documents": documents})
         seen["messages"] = [_message(message) for message in messages]
         return sandbox.text(template, seen)
     except Exception as error:  # a template is a program, and can raise anything
@@ -85,7 +146,7 @@ def render_chat(
 
 
 def _said(error: Exception) -> str:
-    """What went wrong in a template, and in which line of it."""
+    """Say what went wrong in a template, and in which line."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
     line = getattr(error, "lineno", lines[-1] if lines else None)  # of TemplateSyntaxError
@@ -94,7 +155,7 @@ def _said(error: Exception) -> str:
 
 
 def _check_mappings(name: str, values: Any) -> None:
-    """Refuse what is not a sequence of mappings, such as one text or one message."""
+    """Raise TypeError unless values are a sequence of mappings: not one text or one message."""
     if values is None and name != "messages":
         return
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
@@ -105,7 +166,7 @@ def _check_mappings(name: str, values: Any) -> None:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates count on it: without nulls, and what was thought under its names."""
+    """A message as templates expect it: without nulls, and with its thoughts under two names."""
     plain: dict[str, Any] = _plain(
         {key: value for key, value in message.items() if value is not None}
     )
@@ -148,5 +209,5 @@ def _to_json(
 
 
 def _refuse(reason: str) -> NoReturn:
-    """What a template calls for a conversation that it does not know how to render."""
+    """Raise ValueError: templates call this for a conversation that they cannot render."""
     raise ValueError(reason)

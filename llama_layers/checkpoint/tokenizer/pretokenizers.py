@@ -62,21 +62,14 @@ _CASED = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """A way to cut text, and what its name means besides.
-
-    Attributes
-    ----------
-    patterns : tuple of str
-        Regular expressions, applied one after the other.
-    ignore_merges : bool
-        Whether a piece that is a token is that token, whatever its merges would make of it.
-    adds_bos : bool
-        Whether texts begin with the bos token where the file does not say.
-    """
+    """A way to cut text, and what else its name means."""
 
     patterns: tuple[str, ...]
+    """Regular expressions, applied one after the other."""
     ignore_merges: bool = False
+    """Whether a piece that is a token is that token, whatever its merges would make of it."""
     adds_bos: bool = False
+    """Whether texts begin with the bos token where the file does not say."""
 
 
 def _rows() -> dict[str, PreTokenizer]:

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file's metadata amounts to."""
+"""From a GGUF file's metadata to a tokenizer."""
 
 from __future__ import annotations
 
@@ -8,70 +8,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_layers.checkpoint.chat_files import in_one_file
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.gguf_byte_level import INSTEAD, build_byte_level, read_pre_tokenizer
-from llama_layers.checkpoint.gguf_header import read_gguf
-from llama_layers.checkpoint.gguf_metadata import shown
-from llama_layers.checkpoint.gguf_sentencepiece import build_sentencepiece
-from llama_layers.checkpoint.gguf_vocabulary import (
+from llama_layers.checkpoint.gguf.header import read_gguf
+from llama_layers.checkpoint.gguf.metadata import Section, shown, tokenizer_section
+from llama_layers.checkpoint.tokenizer import Tokenizer
+from llama_layers.checkpoint.tokenizer.byte_level import (
+    INSTEAD,
+    build_byte_level,
+    read_pre_tokenizer,
+)
+from llama_layers.checkpoint.tokenizer.chat import in_one_file
+from llama_layers.checkpoint.tokenizer.sentencepiece import build_sentencepiece
+from llama_layers.checkpoint.tokenizer.vocabulary import (
     USER_DEFINED,
     Vocabulary,
-    read_flag,
     read_vocabulary,
 )
-from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.errors import CheckpointError
 
 _TEMPLATE = "tokenizer.chat_template"
 
 
-def load_gguf_tokenizer(path: str | Path, /) -> Tokenizer:
-    """Load the tokenizer of a GGUF file, which may be one of a vocabulary alone.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-
-    Returns
-    -------
-    Tokenizer
-        Text to ids and back.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is not GGUF, or has no tokenizer, or one of a kind that is not known.
-    ImportError
-        If the package ``tokenizers`` is not installed.
-    """
-    file = Path(path)
+def load_gguf_tokenizer(file: Path) -> Tokenizer:
+    """Load the tokenizer of a GGUF file, which may be one of a vocabulary alone."""
     return open_tokenizer(file, read_gguf(file).metadata)
 
 
 def open_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
-    """Build the tokenizer of a file, with its special tokens and chat templates.
-
-    Parameters
-    ----------
-    file : Path
-        The file, for messages.
-    metadata : Mapping of str to Any
-        Its metadata.
-
-    Returns
-    -------
-    Tokenizer
-        Whose ids equal those of llama.cpp.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none, or one that is malformed or of a kind that is not known.
-    ImportError
-        If the package ``tokenizers`` is not installed.
-    """
+    """Build the tokenizer of a file, whose ids equal llama.cpp's, with its chat templates."""
     backend, vocabulary = _build(file, metadata)
     chat = in_one_file(file, read_chat_template(file, metadata))
     return Tokenizer(
@@ -83,7 +47,7 @@ def open_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """Make tokenizer.json and tokenizer_config.json; nothing, with a warning, if not known."""
+    """Make tokenizer.json and tokenizer_config.json; none, with a warning, if that fails."""
     try:
         backend, vocabulary = _build(file, metadata)
         template = read_chat_template(file, metadata)
@@ -108,69 +72,59 @@ def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]
 
 
 def _build(file: Path, metadata: Mapping[str, Any]) -> tuple[Any, Vocabulary]:
-    """The tokenizers.Tokenizer of a file, and the tables it is made of."""
-    model = metadata.get("tokenizer.ggml.model")
+    """The tokenizers.Tokenizer of a file, and the tables that it is made of."""
+    tables = tokenizer_section(file, metadata)
+    model = tables.get("model")
     if model is None or model == "none":
-        is_so = (
+        problem = (
             "missing tokenizer.ggml.model" if model is None else "tokenizer.ggml.model is 'none'"
         )
-        raise CheckpointError(f"{file}: {is_so}: this file has no tokenizer")
+        raise CheckpointError(f"{file}: {problem}: this file has no tokenizer")
     if not isinstance(model, str) or model not in ("llama", "gpt2"):
-        raise CheckpointError(
-            f"{file}: tokenizer.ggml.model: expected 'llama' or 'gpt2', got {shown(model)}; "
-            f"{INSTEAD}"
-        )
-    if model == "llama":
-        vocabulary = read_vocabulary(file, metadata)
-        backend, adds_bos = build_sentencepiece(file, metadata, vocabulary), True
-    else:
-        cut = read_pre_tokenizer(file, metadata)
-        vocabulary = read_vocabulary(file, metadata)
-        backend, adds_bos = build_byte_level(file, metadata, vocabulary, cut), cut.adds_bos
-    _add_found_first(backend, file, metadata, vocabulary)
-    _add_ends(backend, file, metadata, vocabulary, adds_bos)
-    return backend, vocabulary
-
-
-def _add_found_first(
-    backend: Any, file: Path, metadata: Mapping[str, Any], vocabulary: Vocabulary
-) -> None:
-    """Let tokens be found by their spelling, and Phi-3's take the white space after them."""
+        raise tables.error("model", f"expected 'llama' or 'gpt2', got {shown(model)}; {INSTEAD}")
+    cut = read_pre_tokenizer(file, tables) if model == "gpt2" else None
+    vocabulary = read_vocabulary(tables)
     tokenizers = require("tokenizers", f"the tokenizer of {file}")
+    if cut is None:
+        backend, adds_bos = build_sentencepiece(tokenizers, tables, vocabulary), True
+    else:
+        backend, adds_bos = build_byte_level(tokenizers, tables, vocabulary, cut), cut.adds_bos
+    # Phi-3's tokens take the white space after them.
     name = str(metadata.get("general.name", "")).lower()
     strips = "phi-3" in name or "phi3" in name
-    keeps = {"<unk>", "<s>", "<|endoftext|>"}
     backend.add_tokens(
         [
             tokenizers.AddedToken(
                 token,
                 special=kind != USER_DEFINED,
                 normalized=False,
-                rstrip=strips and token not in keeps,
+                rstrip=strips and token not in ("<unk>", "<s>", "<|endoftext|>"),
             )
             for token, kind in vocabulary.found_first().items()
         ]
     )
+    _add_ends(tokenizers, backend, tables, vocabulary, adds_bos)
+    return backend, vocabulary
 
 
 def _add_ends(
-    backend: Any, file: Path, metadata: Mapping[str, Any], vocabulary: Vocabulary, adds_bos: bool
+    tokenizers: Any, backend: Any, tables: Section, vocabulary: Vocabulary, adds_bos: bool
 ) -> None:
     """Put the tokens that begin and end a text around it, where the metadata says so."""
-    tokenizers = require("tokenizers", f"the tokenizer of {file}")
     tokens = vocabulary.special_tokens()
     template = ["$A"]
     special = []
     for end, default in (("bos", adds_bos), ("eos", False)):
         key = f"add_{end}_token"
-        if not read_flag(file, metadata, key, default):
+        if not tables.flag(key, default):
             continue
         if f"{end}_token" not in tokens:
-            if f"tokenizer.ggml.{key}" not in metadata:
+            if key not in tables:
                 continue
-            raise CheckpointError(
-                f"{file}: tokenizer.ggml.{end}_token_id: expected a token's id, since {key} is "
-                f"true, got {shown(metadata.get(f'tokenizer.ggml.{end}_token_id'))}"
+            raise tables.error(
+                f"{end}_token_id",
+                f"expected a token's id, since {key} is true, got "
+                f"{shown(tables.get(f'{end}_token_id'))}",
             )
         token = tokens[f"{end}_token"]
         template = [end, *template] if end == "bos" else [*template, end]

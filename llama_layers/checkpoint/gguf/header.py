@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.gguf_metadata import Metadata, Walk
-from llama_layers.checkpoint.opened import map_file
+from llama_layers.checkpoint.checkpoint import STORED_DTYPES, TensorInfo, map_file
+from llama_layers.checkpoint.gguf.metadata import Metadata, Walk
 from llama_layers.errors import CheckpointError
 from llama_layers.files.kinds import kind_of
 
@@ -35,76 +35,20 @@ _INTEGERS = {24: "I8", 25: "I16", 26: "I32", 27: "I64"}
 _MOST_AXES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class GGUFTensor:
-    """Where a tensor lies in a GGUF file, and how it is stored.
-
-    Attributes
-    ----------
-    name : str
-        Its name in the file.
-    kind : str
-        GGUF's name for its type, such as "F32" or "Q4_K".
-    shape : tuple of int
-        In NumPy's order, [out, in] for a matrix, which is the reverse of the file's.
-    offset, nbytes : int
-        The bytes it takes, counted from the start of the file.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
 @dataclass(frozen=True, eq=False)
 class GGUFHeader:
-    """What a GGUF file says before its tensors.
-
-    Attributes
-    ----------
-    file : Path
-        The file.
-    version : int
-        Of the format: 2 or 3.
-    metadata : Mapping of str to Any
-        Values by key, decoded when they are looked up: a bool, int, float or str; for arrays of
-        numbers a NumPy view of the file, and for arrays of strings a sequence of str.
-    tensors : Mapping of str to GGUFTensor
-        By name, in the order of the header.
-    data : Array
-        The bytes of the file, read-only.
-    """
+    """The part of a GGUF file before its tensors, and the bytes of the whole file."""
 
     file: Path
     version: int
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, GGUFTensor]
+    tensors: Mapping[str, TensorInfo]
+    """By name, in the order of the header."""
     data: NDArray[np.uint8]
 
 
 def read_gguf(file: Path) -> GGUFHeader:
-    """Read the header of a GGUF file.
-
-    Parameters
-    ----------
-    file : Path
-        The file; one of a vocabulary alone, without tensors, is fine.
-
-    Returns
-    -------
-    GGUFHeader
-        Its metadata, of which nothing is decoded yet, and its tensors.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is not GGUF, big-endian or of an unknown version; if it ends early; if a key
-        or tensor is there twice or of an unknown type; if tensors overlap, or are not aligned.
-    OSError
-        If it cannot be opened.
-    """
+    """Read the header of a GGUF file, which may hold a vocabulary alone, without tensors."""
     if not file.stat().st_size:
         raise CheckpointError(f"{file}: expected a GGUF file, got an empty file")
     data = map_file(file)
@@ -142,8 +86,8 @@ def _alignment(file: Path, metadata: Mapping[str, Any]) -> int:
     return alignment
 
 
-def _read_tensors(walk: Walk, count: int, alignment: int) -> dict[str, GGUFTensor]:
-    tensors: dict[str, GGUFTensor] = {}
+def _read_tensors(walk: Walk, count: int, alignment: int) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
     for _ in range(count):
         tensor = _read_tensor(walk)
         if tensor.name in tensors:
@@ -160,7 +104,7 @@ def _read_tensors(walk: Walk, count: int, alignment: int) -> dict[str, GGUFTenso
     return placed
 
 
-def _read_tensor(walk: Walk) -> GGUFTensor:
+def _read_tensor(walk: Walk) -> TensorInfo:
     """Read what the header says of a tensor, with an offset from the first tensor's place."""
     name = walk.text("the name of a tensor")
     place = f"{walk.file}: {name}"
@@ -180,10 +124,18 @@ def _read_tensor(walk: Walk) -> GGUFTensor:
             f"{text}, got {row}"
         )
     shape = tuple(reversed(sizes))
-    return GGUFTensor(name, text, shape, walk.u64(), prod(shape) // block * nbytes)
+    return TensorInfo(
+        name=name,
+        stored_name=name,
+        shape=shape,
+        dtype=STORED_DTYPES.get(text, text),
+        file=walk.file,
+        offset=walk.u64(),
+        nbytes=prod(shape) // block * nbytes,
+    )
 
 
-def _check_places(walk: Walk, tensors: Iterable[GGUFTensor]) -> None:
+def _check_places(walk: Walk, tensors: Iterable[TensorInfo]) -> None:
     """Raise unless tensors lie within the file, apart from each other."""
     ordered = sorted(tensors, key=lambda tensor: tensor.offset)
     for tensor in ordered:

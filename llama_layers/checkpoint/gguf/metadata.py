@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.errors import CheckpointError, ConfigError
+from llama_layers.errors import CheckpointError
 
 _U64, _U32 = struct.Struct("<Q"), struct.Struct("<I")
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -24,15 +24,7 @@ _NUMBERS = {
 
 
 class Walk:
-    """A position in a file, which moves over what it reads.
-
-    Parameters
-    ----------
-    file : Path
-        The file, for messages.
-    data : Array
-        Its bytes.
-    """
+    """A position in the bytes of a file, which moves over what it reads."""
 
     def __init__(self, file: Path, data: NDArray[np.uint8]) -> None:
         self.file = file
@@ -40,13 +32,13 @@ class Walk:
         self.at = 0
 
     def skip(self, count: int) -> int:
-        """Move over as many bytes; return where they begin."""
+        """Move over some bytes; return where they begin."""
         self.expect(count)
         self.at += count
         return self.at - count
 
     def expect(self, count: int) -> None:
-        """Raise unless as many bytes are ahead."""
+        """Raise CheckpointError unless there are that many bytes ahead."""
         if count > len(self.bytes) - self.at:
             raise self._end()
 
@@ -61,13 +53,13 @@ class Walk:
         return number
 
     def text(self, what: str) -> str:
-        """Read a string; `what` it is, for messages."""
+        """Read a string; messages call it `what`."""
         start = self.at
         self.skip(self.u64())
         return decoded_text(self.bytes, start, f"{self.file}: {what}")
 
     def skip_strings(self, count: int) -> int:
-        """Move over as many strings, without an object for each; return where they begin."""
+        """Move over some strings, without an object for each; return where they begin."""
         start = at = self.at
         data, length = self.bytes, _U64.unpack_from
         try:
@@ -85,18 +77,9 @@ class Walk:
 
 
 class GGUFStrings(Sequence[str]):
-    """An array of strings in a GGUF file, each decoded when it is asked for.
+    """An array of strings in the bytes of a file, each decoded when it is asked for.
 
-    Parameters
-    ----------
-    data : memoryview
-        The bytes of the file.
-    start, end : int
-        Where the first string begins, with its length, and where the last one ends.
-    count : int
-        The number of strings.
-    place : str
-        The file and the key, for messages.
+    The first begins with its length at `start`. Messages name the `place`, a file and a key.
     """
 
     def __init__(self, data: memoryview, start: int, end: int, count: int, place: str) -> None:
@@ -138,7 +121,7 @@ class GGUFStrings(Sequence[str]):
         return np.fromiter(self._walk(), np.int64, self._count)
 
     def _walk(self) -> Iterator[int]:
-        """Where each string begins."""
+        """Give the position at which each string begins."""
         at, data, length = self._start, self._data, _U64.unpack_from
         for _ in range(self._count):
             yield at
@@ -146,28 +129,21 @@ class GGUFStrings(Sequence[str]):
 
 
 class _Value(NamedTuple):
-    """Where a value lies: an array where it has a length."""
+    """The place of a value."""
 
     kind: int
     start: int
     end: int
     length: int | None
+    """The number of elements of an array; None for a value alone."""
 
 
 class Metadata(Mapping[str, Any]):
     """The metadata of a GGUF file by key, each value decoded when it is looked up.
 
-    Parameters
-    ----------
-    walk : Walk
-        At the first key; moved to what follows the last value.
-    count : int
-        The number of keys.
-
-    Raises
-    ------
-    CheckpointError
-        If the file ends early, a key is empty or there twice, or a value has an unknown type.
+    A value is a bool, int, float or str; an array of numbers is a NumPy view of the file, and an
+    array of strings a sequence of str. `walk` moves from the first key to the end of the last
+    value.
     """
 
     def __init__(self, walk: Walk, count: int) -> None:
@@ -214,7 +190,7 @@ def decoded_text(data: memoryview, start: int, place: str) -> str:
 
 
 def _found(walk: Walk, key: str) -> _Value:
-    """Move over a value; where it lies."""
+    """Move over a value; return its place."""
     kind, length = walk.u32(), None
     if kind == _ARRAY:
         kind, length = walk.u32(), walk.u64()
@@ -240,11 +216,88 @@ def shown(value: Any) -> str:
     return repr(value)
 
 
-def token_id(metadata: Mapping[str, Any], key: str, vocab_size: int) -> int | None:
-    """Look up a special token's id; None if the vocabulary does not have it, as for -1."""
-    token = metadata.get(key)
-    if token is None:
-        return None
-    if not isinstance(token, int) or isinstance(token, bool):
-        raise ConfigError(f"{key}: expected an integer, got {shown(token)}")
-    return token if 0 <= token < vocab_size else None
+class Section:
+    """The keys of the metadata that begin with a prefix, checked as they are read.
+
+    `error` makes an exception of a message.
+    """
+
+    def __init__(
+        self, metadata: Mapping[str, Any], prefix: str, error: Callable[[str], ValueError]
+    ) -> None:
+        self._metadata, self._prefix, self._error = metadata, prefix, error
+        self._read: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return self._prefix + key in self._metadata
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Read a value of any type."""
+        self._read.add(key)
+        return self._metadata.get(self._prefix + key, default)
+
+    def unread(self) -> tuple[str, ...]:
+        """The keys that were not read, with the prefix."""
+        own = (key for key in self._metadata if key.startswith(self._prefix))
+        return tuple(key for key in own if key.removeprefix(self._prefix) not in self._read)
+
+    def error(self, key: str, problem: str) -> ValueError:
+        """An exception that names a key."""
+        return self._error(f"{self._prefix}{key}: {problem}")
+
+    def expect(self, *keys: str) -> None:
+        """Raise unless all of some keys are there."""
+        if missing := [self._prefix + key for key in keys if key not in self]:
+            raise self._error(f"missing {', '.join(missing)}")
+
+    def integer(self, key: str, default: int = 0, expected: str = "an integer") -> int:
+        """Read an integer."""
+        value: int = self._checked(key, default, int, expected)
+        return value
+
+    def number(self, key: str, default: float = 0.0) -> float:
+        """Read a number."""
+        value: float = self._checked(key, default, int | float, "a number")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """Read a string."""
+        value: str = self._checked(key, default, str, "a string")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Read a switch."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"expected true or false, got {shown(value)}")
+        return value
+
+    def strings(self, key: str) -> Sequence[str]:
+        """Read an array of strings, which must be there."""
+        self.expect(key)
+        value = self.get(key)
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise self.error(key, f"expected an array of strings, got {shown(value)}")
+        return value
+
+    def numbers(self, key: str, kind: type) -> NDArray[Any] | None:
+        """Read an array of numbers of a kind; None if it is not there."""
+        if key not in self:
+            return None
+        array = np.asarray(value := self.get(key))
+        if array.ndim != 1 or not (np.issubdtype(array.dtype, kind) or not array.size):
+            raise self.error(key, f"expected an array of numbers, got {shown(value)}")
+        return array
+
+    def _checked(self, key: str, default: Any, kind: Any, expected: str) -> Any:
+        value = self.get(key, default)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.error(key, f"expected {expected}, got {shown(value)}")
+        return value
+
+
+def tokenizer_section(file: Path, metadata: Mapping[str, Any]) -> Section:
+    """The tables of the tokenizer in a file."""
+    return Section(
+        metadata, "tokenizer.ggml.", lambda message: CheckpointError(f"{file}: {message}")
+    )

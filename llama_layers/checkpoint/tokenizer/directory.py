@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_layers.checkpoint.chat_files import read_chat_templates
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.special_tokens import DeclaredTokens, read_declared_tokens
-from llama_layers.checkpoint.tokenizer import Tokenizer, backend_errors
+from llama_layers.checkpoint.tokenizer.chat import read_chat_templates
+from llama_layers.checkpoint.tokenizer.special_tokens import DeclaredTokens, read_declared_tokens
+from llama_layers.checkpoint.tokenizer.tokenizer import Tokenizer, backend_errors
 from llama_layers.errors import CheckpointError
 from llama_layers.files.json_files import read_json_if_there
 from llama_layers.files.kinds import kind_of_file

@@ -5,29 +5,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.gguf_vocabulary import Vocabulary, read_flag, read_numbers
-from llama_layers.errors import CheckpointError
+from llama_layers.checkpoint.gguf.metadata import Section
+from llama_layers.checkpoint.tokenizer.vocabulary import Vocabulary, read_numbers
 
-# What stands for a space.
+# Stands for a space.
 _SPACE = "\u2581"
 
 
-def build_sentencepiece(file: Path, metadata: Mapping[str, Any], vocabulary: Vocabulary) -> Any:
+def build_sentencepiece(tokenizers: Any, tables: Section, vocabulary: Vocabulary) -> Any:
     """Build the tokenizers.Tokenizer, but for special tokens.
 
     llama.cpp merges the neighbours whose token has the highest score, and the leftmost of those.
     """
-    tokenizers = require("tokenizers", f"the tokenizer of {file}")
-    numbers = read_numbers(file, metadata, "scores", len(vocabulary.tokens), np.number)
+    numbers = read_numbers(tables, "scores", len(vocabulary.tokens), np.number)
     scores = [0.0] * len(vocabulary.tokens) if numbers is None else numbers.tolist()
     if any(score != score for score in scores):
-        raise CheckpointError(f"{file}: tokenizer.ggml.scores: expected numbers, got nan")
+        raise tables.error("scores", "expected numbers, got nan")
     pairs = _pairs(vocabulary)
     ordered = _can_be_ordered(pairs, vocabulary.tokens, scores)
     backend = tokenizers.Tokenizer(
@@ -43,7 +40,7 @@ def build_sentencepiece(file: Path, metadata: Mapping[str, Any], vocabulary: Voc
     if not ordered:
         merging = _Merging({token: scores[vocabulary.tokens[token]] for token in pairs})
         backend.pre_tokenizer = tokenizers.pre_tokenizers.PreTokenizer.custom(merging)
-    prefix = read_flag(file, metadata, "add_space_prefix", True)
+    prefix = tables.flag("add_space_prefix", True)
     normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
     backend.normalizer = normalizers.Sequence(
         [normalizers.Prepend(_SPACE)] * prefix + [normalizers.Replace(" ", _SPACE)]
@@ -56,7 +53,7 @@ def build_sentencepiece(file: Path, metadata: Mapping[str, Any], vocabulary: Voc
 
 
 def _pairs(vocabulary: Vocabulary) -> dict[str, list[tuple[str, str]]]:
-    """Every two parts that a token may be merged from, by token.
+    """Find the pairs of parts that each token may be merged from.
 
     A part is a token, or a character, which merging begins with. Tokens that are found in the
     text before anything is merged have no parts.
@@ -76,10 +73,10 @@ def _pairs(vocabulary: Vocabulary) -> dict[str, list[tuple[str, str]]]:
 def _can_be_ordered(
     pairs: Mapping[str, list[tuple[str, str]]], ids: Mapping[str, int], scores: list[float]
 ) -> bool:
-    """Whether a list of merges, of which the first applies first, says the same as the scores.
+    """Whether a list of merges, the first of which applies first, says the same as the scores.
 
-    It cannot say that of two pairs of one score the leftmost is merged first; but where they make
-    runs of one character, such as the spaces of Llama 2, to prefer the longer run comes to the
+    It cannot say that the leftmost of two pairs with equal scores is merged first; but where they
+    make runs of one character, such as the spaces of Llama 2, preferring the longer run gives the
     same. Nor does it know parts that are not tokens.
     """
     ties = defaultdict(set)

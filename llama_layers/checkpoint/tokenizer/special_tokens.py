@@ -1,4 +1,4 @@
-"""What the files beside a tokenizer.json say of its tokens, read as transformers reads them."""
+"""Tokens that the files beside a tokenizer.json declare, read as transformers reads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llama_layers.files.json_files import read_json_if_there
 _NAMES = "bos_token eos_token unk_token sep_token pad_token cls_token mask_token".split()
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-# What transformers' tokenizers of these classes name where a file says nothing.
+# The defaults of transformers' classes.
 _DEFAULTS = {
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "Qwen2Tokenizer": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
@@ -23,31 +23,23 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class DeclaredTokens:
-    """Tokens, as arguments of ``tokenizers.AddedToken``.
-
-    Attributes
-    ----------
-    named : dict of str to dict or None
-        Those with a name, such as ``bos_token``; None for one that the model does not have.
-    special : list of dict
-        Special tokens without a name.
-    added : dict of int to dict
-        Those that the files give an id.
-    defaults : dict of str to str
-        What further names mean, if the tokenizer has such a token.
-    """
+    """Tokens, as arguments of ``tokenizers.AddedToken``."""
 
     named: dict[str, dict[str, Any] | None]
+    """Tokens by name, such as ``bos_token``; None for one that the model does not have."""
     special: list[dict[str, Any]]
+    """Special tokens without a name."""
     added: dict[int, dict[str, Any]]
+    """Tokens to which the files give an id."""
     defaults: dict[str, str]
+    """Tokens of further names, which count if the tokenizer has them."""
 
 
 def read_declared_tokens(directory: Path) -> DeclaredTokens:
     """Read tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
-    The last two are what older versions of transformers wrote. They count only where the first
-    has no ``added_tokens_decoder``; what the map says of a token then goes before it.
+    Older versions of transformers wrote the last two. They count only where the first has no
+    ``added_tokens_decoder``; then the map takes precedence over it.
     """
     file = directory / "tokenizer_config.json"
     config = read_json_if_there(file, CheckpointError)

