@@ -84,6 +84,8 @@ class SiteResult:
         recorded.
     note : str
         What else is to be said, as a sentence; may be empty.
+    profile : str
+        The engine whose further roundings explain a WARN; empty if none was needed.
     histogram : tuple of int
         How many elements have which error over limit: see `EDGES`.
     worst : tuple of Element
@@ -102,6 +104,7 @@ class SiteResult:
     difference: float
     yardstick: float | None = None
     note: str = ""
+    profile: str = ""
     histogram: tuple[int, ...] = ()
     worst: tuple[Element, ...] = ()
     explanations: tuple[Explanation, ...] = ()
