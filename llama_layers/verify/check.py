@@ -18,10 +18,10 @@ from llama_layers.verify.defined import where_defined
 from llama_layers.verify.diagnose import diagnose, diagnose_strictly, diagnose_unusual
 from llama_layers.verify.distance import distance
 from llama_layers.verify.judge import Judgement, judge
-from llama_layers.verify.layout import counted
 from llama_layers.verify.operations import Formats
 from llama_layers.verify.profiles import CONTRACT, PROFILES, RoundingProfile, profile_named
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
+from llama_layers.verify.report.wording import counted
 from llama_layers.verify.seen import Seen, Unlocated
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import info_of

@@ -14,7 +14,7 @@ from llama_layers.layers.linear import QKV, qkv_projection
 from llama_layers.layers.weights import QKVWeights
 from llama_layers.verify.bounds import Bound, linear_bound
 from llama_layers.verify.judge import Judgement, judge
-from llama_layers.verify.plain import plain
+from llama_layers.verify.report.plain import plain
 
 # Two elements differ when they are further apart than this.
 DIFFERENCE = 1e-6
