@@ -1,6 +1,6 @@
 """The parts of a report: their content, without a word on how they look.
 
-`text` and `html` render them. Headings, maps, facts and elements are for the page alone.
+`text` and `html` render them. Headings, facts, maps and elements are for the page alone.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+Rows = Sequence[Sequence[str]]  # the first holds the heads
+
 
 @dataclass(frozen=True)
 class Headline:
-    """The verdict, a sentence with the first failure or the largest error, and what it is about."""
+    """The verdict, the reason for it in a sentence, and what it is a verdict on."""
 
     kind: ClassVar = "headline"
     verdict: str
@@ -50,28 +52,14 @@ class Sentences:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of words and numbers under column heads.
-
-    Attributes
-    ----------
-    rows : sequence of sequence of str
-        The first row holds the heads.
-    left : sequence of int
-        The columns that are aligned to the left.
-    remark : str
-        A sentence below the table; may be empty.
-    histograms : sequence of sequence of int
-        For each row how many elements have which error over limit; may be empty.
-    long : bool
-        Whether it is shown on demand only.
-    """
+    """Rows of words and numbers, with a remark below."""
 
     kind: ClassVar = "table"
-    rows: Sequence[Sequence[str]]
-    left: Sequence[int] = (0,)
+    rows: Rows
+    left: Sequence[int] = (0,)  # the columns that are aligned to the left
     remark: str = ""
-    histograms: Sequence[Sequence[int]] = ()
-    long: bool = False
+    histograms: Sequence[Sequence[int]] = ()  # how many elements have which error, for each row
+    long: bool = False  # shown on demand only
 
 
 @dataclass(frozen=True)
@@ -93,15 +81,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Map:
-    """Sites down, layers across.
-
-    Attributes
-    ----------
-    layers : sequence of int
-        The columns.
-    rows : mapping of str to sequence of Cell or None
-        By role; one cell where a role is outside the layers, None where nothing was recorded.
-    """
+    """Roles down, layers across; one cell for a role outside the layers."""
 
     kind: ClassVar = "map"
     layers: Sequence[int]
@@ -115,28 +95,14 @@ class Map:
 
 @dataclass(frozen=True)
 class Elements:
-    """The worst elements of a site.
-
-    Attributes
-    ----------
-    title : str
-        The site and its verdict.
-    rows : sequence of sequence of str
-        The first row holds the heads.
-    role : str
-        The role whose cells in a map lead here; empty where none do.
-    remark : str
-        A sentence above the table; may be empty.
-    opened : bool
-        Whether it is shown without a click.
-    """
+    """The worst elements of a site, with a remark above."""
 
     kind: ClassVar = "elements"
     title: str
-    rows: Sequence[Sequence[str]]
-    role: str = ""
+    rows: Rows
     remark: str = ""
-    opened: bool = False
+    role: str = ""  # whose cells in a map lead here
+    opened: bool = False  # shown without a click
 
 
 @dataclass(frozen=True)

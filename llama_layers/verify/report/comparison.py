@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from llama_layers.verify.report.blocks import Block, Headline, Sentences, Table, section
 from llama_layers.verify.report.plain import plain
-from llama_layers.verify.report.text import render_text
+from llama_layers.verify.report.text import Readable
 from llama_layers.verify.report.wording import (
     counted,
     figure,
     grouped,
+    layer_of,
     role_name,
     roles_and_layers,
 )
@@ -100,7 +101,7 @@ class SiteDifference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Readable):
     """Where two traces are apart.
 
     Attributes
@@ -147,26 +148,6 @@ class Comparison:
         """Of a command that compares: 0 agree, 1 diverge."""
         return 0 if self.agrees else 1
 
-    def __str__(self) -> str:
-        return self.text()
-
-    def text(self, *, every: bool = False, width: int = 80) -> str:
-        """Return the comparison for people to read.
-
-        Parameters
-        ----------
-        every : bool, optional
-            Whether to print a line for each site, not only for each role.
-        width : int, optional
-            How many columns the lines may take, where they can be broken.
-
-        Returns
-        -------
-        str
-            Without a line break at the end.
-        """
-        return render_text(self.blocks(), every=every, width=width)
-
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as plain JSON values; NaN and Inf become strings.
 
@@ -186,13 +167,7 @@ class Comparison:
         }
 
     def blocks(self) -> list[Block]:
-        """Return the parts of the comparison, for a renderer.
-
-        Returns
-        -------
-        list of Block
-            The verdict first.
-        """
+        """Return the parts of the comparison, the verdict first."""
         return [
             _headline(self),
             *_suspects(self.suspects),
@@ -240,16 +215,12 @@ def _role_table(results: Sequence[SiteDifference]) -> Table:
                 str(len(found)),
                 str(sum(result.suspect for result in found) or ""),
                 figure(largest.difference),
-                _layer(largest),
+                layer_of(largest.site),
                 figure(amplifies.factor),
-                _layer(amplifies),
+                layer_of(amplifies.site),
             ]
         )
     return Table(rows)
-
-
-def _layer(result: SiteDifference) -> str:
-    return "" if result.site.layer is None else str(result.site.layer)
 
 
 def _site_table(results: Sequence[SiteDifference]) -> Table:

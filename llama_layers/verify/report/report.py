@@ -30,14 +30,14 @@ from llama_layers.verify.report.tables import (
     site_table,
     worst_elements,
 )
-from llama_layers.verify.report.text import render_text
+from llama_layers.verify.report.text import Readable
 from llama_layers.verify.report.wording import counted, figure, roles_and_layers
 
 ReportVerdict = Literal["PASS", "WARN", "FAIL", "SEEN", "NONE"]
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Readable):
     """What a check of a whole trace found.
 
     Attributes
@@ -103,26 +103,6 @@ class Report:
         """The first site that fails or differs."""
         return next(iter(self.failures), None)
 
-    def __str__(self) -> str:
-        return self.text()
-
-    def text(self, *, every: bool = False, width: int = 80) -> str:
-        """Return the report for people to read.
-
-        Parameters
-        ----------
-        every : bool, optional
-            Whether to print a line for each site, not only for each role.
-        width : int, optional
-            How many columns the lines may take, where they can be broken.
-
-        Returns
-        -------
-        str
-            Without a line break at the end.
-        """
-        return render_text(self.blocks(), every=every, width=width)
-
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values; NaN and Inf become strings.
 
@@ -150,13 +130,7 @@ class Report:
         }
 
     def blocks(self) -> list[Block]:
-        """Return the parts of the report, for a renderer.
-
-        Returns
-        -------
-        list of Block
-            The verdict and its cause first.
-        """
+        """Return the parts of the report, the verdict first."""
         results = self.results
         remarks = (tuple(notes(results)), tuple(missing_sites(results, self.missing)))
         return [
@@ -196,9 +170,11 @@ def _headline(report: Report) -> Headline:
 
 
 def _largest_error(results: Iterable[SiteResult]) -> str:
-    judged = [(r.judgement.ratio, r.site.name) for r in results if r.judgement is not None]
-    ratio, name = max(judged, key=lambda pair: pair[0])
-    return f"the largest error is {figure(ratio)} times what rounding allows, at {name}"
+    worst = max((r for r in results if r.judgement is not None), key=lambda result: result.ratio)
+    return (
+        f"the largest error is {figure(worst.ratio)} times what rounding allows, at "
+        f"{worst.site.name}"
+    )
 
 
 def _first_failure(report: Report) -> Iterator[Panel]:

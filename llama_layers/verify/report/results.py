@@ -116,12 +116,22 @@ class SiteResult:
     worst: tuple[Element, ...] = ()
     explanations: tuple[Explanation, ...] = ()
 
+    @property
+    def ratio(self) -> float:
+        """The largest error over its limit; NaN where inputs were not recorded."""
+        return math.nan if self.judgement is None else self.judgement.ratio
+
+    @property
+    def usual_ratio(self) -> float:
+        """The largest error over what is usual; NaN where inputs were not recorded."""
+        return math.nan if self.judgement is None else self.judgement.usual_ratio
+
     def what_is_wrong(self) -> str:
         """Say in words what is wrong: the worst element, or how far the whole differs."""
         if self.judgement is None:
             return self._difference_in_words()
-        ratio = self.judgement.ratio
-        size = f"error {figure(ratio)} times what" if math.isfinite(ratio) else "an error that no"
+        far = math.isfinite(self.ratio)
+        size = f"error {figure(self.ratio)} times what" if far else "an error that no"
         where = f"at {list(self.judgement.index)}"
         if self.worst:
             port, exact = apart(self.worst[0].computed, self.worst[0].exact)

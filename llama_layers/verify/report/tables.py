@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from llama_layers.verify.report.blocks import Cell, Elements, Map, Table
-from llama_layers.verify.report.results import SITE_VERDICTS, Element, SiteResult
-from llama_layers.verify.report.roles import RoleSummary, by_role
+from llama_layers.verify.report.results import SITE_VERDICTS, Element, SiteResult, SiteVerdict
 from llama_layers.verify.report.wording import (
     apart,
     counted,
     figure,
     grouped,
+    layer_of,
     layer_ranges,
     role_name,
     roles_and_layers,
@@ -23,54 +24,57 @@ LEGEND = "Beyond 1 no rounding explains it. What is rounded once, as a sum, can 
 _OPEN = 3
 
 
-def role_tables(results: Sequence[SiteResult]) -> Iterator[Table]:
+def role_tables(results: Iterable[SiteResult]) -> Iterator[Table]:
     """Make a line for each role: in one table those with limits, in another those without."""
-    summaries = by_role(results)
-    judged = [(s, s.worst, s.usual) for s in summaries if s.worst is not None]
+    judged = [result for result in results if result.judgement is not None]
+    others = [result for result in results if result.judgement is None]
     if judged:
-        verdicts = [v for v in SITE_VERDICTS if any(s.counts[v] for s, *_ in judged)]
+        verdicts, roles = _verdicts(judged), _by_role(judged)
         rows = [["site", *verdicts, "error/limit", "error/usual", "layer"]]
-        rows += [
-            [role_name(s.role), *_counts(s, verdicts), *_largest(worst, usual)]
-            for s, worst, usual in judged
-        ]
-        yield Table(rows, remark=LEGEND, histograms=[s.histogram for s, *_ in judged])
-    others = [(s, s.farthest) for s in summaries if s.farthest is not None]
+        for role, found in roles.items():
+            worst, usual = _worst(found), max(found, key=lambda result: result.usual_ratio)
+            warns = worst.ratio <= 1 < usual.usual_ratio  # then the layer that warns is told
+            ratios = (figure(worst.ratio), figure(usual.usual_ratio))
+            layer = layer_of((usual if warns else worst).site)
+            rows.append([role_name(role), *_counts(found, verdicts), *ratios, layer])
+        yield Table(rows, remark=LEGEND, histograms=list(map(_histogram, roles.values())))
     if others:
-        verdicts = [v for v in ("SEEN", "DIFFERS") if any(s.counts[v] for s, _ in others)]
+        verdicts, roles = _verdicts(others), _by_role(others)
         rows = [["without recorded inputs", *verdicts, "difference", "our own run", "layer"]]
-        rows += [
-            [
-                role_name(s.role),
-                *_counts(s, verdicts),
-                "unknown" if math.isnan(farthest.difference) else figure(farthest.difference),
-                "" if farthest.yardstick is None else figure(farthest.yardstick),
-                _layer(farthest),
-            ]
-            for s, farthest in others
-        ]
+        for role, found in roles.items():
+            worst = _worst(found)
+            difference = "unknown" if math.isnan(worst.difference) else figure(worst.difference)
+            own = "" if worst.yardstick is None else figure(worst.yardstick)
+            counts = _counts(found, verdicts)
+            rows.append([role_name(role), *counts, difference, own, layer_of(worst.site)])
         yield Table(rows)
 
 
-def _counts(summary: RoleSummary, verdicts: Iterable[str]) -> list[str]:
-    return [str(summary.counts[verdict] or "") for verdict in verdicts]
+def _by_role(results: Iterable[SiteResult]) -> dict[str, list[SiteResult]]:
+    return grouped(results, lambda result: result.site.role)
 
 
-def _largest(worst: SiteResult, usual: SiteResult | None) -> list[str]:
-    """Return the largest errors of a role, and the layer to look at: if one warns, that one."""
-    assert worst.judgement is not None  # it is the worst of those that have one
-    assert usual is not None
-    assert usual.judgement is not None
-    ratio, usual_ratio = worst.judgement.ratio, usual.judgement.usual_ratio
-    return [
-        figure(ratio),
-        figure(usual_ratio),
-        _layer(usual if ratio <= 1 < usual_ratio else worst),
-    ]
+def _verdicts(results: Iterable[SiteResult]) -> list[SiteVerdict]:
+    found = {result.verdict for result in results}
+    return [verdict for verdict in SITE_VERDICTS if verdict in found]
 
 
-def _layer(result: SiteResult) -> str:
-    return "" if result.site.layer is None else str(result.site.layer)
+def _counts(results: Iterable[SiteResult], verdicts: Iterable[SiteVerdict]) -> list[str]:
+    counts = Counter(result.verdict for result in results)
+    return [str(counts[verdict] or "") for verdict in verdicts]
+
+
+def _worst(results: Sequence[SiteResult]) -> SiteResult:
+    """Return the result with the largest error over its limit, or else the largest difference."""
+    judged = [result for result in results if result.judgement is not None]
+    if judged:
+        return max(judged, key=lambda result: (result.verdict == "FAIL", result.ratio))
+    return max(results, key=lambda r: -1.0 if math.isnan(r.difference) else r.difference)
+
+
+def _histogram(results: Iterable[SiteResult]) -> list[int]:
+    histograms = [result.histogram for result in results if result.histogram]
+    return [sum(counts) for counts in zip(*histograms, strict=True)]
 
 
 def site_table(results: Iterable[SiteResult]) -> Table:
@@ -79,7 +83,7 @@ def site_table(results: Iterable[SiteResult]) -> Table:
     for result in results:
         ratio = usual_ratio = at = ""
         if result.judgement is not None:
-            ratio, usual_ratio = map(figure, (result.judgement.ratio, result.judgement.usual_ratio))
+            ratio, usual_ratio = figure(result.ratio), figure(result.usual_ratio)
             at = str(list(result.judgement.index))
         difference = figure(result.difference)
         rows.append([result.site.name, result.verdict, ratio, usual_ratio, difference, at])
@@ -90,7 +94,7 @@ def site_map(results: Sequence[SiteResult]) -> Map:
     """Make a map of all sites by role and layer."""
     layers = sorted({r.site.layer for r in results if r.site.layer is not None})
     rows: dict[str, list[Cell | None]] = {}
-    for role, found in grouped(results, lambda result: result.site.role).items():
+    for role, found in _by_role(results).items():
         by_layer = {result.site.layer: _cell(result) for result in found}
         rows[role] = [by_layer[None]] if None in by_layer else [by_layer.get(i) for i in layers]
     return Map(layers, rows)
@@ -99,7 +103,7 @@ def site_map(results: Sequence[SiteResult]) -> Map:
 def _cell(result: SiteResult) -> Cell:
     ratio, said = None, f"difference {figure(result.difference)}"
     if result.judgement is not None:
-        ratio = result.judgement.ratio
+        ratio = result.ratio
         said = f"error/limit {figure(ratio)} at {list(result.judgement.index)}"
     return Cell(result.verdict, ratio, f"{result.site.name}: {result.verdict}, {said}")
 
@@ -107,18 +111,12 @@ def _cell(result: SiteResult) -> Cell:
 def worst_elements(results: Iterable[SiteResult]) -> Iterator[Elements]:
     """Show the worst elements of the worst layer of each role."""
     shown = 0
-    for summary in by_role(results):
-        worst = summary.worst or summary.farthest
-        assert worst is not None  # each role has a site
+    for role, found in _by_role(results).items():
+        worst = _worst(found)
         opened = worst.verdict == "FAIL" and shown < _OPEN
         shown += opened
-        yield Elements(
-            f"{worst.site.name}: {worst.verdict}",
-            element_rows(worst.worst),
-            role=summary.role,
-            remark=worst.note,
-            opened=opened,
-        )
+        title, rows = f"{worst.site.name}: {worst.verdict}", element_rows(worst.worst)
+        yield Elements(title, rows, worst.note, role, opened)
 
 
 def element_rows(elements: Sequence[Element]) -> list[list[str]]:

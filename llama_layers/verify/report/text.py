@@ -3,9 +3,44 @@
 from __future__ import annotations
 
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 from llama_layers.verify.report.blocks import Block, Cause, Headline, Panel, Sentences, Table
+
+
+class Readable(ABC):
+    """What consists of blocks, and so can be read."""
+
+    @abstractmethod
+    def blocks(self) -> list[Block]:
+        """Return the parts, the verdict first.
+
+        Returns
+        -------
+        list of Block
+            For a renderer.
+        """
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, every: bool = False, width: int = 80) -> str:
+        """Return all of it as plain text for people to read.
+
+        Parameters
+        ----------
+        every : bool, optional
+            Whether to print a line for each site, not only for each role.
+        width : int, optional
+            How many columns the lines may take, where they can be broken.
+
+        Returns
+        -------
+        str
+            Without a line break at the end.
+        """
+        return render_text(self.blocks(), every=every, width=width)
 
 
 def render_text(blocks: Iterable[Block], *, every: bool, width: int) -> str:

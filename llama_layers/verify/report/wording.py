@@ -60,6 +60,11 @@ def roles_and_layers(sites: Iterable[Site]) -> str:
     )
 
 
+def layer_of(site: Site) -> str:
+    """Write the layer of a site; nothing for a site outside the layers."""
+    return "" if site.layer is None else str(site.layer)
+
+
 def _in_layers(role: str, layers: Iterable[int | None]) -> str:
     numbers = [layer for layer in layers if layer is not None]
     return f"{role_name(role)} in {layer_ranges(numbers)}" if numbers else role_name(role)
