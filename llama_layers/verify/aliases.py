@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from llama_layers.errors import TraceError
-from llama_layers.verify.stored import ArrayInfo, StoredArrays, info_of
+from llama_layers.verify.stored import StoredArrays, stored
 
 SCHEMES = ("Hugging Face", "Meta", "llama.cpp", "TransformerLens")
 
@@ -120,31 +120,7 @@ def canonical_arrays(arrays: Mapping[str, Any], /) -> Mapping[str, Any]:
         given[site] = name
     if isinstance(arrays, dict):
         return {site: arrays[name] for site, name in given.items()}
-    return _Renamed(arrays, given)
-
-
-class _Renamed(StoredArrays):
-    """Arrays under other names, each taken from where it is when it is used."""
-
-    def __init__(self, arrays: Mapping[str, Any], names: dict[str, str]) -> None:
-        self._arrays = arrays
-        self._names = names
-
-    def info(self, name: str) -> ArrayInfo:
-        """The shape and the dtype of an array, which is not read."""
-        return info_of(self._arrays, self._names[name])
-
-    def __getitem__(self, name: str) -> Any:
-        return self._arrays[self._names[name]]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names  # without reading the array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+    return StoredArrays({site: stored(arrays, name) for site, name in given.items()})
 
 
 def _named(names: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -18,8 +18,8 @@ from llama_layers.verify.distance import distance
 from llama_layers.verify.fit import OF_LAST_TOKEN
 from llama_layers.verify.report.comparison import Comparison, SiteDifference
 from llama_layers.verify.sites import Site, sites
-from llama_layers.verify.stored import info_of
-from llama_layers.verify.trace import TOKENS, Trace
+from llama_layers.verify.stored import TOKENS, info_of
+from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names
 from llama_layers.verify.validate import stated_config, validated
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,9 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
-from llama_layers.verify.fit import HEADED, OF_LAST_TOKEN, Fitted
+from llama_layers.verify.fit import HEADED, OF_LAST_TOKEN, fitted
 from llama_layers.verify.sites import Site, sites
-from llama_layers.verify.stored import info_of
+from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names
 
@@ -83,41 +83,27 @@ class Recorded:
 
 
 def first_tokens(recorded: Recorded, count: int) -> Recorded:
-    """The first tokens of a trace; all of them where it is padded or holds last tokens only."""
-    shapes = [
-        info_of(recorded.arrays, name).shape for name in OF_LAST_TOKEN if name in recorded.arrays
-    ]
+    """Return the first tokens of a trace; all if it is padded or holds last tokens only."""
+    arrays = recorded.arrays
+    shapes = [info_of(arrays, name).shape for name in OF_LAST_TOKEN if name in arrays]
     short = any(shape[1] < recorded.count for shape in shapes)
     if recorded.keep is not None or short or recorded.count <= count:
         return recorded
     return replace(
         recorded,
-        arrays=_FirstTokens(recorded.arrays, count),
+        arrays=StoredArrays({name: _first(stored(arrays, name), name, count) for name in arrays}),
         count=count,
         input_ids=None if recorded.input_ids is None else recorded.input_ids[:, :count],
         positions=recorded.positions[..., :count],
     )
 
 
-class _FirstTokens(Mapping[str, Any]):
-    """The first tokens of each array that has an axis of them."""
-
-    def __init__(self, arrays: Mapping[str, Any], count: int) -> None:
-        self._arrays, self._count = arrays, count
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        array = to_numpy(self._arrays[name])
-        pairwise = name.endswith(("self_attn.scores", "self_attn.probabilities"))
-        return array[:, :, : self._count, : self._count] if pairwise else array[:, : self._count]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._arrays
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
+def _first(array: StoredArray, name: str, count: int) -> StoredArray:
+    """Return the first tokens of an array."""
+    batch, second, *rest = array.info().shape
+    if name.endswith(("self_attn.scores", "self_attn.probabilities")):
+        return array.changed((batch, second, count, count), lambda a: a[:, :, :count, :count])
+    return array.changed((batch, count, *rest), lambda a: a[:, :count])
 
 
 def validated(trace: Trace, config: LlamaConfig) -> Recorded:
@@ -134,9 +120,7 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
             f"trace: expected one sequence of one token at the least, got {batch} of {count}"
         )
     layout = trace.metadata.get("rope_layout", "half")
-    arrays = Fitted(trace.arrays, known, config, (batch, count), layout)
-    for name in arrays:
-        arrays.check(name)
+    arrays = fitted(trace.arrays, known, config, (batch, count), layout)
     keep = _keep(trace.attention_mask, batch, count)
     ids = _ids(trace.input_ids, batch, count, config)
     positions = _positions(trace.positions, keep, batch, count)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.aliases import canonical_arrays, schemes_of
-from llama_layers.verify.fit import TURNED, in_halves
+from llama_layers.verify.fit import ROTATED, in_halves
 from llama_layers.verify.sites import sites
 from llama_layers.verify.trace import Trace
 
@@ -280,6 +280,6 @@ def _arrays(
                 f"{site.name}: expected shape {list(shape)}, got {list(found[site.name].shape)}"
             )
         array = found[site.name].reshape(shape)
-        turned = layout == "interleaved" and site.role in TURNED
+        turned = layout == "interleaved" and site.role in ROTATED
         arrays[site.name] = in_halves(array, config.head_dim) if turned else array
     return arrays
