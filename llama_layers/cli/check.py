@@ -72,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Check, print the report, and write the page if asked for."""
     from llama_layers.checkpoint import load, open_checkpoint
     from llama_layers.cli.terminal import print_report
-    from llama_layers.verify import Trace, check
-    from llama_layers.verify import write_html
+    from llama_layers.verify import Trace, check, write_html
 
     read = [args.trace, *(args.trace.iterdir() if args.trace.is_dir() else ())]
     check_outputs([args.html], args.force, model=args.model, read=read)
