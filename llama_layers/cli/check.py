@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def stated_weights(trace: Trace) -> str | None:
-    """The dtype of the weights that a trace says it was computed with."""
+    """Return the dtype of the weights that a trace says it was computed with."""
     from llama_layers.errors import TraceError
 
     stated = trace.metadata.get("weights")
@@ -125,7 +125,7 @@ def stated_weights(trace: Trace) -> str | None:
 
 
 def narrower_dtype(trace: Trace, dtype: str | None, checkpoint: Checkpoint) -> str | None:
-    """The dtype that a port computes in, if it cannot hold the checkpoint's weights.
+    """Return the dtype that a port computes in, if it cannot hold the checkpoint's weights.
 
     A port in bfloat16 rounds the weights of a float32 checkpoint when it loads them.
     """
@@ -135,7 +135,7 @@ def narrower_dtype(trace: Trace, dtype: str | None, checkpoint: Checkpoint) -> s
     if found not in FLOATS:
         dtypes = Counter(info_of(trace.arrays, name).dtype for name in trace.arrays)
         found = next((name for name, _ in dtypes.most_common() if name in FLOATS), None)
-    if found is None:  # nothing to check, which check says better
+    if found is None:  # nothing to check; `check` has the better message
         return None
     stored = {info.read_dtype for info in checkpoint.tensors.values()}
     return None if all(FLOATS[found].holds(FLOATS[name]) for name in stored) else found

@@ -35,7 +35,7 @@ class Case:
 
 
 def builtin_cases(backend: Backend, dtype: str) -> list[Case]:
-    """The case at Llama-2 7B dimensions, with equal weights, and one whose weights differ."""
+    """Return a case at Llama-2 7B dimensions, with equal weights, and one whose weights differ."""
     place = placement(backend)
 
     def case(name: str, title: str, note: str, x: Any, heads: int, values: list[float]) -> Case:
@@ -73,7 +73,7 @@ def builtin_cases(backend: Backend, dtype: str) -> list[Case]:
 
 
 def model_case(model: str, text: str, layer: int, backend: Backend, dtype: str | None) -> Case:
-    """What a layer's projection is given for a text."""
+    """Return the case of a layer of a model and a text."""
     if layer < 0:
         raise ValueError(f"--layer: expected zero or more, got {layer}")
     if layer >= (count := open_checkpoint(model).config.num_hidden_layers):

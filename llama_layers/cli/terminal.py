@@ -23,7 +23,7 @@ class Terminal(Console):
     """
 
     def on_broken_pipe(self) -> NoReturn:
-        """Say so."""
+        """Raise BrokenPipeError."""
         raise BrokenPipeError
 
 
@@ -42,7 +42,7 @@ _THEME = Theme({"good": "green", "doubtful": "yellow", "bad": "bold red", "cause
 
 
 def print_report(text: Callable[[int], str]) -> None:
-    """Print a report that is made for a width, with its verdicts in colour."""
+    """Print a report as wide as the terminal, with its verdicts in colour."""
     console = Terminal(theme=_THEME)
     report = _Verdicts()(text(min(console.width, _WIDEST)))
     console.print(report, soft_wrap=True)

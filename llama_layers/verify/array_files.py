@@ -23,12 +23,12 @@ from llama_layers.verify.stored import TOKENS, ArrayInfo, StoredArray
 
 # An .npy file knows no bfloat16: its bits come as uint16, under a name that ends so.
 _BFLOAT16 = ".bfloat16"
-# A member of an .npz file may unpack to as many bytes, or as many times those that it takes.
+# A member of an .npz file may unpack to this many bytes, or this many times its own.
 # Activations deflate to a half or a tenth; only zeros to less.
 _UNPACKED, _RATIO = 2**24, 100
 # Bytes that are unpacked at a time.
 _CHUNK = 2**20
-# What the zipfile module raises where an archive is damaged.
+# The exceptions of the zipfile module for a damaged archive.
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -61,7 +61,7 @@ def open_arrays(place: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
 
 
 def _members(file: Path) -> Iterator[_Array]:
-    """The arrays in a file; all headers are read."""
+    """Yield the arrays in a file, their headers read."""
     if file.suffix == ".npy":
         yield _Array(file)
     elif file.suffix == ".npz":
@@ -73,7 +73,7 @@ def _members(file: Path) -> Iterator[_Array]:
 
 @contextmanager
 def _archive(file: Path) -> Iterator[zipfile.ZipFile]:
-    """An .npz file, open; whatever is wrong in it is a TraceError."""
+    """Open an .npz file; raise TraceError for whatever is wrong in it."""
     if not file.is_file():
         raise TraceError(f"{file}: expected an .npz file, got no regular file")
     try:
@@ -118,7 +118,7 @@ class _Array:
     def read(self) -> NDArray[Any]:
         """Read the array, in the byte order of the machine."""
         array = self._numbers()
-        # What NumPy writes for the bfloat16 of ml_dtypes has a dtype of two bytes without meaning.
+        # NumPy writes the bfloat16 of ml_dtypes as a dtype of two bytes without meaning.
         if self._is_bfloat16 or array.dtype.kind == "V":
             if array.dtype.kind != "V" and array.dtype.newbyteorder("=") != np.uint16:
                 raise TraceError(
@@ -131,7 +131,7 @@ class _Array:
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
     def _numbers(self) -> NDArray[Any]:
-        """The array as it is stored."""
+        """Read the array as it is stored."""
         header = self._header
         if not header.nbytes:  # which cannot be mapped
             return self._shaped(np.empty(0, header.dtype))
@@ -165,7 +165,7 @@ class _Member(_Array):
             raise self._error(f"got a member that is cut off: {member.file_size} bytes")
 
     def _check(self, member: zipfile.ZipInfo) -> None:
-        """Refuse what NumPy does not write, and what unpacks to far more than it takes."""
+        """Raise unless NumPy writes such members, and this one unpacks to a sensible size."""
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise self._error(
                 f"got compression {member.compress_type}; NumPy stores (0) or deflates (8)"

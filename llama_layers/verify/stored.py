@@ -14,14 +14,14 @@ TOKENS = ("input_ids", "positions", "attention_mask")
 
 
 class ArrayInfo(NamedTuple):
-    """What is known of an array without its numbers."""
+    """The shape and the dtype of an array."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 class StoredArray(NamedTuple):
-    """An array that is read when it is used, and what is known of it before."""
+    """An array that is read when it is used; its shape and dtype are known before."""
 
     info: Callable[[], ArrayInfo]
     read: Callable[[], Any]

@@ -35,7 +35,7 @@ class Trace:
         The position of each token for RoPE; where it is None they are counted from 0, from the
         first token that is not padding.
     attention_mask : Array of bool or of 0 and 1, shape [B, S], or None
-        Which tokens are no padding; all if it is None.
+        Which tokens are not padding; all if it is None.
     metadata : mapping of str to str
         Where the trace comes from. `check` reads "config" (the content of a config.json), "dtype"
         and "accumulate" (formats that the engine computed in, where the arrays do not show it), and
@@ -99,7 +99,7 @@ class Trace:
         FileNotFoundError
             If its directory does not.
         OSError
-            If it cannot be written, because the disk is full for one.
+            If it cannot be written, for example because the disk is full.
         ValueError
             If the name is that of a NumPy file, or an array has a name that the format reserves.
         TypeError
@@ -148,7 +148,7 @@ class Trace:
         Raises
         ------
         TraceError
-            If it is no whole file of its kind, or two names mean the same site.
+            If it is not a whole file of its kind, or two names mean the same site.
         FileNotFoundError
             If there is no such file.
         """

@@ -124,9 +124,9 @@ def test_nothing_to_check_is_no_agreement(part, with_ids):
     model, trace = traced()
     arrays = {name: array[part] for name, array in trace.arrays.items()}
     empty = Trace(arrays, IDS[part] if with_ids else None)
-    with pytest.raises(TraceError, match="trace: expected one sequence of one token at the least"):
+    with pytest.raises(TraceError, match="trace: expected at least one sequence of one token"):
         check(empty, model)
-    with pytest.raises(TraceError, match="expected one token at the least, got shape"):
+    with pytest.raises(TraceError, match="expected at least one token, got shape"):
         compare(empty, empty)
 
 

@@ -1,4 +1,4 @@
-"""What a comparison of two traces found: a difference for each site, and what they come to."""
+"""The result of comparing two traces: a difference for each site, and a verdict."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class SiteDifference:
 
 @dataclass(frozen=True)
 class Comparison(Readable):
-    """Where two traces are apart.
+    """The result of comparing two traces.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ class Comparison(Readable):
 
     @property
     def exit_status(self) -> int:
-        """Of a command that compares: 0 agree, 1 diverge."""
+        """The exit status of a command that compares: 0 agree, 1 diverge."""
         return 0 if self.agrees else 1
 
     def to_json(self) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def _remarks(comparison: Comparison) -> Iterator[str]:
             yield f"Only in the {which} trace: {_names(names)}."
     yield (
         f"A suspect differs by more than {SUSPECT:g} times what it inherits and may round. That is "
-        "experience, and no bound: check, with a model, has one for each element."
+        "experience, not a bound: check, with a model, has one for each element."
     )
 
 

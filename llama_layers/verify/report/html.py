@@ -19,7 +19,7 @@ from llama_layers.verify.report.wording import role_name
 if TYPE_CHECKING:
     from jinja2 import Template
 
-# What stands in the cell of a site, and what it means.
+# The mark in the cell of a site, and its meaning.
 _MARKS = {
     "PASS": ("", "within what rounding allows"),
     "WARN": ("!", "an engine's known rounding, or more than usual"),

@@ -1,4 +1,4 @@
-"""What a check of a whole trace found, and what the results come to."""
+"""The report of a check: a result for each site, and a verdict."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ReportVerdict = Literal["PASS", "WARN", "FAIL", "SEEN", "NONE"]
 
 @dataclass(frozen=True)
 class Report(Readable):
-    """What a check of a whole trace found.
+    """The report of a check of a whole trace.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class Report(Readable):
 
     @property
     def verdict(self) -> ReportVerdict:
-        """What the results come to.
+        """The verdict on the whole trace.
 
         FAIL if a site fails or differs, else WARN if one warns, else PASS if one passes. Where no
         site could be held against a bound: SEEN, or NONE if nothing was compared with anything.
@@ -90,7 +90,7 @@ class Report(Readable):
 
     @property
     def exit_status(self) -> int:
-        """Of a command that checks: 0 agrees, 1 does not, 2 nothing could be checked."""
+        """The exit status of a command that checks: 0 agrees, 1 does not, 2 nothing was checked."""
         return {"FAIL": 1, "NONE": 2}.get(self.verdict, 0)
 
     @property

@@ -1,4 +1,4 @@
-"""What a check found at one site."""
+"""The result of a check at one site."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Element:
 
 @dataclass(frozen=True)
 class SiteResult:
-    """What a check found at one site.
+    """The result of a check at one site.
 
     Attributes
     ----------

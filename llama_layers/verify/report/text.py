@@ -10,7 +10,7 @@ from llama_layers.verify.report.blocks import Block, Cause, Headline, Panel, Sen
 
 
 class Readable(ABC):
-    """What consists of blocks, and so can be read."""
+    """A result that consists of blocks, and so can be read."""
 
     @abstractmethod
     def blocks(self) -> list[Block]:
