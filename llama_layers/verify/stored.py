@@ -53,8 +53,6 @@ class StoredArrays(Mapping[str, Any]):
 
 def stored(arrays: Mapping[str, Any], name: str) -> StoredArray:
     """Return one of some arrays, to be read when it is used."""
-    if isinstance(arrays, StoredArrays):
-        return arrays.stored[name]
     return StoredArray(partial(info_of, arrays, name), partial(arrays.__getitem__, name))
 
 

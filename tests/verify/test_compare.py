@@ -409,6 +409,7 @@ def test_nan_is_told():
         "DIVERGE: first at model.layers.1: NaN or Inf in one trace and not in the other; inputs: "
         "model.layers.0\n"
     )
+    assert "alike in both" not in str(one)
     assert "NaN" not in str(compare(trace, trace))
 
 
