@@ -183,7 +183,7 @@ def test_facts_follow_versions_sources_and_environment(monkeypatch, tmp_path):
     assert before["numpy"] == np.__version__
     monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
     assert machine.facts("numpy") == before | {"NUMBA_CPU_NAME": "generic"}
-    for name in ("backends/numpy/linear.py", "backends/cupy/kernels/gemv.cu", "norm.py"):
+    for name in ("backends/numpy/linear.py", "backends/cupy/kernels/gemv.cu", "layers/norm.py"):
         for path in (tmp_path / "backends/machine.py", tmp_path / name):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()

@@ -1,4 +1,4 @@
-"""What bodies run on: the processor or the GPU, and the versions of all that makes their code."""
+"""What bodies run on: the processor or GPU, and the versions of everything that compiles them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ CHOICES = (
     "NUMBA_ENABLE_AVX", "NUMBA_OPT", "OPENBLAS_CORETYPE",
 )  # fmt: skip
 PACKAGES = ("llvmlite", "numba", "numpy")
+# Rooms whose sources verdicts depend on.
+ROOMS = ("arrays", "config", "layers", "model", "backends", "verify")
 
 
 def facts(library: str) -> dict[str, str]:
-    """All that a verdict on the bodies for a library's arrays depends on."""
+    """Everything that a verdict on the bodies for a library's arrays depends on."""
     found = {
         "processor": processor(),
         "instructions": _cpu_info("flags") or _cpu_info("Features") or platform.machine(),
@@ -63,9 +65,9 @@ def _cpu_info(name: str) -> str:
 
 
 def _version(package: str) -> str:
-    """From the name of a folder: importlib.metadata takes longer to load than all else here.
+    """The version of a package, "" if there is none, or its age if it was not installed as usual.
 
-    Of a package that was not installed as usual, when it was last changed; "" if there is none.
+    From the name of a folder, since importlib.metadata takes longer to load than all else here.
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -78,21 +80,16 @@ def _version(package: str) -> str:
 
 
 def _digest() -> str:
-    """Of the sources of all bodies and definitions, and of the checks that they passed.
+    """A digest of the sources that verdicts depend on: definitions, bodies and their trials.
 
-    It stands for our own version, which stays the same while they change.
+    Our own version number stays the same while they change.
     """
     package = Path(__file__).parents[1]
-    verify = package / "verify"
     digest = hashlib.sha256()
-    parts = [package.glob("*.py")]
-    parts += [
-        folder.rglob("*.*")
-        for folder in (package / "backends", verify / "bodies", verify / "bounds")
-    ]
-    for path in sorted(path for part in parts for path in part):
-        if path.suffix in (".py", ".cu", ".cuh"):
-            digest.update(path.read_bytes())
+    for room in ROOMS:
+        for path in sorted((package / room).rglob("*.*")):
+            if path.suffix in (".py", ".cu", ".cuh"):
+                digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
