@@ -188,7 +188,7 @@ def decoded(model, cache, ids):
     return forward(model, ids, cache=cache).logits
 
 
-@pytest.mark.parametrize("name", list(layer_weights(random_weights(GQA), GQA, 0).named()))
+@pytest.mark.parametrize("name", list(layer_weights(random_weights(GQA), GQA, 0).arrays()))
 @pytest.mark.parametrize("how", LAYOUTS)
 def test_weights_of_a_model_lie_in_memory_in_every_way(how, name, small):
     config = CONFIGS["biases"]
@@ -196,7 +196,7 @@ def test_weights_of_a_model_lie_in_memory_in_every_way(how, name, small):
     ids = np.array([[1, 2, 3]])
     expected = decoded(model, KVCache.create(model, 1, 8), ids)
     layer = model.weights.layers[1]
-    model.weights.layers[1] = _with(layer, name.split("."), LAYOUTS[how](layer.named()[name]))
+    model.weights.layers[1] = _with(layer, name.split("."), LAYOUTS[how](layer.arrays()[name]))
     found = decoded(model, KVCache.create(model, 1, 8), ids)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 

@@ -8,7 +8,6 @@ import ml_dtypes
 import numpy as np
 from array_api_compat import (
     is_cupy_array,
-    is_jax_array,
     is_numpy_namespace,
     is_torch_array,
     is_torch_namespace,
@@ -16,9 +15,6 @@ from array_api_compat import (
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import dtype_name
-
-host = np
-"""The namespace of arrays in main memory: float64 and integers of every size exist there."""
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
@@ -50,12 +46,3 @@ def from_numpy(array: NDArray[Any], xp: Any, device: Any = None) -> Any:
     if is_torch_namespace(xp) and dtype_name(array.dtype) == "bfloat16":
         return xp.asarray(array.view(np.int16).copy(), device=device).view(xp.bfloat16)
     return xp.asarray(array.copy(), device=device)
-
-
-def is_traced(array: Any) -> bool:
-    """Whether `jax.jit` is compiling and the array has no numbers yet."""
-    if not is_jax_array(array):
-        return False
-    import jax
-
-    return isinstance(array, jax.core.Tracer)

@@ -20,12 +20,11 @@ from llama_layers.config.presets import PublishedSizes
 from llama_layers.layers.weights import (
     AttentionWeights,
     LayerWeights,
-    LlamaWeights,
     MLPWeights,
     QKVWeights,
 )
 from llama_layers.model.llama import Llama
-from llama_layers.model.weight_names import expected_tensors
+from llama_layers.model.weights import LlamaWeights, expected_tensors
 
 PRESETS = {name.replace("_", "-"): name for name in vars(PublishedSizes) if name[0] != "_"}
 # The part of the memory that weights may take.

@@ -9,7 +9,6 @@ import pytest
 from llama_layers import LlamaConfig, load
 from llama_layers.bench import job, models
 from llama_layers.bench.gguf_out import write_gguf
-from llama_layers.bench.named import named_arrays
 from llama_layers.checkpoint import expected_tensors
 from llama_layers.checkpoint.names import to_gguf
 from tests.support import random_models, tiny
@@ -93,16 +92,6 @@ def test_enough_copies_to_be_read_from_memory():
         assert job.copies(enough - 1, backend) == 2
         assert job.copies(enough // 10, backend) == 11
         assert job.copies(1, backend) == job.MOST_COPIES
-
-
-@pytest.mark.parametrize("config", [tiny.CONFIG, tiny.TIED, tiny.QWEN2, tiny.BIASED])
-def test_named_arrays(config):
-    model = random_models.model_of(config, random_models.random_weights(config))
-    expected = tiny.all_arrays(model)
-    found = dict(named_arrays(model))
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert np.array_equal(found[name], array), name
 
 
 def test_names_in_gguf_are_those_of_its_own_package():

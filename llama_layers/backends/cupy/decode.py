@@ -20,9 +20,9 @@ from llama_layers.backends.trust import takes
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.tap import Tap, untouched
-from llama_layers.layers.weights import LlamaWeights
-from llama_layers.model.fitting import layer_fits
+from llama_layers.layers.weights import layer_fits
 from llama_layers.model.llama import Llama
+from llama_layers.model.weights import LlamaWeights
 
 
 class Step:
@@ -199,7 +199,7 @@ def fits(model: Llama, cache: KVCache) -> bool:
         or not all(layer_fits(layer, config) for layer in layers)
     ):
         return False
-    weights = [a for layer in layers for a in layer.named().values() if a is not None]
+    weights = [a for layer in layers for a in layer.arrays().values() if a is not None]
     arrays = [*weights, *_arrays(cache)]
     kinds = {dtype_name(array.dtype) for array in arrays if array is not cache.keep}
     contiguous = all(array.flags.c_contiguous for array in arrays)

@@ -19,9 +19,9 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.tap import Tap, untouched
-from llama_layers.layers.weights import LayerWeights, LlamaWeights
-from llama_layers.model.fitting import layer_fits
+from llama_layers.layers.weights import LayerWeights, layer_fits
 from llama_layers.model.llama import Llama
+from llama_layers.model.weights import LlamaWeights
 
 
 class Plan:
@@ -33,7 +33,7 @@ class Plan:
         # The kernel reads and writes as much memory as the config says.
         if not all(layer_fits(layer, config) for layer in layers):
             return
-        arrays = [list(layer.named().values()) for layer in layers]
+        arrays = [list(layer.arrays().values()) for layer in layers]
         present = [a for row in arrays for a in row if a is not None]
         kinds = {readable(a) if a.flags.c_contiguous else None for a in present}
         if len(kinds) == 1 and min(a.shape[0] for a in present if a.ndim == 2) >= ROWS:

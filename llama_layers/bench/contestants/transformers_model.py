@@ -19,7 +19,6 @@ from llama_layers.bench.contestants.contestant import (
 )
 from llama_layers.bench.contestants.torch_arrays import tensor, to_numpy
 from llama_layers.bench.job import ModelJob
-from llama_layers.bench.named import named_arrays
 from llama_layers.errors import BackendError
 
 
@@ -45,7 +44,7 @@ class Model:
             self.model = self.transformers.AutoModelForCausalLM.from_config(
                 config, dtype=getattr(torch, job.dtype), attn_implementation="sdpa"
             )
-        state = {name: tensor(array) for name, array in named_arrays(job.model)}
+        state = {name: tensor(array) for name, array in job.model.weights.named().items()}
         unknown = self.model.load_state_dict(state, strict=False, assign=True).unexpected_keys
         self.model.tie_weights()
         self.device = state["model.norm.weight"].device

@@ -96,7 +96,7 @@ def _allowed(alone: NDArray[Any], exact: NDArray[Any]) -> float:
     return float(ALLOWED * own + ROUNDINGS * u * abs(exact).max())
 
 
-def drawn_tokens(body: Function, place: Place) -> Iterator[Seen]:
+def decode_loop(body: Function, place: Place) -> Iterator[Seen]:
     """Tokens that follow a prompt, the likeliest and drawn ones.
 
     Each is to be the one that exact logits after the tokens before it give, or one that errors
@@ -109,7 +109,7 @@ def drawn_tokens(body: Function, place: Place) -> Iterator[Seen]:
         model = TinyModel(EVEN, name, place)
         for temperature in (0.0, 0.8):
             prompts = SHORT.ids[:, :4]
-            with only({"drawn_tokens": body}):
+            with only({"decode_loop": body}):
                 steps = generate(
                     model.there, place.array(prompts), max_new_tokens=count,
                     temperature=temperature, rng=7, eos_token_id=(),

@@ -18,7 +18,7 @@ OPERATIONS: dict[str, Callable[[Function, Place], Iterator[Seen]]] = {
     "activations": operations.activations,
     "attend": operations.attend,
     "decoder_layers": decoding.decoder_layers,
-    "drawn_tokens": decoding.drawn_tokens,
+    "decode_loop": decoding.decode_loop,
     "gate_with_silu": operations.gate_with_silu,
     "linear_2d": operations.linear_2d,
     "normalise": operations.normalise,
