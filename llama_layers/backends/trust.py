@@ -127,12 +127,12 @@ def _rescued(body: Body, error: Exception, args: tuple[Any, ...]) -> Any:
     with _lock:
         if settled.get(body.function):
             settled[body.function] = False
-            _warn(body, said(error))
+            _warn(body, reason(error))
     return result
 
 
-def said(error: BaseException) -> str:
-    """An error as the reason of a verdict."""
+def reason(error: BaseException) -> str:
+    """An error as the reason of a verdict, on one line."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return one_line(f"{type(error).__name__}: {first}" if first else type(error).__name__)
 
@@ -164,12 +164,12 @@ def tried(body: Body) -> tuple[Verdict, bool]:
     try:
         verdict: Verdict = trials.verdict_on(body)
     except Exception as error:  # a compiler or a driver raises errors of its own
-        return Verdict(None, said(error)), not isinstance(error, MemoryError | OSError)
+        return Verdict(None, reason(error)), not isinstance(error, MemoryError | OSError)
     return verdict, True
 
 
 def remember(body: Body, verdict: Verdict) -> None:
-    """Replace what is known of a body on this machine."""
+    """Replace the verdict on a body on this machine."""
     with _lock:
         if _is_ours(body):
             _verdicts(body.library).put(str(body), verdict)
@@ -194,7 +194,7 @@ def _verdicts(library: str) -> Verdicts:
 
 
 def _announce(body: Body) -> None:
-    """Say what takes long, where somebody may be looking on."""
+    """Say what takes long, where somebody may be watching."""
     slow = body.route not in ("NumPy", "CuPy")
     if slow and (sys.stderr.isatty() or "ipykernel" in sys.modules):
         print(f"llama_layers: trying {body} on this machine, once ...", file=sys.stderr)
@@ -202,7 +202,7 @@ def _announce(body: Body) -> None:
 
 def _warn(body: Body, problem: str) -> None:
     warnings.warn(
-        f"{body} is not used on {machine.short(body.library)}: {problem}. Slower code serves; "
+        f"{body} is not used on {machine.summary(body.library)}: {problem}. Slower code serves; "
         "`llama-layers info --verify` tries again.",
         RuntimeWarning,
         stacklevel=2,

@@ -26,7 +26,7 @@ from llama_layers.model.generate import generate
 
 CONFIG = with_layers(LlamaConfig.smollm2_135m(), 4)
 TOKENS = (512, 4)
-"""Of the prompt; the smaller one for bodies that take few tokens only."""
+"""Lengths of the prompt; the smaller one is for bodies that take only a few tokens."""
 ROUNDS = 5
 
 
@@ -42,7 +42,7 @@ def times_as_fast(body: Body) -> float | None:
     -------
     float or None
         The best time of the definition over the best of the body, of a few rounds by turns. None
-        for a body that does something else than its definition.
+        if the body does something else than its definition.
     """
     if body.name == "activations":  # the definition leaves embeddings as they are
         return None
@@ -84,7 +84,7 @@ def _operation(body: Body, dtype: str) -> Pair | None:
 
 
 def _inputs(xp: Any, dtype: str, tokens: int) -> dict[str, tuple[Any, ...]]:
-    """What each operation gets in a model, apart from the namespace."""
+    """The arguments of each operation in a model, after the namespace."""
     rng = np.random.default_rng(0)
     kind = np.dtype(Numbers(dtype).ones(1).dtype)
     heads, kv_heads, width = (

@@ -15,7 +15,7 @@ KERNELS = Path(__file__).with_name("kernels")
 SHARED = 48 * 1024
 
 FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2}
-"""What the macro FORMAT says; each is a constant of its name in the sources."""
+"""Values of the macro FORMAT; the sources know each by its name in capitals."""
 CONSTANTS = {
     "attend": {"CHUNK": 64, "WARPS": 4, "JOINING": 16},
     "gemv": {"WARPS": 4},
@@ -24,7 +24,7 @@ CONSTANTS = {
     "softmax": {"THREADS": 256},
     "tokens": {"THREADS": 256, "OWN": 8},
 }
-"""What a source and its launches must agree on."""
+"""Numbers that a source and its launches share."""
 
 Macros = tuple[tuple[str, int | str], ...]
 
@@ -46,7 +46,7 @@ def text(source: str) -> str:
 
 
 def options(macros: Macros) -> tuple[str, ...]:
-    """What NVRTC is told, apart from the architecture."""
+    """Options for NVRTC, apart from the architecture."""
     return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros))
 
 
@@ -77,8 +77,8 @@ def launch(
     """Run a kernel on the current stream.
 
     `args` are CuPy arrays, NumPy scalars of the very type in the signature, and None for a null
-    pointer. A kernel sees an array's first address and nothing else, so that one which is not
-    C-contiguous would be misread without a word.
+    pointer. A kernel sees nothing of an array but its address, and would silently misread one that
+    is not C-contiguous.
     """
     kernel = _kernel(source, name, tuple(sorted(macros.items())), shared)
     kernel(grid, block, tuple(map(_argument, args)), shared_mem=shared)

@@ -2,7 +2,7 @@
 
 y [M, N] = x [M, K] times the transposed w [N, K] does 2 M operations with each weight, so from
 M = 16 or so on arithmetic is the limit, and what counts is that its operands come from registers
-and near caches. x is packed once, by all threads. Then a thread takes its rows of w in panels of
+and near caches. x is packed once, by all threads. Then each thread takes its rows of w in panels of
 COLUMNS rows, up to DEPTH units of K at a time, and packs each, widened and transposed, when it is
 read, which happens once for every TILES tiles of tokens; no matrix is ever widened as a whole.
 Blocks of K are of one size, and so are those of tokens.
@@ -114,7 +114,7 @@ class Product(NamedTuple):
     count: int
     """Numbers of a row, K."""
     bias: NDArray[np.float32]
-    """Zeros where there is no bias, and some more numbers than rows."""
+    """Zeros if there is no bias; longer than the rows by a panel."""
     panels: NDArray[np.uint32]
     """Memory for a panel of each thread."""
     sums: NDArray[np.float32]
@@ -127,9 +127,9 @@ def product(
     weight: NDArray[Any],
     bias: NDArray[np.float32] | None,
     y: NDArray[Any],
-    team: int,
+    threads: int,
 ) -> Product:
-    """What each thread of a team gives to `multiply`, to write y [M, N] = x @ weight.T + bias.
+    """The record that each thread gives to `multiply`, to write y [M, N] = x @ weight.T + bias.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def product(
         Added to each row.
     y : ndarray, shape [M, N]
         Of the dtype of x, contiguous.
-    team : int
+    threads : int
         The number of threads. They need not run at the same time.
 
     Returns
@@ -167,8 +167,8 @@ def product(
     first = np.zeros(rows + COLUMNS, np.float32)
     if bias is not None:
         first[:rows] = bias
-    panels = empty((team, COLUMNS * depth + LINE), np.uint32)
-    sums = empty((team, min(TILES * ROWS, groups * GROUP), COLUMNS), np.float32)
+    panels = empty((threads, COLUMNS * depth + LINE), np.uint32)
+    sums = empty((threads, min(TILES * ROWS, groups * GROUP), COLUMNS), np.float32)
     return Product(
         x, packed, form, weight.ctypes.data, weight.strides[0], rows, count, first, panels, sums,
         written,
@@ -224,7 +224,7 @@ def _write(sums, y):
 
 
 @compiled
-def multiply(thread, team, sync, product):
+def multiply(thread, threads, sync, product):
     """Write one thread's columns of y. `sync` are three zeros that the threads share.
 
     Addresses are of arrays that the caller holds: numba frees its own after their last use by name.
@@ -241,7 +241,7 @@ def multiply(thread, team, sync, product):
     total = sums.ctypes.data
     tiles, all_panels = -(-groups // GROUPS), -(-rows // COLUMNS)
     parts = -(-tiles // TILES)
-    for p in range(all_panels * thread // team, all_panels * (thread + 1) // team):
+    for p in range(all_panels * thread // threads, all_panels * (thread + 1) // threads):
         column = p * COLUMNS
         columns = min(COLUMNS, rows - column)
         first = product.weight + column * w_step

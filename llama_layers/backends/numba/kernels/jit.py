@@ -42,7 +42,7 @@ reordering_sums = partial(compiled, fastmath={"reassoc", "contract"})  # so that
 
 
 class _Notice(event.Listener):
-    """Says what takes so long, once, where somebody may be looking on."""
+    """Says what takes so long, once, where somebody may be watching."""
 
     def on_start(self, event_: Any) -> None:
         if event_.data["dispatcher"].py_func.__module__.startswith(__package__):
