@@ -254,6 +254,20 @@ def test_what_may_be_otherwise_another_time_is_not_remembered(watched, error):
     assert not (watched / "bodies").exists()
 
 
+@pytest.mark.parametrize("watching", [True, False])
+@pytest.mark.usefixtures("watched")
+def test_what_is_compiled_and_tried_is_announced_where_somebody_watches(watching, capsys):
+    body, x = mock.Mock(wraps=BODIES["normalise"], takes=None), inputs("normalise")
+    with (
+        mock.patch.object(sys.stderr, "isatty", return_value=watching),
+        planted("numpy", "numba", "normalise", body),
+    ):
+        for _ in range(2):
+            normalise(np, *x)
+    said = "llama_layers: trying normalise by numba on this machine, once ...\n"
+    assert capsys.readouterr().err == (said if watching else "")
+
+
 @pytest.mark.usefixtures("watched")
 def test_threads_wait_for_one_verdict():
     x = inputs("normalise")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from llama_layers.arrays.dispatch import Function, definitions
 from llama_layers.arrays.switches import switched_off
 from llama_layers.backends import machine
+from llama_layers.backends.announce import announce
 from llama_layers.backends.verdicts import Verdict, Verdicts
 from llama_layers.errors import BackendError, one_line
 
@@ -151,7 +151,8 @@ def _found(body: Body) -> Verdict:
                 f"{body} was not tried on this GPU yet, and cannot be while a stream captures: "
                 "run it once before"
             )
-        _announce(body)
+        if body.route not in ("NumPy", "CuPy"):  # it is compiled first
+            announce(f"trying {body} on this machine, once")
         verdict, lasts = tried(body)
         if lasts and ours:
             verdicts.put(str(body), verdict)
@@ -191,13 +192,6 @@ def _is_ours(body: Body) -> bool:
 def _verdicts(library: str) -> Verdicts:
     """The verdicts of this machine, read once in a process."""
     return Verdicts(library)
-
-
-def _announce(body: Body) -> None:
-    """Say what takes long, where somebody may be watching."""
-    slow = body.route not in ("NumPy", "CuPy")
-    if slow and (sys.stderr.isatty() or "ipykernel" in sys.modules):
-        print(f"llama_layers: trying {body} on this machine, once ...", file=sys.stderr)
 
 
 def _warn(body: Body, problem: str) -> None:
