@@ -34,14 +34,9 @@ LOADED_BY_NAME = {
     ("llama_layers.arrays.dispatch", "llama_layers.backends."),
     ("llama_layers.backends.trust", "llama_layers.verify.bodies"),
 }
-# Libraries that need not be installed. A function may import them; a module may if it is only
-# loaded where they are used.
+# Libraries that need not be installed: a function may import them.
 OPTIONAL = frozenset(
     "cupy gguf huggingface_hub jax matplotlib mpi4py numba threadpoolctl tokenizers torch".split()
-)
-# Modules of ours that load an optional library, and are imported where it is needed.
-LOADS_A_LIBRARY = frozenset(
-    {"llama_layers.checkpoint.gguf_file", "llama_layers.checkpoint.gguf_tokenizer"}
 )
 # A command loads what it needs once it was chosen, so that --help answers at once.
 LOAD_LATE = "llama_layers.cli"
@@ -124,14 +119,13 @@ class Package:
         return []
 
     def hidden(self) -> list[str]:
-        """Imports in functions, of what is neither optional nor loads what is."""
+        """Imports in functions of what is not optional."""
         return [
             str(found)
             for found in self.imports
             if found.hidden
             and not found.by.startswith(LOAD_LATE)
             and found.name.partition(".")[0] not in OPTIONAL
-            and found.name not in LOADS_A_LIBRARY
         ]
 
     def loaded_by_name(self) -> set[tuple[str, str]]:
