@@ -11,8 +11,6 @@ import numpy as np
 from llama_layers.backends.libraries import cupy
 
 KERNELS = Path(__file__).with_name("kernels")
-# A kernel gets more shared memory than this only if it asks for it by an attribute.
-SHARED = 48 * 1024
 
 FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2}
 """Values of the macro FORMAT; the sources know each by its name in capitals."""
@@ -57,11 +55,8 @@ def module(source: str, macros: Macros) -> Any:
 
 
 @cache
-def _kernel(source: str, name: str, macros: Macros, shared: int) -> Any:
-    kernel = module(source, macros).get_function(name)
-    if shared > SHARED:
-        kernel.max_dynamic_shared_size_bytes = shared
-    return kernel
+def _kernel(source: str, name: str, macros: Macros) -> Any:
+    return module(source, macros).get_function(name)
 
 
 def launch(
@@ -70,8 +65,6 @@ def launch(
     grid: tuple[int, ...],
     block: tuple[int, ...],
     args: tuple[Any, ...],
-    *,
-    shared: int = 0,
     **macros: int | str,
 ) -> None:
     """Run a kernel on the current stream.
@@ -80,8 +73,8 @@ def launch(
     pointer. A kernel sees nothing of an array but its address, and would silently misread one that
     is not C-contiguous.
     """
-    kernel = _kernel(source, name, tuple(sorted(macros.items())), shared)
-    kernel(grid, block, tuple(map(_argument, args)), shared_mem=shared)
+    kernel = _kernel(source, name, tuple(sorted(macros.items())))
+    kernel(grid, block, tuple(map(_argument, args)))
 
 
 def _argument(value: Any) -> Any:

@@ -38,13 +38,11 @@ PANELS = 16  # of keys, whose exponentials and values are packed at a time
 class Problem(NamedTuple):
     """The inputs and the output of attention, apart from the mask."""
 
+    # The address of q, k, v and y, and the bytes to the next sequence, token and head [4, 4].
     places: NDArray[np.int64]
-    """The address of q, k, v and y, and the bytes to the next sequence, token and head [4, 4]."""
-    shape: NDArray[np.int64]
-    """Sequences, queries, heads, key heads, channels of a head, keys."""
+    shape: NDArray[np.int64]  # sequences, queries, heads, key heads, channels of a head, keys
     scale: np.float32
-    block: int
-    """Queries of a block, a multiple of GROUP."""
+    block: int  # queries of a block, a multiple of GROUP
 
 
 class Visible(NamedTuple):
@@ -53,10 +51,8 @@ class Visible(NamedTuple):
     queries: NDArray[np.int64]
     keys: NDArray[np.int64]
     window: int
-    valid: NDArray[np.uint8]
-    """Which keys of a sequence are tokens and not padding [1 or B, T], or empty."""
-    allowed: NDArray[np.uint8]
-    """[1 or B, S, T], or empty."""
+    valid: NDArray[np.uint8]  # which keys of a sequence are not padding [1 or B, T], or empty
+    allowed: NDArray[np.uint8]  # [1 or B, S, T], or empty
 
 
 class Scratch(NamedTuple):

@@ -33,25 +33,18 @@ from llama_layers.backends.numba.sizes import CHUNK, ROWS
 class Inputs(NamedTuple):
     """The inputs of all layers, apart from the hidden states; M tokens in sequences of S."""
 
-    dtype: int
-    """The format of the weights."""
-    weights: NDArray[np.int64]
-    """Addresses [layers, 12], in the order of ``LayerWeights.named()``; 0 for a missing bias."""
-    caches: NDArray[np.int64]
-    """Addresses of each layer's keys and values [layers, 2]."""
+    dtype: int  # of the weights
+    weights: NDArray[np.int64]  # addresses [layers, 12] in their order; 0 for a missing bias
+    caches: NDArray[np.int64]  # addresses of each layer's keys and values [layers, 2]
     capacity: int
-    length: int
-    """Tokens in the cache before these."""
+    length: int  # tokens in the cache before these
     seq: int
     eps: np.float32
     scale: np.float32
-    cos: NDArray[np.float32]
+    cos: NDArray[np.float32]  # of each token [M, D / 2]
     sin: NDArray[np.float32]
-    """The angles of each token [M, D / 2]."""
-    allowed: NDArray[np.uint8]
-    """Which keys a token sees [masks, M, T]."""
-    mask_of: NDArray[np.int64]
-    """The mask of each layer."""
+    allowed: NDArray[np.uint8]  # which keys a token sees [masks, M, T]
+    mask_of: NDArray[np.int64]  # the mask of each layer
 
 
 class Scratch(NamedTuple):

@@ -100,25 +100,16 @@ def problem(x: str, weight: str) -> str | None:
 class Product(NamedTuple):
     """One product y [M, N] = x @ weight.T + bias, for all threads; the caller holds the weight."""
 
-    x: NDArray[Any]
-    """Units [M, units]."""
-    packed: NDArray[Any]
-    """Memory for x as tiles read it; see `_pack`."""
-    dtype: int
-    """The format of the weight."""
-    weight: int
-    """Its address."""
-    step: int
-    """Bytes from a row of it to the next."""
+    x: NDArray[Any]  # units [M, units]
+    packed: NDArray[Any]  # memory for x as tiles read it; see `_pack`
+    dtype: int  # of the weight
+    weight: int  # its address
+    step: int  # bytes from a row of it to the next
     rows: int
-    count: int
-    """Numbers of a row, K."""
-    bias: NDArray[np.float32]
-    """Zeros if there is no bias; longer than the rows by a panel."""
-    panels: NDArray[np.uint32]
-    """Memory for a panel of each thread."""
-    sums: NDArray[np.float32]
-    """Memory for the sums of a panel of each thread."""
+    count: int  # numbers of a row, K
+    bias: NDArray[np.float32]  # zeros if there is none; longer than the rows by a panel
+    panels: NDArray[np.uint32]  # memory for a panel of each thread
+    sums: NDArray[np.float32]  # and for the sums of one
     y: NDArray[Any]
 
 
