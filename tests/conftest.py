@@ -19,7 +19,7 @@ from hypothesis import Phase, settings
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.backends import numpy as numpy_backend
-from llama_layers.backends.numpy.compiled import compiled_problem
+from llama_layers.backends.numba.detect import compiled_problem
 from tests.support.installed import GPUS, gpu
 from tests.support.watched_bodies import watched  # noqa: F401  # a fixture
 

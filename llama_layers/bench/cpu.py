@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any
 
-from llama_layers.backends.numpy.compiled import compiled_problem
+from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.bench.limits import Probe
 from llama_layers.bench.machine import load, system
 from llama_layers.bench.result import Limit

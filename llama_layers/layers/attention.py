@@ -144,7 +144,7 @@ def attend(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> A
         rows = grouped[:, :, :, start:stop, :]
         rows = xp.reshape(rows, (batch, kv_heads, group * (stop - start), width))
         scores = xp.reshape(rows @ kt * scale, (batch, kv_heads, group, stop - start, keys))
-        weights = exponentials(xp, scores, _rows(xp, mask, start, stop))
+        weights = shifted_exp(xp, scores, _rows(xp, mask, start, stop))
         total = xp.sum(weights, axis=-1, keepdims=True)
         total = xp.where(total == 0, xp.ones_like(total), total)
         summed = xp.reshape(weights, (batch, kv_heads, group * (stop - start), keys)) @ values
@@ -162,8 +162,8 @@ def _rows(xp: Any, mask: Any | None, start: int, stop: int) -> Any | None:
     return xp.reshape(rows, (batch, 1, 1, *rows.shape[-2:]))
 
 
-def exponentials(xp: Any, scores: Any, allowed: Any | None) -> Any:
-    """The exponentials of the scores above their largest, and 0 where a key is not allowed."""
+def shifted_exp(xp: Any, scores: Any, allowed: Any | None) -> Any:
+    """The exponentials of scores minus the largest of their row; 0 where a key is not allowed."""
     if allowed is None:
         return xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     scores = xp.where(allowed, scores, -math.inf)

@@ -119,6 +119,6 @@ class Mask:
                 raise ValueError(f"{name}: expected shape {list(shape)}, got {list(array.shape)}")
 
 
-def slots(xp: Any, first: Any, count: int, like: Any) -> Any:
+def slot_range(xp: Any, first: Any, count: int, like: Any) -> Any:
     """The integers from `first`, which a compiler may trace, on the device of an array."""
     return xp.arange(count, dtype=xp.int32, device=device(like)) + first

@@ -1,6 +1,6 @@
-"""What is computed number by number, in steps that vectorise: norm, RoPE, the gate.
+"""Norm, RoPE and the gate, in steps that LLVM vectorises.
 
-The functions of a thread and a team are for many tokens, of which each thread takes its share.
+The functions that end in ``_part`` compute the share of one of several threads.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from llama_layers.backends.numba.jit import compiled, inside, summing
-from llama_layers.backends.numba.vectors import pointer
+from llama_layers.backends.numba.kernels.jit import compiled, inlined, reordering_sums
+from llama_layers.backends.numba.kernels.llvm import pointer
 
 
-@inside
+@inlined
 def exp(x):
     """Give e**x for x <= 0, or NaN, to about one unit in the last place, in steps that vectorise.
 
@@ -37,7 +37,7 @@ def exp(x):
     return p * low * high if x == x else x
 
 
-@summing
+@reordering_sums
 def _sum_of_squares(x):
     total = np.float32(0)
     for value in x:
@@ -76,32 +76,32 @@ def gate(x, up, y):
 
 
 @compiled
-def _part(count, thread, team):
-    return count * thread // team, count * (thread + 1) // team
+def _part(count, thread, threads):
+    return count * thread // threads, count * (thread + 1) // threads
 
 
 @compiled
-def norm_part(thread, team, x, weight, eps, y):
+def norm_part(thread, threads, x, weight, eps, y):
     """A thread's rows of RMSNorm, x and y [M, H]."""
-    start, stop = _part(x.shape[0], thread, team)
+    start, stop = _part(x.shape[0], thread, threads)
     norm(x[start:stop], weight, eps, y[start:stop])
 
 
 @compiled
-def gate_part(thread, team, x, up, y):
+def gate_part(thread, threads, x, up, y):
     """A thread's numbers of the gate."""
-    start, stop = _part(x.shape[0], thread, team)
+    start, stop = _part(x.shape[0], thread, threads)
     gate(x[start:stop], up[start:stop], y[start:stop])
 
 
 @compiled
-def turn_part(thread, team, x, steps, cos, sin, y):
+def rotate_part(thread, threads, x, steps, cos, sin, y):
     """A thread's heads of RoPE: from the address x, in steps of bytes, to y [B, S, heads, D].
 
-    Of one row of angles for all sequences or one for each, [1 or B, S, D/2].
+    The angles [1 or B, S, D/2] are the same for all sequences, or each has its own.
     """
     batch, seq, heads, width = y.shape
-    start, stop = _part(batch * seq * heads, thread, team)
+    start, stop = _part(batch * seq * heads, thread, threads)
     for unit in range(start, stop):
         b, s, h = unit // (seq * heads), unit // heads % seq, unit % heads
         at = x + b * steps[0] + s * steps[1] + h * steps[2]
