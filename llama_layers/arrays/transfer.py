@@ -18,7 +18,7 @@ from llama_layers.arrays.dtypes import dtype_name
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
-    """The numbers of any library's array as a NumPy array, bit for bit; bfloat16 as ml_dtypes'."""
+    """Any library's array as a NumPy array, bit for bit; bfloat16 is that of ml_dtypes."""
     if isinstance(array, np.ndarray):
         return array
     if is_cupy_array(array):
@@ -37,9 +37,9 @@ def to_numpy(array: Any) -> NDArray[Any]:
 
 
 def from_numpy(array: NDArray[Any], xp: Any, device: Any = None) -> Any:
-    """The numbers of a NumPy array as another library's array, bit for bit, in memory of its own.
+    """A NumPy array as another library's array, bit for bit, in memory of its own.
 
-    NumPy's own namespace gives the array back as it is.
+    For NumPy's own namespace it is the array itself.
     """
     if is_numpy_namespace(xp):
         return array

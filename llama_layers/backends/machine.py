@@ -20,7 +20,7 @@ PACKAGES = ("llvmlite", "numba", "numpy")
 ROOMS = ("arrays", "config", "layers", "model", "backends", "verify")
 
 
-def facts(library: str) -> dict[str, str]:
+def describe(library: str) -> dict[str, str]:
     """Everything that a verdict on the bodies for a library's arrays depends on."""
     found = {
         "processor": processor(),
@@ -34,8 +34,8 @@ def facts(library: str) -> dict[str, str]:
     return found if library != "cupy" else _gpu() | found
 
 
-def short(library: str) -> str:
-    """The machine, for people."""
+def summary(library: str) -> str:
+    """The machine in a few words, for messages."""
     if library == "cupy":
         gpu = _gpu()
         return f"{gpu['GPU']} (CuPy {gpu['CuPy']}, CUDA driver {gpu['driver']})"
@@ -44,13 +44,13 @@ def short(library: str) -> str:
 
 
 def processor() -> str:
-    """What the processor calls itself."""
+    """The name of the processor."""
     arm = " ".join(_cpu_info(name) for name in ("CPU implementer", "CPU part")).strip()
     return _cpu_info("model name") or arm or platform.processor() or platform.machine()
 
 
 def _cpu_info(name: str) -> str:
-    """What Linux says of the first processor; the file has as many parts as there are cores."""
+    """An entry of the first processor in Linux's file, which has a part for every core."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:

@@ -1,4 +1,4 @@
-"""How much faster bodies are than their definitions, on a prompt of a small model."""
+"""Time bodies against their definitions, on a prompt of a small model."""
 
 from __future__ import annotations
 
@@ -26,23 +26,14 @@ from llama_layers.model.generate import generate
 
 CONFIG = with_layers(LlamaConfig.smollm2_135m(), 4)
 TOKENS = (512, 4)
-"""Of the prompt; the smaller one for bodies that take few tokens only."""
+"""Tokens of the prompt; the smaller number for bodies that take few tokens only."""
 ROUNDS = 5
 
 
 def times_as_fast(body: Body) -> float | None:
-    """How many times as long as a body its definition takes.
+    """Divide the time of a definition by that of its body: the best of a few rounds in turns.
 
-    Parameters
-    ----------
-    body : Body
-        The body, and whose arrays it takes.
-
-    Returns
-    -------
-    float or None
-        The best time of the definition over the best of the body, of a few rounds by turns. None
-        for a body that does something else than its definition.
+    Returns None for a body that does something other than its definition.
     """
     if body.name == "activations":  # the definition leaves embeddings as they are
         return None
@@ -108,7 +99,7 @@ def _inputs(xp: Any, dtype: str, tokens: int) -> dict[str, tuple[Any, ...]]:
 
 
 def _decoding(body: Body, dtype: str) -> Pair:
-    """A token, or some of them, after a short prompt."""
+    """Decode one token, or several, after a short prompt."""
     model = Numbers(dtype, "cupy" if body.library == "cupy" else "numpy").model(CONFIG)
     ids = from_numpy(np.arange(8)[None], namespace(like=model.weights.norm))
 

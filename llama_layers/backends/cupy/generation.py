@@ -21,7 +21,7 @@ from llama_layers.model.llama import Llama
 
 
 class Tokens(NamedTuple):
-    """What a step draws."""
+    """The tokens that a step draws."""
 
     ids: Any
     """On the device [B]."""
@@ -31,7 +31,7 @@ class Tokens(NamedTuple):
 
 
 class TokenStep(Step):
-    """From token ids to the next ones, which take their place.
+    """From token ids to the next ones, which replace them.
 
     Logits are float32 here, and not rounded before a token is drawn from them.
     """

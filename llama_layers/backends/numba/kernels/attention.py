@@ -7,9 +7,9 @@ from the first product to the second, for which their exponentials are packed as
 values are the panels. A panel of keys that the mask hides from the whole block is not looked at:
 half of them, if it is causal.
 
-Of 2 x 2 operations a query, key and channel all are in tiles. Beside them each score is scaled,
-compared and its exponential taken in vectors, and packed once more: together the time of some ten
-channels.
+All 2 x 2 operations for a query, key and channel are in tiles. Besides, each score is scaled and
+compared, its exponential is taken in vectors, and it is packed once more, which together takes the
+time of some ten channels.
 
 Keys of a panel that only other queries of the block may see have the weight 0, which changes no
 sum, and panels are summed in fixed parts of PANELS: so a query's result depends neither on the
@@ -36,15 +36,13 @@ PANELS = 16  # of keys, whose exponentials and values are packed at a time
 
 
 class Problem(NamedTuple):
-    """What attention is computed from, apart from the mask."""
+    """The inputs and the output of attention, apart from the mask."""
 
+    # The address of q, k, v and y, and the bytes to the next sequence, token and head [4, 4].
     places: NDArray[np.int64]
-    """Of q, k, v and y: the address, and the bytes to the next sequence, token and head [4, 4]."""
-    shape: NDArray[np.int64]
-    """Sequences, queries, heads, key heads, channels of a head, keys."""
+    shape: NDArray[np.int64]  # sequences, queries, heads, key heads, channels of a head, keys
     scale: np.float32
-    block: int
-    """Queries of a block, a multiple of GROUP."""
+    block: int  # queries of a block, a multiple of GROUP
 
 
 class Visible(NamedTuple):
@@ -53,14 +51,12 @@ class Visible(NamedTuple):
     queries: NDArray[np.int64]
     keys: NDArray[np.int64]
     window: int
-    valid: NDArray[np.uint8]
-    """Which keys of a sequence are tokens and not padding [1 or B, T], or empty."""
-    allowed: NDArray[np.uint8]
-    """[1 or B, S, T], or empty."""
+    valid: NDArray[np.uint8]  # which keys of a sequence are not padding [1 or B, T], or empty
+    allowed: NDArray[np.uint8]  # [1 or B, S, T], or empty
 
 
 class Scratch(NamedTuple):
-    """What each thread of a team computes in: an item a thread, or that of one thread."""
+    """Memory that threads compute in: one item for each thread, or the item of one thread."""
 
     packed: NDArray[np.float32]  # queries, as tiles read them
     panel: NDArray[np.float32]
@@ -75,15 +71,15 @@ class Scratch(NamedTuple):
     zeros: NDArray[np.float32]  # from which sums begin
 
 
-def scratch(team: int, problem: Problem) -> Scratch:
-    """Memory for the threads of a team."""
+def scratch(threads: int, problem: Problem) -> Scratch:
+    """Memory for some threads."""
     _, _, heads, kv_heads, width, keys = map(int, problem.shape)
     rows = problem.block * (heads // kv_heads)
     panels, channels = -(-keys // COLUMNS), -(-width // COLUMNS)
     groups, padded = rows // GROUP, -(-width // LANES) * LANES
 
     def floats(*shape: int) -> NDArray[np.float32]:
-        return empty((team, *shape), np.float32)
+        return empty((threads, *shape), np.float32)
 
     return Scratch(
         packed=floats(groups, GROUP * padded),
@@ -94,14 +90,14 @@ def scratch(team: int, problem: Problem) -> Scratch:
         totals=floats(rows),
         largest=floats(rows, COLUMNS),
         lanes=floats(rows, COLUMNS),
-        seen=np.zeros((team, panels, problem.block, COLUMNS), np.uint8),
-        used=np.empty((team, panels), np.uint8),
-        zeros=np.zeros((team, COLUMNS), np.float32),
+        seen=np.zeros((threads, panels, problem.block, COLUMNS), np.uint8),
+        used=np.empty((threads, panels), np.uint8),
+        zeros=np.zeros((threads, COLUMNS), np.float32),
     )
 
 
 @compiled
-def attend(thread, team, counter, problem, visible, scratch):
+def attend(thread, threads, counter, problem, visible, scratch):
     """A thread's part of attention. `counter` is a zero that the threads share."""
     own = Scratch(
         scratch.packed[thread], scratch.panel[thread], scratch.scores[thread],
@@ -195,7 +191,7 @@ def _exponentiate(scores, shifts, sums):
 def _exponentials(own, rows, padded, scale, masked):
     """Scores to their exponentials above the largest of their row, and the sum of each row.
 
-    The numbers of a panel lie side by side, and so does what is known of each row and lane, so that
+    The numbers of a panel lie side by side, and so do those of each row and lane, so that
     loops are long and LLVM makes vectors of them.
     """
     scores, used, largest, sums = own.scores, own.used, own.largest, own.lanes
