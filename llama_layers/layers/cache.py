@@ -1,4 +1,4 @@
-"""The keys and values of the tokens that came before."""
+"""Keys and values of earlier tokens."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ class KVCache:
         Parameters
         ----------
         model_or_config : Llama or LlamaConfig
-            What the keys and values are of.
+            The model that the keys and values belong to, or its config.
         batch : int
             Sequences.
         max_len : int
             The longest that a sequence can become, padding included.
         like : Array, optional
-            The cache is of this array's library, device and dtype; by default as the activations
+            Gives the library, device and dtype of the cache; by default those of the activations
             of the model, or float32 NumPy arrays for a config.
         rolling : int, optional
             Keep only what the sliding window of the config still sees, and room to append this
@@ -214,7 +214,7 @@ class KVCache:
         return changed(longer, keep=kept, counts=counts + new)
 
     def without_room(self) -> KVCache:
-        """The cache after all layers have appended: it takes no more before the next `extend`."""
+        """Close the cache after all layers have appended: the next tokens need an `extend`."""
         return changed(self, room=0)
 
     def copy(self) -> KVCache:
@@ -234,7 +234,7 @@ class KVCache:
         )
 
     def most_at_once(self) -> int:
-        """How many tokens may be appended at once: a ring must keep what the first of them sees."""
+        """Return how many tokens fit at once: a ring must keep what the first of them sees."""
         if self.window is None or self.capacity == self.max_len:
             return self.max_len
         return self.capacity - self.window + 1
@@ -290,22 +290,22 @@ class KVCache:
             )
 
     def visible(self, array: Any, /) -> Any:
-        """The part of a buffer that tokens have reached; all of it where that is not known."""
+        """Return the part of a buffer that tokens have reached; all of it under `jax.jit`."""
         length = known(self.length)
         return array if length is None else array[:, : min(length, self.capacity), ...]
 
     def visible_keep(self) -> Any | None:
-        """Which of the visible keys are valid tokens; None if all are."""
+        """Tell which of the visible keys are valid tokens; None if all are."""
         return None if self.keep is None else self.visible(self.keep)
 
     def key_slots(self) -> Any:
-        """The slot of each visible key, shape [T]."""
+        """Return the slot of each visible key, shape [T]."""
         xp = namespace(keys=self.keys[0])
         count = self.visible(self.keys[0]).shape[1]
         places = slot_range(xp, 0, count, self.keys[0])
         if self.window is None:
             return places
-        # The ring holds at each place the latest slot that falls on it, or none yet.
+        # Each place of the ring holds the latest slot that falls on it, or none yet.
         latest = self.length - 1 - (self.length - 1 - places) % self.capacity
         return xp.where(latest < 0, -xp.ones_like(latest), latest)
 

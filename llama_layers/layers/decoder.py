@@ -42,16 +42,15 @@ def decoder_layer(
     rope : tuple of two Arrays
         Cosines and sines of the tokens' positions, from `rope_table`.
     mask : Array of bool, Mask or None
-        Which keys each query may attend to; see `attention`. None lets every query attend to
-        every key, later ones too: causal attention takes a `Mask`, with a cache as well.
+        Which keys each query may attend to; see `attention`. With None every query attends to
+        every key, later ones too: causal attention needs a `Mask`, with a cache as well.
     cache : LayerCache, optional
-        Gives the keys and values of earlier tokens and takes those of these. For layer i that is
-        ``LayerCache(cache.extend(S), i)``, with the cache extended once for all layers;
-        afterwards its attribute ``cache`` is the valid `KVCache`, from which the next layer goes
-        on.
+        Holds the keys and values of earlier tokens, and takes those of the new ones. For layer i
+        it is ``LayerCache(cache.extend(S), i)``, with the cache extended once for all layers.
+        Afterwards its attribute ``cache`` is the valid `KVCache`, for the next layer.
     tap : callable, optional
         ``tap(name, array) -> array``, called at each site with the name of its module inside the
-        layer: ``self_attn.q_proj``, say. What it returns, of the same shape and
+        layer, ``self_attn.q_proj`` for example. The array that it returns, of the same shape and
         dtype, is used instead of the array.
 
     Returns
@@ -64,7 +63,7 @@ def decoder_layer(
     TypeError
         If `w`, `config`, `rope` or `cache` is of another type.
     TypeError, ValueError
-        As the functions that it is made of do.
+        As the functions called here.
 
     References
     ----------

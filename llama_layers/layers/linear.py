@@ -32,21 +32,21 @@ def linear(x: Any, weight: Any, bias: Any | None = None, /) -> Any:
     x : Array, shape [..., K], a float dtype
         Rows to multiply.
     weight : Array, shape [N, K], a float dtype
-        The matrix as checkpoints store it, [out, in]. It may be of a narrower dtype than the sums
-        (bfloat16 under float32 `x`, say), and is then widened exactly.
+        The matrix as checkpoints store it, [out, in]. It may have a narrower dtype than the sums
+        (bfloat16 for float32 `x`, for example), and is then widened exactly.
     bias : Array, shape [N], optional
         Added to each row of the product.
 
     Returns
     -------
     Array, shape [..., N], the dtype of x
-        Sums are kept in float32 (float64 for float64 `x`). The memory order of the result is the
-        backend's choice.
+        Sums are kept in float32 (float64 for float64 `x`). The backend chooses the memory order
+        of the result.
 
     Raises
     ------
     TypeError
-        If an argument is not an array of floats, comes from another library than `x`, or is of a
+        If an argument is not an array of floats, comes from another library than `x`, or has a
         dtype that the sums cannot hold exactly.
     ValueError
         If the shapes do not fit or the devices differ.
@@ -112,7 +112,7 @@ def qkv_projection(x: Any, w: QKVWeights, /) -> QKV:
     Raises
     ------
     TypeError
-        If `x` is not an array of floats, or library or dtype do not go with the weights.
+        If `x` is not an array of floats, or its library or dtype does not fit the weights.
     ValueError
         If `x` is not [B, S, hidden_size] or lies on another device than the weights.
 

@@ -69,17 +69,17 @@ def forward(
     Raises
     ------
     TypeError
-        If ids, positions or mask are of another library or a wrong dtype, or another argument is
-        of another type.
+        If ids, positions or mask come from another library or have a wrong dtype, or another
+        argument has a wrong type.
     ValueError
-        If a shape does not fit, an id or position is out of range, or the cache is too short;
-        the cache is untouched then.
+        If a shape does not fit, an id or position is out of range, or the cache is too short.
+        The cache is unchanged then.
 
     Notes
     -----
     A sliding window counts the slots of the batch, padding included: pad before the first token
     of a sequence, not inside it. Positions beyond ``max_position_embeddings`` are computed like
-    any others, though the model has not seen them in training.
+    any others, although the model has not seen them in training.
 
     References
     ----------

@@ -77,7 +77,8 @@ def generate(
     Raises
     ------
     TypeError
-        If ids or mask are of another library or a wrong dtype, or an option is not a number.
+        If ids or mask come from another library or have a wrong dtype, or an option is not a
+        number.
     ValueError
         If a shape does not fit, an id or an option is out of range, or a prompt ends in padding;
         at once, not at the first step.
@@ -184,7 +185,7 @@ def _advance(
 
 
 class Start(NamedTuple):
-    """What tokens are drawn from, one after another."""
+    """The state after the prompts, from which tokens are drawn."""
 
     model: Llama
     logits: Any

@@ -11,9 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.embedding import activations
-from llama_layers.model.fitting import check_layer_count, check_weights
 from llama_layers.model.state_dict import weights_of
-from llama_layers.model.weights import LlamaWeights
+from llama_layers.model.weights import LlamaWeights, check_layer_count, check_weights
 
 
 class Tokenizer(Protocol):
@@ -54,14 +53,14 @@ class Llama:
     open_tokenizer : callable or None
         Opens the tokenizer that came with the weights.
     generation_config : Mapping of str to Any
-        What the authors suggest for `generate`, as generation_config.json has it.
+        The authors' suggestions for `generate`, from generation_config.json.
 
     Raises
     ------
     TypeError
         If an attribute is of another type.
     ValueError
-        If the weights are of another number of layers or other shapes than the config says.
+        If the number of layers or the shapes differ from the config.
     """
 
     config: LlamaConfig
@@ -96,13 +95,13 @@ class Llama:
         Parameters
         ----------
         mapping : Mapping of str to Array
-            What ``state_dict()`` of transformers' ``LlamaForCausalLM``, ``MistralForCausalLM`` or
-            ``Qwen2ForCausalLM`` gives, or arrays of any one library by the same names. Tensors of
-            torch are detached: no gradient flows through the model. Buffers of RoPE are ignored,
-            and so is a head that the config ties to the embedding.
+            The ``state_dict()`` of transformers' ``LlamaForCausalLM``, ``MistralForCausalLM`` or
+            ``Qwen2ForCausalLM``, or arrays of any one library by the same names. Tensors of torch
+            are detached: no gradient flows through the model. Buffers of RoPE are ignored, and so
+            is a head that the config ties to the embedding.
         config : LlamaConfig, config of transformers, mapping, str or path
-            The numbers of the model: what `LlamaConfig.from_json` takes, or an object with a
-            method ``to_dict`` that gives it, as transformers' configs have.
+            The numbers of the model: anything that `LlamaConfig.from_json` takes, or an object
+            with a method ``to_dict`` that returns it, as transformers' configs have.
 
         Returns
         -------
@@ -112,12 +111,12 @@ class Llama:
         Raises
         ------
         CheckpointError
-            If the arrays do not match `config`: one is missing, is not of the model or of
-            another shape, they are quantised, or their names carry a prefix.
+            If the arrays do not match `config` (one is missing, unexpected or of another shape),
+            are quantised, or have names with a prefix.
         ConfigError
-            If `config` is incomplete or asks for what is not implemented.
+            If `config` is incomplete or asks for something that is not implemented.
         TypeError
-            If a value is not an array of floats, or of another library than the first.
+            If a value is not an array of floats, or comes from another library than the first.
         ValueError
             If an array is on another device than the first.
 

@@ -34,7 +34,7 @@ def sample(
     Parameters
     ----------
     logits : Array, shape [B, vocab_size], a float dtype
-        Of the last token of each sequence.
+        The logits of the last token of each sequence.
     temperature : float
         T above; 0 is greedy: the first of the largest logits, and nothing else is read.
     top_k : int, optional
