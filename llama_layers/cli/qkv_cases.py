@@ -13,10 +13,11 @@ from llama_layers.backends.placement import placement
 from llama_layers.checkpoint import load, open_checkpoint
 from llama_layers.cli.options import Backend
 from llama_layers.cli.prompt import prompt_ids
-from llama_layers.layers.weights import LlamaWeights, QKVWeights
+from llama_layers.layers.weights import QKVWeights
 from llama_layers.model.embedding import activations
 from llama_layers.model.forward import forward
 from llama_layers.model.llama import Llama
+from llama_layers.model.weights import LlamaWeights
 from llama_layers.verify import SiteResult, rms_norm_bound, sites
 from llama_layers.verify.qkv import site_result
 
