@@ -1,4 +1,4 @@
-"""How much faster bodies are than their definitions, on a prompt of a small model."""
+"""Time bodies against their definitions, on a prompt of a small model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from llama_layers.arrays.dispatch import Body, Offer, only, taken
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy
-from llama_layers.bench.models import Numbers, with_layers
+from llama_layers.bench.models import RandomWeights, with_layers
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.attention import attend
 from llama_layers.layers.cache import KVCache
@@ -28,23 +28,14 @@ from llama_layers.model.generate import generate
 
 CONFIG = with_layers(LlamaConfig.smollm2_135m(), 4)
 TOKENS = (512, 4)
-"""Of the prompt; the smaller one for bodies that take few tokens only."""
+"""Tokens of the prompt; the smaller number for bodies that take few tokens only."""
 ROUNDS = 5
 
 
 def times_as_fast(offer: Offer) -> float | None:
-    """How many times as long as a body its definition takes.
+    """Divide the time of a definition by that of its body: the best of a few rounds in turns.
 
-    Parameters
-    ----------
-    offer : Offer
-        The body, and whose arrays it takes.
-
-    Returns
-    -------
-    float or None
-        The best time of the definition over the best of the body, of a few rounds by turns. None
-        for a body that does something else than its definition.
+    Returns None for a body that does something other than its definition.
     """
     if offer.name == "activations":  # the definition leaves embeddings as they are
         return None
@@ -89,7 +80,7 @@ def _operation(offer: Offer, dtype: str) -> Pair | None:
 
 def _inputs(xp: Any, dtype: str, tokens: int) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     rng = np.random.default_rng(0)
-    kind = np.dtype(Numbers(dtype).ones(1).dtype)
+    kind = np.dtype(RandomWeights(dtype).ones(1).dtype)
     heads, kv_heads, width = (
         CONFIG.num_attention_heads, CONFIG.num_key_value_heads, CONFIG.head_dim,
     )  # fmt: skip
@@ -109,8 +100,8 @@ def _inputs(xp: Any, dtype: str, tokens: int) -> Iterator[tuple[Any, tuple[Any, 
 
 
 def _decoding(offer: Offer, dtype: str) -> Pair:
-    """A token, or some of them, after a short prompt."""
-    model = Numbers(dtype, "cupy" if offer.library == "cupy" else "numpy").model(CONFIG)
+    """Decode one token, or several, after a short prompt."""
+    model = RandomWeights(dtype, "cupy" if offer.library == "cupy" else "numpy").model(CONFIG)
     ids = from_numpy(np.arange(8)[None], namespace(like=model.weights.norm))
 
     def tokens(bodies: dict[str, Body]) -> None:

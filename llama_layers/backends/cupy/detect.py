@@ -42,6 +42,16 @@ def gpu_problem() -> str | None:
     return _of_version(cupy) or _of_driver(cupy) or _of_device(cupy) or _of_libraries(cupy)
 
 
+def device_name() -> str:
+    """Name the current device, its multiprocessors and its memory."""
+    cupy: Any = importlib.import_module("cupy")
+    of = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    return (
+        f"{of['name'].decode()}, {of['multiProcessorCount']} multiprocessors, compute capability "
+        f"{of['major']}.{of['minor']}, {of['totalGlobalMem'] / 2**30:.0f} GiB"
+    )
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
