@@ -16,11 +16,11 @@ from llama_layers.bench.job import ModelJob, QKVJob
 from llama_layers.cli import main
 from tests.support import cupy_stand_in as stand_in
 from tests.support import random_models, tiny
-from tests.support.emulator import needs_compiler
+from tests.support.emulator import emulated
 from tests.support.fake_cublas import replaced
 from tests.support.installed import installed
 
-pytestmark = needs_compiler
+pytestmark = emulated
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,7 @@ def on_the_stand_in(monkeypatch):
         yield
 
 
+@pytest.mark.emulated
 @needs_compiler
 @pytest.mark.parametrize("name", gpu.PARTS)
 def test_parts(name, on_the_stand_in):
@@ -63,6 +64,7 @@ def test_parts(name, on_the_stand_in):
         assert f"| {name} |  | {key} | 0 | 0 | met |" in text
 
 
+@pytest.mark.emulated
 @needs_compiler
 def test_answers(on_the_stand_in):
     """What the stand-in answers is known: its work takes a millisecond, its sums have one order."""
@@ -82,6 +84,7 @@ def test_answers(on_the_stand_in):
     assert gpu_questions.uploads(TINY)["right"]
 
 
+@pytest.mark.emulated
 @needs_compiler
 def test_an_engine_that_fails_leaves_ours(on_the_stand_in, monkeypatch):
     monkeypatch.setattr(gpu, "check_engines", lambda *_: None)
@@ -106,6 +109,7 @@ def test_without_a_gpu(monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.emulated
 @needs_compiler
 def test_engines_without_memory_are_left_out(on_the_stand_in, monkeypatch):
     monkeypatch.setattr(gpu, "available_on_gpu", lambda: 1000)
