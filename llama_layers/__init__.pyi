@@ -14,7 +14,6 @@ from .layers.rope import apply_rope, inv_freq, rope_table
 from .layers.weights import (
     AttentionWeights,
     LayerWeights,
-    LlamaWeights,
     MLPWeights,
     QKVWeights,
 )
@@ -23,6 +22,7 @@ from .model.forward import Output, forward
 from .model.generate import generate
 from .model.llama import Llama
 from .model.sampling import sample
+from .model.weights import LlamaWeights
 from .verify import Report, Trace, check, compare, record
 
 __all__ = [

@@ -19,7 +19,7 @@ from hypothesis import Phase, settings
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.backends import numpy as numpy_backend
-from llama_layers.backends.numpy.compiled import compiled_problem
+from llama_layers.backends.numba.detect import compiled_problem
 from tests.support.installed import GPUS, gpu
 from tests.support.watched_bodies import watched  # noqa: F401  # a fixture
 
@@ -47,6 +47,8 @@ MOST_WORKERS = 8  # each takes half a gigabyte
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the whole suite on all cores; what a path chooses, or ``-n0``, runs in one process."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker starts no workers of its own
+        return
     options = config.option
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if everything and getattr(options, "numprocesses", 0) is None:

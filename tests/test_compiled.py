@@ -28,9 +28,9 @@ pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
 import llama_layers
 from llama_layers import KVCache, forward
-from llama_layers.backends.numba import decode, formats
+from llama_layers.backends.numba import decode, sizes
 from llama_layers.backends.numba import linear as fast_linear
-from llama_layers.backends.numba.team import Team, threads
+from llama_layers.backends.numba.threadpool import ThreadPool, num_threads
 from llama_layers.backends.numpy import ROUTES
 from llama_layers.backends.numpy.linear import linear_2d
 from llama_layers.layers.linear import linear_2d as dispatched
@@ -43,9 +43,9 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.f
 def compiled(x, weight, bias=None, team=1):
     """x @ weight.T + bias in so many threads, by the kernel and nothing else."""
     with (
-        mock.patch.object(fast_linear, "threads", return_value=team),
+        mock.patch.object(fast_linear, "num_threads", return_value=team),
         mock.patch.object(fast_linear, "SMALL", 0),
-        mock.patch.object(fast_linear, "LONELY", 0),
+        mock.patch.object(fast_linear, "ONE_THREAD", 0),
         np.errstate(all="ignore"),
     ):
         assert fast_linear.linear_2d.takes(np, x, weight, bias)
@@ -56,8 +56,8 @@ def compiled(x, weight, bias=None, team=1):
 def products(draw):
     """x [M, K], a weight [N, K] that may begin anywhere in memory, a bias [N] or None."""
     kind = draw(st.sampled_from(sorted(DTYPES)))
-    tokens = draw(st.integers(1, formats.MOST))
-    rows, count = draw(st.integers(formats.ROWS, 21)), draw(st.integers(1, 70))
+    tokens = draw(st.integers(1, sizes.MAX_DECODE_TOKENS))
+    rows, count = draw(st.integers(sizes.ROWS, 21)), draw(st.integers(1, 70))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     x = rng.standard_normal((tokens, count), dtype=np.float32) * 2.0 ** draw(st.integers(-9, 9))
     place = draw(st.integers(0, 17))
@@ -134,7 +134,7 @@ def test_what_the_kernel_does_not_take_goes_to_blas(shape, change, monkeypatch):
 @pytest.mark.parametrize("x_dtype", ["float32", "bfloat16"])
 def test_many_tokens_and_narrow_weights(x_dtype, dtype):
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((formats.MOST + 1, 40)).astype(DTYPES[x_dtype])
+    x = rng.standard_normal((sizes.MAX_DECODE_TOKENS + 1, 40)).astype(DTYPES[x_dtype])
     weight = rng.standard_normal((9, 40)).astype(DTYPES[dtype])
     bias = rng.standard_normal(9).astype(DTYPES[dtype])
     with compiled_first():
@@ -158,13 +158,13 @@ assert "numba" not in sys.modules
 
 def test_kernels_are_compiled_anew_if_any_source_has_changed(tmp_path):
     """Though neither the size nor the time of the file tells: nor may Python keep what it read."""
-    from llama_layers.backends.numba import jit
+    from llama_layers.backends.numba.kernels import jit
 
     package = Path(llama_layers.__file__).parent
     shutil.copytree(
         package, tmp_path / "llama_layers", ignore=shutil.ignore_patterns("*.nb[ci]", "*.pyc")
     )
-    source = tmp_path / jit.PACKAGE.replace(".", "/") / "vectors.py"
+    source = tmp_path / Path(jit.__file__).relative_to(package.parent).with_name("llvm.py")
     code = """
 import ml_dtypes, numpy
 from llama_layers.backends.numba.linear import linear_2d
@@ -179,7 +179,7 @@ print(linear_2d(numpy, ones[:1].astype("f4"), ones, None)[0, 0])
     found = []
     for shift in (16, 15):
         text, times = source.read_text(), (source.stat().st_atime, source.stat().st_mtime)
-        source.write_text(text.replace("[16] * lanes", f"[{shift}] * lanes"))
+        source.write_text(text.replace("[16] * bits", f"[{shift}] * bits"))
         os.utime(source, times)
         run = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True,
@@ -192,7 +192,7 @@ print(linear_2d(numpy, ones[:1].astype("f4"), ones, None)[0, 0])
 
 def test_exponentials():
     """Within a unit and a half in the last place, over every exponent of a number below zero."""
-    from llama_layers.backends.numba.kernels import exp
+    from llama_layers.backends.numba.kernels.pointwise import exp
 
     numbers = -np.arange(0, 0x7F800001, 0x1FFF, dtype=np.uint32).view(np.float32)
     numbers = np.concatenate([numbers, np.linspace(-105, -86, 5000, dtype=np.float32)])
@@ -209,7 +209,7 @@ def decoded(model, ids, cuts, team=2, **options):
     kernel = mock.Mock(side_effect=decode._run)
     with (
         mock.patch.object(decode, "_run", kernel),
-        mock.patch.object(decode, "threads", return_value=team),
+        mock.patch.object(decode, "num_threads", return_value=team),
         mock.patch.object(fast_linear, "SMALL", 0),
         compiled_first(),
         np.errstate(all="ignore"),
@@ -282,7 +282,7 @@ def test_widths_and_groups(head_dim, heads):
 def test_attention_in_chunks():
     """More tokens than a unit of attention takes; the last chunks may hold nothing allowed."""
     config = replace(CONFIGS["window"], sliding_window=7, max_position_embeddings=1024)
-    count = 2 * formats.CHUNK + 3
+    count = 2 * sizes.CHUNK + 3
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, count))
     cuts = [*range(16, count - 1, 16), count - 1]
     for changed in (config, replace(CONFIGS["gqa"], max_position_embeddings=1024)):
@@ -407,11 +407,11 @@ def test_as_many_threads_as_blas_has():
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, "blas"):
-        assert threads() == 1
+        assert num_threads() == 1
 
 
 def test_a_team_runs_each_thread_once_and_grows():
-    team, ran = Team(), []
+    team, ran = ThreadPool(), []
     for size in (1, 3, 2, 4):
         team.run(size, lambda thread, size, mark: ran.append((mark, size, thread)), size)
         assert sorted(r for r in ran if r[0] == size) == [(size, size, t) for t in range(size)]
@@ -423,13 +423,13 @@ def test_an_error_in_any_thread_is_raised():
             raise ValueError("in thread 1")
 
     with pytest.raises(ValueError, match="in thread 1"):
-        Team().run(2, kernel)
+        ThreadPool().run(2, kernel)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12: threads
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_has_a_team_of_its_own():
-    team = Team()
+    team = ThreadPool()
     team.run(2, lambda thread, size: None)
     child = os.fork()
     if child == 0:
@@ -439,7 +439,7 @@ def test_a_forked_child_has_a_team_of_its_own():
 
 
 def test_an_interrupted_team_waits_for_nobody_and_goes_on_working():
-    team, ended = Team(), []
+    team, ended = ThreadPool(), []
 
     def kernel(thread, size, stop):
         if thread == 0:
@@ -460,11 +460,11 @@ def test_an_interrupted_team_waits_for_nobody_and_goes_on_working():
 
 
 def test_waiting_ends_when_it_is_to_no_purpose():
-    from llama_layers.backends.numba.waiting import until
+    from llama_layers.backends.numba.kernels.spin_wait import spin_until
 
     state = np.zeros(2, np.int64)
     address = state.ctypes.data
-    thread = threading.Thread(target=until, args=(address, 1, address + 8), daemon=True)
+    thread = threading.Thread(target=spin_until, args=(address, 1, address + 8), daemon=True)
     thread.start()
     thread.join(0.2)
     assert thread.is_alive()
@@ -521,7 +521,7 @@ def test_padding_with_nan_reaches_no_token(steps):
 
 
 def test_kernels_work_where_nothing_can_be_kept(monkeypatch):
-    from llama_layers.backends.numba import jit
+    from llama_layers.backends.numba.kernels import jit
 
     real = jit.njit
 

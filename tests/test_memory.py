@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers.backends.numpy import memory
+from llama_layers.backends.numba import array_pool as memory
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,11 @@ their own. So formats are told apart by name, here, and nowhere else.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
+
+import ml_dtypes
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def check_widens(x: Any, **arrays: Any) -> None:
 def dtype_of(xp: Any, name: str) -> Any:
     """The dtype of that name in a namespace."""
     if name == "bfloat16" and not hasattr(xp, name):
-        return importlib.import_module("numpy").dtype(importlib.import_module("ml_dtypes").bfloat16)
+        return np.dtype(ml_dtypes.bfloat16)
     return getattr(xp, name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import ml_dtypes
@@ -31,7 +30,8 @@ def to_numpy(array: Any) -> NDArray[Any]:
     if is_torch_array(array):
         array = array.detach().cpu()
         if dtype_name(array.dtype) == "bfloat16":
-            torch = importlib.import_module("torch")
+            import torch
+
             integers = array.contiguous().view(torch.int16).numpy()
             return np.asarray(integers.view(ml_dtypes.bfloat16))
         return np.asarray(array.numpy())
@@ -53,5 +53,9 @@ def from_numpy(array: NDArray[Any], xp: Any, device: Any = None) -> Any:
 
 
 def is_traced(array: Any) -> bool:
-    """Whether a compiler, `jax.jit` for one, is looking on and the array has no numbers yet."""
-    return is_jax_array(array) and isinstance(array, importlib.import_module("jax").core.Tracer)
+    """Whether `jax.jit` is compiling and the array has no numbers yet."""
+    if not is_jax_array(array):
+        return False
+    import jax
+
+    return isinstance(array, jax.core.Tracer)

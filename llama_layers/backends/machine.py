@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import platform
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+
+from llama_layers.backends.libraries import cupy
 
 # Environment variables by which libraries choose other instructions.
 CHOICES = (
@@ -97,18 +97,17 @@ def _digest() -> str:
 
 
 def _gpu() -> dict[str, str]:
-    cupy: Any = importlib.import_module("cupy")
-    runtime = cupy.cuda.runtime
+    runtime = cupy().cuda.runtime
     properties = runtime.getDeviceProperties(runtime.getDevice())
     return {
         "GPU": properties["name"].decode(),
         "compute capability": f"{properties['major']}.{properties['minor']}",
         "driver": str(runtime.driverGetVersion()),
         "CUDA": str(runtime.runtimeGetVersion()),
-        "CuPy": cupy.__version__,
+        "CuPy": cupy().__version__,
     }
 
 
 def captures() -> bool:
     """Whether CuPy's current stream records what it is given and does not run it."""
-    return bool(importlib.import_module("cupy").cuda.get_current_stream().is_capturing())
+    return bool(cupy().cuda.get_current_stream().is_capturing())

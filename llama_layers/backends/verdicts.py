@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_layers.arrays.dispatch import Offer
 from llama_layers.backends import machine
 from llama_layers.files.output import cache_directory, write_atomically
 
@@ -48,13 +47,13 @@ class Verdicts:
         self._path = cache_directory() / "bodies" / f"{library}-{key}.json"
         self._known = _read(self._path)
 
-    def get(self, offer: Offer) -> Verdict | None:
+    def get(self, body: str) -> Verdict | None:
         """What is known of a body."""
-        return self._known.get(str(offer))
+        return self._known.get(body)
 
-    def put(self, offer: Offer, verdict: Verdict) -> None:
+    def put(self, body: str, verdict: Verdict) -> None:
         """Remember it, beside what other processes may have found since."""
-        self._known = _read(self._path) | self._known | {str(offer): verdict}
+        self._known = _read(self._path) | self._known | {body: verdict}
         content = {
             "machine": self._facts,
             "bodies": {name: asdict(found) for name, found in self._known.items()},

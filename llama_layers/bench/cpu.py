@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.backends.numpy.compiled import compiled_problem
+from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.bench.machine import load, system
 from llama_layers.bench.result import Limit
 from llama_layers.bench.threads import Threads

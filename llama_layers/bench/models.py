@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,15 +18,9 @@ from llama_layers.checkpoint.hub import hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.config.presets import PublishedSizes
-from llama_layers.layers.weights import (
-    AttentionWeights,
-    LayerWeights,
-    LlamaWeights,
-    MLPWeights,
-    QKVWeights,
-)
+from llama_layers.layers.weights import QKVWeights
 from llama_layers.model.llama import Llama
-from llama_layers.model.weight_names import expected_tensors
+from llama_layers.model.weights import LlamaWeights, expected_tensors
 
 PRESETS = {name.replace("_", "-"): name for name in vars(PublishedSizes) if name[0] != "_"}
 # The share of the memory that weights may take.
@@ -115,32 +110,33 @@ class RandomWeights:
             config.num_key_value_heads,
         )
 
-    def layer(self, config: LlamaConfig) -> LayerWeights:
-        """Make one decoder layer."""
-        hidden, inner = config.hidden_size, config.intermediate_size
-        o_proj = self.matrix(hidden, config.num_attention_heads * config.head_dim)
-        return LayerWeights(
-            self.ones(hidden),
-            AttentionWeights(self.qkv(config), o_proj),
-            self.ones(hidden),
-            MLPWeights(
-                self.matrix(inner, hidden), self.matrix(inner, hidden), self.matrix(hidden, inner)
-            ),
-        )
-
     def model(self, config: LlamaConfig) -> Llama:
-        """Make a model."""
-        embedding = self.matrix(config.vocab_size, config.hidden_size)
-        tied = config.tie_word_embeddings
-        return Llama(
-            config,
-            LlamaWeights(
-                embedding,
-                [self.layer(config) for _ in range(config.num_hidden_layers)],
-                self.ones(config.hidden_size),
-                embedding if tied else self.matrix(config.vocab_size, config.hidden_size),
-            ),
-        )
+        """Make a model without biases."""
+        weights = LlamaWeights.from_named(_Tensors(self, config), config)
+        list(weights.layers)  # made now, and not when they are first used
+        return Llama(config, weights)
+
+
+class _Tensors(Mapping[str, Any]):
+    """Random tensors of a model by name; Q, K and V in one piece."""
+
+    def __init__(self, weights: RandomWeights, config: LlamaConfig) -> None:
+        self._weights, self._shapes = weights, expected_tensors(config)
+
+    def rows(self, names: tuple[str, ...]) -> Any:
+        """Make one array for all of these names, their rows below each other."""
+        outputs = sum(self._shapes[name][0] for name in names)
+        inputs = self._shapes[names[0]][1:]
+        return self._weights.matrix(outputs, *inputs) if inputs else self._weights.ones(outputs)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.rows((name,))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def without_biases(config: LlamaConfig) -> LlamaConfig:

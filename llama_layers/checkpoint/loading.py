@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,11 @@ from llama_layers.checkpoint.casting import cast, checked_dtype
 from llama_layers.checkpoint.opened import Checkpoint
 from llama_layers.checkpoint.opening import open_checkpoint
 from llama_layers.checkpoint.uploading import uploaded
-from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
-from llama_layers.layers.weights import LayerWeights, LlamaWeights
+from llama_layers.layers.weights import Names
 from llama_layers.model.llama import Llama
 from llama_layers.model.weight_checks import unfusible
-from llama_layers.model.weight_names import EMBEDDING, HEAD, NORM, Names, layer_weights, qkv_names
+from llama_layers.model.weights import LlamaWeights, layer_arrays
 
 
 def load(
@@ -104,7 +103,7 @@ def load(
     if is_cupy(backend):
         arrays = uploaded(checkpoint, _arrays(checkpoint, chosen), name, cupy_device(device))
         read = arrays.__getitem__
-    weights = _StoredWeights.of(read, config, chosen)
+    weights = LlamaWeights.from_named(_Tensors(checkpoint, chosen, read), config)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
 
@@ -127,62 +126,33 @@ def _reading(
     return read
 
 
-class _StoredWeights(LlamaWeights):
-    """Weights of a checkpoint: what the fields of `LlamaWeights` hold is read when first used."""
+class _Tensors(Mapping[str, Any]):
+    """The tensors of a checkpoint as arrays, read when they are asked for."""
 
-    _read: _Read
-    _tied: bool
-
-    @classmethod
-    def of(cls, read: _Read, config: LlamaConfig, layers: frozenset[int]) -> _StoredWeights:
-        # Not through __init__, which takes the fields themselves: dataclasses.replace calls it.
-        weights = object.__new__(cls)
-        object.__setattr__(weights, "_read", read)
-        object.__setattr__(weights, "_tied", config.tie_word_embeddings)
-        object.__setattr__(weights, "layers", _StoredLayers(read, config, layers))
-        return weights
-
-    @cached_property
-    def embed_tokens(self) -> Any:
-        return self._read((EMBEDDING,))
-
-    @cached_property
-    def norm(self) -> Any:
-        return self._read((NORM,))
-
-    @cached_property
-    def lm_head(self) -> Any:
-        return self.embed_tokens if self._tied else self._read((HEAD,))
-
-
-class _StoredLayers(Sequence[LayerWeights]):
-    """Layers of a checkpoint, each read when first used and then kept."""
-
-    def __init__(self, read: _Read, config: LlamaConfig, loaded: frozenset[int]) -> None:
-        self._read = read
-        self._config = config
-        self._loaded = loaded
-        self._kept: dict[int, LayerWeights] = {}
+    def __init__(self, checkpoint: Checkpoint, layers: frozenset[int], read: _Read) -> None:
+        self._checkpoint, self._layers, self._read = checkpoint, layers, read
 
     def __len__(self) -> int:
-        return self._config.num_hidden_layers
+        return len(self._checkpoint.tensors)
 
-    @overload
-    def __getitem__(self, index: int) -> LayerWeights: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[LayerWeights]: ...
-    def __getitem__(self, index: int | slice) -> LayerWeights | list[LayerWeights]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        layer = range(len(self))[index]
-        if layer not in self._loaded:
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._checkpoint.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._checkpoint.tensors
+
+    def __getitem__(self, name: str) -> Any:
+        return self.rows((name,))
+
+    def rows(self, names: Names) -> Any:
+        """Tensors as one array; a CheckpointError if their layer was not asked for."""
+        layer = re.match(r"model\.layers\.(\d+)\.", names[0])
+        if layer and int(layer[1]) not in self._layers:
             raise CheckpointError(
-                f"layer {layer}: not loaded; load(..., layers=...) asked for "
-                f"{', '.join(map(str, sorted(self._loaded))) or 'none'}"
+                f"layer {layer[1]}: not loaded; load(..., layers=...) asked for "
+                f"{', '.join(map(str, sorted(self._layers))) or 'none'}"
             )
-        if layer not in self._kept:
-            self._kept[layer] = layer_weights(self._read, self._config, layer)
-        return self._kept[layer]
+        return self._read(names)
 
 
 def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
@@ -200,11 +170,6 @@ def _arrays(checkpoint: Checkpoint, layers: frozenset[int]) -> list[Names]:
     """The arrays that a model is made of, in the order of the checkpoint's tensors."""
     left_out = set(range(checkpoint.config.num_hidden_layers)) - layers
     prefixes = tuple(f"model.layers.{layer}." for layer in left_out)
-    fused = {
-        name: names
-        for layer in layers
-        for names in (qkv_names(layer), qkv_names(layer, "bias"))
-        for name in names
-    }
+    fused = {name: names for layer in layers for names in layer_arrays(layer) for name in names}
     kept = (name for name in checkpoint.tensors if not name.startswith(prefixes))
     return list(dict.fromkeys(fused.get(name, (name,)) for name in kept))

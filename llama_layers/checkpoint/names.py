@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.model.weight_names import expected_tensors
+from llama_layers.model.weights import expected_tensors
 
 __all__ = ["expected_tensors"]  # for the package
 

@@ -17,8 +17,8 @@ from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.names import deinterleave
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
-from llama_layers.model.weight_checks import misfit
-from llama_layers.model.weight_names import EMBEDDING, HEAD, expected_tensors, is_inert
+from llama_layers.model.weight_checks import is_inert, misfit
+from llama_layers.model.weights import EMBEDDING, HEAD, expected_tensors
 
 if TYPE_CHECKING:
     from llama_layers.checkpoint.tokenizer import Tokenizer

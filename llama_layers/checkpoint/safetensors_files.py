@@ -18,7 +18,7 @@ from llama_layers.errors import CheckpointError, shown
 from llama_layers.files.json_files import read_json, without_duplicates
 from llama_layers.files.kinds import is_safetensors, kind_of
 from llama_layers.model.quantised import why_not_plain
-from llama_layers.model.weight_names import is_inert
+from llama_layers.model.weight_checks import is_inert
 
 # The dtypes that hold weights, in the format's words and in ours.
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}

@@ -13,7 +13,7 @@ from llama_layers.backends.cupy.upload import Part, Source, upload
 from llama_layers.checkpoint.casting import cast
 from llama_layers.checkpoint.opened import NUMPY_DTYPES, Checkpoint
 from llama_layers.checkpoint.progress import progress
-from llama_layers.model.weight_names import Names
+from llama_layers.layers.weights import Names
 
 # Bytes that a thread reads at a time, where rows are not larger.
 PART = 4 << 20

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.backends.cupy.detect import device_name, gpu_problem
-from llama_layers.backends.numpy.compiled import compiled_problem
+from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.cli.options import MODEL, add_json
 from llama_layers.cli.verify_bodies import verify
 from llama_layers.errors import one_line

@@ -164,6 +164,16 @@ class QKVWeights:
         return int(self.fused.shape[1])
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """The axes of the three matrices, by the names that the arrays of a layer share."""
+        return {
+            "hidden_size": self.hidden_size,
+            "head_dim": self.head_dim,
+            "q_size": self.num_heads * self.head_dim,
+            "kv_size": self.num_kv_heads * self.head_dim,
+        }
+
+    @property
     def q(self) -> Any:
         """The query rows, a view [num_heads * head_dim, hidden_size]."""
         return self.fused[: self.num_heads * self.head_dim, :]

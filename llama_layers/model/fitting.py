@@ -2,57 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.layers.weights import LayerWeights, LlamaWeights
-
-
-def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every array of a layer, in the order of `LayerWeights.named`, biases too."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    heads = config.num_attention_heads * config.head_dim
-    rows = heads + 2 * config.num_key_value_heads * config.head_dim
-    return {
-        "input_layernorm": (hidden,),
-        "self_attn.qkv.fused": (rows, hidden),
-        "self_attn.qkv.bias": (rows,),
-        "self_attn.o_proj": (hidden, heads),
-        "self_attn.o_bias": (hidden,),
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.gate_bias": (inner,),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.up_bias": (inner,),
-        "mlp.down_proj": (hidden, inner),
-        "mlp.down_bias": (hidden,),
-    }
-
-
-def layer_fits(layer: Any, config: LlamaConfig) -> bool:
-    """Whether a layer has the heads and, as of now, the shapes that a config says."""
-    return layer_problem(layer, config) is None
-
-
-def layer_problem(layer: Any, config: LlamaConfig) -> str | None:
-    """What of a layer is not as a config says; None if all is."""
-    if not isinstance(layer, LayerWeights):
-        return f": expected LayerWeights, got {type(layer).__name__}"
-    qkv = layer.self_attn.qkv
-    for name, found, expected in (
-        ("num_heads", qkv.num_heads, config.num_attention_heads),
-        ("num_kv_heads", qkv.num_kv_heads, config.num_key_value_heads),
-    ):
-        if found != expected:
-            return f".self_attn.qkv: expected {name} = {expected}, as config says, got {found}"
-    shapes = layer_shapes(config)
-    for name, array in layer.named().items():
-        if array is not None and tuple(array.shape) != shapes[name]:
-            return (
-                f".{name}: expected shape {list(shapes[name])}, as config says, "
-                f"got {list(array.shape)}"
-            )
-    return None
+from llama_layers.layers.weights import layer_problem
+from llama_layers.model.weights import LlamaWeights
 
 
 def check_layer_count(weights: LlamaWeights, config: LlamaConfig) -> None:

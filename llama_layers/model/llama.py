@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.layers.weights import LlamaWeights
 from llama_layers.model.embedding import activations
 from llama_layers.model.fitting import check_layer_count, check_weights
 from llama_layers.model.state_dict import weights_of
+from llama_layers.model.weights import LlamaWeights
 
 if TYPE_CHECKING:
     from llama_layers.checkpoint.tokenizer import Tokenizer

@@ -11,10 +11,9 @@ from llama_layers.arrays.dtypes import dtype_name, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
-from llama_layers.layers.weights import LlamaWeights
 from llama_layers.model.quantised import why_not_plain
-from llama_layers.model.weight_checks import misfit, unfusible
-from llama_layers.model.weight_names import EMBEDDING, HEAD, Names, is_inert, llama_weights
+from llama_layers.model.weight_checks import is_inert, misfit, unfusible
+from llama_layers.model.weights import EMBEDDING, HEAD, LlamaWeights
 
 
 def weights_of(mapping: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
@@ -28,12 +27,8 @@ def weights_of(mapping: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
     dtypes = {name: dtype_name(array.dtype) for name, array in arrays.items()}
     if difference := unfusible(dtypes, range(config.num_hidden_layers)):
         raise CheckpointError(f"mapping: {difference}: convert them to one")
-
-    def array(names: Names) -> Any:
-        parts = [arrays[name] for name in names]
-        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
-
-    return llama_weights(array, config)
+    read = LlamaWeights.from_named(arrays, config)
+    return LlamaWeights(read.embed_tokens, list(read.layers), read.norm, read.lm_head)
 
 
 def _arrays(mapping: Mapping[str, Any]) -> dict[str, Any]:

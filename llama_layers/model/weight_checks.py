@@ -8,11 +8,24 @@ from functools import partial
 from itertools import islice
 
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.model.weight_names import EMBEDDING, HEAD, expected_tensors, qkv_names
+from llama_layers.model.weights import EMBEDDING, HEAD, expected_tensors, layer_arrays
 
 _BASE = "model."
 # Modules that wrap others, as torch.compile's _orig_mod does: private names, which no layer has.
 _WRAPPER = re.compile(r"(?:^|(?<=\.))_\w+\.")
+# Buffers that exporters save and transformers' classes do not read. What RoPE and masks need
+# follows from the config, and a scale of keys or values is for caches of 8 bits.
+_INERT = re.compile(
+    r"(.*\.)?("
+    r"rotary_emb\.\w+|rope\.freqs|freqs_cis|cos_cached|sin_cached|masked_bias|"
+    r"self_attn\.(\w+\.)?(k|v|kv)_scale"
+    r")"
+)
+
+
+def is_inert(name: str) -> bool:
+    """Whether a tensor of that name changes no number of the model."""
+    return _INERT.fullmatch(name) is not None
 
 
 def misfit(
@@ -41,10 +54,10 @@ def misfit(
 
 
 def unfusible(dtypes: Mapping[str, str], layers: Iterable[int]) -> str | None:
-    """Say which queries, keys and values differ in dtype, which keeps them from being one array."""
+    """Say which tensors that become one array differ in dtype; None if none do."""
     for layer in layers:
-        for kind in ("weight", "bias"):
-            names = [name for name in qkv_names(layer, kind) if name in dtypes]
+        for together in layer_arrays(layer):
+            names = [name for name in together if name in dtypes]
             if len({dtypes[name] for name in names}) > 1:
                 found = ", ".join(dtypes[name] for name in names)
                 return f"{', '.join(names)} are of different dtypes, {found}"

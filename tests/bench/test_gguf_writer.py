@@ -9,23 +9,12 @@ import pytest
 
 from llama_layers import load
 from llama_layers.bench.engines import other_engines
-from llama_layers.bench.named import named_arrays
 from llama_layers.checkpoint import expected_tensors
 from llama_layers.checkpoint.names import to_gguf
 from tests.support import random_models, tiny
 
 engines = other_engines()["llama.cpp"].module.rpartition(".")[0]
 write_gguf = importlib.import_module(f"{engines}.gguf_writer").write_gguf
-
-
-@pytest.mark.parametrize("config", [tiny.CONFIG, tiny.TIED, tiny.QWEN2, tiny.BIASED])
-def test_named_arrays(config):
-    model = random_models.model_of(config, random_models.random_weights(config))
-    expected = tiny.all_arrays(model)
-    found = dict(named_arrays(model))
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert np.array_equal(found[name], array), name
 
 
 def test_names_in_gguf_are_those_of_its_own_package():

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_layers import KVCache, MLPWeights, forward
-from llama_layers.backends.cupy import BODIES, decode
+from llama_layers.backends.cupy import ROUTES, decode
 from llama_layers.testing import assert_same_bits
 from tests.support import cupy_stand_in as stand_in
 from tests.support.emulator import needs_compiler
@@ -66,7 +66,7 @@ def plain(model, ids, first, **options):
     """The same by the definitions."""
     cuts = range(first, ids.shape[1])
     array = np.asarray if isinstance(model.weights.norm, np.ndarray) else on_device
-    with mock.patch.dict(BODIES, clear=True), np.errstate(all="ignore"):
+    with mock.patch.dict(ROUTES["CUDA"], clear=True), np.errstate(all="ignore"):
         return run_in_chunks(model, ids, cuts, array=array, **options)
 
 

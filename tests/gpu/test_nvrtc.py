@@ -36,7 +36,7 @@ def asked_for():
 
     with (
         mock.patch.object(launch, "launch", note),
-        mock.patch.object(launch.importlib, "import_module", return_value=stand_in),
+        mock.patch.object(launch, "cupy", return_value=stand_in),
     ):
         for dtype in FORMATS:
             for tokens in range(1, 9):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.bench.named import named_arrays
 from llama_layers.checkpoint.names import interleave, permuted_heads, to_gguf
 from llama_layers.model.llama import Llama
 
@@ -44,7 +43,7 @@ def write_gguf(file: Path, model: Llama) -> None:
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", c.rms_norm_eps)
     writer.add_float32("llama.rope.freq_base", c.rope_theta)
     types = gguf.GGMLQuantizationType
-    for name, array in named_arrays(model):
+    for name, array in model.weights.named().items():
         heads = permuted_heads(name, c)
         rows = array if heads is None else interleave(array, heads)
         if rows.ndim == 1:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from llama_layers.bench.engine import Call, Engine, drawing_engine, model_engine
 from llama_layers.bench.job import ModelJob
-from llama_layers.bench.named import named_arrays
 from llama_layers.errors import BackendError
 
 from .torch_arrays import tensor, to_numpy
@@ -41,7 +40,7 @@ class Model:
             self.model = self.transformers.AutoModelForCausalLM.from_config(
                 config, dtype=getattr(torch, job.dtype), attn_implementation="sdpa"
             )
-        state = {name: tensor(array) for name, array in named_arrays(job.model)}
+        state = {name: tensor(array) for name, array in job.model.weights.named().items()}
         unknown = self.model.load_state_dict(state, strict=False, assign=True).unexpected_keys
         self.model.tie_weights()
         self.device = state["model.norm.weight"].device

@@ -8,6 +8,7 @@ from llama_layers.backends.cupy.decode import decoder_layers
 from llama_layers.backends.cupy.generation import drawn_tokens
 from llama_layers.backends.cupy.linear import by_cublas, by_cupy, by_kernel
 from llama_layers.backends.cupy.pointwise import gate_with_silu, normalise, rotate
+from llama_layers.backends.trust import trusted
 
 BODIES = {
     "attend": attend,
@@ -18,4 +19,5 @@ BODIES = {
     "normalise": normalise,
     "rotate": rotate,
 }
-ROUTES = {"CUDA": BODIES, "cuBLAS": {"linear_2d": by_cublas}, "CuPy": {"linear_2d": by_cupy}}
+
+ROUTES = trusted("cupy", CUDA=BODIES, cuBLAS={"linear_2d": by_cublas}, CuPy={"linear_2d": by_cupy})

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llama_layers.backends.libraries import cupy
+
 KERNELS = Path(__file__).with_name("kernels")
 # A kernel gets more shared memory than this only if it asks for it by an attribute.
 SHARED = 48 * 1024
+
+FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2}
+"""What the macro FORMAT says; each is a constant of its name in the sources."""
+CONSTANTS = {
+    "attend": {"CHUNK": 64, "WARPS": 4, "JOINING": 16},
+    "gemv": {"WARPS": 4},
+    "norm": {"THREADS": 512},
+    "pointwise": {"THREADS": 256},
+    "softmax": {"THREADS": 256},
+    "tokens": {"THREADS": 256, "OWN": 8},
+}
+"""What a source and its launches must agree on."""
 
 Macros = tuple[tuple[str, int | str], ...]
 
 
 @cache
 def text(source: str) -> str:
-    """The text of a source, after what all of them share.
+    """The text of a source, after its constants and what all sources share.
 
-    Put together here and not by ``#include``: NVRTC needs no path then, and CuPy's cache of
+    It is put together here and not by ``#include``: NVRTC needs no path then, and CuPy's cache of
     compiled kernels, which does not look into headers, sees every change.
     """
-    names = ("common.cuh", f"{source}.cu")
-    return "".join(f'#line 1 "{name}"\n{(KERNELS / name).read_text("utf-8")}\n' for name in names)
+    constants = {name.upper(): number for name, number in FORMATS.items()} | CONSTANTS.get(
+        source, {}
+    )
+    parts = [f"#define {name} {number}" for name, number in constants.items()]
+    for name in ("common.cuh", f"{source}.cu"):
+        parts += [f'#line 1 "{name}"', (KERNELS / name).read_text("utf-8")]
+    return "\n".join(parts) + "\n"
 
 
 def options(macros: Macros) -> tuple[str, ...]:
@@ -35,8 +53,7 @@ def options(macros: Macros) -> tuple[str, ...]:
 @cache
 def module(source: str, macros: Macros) -> Any:
     """A source compiled with some macros, once in a process for each."""
-    cupy: Any = importlib.import_module("cupy")
-    return cupy.RawModule(code=text(source), options=options(macros))
+    return cupy().RawModule(code=text(source), options=options(macros))
 
 
 @cache

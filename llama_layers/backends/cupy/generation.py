@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dispatch import takes
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.backends.cupy import launch
 from llama_layers.backends.cupy.decode import Replay, Step, fits
+from llama_layers.backends.libraries import cupy
+from llama_layers.backends.trust import takes
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.rope import rope_table
 from llama_layers.model.llama import Llama
@@ -37,17 +37,17 @@ class TokenStep(Step):
     """
 
     def __init__(self, model: Llama, cache: KVCache, uniforms: NDArray[Any], temperature: float):
-        cupy: Any = importlib.import_module("cupy")
+        xp = cupy()
         super().__init__(model, cache)
         self.weights = model.weights
         self.temperature = np.float32(temperature)
-        self.stream = cupy.cuda.get_current_stream()
+        self.stream = xp.cuda.get_current_stream()
         sequences = self.x.shape[0]
-        self.ids = cupy.empty((sequences,), dtype=cupy.int32)
-        self.logits = cupy.empty((sequences, self.weights.lm_head.shape[0]), dtype=cupy.float32)
+        self.ids = xp.empty((sequences,), dtype=xp.int32)
+        self.logits = xp.empty((sequences, self.weights.lm_head.shape[0]), dtype=xp.float32)
         self.shares = launch.draw_scratch(*self.logits.shape)
-        self.uniforms, self.drawn = cupy.asarray(uniforms), cupy.zeros((1,), dtype=cupy.int32)
-        memory = cupy.cuda.alloc_pinned_memory(2 * 4 * sequences)
+        self.uniforms, self.drawn = xp.asarray(uniforms), xp.zeros((1,), dtype=xp.int32)
+        memory = xp.cuda.alloc_pinned_memory(2 * 4 * sequences)
         self.host = np.frombuffer(memory, np.int32, 2 * sequences).reshape(2, sequences)
         self.started = 0
 
@@ -57,7 +57,7 @@ class TokenStep(Step):
             first = to_numpy(cache.counts)
         positions = np.arange(first.min(), first.max() + len(uniforms))
         self.cos, self.sin = rope_table(positions, model.config, like=self.x)
-        self.rows = cupy.asarray((first - first.min()).astype(np.int32))
+        self.rows = xp.asarray((first - first.min()).astype(np.int32))
         if cache.keep is not None:  # none of the tokens to come is padding
             cache.keep[:, cache.length :] = True
         self.replay = Replay(self._launch)
@@ -77,12 +77,11 @@ class TokenStep(Step):
 
     def start(self) -> Tokens:
         """Ask for the next tokens, and do not wait for them."""
-        cupy: Any = importlib.import_module("cupy")
         host = self.host[self.started % 2]
         self.started += 1
         with self.stream:
             self.replay()
-            ids = self.ids.astype(cupy.int64)
+            ids = self.ids.astype(np.int64)
             self.ids.get(out=host, blocking=False)
             return Tokens(ids, host, self.stream.record())
 

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dispatch import Body, only, taken
+from llama_layers.arrays.dispatch import Function, definitions, only
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.layers.cache import KVCache
-from llama_layers.model.forward import decoder_layers as portable_layers
 from llama_layers.model.forward import forward
 from llama_layers.model.generate import generate
 from llama_layers.model.llama import Llama
@@ -52,7 +51,7 @@ SHORT, PADDED = _feed(3, 12, STEPS, False), _feed(2, 12, STEPS, True)
 LONG = _feed(1, 261, (256, 257, 258, 260), False)
 
 
-def decoder_layers(body: Body, place: Place) -> Iterator[Seen]:
+def decoder_layers(body: Function, place: Place) -> Iterator[Seen]:
     """A few tokens at a time after others, in every format of the weights."""
     cases = (
         ("float32", EVEN, PADDED),
@@ -75,7 +74,7 @@ def decoder_layers(body: Body, place: Place) -> Iterator[Seen]:
         yield found
 
 
-def _layers_seen(body: Body, model: TinyModel, feed: Feed, label: str) -> Seen | None:
+def _layers_seen(body: Function, model: TinyModel, feed: Feed, label: str) -> Seen | None:
     computed = _run(model.there, feed, model.place.array, body)
     if not computed.served:
         return None
@@ -97,7 +96,7 @@ def _allowed(alone: NDArray[Any], exact: NDArray[Any]) -> float:
     return float(ALLOWED * own + ROUNDINGS * u * abs(exact).max())
 
 
-def drawn_tokens(body: Body, place: Place) -> Iterator[Seen]:
+def drawn_tokens(body: Function, place: Place) -> Iterator[Seen]:
     """Tokens that follow a prompt, the likeliest and drawn ones.
 
     Each is to be the one that exact logits after the tokens before it give, or one that errors
@@ -156,18 +155,19 @@ class Run(NamedTuple):
     """Whether the body served at all."""
 
 
-def _run(model: Llama, feed: Feed, move: Move, body: Body | None = None) -> Run:
+def _run(model: Llama, feed: Feed, move: Move, body: Function | None = None) -> Run:
     """All tokens by the definitions, and all layers at once by a body where it takes them."""
     states, logits, served = [], [], False
-    definition: Body = portable_layers.__wrapped__  # type: ignore[attr-defined]
 
     def recorded(*arguments: Any) -> Any:
         nonlocal served
-        own = body is not None and taken(body, *arguments)
-        served = served or own
-        x, cache = (body if body is not None and own else definition)(*arguments)
-        states.append(to_numpy(x).copy())
-        return x, cache
+        result = NotImplemented if body is None else body(*arguments)
+        if result is NotImplemented:
+            result = definitions["decoder_layers"](*arguments)
+        else:
+            served = True
+        states.append(to_numpy(result[0]).copy())
+        return result
 
     cache = KVCache.create(model, *feed.ids.shape, like=model.weights.embed_tokens)
     start = 0

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dispatch import Body, taken
+from llama_layers.arrays.dispatch import Function
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.verify.bounds import Bound
@@ -61,7 +61,7 @@ class Case(NamedTuple):
     bound: Callable[[], Bound]
 
 
-def seen(body: Body, definition: Body, case: Case, place: Place) -> Seen | None:
+def seen(body: Function, definition: Function, case: Case, place: Place) -> Seen | None:
     """How far a body is off; None if it does not take the case.
 
     Where the definition's result is finite the body's is within the bound, where it is NaN or
@@ -69,9 +69,10 @@ def seen(body: Body, definition: Body, case: Case, place: Place) -> Seen | None:
     """
     arrays = [place.array(a) for a in case.arrays]
     arguments = case.arguments(*arrays)
-    if not taken(body, place.xp, *arguments):
+    result = body(place.xp, *arguments)
+    if result is NotImplemented:
         return None
-    result = to_numpy(body(place.xp, *arguments))
+    result = to_numpy(result)
     expected = definition(np, *case.arguments(*case.arrays))
     if result.shape != expected.shape or result.dtype != expected.dtype:
         return Seen(

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from llama_layers.arrays.dispatch import Body, Offer
-from llama_layers.backends.numpy.sizes import of_any_size
+from llama_layers.arrays.dispatch import Function
+from llama_layers.backends.numba.sizes import of_any_size
+from llama_layers.backends.trust import Body
 from llama_layers.backends.verdicts import Verdict
 from llama_layers.verify.bodies import decoding, operations
 from llama_layers.verify.bodies.place import Place, Seen
 
-OPERATIONS: dict[str, Callable[[Body, Place], Iterator[Seen]]] = {
+OPERATIONS: dict[str, Callable[[Function, Place], Iterator[Seen]]] = {
     "activations": operations.activations,
     "attend": operations.attend,
     "decoder_layers": decoding.decoder_layers,
@@ -25,12 +26,12 @@ OPERATIONS: dict[str, Callable[[Body, Place], Iterator[Seen]]] = {
 }
 
 
-def verdict_on(offer: Offer) -> Verdict:
+def verdict_on(body: Body) -> Verdict:
     """Try a body, whatever work it takes, and say how far it went beyond its limit.
 
     Parameters
     ----------
-    offer : Offer
+    body : Body
         The body, and whose arrays it takes.
 
     Returns
@@ -41,7 +42,7 @@ def verdict_on(offer: Offer) -> Verdict:
     """
     worst = Seen("", -math.inf)
     with np.errstate(all="ignore"), of_any_size():  # some inputs overflow on purpose
-        for seen in OPERATIONS[offer.name](offer.body, Place.of(offer.library)):
+        for seen in OPERATIONS[body.name](body.function, Place.of(body.library)):
             if not seen.ratio <= worst.ratio:  # NaN is the worst
                 worst = seen
             if not worst.ratio <= 1:

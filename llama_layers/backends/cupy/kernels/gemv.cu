@@ -11,7 +11,6 @@
 // more rows of x share a load and a widening of x, which is what counts beside the weight's bytes
 // when there are many tokens: ROWS numbers of the weight cost TOKENS x (ROWS + 1) + ROWS operations.
 
-#define WARPS 4
 constexpr int PART = TOKENS > 4 && COUNT > 4 ? 4 : COUNT;  // widened at a time: registers are short
 
 #if FLOATS

@@ -5,8 +5,6 @@
 // MASK 0: every key; 1: `allowed` [queries, columns]; 2: slots of queries and keys, and `keep`.
 // SPLIT 1: parts of each probability, high, middle and low, in planes of their own.
 
-#define THREADS 256
-
 // Of all threads, in an order that is always the same; every thread gets it.
 __device__ __forceinline__ float largest_of_block(float value, float* of_warps) {
   for (int bits = 16; bits; bits /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, bits));

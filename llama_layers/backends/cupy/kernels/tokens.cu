@@ -4,9 +4,7 @@
 //
 // Every sum and every choice has one order, whatever the grid is.
 
-#define THREADS 256
-#define OWN 8  // logits of a thread
-#define SHARE (THREADS * OWN)
+#define SHARE (THREADS * OWN)  // OWN logits for each thread
 
 // The largest of some logits, and the first place where it is. NaN is larger than all, at -1.
 struct Largest { float value; int at; };

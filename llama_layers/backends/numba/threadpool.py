@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 
-class Team:
+class ThreadPool:
     """The calling thread and others, which sleep between kernels.
 
-    OpenBLAS's own threads spin for a while after each product; so would these, if they were kept
-    awake, and each would take the other's cores.
+    OpenBLAS's own threads spin for a while after each product. If these were kept awake they would
+    do the same, and each would take the other's cores.
 
-    They are daemons, so that they work for threads that go on after the main one has ended.
+    They are daemons, so that they serve threads that go on after the main one has ended.
     """
 
     def __init__(self) -> None:
@@ -28,17 +27,17 @@ class Team:
             os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
-        """A forked child has none of the threads."""
+        """Begin without threads: a forked child has none of its parent's."""
         self._lock = threading.Lock()
         self._inboxes: list[SimpleQueue[Any]] = []
 
     def run(
         self, size: int, kernel: Any, *arguments: Any, stop: NDArray[np.int64] | None = None
     ) -> None:
-        """Call ``kernel(thread, size, *arguments)`` in so many threads at once.
+        """Call ``kernel(thread, size, *arguments)`` in `size` threads at once.
 
-        Where the threads wait for each other they look at the last number of `stop`, too. If this
-        thread is interrupted, by Ctrl-C say, the others go on without it, to no purpose but to end.
+        Threads that wait for each other also watch the last number of `stop`. If this thread is
+        interrupted, by Ctrl-C say, it is set, and the others end without having finished.
         """
         with self._lock:  # kernels whose threads wait for each other need all of them
             if not getattr(kernel, "signatures", True):  # it takes long, and Ctrl-C may end it
@@ -48,7 +47,7 @@ class Team:
             while len(self._inboxes) < size - 1:
                 fresh: SimpleQueue[Any] = SimpleQueue()
                 threading.Thread(target=_work, args=(fresh,), daemon=True).start()
-                self._inboxes.append(fresh)  # after that, lest there be one that nobody reads
+                self._inboxes.append(fresh)  # not before its thread has started to read it
             ended: SimpleQueue[Exception | None] = SimpleQueue()
             try:
                 for thread, inbox in enumerate(self._inboxes[: size - 1], start=1):
@@ -65,7 +64,7 @@ class Team:
                 raise problem
 
     def _wait(self) -> None:
-        """Until every thread has done what it was given."""
+        """Wait until every thread has done what it was given."""
         ended: SimpleQueue[Exception | None] = SimpleQueue()
         for inbox in self._inboxes:
             inbox.put((lambda thread, size: None, 0, 0, (), ended))
@@ -74,22 +73,22 @@ class Team:
 
 
 def _work(inbox: SimpleQueue[Any]) -> None:
-    """What a thread does all its life."""
+    """Run the kernels of one thread, for ever."""
     while True:
         kernel, thread, size, arguments, ended = inbox.get()
         try:
             kernel(thread, size, *arguments)
             ended.put(None)
-        except Exception as error:  # for whoever called
+        except Exception as error:  # for the caller
             ended.put(error)
         del kernel, arguments, ended  # no longer than the call that they belong to
 
 
-TEAM = Team()
+THREADS = ThreadPool()
 
 
-def threads() -> int:
-    """As many as NumPy's BLAS uses now, so that its environment variables and limits count."""
+def num_threads() -> int:
+    """The threads that NumPy's BLAS uses now, so that its variables and limits count here, too."""
     blas = _numpy_blas()
     return int(blas.num_threads) if blas else os.cpu_count() or 1
 
@@ -97,5 +96,7 @@ def threads() -> int:
 @cache
 def _numpy_blas() -> Any:
     """The library that NumPy, which is loaded by now, multiplies with; None if it is unknown."""
+    from threadpoolctl import ThreadpoolController
+
     found = ThreadpoolController().select(user_api="blas").lib_controllers
     return next(iter(found), None)

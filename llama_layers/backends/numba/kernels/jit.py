@@ -6,19 +6,18 @@ import hashlib
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from numba import njit
 from numba.core import event
 
-PACKAGE = "llama_layers.backends.numba"
-
 
 def _digest() -> str:
-    """Of all sources of the kernels."""
-    sources = sorted((f for f in files(PACKAGE).iterdir() if f.name.endswith(".py")), key=str)
-    return hashlib.sha256(b"".join(f.read_bytes() for f in sources)).hexdigest()[:16]
+    """A digest of all sources that kernels are compiled from."""
+    here = Path(__file__).parent
+    sources = sorted((*here.glob("*.py"), *here.parent.glob("*.py")))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 _DIGEST = _digest()
@@ -27,8 +26,8 @@ _DIGEST = _digest()
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compile a function when it is called first, and keep the result on disc.
 
-    numba names its files after the function and looks whether the function's own file has changed,
-    but not whether those have that hold what it calls. So all of them are in the name.
+    numba names its files after the function, and compiles again if the function's own file has
+    changed, but not if another has changed that holds what it calls. So the name has a digest.
     """
     function.__qualname__ += f"-{_DIGEST}"
     options |= {"nogil": True, "error_model": "numpy"}
@@ -38,15 +37,15 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
         return njit(**options)(function)
 
 
-inside = partial(compiled, inline="always")
-summing = partial(compiled, fastmath={"reassoc", "contract"})  # sums in an order that has vectors
+inlined = partial(compiled, inline="always")
+reordering_sums = partial(compiled, fastmath={"reassoc", "contract"})  # so that LLVM vectorises
 
 
 class _Notice(event.Listener):
     """Says what takes so long, once, where somebody may be looking on."""
 
     def on_start(self, event_: Any) -> None:
-        if event_.data["dispatcher"].py_func.__module__.startswith(PACKAGE):
+        if event_.data["dispatcher"].py_func.__module__.startswith(__package__):
             event.unregister("numba:compile", self)
             if sys.stderr.isatty() or "ipykernel" in sys.modules:
                 print("llama_layers: compiling kernels, once ...", file=sys.stderr)

@@ -18,52 +18,101 @@ others nor on the threads.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numba import carray
 from numpy.typing import NDArray
 
-from llama_layers.backends.numba.elements import exp
-from llama_layers.backends.numba.formats import FLOAT32
-from llama_layers.backends.numba.jit import compiled
-from llama_layers.backends.numba.panels import LINE, pack_panel, panel_times
-from llama_layers.backends.numba.tiles import COLUMNS, GROUP, LANES, interleave
-from llama_layers.backends.numba.vectors import arrive, pointer
-from llama_layers.backends.numpy.memory import empty
+from llama_layers.backends.numba.array_pool import empty
+from llama_layers.backends.numba.kernel_dtypes import FLOAT32
+from llama_layers.backends.numba.kernels.jit import compiled
+from llama_layers.backends.numba.kernels.llvm import LANES, arrive, pointer
+from llama_layers.backends.numba.kernels.outer_tiles import COLUMNS, GROUP, interleave
+from llama_layers.backends.numba.kernels.panels import LINE, pack_panel, panel_times
+from llama_layers.backends.numba.kernels.pointwise import exp
 
 PANELS = 16  # of keys, whose exponentials and values are packed at a time
 
 
-def memory(team: int, rows: int, block: int, keys: int, width: int) -> tuple[NDArray[Any], ...]:
-    """What each thread of `attend` computes in, for so many rows, heads and queries, of a block."""
+class Problem(NamedTuple):
+    """What attention is computed from, apart from the mask."""
+
+    places: NDArray[np.int64]
+    """Of q, k, v and y: the address, and the bytes to the next sequence, token and head [4, 4]."""
+    shape: NDArray[np.int64]
+    """Sequences, queries, heads, key heads, channels of a head, keys."""
+    scale: np.float32
+    block: int
+    """Queries of a block, a multiple of GROUP."""
+
+
+class Visible(NamedTuple):
+    """Which keys a query sees: slots, or a row for each query; all keys if everything is empty."""
+
+    queries: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    window: int
+    valid: NDArray[np.uint8]
+    """Which keys of a sequence are no padding [1 or B, T], or empty."""
+    allowed: NDArray[np.uint8]
+    """[1 or B, S, T], or empty."""
+
+
+class Scratch(NamedTuple):
+    """What each thread computes in; the first axis is the thread."""
+
+    packed: NDArray[np.float32]
+    """Queries, as tiles read them."""
+    panel: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    """Exponentials, as tiles read them."""
+    sums: NDArray[np.float32]
+    """Values weighed by them."""
+    totals: NDArray[np.float32]
+    """Sums of the exponentials of a row."""
+    largest: NDArray[np.float32]
+    """The largest score of each row and lane."""
+    lanes: NDArray[np.float32]
+    """The sum of exponentials of each row and lane."""
+    seen: NDArray[np.uint8]
+    """Which keys a query sees."""
+    used: NDArray[np.uint8]
+    """Which panels any query sees."""
+
+
+def scratch(team: int, problem: Problem) -> Scratch:
+    """Memory for the threads of a team."""
+    _, _, heads, kv_heads, width, keys = map(int, problem.shape)
+    rows = problem.block * (heads // kv_heads)
     panels, channels = -(-keys // COLUMNS), -(-width // COLUMNS)
     groups = rows // GROUP
 
     def floats(*shape: int) -> NDArray[np.float32]:
         return empty((team, *shape), np.float32)
 
-    return (
-        floats(groups, GROUP * -(-width // LANES) * LANES),  # queries
-        floats(COLUMNS * max(-(-width // LANES) * LANES, PANELS * COLUMNS) + LINE),  # a panel
-        floats(panels, rows, COLUMNS),  # scores
-        floats(groups, GROUP * PANELS * COLUMNS + LINE),  # their exponentials
-        floats(channels, rows, COLUMNS),  # weighed values
-        floats(rows),  # sums of exponentials
-        floats(rows, COLUMNS),  # the largest score of each row and lane
-        floats(rows, COLUMNS),  # the sum of exponentials of each row and lane
-        np.zeros((team, panels, block, COLUMNS), np.uint8),  # which keys a query sees
-        np.empty((team, panels), np.uint8),
-        np.zeros(COLUMNS, np.float32),
+    return Scratch(
+        packed=floats(groups, GROUP * -(-width // LANES) * LANES),
+        panel=floats(COLUMNS * max(-(-width // LANES) * LANES, PANELS * COLUMNS) + LINE),
+        scores=floats(panels, rows, COLUMNS),
+        weights=floats(groups, GROUP * PANELS * COLUMNS + LINE),
+        sums=floats(channels, rows, COLUMNS),
+        totals=floats(rows),
+        largest=floats(rows, COLUMNS),
+        lanes=floats(rows, COLUMNS),
+        seen=np.zeros((team, panels, problem.block, COLUMNS), np.uint8),
+        used=np.empty((team, panels), np.uint8),
     )
 
 
 @compiled
-def _see(queries, keys, window, keep, allowed, batch, first, count, visible, seen, used):
-    """Which of the `visible` keys each query of a block sees, and which panels any does."""
+def _see(visible, batch, first, count, keys, seen, used):
+    """Which keys each of `count` queries of a block sees, and which panels any of them does."""
+    allowed, valid = visible.allowed, visible.valid
     for p in range(used.shape[0]):
         begin = p * COLUMNS
-        columns = min(COLUMNS, visible - begin)
+        columns = min(COLUMNS, keys - begin)
         found = np.uint8(0)
         for i in range(count):
             row = seen[p, i]
@@ -72,14 +121,14 @@ def _see(queries, keys, window, keep, allowed, batch, first, count, visible, see
                 row[:columns] = allowed[
                     batch % allowed.shape[0], first + i, begin : begin + columns
                 ]
-            elif queries.size:
-                own = queries[first + i]
+            elif visible.queries.size:
+                own = visible.queries[first + i]
                 for j in range(columns):
-                    slot = keys[begin + j]
-                    row[j] = (slot >= 0) & (slot <= own) & (slot > own - window)
-                if keep.size:
+                    slot = visible.keys[begin + j]
+                    row[j] = (slot >= 0) & (slot <= own) & (slot > own - visible.window)
+                if valid.size:
                     for j in range(columns):
-                        row[j] &= keep[batch % keep.shape[0], begin + j]
+                        row[j] &= valid[batch % valid.shape[0], begin + j]
             else:
                 row[:columns] = 1
             for j in range(columns):
@@ -164,25 +213,17 @@ def _begin(place, sequence, head):
 
 
 @compiled
-def attend(
-    thread, team, counter, places, shape, scale, queries, keys, window, keep, allowed, block,
-    packed_of, panel_of, scores_of, weights_of, sums_of, totals_of, largest_of, lanes_of, seen_of,
-    used_of, zeros,
-):  # fmt: skip
-    """A thread's part of attention; see attention.py. `places` are addresses and steps in bytes.
-
-    Of q, k, v and y, in this order: where it begins, and from a sequence, token and head to the
-    next.
-    """
-    batch, count, heads, kv_heads, width, visible = shape
+def attend(thread, team, counter, problem, visible, scratch):
+    """A thread's part of attention. `counter` is a zero that the threads share."""
+    places, block = problem.places, problem.block
+    batch, count, heads, kv_heads, width, keys = problem.shape
     group = heads // kv_heads
-    packed, scores, weights, sums = (
-        packed_of[thread], scores_of[thread], weights_of[thread], sums_of[thread],
-    )  # fmt: skip
-    totals, largest, lanes = totals_of[thread], largest_of[thread], lanes_of[thread]
-    seen, used = seen_of[thread], used_of[thread]
-    panel = (panel_of[thread].ctypes.data + 63) // 64 * 64
-    masked = queries.size > 0 or allowed.size > 0
+    scores, sums = scratch.scores[thread], scratch.sums[thread]
+    totals, largest = scratch.totals[thread], scratch.largest[thread]
+    seen, used = scratch.seen[thread], scratch.used[thread]
+    panel = (scratch.panel[thread].ctypes.data + 63) // 64 * 64
+    zeros = np.zeros(COLUMNS, np.float32)
+    masked = visible.queries.size > 0 or visible.allowed.size > 0
     each = batch * kv_heads
     blocks = -(-count // block)
     unit = arrive(counter.ctypes.data)
@@ -194,12 +235,23 @@ def attend(
         groups = group * padded // GROUP
         q, k = _begin(places[0], sequence, kv_head * group), _begin(places[1], sequence, kv_head)
         v, y = _begin(places[2], sequence, kv_head), _begin(places[3], sequence, kv_head * group)
-        _see(queries, keys, window, keep, allowed, sequence, first, some, visible, seen, used)
-        _score(q, k, places, first, some, group, width, visible, packed, panel, used, scores, zeros)
+        _see(visible, sequence, first, some, keys, seen, used)
+        packed, weights = scratch.packed[thread], scratch.weights[thread]
+        _score(q, k, places, first, some, group, width, keys, packed, panel, used, scores, zeros)
+        lanes = scratch.lanes[thread]
         _exponentials(
-            scores, used, seen, group * padded, padded, scale, masked, largest, lanes, totals
+            scores,
+            used,
+            seen,
+            group * padded,
+            padded,
+            problem.scale,
+            masked,
+            largest,
+            lanes,
+            totals,
         )
-        _weigh(v, places[2, 2], width, visible, groups, used, scores, weights, panel, sums, zeros)
+        _weigh(v, places[2, 2], width, keys, groups, used, scores, weights, panel, sums, zeros)
         for i in range(some):
             for g in range(group):
                 row = g * padded + i

@@ -16,22 +16,83 @@ row's place changes that order, so that a token's result does not depend on its 
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import carray
+from numpy.typing import NDArray
 
-from llama_layers.backends.numba.elements import exp, gate, norm, rotate
-from llama_layers.backends.numba.formats import BFLOAT16, CHUNK, FLOAT16, FLOAT32, ROWS
-from llama_layers.backends.numba.jit import compiled, summing
-from llama_layers.backends.numba.vectors import (
-    LANES,
-    TOKENS,
-    arrive,
-    number,
-    pointer,
-    tile,
-    weigh,
-)
-from llama_layers.backends.numba.waiting import until
+from llama_layers.backends.numba.kernel_dtypes import BFLOAT16, FLOAT16, FLOAT32
+from llama_layers.backends.numba.kernels.dot_tiles import TOKENS, dot_tile, weigh
+from llama_layers.backends.numba.kernels.jit import compiled, reordering_sums
+from llama_layers.backends.numba.kernels.llvm import LANES, arrive, number, pointer
+from llama_layers.backends.numba.kernels.pointwise import exp, gate, norm, rotate
+from llama_layers.backends.numba.kernels.spin_wait import spin_until
+from llama_layers.backends.numba.sizes import CHUNK, ROWS
+
+
+class Inputs(NamedTuple):
+    """What all layers are computed from, apart from the tokens; M tokens in sequences of S."""
+
+    dtype: int
+    """The format of the weights."""
+    weights: NDArray[np.int64]
+    """Addresses [layers, 12], in the order of ``LayerWeights.named()``; 0 for a missing bias."""
+    caches: NDArray[np.int64]
+    """Addresses of each layer's keys and values [layers, 2]."""
+    capacity: int
+    length: int
+    """Of the cache, before these tokens."""
+    seq: int
+    eps: np.float32
+    scale: np.float32
+    cos: NDArray[np.float32]
+    sin: NDArray[np.float32]
+    """The angles of each token [M, D / 2]."""
+    allowed: NDArray[np.uint8]
+    """Which keys a token sees [masks, M, T]."""
+    mask_of: NDArray[np.int64]
+    """The mask of each layer."""
+
+
+class Scratch(NamedTuple):
+    """Memory for what lies between the steps of a layer; the first axis of some is the thread."""
+
+    wide: NDArray[np.float32]
+    normed: NDArray[np.float32]
+    qkv: NDArray[np.float32]
+    parts: NDArray[np.float32]
+    stats: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    joined: NDArray[np.float32]
+    added: NDArray[np.float32]
+    gated: NDArray[np.float32]
+    up: NDArray[np.float32]
+
+
+def scratch(
+    threads: int, tokens: int, hidden: int, inner: int, heads: int, kv_heads: int, width: int,
+    visible: int,
+) -> Scratch:  # fmt: skip
+    """The memory that `layers` needs."""
+    chunks = -(-visible // CHUNK)
+    qkv = (heads + 2 * kv_heads) * width
+
+    def empty(*shape: int) -> NDArray[Any]:
+        return np.empty(shape, np.float32)
+
+    return Scratch(
+        wide=empty(threads, max(hidden, inner, qkv)),
+        normed=empty(threads, tokens, hidden),
+        qkv=empty(tokens, qkv),
+        parts=empty(tokens, chunks, heads, width),
+        stats=empty(tokens, chunks, heads, 2),
+        scores=empty(threads, heads // kv_heads, CHUNK),
+        joined=empty(threads, tokens, heads * width),
+        added=empty(tokens, hidden),
+        gated=empty(tokens, inner),
+        up=empty(tokens, inner),
+    )
 
 
 @compiled
@@ -44,7 +105,7 @@ def _meet(sync, round_, team):
     """Wait until every thread of the team has come here; return the number of the next round."""
     address = _address(sync)
     arrive(address)
-    until(address, round_ * team, address + 8)
+    spin_until(address, round_ * team, address + 8)
     return round_ + 1
 
 
@@ -71,19 +132,21 @@ def _rows_times(kind, rows, w, w_step, next_, x, x_step, tokens, count, y, y_row
         ahead = 2 * next_ + ((first // TOKENS * next_) >> slowness)
         a, b = x + first * x_step, y + first * y_token
         if rows == 1:
-            tile(1, kind, left, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
+            dot_tile(1, kind, left, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
         else:
-            tile(ROWS, kind, left, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness)
+            dot_tile(
+                ROWS, kind, left, w, w_step, a, x_step, count, b, y_row, y_token, ahead, slowness
+            )
 
 
 @compiled
-def product(thread, team, kind, w, rows, x, y):
+def product(thread, team, kind, w, x, y):
     """A thread's share of y [M, rows] = x [M, K] times the transposed [rows, K] at an address.
 
-    There are ROWS rows at least. Where their number is no multiple of it, the last tile is of the
+    There are at least ROWS rows. If their number is not a multiple of ROWS, the last tile takes the
     last rows: what is computed twice comes to the same bits.
     """
-    tokens, count = x.shape
+    (tokens, count), rows = x.shape, y.shape[1]
     step = count * (4 if kind == FLOAT32 else 2)
     start, stop = _share(rows, ROWS, thread, team)
     apart = (stop - start) // ROWS
@@ -100,7 +163,7 @@ def product(thread, team, kind, w, rows, x, y):
         )  # fmt: skip
 
 
-@summing
+@reordering_sums
 def _sum(x):
     total = np.float32(0)
     for value in x:
@@ -109,23 +172,23 @@ def _sum(x):
 
 
 @compiled
-def _attend(q, group, keys, values, head, first, last, allowed, scale, scores, y, stats):
-    """The keys from first to before last for the queries [G, D], at an address, that read a head.
+def _attend(q, keys, values, allowed, scale, scores, y, stats):
+    """Attention of the queries [G, D], at an address, to keys and values [T, D] of their head.
 
     Keys before the first that is allowed, and after the last, are not looked at: they may be of
     padding, with NaN, or most of a context that is beyond a window.
 
-    At the address y, [G, D], come the sums of the values weighed by exp(score - m); in `stats`
-    [G, 2] m, the largest score, and the sum of the weights.
+    The sums of the values weighed by exp(score - m) go to the address y, [G, D]; m, the largest
+    score, and the sum of the weights go to `stats` [G, 2].
     """
-    width = keys.shape[2]
+    first, last = 0, keys.shape[0]
+    group, width = stats.shape[0], keys.shape[1]
     while first < last and not allowed[first]:
         first += 1
     while first < last and not allowed[last - 1]:
         last -= 1
-    step, count = 4 * keys.shape[1] * width, last - first
-    k = _address(keys) + first * step + 4 * head * width
-    v = _address(values) + first * step + 4 * head * width
+    step, count = keys.strides[0], last - first
+    k, v = _address(keys) + first * step, _address(values) + first * step
     p, p_step = _address(scores), 4 * scores.shape[1]
     whole = count // ROWS * ROWS
     for t in range(0, whole, ROWS):
@@ -209,12 +272,12 @@ def _widen(kind, address, start, stop, y):
 
 
 @compiled
-def _linear(thread, team, kind, w, bias, rows, x, y, wide):
+def _linear(thread, team, kind, w, bias, x, y, wide):
     """A thread's share of a product, with the bias at an address, if that is not 0."""
-    product(thread, team, kind, w, rows, x, y)
+    product(thread, team, kind, w, x, y)
     if bias == 0:
         return
-    start, stop = _share(rows, ROWS, thread, team)
+    start, stop = _share(y.shape[1], ROWS, thread, team)
     _widen(kind, bias, start, stop, wide)
     for token in range(y.shape[0]):
         for i in range(start, stop):
@@ -240,69 +303,77 @@ def _gate(thread, team, gated, up):
 
 
 @compiled
-def layers(
-    thread, team, sync, kind, weights, caches, capacity, place, seq, eps, scale, cos, sin,
-    allowed, mask_of, x, wide, normed, qkv, parts, stats, scores, joined, added, gated, up,
-):  # fmt: skip
-    """A thread's part of all decoder layers, on x [M, H] in place; see decode.py for the shapes.
+def layers(thread, team, sync, inputs, x, scratch):
+    """A thread's part of all decoder layers, on the tokens x [M, H] in place.
 
     The threads meet six times a layer: after every product, since the next needs all of it, after
-    the new keys and values are in the cache, and after attention. What is cheap to compute, norms
-    and the joining of chunks, each thread computes for itself.
+    the new keys and values are in the cache, and after attention. Each thread computes for itself
+    what is cheap: norms, and the joining of chunks.
     """
+    kind, seq, capacity = inputs.dtype, inputs.seq, inputs.capacity
+    qkv, added, gated, up = scratch.qkv, scratch.added, scratch.gated, scratch.up
     tokens, hidden = x.shape
-    width = 2 * cos.shape[1]
-    chunks, heads = parts.shape[1], parts.shape[2]
+    width = 2 * inputs.cos.shape[1]
+    chunks, heads = scratch.parts.shape[1], scratch.parts.shape[2]
     kv_heads = (qkv.shape[1] // width - heads) // 2
     group = heads // kv_heads
-    batch, visible = tokens // seq, allowed.shape[2]
-    own, whole, spare = normed[thread], joined[thread], wide[thread]
+    batch, visible = tokens // seq, inputs.allowed.shape[2]
+    own, whole, spare = scratch.normed[thread], scratch.joined[thread], scratch.wide[thread]
     round_ = 1
-    for layer in range(weights.shape[0]):
-        norm1, wq, q_bias, wo, o_bias, norm2, wg, gate_bias, wu, up_bias, wd, down_bias = weights[
-            layer
-        ]
-        keys = carray(pointer(caches[layer, 0]), (batch, capacity, kv_heads, width), np.float32)
-        values = carray(pointer(caches[layer, 1]), (batch, capacity, kv_heads, width), np.float32)
+    for layer in range(inputs.weights.shape[0]):
+        norm1, wq, q_bias, wo, o_bias, norm2, wg, gate_bias, wu, up_bias, wd, down_bias = (
+            inputs.weights[layer]
+        )
+        keys, values = (
+            carray(
+                pointer(inputs.caches[layer, 0]), (batch, capacity, kv_heads, width), np.float32
+            ),
+            carray(
+                pointer(inputs.caches[layer, 1]), (batch, capacity, kv_heads, width), np.float32
+            ),
+        )
         _widen(kind, norm1, 0, hidden, spare)
-        norm(x, spare, eps, own)
-        _linear(thread, team, kind, wq, q_bias, qkv.shape[1], own, qkv, spare)
+        norm(x, spare, inputs.eps, own)
+        _linear(thread, team, kind, wq, q_bias, own, qkv, spare)
         round_ = _meet(sync, round_, team)
         for unit in range(thread, tokens * (heads + kv_heads), team):
             token, head = unit // (heads + kv_heads), unit % (heads + kv_heads)
             here = qkv[token, head * width : (head + 1) * width]
+            cos, sin = inputs.cos[token], inputs.sin[token]
             if head < heads:
-                rotate(here, cos[token], sin[token], here)
+                rotate(here, cos, sin, here)
             else:
-                row, slot = token // seq, (place + token % seq) % capacity
-                rotate(here, cos[token], sin[token], keys[row, slot, head - heads])
+                row, slot = token // seq, (inputs.length + token % seq) % capacity
+                rotate(here, cos, sin, keys[row, slot, head - heads])
                 v = (head + kv_heads) * width
                 values[row, slot, head - heads, :] = qkv[token, v : v + width]
         round_ = _meet(sync, round_, team)
         for unit in range(thread, tokens * kv_heads * chunks, team):
             token, kv, chunk = unit // (kv_heads * chunks), unit // chunks % kv_heads, unit % chunks
             first, q_head, row = chunk * CHUNK, kv * group, token // seq
+            last = min(first + CHUNK, visible)
             q = _address(qkv) + 4 * (token * qkv.shape[1] + q_head * width)
-            part = _address(parts) + 4 * ((token * chunks + chunk) * heads + q_head) * width
+            part = 4 * ((token * chunks + chunk) * heads + q_head) * width
             _attend(
-                q, group, keys[row], values[row], kv, first, min(first + CHUNK, visible),
-                allowed[mask_of[layer], token], scale, scores[thread], part,
-                stats[token, chunk, q_head : q_head + group],
+                q, keys[row, first:last, kv], values[row, first:last, kv],
+                inputs.allowed[inputs.mask_of[layer], token, first:last], inputs.scale,
+                scratch.scores[thread], _address(scratch.parts) + part,
+                scratch.stats[token, chunk, q_head : q_head + group],
             )  # fmt: skip
         round_ = _meet(sync, round_, team)
         for token in range(tokens):
             for head in range(heads):
                 y = whole[token, head * width : (head + 1) * width]
-                _join(parts[token, :, head], stats[token, :, head], y)
-        _linear(thread, team, kind, wo, o_bias, hidden, whole, added, spare)
+                _join(scratch.parts[token, :, head], scratch.stats[token, :, head], y)
+        _linear(thread, team, kind, wo, o_bias, whole, added, spare)
         _add(thread, team, x, added)
         round_ = _meet(sync, round_, team)
         _widen(kind, norm2, 0, hidden, spare)
-        norm(x, spare, eps, own)
-        _linear(thread, team, kind, wg, gate_bias, gated.shape[1], own, gated, spare)
-        _linear(thread, team, kind, wu, up_bias, gated.shape[1], own, up, spare)
+        norm(x, spare, inputs.eps, own)
+        _linear(thread, team, kind, wg, gate_bias, own, gated, spare)
+        _linear(thread, team, kind, wu, up_bias, own, up, spare)
         _gate(thread, team, gated, up)
         round_ = _meet(sync, round_, team)
-        _linear(thread, team, kind, wd, down_bias, hidden, gated, added, spare)
+        _linear(thread, team, kind, wd, down_bias, gated, added, spare)
         _add(thread, team, x, added)
         round_ = _meet(sync, round_, team)

@@ -55,28 +55,31 @@ Padding adds 0 * 0, which changes no sum.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import dtype_name
-from llama_layers.backends.numba.formats import FLOAT32, KINDS, PAIRS, ready
-from llama_layers.backends.numba.jit import compiled
-from llama_layers.backends.numba.panels import LINE, pack_panel, panel_times
-from llama_layers.backends.numba.processor import missing
-from llama_layers.backends.numba.tiles import (
+from llama_layers.backends.numba.array_pool import empty
+from llama_layers.backends.numba.kernel_dtypes import (
+    BFLOAT16_PAIRS,
+    FLOAT32,
+    KERNEL_DTYPES,
+    ready,
+)
+from llama_layers.backends.numba.kernels.jit import compiled
+from llama_layers.backends.numba.kernels.llvm import LANES, WIDE, arrive
+from llama_layers.backends.numba.kernels.outer_tiles import (
     COLUMNS,
     GROUP,
     GROUPS,
-    LANES,
     ROWS,
-    WIDE,
     interleave,
 )
-from llama_layers.backends.numba.vectors import arrive
-from llama_layers.backends.numba.waiting import until
-from llama_layers.backends.numpy.memory import empty
+from llama_layers.backends.numba.kernels.panels import LINE, pack_panel, panel_times
+from llama_layers.backends.numba.kernels.processor import missing
+from llama_layers.backends.numba.kernels.spin_wait import spin_until
 
 DEPTH = 1024 if WIDE else 768  # units of K in a panel at most
 TILES = 44 if WIDE else 86  # of tokens that pass a panel before it is packed again, at most
@@ -85,7 +88,7 @@ CHUNK = 8  # groups of tokens that a thread packs at a time
 
 def problem(x: str, weight: str) -> str | None:
     """Why nothing here multiplies x by a weight of these dtypes on this processor, or None."""
-    if (x, weight) != ("bfloat16", "bfloat16") and (x != "float32" or weight not in KINDS):
+    if (x, weight) != ("bfloat16", "bfloat16") and (x != "float32" or weight not in KERNEL_DTYPES):
         return f"no kernel for x of {x} and a weight of {weight}"
     needed = ("avx512f", "avx512bw", "avx512bf16") if x == "bfloat16" else ("avx2", "fma", "f16c")
     feature = missing(*needed)
@@ -94,13 +97,38 @@ def problem(x: str, weight: str) -> str | None:
     return None
 
 
-def operands(
+class Product(NamedTuple):
+    """One product y [M, N] = x @ weight.T + bias, for all threads; the caller holds the weight."""
+
+    x: NDArray[Any]
+    """Units [M, units]."""
+    packed: NDArray[Any]
+    """Memory for x as tiles read it; see `_pack`."""
+    dtype: int
+    """The format of the weight."""
+    weight: int
+    """Its address."""
+    step: int
+    """Bytes from a row of it to the next."""
+    rows: int
+    count: int
+    """Numbers of a row, K."""
+    bias: NDArray[np.float32]
+    """Zeros where there is no bias, and some more numbers than rows."""
+    panels: NDArray[np.uint32]
+    """Memory for a panel of each thread."""
+    sums: NDArray[np.float32]
+    """Memory for the sums of a panel of each thread."""
+    y: NDArray[Any]
+
+
+def product(
     x: NDArray[Any],
     weight: NDArray[Any],
     bias: NDArray[np.float32] | None,
     y: NDArray[Any],
     team: int,
-) -> tuple[Any, ...]:
+) -> Product:
     """What each thread of a team gives to `multiply`, to write y [M, N] = x @ weight.T + bias.
 
     Parameters
@@ -108,25 +136,24 @@ def operands(
     x : ndarray, shape [M, K]
         Float32 or bfloat16.
     weight : ndarray, shape [N, K]
-        With adjacent columns, and kept by the caller: bfloat16 if x is, else float32, float16 or
-        bfloat16.
+        With adjacent columns: bfloat16 if x is, else float32, float16 or bfloat16. Its address is
+        kept, and not the array.
     bias : ndarray of float32, shape [N], or None
         Added to each row.
     y : ndarray, shape [M, N]
         Of the dtype of x, contiguous.
     team : int
-        How many threads. They need not run at the same time.
+        The number of threads. They need not run at the same time.
 
     Returns
     -------
-    tuple
-        For one product.
+    Product
+        For one use.
     """
     rows, count = weight.shape
-    matrix = weight.ctypes.data, weight.strides[0], rows, count
-    form, unit, written = KINDS[dtype_name(weight.dtype)], np.float32, y
+    form, unit, written = KERNEL_DTYPES[dtype_name(weight.dtype)], np.float32, y
     if x.dtype != np.float32:
-        form, unit, written = PAIRS, np.uint32, y.view(np.uint16)
+        form, unit, written = BFLOAT16_PAIRS, np.uint32, y.view(np.uint16)
         if count % 2:
             even = np.zeros((len(x), count + 1), x.dtype)
             even[:, :count] = x
@@ -142,11 +169,14 @@ def operands(
         first[:rows] = bias
     panels = empty((team, COLUMNS * depth + LINE), np.uint32)
     sums = empty((team, min(TILES * ROWS, groups * GROUP), COLUMNS), np.float32)
-    return np.zeros(3, np.int64), x, packed, form, *matrix, first, panels, sums, written
+    return Product(
+        x, packed, form, weight.ctypes.data, weight.strides[0], rows, count, first, panels, sums,
+        written,
+    )  # fmt: skip
 
 
 @compiled
-def _pack(done, x, packed):
+def _pack(sync, x, packed):
     """Lay x [M, units] out as tiles read it: [blocks of K, groups, GROUP * depth and a line].
 
     A group has unit k of each of its tokens side by side. The threads take chunks of groups in
@@ -157,7 +187,7 @@ def _pack(done, x, packed):
     blocks, groups, length = packed.shape
     depth = (length - LINE) // GROUP
     chunks = (groups + CHUNK - 1) // CHUNK
-    taken, finished = done.ctypes.data, done.ctypes.data + 8
+    taken, finished = sync.ctypes.data, sync.ctypes.data + 8
     chunk = arrive(taken)
     while chunk < chunks:
         for group in range(chunk * CHUNK, min(chunk * CHUNK + CHUNK, groups)):
@@ -171,7 +201,7 @@ def _pack(done, x, packed):
                     interleave(a + 4 * k, 4 * units, last, count, b + 4 * GROUP * k)
         arrive(finished)
         chunk = arrive(taken)
-    until(finished, chunks, finished + 8)
+    spin_until(finished, chunks, finished + 8)
 
 
 @compiled
@@ -194,35 +224,38 @@ def _write(sums, y):
 
 
 @compiled
-def multiply(thread, team, done, x, packed, form, w, w_step, rows, count, bias, panels, sums, y):
-    """Write one thread's columns of y; see `operands`.
+def multiply(thread, team, sync, product):
+    """Write one thread's columns of y. `sync` are three zeros that the threads share.
 
     Addresses are of arrays that the caller holds: numba frees its own after their last use by name.
     """
-    _pack(done, x, packed)
+    packed, y = product.packed, product.y
+    form, w_step, rows, count = product.dtype, product.step, product.rows, product.count
+    _pack(sync, product.x, packed)
     blocks, groups, length = packed.shape
     depth = (length - LINE) // GROUP
-    numbers = depth * (2 if form == PAIRS else 1)  # of a row in a panel
+    numbers = depth * (2 if form == BFLOAT16_PAIRS else 1)  # of a row in a panel
     size = 4 if form == FLOAT32 else 2
-    panel = (panels[thread].ctypes.data + 63) // 64 * 64
-    total = sums[thread].ctypes.data
+    panel = (product.panels[thread].ctypes.data + 63) // 64 * 64
+    sums = product.sums[thread]
+    total = sums.ctypes.data
     tiles, all_panels = -(-groups // GROUPS), -(-rows // COLUMNS)
     parts = -(-tiles // TILES)
     for p in range(all_panels * thread // team, all_panels * (thread + 1) // team):
         column = p * COLUMNS
         columns = min(COLUMNS, rows - column)
-        first = w + column * w_step
+        first = product.weight + column * w_step
         for part in range(parts):
             start, stop = tiles * part // parts * GROUPS, tiles * (part + 1) // parts * GROUPS
             stop = min(stop, groups)
             for block in range(blocks):
                 left = min(numbers, count - block * numbers)
-                units = (left + 1) // 2 if form == PAIRS else left
+                units = (left + 1) // 2 if form == BFLOAT16_PAIRS else left
                 here = first + block * numbers * size
                 ahead = here + numbers * size if block + 1 < blocks else first + COLUMNS * w_step
                 pack_panel(form, here, w_step, columns, left, panel)
                 if block == 0:
-                    begin, step = bias.ctypes.data + 4 * column, 0
+                    begin, step = product.bias.ctypes.data + 4 * column, 0
                 else:
                     begin, step = total, 4 * COLUMNS
                 a = packed.ctypes.data + 4 * length * (block * groups + start)
@@ -231,4 +264,4 @@ def multiply(thread, team, done, x, packed, form, w, w_step, rows, count, bias, 
                     w_step, numbers * size,
                 )  # fmt: skip
             token, end = start * GROUP, min(stop * GROUP, y.shape[0])
-            _write(sums[thread, : end - token, :columns], y[token:end, column : column + columns])
+            _write(sums[: end - token, :columns], y[token:end, column : column + columns])

@@ -7,22 +7,22 @@ import os
 import numpy as np
 from numba import types
 
-from llama_layers.backends.numba.jit import compiled
-from llama_layers.backends.numba.vectors import arrived
+from llama_layers.backends.numba.kernels.jit import compiled
+from llama_layers.backends.numba.kernels.llvm import arrived
 
 _POSIX = os.name == "posix"
 _yield = types.ExternalFunction("sched_yield", types.intc()) if _POSIX else None
 _sleep = types.ExternalFunction("usleep", types.intc(types.uint32)) if _POSIX else None
-# Longer than threads of a team wait for each other while each has a core; that takes some tenths of
-# a millisecond. A thread that has none waits for several, and for less if others go to sleep: the
-# system then moves it to their core.
+# Longer than threads wait for each other while each has a core: that takes some tenths of a
+# millisecond. A thread without a core keeps others waiting for several milliseconds, and for fewer
+# if they go to sleep: the system then moves it to their core.
 _PATIENCE = 1 << 17  # looks at the counter
 _NAP = 50  # microseconds
 
 
 @compiled
-def until(address, count, stop):
-    """Wait until a counter has come so far, or the number at `stop` is not 0: see team.py."""
+def spin_until(address, count, stop):
+    """Wait until a counter has reached `count`, or the number at `stop` is not 0."""
     spins = 0
     while arrived(address) < count:
         spins += 1

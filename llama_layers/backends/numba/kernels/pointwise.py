@@ -1,6 +1,6 @@
-"""What is computed number by number, in steps that vectorise: norm, RoPE, the gate.
+"""Norm, RoPE and the gate, in steps that LLVM vectorises.
 
-The functions of a thread and a team are for many tokens, of which each thread takes its share.
+Each thread of a team takes its share of many tokens in the functions that end in ``_part``.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from llama_layers.backends.numba.jit import compiled, inside, summing
-from llama_layers.backends.numba.vectors import pointer
+from llama_layers.backends.numba.kernels.jit import compiled, inlined, reordering_sums
+from llama_layers.backends.numba.kernels.llvm import pointer
 
 
-@inside
+@inlined
 def exp(x):
     """Give e**x for x <= 0, or NaN, to about one unit in the last place, in steps that vectorise.
 
@@ -37,7 +37,7 @@ def exp(x):
     return p * low * high if x == x else x
 
 
-@summing
+@reordering_sums
 def _sum_of_squares(x):
     total = np.float32(0)
     for value in x:
@@ -95,7 +95,7 @@ def gate_part(thread, team, x, up, y):
 
 
 @compiled
-def turn_part(thread, team, x, steps, cos, sin, y):
+def rotate_part(thread, team, x, steps, cos, sin, y):
     """A thread's heads of RoPE: from the address x, in steps of bytes, to y [B, S, heads, D].
 
     Of one row of angles for all sequences or one for each, [1 or B, S, D/2].

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from llama_layers.backends.numba.formats import BFLOAT16, FLOAT16, FLOAT32, PAIRS
-from llama_layers.backends.numba.jit import compiled
-from llama_layers.backends.numba.tiles import (
+from llama_layers.backends.numba.kernel_dtypes import (
+    BFLOAT16,
+    BFLOAT16_PAIRS,
+    FLOAT16,
+    FLOAT32,
+)
+from llama_layers.backends.numba.kernels.jit import compiled
+from llama_layers.backends.numba.kernels.llvm import LANES
+from llama_layers.backends.numba.kernels.outer_tiles import (
     COLUMNS,
     GROUPS,
     HALF,
-    LANES,
     ROWS,
-    tile,
+    outer_tile,
     transpose,
 )
 
@@ -26,7 +31,7 @@ def pack_panel(form, w, step, rows, count, panel):
     of K, or zero: nobody reads them. Reads each weight once, and writes 4 bytes a unit.
     """
     size = 4 if form == FLOAT32 else 2
-    numbers = 2 if form == PAIRS else 1  # in a unit
+    numbers = 2 if form == BFLOAT16_PAIRS else 1  # in a unit
     for begin in range(0, count, NEAR * numbers):
         end = min(begin + NEAR * numbers, count)
         for v in range(0, min(COLUMNS, rows), HALF):
@@ -42,14 +47,14 @@ def pack_panel(form, w, step, rows, count, panel):
                 elif form == FLOAT16:
                     transpose(FLOAT16, a, step, last, left, b)
                 else:
-                    transpose(PAIRS, a, step, last, left, b)
+                    transpose(BFLOAT16_PAIRS, a, step, last, left, b)
 
 
 @compiled
 def panel_times(packed, x, apart, groups, panel, depth, begin, step, sums, ahead, row, width):
     """Sums of some groups of tokens by a panel; the next will have `width` bytes a row of `ahead`.
 
-    The other arguments are those of `tile`.
+    The other arguments are those of `outer_tile`.
     """
     tiles, lines = -(-groups // GROUPS), width // 64 + 1
     for i in range(tiles):
@@ -58,8 +63,8 @@ def panel_times(packed, x, apart, groups, panel, depth, begin, step, sums, ahead
         a, b, c = x + GROUPS * apart * i, begin + ROWS * step * i, sums + 4 * COLUMNS * ROWS * i
         soon, left = ahead + 64 * line, groups - GROUPS * i
         if left >= GROUPS:
-            tile(GROUPS, packed, a, apart, panel, depth, b, step, c, soon, row, some)
+            outer_tile(GROUPS, packed, a, apart, panel, depth, b, step, c, soon, row, some)
         elif left == 2:
-            tile(2, packed, a, apart, panel, depth, b, step, c, soon, row, some)
+            outer_tile(2, packed, a, apart, panel, depth, b, step, c, soon, row, some)
         else:
-            tile(1, packed, a, apart, panel, depth, b, step, c, soon, row, some)
+            outer_tile(1, packed, a, apart, panel, depth, b, step, c, soon, row, some)
