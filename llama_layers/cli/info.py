@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.backends.cupy.detect import gpu_problem
+from llama_layers.backends.cupy.detect import device_name, gpu_problem
 from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.cli.options import MODEL, add_json
 from llama_layers.cli.verify_bodies import verify
@@ -89,9 +89,7 @@ def computing() -> dict[str, str]:
 
 
 def _gpu() -> str:
-    from llama_layers.bench.gpu import described
-
-    return f"{described()}, by CuPy {importlib.import_module('cupy').__version__}"
+    return f"{device_name()}, by CuPy {importlib.import_module('cupy').__version__}"
 
 
 def describe(checkpoint: Checkpoint, tensors: bool) -> dict[str, Any]:

@@ -20,6 +20,21 @@ def check_outputs(
             raise ValueError(f"{output}: expected a file to write, got one that is read here")
 
 
+def check_plot(path: Path | None) -> None:
+    """Raise unless matplotlib is installed and writes the format that a path's ending names."""
+    if path is None:
+        return
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "--plot needs matplotlib: pip install 'llama-layers[plot]'"
+        ) from None
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix.lstrip(".").lower() not in known:
+        raise ValueError(f"--plot: expected a name ending in one of {', '.join(known)}, got {path}")
+
+
 def _files_of(model: str | None) -> set[Path]:
     from llama_layers.checkpoint import open_checkpoint
 

@@ -16,7 +16,7 @@ from llama_layers.cli.options import (
     add_model,
     resolve_backend,
 )
-from llama_layers.cli.outputs import check_outputs
+from llama_layers.cli.outputs import check_outputs, check_plot
 from llama_layers.files.output import write_atomically
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ def run(args: argparse.Namespace) -> int:
     check_outputs((args.save, args.plot), args.force, model=args.model)
     if args.save is not None and args.save == args.plot:
         raise ValueError(f"--save and --plot: expected two files, got {args.save} twice")
-    if args.plot is not None:
-        from llama_layers.cli import plot  # without matplotlib, fail before the work
-
-        plot.check_format(args.plot)
+    check_plot(args.plot)
     backend = resolve_backend(args.backend)
     if args.model is None:
         cases = qkv_cases.builtin_cases(backend, args.dtype or "float32")
@@ -71,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     if args.save is not None:
         save(args.save, examined)
     if args.plot is not None:
+        from llama_layers.cli import plot
+
         pictures = [(case.title, case.tokens, found.qkv) for case, found in examined]
         write_atomically(args.plot, lambda temporary: plot.draw(temporary, pictures))
     if args.json:

@@ -1,4 +1,4 @@
-"""What takes part in a benchmark."""
+"""An engine in a benchmark: what is timed of it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WAKING = 3
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One that computes a job.
+class Engine:
+    """An engine that is ready for a job.
 
     Attributes
     ----------
     name : str
-        Of the engine.
+        Its name.
     numbers : str
         The formats that it stores and computes in.
     prepare : callable
@@ -43,34 +43,34 @@ class Contestant:
     to_numpy: Callable[[Any], NDArray[Any]] = np.asarray
 
 
-class Engine(Protocol[State]):
-    """One that runs a whole model."""
+class ModelRunner(Protocol[State]):
+    """Runs a whole model, with a cache of its own kind."""
 
     name: str
     numbers: str
 
     def start(self, length: int) -> State:
-        """An empty cache for so many tokens."""
+        """Make an empty cache for as many tokens."""
 
     def copy(self, state: State) -> State:
-        """A cache that can be fed without a change to this one."""
+        """Make a cache that can be fed without a change to this one."""
 
     def feed(self, state: State, ids: NDArray[np.int64]) -> tuple[Any, State]:
-        """Run tokens [1, S]; the logits of the last one, and the cache with all of them."""
+        """Run tokens [B, S]; return the logits of the last ones, and the cache with all."""
 
     def to_numpy(self, logits: Any) -> NDArray[Any]:
         """The numbers of logits."""
 
 
-class Drawing(Engine[State], Protocol[State]):
-    """One that also draws tokens, and feeds them to the model without a look at them."""
+class DrawingRunner(ModelRunner[State], Protocol[State]):
+    """Also draws tokens, and feeds them to the model without a look at them."""
 
     def draw(self, state: State, ids: NDArray[np.int64], count: int) -> Call:
-        """From the last tokens [B, 1] before; each call draws the likeliest and feeds them."""
+        """Start from the tokens [B, 1] before; each call draws the likeliest and feeds them."""
 
 
-def drawing_contestant(engine: Drawing[State], job: ModelJob) -> Contestant:
-    """An engine that decodes by itself, from the same cache each time.
+def drawing_engine(runner: DrawingRunner[State], job: ModelJob) -> Engine:
+    """Make an engine that decodes by itself, from the same cache each time.
 
     Its result stands for the logits that the first token is drawn from.
     """
@@ -78,12 +78,12 @@ def drawing_contestant(engine: Drawing[State], job: ModelJob) -> Contestant:
     @cache
     def filled(size: int) -> State:
         """All but the last of the tokens before, and room for those that come."""
-        state = engine.start(size + WAKING + job.steps + 1)
-        return engine.feed(state, job.ids[:, : size - 1])[1] if size > 1 else state
+        state = runner.start(size + WAKING + job.steps + 1)
+        return runner.feed(state, job.ids[:, : size - 1])[1] if size > 1 else state
 
     def prepare(size: int) -> Call:
-        step = engine.draw(
-            engine.copy(filled(size)), job.ids[:, size - 1 : size], WAKING + job.steps
+        step = runner.draw(
+            runner.copy(filled(size)), job.ids[:, size - 1 : size], WAKING + job.steps
         )
         for _ in range(WAKING):
             step()
@@ -97,35 +97,35 @@ def drawing_contestant(engine: Drawing[State], job: ModelJob) -> Contestant:
 
     def to_numpy(size: int) -> NDArray[Any]:
         last = job.ids[:, size - 1 : size]
-        return engine.to_numpy(engine.feed(engine.copy(filled(size)), last)[0])
+        return runner.to_numpy(runner.feed(runner.copy(filled(size)), last)[0])
 
-    return Contestant(engine.name, engine.numbers, prepare, to_numpy)
+    return Engine(runner.name, runner.numbers, prepare, to_numpy)
 
 
-def model_contestant(engine: Engine[State], job: ModelJob) -> Contestant:
-    """An engine that feeds a model what the job says, from the same cache each time."""
+def model_engine(runner: ModelRunner[State], job: ModelJob) -> Engine:
+    """Make an engine that feeds a model the tokens of the job, from the same cache each time."""
 
     @cache
     def filled(size: int) -> State:
         """All but the last token of those before."""
         before, parts = job.passes(size)
-        state = engine.start(before + sum(parts))
-        return engine.feed(state, job.ids[:, : before - 1])[1] if before > 1 else state
+        state = runner.start(before + sum(parts))
+        return runner.feed(state, job.ids[:, : before - 1])[1] if before > 1 else state
 
     def prepare(size: int) -> Call:
         before, parts = job.passes(size)
-        start = engine.copy(filled(size))
+        start = runner.copy(filled(size))
         if before:
-            start = engine.feed(start, job.ids[:, before - 1 : before])[1]
+            start = runner.feed(start, job.ids[:, before - 1 : before])[1]
         ends = np.cumsum([before, *parts])
         pieces = [job.ids[:, a:b] for a, b in pairwise(ends)]
 
         def call() -> Any:
             state = start
             for piece in pieces:
-                logits, state = engine.feed(state, piece)
+                logits, state = runner.feed(state, piece)
             return logits
 
         return call
 
-    return Contestant(engine.name, engine.numbers, prepare, engine.to_numpy)
+    return Engine(runner.name, runner.numbers, prepare, runner.to_numpy)

@@ -1,4 +1,4 @@
-"""Ourselves, through the public functions: whatever bodies are active are measured."""
+"""Our own engine: the public functions, with whatever bodies are active."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from array_api_compat import is_cupy_array
 from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.bench.contestants.contestant import (
-    Call,
-    Contestant,
-    drawing_contestant,
-    model_contestant,
-)
+from llama_layers.bench.engine import Call, Engine, drawing_engine, model_engine
 from llama_layers.bench.job import Job, ModelJob, QKVJob, placed
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.linear import QKV, qkv_projection
@@ -25,14 +20,14 @@ from llama_layers.model.generate import generate
 NAME = "llama_layers"
 
 
-def contestant(job: Job, threads: int, closing: ExitStack) -> Contestant:
-    """The job in llama_layers; threads are set for the whole process."""
+def engine(job: Job, threads: int, closing: ExitStack) -> Engine:
+    """Make it ready for a job; threads are set for the whole process."""
     if isinstance(job, QKVJob):
         return _projection(job, _numbers(job.dtype, job.weights[0].fused))
-    engine = _Model(job, _numbers(job.dtype, job.model.weights.embed_tokens))
+    runner = _Model(job, _numbers(job.dtype, job.model.weights.embed_tokens))
     if job.draws:
-        return drawing_contestant(engine, job)
-    return model_contestant(engine, job)
+        return drawing_engine(runner, job)
+    return model_engine(runner, job)
 
 
 def _numbers(dtype: str, weight: Any) -> str:
@@ -41,7 +36,7 @@ def _numbers(dtype: str, weight: Any) -> str:
     return f"{dtype} weights, float32 activations and sums"
 
 
-def _projection(job: QKVJob, numbers: str) -> Contestant:
+def _projection(job: QKVJob, numbers: str) -> Engine:
     def prepare(size: int) -> Call:
         x = job.x(size)
         qkv_projection(x, job.weights[-1])
@@ -56,7 +51,7 @@ def _projection(job: QKVJob, numbers: str) -> Contestant:
     def joined(qkv: QKV) -> NDArray[Any]:
         return np.concatenate([to_numpy(a).reshape(*a.shape[:2], -1) for a in qkv], axis=2)
 
-    return Contestant(NAME, numbers, prepare, joined)
+    return Engine(NAME, numbers, prepare, joined)
 
 
 class _Model:

@@ -11,23 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.bench.contestants.contestant import (
-    Call,
-    Contestant,
-    drawing_contestant,
-    model_contestant,
-)
-from llama_layers.bench.contestants.torch_arrays import tensor, to_numpy
+from llama_layers.bench.engine import Call, Engine, drawing_engine, model_engine
 from llama_layers.bench.job import ModelJob
 from llama_layers.errors import BackendError
 
+from .torch_arrays import tensor, to_numpy
 
-def contestant(job: ModelJob, threads: int, closing: ExitStack) -> Contestant:
+
+def engine(job: ModelJob, threads: int, closing: ExitStack) -> Engine:
     """The model of the job."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(threads)
-    engine = Model(job, torch)
-    return drawing_contestant(engine, job) if job.draws else model_contestant(engine, job)
+    runner = Model(job, torch)
+    return drawing_engine(runner, job) if job.draws else model_engine(runner, job)
 
 
 class Model:

@@ -11,23 +11,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.bench.contestants.contestant import Contestant, model_contestant
-from llama_layers.bench.gguf_out import write_gguf
+from llama_layers.bench.engine import Engine, model_engine
 from llama_layers.bench.job import ModelJob
 
+from .gguf_writer import write_gguf
 
-def contestant(job: ModelJob, threads: int, closing: ExitStack) -> Contestant:
+
+def engine(job: ModelJob, threads: int, closing: ExitStack) -> Engine:
     """The model of the job."""
     if job.batch > 1:
         raise ValueError("--against llama.cpp: runs one sequence only here; leave out --batch")
     directory = closing.enter_context(tempfile.TemporaryDirectory())
     file = Path(directory) / "model.gguf"
     write_gguf(file, job.model)
-    return model_contestant(_Model(file, job, threads, closing), job)
+    return model_engine(_Model(file, job, threads, closing), job)
 
 
 class _State(NamedTuple):
-    """A context, of whose cache so many tokens count."""
+    """A context, and how many tokens of its cache count."""
 
     context: Any
     length: int

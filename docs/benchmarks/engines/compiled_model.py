@@ -9,23 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.bench.contestants.contestant import Call, Contestant, drawing_contestant
-from llama_layers.bench.contestants.transformers_model import Model
+from llama_layers.bench.engine import Call, Engine, drawing_engine
 from llama_layers.bench.job import ModelJob
+
+from .transformers_model import Model
 
 # Captured in CUDA graphs, as `generate` of transformers has it.
 COMPILED = {"mode": "reduce-overhead", "fullgraph": True}
 
 
-def contestant(job: ModelJob, threads: int, closing: ExitStack) -> Contestant:
+def engine(job: ModelJob, threads: int, closing: ExitStack) -> Engine:
     """The model of the job."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(threads)
-    return drawing_contestant(_Compiled(job, torch), job)
+    return drawing_engine(_Compiled(job, torch), job)
 
 
 class _State(NamedTuple):
-    """A cache, of which so many tokens count."""
+    """A cache, and how many of its tokens count."""
 
     cache: Any
     length: int

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.bench.contestants.contestant import Call, Contestant
+from llama_layers.bench.engine import Call, Engine
 from llama_layers.bench.job import QKVJob
 
 # The opset that the graph is written in; any that has MatMul would do.
 OPSET = 17
 
 
-def contestant(job: QKVJob, threads: int, closing: ExitStack) -> Contestant:
+def engine(job: QKVJob, threads: int, closing: ExitStack) -> Engine:
     """The fused projection: one session, in which every copy of the weights is a node."""
     if job.dtype != "float32":
         raise ValueError(
@@ -39,7 +39,7 @@ def contestant(job: QKVJob, threads: int, closing: ExitStack) -> Contestant:
         session.run(None, feeds)
         return lambda: session.run(None, feeds)[-1]
 
-    return Contestant("onnxruntime", "float32 throughout", prepare)
+    return Engine("onnxruntime", "float32 throughout", prepare)
 
 
 def _graph(names: list[str], inputs: int, outputs: int) -> Any:

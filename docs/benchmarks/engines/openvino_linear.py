@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.bench.contestants.contestant import Call, Contestant
+from llama_layers.bench.engine import Call, Engine
 from llama_layers.bench.job import QKVJob
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 
 
-def contestant(job: QKVJob, threads: int, closing: ExitStack) -> Contestant:
+def engine(job: QKVJob, threads: int, closing: ExitStack) -> Engine:
     """The fused projection: a compiled model for each copy of the weights."""
     openvino: Any = importlib.import_module("openvino")
     ops: Any = importlib.import_module("openvino.opset13")
@@ -53,4 +53,4 @@ def contestant(job: QKVJob, threads: int, closing: ExitStack) -> Contestant:
     numbers = "float32 throughout"
     if job.dtype != "float32":
         numbers = f"{job.dtype} inside, float32 in and out"
-    return Contestant("openvino", numbers, prepare)
+    return Engine("openvino", numbers, prepare)

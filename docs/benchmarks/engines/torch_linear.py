@@ -6,12 +6,13 @@ import importlib
 from contextlib import ExitStack
 from typing import Any
 
-from llama_layers.bench.contestants.contestant import Call, Contestant
-from llama_layers.bench.contestants.torch_arrays import tensor, to_numpy
+from llama_layers.bench.engine import Call, Engine
 from llama_layers.bench.job import QKVJob
 
+from .torch_arrays import tensor, to_numpy
 
-def contestant(job: QKVJob, threads: int, closing: ExitStack) -> Contestant:
+
+def engine(job: QKVJob, threads: int, closing: ExitStack) -> Engine:
     """The fused projection."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(threads)
@@ -31,4 +32,4 @@ def contestant(job: QKVJob, threads: int, closing: ExitStack) -> Contestant:
 
         return call
 
-    return Contestant("torch", f"{job.dtype} throughout", prepare, to_numpy)
+    return Engine("torch", f"{job.dtype} throughout", prepare, to_numpy)
