@@ -164,26 +164,26 @@ def test_a_verdict_is_not_that_of_a_body_put_in_by_a_caller():
 @pytest.mark.parametrize("change", ["numpy", "numba", "processor", "sources", "instructions"])
 @pytest.mark.usefixtures("watched")
 def test_another_machine_or_version_is_another_verdict(monkeypatch, change):
-    found = machine.facts("numpy")
+    found = machine.describe("numpy")
     with tries() as tried, planted("numpy", "NumPy", "rotate", BODIES["rotate"]):
         rotate(np, *inputs("rotate"))
-        monkeypatch.setattr(machine, "facts", lambda library: found | {change: "another"})
+        monkeypatch.setattr(machine, "describe", lambda library: found | {change: "another"})
         forget()
         rotate(np, *inputs("rotate"))
         assert tried.call_count == 2
-        monkeypatch.setattr(machine, "facts", lambda library: found)
+        monkeypatch.setattr(machine, "describe", lambda library: found)
         forget()
         rotate(np, *inputs("rotate"))
     assert tried.call_count == 2
 
 
 def test_facts_follow_versions_sources_and_environment(monkeypatch, tmp_path):
-    before = machine.facts("numpy")
-    assert before == machine.facts("numpy")
+    before = machine.describe("numpy")
+    assert before == machine.describe("numpy")
     assert before["numpy"] == np.__version__
     monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
-    assert machine.facts("numpy") == before | {"NUMBA_CPU_NAME": "generic"}
-    for name in ("backends/numpy/linear.py", "backends/cupy/kernels/gemv.cu", "norm.py"):
+    assert machine.describe("numpy") == before | {"NUMBA_CPU_NAME": "generic"}
+    for name in ("backends/numpy/linear.py", "backends/cupy/kernels/gemv.cu", "layers/norm.py"):
         for path in (tmp_path / "backends/machine.py", tmp_path / name):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -252,6 +252,20 @@ def test_what_may_be_otherwise_another_time_is_not_remembered(watched, error):
     with planted("numpy", "NumPy", "normalise", failing), one_warning("not now"):
         normalise(np, *inputs("normalise"))
     assert not (watched / "bodies").exists()
+
+
+@pytest.mark.parametrize("watching", [True, False])
+@pytest.mark.usefixtures("watched")
+def test_what_is_compiled_and_tried_is_announced_where_somebody_watches(watching, capsys):
+    body, x = mock.Mock(wraps=BODIES["normalise"], takes=None), inputs("normalise")
+    with (
+        mock.patch.object(sys.stderr, "isatty", return_value=watching),
+        planted("numpy", "numba", "normalise", body),
+    ):
+        for _ in range(2):
+            normalise(np, *x)
+    said = "llama_layers: trying normalise by numba on this machine, once ...\n"
+    assert capsys.readouterr().err == (said if watching else "")
 
 
 @pytest.mark.usefixtures("watched")

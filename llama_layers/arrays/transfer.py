@@ -8,7 +8,6 @@ import ml_dtypes
 import numpy as np
 from array_api_compat import (
     is_cupy_array,
-    is_jax_array,
     is_numpy_namespace,
     is_torch_array,
     is_torch_namespace,
@@ -17,12 +16,9 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import dtype_name
 
-host = np
-"""The namespace of arrays in main memory: float64 and integers of every size exist there."""
-
 
 def to_numpy(array: Any) -> NDArray[Any]:
-    """The numbers of any library's array as a NumPy array, bit for bit; bfloat16 as ml_dtypes'."""
+    """Any library's array as a NumPy array, bit for bit; bfloat16 is that of ml_dtypes."""
     if isinstance(array, np.ndarray):
         return array
     if is_cupy_array(array):
@@ -41,21 +37,12 @@ def to_numpy(array: Any) -> NDArray[Any]:
 
 
 def from_numpy(array: NDArray[Any], xp: Any, device: Any = None) -> Any:
-    """The numbers of a NumPy array as another library's array, bit for bit, in memory of its own.
+    """A NumPy array as another library's array, bit for bit, in memory of its own.
 
-    NumPy's own namespace gives the array back as it is.
+    For NumPy's own namespace it is the array itself.
     """
     if is_numpy_namespace(xp):
         return array
     if is_torch_namespace(xp) and dtype_name(array.dtype) == "bfloat16":
         return xp.asarray(array.view(np.int16).copy(), device=device).view(xp.bfloat16)
     return xp.asarray(array.copy(), device=device)
-
-
-def is_traced(array: Any) -> bool:
-    """Whether `jax.jit` is compiling and the array has no numbers yet."""
-    if not is_jax_array(array):
-        return False
-    import jax
-
-    return isinstance(array, jax.core.Tracer)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from llama_layers.arrays.dispatch import Function, definitions
 from llama_layers.arrays.switches import switched_off
 from llama_layers.backends import machine
+from llama_layers.backends.announce import announce
 from llama_layers.backends.verdicts import Verdict, Verdicts
 from llama_layers.errors import BackendError, one_line
 
@@ -127,12 +127,12 @@ def _rescued(body: Body, error: Exception, args: tuple[Any, ...]) -> Any:
     with _lock:
         if settled.get(body.function):
             settled[body.function] = False
-            _warn(body, said(error))
+            _warn(body, reason(error))
     return result
 
 
-def said(error: BaseException) -> str:
-    """An error as the reason of a verdict."""
+def reason(error: BaseException) -> str:
+    """An error as the reason of a verdict, on one line."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return one_line(f"{type(error).__name__}: {first}" if first else type(error).__name__)
 
@@ -151,7 +151,8 @@ def _found(body: Body) -> Verdict:
                 f"{body} was not tried on this GPU yet, and cannot be while a stream captures: "
                 "run it once before"
             )
-        _announce(body)
+        if body.route not in ("NumPy", "CuPy"):  # it is compiled first
+            announce(f"trying {body} on this machine, once")
         verdict, lasts = tried(body)
         if lasts and ours:
             verdicts.put(str(body), verdict)
@@ -164,12 +165,12 @@ def tried(body: Body) -> tuple[Verdict, bool]:
     try:
         verdict: Verdict = trials.verdict_on(body)
     except Exception as error:  # a compiler or a driver raises errors of its own
-        return Verdict(None, said(error)), not isinstance(error, MemoryError | OSError)
+        return Verdict(None, reason(error)), not isinstance(error, MemoryError | OSError)
     return verdict, True
 
 
 def remember(body: Body, verdict: Verdict) -> None:
-    """Replace what is known of a body on this machine."""
+    """Replace the verdict on a body on this machine."""
     with _lock:
         if _is_ours(body):
             _verdicts(body.library).put(str(body), verdict)
@@ -193,16 +194,9 @@ def _verdicts(library: str) -> Verdicts:
     return Verdicts(library)
 
 
-def _announce(body: Body) -> None:
-    """Say what takes long, where somebody may be looking on."""
-    slow = body.route not in ("NumPy", "CuPy")
-    if slow and (sys.stderr.isatty() or "ipykernel" in sys.modules):
-        print(f"llama_layers: trying {body} on this machine, once ...", file=sys.stderr)
-
-
 def _warn(body: Body, problem: str) -> None:
     warnings.warn(
-        f"{body} is not used on {machine.short(body.library)}: {problem}. Slower code serves; "
+        f"{body} is not used on {machine.summary(body.library)}: {problem}. Slower code serves; "
         "`llama-layers info --verify` tries again.",
         RuntimeWarning,
         stacklevel=2,

@@ -38,7 +38,7 @@ def times_as_fast(body: Body) -> float | None:
     if body.name == "activations":  # the definition leaves embeddings as they are
         return None
     dtype = "float32" if body.library == "numpy" else "bfloat16"
-    whole = body.name in ("decoder_layers", "drawn_tokens")
+    whole = body.name in ("decoder_layers", "decode_loop")
     pair = _decoding(body, dtype) if whole else _operation(body, dtype)
     if pair is None:
         return None

@@ -1,4 +1,4 @@
-"""``llama-layers info --verify``: every faster body that is here, tried."""
+"""``llama-layers info --verify``: try every faster body that is here."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from llama_layers.bench.bodies import times_as_fast
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of a body.
+    """The verdict on a body.
 
     Attributes
     ----------
     body : str
-        What it computes; "all" for those of a route that is not here.
+        The name of what it computes; "all" for a route that is not here.
     route : str
-        By what.
+        What computes it.
     verdict : str
-        Whether it may serve.
+        Whether it may be used.
     error_over_limit : float or None
         The largest.
     times_as_fast : float or None
-        As the definition.
+        The time of the definition over its own.
     problem : str or None
         Why it may not, or is not here.
     """

@@ -1,4 +1,4 @@
-"""Weights from arrays in memory, under the names that Hugging Face gives them."""
+"""Weights from a state dict: arrays in memory, by the names that Hugging Face gives them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llama_layers.model.weights import EMBEDDING, HEAD, LlamaWeights
 
 
 def weights_of(mapping: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
-    """The weights in a state dict; nothing is copied but queries, keys and values."""
+    """The weights in a state dict; only queries, keys and values are copied."""
     arrays = _arrays(mapping)
     xp = namespace(**arrays)
     if config.tie_word_embeddings and HEAD in arrays:
@@ -32,7 +32,7 @@ def weights_of(mapping: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
 
 
 def _arrays(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays that make up the model, cut off from what torch records for gradients."""
+    """The arrays of the model, detached from what torch records for gradients."""
     if not isinstance(mapping, Mapping):
         raise TypeError(
             f"mapping: expected names with their arrays, as model.state_dict() gives them, "
@@ -53,7 +53,7 @@ def _arrays(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _torch_data(name: str, tensor: Any) -> Any:
-    """The numbers of a tensor of torch, if it has them in the form of an array."""
+    """A tensor of torch without its gradients; raise unless it has data in a dense array."""
     if tensor.is_meta:  # as where accelerate keeps the weights elsewhere
         raise TypeError(f"{name}: expected a tensor with data, got one on the device meta")
     if tensor.is_nested or str(tensor.layout) != "torch.strided":
@@ -63,7 +63,7 @@ def _torch_data(name: str, tensor: Any) -> Any:
 
 
 def _check_tied(xp: Any, head: Any, table: Any) -> None:
-    """Accept a head that the config ties to the embedding only if it is the embedding."""
+    """Raise unless a head that the config ties to the embedding equals it."""
     if table is None or head is table:
         return
     if (head.shape, head.dtype) != (table.shape, table.dtype) or not bool(xp.all(head == table)):

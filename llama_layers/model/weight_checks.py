@@ -1,4 +1,4 @@
-"""Whether named tensors are those of a config, and what to say where they are not."""
+"""Whether named tensors are those of a config, and what to say if they are not."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def misfit(
 ) -> str | None:
     """Say how tensors differ from the `expected_tensors` of a config; None if they do not.
 
-    Shapes are by Hugging Face name, without those of ignored tensors. `stored_names` are what
-    tensors are called in their file, if they come from one.
+    Shapes are by Hugging Face name, without those of ignored tensors. `stored_names` are the names
+    in the file, if the tensors come from one.
     """
     expected = expected_tensors(config)
     missing = [name for name in expected if name not in shapes]
@@ -65,7 +65,7 @@ def unfusible(dtypes: Mapping[str, str], layers: Iterable[int]) -> str | None:
 
 
 def _other_names(names: Sequence[str], missing: Sequence[str]) -> str | None:
-    """Say what tells the names of missing tensors from those expected, if that explains all."""
+    """Say how the names of all missing tensors differ from those expected, if in one way."""
     wanted = [name for name in missing if name != HEAD] or missing
     for difference, renamed in _renamings(names):
         found = {renamed(name): name for name in names}
@@ -80,7 +80,7 @@ def _other_names(names: Sequence[str], missing: Sequence[str]) -> str | None:
 
 
 def _renamings(names: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
-    """How names may differ from Hugging Face's, and a function that takes the difference away."""
+    """Ways in which names may differ from Hugging Face's, each with a function that undoes it."""
     wrapper = next((found for name in names if (found := _WRAPPER.search(name))), None)
     if wrapper is not None:
         yield f"contain {wrapper[0]!r}", partial(_WRAPPER.sub, "")

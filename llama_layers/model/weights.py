@@ -200,6 +200,35 @@ def _joined(arrays: Mapping[str, Any], names: Names) -> Any:
     return parts[names[0]] if len(names) == 1 else namespace(**parts).concat([*parts.values()])
 
 
+def check_layer_count(weights: LlamaWeights, config: LlamaConfig) -> None:
+    """Raise unless the weights have the number of layers that a config says."""
+    if (layers := len(weights.layers)) != config.num_hidden_layers:
+        raise ValueError(
+            f"weights: expected {config.num_hidden_layers} layers, as config says, got {layers}"
+        )
+
+
+def check_weights(weights: LlamaWeights, config: LlamaConfig) -> None:
+    """Raise unless the weights fit a config.
+
+    Arrays that were not read yet are skipped: a checkpoint is checked against its config when it is
+    opened, and a layer when it is first used.
+    """
+    check_layer_count(weights, config)
+    table = (config.vocab_size, config.hidden_size)
+    read = vars(weights)
+    for name, shape in (("embed_tokens", table), ("norm", table[1:]), ("lm_head", table)):
+        if name in read and tuple(read[name].shape) != shape:
+            raise ValueError(
+                f"weights: {name}: expected shape {list(shape)}, as config says, "
+                f"got {list(read[name].shape)}"
+            )
+    if isinstance(weights.layers, list | tuple):
+        for index, layer in enumerate(weights.layers):
+            if (problem := layer_problem(layer, config)) is not None:
+                raise ValueError(f"weights: layers[{index}]{problem}")
+
+
 def layer_name(layer: int, name: str) -> str:
     """The name in the model of a tensor or module that is below a layer."""
     return f"model.layers.{layer}.{name}"

@@ -14,9 +14,9 @@ from llama_layers.arrays.dtypes import accumulate_format, dtype_name, dtype_of, 
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.layers.attention import exponentials
+from llama_layers.layers.attention import shifted_exp
 from llama_layers.model.forward import forward
-from llama_layers.model.inputs import kept_tokens, layer_masks, token_positions
+from llama_layers.model.inputs import Inputs
 from llama_layers.model.llama import Llama
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.trace import Trace
@@ -84,22 +84,19 @@ def record(
         model, input_ids, positions=positions, attention_mask=attention_mask, tap=keep
     ).logits
     xp = namespace(logits=logits)
-    kept = kept_tokens(logits, attention_mask, 0)
-    masks = layer_masks(logits, model.config, kept, None)
+    inputs = Inputs.of(logits, model.config, None, positions, attention_mask)
     for site in pairwise:
         q, k = (arrays[name] for name in _inputs_of_scores(site))
         scores = _scores(xp, q, k)
         if site.operation == "softmax":
             assert site.layer is not None  # pairs are of a layer's tokens
-            mask = masks[model.config.window_of(site.layer)]
+            mask = inputs.masks[model.config.window_of(site.layer)]
             scores = _softmax(xp, scores, mask.rows(0, q.shape[1]))
         arrays[site.name] = xp.astype(scores, q.dtype, copy=False)
-    if positions is None:
-        positions = token_positions(logits, kept, None)
     return Trace(
         {site.name: to_numpy(arrays[site.name]) for site in chosen},
         input_ids=to_numpy(input_ids),
-        positions=to_numpy(positions),
+        positions=to_numpy(inputs.positions),
         attention_mask=None if attention_mask is None else to_numpy(attention_mask) != 0,
         metadata=_metadata(model, xp, logits),
     )
@@ -164,7 +161,7 @@ def _scores(xp: Any, q: Any, k: Any) -> Any:
 
 
 def _softmax(xp: Any, scores: Any, allowed: Any) -> Any:
-    weights = exponentials(xp, scores, xp.expand_dims(allowed, axis=1))
+    weights = shifted_exp(xp, scores, xp.expand_dims(allowed, axis=1))
     total = xp.sum(weights, axis=-1, keepdims=True)
     return weights / xp.where(total == 0, xp.ones_like(total), total)
 

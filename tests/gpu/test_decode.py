@@ -92,7 +92,7 @@ def random_ids(config, batch, count, seed=0):
 @given(data=st.data())
 def test_random_models(kind, dtype, data):
     config = CONFIGS[kind]
-    batch = data.draw(st.integers(1, decode.MOST))
+    batch = data.draw(st.integers(1, decode.launch.MAX_TOKENS))
     seed = data.draw(st.integers(0, 2**32))
     ids = random_ids(config, batch, 9, seed)
     starts = np.random.default_rng(seed).integers(0, 4, (batch, 1))
@@ -138,12 +138,12 @@ def test_a_ring(padded):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_sequence_does_not_depend_on_its_batch(dtype):
     model, _ = models(CONFIGS["gqa"], dtype)
-    ids = random_ids(model.config, decode.MOST, 8)
-    keep = np.arange(8) >= np.arange(decode.MOST)[:, None] // 2
+    ids = random_ids(model.config, decode.launch.MAX_TOKENS, 8)
+    keep = np.arange(8) >= np.arange(decode.launch.MAX_TOKENS)[:, None] // 2
     # The tokens before the graph's come one by one too: products of many rows sum in other orders.
     whole = decoded(model, ids, 1, keep=keep)
     stand_in.SEED = 7
-    for row in range(decode.MOST):
+    for row in range(decode.launch.MAX_TOKENS):
         alone = decoded(model, ids[row : row + 1], 1, keep=keep[row : row + 1])
         assert_same_bits(whole[row, keep[row]], alone[0, keep[row]])
 
@@ -277,7 +277,7 @@ def test_what_no_graph_is_made_for():
     narrow[name] = weights[name].astype(np.float16)
     wide = {name: array.astype(np.float64) for name, array in weights.items()}
     for arrays, batch, count, tap, fits in (
-        (weights, decode.MOST + 1, 1, None, False),
+        (weights, decode.launch.MAX_TOKENS + 1, 1, None, False),
         (wide, 1, 1, None, False),
         (weights, 1, 2, None, True),
         (weights, 1, 1, lambda name, array: array, True),

@@ -11,6 +11,8 @@ import pytest
 
 from llama_layers import KVCache, forward, generate
 from llama_layers.backends.cupy import decode, generation
+from llama_layers.model.generate import Start
+from llama_layers.model.sampling import Sampling
 from tests.support import cupy_stand_in as stand_in
 from tests.support.emulator import needs_compiler
 from tests.support.installed import on_device, stand_in_alone
@@ -166,12 +168,9 @@ def test_tokens_in_main_memory_are_those_on_the_device():
     _, on_gpu = pair(CONFIGS["gqa"])
     cache = KVCache.create(on_gpu, 3, 16)
     output = forward(on_gpu, on_device(IDS), cache=cache, last_only=True)
-    options = {"temperature": 3.0, "top_k": None, "top_p": None, "min_p": None}
-    options["rng"] = np.random.default_rng(0)
-    logits = output.logits[:, 0, :]
-    steps = list(
-        generation.drawn_tokens(stand_in, on_gpu, logits, output.cache, None, 1.0, 6, options)
-    )
+    sampling = Sampling(3.0, None, None, None, np.random.default_rng(0))
+    start = Start(on_gpu, output.logits[:, 0, :], output.cache, 6, sampling)
+    steps = list(generation.decode_loop(stand_in, start))
     for ids, drawn in steps:  # now, since get waits for all that was asked for
         np.testing.assert_array_equal(drawn, ids.get())
 

@@ -26,8 +26,7 @@ def asked_for():
     """Every (source, macros) that launch.py may ask for, by asking it."""
     found = {}
 
-    def note(source, name, grid, block, args, *, shared=0, **macros):
-        assert shared == 0
+    def note(source, name, grid, block, args, **macros):
         key = source, tuple(sorted(macros.items()))
         found[key] = max(found.get(key, 0), int(np.prod(block)))
 

@@ -115,8 +115,8 @@ def one_further(steps, *_):
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_wrong_tokens(temperature):
     on_cpu, on_gpu = pair()
-    wrong = spoiled(BODIES["drawn_tokens"], one_further)
-    with planted("cupy", "CUDA", "drawn_tokens", wrong), one_warning("drawn_tokens by CUDA"):
+    wrong = spoiled(BODIES["decode_loop"], one_further)
+    with planted("cupy", "CUDA", "decode_loop", wrong), one_warning("decode_loop by CUDA"):
         found = tokens(on_gpu, on_device, temperature=temperature)
     np.testing.assert_array_equal(found, tokens(on_cpu, np.asarray, temperature=temperature))
 
@@ -131,7 +131,7 @@ def test_uniform_numbers_of_another_order():
 
     original = TokenStep.__init__
     with mock.patch.object(TokenStep, "__init__", mirrored):
-        verdict = verdict_on(Body("cupy", "CUDA", "drawn_tokens", BODIES["drawn_tokens"]))
+        verdict = verdict_on(Body("cupy", "CUDA", "decode_loop", BODIES["decode_loop"]))
     assert not verdict.passed
 
 
@@ -193,7 +193,7 @@ def test_another_gpu_or_driver_is_another_verdict(cupy, monkeypatch):
 
 @pytest.mark.parametrize(
     ("route", "name"),
-    [("CUDA", "attend"), ("CUDA", "linear_2d"), ("cuBLAS", "linear_2d"), ("CUDA", "drawn_tokens")],
+    [("CUDA", "attend"), ("CUDA", "linear_2d"), ("cuBLAS", "linear_2d"), ("CUDA", "decode_loop")],
 )
 def test_tf32_where_it_was_asked_for_is_no_fault(monkeypatch, route, name):
     monkeypatch.setenv("CUPY_TF32", "1")

@@ -112,7 +112,7 @@ def _span(queries: np.ndarray, keys: np.ndarray, window: int | None) -> slice:
 
 
 class _Allowed(NamedTuple):
-    """What the kernel has to know of a mask, for the queries and keys of one product."""
+    """A mask as the kernel takes it, for the queries and keys of one product."""
 
     kind: int = 0
     allowed: Any = None

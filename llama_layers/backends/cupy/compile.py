@@ -11,11 +11,9 @@ import numpy as np
 from llama_layers.backends.libraries import cupy
 
 KERNELS = Path(__file__).with_name("kernels")
-# A kernel gets more shared memory than this only if it asks for it by an attribute.
-SHARED = 48 * 1024
 
 FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2}
-"""What the macro FORMAT says; each is a constant of its name in the sources."""
+"""Values of the macro FORMAT; the sources know each by its name in capitals."""
 CONSTANTS = {
     "attend": {"CHUNK": 64, "WARPS": 4, "JOINING": 16},
     "gemv": {"WARPS": 4},
@@ -24,7 +22,7 @@ CONSTANTS = {
     "softmax": {"THREADS": 256},
     "tokens": {"THREADS": 256, "OWN": 8},
 }
-"""What a source and its launches must agree on."""
+"""Numbers that a source and its launches share."""
 
 Macros = tuple[tuple[str, int | str], ...]
 
@@ -46,7 +44,7 @@ def text(source: str) -> str:
 
 
 def options(macros: Macros) -> tuple[str, ...]:
-    """What NVRTC is told, apart from the architecture."""
+    """Options for NVRTC, apart from the architecture."""
     return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros))
 
 
@@ -57,11 +55,8 @@ def module(source: str, macros: Macros) -> Any:
 
 
 @cache
-def _kernel(source: str, name: str, macros: Macros, shared: int) -> Any:
-    kernel = module(source, macros).get_function(name)
-    if shared > SHARED:
-        kernel.max_dynamic_shared_size_bytes = shared
-    return kernel
+def _kernel(source: str, name: str, macros: Macros) -> Any:
+    return module(source, macros).get_function(name)
 
 
 def launch(
@@ -70,18 +65,16 @@ def launch(
     grid: tuple[int, ...],
     block: tuple[int, ...],
     args: tuple[Any, ...],
-    *,
-    shared: int = 0,
     **macros: int | str,
 ) -> None:
     """Run a kernel on the current stream.
 
     `args` are CuPy arrays, NumPy scalars of the very type in the signature, and None for a null
-    pointer. A kernel sees an array's first address and nothing else, so that one which is not
-    C-contiguous would be misread without a word.
+    pointer. A kernel sees nothing of an array but its address, and would silently misread one that
+    is not C-contiguous.
     """
-    kernel = _kernel(source, name, tuple(sorted(macros.items())), shared)
-    kernel(grid, block, tuple(map(_argument, args)), shared_mem=shared)
+    kernel = _kernel(source, name, tuple(sorted(macros.items())))
+    kernel(grid, block, tuple(map(_argument, args)))
 
 
 def _argument(value: Any) -> Any:

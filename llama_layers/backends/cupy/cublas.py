@@ -93,11 +93,6 @@ def available() -> bool:
     return True
 
 
-def prepare() -> None:
-    """Make the handle of the current device and stream, before a capture: it allocates."""
-    _handle()
-
-
 def matmul(a: Any, b: Any, out: Any, *, alpha: float = 1.0, beta: float = 0.0) -> None:
     """``out = alpha * (a @ b) + beta * out`` in one call, without a copy.
 
@@ -189,7 +184,7 @@ def _handle() -> int:
     key = (device, stream.ptr, thread)
     if key not in _handles:
         if stream.is_capturing():
-            raise BackendError("cuBLAS: no handle can be made in a capture; call prepare() before")
+            raise BackendError("cuBLAS: no handle can be made in a capture; multiply once before")
         with _creating:
             if key not in _handles:
                 _handles[key] = _create(cuda, stream.ptr)

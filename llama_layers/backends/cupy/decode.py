@@ -207,5 +207,5 @@ def fits(model: Llama, cache: KVCache) -> bool:
 
 
 def _arrays(cache: KVCache) -> tuple[Any, ...]:
-    """What of a cache a graph knows by its address."""
+    """The arrays of a cache whose addresses a graph knows."""
     return (*cache.keys, *cache.values, *(() if cache.keep is None else (cache.keep,)))

@@ -21,10 +21,10 @@ KERNEL = 'extern "C" __global__ void nothing() {}'
 
 @cache
 def gpu_problem() -> str | None:
-    """What keeps CuPy from computing here, and what to install; None if nothing does.
+    """The reason why CuPy cannot compute here, and what to install; None if it can.
 
-    Looked at once in a process. A GPU with a driver is not enough: CuPy loads NVRTC, CUDA's headers
-    and cuBLAS when it first needs them, so one tiny kernel, array and product are made.
+    It is found out once in a process. A GPU with a driver is not enough: CuPy loads NVRTC, CUDA's
+    headers and cuBLAS when it first needs them, so one tiny kernel, array and product are made.
     """
     importlib.import_module("ml_dtypes")  # CuPy learns bfloat16 from it, at import
     installed = [package for package in PACKAGES if _version(package)]
@@ -143,7 +143,7 @@ def _dotted(cuda: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, on one line: CuPy's run over many, with the reason last."""
+    """The reason that an error gives, on one line: CuPy's run over many, with the reason last."""
     said = str(error).rpartition("Original error:")[2]
     lines = [line.strip() for line in said.splitlines()]
     return next((line for line in lines if line.strip("= ")), type(error).__name__)

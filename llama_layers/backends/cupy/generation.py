@@ -16,12 +16,12 @@ from llama_layers.backends.libraries import cupy
 from llama_layers.backends.trust import takes
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.rope import rope_table
+from llama_layers.model.generate import Start
 from llama_layers.model.llama import Llama
-from llama_layers.model.sampling import sample
 
 
 class Tokens(NamedTuple):
-    """What a step draws."""
+    """The tokens that a step draws."""
 
     ids: Any
     """On the device [B]."""
@@ -31,7 +31,7 @@ class Tokens(NamedTuple):
 
 
 class TokenStep(Step):
-    """From token ids to the next ones, which take their place.
+    """From token ids to the next ones, which replace them.
 
     Logits are float32 here, and not rounded before a token is drawn from them.
     """
@@ -86,46 +86,28 @@ class TokenStep(Step):
             return Tokens(ids, host, self.stream.record())
 
 
-def _taken(
-    xp: Any,
-    model: Llama,
-    logits: Any,
-    cache: KVCache,
-    seen: Any | None,
-    penalty: float,
-    count: int,
-    options: dict[str, Any],
-) -> bool:
-    return seen is None and _offered(model, cache, options)
+def _taken(xp: Any, start: Start) -> bool:
+    return start.used is None and _offered(start)
 
 
 @takes(_taken)
-def drawn_tokens(
-    xp: Any,
-    model: Llama,
-    logits: Any,
-    cache: KVCache,
-    seen: Any | None,
-    penalty: float,
-    count: int,
-    options: dict[str, Any],
-) -> Iterator[tuple[Any, Any]]:
+def decode_loop(xp: Any, start: Start) -> Iterator[tuple[Any, Any]]:
     """The definition's tokens, those after the first from a graph for all of a step.
 
     They are drawn with the numbers that the definition would draw them with; a copy of the
     generator gives them beforehand.
     """
-    ids = sample(logits, **options)
+    ids = start.sampling.draw(start.logits)
     yield ids, to_numpy(ids)
-    if count == 1:
+    if start.max_new_tokens == 1:
         return
-    rng, temperature = options["rng"], options["temperature"]
-    uniforms = copy.deepcopy(rng).random((count - 1, ids.shape[0]))
-    step = TokenStep(model, cache, uniforms, temperature)
+    rng, temperature = start.sampling.rng, start.sampling.temperature
+    uniforms = copy.deepcopy(rng).random((start.max_new_tokens - 1, ids.shape[0]))
+    step = TokenStep(start.model, start.cache, uniforms, temperature)
     step.ids[...] = ids
     tokens = step.start()
     try:
-        for left in reversed(range(count - 1)):
+        for left in reversed(range(start.max_new_tokens - 1)):
             ahead = step.start() if left else tokens
             tokens.event.synchronize()
             if (tokens.host < 0).any():
@@ -138,9 +120,10 @@ def drawn_tokens(
         step.stream.synchronize()  # before the memory of a step that still runs goes
 
 
-def _offered(model: Llama, cache: KVCache, options: dict[str, Any]) -> bool:
+def _offered(start: Start) -> bool:
     """Whether the kernels can draw like this from this model."""
-    if any(options[name] is not None for name in ("top_k", "top_p", "min_p")):
+    model, cache, sampling = start.model, start.cache, start.sampling
+    if any(option is not None for option in (sampling.top_k, sampling.top_p, sampling.min_p)):
         return False
     scaling = model.config.rope_scaling
     if scaling is not None and scaling.rope_type == "dynamic":  # each length has its own table

@@ -79,7 +79,7 @@ def gemv_swiglu(
 def rope_cache(
     qkv: Any, cos: Any, sin: Any, rows: Any, length: Any, keys: Any, values: Any, q: Any
 ) -> None:
-    """Turn queries and keys of qkv [M, (heads + 2 kv_heads) * D]; keys and values to the cache."""
+    """Rotate queries and keys of qkv [M, (heads + 2 kv_heads) * D]; write keys and values."""
     sequences, capacity, kv_heads, width = keys.shape
     heads = q.shape[1] // width
     sizes = (np.int32(n) for n in (heads, kv_heads, width // 2, capacity))
@@ -92,7 +92,7 @@ def rope_cache(
 
 
 def attend_scratch(sequences: int, heads: int, width: int, capacity: int) -> tuple[Any, Any]:
-    """What `attend` keeps of each piece of the context."""
+    """Memory for the result of each piece of the context in `attend`."""
     xp = cupy()
     pieces = (sequences, heads, math.ceil(capacity / _ATTEND["CHUNK"]))
     return (
@@ -135,7 +135,7 @@ def attend(
 
 
 def embed(ids: Any, table: Any, out: Any) -> None:
-    """The rows of a table [V, H] for ids [M]; zeros for an id that is none."""
+    """The rows of a table [V, H] for ids [M]; zeros for an id that is not in it."""
     sizes = np.int32(table.shape[1]), np.int32(table.shape[0])
     arguments = (ids, table, out, *sizes)
     grid = math.ceil(table.shape[1] / _THREADS), ids.shape[0]
@@ -143,7 +143,7 @@ def embed(ids: Any, table: Any, out: Any) -> None:
 
 
 def draw_scratch(sequences: int, vocabulary: int) -> tuple[Any, Any]:
-    """What `argmax` and `sample` keep of each share of the logits."""
+    """Memory for the result of each share of the logits in `argmax` and `sample`."""
     xp = cupy()
     shares = (sequences, math.ceil(vocabulary / _SHARE))
     return (
@@ -179,7 +179,7 @@ def sample(
 
 
 def _largest(logits: Any, shares: Any) -> None:
-    """Of each share of the logits."""
+    """The largest of each share of the logits."""
     arguments = (logits, shares, np.int32(logits.shape[1]))
     grid = shares.shape[1], logits.shape[0]
     launch("tokens", "largest_of_shares", grid, (_THREADS,), arguments, FORMAT=0)
@@ -200,7 +200,7 @@ def _format(*arrays: Any) -> int:
 
 
 def _count(columns: int, *arrays: Any) -> int:
-    """How many numbers a thread may read at once: rows and addresses are multiples of so many."""
+    """The most numbers that a thread reads at once such that rows and addresses are multiples."""
     size = int(arrays[0].dtype.itemsize)
     count = math.gcd(columns, _LOAD // size)
     return math.gcd(count * size, *(array.data.ptr for array in arrays)) // size

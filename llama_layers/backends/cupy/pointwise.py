@@ -1,4 +1,4 @@
-"""What CuPy computes number by number or row by row, by one kernel instead of some ten."""
+"""Norm, RoPE and the gate on CuPy, by one kernel instead of some ten."""
 
 from __future__ import annotations
 

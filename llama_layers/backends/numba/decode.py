@@ -25,7 +25,7 @@ from llama_layers.model.weights import LlamaWeights
 
 
 class Plan:
-    """Where the weights of all layers are, in one format, and as large as a config says."""
+    """The addresses of all layers' weights, in one format, of the sizes that a config says."""
 
     def __init__(self, layers: tuple[LayerWeights, ...], config: LlamaConfig) -> None:
         self.layers, self.config = layers, config
@@ -49,11 +49,11 @@ class Plan:
         return same and all(a is b for a, b in zip(self.layers, layers, strict=True))
 
     def caches(self, cache: KVCache) -> NDArray[np.int64] | None:
-        """Where the keys and values of each layer are; None if they are not in the kernel's order.
+        """Addresses of each layer's keys and values; None unless they lie in the kernel's order.
 
-        They are the same from token to token, and to ask for so many addresses takes longer than
-        to see that. How they lie is looked at each time, since it can be changed in place; their
-        shapes, `forward` has looked at.
+        They are the same from token to token, and asking for the addresses takes longer than
+        seeing that. The memory order is looked at each time, since it can be changed in place;
+        `forward` has looked at the shapes.
         """
         arrays = [array for pair in zip(cache.keys, cache.values, strict=True) for array in pair]
         if not all(a.flags.carray and a.dtype == np.float32 for a in arrays):
@@ -71,7 +71,7 @@ _PLANS: WeakKeyDictionary[LlamaWeights, Plan] = WeakKeyDictionary()
 
 
 def _plan(model: Llama) -> Plan:
-    """The plan for a model, made once, and again if a layer was exchanged."""
+    """The plan for a model, made once, and again if a layer was replaced."""
     layers = tuple(model.weights.layers)
     plan = _PLANS.get(model.weights)
     if plan is None or not plan.is_for(layers, model.config):

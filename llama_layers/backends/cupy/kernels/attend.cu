@@ -34,7 +34,7 @@ __device__ __forceinline__ bool visible(int place, int length, int capacity, int
   return slot >= 0 && length - slot < window && (!keep || keep[place]);
 }
 
-// What this lane has of some of the block's keys or values; zeros of those that are not seen.
+// This lane's part of some of the block's keys or values; zeros for those that are not seen.
 __device__ __forceinline__ void read_steps(const Number* __restrict__ from, long long token,
                                            const bool* seen, int first_step,
                                            Piece<COUNT> (&pieces)[LOADS][SLICES]) {

@@ -52,7 +52,7 @@ __device__ __forceinline__ float wide(Number x) { return from_float16(x); }
 __device__ __forceinline__ Number narrow(float x) { return to_float16(x); }
 #endif
 
-// So many numbers side by side, which a thread reads by one load of 16 bytes at the most.
+// N numbers side by side, which a thread reads by one load of at most 16 bytes.
 template <int N> struct alignas(N * sizeof(Number)) Piece { Number of[N]; };
 
 template <int N> __device__ __forceinline__ Piece<N> read(const Number* from) {
@@ -77,7 +77,7 @@ __device__ __forceinline__ void widen(const Piece<M>& piece, int from, float (&t
   }
 }
 
-// What is read by one thread only goes out of the caches first, and leaves them what many read.
+// Numbers that only one thread reads leave the caches first, and those that many read stay.
 template <int N> __device__ __forceinline__ Piece<N> read_once(const Number* from) {
   if constexpr (N * sizeof(Number) == 16) {
     const uint4 bits = __ldcs(reinterpret_cast<const uint4*>(from));
@@ -87,7 +87,7 @@ template <int N> __device__ __forceinline__ Piece<N> read_once(const Number* fro
   }
 }
 
-// Of all lanes, to each of them, in an order that is always the same.
+// The sum of all lanes, for each of them, always in the same order.
 __device__ __forceinline__ float sum_of_warp(float x) {
 #pragma unroll
   for (int bits = 16; bits; bits /= 2) x += __shfl_xor_sync(~0u, x, bits);

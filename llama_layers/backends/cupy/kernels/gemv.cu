@@ -25,7 +25,7 @@ __device__ __forceinline__ Result rounded(float x) { return narrow(x); }
 
 template <int R> __device__ constexpr int loads() { return 4 / R; }  // of a row at a time
 
-// What a lane has of its warp's rows from number `first` on.
+// A lane's part of its warp's rows from number `first` on.
 template <int R>
 __device__ __forceinline__ void read_rows(const Number* const (&rows)[R], int first, int columns,
                                           Piece<COUNT> (&pieces)[loads<R>()][R]) {

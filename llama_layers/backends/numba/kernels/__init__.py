@@ -1,4 +1,4 @@
-"""What numba compiles. Its modules load numba, which takes a while, so each is loaded when used.
+"""Functions that numba compiles. Loading numba takes a while: each module is loaded when used.
 
 They are listed in ``__init__.pyi``.
 """

@@ -7,9 +7,9 @@ from the first product to the second, for which their exponentials are packed as
 values are the panels. A panel of keys that the mask hides from the whole block is not looked at:
 half of them, if it is causal.
 
-Of 2 x 2 operations a query, key and channel all are in tiles. Beside them each score is scaled,
-compared and its exponential taken in vectors, and packed once more: together the time of some ten
-channels.
+All 2 x 2 operations for a query, key and channel are in tiles. Besides, each score is scaled and
+compared, its exponential is taken in vectors, and it is packed once more, which together takes the
+time of some ten channels.
 
 Keys of a panel that only other queries of the block may see have the weight 0, which changes no
 sum, and panels are summed in fixed parts of PANELS: so a query's result depends neither on the
@@ -36,80 +36,113 @@ PANELS = 16  # of keys, whose exponentials and values are packed at a time
 
 
 class Problem(NamedTuple):
-    """What attention is computed from, apart from the mask."""
+    """The inputs and the output of attention, apart from the mask."""
 
+    # The address of q, k, v and y, and the bytes to the next sequence, token and head [4, 4].
     places: NDArray[np.int64]
-    """Of q, k, v and y: the address, and the bytes to the next sequence, token and head [4, 4]."""
-    shape: NDArray[np.int64]
-    """Sequences, queries, heads, key heads, channels of a head, keys."""
+    shape: NDArray[np.int64]  # sequences, queries, heads, key heads, channels of a head, keys
     scale: np.float32
-    block: int
-    """Queries of a block, a multiple of GROUP."""
+    block: int  # queries of a block, a multiple of GROUP
 
 
 class Visible(NamedTuple):
-    """Which keys a query sees: slots, or a row for each query; all keys if everything is empty."""
+    """Which keys a query sees: by slots, or by a row for each query; all if everything is empty."""
 
     queries: NDArray[np.int64]
     keys: NDArray[np.int64]
     window: int
-    valid: NDArray[np.uint8]
-    """Which keys of a sequence are no padding [1 or B, T], or empty."""
-    allowed: NDArray[np.uint8]
-    """[1 or B, S, T], or empty."""
+    valid: NDArray[np.uint8]  # which keys of a sequence are not padding [1 or B, T], or empty
+    allowed: NDArray[np.uint8]  # [1 or B, S, T], or empty
 
 
 class Scratch(NamedTuple):
-    """What each thread computes in; the first axis is the thread."""
+    """Memory that threads compute in: one item for each thread, or the item of one thread."""
 
-    packed: NDArray[np.float32]
-    """Queries, as tiles read them."""
+    packed: NDArray[np.float32]  # queries, as tiles read them
     panel: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    weights: NDArray[np.float32]
-    """Exponentials, as tiles read them."""
-    sums: NDArray[np.float32]
-    """Values weighed by them."""
-    totals: NDArray[np.float32]
-    """Sums of the exponentials of a row."""
-    largest: NDArray[np.float32]
-    """The largest score of each row and lane."""
-    lanes: NDArray[np.float32]
-    """The sum of exponentials of each row and lane."""
-    seen: NDArray[np.uint8]
-    """Which keys a query sees."""
-    used: NDArray[np.uint8]
-    """Which panels any query sees."""
+    scores: NDArray[np.float32]  # of a row, which is a query of a head, in panels of keys
+    weights: NDArray[np.float32]  # exponentials, as tiles read them
+    sums: NDArray[np.float32]  # values weighed by them
+    totals: NDArray[np.float32]  # of the exponentials of a row
+    largest: NDArray[np.float32]  # score of each row and lane
+    lanes: NDArray[np.float32]  # the sum of the exponentials of each row and lane
+    seen: NDArray[np.uint8]  # which keys of a panel a query sees
+    used: NDArray[np.uint8]  # which panels any query of the block sees
+    zeros: NDArray[np.float32]  # from which sums begin
 
 
-def scratch(team: int, problem: Problem) -> Scratch:
-    """Memory for the threads of a team."""
+def scratch(threads: int, problem: Problem) -> Scratch:
+    """Memory for some threads."""
     _, _, heads, kv_heads, width, keys = map(int, problem.shape)
     rows = problem.block * (heads // kv_heads)
     panels, channels = -(-keys // COLUMNS), -(-width // COLUMNS)
-    groups = rows // GROUP
+    groups, padded = rows // GROUP, -(-width // LANES) * LANES
 
     def floats(*shape: int) -> NDArray[np.float32]:
-        return empty((team, *shape), np.float32)
+        return empty((threads, *shape), np.float32)
 
     return Scratch(
-        packed=floats(groups, GROUP * -(-width // LANES) * LANES),
-        panel=floats(COLUMNS * max(-(-width // LANES) * LANES, PANELS * COLUMNS) + LINE),
+        packed=floats(groups, GROUP * padded),
+        panel=floats(COLUMNS * max(padded, PANELS * COLUMNS) + LINE),
         scores=floats(panels, rows, COLUMNS),
         weights=floats(groups, GROUP * PANELS * COLUMNS + LINE),
         sums=floats(channels, rows, COLUMNS),
         totals=floats(rows),
         largest=floats(rows, COLUMNS),
         lanes=floats(rows, COLUMNS),
-        seen=np.zeros((team, panels, problem.block, COLUMNS), np.uint8),
-        used=np.empty((team, panels), np.uint8),
+        seen=np.zeros((threads, panels, problem.block, COLUMNS), np.uint8),
+        used=np.empty((threads, panels), np.uint8),
+        zeros=np.zeros((threads, COLUMNS), np.float32),
     )
 
 
 @compiled
-def _see(visible, batch, first, count, keys, seen, used):
+def attend(thread, threads, counter, problem, visible, scratch):
+    """A thread's part of attention. `counter` is a zero that the threads share."""
+    own = Scratch(
+        scratch.packed[thread], scratch.panel[thread], scratch.scores[thread],
+        scratch.weights[thread], scratch.sums[thread], scratch.totals[thread],
+        scratch.largest[thread], scratch.lanes[thread], scratch.seen[thread], scratch.used[thread],
+        scratch.zeros[thread],
+    )  # fmt: skip
+    places, block = problem.places, problem.block
+    batch, count, heads, kv_heads, _, _ = problem.shape
+    group = heads // kv_heads
+    masked = visible.queries.size > 0 or visible.allowed.size > 0
+    each = batch * kv_heads
+    blocks = -(-count // block)
+    unit = arrive(counter.ctypes.data)
+    while unit < each * blocks:
+        first = (blocks - 1 - unit // each) * block
+        sequence, kv_head = unit % each // kv_heads, unit % kv_heads
+        some = min(block, count - first)
+        padded = -(-some // GROUP) * GROUP
+        q = _begin(places[0], sequence, first, kv_head * group)
+        y = _begin(places[3], sequence, first, kv_head * group)
+        k, v = _begin(places[1], sequence, 0, kv_head), _begin(places[2], sequence, 0, kv_head)
+        _see(problem, visible, own, sequence, first, some)
+        _score(problem, own, q, k, some, padded)
+        _exponentials(own, group * padded, padded, problem.scale, masked)
+        _weigh(problem, own, v, group * padded)
+        _divide(problem, own, y, some, padded)
+        unit = arrive(counter.ctypes.data)
+
+
+@compiled
+def _begin(place, sequence, token, head):
+    return place[0] + sequence * place[1] + token * place[2] + head * place[3]
+
+
+@compiled
+def _aligned(panel):
+    return (panel.ctypes.data + 63) // 64 * 64
+
+
+@compiled
+def _see(problem, visible, own, batch, first, count):
     """Which keys each of `count` queries of a block sees, and which panels any of them does."""
-    allowed, valid = visible.allowed, visible.valid
+    allowed, valid, seen, used = visible.allowed, visible.valid, own.seen, own.used
+    keys = problem.shape[5]
     for p in range(used.shape[0]):
         begin = p * COLUMNS
         columns = min(COLUMNS, keys - begin)
@@ -155,20 +188,21 @@ def _exponentiate(scores, shifts, sums):
 
 
 @compiled
-def _exponentials(scores, used, seen, rows, padded, scale, masked, largest, sums, totals):
+def _exponentials(own, rows, padded, scale, masked):
     """Scores to their exponentials above the largest of their row, and the sum of each row.
 
-    A panel's numbers lie side by side, and so do what is known of each row and lane, so that loops
-    are long and LLVM makes vectors of them.
+    The numbers of a panel lie side by side, and so do those of each row and lane, so that
+    loops are long and LLVM makes vectors of them.
     """
+    scores, used, largest, sums = own.scores, own.used, own.largest, own.lanes
     nothing = np.float32(-np.inf)
     largest[:rows], sums[:rows] = nothing, np.float32(0)
     for p in range(used.shape[0]):
         if used[p]:
-            see = seen[p, :padded].reshape(-1)
+            see = own.seen[p, :padded].reshape(-1)
             for head in range(0, rows, padded):
-                own, most = scores[p, head : head + padded], largest[head : head + padded]
-                _scale_and_hide(own.reshape(-1), see, scale, most.reshape(-1))
+                here, most = scores[p, head : head + padded], largest[head : head + padded]
+                _scale_and_hide(here.reshape(-1), see, scale, most.reshape(-1))
     for row in range(rows):
         shift = nothing
         for j in range(COLUMNS):
@@ -176,13 +210,13 @@ def _exponentials(scores, used, seen, rows, padded, scale, masked, largest, sums
         largest[row, :] = np.float32(0) if masked and shift == nothing else shift
     for p in range(used.shape[0]):
         if used[p]:
-            own, shifts = scores[p, :rows].reshape(-1), largest[:rows].reshape(-1)
-            _exponentiate(own, shifts, sums[:rows].reshape(-1))
+            here, shifts = scores[p, :rows].reshape(-1), largest[:rows].reshape(-1)
+            _exponentiate(here, shifts, sums[:rows].reshape(-1))
     for row in range(rows):
         total = np.float32(0)
         for j in range(COLUMNS):
             total += sums[row, j]
-        totals[row] = total
+        own.totals[row] = total
 
 
 @compiled
@@ -208,97 +242,44 @@ def _pack_values(v, step, width, keys, start, stop, used, panel):
 
 
 @compiled
-def _begin(place, sequence, head):
-    return place[0] + sequence * place[1] + head * place[3]
-
-
-@compiled
-def attend(thread, team, counter, problem, visible, scratch):
-    """A thread's part of attention. `counter` is a zero that the threads share."""
-    places, block = problem.places, problem.block
-    batch, count, heads, kv_heads, width, keys = problem.shape
-    group = heads // kv_heads
-    scores, sums = scratch.scores[thread], scratch.sums[thread]
-    totals, largest = scratch.totals[thread], scratch.largest[thread]
-    seen, used = scratch.seen[thread], scratch.used[thread]
-    panel = (scratch.panel[thread].ctypes.data + 63) // 64 * 64
-    zeros = np.zeros(COLUMNS, np.float32)
-    masked = visible.queries.size > 0 or visible.allowed.size > 0
-    each = batch * kv_heads
-    blocks = -(-count // block)
-    unit = arrive(counter.ctypes.data)
-    while unit < each * blocks:
-        first = (blocks - 1 - unit // each) * block
-        sequence, kv_head = unit % each // kv_heads, unit % kv_heads
-        some = min(block, count - first)
-        padded = -(-some // GROUP) * GROUP
-        groups = group * padded // GROUP
-        q, k = _begin(places[0], sequence, kv_head * group), _begin(places[1], sequence, kv_head)
-        v, y = _begin(places[2], sequence, kv_head), _begin(places[3], sequence, kv_head * group)
-        _see(visible, sequence, first, some, keys, seen, used)
-        packed, weights = scratch.packed[thread], scratch.weights[thread]
-        _score(q, k, places, first, some, group, width, keys, packed, panel, used, scores, zeros)
-        lanes = scratch.lanes[thread]
-        _exponentials(
-            scores,
-            used,
-            seen,
-            group * padded,
-            padded,
-            problem.scale,
-            masked,
-            largest,
-            lanes,
-            totals,
-        )
-        _weigh(v, places[2, 2], width, keys, groups, used, scores, weights, panel, sums, zeros)
-        for i in range(some):
-            for g in range(group):
-                row = g * padded + i
-                total = totals[row] if totals[row] != 0 else np.float32(1)
-                at = y + (first + i) * places[3, 2] + g * places[3, 3]
-                out = carray(pointer(at), (width,), np.float32)
-                for d in range(width):
-                    out[d] = sums[d // COLUMNS, row, d % COLUMNS] / total
-        unit = arrive(counter.ctypes.data)
-
-
-@compiled
-def _score(q, k, places, first, some, group, width, keys, packed, panel, used, scores, zeros):
+def _score(problem, own, q, k, some, padded):
     """Products of a block's queries, head after head, with the used panels of keys."""
-    padded = -(-some // GROUP) * GROUP
-    token, apart = places[0, 2], 4 * packed.shape[1]
+    _, _, heads, kv_heads, width, keys = problem.shape
+    group, panel, packed = heads // kv_heads, _aligned(own.panel), own.packed
+    token, apart = problem.places[0, 2], 4 * packed.shape[1]
     for g in range(group):
         for i in range(0, padded, GROUP):
-            x = q + (first + i) * token + g * places[0, 3]
+            x = q + i * token + g * problem.places[0, 3]
             to = packed.ctypes.data + apart * ((g * padded + i) // GROUP)
             for c in range(0, width, LANES):
-                interleave(
-                    x + 4 * c, token, some - 1 - i, min(LANES, width - c), to + 4 * GROUP * c
-                )
-    step = places[1, 2]
-    for p in range(used.shape[0]):
-        if used[p]:
-            here = k + p * COLUMNS * step
+                left = min(LANES, width - c)
+                interleave(x + 4 * c, token, some - 1 - i, left, to + 4 * GROUP * c)
+    step = problem.places[1, 2]
+    for p in range(own.used.shape[0]):
+        if own.used[p]:
+            here, soon = k + p * COLUMNS * step, k + (p + 1) * COLUMNS * step
             pack_panel(FLOAT32, here, step, min(COLUMNS, keys - p * COLUMNS), width, panel)
             panel_times(
                 packed, packed.ctypes.data, apart, group * padded // GROUP, panel, width,
-                zeros.ctypes.data, 0, scores[p].ctypes.data, here + COLUMNS * step, step, 4 * width,
+                own.zeros.ctypes.data, 0, own.scores[p].ctypes.data, soon, step, 4 * width,
             )  # fmt: skip
 
 
 @compiled
-def _weigh(v, step, width, keys, groups, used, scores, weights, panel, sums, zeros):
+def _weigh(problem, own, v, rows):
     """Products of a block's exponentials with the values of the used panels."""
+    groups, panel, weights, sums = rows // GROUP, _aligned(own.panel), own.weights, own.sums
     apart, row = 4 * weights.shape[1], 4 * COLUMNS
+    step = problem.places[2, 2]
+    _, _, _, _, width, keys = problem.shape
     begun = False
-    for start in range(0, used.shape[0], PANELS):
-        stop = min(start + PANELS, used.shape[0])
+    for start in range(0, own.used.shape[0], PANELS):
+        stop = min(start + PANELS, own.used.shape[0])
         n = 0
         for p in range(start, stop):
-            if used[p]:
+            if own.used[p]:
                 for g in range(groups):
-                    x = scores[p].ctypes.data + row * GROUP * g
+                    x = own.scores[p].ctypes.data + row * GROUP * g
                     to = weights.ctypes.data + apart * g + 4 * GROUP * n
                     for j in range(0, COLUMNS, LANES):
                         interleave(x + 4 * j, row, GROUP - 1, LANES, to + 4 * GROUP * j)
@@ -307,8 +288,8 @@ def _weigh(v, step, width, keys, groups, used, scores, weights, panel, sums, zer
             continue
         for c in range(sums.shape[0]):
             here = v + 4 * COLUMNS * c
-            _pack_values(here, step, width - COLUMNS * c, keys, start, stop, used, panel)
-            begin, from_row = (sums[c].ctypes.data, row) if begun else (zeros.ctypes.data, 0)
+            _pack_values(here, step, width - COLUMNS * c, keys, start, stop, own.used, panel)
+            begin, from_row = (sums[c].ctypes.data, row) if begun else (own.zeros.ctypes.data, 0)
             panel_times(
                 weights, weights.ctypes.data, apart, groups, panel, n, begin, from_row,
                 sums[c].ctypes.data, here, step, 0,
@@ -316,3 +297,18 @@ def _weigh(v, step, width, keys, groups, used, scores, weights, panel, sums, zer
         begun = True
     if not begun:
         sums[:] = np.float32(0)
+
+
+@compiled
+def _divide(problem, own, y, some, padded):
+    """The weighed values over the sum of their weights, to y."""
+    _, _, heads, kv_heads, width, _ = problem.shape
+    group = heads // kv_heads
+    for i in range(some):
+        for g in range(group):
+            row = g * padded + i
+            total = own.totals[row] if own.totals[row] != 0 else np.float32(1)
+            at = y + i * problem.places[3, 2] + g * problem.places[3, 3]
+            out = carray(pointer(at), (width,), np.float32)
+            for d in range(width):
+                out[d] = own.sums[d // COLUMNS, row, d % COLUMNS] / total

@@ -2,12 +2,11 @@
 
 A product of up to 16 tokens reads every weight once from memory and does two operations a token
 with it: 4 bytes of float32, or 2 of a 16-bit format, for 2 M operations. For M <= 16 reading is the
-limit, so that what counts is to read each row once, in long runs, and to have the few operations
-out of the way.
+limit: each row should be read once, in long runs, and the few operations should not delay it.
 
 A thread's rows are read as ROWS streams, each of which runs through a part of them from end to end.
-Were the rows of a tile neighbours, each stream would end with its row, which may have 1152 bytes,
-and the processor, which fetches what it expects, would have to find out about the next ones anew.
+If the rows of a tile were neighbours, each stream would end with its row, which may have 1152
+bytes, and the processor, which prefetches along streams, would have to detect the next ones anew.
 
 Every sum over K is kept in LANES lanes, lane i taking the terms i, i + LANES, ..., which are added
 as a tree; the terms left over come last. Neither the number of tokens, nor that of threads, nor a
@@ -32,27 +31,20 @@ from llama_layers.backends.numba.sizes import CHUNK, ROWS
 
 
 class Inputs(NamedTuple):
-    """What all layers are computed from, apart from the tokens; M tokens in sequences of S."""
+    """The inputs of all layers, apart from the hidden states; M tokens in sequences of S."""
 
-    dtype: int
-    """The format of the weights."""
-    weights: NDArray[np.int64]
-    """Addresses [layers, 12], in the order of ``LayerWeights.named()``; 0 for a missing bias."""
-    caches: NDArray[np.int64]
-    """Addresses of each layer's keys and values [layers, 2]."""
+    dtype: int  # of the weights
+    weights: NDArray[np.int64]  # addresses [layers, 12] in their order; 0 for a missing bias
+    caches: NDArray[np.int64]  # addresses of each layer's keys and values [layers, 2]
     capacity: int
-    length: int
-    """Of the cache, before these tokens."""
+    length: int  # tokens in the cache before these
     seq: int
     eps: np.float32
     scale: np.float32
-    cos: NDArray[np.float32]
+    cos: NDArray[np.float32]  # of each token [M, D / 2]
     sin: NDArray[np.float32]
-    """The angles of each token [M, D / 2]."""
-    allowed: NDArray[np.uint8]
-    """Which keys a token sees [masks, M, T]."""
-    mask_of: NDArray[np.int64]
-    """The mask of each layer."""
+    allowed: NDArray[np.uint8]  # which keys a token sees [masks, M, T]
+    mask_of: NDArray[np.int64]  # the mask of each layer
 
 
 class Scratch(NamedTuple):
@@ -101,20 +93,20 @@ def _address(array):
 
 
 @compiled
-def _meet(sync, round_, team):
-    """Wait until every thread of the team has come here; return the number of the next round."""
+def _meet(sync, round_, threads):
+    """Wait until every thread has come here; return the number of the next round."""
     address = _address(sync)
     arrive(address)
-    spin_until(address, round_ * team, address + 8)
+    spin_until(address, round_ * threads, address + 8)
     return round_ + 1
 
 
 @compiled
-def _share(count, step, thread, team):
-    """From which to before which of some rows are a thread's: none, or at least a whole step."""
+def _share(count, step, thread, threads):
+    """The first row of a thread and the end of its rows: none, or at least a whole step."""
     steps = count // step
-    start, stop = steps * thread // team * step, steps * (thread + 1) // team * step
-    return start, count if thread == team - 1 else stop
+    start, stop = steps * thread // threads * step, steps * (thread + 1) // threads * step
+    return start, count if thread == threads - 1 else stop
 
 
 @compiled
@@ -140,15 +132,15 @@ def _rows_times(kind, rows, w, w_step, next_, x, x_step, tokens, count, y, y_row
 
 
 @compiled
-def product(thread, team, kind, w, x, y):
+def product(thread, threads, kind, w, x, y):
     """A thread's share of y [M, rows] = x [M, K] times the transposed [rows, K] at an address.
 
     There are at least ROWS rows. If their number is not a multiple of ROWS, the last tile takes the
-    last rows: what is computed twice comes to the same bits.
+    last rows: results that are computed twice have the same bits.
     """
     (tokens, count), rows = x.shape, y.shape[1]
     step = count * (4 if kind == FLOAT32 else 2)
-    start, stop = _share(rows, ROWS, thread, team)
+    start, stop = _share(rows, ROWS, thread, threads)
     apart = (stop - start) // ROWS
     for i in range(start, start + apart):
         _rows_times(
@@ -207,7 +199,7 @@ def _attend(q, keys, values, allowed, scale, scores, y, stats):
         for t in range(count):
             score = scores[g, t] * scale if allowed[first + t] else nothing
             scores[g, t] = score
-            if score > largest:  # what is NaN makes the sum NaN
+            if score > largest:  # a NaN makes the sum NaN
                 largest = score
         shift = np.float32(0) if largest == nothing else largest
         for t in range(count):
@@ -272,12 +264,12 @@ def _widen(kind, address, start, stop, y):
 
 
 @compiled
-def _linear(thread, team, kind, w, bias, x, y, wide):
+def _linear(thread, threads, kind, w, bias, x, y, wide):
     """A thread's share of a product, with the bias at an address, if that is not 0."""
-    product(thread, team, kind, w, x, y)
+    product(thread, threads, kind, w, x, y)
     if bias == 0:
         return
-    start, stop = _share(y.shape[1], ROWS, thread, team)
+    start, stop = _share(y.shape[1], ROWS, thread, threads)
     _widen(kind, bias, start, stop, wide)
     for token in range(y.shape[0]):
         for i in range(start, stop):
@@ -285,25 +277,25 @@ def _linear(thread, team, kind, w, bias, x, y, wide):
 
 
 @compiled
-def _add(thread, team, x, added):
+def _add(thread, threads, x, added):
     """A thread's share of the residual stream."""
-    start, stop = _share(x.shape[1], ROWS, thread, team)
+    start, stop = _share(x.shape[1], ROWS, thread, threads)
     for token in range(x.shape[0]):
         for i in range(start, stop):
             x[token, i] += added[token, i]
 
 
 @compiled
-def _gate(thread, team, gated, up):
+def _gate(thread, threads, gated, up):
     """A thread's share of the gate, in its place."""
-    start, stop = _share(gated.shape[1], ROWS, thread, team)
+    start, stop = _share(gated.shape[1], ROWS, thread, threads)
     for token in range(gated.shape[0]):
         own = gated[token, start:stop]
         gate(own, up[token, start:stop], own)
 
 
 @compiled
-def layers(thread, team, sync, inputs, x, scratch):
+def layers(thread, threads, sync, inputs, x, scratch):
     """A thread's part of all decoder layers, on the tokens x [M, H] in place.
 
     The threads meet six times a layer: after every product, since the next needs all of it, after
@@ -334,9 +326,9 @@ def layers(thread, team, sync, inputs, x, scratch):
         )
         _widen(kind, norm1, 0, hidden, spare)
         norm(x, spare, inputs.eps, own)
-        _linear(thread, team, kind, wq, q_bias, own, qkv, spare)
-        round_ = _meet(sync, round_, team)
-        for unit in range(thread, tokens * (heads + kv_heads), team):
+        _linear(thread, threads, kind, wq, q_bias, own, qkv, spare)
+        round_ = _meet(sync, round_, threads)
+        for unit in range(thread, tokens * (heads + kv_heads), threads):
             token, head = unit // (heads + kv_heads), unit % (heads + kv_heads)
             here = qkv[token, head * width : (head + 1) * width]
             cos, sin = inputs.cos[token], inputs.sin[token]
@@ -347,8 +339,8 @@ def layers(thread, team, sync, inputs, x, scratch):
                 rotate(here, cos, sin, keys[row, slot, head - heads])
                 v = (head + kv_heads) * width
                 values[row, slot, head - heads, :] = qkv[token, v : v + width]
-        round_ = _meet(sync, round_, team)
-        for unit in range(thread, tokens * kv_heads * chunks, team):
+        round_ = _meet(sync, round_, threads)
+        for unit in range(thread, tokens * kv_heads * chunks, threads):
             token, kv, chunk = unit // (kv_heads * chunks), unit // chunks % kv_heads, unit % chunks
             first, q_head, row = chunk * CHUNK, kv * group, token // seq
             last = min(first + CHUNK, visible)
@@ -360,20 +352,20 @@ def layers(thread, team, sync, inputs, x, scratch):
                 scratch.scores[thread], _address(scratch.parts) + part,
                 scratch.stats[token, chunk, q_head : q_head + group],
             )  # fmt: skip
-        round_ = _meet(sync, round_, team)
+        round_ = _meet(sync, round_, threads)
         for token in range(tokens):
             for head in range(heads):
                 y = whole[token, head * width : (head + 1) * width]
                 _join(scratch.parts[token, :, head], scratch.stats[token, :, head], y)
-        _linear(thread, team, kind, wo, o_bias, whole, added, spare)
-        _add(thread, team, x, added)
-        round_ = _meet(sync, round_, team)
+        _linear(thread, threads, kind, wo, o_bias, whole, added, spare)
+        _add(thread, threads, x, added)
+        round_ = _meet(sync, round_, threads)
         _widen(kind, norm2, 0, hidden, spare)
         norm(x, spare, inputs.eps, own)
-        _linear(thread, team, kind, wg, gate_bias, own, gated, spare)
-        _linear(thread, team, kind, wu, up_bias, own, up, spare)
-        _gate(thread, team, gated, up)
-        round_ = _meet(sync, round_, team)
-        _linear(thread, team, kind, wd, down_bias, gated, added, spare)
-        _add(thread, team, x, added)
-        round_ = _meet(sync, round_, team)
+        _linear(thread, threads, kind, wg, gate_bias, own, gated, spare)
+        _linear(thread, threads, kind, wu, up_bias, own, up, spare)
+        _gate(thread, threads, gated, up)
+        round_ = _meet(sync, round_, threads)
+        _linear(thread, threads, kind, wd, down_bias, gated, added, spare)
+        _add(thread, threads, x, added)
+        round_ = _meet(sync, round_, threads)

@@ -1,7 +1,7 @@
 """Products of a few rows with a few rows, whose sums stay in registers; written in LLVM.
 
-How loops are compiled depends on how LLVM sees them. In these tiles it is fixed which sums are in
-registers, in which order they are added, and what is read once.
+How loops are compiled depends on what LLVM makes of them. These tiles fix which sums are in
+registers, in which order they are added, and which numbers are read once.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 y [M, N] = x [M, K] times the transposed w [N, K] does 2 M operations with each weight, so from
 M = 16 or so on arithmetic is the limit, and what counts is that its operands come from registers
-and near caches. x is packed once, by all threads. Then a thread takes its rows of w in panels of
+and near caches. x is packed once, by all threads. Then each thread takes its rows of w in panels of
 COLUMNS rows, up to DEPTH units of K at a time, and packs each, widened and transposed, when it is
 read, which happens once for every TILES tiles of tokens; no matrix is ever widened as a whole.
 Blocks of K are of one size, and so are those of tokens.
@@ -100,25 +100,16 @@ def problem(x: str, weight: str) -> str | None:
 class Product(NamedTuple):
     """One product y [M, N] = x @ weight.T + bias, for all threads; the caller holds the weight."""
 
-    x: NDArray[Any]
-    """Units [M, units]."""
-    packed: NDArray[Any]
-    """Memory for x as tiles read it; see `_pack`."""
-    dtype: int
-    """The format of the weight."""
-    weight: int
-    """Its address."""
-    step: int
-    """Bytes from a row of it to the next."""
+    x: NDArray[Any]  # units [M, units]
+    packed: NDArray[Any]  # memory for x as tiles read it; see `_pack`
+    dtype: int  # of the weight
+    weight: int  # its address
+    step: int  # bytes from a row of it to the next
     rows: int
-    count: int
-    """Numbers of a row, K."""
-    bias: NDArray[np.float32]
-    """Zeros where there is no bias, and some more numbers than rows."""
-    panels: NDArray[np.uint32]
-    """Memory for a panel of each thread."""
-    sums: NDArray[np.float32]
-    """Memory for the sums of a panel of each thread."""
+    count: int  # numbers of a row, K
+    bias: NDArray[np.float32]  # zeros if there is none; longer than the rows by a panel
+    panels: NDArray[np.uint32]  # memory for a panel of each thread
+    sums: NDArray[np.float32]  # and for the sums of one
     y: NDArray[Any]
 
 
@@ -127,9 +118,9 @@ def product(
     weight: NDArray[Any],
     bias: NDArray[np.float32] | None,
     y: NDArray[Any],
-    team: int,
+    threads: int,
 ) -> Product:
-    """What each thread of a team gives to `multiply`, to write y [M, N] = x @ weight.T + bias.
+    """The record that each thread gives to `multiply`, to write y [M, N] = x @ weight.T + bias.
 
     Parameters
     ----------
@@ -142,7 +133,7 @@ def product(
         Added to each row.
     y : ndarray, shape [M, N]
         Of the dtype of x, contiguous.
-    team : int
+    threads : int
         The number of threads. They need not run at the same time.
 
     Returns
@@ -167,8 +158,8 @@ def product(
     first = np.zeros(rows + COLUMNS, np.float32)
     if bias is not None:
         first[:rows] = bias
-    panels = empty((team, COLUMNS * depth + LINE), np.uint32)
-    sums = empty((team, min(TILES * ROWS, groups * GROUP), COLUMNS), np.float32)
+    panels = empty((threads, COLUMNS * depth + LINE), np.uint32)
+    sums = empty((threads, min(TILES * ROWS, groups * GROUP), COLUMNS), np.float32)
     return Product(
         x, packed, form, weight.ctypes.data, weight.strides[0], rows, count, first, panels, sums,
         written,
@@ -224,7 +215,7 @@ def _write(sums, y):
 
 
 @compiled
-def multiply(thread, team, sync, product):
+def multiply(thread, threads, sync, product):
     """Write one thread's columns of y. `sync` are three zeros that the threads share.
 
     Addresses are of arrays that the caller holds: numba frees its own after their last use by name.
@@ -241,7 +232,7 @@ def multiply(thread, team, sync, product):
     total = sums.ctypes.data
     tiles, all_panels = -(-groups // GROUPS), -(-rows // COLUMNS)
     parts = -(-tiles // TILES)
-    for p in range(all_panels * thread // team, all_panels * (thread + 1) // team):
+    for p in range(all_panels * thread // threads, all_panels * (thread + 1) // threads):
         column = p * COLUMNS
         columns = min(COLUMNS, rows - column)
         first = product.weight + column * w_step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from numba import njit
 from numba.core import event
+
+from llama_layers.backends.announce import announce
 
 
 def _digest() -> str:
@@ -42,13 +43,12 @@ reordering_sums = partial(compiled, fastmath={"reassoc", "contract"})  # so that
 
 
 class _Notice(event.Listener):
-    """Says what takes so long, once, where somebody may be looking on."""
+    """Announces the first compilation of a kernel in this process."""
 
     def on_start(self, event_: Any) -> None:
         if event_.data["dispatcher"].py_func.__module__.startswith(__package__):
             event.unregister("numba:compile", self)
-            if sys.stderr.isatty() or "ipykernel" in sys.modules:
-                print("llama_layers: compiling kernels, once ...", file=sys.stderr)
+            announce("compiling kernels, once")
 
     def on_end(self, event_: Any) -> None:
         pass

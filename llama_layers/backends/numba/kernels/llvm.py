@@ -1,4 +1,4 @@
-"""LLVM's types and instructions by short names: what the kernels' vectors are written with."""
+"""Short names for the LLVM types and instructions that the tiles are written with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def integer(value: int) -> Any:
 
 
 def load(builder: Any, address: Any, kind: Any, align: int = 4) -> Any:
-    """What is at an address."""
+    """The value at an address."""
     loaded = builder.load(builder.inttoptr(address, kind.as_pointer()))
     loaded.align = align
     return loaded

@@ -57,7 +57,7 @@ def _fetch(builder: Any, place: Any, ahead: Any, step: Any, lines: Any) -> None:
 def outer_tile(
     typing, groups, packed, x, apart, panel, depth, begin, step, sums, ahead, row, lines
 ):
-    """Write rows of sums: what is at `begin`, and `depth` units of `groups` groups by a panel.
+    """Write rows of sums: those at `begin`, plus `depth` units of `groups` groups by a panel.
 
     The type of `packed` says what a unit is; x, panel, begin and sums are addresses. `apart` is
     from a group of x to the next, `step` from a row at `begin` to the next. Meanwhile `lines` lines

@@ -1,6 +1,6 @@
 """Norm, RoPE and the gate, in steps that LLVM vectorises.
 
-Each thread of a team takes its share of many tokens in the functions that end in ``_part``.
+The functions that end in ``_part`` compute the share of one of several threads.
 """
 
 from __future__ import annotations
@@ -76,32 +76,32 @@ def gate(x, up, y):
 
 
 @compiled
-def _part(count, thread, team):
-    return count * thread // team, count * (thread + 1) // team
+def _part(count, thread, threads):
+    return count * thread // threads, count * (thread + 1) // threads
 
 
 @compiled
-def norm_part(thread, team, x, weight, eps, y):
+def norm_part(thread, threads, x, weight, eps, y):
     """A thread's rows of RMSNorm, x and y [M, H]."""
-    start, stop = _part(x.shape[0], thread, team)
+    start, stop = _part(x.shape[0], thread, threads)
     norm(x[start:stop], weight, eps, y[start:stop])
 
 
 @compiled
-def gate_part(thread, team, x, up, y):
+def gate_part(thread, threads, x, up, y):
     """A thread's numbers of the gate."""
-    start, stop = _part(x.shape[0], thread, team)
+    start, stop = _part(x.shape[0], thread, threads)
     gate(x[start:stop], up[start:stop], y[start:stop])
 
 
 @compiled
-def rotate_part(thread, team, x, steps, cos, sin, y):
+def rotate_part(thread, threads, x, steps, cos, sin, y):
     """A thread's heads of RoPE: from the address x, in steps of bytes, to y [B, S, heads, D].
 
-    Of one row of angles for all sequences or one for each, [1 or B, S, D/2].
+    The angles [1 or B, S, D/2] are the same for all sequences, or each has its own.
     """
     batch, seq, heads, width = y.shape
-    start, stop = _part(batch * seq * heads, thread, team)
+    start, stop = _part(batch * seq * heads, thread, threads)
     for unit in range(start, stop):
         b, s, h = unit // (seq * heads), unit // heads % seq, unit % heads
         at = x + b * steps[0] + s * steps[1] + h * steps[2]

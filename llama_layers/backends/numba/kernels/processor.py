@@ -1,4 +1,4 @@
-"""What numba compiles for: the processor, or what the environment tells numba of it."""
+"""The processor that numba compiles for: this one, or the one that its environment names."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers.backends.numba import array_pool as memory
+from llama_layers.backends.numba import array_pool
 
 
 @pytest.fixture(autouse=True)
 def nothing_spare():
-    for blocks in memory._spare.values():
+    for blocks in array_pool._spare.values():
         blocks.clear()
 
 
@@ -28,7 +28,7 @@ def test_arrays_that_are_alive_keep_their_numbers(steps):
     """Some are dropped in between, and of some only a view is kept."""
     alive = []
     for number, (size, whole, drop) in enumerate(steps):
-        array = memory.empty((size, KIB), np.uint8)
+        array = array_pool.empty((size, KIB), np.uint8)
         array[:] = number
         alive.append((number, array if whole else array[size // 2 :].T))
         if drop < len(alive):
@@ -39,7 +39,7 @@ def test_arrays_that_are_alive_keep_their_numbers(steps):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16, np.uint16])
 def test_shape_dtype_and_place(dtype):
-    array = memory.empty((3, 5, 20_000), dtype)
+    array = array_pool.empty((3, 5, 20_000), dtype)
     assert array.shape == (3, 5, 20_000)
     assert array.dtype == dtype
     assert array.flags.c_contiguous
@@ -48,23 +48,23 @@ def test_shape_dtype_and_place(dtype):
 
 
 def test_memory_is_used_again_when_the_last_view_is_gone():
-    array = memory.empty((300, KIB), np.uint8)
+    array = array_pool.empty((300, KIB), np.uint8)
     place, view = array.ctypes.data, array[5:7]
     del array
-    assert memory.empty((300, KIB), np.uint8).ctypes.data != place
+    assert array_pool.empty((300, KIB), np.uint8).ctypes.data != place
     del view
     others = [np.empty(300 * KIB, np.uint8) for _ in range(8)]  # of what the C library has free
-    places = {memory.empty((n, KIB), np.uint8).ctypes.data for n in (300, 400)}
+    places = {array_pool.empty((n, KIB), np.uint8).ctypes.data for n in (300, 400)}
     assert place in places
     del others
 
 
 def test_only_so_much_is_kept():
-    arrays = [memory.empty((1 << 20,), np.uint8) for _ in range(3 * memory.SPARE)]
+    arrays = [array_pool.empty((1 << 20,), np.uint8) for _ in range(3 * array_pool.SPARE)]
     del arrays
-    assert len(memory._spare[1 << 20]) == memory.SPARE
+    assert len(array_pool._spare[1 << 20]) == array_pool.SPARE
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, (1 << 17) - 1, (1 << 22) + 1])
 def test_other_sizes_are_numpys(nbytes):
-    assert memory.empty((nbytes,), np.uint8).flags.owndata
+    assert array_pool.empty((nbytes,), np.uint8).flags.owndata
