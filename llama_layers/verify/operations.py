@@ -1,97 +1,90 @@
-"""Operations with all that they are computed from, ready to be recomputed in float64.
+"""The operations of a layer, each with its formula over tracked numbers.
 
-One dataclass an operation: its fields are what the operation reads, so that a hypothesis about a
-mistake is a copy with another field, and `bound` is its exact result and what rounding allows.
+An operation is a dataclass of what it is computed from. ``operation.read(how)`` is a view of it:
+the same fields as tracked numbers, in the formats and with the roundings of a `Rounding`.
+``operation.formula`` is a function of that view. ``operation.bound(how)`` evaluates it, rounds it
+into the result's format, and gives the exact result and what rounding allows.
+
+A mistake is a copy with another field, ``replace(operation, eps=0.0)``, or another formula on the
+same view, which has a bound without an analysis of its own:
+
+>>> import numpy as np
+>>> from llama_layers.verify.operations import Mistaken, Norm
+>>> from llama_layers.verify.profiles import Rounding
+>>> norm = Norm(np.float32([[3, 4]]), np.float32([1, 1]), eps=1.0)
+>>> outside = Mistaken(norm, lambda n: n.x / ((n.x * n.x).mean().sqrt() + n.eps) * n.weight)
+>>> outside.bound(Rounding("float32", "float32")).exact.round(3)
+array([[0.661, 0.882]])
+
+A formula names the steps that a rounding profile may round, ``row.step("norm_before_weight")``:
+nothing happens where it does not.
+
+The views:
+
+- `Norm`: ``x``, ``weight`` (tracked), ``eps``.
+- `Linear`: ``x`` (tracked), ``weight``, ``bias`` (arrays, for ``x.matmul(weight, bias)``).
+- `Residual`: ``x``, ``added`` (tracked).
+- `Rope`: a `Rotation`: ``x`` and ``table`` (tracked), ``phases``, ``factor``, ``layout``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from llama_layers.arrays.dtypes import FLOATS, FloatFormat
+import numpy as np
+
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.rope import attention_factor
 from llama_layers.verify.bounds import (
     Bound,
     attention_bound,
     embedding_bound,
-    linear_bound,
     probabilities_bound,
-    residual_bound,
-    rms_norm_bound,
-    rope_bound,
     scores_bound,
     softmax_bound,
     swiglu_bound,
     weighted_sum_bound,
 )
-from llama_layers.verify.profiles import CONTRACT, PROFILES, RoundingProfile
+from llama_layers.verify.bounds.bound import Float64Array
+from llama_layers.verify.bounds.rope import check_rope, phase_errors
+from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.tracked import Tracked, read
+
+Formats = Rounding
 
 
-@dataclass(frozen=True)
-class Formats:
-    """In what formats, and with which roundings, an engine computes.
+class Operation:
+    """What operations have in common: a formula over what they read, and a bound by it."""
 
-    Attributes
-    ----------
-    dtype : str
-        Of the result.
-    accumulate : str
-        Of sums and of everything between the inputs and the result.
-    profile : RoundingProfile
-        What is rounded beside that.
-    inputs : str or None
-        Of the narrowest input, where it was recorded; None if there is none.
-    """
+    def read(self, how: Rounding) -> Any:
+        """The fields as tracked numbers: what `formula` is evaluated on."""
+        raise NotImplementedError
 
-    dtype: str
-    accumulate: str
-    profile: RoundingProfile = CONTRACT
-    inputs: str | None = None
+    def evaluate(self, formula: Callable[[Any], Tracked], how: Rounding) -> Bound:
+        """The exact result of a formula, right or wrong, and what rounding allows."""
+        return formula(self.read(how)).bound()
 
-    @property
-    def profiles(self) -> tuple[RoundingProfile, ...]:
-        """Those that an engine with these formats can have, in the order in which they are tried.
-
-        A cache is narrower than the results that it keeps, and no one narrows float64 on purpose;
-        nothing is kept in more digits than it was recorded in unless the sums have more. Narrow
-        sums excuse too much to be tried.
-        """
-        return tuple(
-            profile
-            for profile in PROFILES.values()
-            if profile.weighted_sums is None
-            and (profile.kv_cache is None or self._cached_in(FLOATS[profile.kv_cache]))
-            and (self._sums_have_more_digits or not profile.excess_precision)
-        )
-
-    def _cached_in(self, form: FloatFormat) -> bool:
-        return self.dtype != "float64" and form.precision < FLOATS[self.dtype].precision
-
-    @property
-    def unrounded_inputs(self) -> str | None:
-        """The format of the inputs, if the engine went on with what they were before it."""
-        excess = self.profile.excess_precision and self._sums_have_more_digits
-        return self.inputs if excess else None
-
-    @property
-    def _sums_have_more_digits(self) -> bool:
-        """Than an input was recorded in."""
-        narrowest = FLOATS[self.inputs or self.accumulate]
-        return narrowest.precision < FLOATS[self.accumulate].precision
-
-    @property
-    def narrower(self) -> str | None:
-        """The result's format, if it does not hold what sums are kept in."""
-        return None if FLOATS[self.dtype].holds(FLOATS[self.accumulate]) else self.dtype
-
-    def narrowed(self, rounds: bool) -> str | None:
-        """The format of a step that the profile rounds to the result's dtype, if it does."""
-        return self.dtype if rounds else None
+    def bound(self, formats: Rounding) -> Bound:
+        """The exact result of the operation, and what rounding allows."""
+        return self.evaluate(type(self).formula, formats)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
+class Mistaken:
+    """An operation with a wrong formula, which has a bound as the right one has."""
+
+    operation: Operation
+    formula: Callable[[Any], Tracked]
+
+    def bound(self, formats: Rounding) -> Bound:
+        """The exact result of the wrong formula, and what rounding allows."""
+        return self.operation.evaluate(self.formula, formats)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding(Operation):
     """Rows of a table."""
 
     ids: Any
@@ -103,50 +96,44 @@ class Embedding:
 
 
 @dataclass(frozen=True, eq=False)
-class Norm:
+class Norm(Operation):
     """RMSNorm."""
 
     x: Any
     weight: Any
     eps: float
 
-    def bound(self, formats: Formats) -> Bound:
-        """The exact norm, and what rounding allows."""
-        return rms_norm_bound(
-            self.x,
-            self.weight,
-            eps=self.eps,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            normed=formats.narrowed(formats.profile.norm_before_weight),
-            flushes=formats.profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
+    def read(self, how: Rounding) -> Norm:
+        """x and weight as tracked numbers."""
+        weight = read(self.weight, how, recorded=False, name="weight")
+        return replace(self, x=read(self.x, how), weight=weight)
+
+    def formula(self) -> Tracked:
+        """x over the root of its mean square and eps, times the weight."""
+        row: Tracked = self.x * ((self.x * self.x).mean() + self.eps).rsqrt()
+        return row.step("norm_before_weight") * self.weight
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(Operation):
     """A product with a matrix [out, in], and a bias."""
 
     x: Any
     weight: Any
     bias: Any | None = None
 
-    def bound(self, formats: Formats) -> Bound:
-        """The exact product, and what rounding allows."""
-        return linear_bound(
-            self.x,
-            self.weight,
-            self.bias,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            flushes=formats.profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
+    def read(self, how: Rounding) -> Linear:
+        """x as tracked numbers, the matrix and the bias as they are."""
+        return replace(self, x=read(self.x, how))
+
+    def formula(self) -> Tracked:
+        """The products of x with each row of the matrix."""
+        product: Tracked = self.x.matmul(self.weight, self.bias)
+        return product
 
 
 @dataclass(frozen=True, eq=False)
-class Rope:
+class Rope(Operation):
     """Rotary position embedding of x [B, S, heads, D] at positions [S] or [B, S]."""
 
     x: Any
@@ -154,26 +141,94 @@ class Rope:
     config: LlamaConfig
     layout: Literal["half", "interleaved"] = "half"
 
-    def bound(self, formats: Formats) -> Bound:
-        """The exact rotation, and what rounding allows."""
-        profile = formats.profile
-        return rope_bound(
-            self.x,
-            self.positions,
-            self.config,
-            layout=self.layout,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            phases=profile.phases,
-            table=formats.narrowed(profile.rope_table),
-            arithmetic=formats.narrowed(profile.rope_arithmetic),
-            flushes=profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
+    def read(self, how: Rounding) -> Rotation:
+        """x and the table of cosines and sines as tracked numbers."""
+        x = read(self.x, how)
+        check_rope(x.exact, self.positions, self.config, self.layout)
+        phases, off = phase_errors(self.positions, self.config, how)
+        return Rotation(x, phases, off, attention_factor(self.config), self.layout)
+
+    @staticmethod
+    def formula(rotation: Rotation) -> Tracked:
+        """Each pair of channels, rotated by its phase."""
+        return rotation.joined(*rotation.rotated(*rotation.pairs, *rotation.table))
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Rotation:
+    """What RoPE rotates, and by how much.
+
+    Attributes
+    ----------
+    x : Tracked
+        Queries or keys, [B, S, heads, D].
+    phases : ndarray of float64
+        By how much each pair is rotated, [..., S, 1, D / 2].
+    off : ndarray of float64
+        How far off the phases can be.
+    factor : float
+        What cosines and sines are multiplied by.
+    layout : {"half", "interleaved"}
+        Which channels are a pair.
+    """
+
+    x: Tracked
+    phases: Float64Array
+    off: Float64Array
+    factor: float
+    layout: str
+
+    @property
+    def pairs(self) -> tuple[Tracked, Tracked]:
+        """The first and the second channel of each pair."""
+        if self.layout == "half":
+            half = self.x.shape[-1] // 2
+            return self.x[..., :half], self.x[..., half:]
+        return self.x[..., 0::2], self.x[..., 1::2]
+
+    @property
+    def table(self) -> tuple[Tracked, Tracked]:
+        r"""The cosines and sines.
+
+        Each errs by :math:`\tau |\cos\phi| + \delta`, :math:`\tau = (1 + 2 u t)(1 + u_t) - 1`,
+        with t the `trig_ulps`, :math:`u_t` the roundoff of the table's format, and :math:`\delta`
+        the error of the phase: cosine and sine change no faster than it. A factor is rounded, and
+        so is its product. Nothing is off at phase 0.
+        """
+        how = self.x.how
+        delta = np.where(self.phases == 0, 0.0, np.minimum(self.off, 2.0))
+        turns = []
+        for function in (np.cos, np.sin):
+            exact = function(self.phases)
+            trig = 2 * how.profile.trig_ulps * how.unit * (np.abs(exact) + delta)
+            off = np.where(self.phases == 0, 0.0, delta + trig)
+            values = Tracked(exact, off, off, how, how.sums)
+            turns.append((values * self.factor).step("rope_table"))
+        return turns[0], turns[1]
+
+    def rotated(
+        self, a: Tracked, b: Tracked, cos: Tracked, sin: Tracked
+    ) -> tuple[Tracked, Tracked]:
+        """The pair (a, b), rotated."""
+        a_cos, b_sin, b_cos, a_sin = (
+            product.step("rope_arithmetic") for product in (a * cos, b * sin, b * cos, a * sin)
+        )
+        return (a_cos - b_sin).step("rope_arithmetic"), (b_cos + a_sin).step("rope_arithmetic")
+
+    def joined(self, first: Tracked, second: Tracked) -> Tracked:
+        """The channels of pairs where they belong."""
+
+        def join(a: Float64Array, b: Float64Array) -> Float64Array:
+            if self.layout == "half":
+                return np.concatenate([a, b], axis=-1)
+            return np.stack([a, b], axis=-1).reshape(*a.shape[:-1], -1)
+
+        off = join(first.off, second.off)
+        return replace(first, exact=join(first.exact, second.exact), off=off, usual=off)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(Operation):
     """Scaled products of queries and keys, of which those that a mask allows count."""
 
     q: Any
@@ -198,7 +253,7 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class Softmax:
+class Softmax(Operation):
     """Softmax over the keys that a mask allows."""
 
     scores: Any
@@ -217,7 +272,7 @@ class Softmax:
 
 
 @dataclass(frozen=True, eq=False)
-class Probabilities:
+class Probabilities(Operation):
     """Softmax of scaled products of queries and keys."""
 
     q: Any
@@ -242,7 +297,7 @@ class Probabilities:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightedSum:
+class WeightedSum(Operation):
     """The values, weighed by probabilities [B, heads, S, T]."""
 
     probabilities: Any
@@ -262,7 +317,7 @@ class WeightedSum:
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
+class Attention(Operation):
     """Scores, softmax and weighted sum at once, as fused kernels compute them."""
 
     q: Any
@@ -292,7 +347,7 @@ class Attention:
 
 
 @dataclass(frozen=True, eq=False)
-class Gate:
+class Gate(Operation):
     """The gated product, silu(gate) times up."""
 
     gate: Any
@@ -313,34 +368,17 @@ class Gate:
 
 
 @dataclass(frozen=True, eq=False)
-class Residual:
+class Residual(Operation):
     """The residual stream and what a block adds to it."""
 
     x: Any
     added: Any
 
-    def bound(self, formats: Formats) -> Bound:
-        """The exact sum, and what rounding allows."""
-        return residual_bound(
-            self.x,
-            self.added,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            flushes=formats.profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
+    def read(self, how: Rounding) -> Residual:
+        """Both as tracked numbers."""
+        return replace(self, x=read(self.x, how), added=read(self.added, how))
 
-
-Operation = (
-    Embedding
-    | Norm
-    | Linear
-    | Rope
-    | Scores
-    | Softmax
-    | Probabilities
-    | WeightedSum
-    | Attention
-    | Gate
-    | Residual
-)
+    def formula(self) -> Tracked:
+        """Their sum."""
+        total: Tracked = self.x + self.added
+        return total

@@ -1,8 +1,10 @@
-"""Roundings that engines make on purpose, beyond the one into the result."""
+"""The formats that an engine computes in, and the roundings that it makes on purpose."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+
+from llama_layers.arrays.dtypes import FLOATS, FloatFormat
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,15 @@ class RoundingProfile:
     excess_precision : bool
         Inputs are rounded to the dtype where they are written out, but the engine goes on with what
         they were before, in the format of the sums. Weights and tables are what they are.
+    root_ulps : float
+        The error of a reciprocal root, in units in the last place. A root and a division that are
+        each rounded correctly are within 1.
+    exp_ulps : float
+        The error of exponentials and hyperbolic tangents, in units in the last place.
+    trig_ulps : float
+        The error of cosines and sines, in units in the last place.
+    block : int
+        The fewest keys after which attention rescales what it has summed.
     """
 
     name: str
@@ -59,6 +70,10 @@ class RoundingProfile:
     weighted_sums: str | None = None
     flushes: bool = False
     excess_precision: bool = False
+    root_ulps: float = 1.0
+    exp_ulps: float = 4.0
+    trig_ulps: float = 1.0
+    block: int = 16
 
     def habits(self, operation: object, dtype: str | None) -> str:
         """What of this is done in an operation, in words; no `dtype` where it holds the sums."""
@@ -136,3 +151,96 @@ def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
     if profile not in PROFILES:
         raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}")
     return PROFILES[profile]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The formats in which an engine computes, and the roundings that it makes.
+
+    Attributes
+    ----------
+    dtype : str
+        The format of the result.
+    accumulate : str
+        The format of sums and of everything between the inputs and the result.
+    profile : RoundingProfile
+        The roundings beside these.
+    inputs : str or None
+        The format of the narrowest input, where it was recorded; None if there is none.
+    """
+
+    dtype: str
+    accumulate: str
+    profile: RoundingProfile = CONTRACT
+    inputs: str | None = None
+
+    @property
+    def profiles(self) -> tuple[RoundingProfile, ...]:
+        """The profiles that an engine with these formats can have, in the order to try them.
+
+        A cache is narrower than the results that it keeps, and no one narrows float64 on purpose;
+        nothing is kept in more digits than it was recorded in unless the sums have more. Narrow
+        sums excuse too much to be tried.
+        """
+        return tuple(
+            profile
+            for profile in PROFILES.values()
+            if profile.weighted_sums is None
+            and (profile.kv_cache is None or self._cached_in(FLOATS[profile.kv_cache]))
+            and (self._sums_have_more_digits or not profile.excess_precision)
+        )
+
+    def _cached_in(self, form: FloatFormat) -> bool:
+        return self.dtype != "float64" and form.precision < FLOATS[self.dtype].precision
+
+    @property
+    def unrounded_inputs(self) -> str | None:
+        """The format of the inputs, if the engine went on with what they were before it."""
+        excess = self.profile.excess_precision and self._sums_have_more_digits
+        return self.inputs if excess else None
+
+    @property
+    def _sums_have_more_digits(self) -> bool:
+        """Whether sums have more digits than an input was recorded in."""
+        narrowest = FLOATS[self.inputs or self.accumulate]
+        return narrowest.precision < FLOATS[self.accumulate].precision
+
+    @property
+    def narrower(self) -> str | None:
+        """The result's format, if it does not hold what sums are kept in."""
+        return None if FLOATS[self.dtype].holds(FLOATS[self.accumulate]) else self.dtype
+
+    @property
+    def out(self) -> FloatFormat:
+        """The format of the result."""
+        return FLOATS[self.dtype]
+
+    @property
+    def sums(self) -> FloatFormat:
+        """The format of sums."""
+        return FLOATS[self.accumulate]
+
+    @property
+    def unit(self) -> float:
+        """The relative error of one rounding in the sums' format, and of `exact`'s in float64."""
+        return self.sums.unit_roundoff + FLOATS["float64"].unit_roundoff
+
+    @property
+    def own(self) -> float:
+        """The factor by which errors in the sums' format grow, since `exact` errs in float64."""
+        return self.unit / self.sums.unit_roundoff
+
+    def narrowed(self, rounds: bool) -> str | None:
+        """The format of a step that the profile rounds to the result's dtype, if it does."""
+        return self.dtype if rounds else None
+
+    def step(self, name: str) -> FloatFormat | None:
+        """The format of the step of that name in the profile, if it is rounded."""
+        rounds: bool | str | None = getattr(self.profile, name)
+        return FLOATS[self.dtype if rounds is True else rounds] if rounds else None
+
+    @property
+    def before(self) -> FloatFormat | None:
+        """The format that inputs were rounded to after the engine had read them."""
+        form = self.unrounded_inputs
+        return None if form is None or FLOATS[form].holds(self.sums) else FLOATS[form]

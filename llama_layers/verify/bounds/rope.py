@@ -29,6 +29,7 @@ from llama_layers.verify.bounds.bound import (
     own_error,
     rounded,
 )
+from llama_layers.verify.profiles import Rounding
 
 # The error that is allowed a power, in unit roundoffs: 4 units in the last place, as of CUDA's.
 POWER = 8
@@ -151,7 +152,7 @@ def rope_bound(
     table_format = narrowing(known_format("table", table), sums)
     between = narrowing(known_format("arithmetic", arithmetic), sums)
     x64, places = float64(x), to_numpy(positions)
-    _check(x64, places, config, layout)
+    check_rope(x64, places, config, layout)
     u, lost = sums.unit_roundoff, lost_to_underflow(sums, flushes)
     form = known_format("phases", phases) or FLOATS["float64"]
     angles, delta = _phases(places, config, form.unit_roundoff)
@@ -195,7 +196,7 @@ def rope_bound(
     return bounded(y, (limit, limit))
 
 
-def _check(x: Float64Array, positions: Any, config: LlamaConfig, layout: str) -> None:
+def check_rope(x: Float64Array, positions: Any, config: LlamaConfig, layout: str) -> None:
     if x.ndim != 4 or x.shape[3] != config.head_dim:
         raise ValueError(f"x: expected shape [B, S, heads, {config.head_dim}], got {list(x.shape)}")
     if not np.issubdtype(positions.dtype, np.integer):
@@ -228,6 +229,14 @@ def _phases(
     errors = _relative_errors(config, frequencies, length, roundoff)
     errors = errors + _relative_errors(config, frequencies, length, own)
     return angles, np.abs(angles) * errors
+
+
+def phase_errors(
+    positions: Any, config: LlamaConfig, how: Rounding
+) -> tuple[Float64Array, Float64Array]:
+    """The phases [..., S, 1, D / 2], and how far they are off."""
+    form = FLOATS[how.profile.phases or "float64"]
+    return _phases(to_numpy(positions), config, form.unit_roundoff)
 
 
 def _relative_errors(
