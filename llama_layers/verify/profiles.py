@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from llama_layers.arrays.dtypes import FLOATS, FloatFormat
+from llama_layers.arrays.checks import check_count
+from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, float_format
 
 
 @dataclass(frozen=True)
@@ -18,22 +20,22 @@ class RoundingProfile:
     ----------
     name : str
         The engine.
-    norm_before_weight : bool
+    norm_before_weight : bool or str
         RMSNorm rounds the normalised row to the dtype before it multiplies with the weight.
     phases : str or None
         The format in which RoPE multiplies positions and frequencies; None for float64.
-    rope_table : bool
+    rope_table : bool or str
         Cosines and sines are rounded to the dtype.
-    rope_arithmetic : bool
+    rope_arithmetic : bool or str
         The products and the sum of RoPE are each rounded to the dtype.
-    scores : bool
+    scores : bool or str
         The scores of attention are rounded to the dtype, before and after they are scaled.
-    probabilities : bool
+    probabilities : bool or str
         The probabilities of attention are rounded to the dtype.
-    sigmoid : bool
+    sigmoid : bool or str
         The exponential, the sum and the quotient of silu(gate)'s sigmoid are each rounded to the
         dtype.
-    silu : bool
+    silu : bool or str
         silu(gate) is rounded to the dtype before it multiplies.
     kv_cache : str or None
         The format that attention rounds queries, keys and values to where it reads them; None for
@@ -58,14 +60,14 @@ class RoundingProfile:
     """
 
     name: str
-    norm_before_weight: bool = False
+    norm_before_weight: bool | str = False
     phases: str | None = None
-    rope_table: bool = False
-    rope_arithmetic: bool = False
-    scores: bool = False
-    probabilities: bool = False
-    sigmoid: bool = False
-    silu: bool = False
+    rope_table: bool | str = False
+    rope_arithmetic: bool | str = False
+    scores: bool | str = False
+    probabilities: bool | str = False
+    sigmoid: bool | str = False
+    silu: bool | str = False
     kv_cache: str | None = None
     weighted_sums: str | None = None
     flushes: bool = False
@@ -174,6 +176,66 @@ class Rounding:
     profile: RoundingProfile = CONTRACT
     inputs: str | None = None
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        array: Any,
+        /,
+        *,
+        dtype: str | None = None,
+        accumulate: str | None = None,
+        inputs: str | None = None,
+        profile: str | RoundingProfile = CONTRACT,
+        **steps: Any,
+    ) -> Rounding:
+        """What is stated of the computation of an array.
+
+        Parameters
+        ----------
+        name : str
+            The array's name in messages.
+        array : Array
+            An input, of a float dtype.
+        dtype : {"float16", "bfloat16", "float32", "float64"}, optional
+            The format of the result; that of `array` if not given.
+        accumulate : str, optional
+            The format of sums and of everything before the result; float32, or float64 for float64
+            arrays, if not given.
+        inputs : str, optional
+            The format that inputs were rounded to where they were stored, though the engine
+            computed from what they were before, in the format of the sums. A format that has all
+            digits of those changes nothing.
+        profile : str or RoundingProfile, optional
+            An engine's further roundings.
+        **steps : object
+            Fields of the profile that are to be others: ``flushes=True``, ``silu="bfloat16"``. A
+            step that is True is rounded to the result's format.
+
+        Returns
+        -------
+        Rounding
+            The formats, all of them known.
+
+        Raises
+        ------
+        TypeError
+            If the array holds no floats, or a profile has no such field.
+        ValueError
+            If a format or a profile is unknown, or `block` is not a positive integer.
+        """
+        stored = float_format(name, array)
+        formats = {"dtype": dtype, "accumulate": accumulate, "inputs": inputs}
+        for argument, value in {**formats, **steps}.items():
+            if isinstance(value, str) and value not in FLOATS:
+                raise ValueError(f"{argument}: expected one of {', '.join(FLOATS)}, got {value!r}")
+        if inputs is not None:
+            steps = {"excess_precision": True, **steps}
+        known = replace(profile_named(profile), **steps)
+        check_count("block", known.block)
+        sums = accumulate or accumulate_format(stored).name
+        return cls(dtype or stored.name, sums, known, inputs)
+
     @property
     def profiles(self) -> tuple[RoundingProfile, ...]:
         """The profiles that an engine with these formats can have, in the order to try them.
@@ -221,6 +283,11 @@ class Rounding:
         return FLOATS[self.accumulate]
 
     @property
+    def phases(self) -> FloatFormat:
+        """The format that phases are computed in."""
+        return FLOATS[self.profile.phases or "float64"]
+
+    @property
     def unit(self) -> float:
         """The relative error of one rounding in the sums' format, and of `exact`'s in float64."""
         return self.sums.unit_roundoff + FLOATS["float64"].unit_roundoff
@@ -230,9 +297,11 @@ class Rounding:
         """The factor by which errors in the sums' format grow, since `exact` errs in float64."""
         return self.unit / self.sums.unit_roundoff
 
-    def narrowed(self, rounds: bool) -> str | None:
-        """The format of a step that the profile rounds to the result's dtype, if it does."""
-        return self.dtype if rounds else None
+    @property
+    def lost(self) -> float:
+        """The largest error of an operation whose result is below the smallest normal number."""
+        sums = self.sums
+        return sums.smallest_normal if self.profile.flushes else sums.smallest_subnormal
 
     def step(self, name: str) -> FloatFormat | None:
         """The format of the step of that name in the profile, if it is rounded."""

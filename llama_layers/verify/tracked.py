@@ -8,7 +8,7 @@ therefore both the operation and its bound, right or wrong:
 >>> import numpy as np
 >>> from llama_layers.verify.profiles import Rounding
 >>> from llama_layers.verify.tracked import read
->>> x = read(np.float32([[3.0, 4.0]]), Rounding("float32", "float32"))
+>>> x = read("x", np.float32([[3.0, 4.0]]), Rounding("float32", "float32"))
 >>> norm = x * ((x * x).mean() + 1e-5).rsqrt()
 >>> norm.exact.round(3), norm.off.max() < 1e-6
 (array([[0.849, 1.131]]), np.True_)
@@ -17,13 +17,13 @@ With u the unit roundoff of the sums' format, each operation adds the errors tha
 :math:`u (|y| + e)` for its own rounding, where y is its exact result and e what it inherited; and
 what underflow loses. (u is that of float64 larger, since the exact result is computed in
 float64 itself, which matters where float64 is judged.) A product with 0 or 1 and a sum with 0 are
-not rounded. Operations on many numbers, and those in which errors cancel, have rules with a
-derivation of their own.
+not rounded. Sums of many numbers have a rule of their own here; products of matrices and
+operations in which errors cancel have theirs in `llama_layers.verify.rules`.
 
 Two errors are carried: `off`, which no correct computation exceeds, and `usual`, which rounding
 errors of random sign rarely exceed: :math:`4 \sqrt n u` instead of
-:math:`\gamma_n = n u / (1 - n u)`. An infinite error means that nothing can be said, since the
-computation may overflow.
+:math:`\gamma_n = n u / (1 - n u)`, the largest error of n roundings (Higham, lemma 3.1). An
+infinite error means that nothing can be said, since the computation may overflow.
 """
 
 from __future__ import annotations
@@ -34,23 +34,18 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.arrays.dtypes import FLOATS, FloatFormat, float_format
+from llama_layers.arrays.dtypes import FloatFormat, float_format
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.verify.bounds.bound import (
-    Bound,
+from llama_layers.verify.bound import Bound
+from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.roundoff import (
+    GROWTHS,
     Float64Array,
-    carried,
     finite_magnitude,
     gamma,
     input_error,
     read_in,
-    usual_growth,
 )
-from llama_layers.verify.profiles import Rounding
-
-GROWTHS = (gamma, usual_growth)
-# Rows of a matrix that are held in float64 at a time.
-BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +64,8 @@ class Tracked:
         The formats of the engine.
     form : FloatFormat
         The format that holds the engine's numbers.
+    stored : bool
+        Whether they were stored, so that an engine that flushes reads subnormal ones as 0.
     """
 
     exact: Float64Array
@@ -76,19 +73,31 @@ class Tracked:
     usual: Float64Array
     how: Rounding
     form: FloatFormat
+    stored: bool = False
 
-    # Sums and products of two numbers.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the numbers."""
+        return self.exact.shape
+
+    @property
+    def size(self) -> Float64Array:
+        """The largest magnitudes that an engine's numbers can have where they are finite."""
+        size = finite_magnitude(self.exact)
+        return size + self.off if self.off.any() else size
+
+    # Operations on two numbers.
 
     def __add__(self, other: Any) -> Tracked:
         """The sum; one with 0 is exact, and so is 0 itself, since sums do not underflow."""
         b = self._number(other)
         with np.errstate(all="ignore"):
             exact = self.exact + b.exact
-            lost = self._flushed() + b._flushed()
             # Two numbers that cancel exactly are flushed both, or neither.
-            lost = np.where((exact == 0) & (self.off == 0) & (b.off == 0), 0.0, lost)
-            errors = self._errors(lambda e, f: e + f + lost, b)
-            return self._rounded(exact, errors, ~(self._is(0) | b._is(0)), 0.0, self, b)
+            cancel = (exact == 0) & (self.off == 0) & (b.off == 0)
+            lost = np.where(cancel, 0.0, self._flushed() + b._flushed())
+            errors = self.errors(lambda e, f: e + f + lost, b)
+            return self._result(exact, errors, ~(self.certainly(0) | b.certainly(0)), 0.0, self, b)
 
     def __mul__(self, other: Any) -> Tracked:
         """The product; one with 0 or 1 is exact."""
@@ -100,11 +109,12 @@ class Tracked:
             unsure = self._unsure_sign(b) | b._unsure_sign(self)
 
             def error(e: Float64Array, f: Float64Array) -> Float64Array:
-                return np.where(unsure, np.inf, e * size_b + size * f + e * f + lost)
+                error = _times(e, size_b) + _times(f, size + e) + lost
+                return np.where(unsure, np.inf, error) if unsure.any() else np.asarray(error)
 
-            inexact = ~(self._is(0) | b._is(0) | self._is(1) | b._is(1))
+            inexact = ~(self.certainly(0) | b.certainly(0) | self.certainly(1) | b.certainly(1))
             tiny = self.how.sums.smallest_subnormal * inexact
-            return self._rounded(exact, self._errors(error, b), inexact, tiny, self, b)
+            return self._result(exact, self.errors(error, b), inexact, tiny, self, b)
 
     def __truediv__(self, other: Any) -> Tracked:
         """The quotient; infinitely off where the divisor may be 0 and is not."""
@@ -119,9 +129,9 @@ class Tracked:
                 quotient = (e + size * f) / np.maximum(left, 0.0) + lost
                 return np.where(b._vanishes() | ((left <= 0) & (f > 0)), np.inf, quotient)
 
-            inexact = ~(self._is(0) | b._is(1))
+            inexact = ~(self.certainly(0) | b.certainly(1))
             tiny = self.how.sums.smallest_subnormal * inexact
-            return self._rounded(exact, self._errors(error, b), inexact, tiny)
+            return self._result(exact, self.errors(error, b), inexact, tiny)
 
     def __neg__(self) -> Tracked:
         """The numbers with the other sign, which is exact."""
@@ -142,19 +152,10 @@ class Tracked:
     __radd__ = __add__
     __rmul__ = __mul__
 
-    def __getitem__(self, index: Any) -> Tracked:
-        """Some of the numbers."""
-        return self.moved(lambda array: array[index])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the numbers."""
-        return self.exact.shape
-
     # Functions of one number.
 
     def sqrt(self) -> Tracked:
-        """The square root, itself within `root_ulps` units in the last place."""
+        """The square root, within `root_ulps` units in the last place."""
         with np.errstate(all="ignore"):
             exact = np.sqrt(self.exact)
 
@@ -162,8 +163,7 @@ class Tracked:
                 part = np.minimum(e / finite_magnitude(self.exact), 1.0)
                 return np.where(self.exact == 0, np.sqrt(e), -exact * np.expm1(np.log1p(-part) / 2))
 
-            errors = self._errors(error)
-            return self._rounded(exact, errors, 2.0 * self.how.profile.root_ulps, 0.0)
+            return self._result(exact, self.errors(error), 2 * self.how.profile.root_ulps, 0.0)
 
     def rsqrt(self) -> Tracked:
         """1 over the square root, within `root_ulps` units in the last place.
@@ -178,93 +178,71 @@ class Tracked:
                 grown = exact * np.expm1(-np.log1p(-np.minimum(part, 1.0)) / 2)
                 return np.where(e == 0, 0.0, np.where(part >= 1, np.inf, grown))
 
-            errors = self._errors(error)
-            return self._rounded(exact, errors, 2.0 * self.how.profile.root_ulps, 0.0)
+            return self._result(exact, self.errors(error), 2 * self.how.profile.root_ulps, 0.0)
 
-    def mean(self) -> Tracked:
-        r"""The mean of each row, in any order of summation, with the axis kept.
+    def exp(self) -> Tracked:
+        """The exponential, within `exp_ulps` units in the last place; 0 of minus infinity."""
+        with np.errstate(all="ignore"):
+            exact = np.exp(self.exact)
+            errors = self.errors(lambda e: finite_magnitude(exact) * np.expm1(e))
+            tiny = self.how.sums.smallest_subnormal * ~((exact == 0) & (self.off == 0))
+            return self._result(exact, errors, 2 * self.how.profile.exp_ulps, tiny, self)
 
-        The sum of n numbers has n - 1 roundings, the division by n one, or two where it is a
-        product with the inverse: :math:`|\hat m - m| \le \frac 1 n \sum e_i + \gamma_{n+1}
-        \frac 1 n \sum (|x_i| + e_i)`. Errors that are inherited usually cancel, too, to
-        :math:`\frac 4 n \sqrt{\sum e_i^2}`.
+    def apply(self, function: Callable[[Float64Array], Any], slope: float = 1.0) -> Tracked:
+        """A function that changes by `slope` times its argument at most, as exact as `exp`."""
+        with np.errstate(all="ignore"):
+            exact = np.asarray(function(self.exact), np.float64)
+            errors = self.errors(lambda e: slope * e)
+            return self._result(exact, errors, 2 * self.how.profile.exp_ulps, 0.0, self)
+
+    # Functions of a row.
+
+    def sum(self, axis: int = -1) -> Tracked:
+        r"""The sum, in any order, with the axis kept.
+
+        n numbers have n - 1 roundings:
+        :math:`|\hat s - s| \le \sum e_i + \gamma_{n-1} \sum (|x_i| + e_i)`. Inherited errors
+        usually cancel, too, to :math:`4 \sqrt{\sum e_i^2}`.
         """
-        n = self.exact.shape[-1]
+        return self._summed(axis, self.shape[axis] - 1)
+
+    def mean(self, axis: int = -1) -> Tracked:
+        """The mean, with the axis kept: a sum of n numbers, and two roundings.
+
+        They are for a division by n, which may be a product with the rounded inverse.
+        """
+        n = self.shape[axis]
+        total = self._summed(axis, n + 1)
+        with np.errstate(all="ignore"):
+            tiny = self.how.sums.smallest_subnormal * (total.size > 0)
+            return self._result(total.exact / n, total.errors(lambda e: e / n), 0.0, tiny, total)
+
+    def max(self, axis: int = -1) -> Tracked:
+        """The largest number, with the axis kept."""
+        if not self.shape[axis]:
+            return constant(np.full((*self.shape[:-1], 1), -np.inf), self.how)
+        exact = self.exact.max(axis=axis, keepdims=True)
+        errors = self.errors(lambda e: np.broadcast_to(e, self.shape).max(axis=axis, keepdims=True))
+        return self.with_errors(errors, exact=exact)
+
+    def _summed(self, axis: int, roundings: int) -> Tracked:
         with np.errstate(all="ignore"):
             # In another order than a float64 result is summed in, which is not its own judge.
-            exact = self.exact[..., ::-1].mean(axis=-1, keepdims=True)
-            size = np.mean(finite_magnitude(self.exact) + self.off, axis=-1, keepdims=True)
-            lost = np.mean(self._flushed() + np.zeros(self.shape), axis=-1, keepdims=True)
-            off = np.broadcast_to(self.off, self.shape).mean(axis=-1, keepdims=True)
-            squares = np.square(self.usual + np.zeros(self.shape)).sum(axis=-1, keepdims=True)
-            usual = np.minimum(4 * np.sqrt(squares) / n, off)
-            errors = (
-                e + self.how.own * grow(n + 1, self.how.sums.unit_roundoff) * size + lost
-                for e, grow in zip((off, usual), GROWTHS, strict=True)
+            exact = np.flip(self.exact, axis).sum(axis=axis, keepdims=True)
+            flushed, off, usual = (
+                np.broadcast_to(e, self.shape) for e in (self._flushed(), self.off, self.usual)
             )
-            # The sum may overflow though the mean does not.
-            most = n * size * (1 + gamma(n, self.how.sums.unit_roundoff))
-            most, usually = (np.where(most < self.how.sums.max, e, np.inf) for e in errors)
-            tiny = self.how.sums.smallest_subnormal * (size > 0)
-            return self._rounded(exact, (most, usually), 0.0, tiny)
-
-    def matmul(self, weight: Any, bias: Any | None = None) -> Tracked:
-        r"""Products with the rows of a matrix [N, K], and a bias [N] that is one more term.
-
-        With n terms an element, :math:`A = |x| |W|^\top + |b|`, and x off by :math:`\delta`, so
-        that a product is off by :math:`\Delta = \delta |W|^\top`,
-
-        .. math:: |\hat y - y| \le \gamma_n (A + \Delta) + \Delta + \eta
-
-        in any order of summation (Higham, section 3.5). Where the result's format is narrower than
-        that of the sums, a product that is rounded before the bias is added is allowed too, which
-        costs another :math:`u_o |x W^\top|` and :math:`1 + u_o`. :math:`\eta` is what products that
-        underflow can lose. Where every product is zero, so is the error.
-        """
-        w, b = to_numpy(weight), None if bias is None else to_numpy(bias).astype(np.float64)
-        rows = self.moved(lambda array: array.reshape(-1, self.shape[-1]))
-        arrays = tuple(np.empty((len(rows.exact), len(w))) for _ in range(3))
-        for start in range(0, len(w), BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
-            parts = rows._products(w[block].astype(np.float64), None if b is None else b[block])
-            for array, part in zip(arrays, parts, strict=True):
-                array[:, block] = part
-        exact, off, usual = (array.reshape(*self.shape[:-1], len(w)) for array in arrays)
-        return Tracked(exact, off, usual, self.how, self.how.sums)
-
-    def _products(
-        self, w: Float64Array, b: Float64Array | None
-    ) -> tuple[Float64Array, Float64Array, Float64Array]:
-        """The exact products with some rows of a matrix, and their errors; see `matmul`."""
-        x, sums, out = self.exact, self.how.sums, self.how.out
-        n = x.shape[1] + (b is not None)
-        off, size_w = np.broadcast_to(self.off, x.shape), finite_magnitude(w)
-        size = finite_magnitude(x) + off
-        with np.errstate(all="ignore"):
-            product = np.ascontiguousarray(x[:, ::-1]) @ np.ascontiguousarray(w[:, ::-1]).T
-            exact = product if b is None else product + b
-            magnitude = size @ size_w.T
-            if b is not None:
-                magnitude += finite_magnitude(b)
-            underflow: Any = n * sums.smallest_subnormal
-            if self.how.profile.flushes:
-                lost = size.sum(axis=1)[:, None] + size_w.sum(axis=1) + 2 * n
-                underflow = np.maximum(underflow, sums.smallest_normal * lost)
-            # What the float64 product itself can be off by, which matters for float64 alone.
-            own = gamma(n, FLOATS["float64"].unit_roundoff) * magnitude
-            errors = []
-            for grow, moved in zip(GROWTHS, carried((off, size_w.T)), strict=True):
-                error = grow(n, sums.unit_roundoff) * magnitude + moved
-                overflows = ~(magnitude + error < sums.max)
-                error = error + underflow
-                if b is not None and not out.holds(sums):
-                    error = error * (1 + out.unit_roundoff) + out.unit_roundoff * np.abs(product)
-                    overflows |= np.isfinite(product) & (np.abs(product) + error >= out.max)
-                error += own
-                error[overflows] = np.inf
-                error[(magnitude == 0) & (sums.name != "float64")] = 0.0
-                errors.append(error)
-        return exact, errors[0], errors[1]
+            magnitude = self.size.sum(axis=axis, keepdims=True)
+            lost, most = (e.sum(axis=axis, keepdims=True) for e in (flushed, off))
+            usual = 4 * np.sqrt(np.square(usual).sum(axis=axis, keepdims=True))
+            growths = [self.how.own * grow(roundings, self._u) for grow in GROWTHS]
+            errors = (
+                most + growths[0] * magnitude + lost,
+                np.minimum(usual, most) + growths[1] * magnitude + lost,
+            )
+            fits = magnitude * (1 + gamma(roundings, self._u)) < self.how.sums.max
+            most, usual = (np.where(fits, e, np.inf) for e in errors)
+            return self._result(exact, (most, usual), 0.0, 0.0)
 
     # What becomes of the numbers.
 
@@ -272,18 +250,17 @@ class Tracked:
         """The numbers rounded to a format, unless it holds them as they are."""
         if form is None or form.holds(self.form):
             return self
-        with np.errstate(all="ignore"):
-            size = finite_magnitude(self.exact)
-            same = self.off == 0
-            if same.any():
-                same = same & (read_in(self.exact, form) == self.exact)
+        size = finite_magnitude(self.exact)
+        same: Any = self.off == 0
+        if same.any():
+            same = same & (read_in(self.exact, form) == self.exact)
 
-            def error(e: Float64Array) -> Float64Array:
-                step = form.unit_roundoff * (size + e) + form.smallest_subnormal
-                grown = e + np.where(same, 0.0, step)
-                return np.where(size + grown < form.max, grown, np.inf)
+        def error(e: Float64Array) -> Float64Array:
+            step = form.unit_roundoff * (size + e) + form.smallest_subnormal
+            grown = e + np.where(same, 0.0, step)
+            return np.where(size + grown < form.max, grown, np.inf)
 
-            return replace(self._with(self._errors(error)), form=form)
+        return replace(self.with_errors(self.errors(error)), form=form)
 
     def step(self, name: str) -> Tracked:
         """The numbers rounded as the profile rounds the step of that name, if it does."""
@@ -291,27 +268,50 @@ class Tracked:
 
     def moved(self, move: Callable[[Float64Array], Float64Array]) -> Tracked:
         """The numbers in other places: reshaped, permuted, selected or repeated."""
-        parts = [np.broadcast_to(e, self.shape) for e in (self.off, self.usual)]
-        off = move(parts[0])
-        usual = off if self.usual is self.off else move(parts[1])
-        return replace(self, exact=move(self.exact), off=off, usual=usual)
+
+        def error(e: Float64Array) -> Float64Array:
+            return move(np.broadcast_to(e, self.shape)) if e.any() else _NONE
+
+        return self.with_errors(self.errors(error), exact=move(self.exact))
+
+    def __getitem__(self, index: Any) -> Tracked:
+        """Some of the numbers."""
+        return self.moved(lambda array: array[index])
+
+    def where(self, places: Any, other: Any) -> Tracked:
+        """The numbers in some places, and another elsewhere."""
+        b = self._number(other)
+        errors = self.errors(lambda e, f: np.asarray(np.where(places, e, f)), b)
+        return self.with_errors(errors, exact=np.where(places, self.exact, b.exact))
+
+    def only(self, places: Any) -> Tracked:
+        """The numbers, of which those elsewhere may be anything."""
+        return self.with_errors(self.errors(lambda e: np.where(places, e, np.inf)))
 
     def bound(self) -> Bound:
         """The bound of a result, rounded to its format."""
         last = self.to(self.how.out)
         size = finite_magnitude(last.exact)
-        limits = (np.where(size + e < last.how.out.max, e, np.inf) for e in (last.off, last.usual))
-        return Bound(last.exact, *limits)
+
+        def limit(e: Float64Array) -> Float64Array:
+            return np.where((size + e < last.how.out.max) | (e == 0), e, np.inf)
+
+        return Bound(last.exact, *(limit(e) for e in (last.off, last.usual)))
 
     # How it is done.
+
+    @property
+    def _u(self) -> float:
+        return self.how.sums.unit_roundoff
 
     def _number(self, other: Any) -> Tracked:
         return other if isinstance(other, Tracked) else constant(other, self.how)
 
-    def _with(self, errors: tuple[Float64Array, ...]) -> Tracked:
-        return replace(self, off=errors[0], usual=errors[1])
+    def with_errors(self, errors: tuple[Any, Any], exact: Float64Array | None = None) -> Tracked:
+        exact = self.exact if exact is None else exact
+        return replace(self, exact=exact, off=errors[0], usual=errors[1])
 
-    def _errors(self, rule: Callable[..., Float64Array], *others: Tracked) -> tuple[Any, Any]:
+    def errors(self, rule: Callable[..., Float64Array], *others: Tracked) -> tuple[Any, Any]:
         """The largest and the usual error by a rule for the errors of operands."""
         operands = (self, *others)
         most = rule(*(number.off for number in operands))
@@ -319,7 +319,7 @@ class Tracked:
             return most, most
         return most, rule(*(number.usual for number in operands))
 
-    def _rounded(
+    def _result(
         self,
         exact: Float64Array,
         errors: tuple[Any, Any],
@@ -333,45 +333,79 @@ class Tracked:
         """
         size, sums = finite_magnitude(exact), self.how.sums
         infinite = np.isinf(exact)
-        for operand in operands:
+        for operand in operands if infinite.any() else ():
             infinite = infinite & np.isfinite(operand.exact)
         found: list[Float64Array] = []
         for e in errors if errors[1] is not errors[0] else errors[:1]:
-            error = np.asarray(e + roundings * self.how.unit * (size + e) + lost)
+            error = np.asarray(size + e)
+            error *= roundings * self.how.unit
+            error += e
+            error += lost
             if self.how.profile.flushes:
                 tiny = sums.smallest_normal
-                error = error + np.where(size - error < tiny, np.minimum(size, tiny), 0.0)
-            found.append(np.where(~infinite & (size + error < sums.max), error, np.inf))
+                error += np.where(size - error < tiny, np.minimum(size, tiny), 0.0)
+            error[infinite | ~(size + error < sums.max)] = np.inf
+            found.append(error)
         return Tracked(exact, found[0], found[-1], self.how, sums)
 
-    def _is(self, magnitude: float) -> Any:
+    def certainly(self, magnitude: float) -> Any:
         """Where the numbers are certainly that, or less that."""
-        return (np.abs(self.exact) == magnitude) & (self.off == 0)
+        if not (known := self.off == 0).any():
+            return np.False_
+        return known & ((self.exact == magnitude) | (self.exact == -magnitude))
 
     def _vanishes(self) -> Any:
-        """Where an engine that flushes may take a number that is not 0 for 0."""
-        if not self.how.profile.flushes:
+        """Where an engine that flushes may read a number that is not 0 as 0."""
+        if not (self.stored and self.how.profile.flushes):
             return np.False_
         size = finite_magnitude(self.exact)
         return (size - self.off < self.how.sums.smallest_normal) & (size > 0)
 
     def _flushed(self) -> Any:
         """What is lost where an engine flushes."""
+        if not (vanishes := self._vanishes()).any():
+            return 0.0
         tiny = np.minimum(finite_magnitude(self.exact), self.how.sums.smallest_normal)
-        return np.where(self._vanishes(), tiny, 0.0)
+        return np.where(vanishes, tiny, 0.0)
 
     def _unsure_sign(self, other: Tracked) -> Any:
         """Where an infinite number meets one whose sign is not sure."""
-        return np.isinf(self.exact) & (np.abs(other.exact) <= other.off) & (other.off > 0)
+        infinite = np.isinf(self.exact)
+        if not infinite.any():
+            return np.False_
+        return infinite & (np.abs(other.exact) <= other.off) & (other.off > 0)
 
 
-def read(array: Any, how: Rounding, *, recorded: bool = True, name: str = "x") -> Tracked:
-    """Numbers as they were stored; those that were recorded may have had more digits."""
+_NONE = np.zeros(())
+
+
+def _times(error: Float64Array, size: Float64Array) -> Float64Array:
+    """The product, without a pass over the size where nothing is off."""
+    return error * size if error.any() else _NONE
+
+
+def read(
+    name: str,
+    array: Any,
+    how: Rounding,
+    *,
+    recorded: bool = True,
+    cached: bool = False,
+) -> Tracked:
+    """Numbers as they were stored.
+
+    Those that were recorded may have had more digits; those that are read from a cache may be
+    rounded to its format.
+    """
     form = float_format(name, array)
     exact = to_numpy(array).astype(np.float64)
-    zero = np.zeros(())
-    off = zero if how.before is None or not recorded else input_error(exact, how.before)
-    return Tracked(exact, off, off, how, form)
+    off = _NONE
+    if cached and (cache := how.step("kv_cache")) is not None and not cache.holds(form):
+        finite, exact, form = np.isfinite(exact), read_in(exact, cache), cache
+        off = np.where(finite & np.isinf(exact), np.inf, 0.0)
+    if recorded and how.before is not None:
+        off = off + input_error(exact, how.before)
+    return Tracked(exact, off, off, how, form, stored=True)
 
 
 def constant(number: Any, how: Rounding) -> Tracked:
@@ -379,5 +413,5 @@ def constant(number: Any, how: Rounding) -> Tracked:
     exact = np.asarray(number, np.float64)
     sums = how.sums
     error = sums.unit_roundoff * np.abs(exact) + sums.smallest_subnormal
-    off = np.where(read_in(exact, sums) == exact, 0.0, error)
+    off = np.where((read_in(exact, sums) == exact) | np.isnan(exact), 0.0, error)
     return Tracked(exact, off, off, how, sums)
