@@ -116,7 +116,7 @@ class Norm(Operation):
     eps: float
 
     def read(self, how: Rounding) -> Norm:
-        """x and the weight as tracked numbers."""
+        """The view: x and the weight as tracked numbers."""
         x, weight = read("x", self.x, how), read("weight", self.weight, how, recorded=False)
         if len(x.shape) < 1 or weight.shape != x.shape[-1:]:
             raise ValueError(
@@ -127,7 +127,7 @@ class Norm(Operation):
 
     @staticmethod
     def formula(norm: Norm) -> Tracked:
-        """x over the root of its mean square and eps, times the weight."""
+        """Divide x by the root of its mean square and eps, and multiply with the weight."""
         row: Tracked = norm.x * ((norm.x * norm.x).mean() + norm.eps).rsqrt()
         product: Tracked = row.step("norm_before_weight") * norm.weight
         return product
@@ -142,7 +142,7 @@ class Linear(Operation):
     bias: Any | None = None
 
     def read(self, how: Rounding) -> Linear:
-        """x as tracked numbers; the matrix and the bias as they are."""
+        """The view: x as tracked numbers, the matrix and the bias as they are."""
         x, weight = read("x", self.x, how), self.weight
         float_format("weight", weight)
         if len(x.shape) < 1 or len(weight.shape) != 2 or x.shape[-1] != weight.shape[1]:
@@ -175,7 +175,7 @@ class Rope(Operation):
     layout: Literal["half", "interleaved"] = "half"
 
     def read(self, how: Rounding) -> Rotation:
-        """x as tracked numbers, and by how much they are rotated."""
+        """The view: x as tracked numbers, and by how much they are rotated."""
         x, positions = read("x", self.x, how), to_numpy(self.positions)
         if len(x.shape) != 4 or x.shape[3] != self.config.head_dim:
             raise ValueError(
@@ -217,7 +217,7 @@ class Gate(Operation):
 
     @staticmethod
     def formula(product: Gate) -> Tracked:
-        """silu(gate) times up."""
+        """Multiply silu(gate) with up."""
         return gated(product.gate, product.up)
 
 

@@ -250,17 +250,14 @@ class Tracked:
         """The numbers rounded to a format, unless it holds them as they are."""
         if form is None or form.holds(self.form):
             return self
-        size = finite_magnitude(self.exact)
+        size, u, tiny = finite_magnitude(self.exact), form.unit_roundoff, form.smallest_subnormal
         same: Any = self.off == 0
         if same.any():
             same = same & (read_in(self.exact, form) == self.exact)
-
-        def error(e: Float64Array) -> Float64Array:
-            step = form.unit_roundoff * (size + e) + form.smallest_subnormal
-            grown = e + np.where(same, 0.0, step)
-            return np.where(size + grown < form.max, grown, np.inf)
-
-        return replace(self.with_errors(self.errors(error)), form=form)
+        errors = self.errors(lambda e: e + np.where(same, 0.0, u * (size + e) + tiny))
+        rounded = self.with_errors(errors)
+        fit = rounded.errors(lambda e: np.where(size + e < form.max, e, np.inf))
+        return replace(rounded.with_errors(fit), form=form)
 
     def step(self, name: str) -> Tracked:
         """The numbers rounded as the profile rounds the step of that name, if it does."""
@@ -268,11 +265,8 @@ class Tracked:
 
     def moved(self, move: Callable[[Float64Array], Float64Array]) -> Tracked:
         """The numbers in other places: reshaped, permuted, selected or repeated."""
-
-        def error(e: Float64Array) -> Float64Array:
-            return move(np.broadcast_to(e, self.shape)) if e.any() else _NONE
-
-        return self.with_errors(self.errors(error), exact=move(self.exact))
+        errors = self.errors(lambda e: move(np.broadcast_to(e, self.shape)) if e.any() else _NONE)
+        return self.with_errors(errors, exact=move(self.exact))
 
     def __getitem__(self, index: Any) -> Tracked:
         """Some of the numbers."""
@@ -292,11 +286,9 @@ class Tracked:
         """The bound of a result, rounded to its format."""
         last = self.to(self.how.out)
         size = finite_magnitude(last.exact)
-
-        def limit(e: Float64Array) -> Float64Array:
-            return np.where((size + e < last.how.out.max) | (e == 0), e, np.inf)
-
-        return Bound(last.exact, *(limit(e) for e in (last.off, last.usual)))
+        most = self.how.out.max
+        limits = last.errors(lambda e: np.where((size + e < most) | (e == 0), e, np.inf))
+        return Bound(last.exact, *limits)
 
     # How it is done.
 
@@ -308,6 +300,7 @@ class Tracked:
         return other if isinstance(other, Tracked) else constant(other, self.how)
 
     def with_errors(self, errors: tuple[Any, Any], exact: Float64Array | None = None) -> Tracked:
+        """The same numbers, or others, with other errors."""
         exact = self.exact if exact is None else exact
         return replace(self, exact=exact, off=errors[0], usual=errors[1])
 
@@ -332,7 +325,7 @@ class Tracked:
         Finite operands that are given must have a finite result.
         """
         size, sums = finite_magnitude(exact), self.how.sums
-        infinite = np.isinf(exact)
+        infinite: Any = np.isinf(exact) if operands else np.False_
         for operand in operands if infinite.any() else ():
             infinite = infinite & np.isfinite(operand.exact)
         found: list[Float64Array] = []
