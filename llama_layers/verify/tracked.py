@@ -122,12 +122,13 @@ class Tracked:
         with np.errstate(all="ignore"):
             exact = self.exact / b.exact
             size, size_b = finite_magnitude(exact), finite_magnitude(b.exact)
-            lost = self._flushed() / size_b
+            lost = self._flushed() / np.where(size_b > 0, size_b, 1.0)
 
             def error(e: Float64Array, f: Float64Array) -> Float64Array:
                 left = np.where(np.isfinite(b.exact), size_b - f, np.inf)
-                quotient = (e + size * f) / np.maximum(left, 0.0) + lost
-                return np.where(b._vanishes() | ((left <= 0) & (f > 0)), np.inf, quotient)
+                quotient = np.where(left > 0, (e + size * f) / left + lost, 0.0)
+                unsure = b._vanishes() | ((left <= 0) & ((e > 0) | (f > 0)))
+                return np.where(unsure, np.inf, quotient)
 
             inexact = ~(self.certainly(0) | b.certainly(1))
             tiny = self.how.sums.smallest_subnormal * inexact
@@ -227,22 +228,21 @@ class Tracked:
 
     def _summed(self, axis: int, roundings: int) -> Tracked:
         with np.errstate(all="ignore"):
+
+            def total(e: Any) -> Any:
+                return np.broadcast_to(e, self.shape).sum(axis=axis, keepdims=True)
+
             # In another order than a float64 result is summed in, which is not its own judge.
             exact = np.flip(self.exact, axis).sum(axis=axis, keepdims=True)
-            flushed, off, usual = (
-                np.broadcast_to(e, self.shape) for e in (self._flushed(), self.off, self.usual)
-            )
-            magnitude = self.size.sum(axis=axis, keepdims=True)
-            lost, most = (e.sum(axis=axis, keepdims=True) for e in (flushed, off))
-            usual = 4 * np.sqrt(np.square(usual).sum(axis=axis, keepdims=True))
-            growths = [self.how.own * grow(roundings, self._u) for grow in GROWTHS]
-            errors = (
-                most + growths[0] * magnitude + lost,
-                np.minimum(usual, most) + growths[1] * magnitude + lost,
-            )
-            fits = magnitude * (1 + gamma(roundings, self._u)) < self.how.sums.max
-            most, usual = (np.where(fits, e, np.inf) for e in errors)
-            return self._result(exact, (most, usual), 0.0, 0.0)
+            size, lost, most = (total(e) for e in (self.size, self._flushed(), self.off))
+            inherited = (most, np.minimum(4 * np.sqrt(total(np.square(self.usual))), most))
+            u, sums = self.how.sums.unit_roundoff, self.how.sums
+            fits = size * (1 + gamma(roundings, u)) < sums.max
+            errors = [
+                np.where(fits, e + self.how.own * grow(roundings, u) * size + lost, np.inf)
+                for e, grow in zip(inherited, GROWTHS, strict=True)
+            ]
+            return self._result(exact, (errors[0], errors[1]), 0.0, 0.0)
 
     # What becomes of the numbers.
 
@@ -291,10 +291,6 @@ class Tracked:
         return Bound(last.exact, *limits)
 
     # How it is done.
-
-    @property
-    def _u(self) -> float:
-        return self.how.sums.unit_roundoff
 
     def _number(self, other: Any) -> Tracked:
         return other if isinstance(other, Tracked) else constant(other, self.how)
@@ -378,12 +374,7 @@ def _times(error: Float64Array, size: Float64Array) -> Float64Array:
 
 
 def read(
-    name: str,
-    array: Any,
-    how: Rounding,
-    *,
-    recorded: bool = True,
-    cached: bool = False,
+    name: str, array: Any, how: Rounding, *, recorded: bool = True, cached: bool = False
 ) -> Tracked:
     """Numbers as they were stored.
 
