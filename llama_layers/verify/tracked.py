@@ -236,8 +236,8 @@ class Tracked:
             exact = np.flip(self.exact, axis).sum(axis=axis, keepdims=True)
             size, lost, most = (total(e) for e in (self.size, self._flushed(), self.off))
             inherited = (most, np.minimum(4 * np.sqrt(total(np.square(self.usual))), most))
-            u, sums = self.how.sums.unit_roundoff, self.how.sums
-            fits = size * (1 + gamma(roundings, u)) < sums.max
+            u = self.how.sums.unit_roundoff
+            fits = size * (1 + gamma(roundings, u)) < self.how.sums.max
             errors = [
                 np.where(fits, e + self.how.own * grow(roundings, u) * size + lost, np.inf)
                 for e, grow in zip(inherited, GROWTHS, strict=True)
@@ -285,8 +285,7 @@ class Tracked:
     def bound(self) -> Bound:
         """The bound of a result, rounded to its format."""
         last = self.to(self.how.out)
-        size = finite_magnitude(last.exact)
-        most = self.how.out.max
+        size, most = finite_magnitude(last.exact), self.how.out.max
         limits = last.errors(lambda e: np.where((size + e < most) | (e == 0), e, np.inf))
         return Bound(last.exact, *limits)
 

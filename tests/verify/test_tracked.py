@@ -142,6 +142,16 @@ def test_sums_that_lose_as_much_as_they_can(n):
         assert reached > 0.98 * (n - 1) / (n - 1 + first)
 
 
+def test_a_bias_is_one_more_term(rng):
+    """A product rounded, and its sum with a small number: two roundings, and both are reached."""
+    w, b = (rng.uniform(1, 2, 20_000).astype(np.float32) for _ in range(2))
+    x, b = np.float32([[1.7]]), b / np.float32(64)
+    bound = matmul(read("x", x, FLOAT32), w[:, None], b)
+    computed = (x * w + b).astype(np.float64)
+    exact = float(x[0, 0]) * w.astype(np.float64) + b
+    assert 0.6 < (abs(computed - exact) / bound.off).max() <= 1
+
+
 def test_usual_errors_cancel():
     """4 sqrt(n) u, and never more than the limit."""
     for n in (4, 16, 17, 1024):
@@ -158,6 +168,8 @@ def test_nothing_is_said_of_what_may_overflow_or_divide_by_zero():
     big = read("x", np.float32([[3e38, 3e38]]), FLOAT32)
     for bound in (big + big, big * big, big.sum(), big.exp(), dot(big, big), big.mean()):
         assert np.isinf(bound.off).all()
+    # Numbers that cancel, of which a part of the sum may overflow.
+    assert np.isinf(read("x", np.float32([[3e38, 3e38, -3e38, -3e38]]), FLOAT32).mean().off)
     near = read("x", np.float32([1.0]), EXCESS) - 1
     for bound in (1 / near, near.rsqrt()):
         assert np.isinf(bound.off).all()
@@ -174,6 +186,7 @@ def test_engines_that_flush():
     small = read("x", np.float32([2.0**-70]), FLUSHES)
     for bound in (tiny * one, tiny + one, small * small, tiny / one, tiny + tiny, tiny.exp()):
         assert bound.off[0] >= min(abs(bound.exact[0]), 2.0**-127)
+    assert (tiny + 2.0**-120).off[0] >= 2.0**-127
     assert (tiny - tiny).off[0] == 0  # flushed both, or neither
     assert (one + one).off[0] == pytest.approx(2 * U)
 
