@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.verify.bounds import Bound, gamma
+from llama_layers.verify.bounds import Bound
 from llama_layers.verify.operations import Formats
+from llama_layers.verify.roundoff import gamma
 from llama_layers.verify.suspect import Suspect
 
 Float64Array = NDArray[np.float64]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.verify.bounds import Bound, gamma
+from llama_layers.verify.bounds import Bound
 from llama_layers.verify.hypotheses.hypothesis import Change, Computable, Float64Array, Hypothesis
 from llama_layers.verify.operations import Formats, Linear
+from llama_layers.verify.roundoff import gamma
 from llama_layers.verify.suspect import Suspect
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat
-from llama_layers.verify.bounds import Bound, gamma
-from llama_layers.verify.bounds.bound import read_in
+from llama_layers.verify.bounds import Bound
 from llama_layers.verify.hypotheses.hypothesis import Computable, Float64Array, Hypothesis, wide
 from llama_layers.verify.operations import Attention, Formats, Probabilities, Softmax, WeightedSum
+from llama_layers.verify.roundoff import gamma, read_in
 from llama_layers.verify.suspect import Suspect
 
 _Operations = Attention | Probabilities | Softmax
@@ -67,9 +67,9 @@ class Weighed:
         with np.errstate(all="ignore"):
             weights = self.function(scores, allowed)
             delta = products * (gamma(terms + 4, u) + 2 * read + read**2)
-            delta += np.abs(scores) * (4 * u + 3 * out.unit_roundoff * profile.scores)
+            delta += np.abs(scores) * (4 * u + 3 * out.unit_roundoff * bool(profile.scores))
             delta = np.where(allowed | (weights != 0), delta, 0.0)
-            own = gamma(2 * keys + 20, u) + 2 * out.unit_roundoff * profile.probabilities
+            own = gamma(2 * keys + 20, u) + 2 * out.unit_roundoff * bool(profile.probabilities)
             grown = np.expm1(delta + delta.max(axis=(-1, -2), keepdims=True))
             error = (delta if self.themselves else np.abs(weights) * grown) * (1 + own)
             error += np.abs(weights) * own
