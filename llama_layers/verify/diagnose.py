@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.defined import where_defined
+from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.hypotheses import HYPOTHESES, ROUNDINGS
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
@@ -21,7 +22,6 @@ from llama_layers.verify.hypotheses.hypothesis import (
 from llama_layers.verify.operations import Formats, Linear
 from llama_layers.verify.profiles import CONTRACT, RoundingProfile
 from llama_layers.verify.report import Explanation
-from llama_layers.verify.suspect import Suspect
 
 # Every rounding that any engine is known for, but for a cache: what is read from it is another
 # number, and no wider bound. A mistake that holds with neither of the two holds with no engine's.
@@ -59,9 +59,14 @@ class _Found:
 
 @np.errstate(all="ignore")  # with a mistake, numbers may overflow
 def diagnose(
-    suspect: Suspect, /, *, only: Collection[str] | None = None
+    failing: FailingSite,
+    /,
+    *,
+    only: Collection[str] | None = None,
+    strictly: bool = False,
+    usually: bool = False,
 ) -> tuple[Explanation, ...]:
-    """The mistakes that would explain a suspect, the likeliest first.
+    """The mistakes that would explain a failing site, the likeliest first.
 
     A mistake explains it if the bound of the operation with the mistake holds the port's array.
     Mistakes in the formula are tried first, then too few bits, then what can be read off the array
@@ -69,58 +74,27 @@ def diagnose(
 
     Parameters
     ----------
-    suspect : Suspect
+    failing : FailingSite
         A site that failed.
     only : collection of str, optional
-        Names of hypotheses to try; all if not given.
+        Names of mistakes to try; all if not given.
+    strictly : bool, optional
+        Whether to allow no engine's further roundings, and to read nothing off the array.
+    usually : bool, optional
+        Whether to hold errors that are larger than usual, and within the limit, against what is
+        usual instead of the limit, and to try roundings only.
 
     Returns
     -------
     tuple of Explanation
         Those that cannot be told apart from the port's array, by the error that they leave; none
-        if no hypothesis explains it.
+        if no mistake explains it.
     """
-    return _tried(_Trial(suspect), [h for h in HYPOTHESES if only is None or h.name in only])
-
-
-@np.errstate(all="ignore")
-def diagnose_strictly(
-    suspect: Suspect, /, *, only: Collection[str] | None = None
-) -> tuple[Explanation, ...]:
-    """The mistakes that would explain a suspect without any engine's further roundings.
-
-    Parameters
-    ----------
-    suspect : Suspect
-        A site that failed.
-    only : collection of str, optional
-        Names of hypotheses to try; all if not given.
-
-    Returns
-    -------
-    tuple of Explanation
-        Other formulas, weights and inputs, and fewer bits; not what is read off the array.
-    """
-    chosen = [h for h in HYPOTHESES if h.kind != Kind.SOLVED and not h.loosens]
-    trial = _Trial(suspect, profiles=(CONTRACT,))
+    chosen = ROUNDINGS if usually else HYPOTHESES
+    if strictly:
+        chosen = tuple(h for h in chosen if h.kind != Kind.SOLVED and not h.loosens)
+    trial = _Trial(failing, usually=usually, profiles=(CONTRACT,) if strictly else None)
     return _tried(trial, [h for h in chosen if only is None or h.name in only])
-
-
-@np.errstate(all="ignore")
-def diagnose_unusual(suspect: Suspect, /) -> tuple[Explanation, ...]:
-    """The roundings that would explain errors within the limit and beyond what is usual.
-
-    Parameters
-    ----------
-    suspect : Suspect
-        A site that warns.
-
-    Returns
-    -------
-    tuple of Explanation
-        Those that leave no more than what is usual in the place of the limit; `ratio` is over that.
-    """
-    return _tried(_Trial(suspect, usually=True), ROUNDINGS)
 
 
 def _tried(trial: _Trial, chosen: Collection[Hypothesis]) -> tuple[Explanation, ...]:
@@ -136,29 +110,29 @@ def _tried(trial: _Trial, chosen: Collection[Hypothesis]) -> tuple[Explanation, 
 
 
 class _Trial:
-    """One suspect, held against one mistake after the other: by limits, or by what is usual."""
+    """One failing, held against one mistake after the other: by limits, or by what is usual."""
 
     def __init__(
         self,
-        suspect: Suspect,
+        failing: FailingSite,
         *,
         usually: bool = False,
         profiles: tuple[RoundingProfile, ...] | None = None,
     ) -> None:
-        self._suspect = suspect
+        self._suspect = failing
         self._usually = usually
-        self._formats = suspect.formats
-        profile = suspect.formats.profile
-        tried = (profile,) if profile is not CONTRACT else (CONTRACT, *suspect.formats.profiles)
+        self._formats = failing.formats
+        profile = failing.formats.profile
+        tried = (profile,) if profile is not CONTRACT else (CONTRACT, *failing.formats.profiles)
         self._profiles = tried if profiles is None else profiles
-        right = self._judged(suspect.bound(suspect.formats))
+        right = self._judged(failing.bound(failing.formats))
         self._right = right.exact
-        ratio = right.ratio(suspect.computed)
+        ratio = right.ratio(failing.computed)
         self._wrong = ratio > 1
         if not self.fails:
             return
-        self._error = _error(suspect.computed, right)
-        if isinstance(suspect.operation, Linear):
+        self._error = _error(failing.computed, right)
+        if isinstance(failing.operation, Linear):
             self._tokens = _largest(ratio.max(axis=(0, 2)), _TOKENS)
             self._outputs = _largest(ratio.max(axis=(0, 1)), _OUTPUTS)
 
@@ -168,7 +142,7 @@ class _Trial:
         return bool(self._wrong.any())
 
     def found(self, hypothesis: Hypothesis) -> list[_Found]:
-        """The ways in which a hypothesis explains the suspect: the best, and those as good."""
+        """The ways in which a hypothesis explains the failing: the best, and those as good."""
         found = [
             result
             for change in hypothesis.applied(self._suspect)

@@ -13,13 +13,13 @@ from llama_layers import KVCache, forward
 from llama_layers.verify import Trace, check, sites
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.diagnose import diagnose
+from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.hypotheses import HYPOTHESES
 from llama_layers.verify.hypotheses.hypothesis import Formula, Hypothesis, Kind
 from llama_layers.verify.hypotheses.precision import tf32
 from llama_layers.verify.hypotheses.weighing import Weighed
 from llama_layers.verify.operations import Formats, Rope
 from llama_layers.verify.profiles import PROFILES
-from llama_layers.verify.suspect import Suspect
 from llama_layers.verify.validate import validated
 from tests.support.mistakes import MISTAKES, Mistake
 from tests.support.ported import (
@@ -252,24 +252,24 @@ def test_sites_of_pairs(site, name):
     assert told(report)[0] == name
 
 
-def suspect_of(mistake):
+def failing_site_of(mistake):
     """What `check` hands over for the site of a mistake."""
     trace, model = run(mistake)
     recorded = validated(trace, model.config)
     (site,) = (site for site in sites(model.config) if site.name == mistake.site)
     operation = operation_of(site, recorded.route(site), recorded, model)
     array = recorded.array(site.name)
-    return Suspect(site, operation, array, Formats("float32", "float32"), recorded, model)
+    return FailingSite(site, operation, array, Formats("float32", "float32"), recorded, model)
 
 
 INTERLEAVED = next(m for m in MISTAKES if m.name == "RoPE layout interleaved")
 
 
 def test_only_the_named_are_tried():
-    suspect = suspect_of(INTERLEAVED)
-    assert diagnose(suspect, only=[]) == ()
-    assert diagnose(suspect, only=["another rope_theta"]) == ()
-    (found,) = diagnose(suspect, only=["RoPE layout interleaved", "RoPE not applied"])
+    failing = failing_site_of(INTERLEAVED)
+    assert diagnose(failing, only=[]) == ()
+    assert diagnose(failing, only=["another rope_theta"]) == ()
+    (found,) = diagnose(failing, only=["RoPE layout interleaved", "RoPE not applied"])
     assert found.name == "RoPE layout interleaved"
     assert found.detail == (
         "The port seems to pair channels 2i and 2i + 1; this checkpoint pairs i and i + D / 2."
@@ -277,9 +277,9 @@ def test_only_the_named_are_tried():
 
 
 def test_an_array_within_its_bound_needs_no_explanation():
-    suspect = suspect_of(INTERLEAVED)
-    exact = suspect.bound(suspect.formats).exact.astype(np.float32)
-    assert diagnose(replace(suspect, computed=exact)) == ()
+    failing = failing_site_of(INTERLEAVED)
+    exact = failing.bound(failing.formats).exact.astype(np.float32)
+    assert diagnose(replace(failing, computed=exact)) == ()
 
 
 def test_noise_is_not_explained():
@@ -306,22 +306,22 @@ def test_small_noise_is_not_explained(size):
 
 
 def test_a_bound_that_holds_zero_explains_nothing(monkeypatch):
-    suspect = suspect_of(INTERLEAVED)
-    right = suspect.bound(suspect.formats).exact
-    suspect = replace(suspect, computed=(0.01 * right).astype(np.float32))
+    failing = failing_site_of(INTERLEAVED)
+    right = failing.bound(failing.formats).exact
+    failing = replace(failing, computed=(0.01 * right).astype(np.float32))
     unit = 2.0**-23
     for size, names in ((0.5, ["vague"]), (2.0, [])):
         formula = Formula(0.1 * right, size * 0.1 * np.abs(right) / unit, 1)
-        vague = Hypothesis("vague", Rope, lambda operation, suspect, y=formula: [y], "Of it.")
+        vague = Hypothesis("vague", Rope, lambda operation, failing, y=formula: [y], "Of it.")
         monkeypatch.setattr(sys.modules[diagnose.__module__], "HYPOTHESES", (vague,))
-        near = replace(suspect, computed=(0.08 * right).astype(np.float32))
+        near = replace(failing, computed=(0.08 * right).astype(np.float32))
         assert [found.name for found in diagnose(near)] == names
 
 
 def test_weights_err_as_those_of_attention():
     """The limit of another softmax is near that of attention, for the same softmax."""
     mistake = Mistake("none", "self_attn.attention", lambda p: p.right)
-    operation = suspect_of(mistake).operation
+    operation = failing_site_of(mistake).operation
     same = Weighed(operation, lambda s, allowed: softmax(np.where(allowed, s, -np.inf)), False)
     for formats in (
         Formats("float32", "float32"),
@@ -440,7 +440,7 @@ def test_positions_are_told():
     stale = next(m for m in MISTAKES if m.name == "RoPE at other positions")
     (found,) = check(*run(stale)).first.explanations
     assert found.detail == (
-        "The port seems to turn tokens 9..13 at positions 0..4 in the place of positions 9..13."
+        "The port seems to rotate tokens 9..13 at positions 0..4 in the place of positions 9..13."
     )
 
 

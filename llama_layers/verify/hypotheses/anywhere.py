@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.verify.bounds import Bound
+from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
-    Computable,
     Float64Array,
     Formula,
     Hypothesis,
@@ -24,16 +24,15 @@ from llama_layers.verify.hypotheses.hypothesis import (
 from llama_layers.verify.operations import Formats, Operation
 from llama_layers.verify.sites import sites
 from llama_layers.verify.stored import info_of
-from llama_layers.verify.suspect import Suspect
 
 
-def _another_sites_array(operation: Any, suspect: Suspect) -> Iterator[Change]:
-    computed = suspect.computed
-    for site in sites(suspect.recorded.config):
-        if site.name == suspect.site.name or site.name not in suspect.recorded.arrays:
+def _another_sites_array(operation: Any, failing: FailingSite) -> Iterator[Change]:
+    computed = failing.computed
+    for site in sites(failing.recorded.config):
+        if site.name == failing.site.name or site.name not in failing.recorded.arrays:
             continue
-        if info_of(suspect.recorded.arrays, site.name).shape == computed.shape:
-            other = suspect.recorded.array(site.name)
+        if info_of(failing.recorded.arrays, site.name).shape == computed.shape:
+            other = failing.recorded.array(site.name)
             same = other.ravel()[:8].tobytes() == computed.ravel()[:8].tobytes()
             if same and np.array_equal(other, computed):  # which NaN never are
                 yield Change(
@@ -58,27 +57,27 @@ class _With:
         return Bound(exact, limit, usual)
 
 
-def _begins(operation: Any, suspect: Suspect) -> Iterator[Change]:
+def _begins(operation: Any, failing: FailingSite) -> Iterator[Change]:
     """NaN, infinity, or both, where finite numbers give finite ones."""
-    bound, computed = suspect.bound(suspect.formats), wide(suspect.computed)
+    bound, computed = failing.bound(failing.formats), wide(failing.computed)
     odd = ~np.isfinite(computed) & (bound.ratio(computed) > 1)
     names = [
         name for name, is_so in (("NaN", np.isnan), ("Inf", np.isinf)) if is_so(computed[odd]).any()
     ]
     if names and np.isfinite(bound.exact[odd]).all():
         yield Change(
-            _With(suspect, odd, computed),
+            _With(failing, odd, computed),
             f"{' and '.join(names)} begins here{_where(odd)}: what the port was given makes "
             "finite numbers.",
         )
 
 
-def _zeros(operation: Any, suspect: Suspect) -> Iterator[Change]:
-    bound = suspect.bound(suspect.formats)
-    wrong = bound.ratio(suspect.computed) > 1
-    if wrong.any() and not wide(suspect.computed)[wrong].any():
+def _zeros(operation: Any, failing: FailingSite) -> Iterator[Change]:
+    bound = failing.bound(failing.formats)
+    wrong = bound.ratio(failing.computed) > 1
+    if wrong.any() and not wide(failing.computed)[wrong].any():
         yield Change(
-            Moved(suspect, lambda y: np.where(wrong, 0.0, y)),
+            Moved(failing, lambda y: np.where(wrong, 0.0, y)),
             f"The port has zeros{_where(wrong)} that should be other numbers.",
         )
 
@@ -96,43 +95,43 @@ def _where(wrong: NDArray[np.bool_]) -> str:
     return f" at {', '.join(said)}" if said else ""
 
 
-def _scaled(operation: Any, suspect: Suspect) -> Iterator[Change]:
-    exact, computed = suspect.bound(suspect.formats).exact, wide(suspect.computed)
+def _scaled(operation: Any, failing: FailingSite) -> Iterator[Change]:
+    exact, computed = failing.bound(failing.formats).exact, wide(failing.computed)
     both = np.isfinite(exact) & np.isfinite(computed)
     size = float(np.sum(np.square(exact[both])))
     factor = float(np.sum(computed[both] * exact[both])) / size if size else 0.0
     if factor:
         yield Change(
-            Moved(suspect, lambda y: factor * y),
+            Moved(failing, lambda y: factor * y),
             f"The port has {factor:.6g} times what it should have, everywhere.",
         )
 
 
-def _tokens_moved(operation: Any, suspect: Suspect) -> Iterator[Change]:
-    if suspect.site.pairwise:
+def _tokens_moved(operation: Any, failing: FailingSite) -> Iterator[Change]:
+    if failing.site.pairwise:
         return
-    count = suspect.computed.shape[1]
+    count = failing.computed.shape[1]
     for step, which in ((1, "before"), (-1, "after")):
         if count > 1:
             yield Change(
-                Moved(suspect, partial(np.roll, shift=step, axis=1)),
+                Moved(failing, partial(np.roll, shift=step, axis=1)),
                 f"The port has at each token what belongs to the one {which} it.",
             )
-    yield Change(Moved(suspect, lambda y: y[:, ::-1]), "The port has the tokens in reverse order.")
-    if len(suspect.computed) > 1:
+    yield Change(Moved(failing, lambda y: y[:, ::-1]), "The port has the tokens in reverse order.")
+    if len(failing.computed) > 1:
         yield Change(
-            Moved(suspect, lambda y: y[::-1]), "The port has the sequences in reverse order."
+            Moved(failing, lambda y: y[::-1]), "The port has the sequences in reverse order."
         )
 
 
-def _heads_moved(operation: Any, suspect: Suspect) -> Iterator[Change]:
+def _heads_moved(operation: Any, failing: FailingSite) -> Iterator[Change]:
     """For each head the one whose numbers it has."""
-    exact, computed = suspect.bound(suspect.formats).exact, wide(suspect.computed)
-    if suspect.site.pairwise:
+    exact, computed = failing.bound(failing.formats).exact, wide(failing.computed)
+    if failing.site.pairwise:
         return
-    config = suspect.recorded.config
+    config = failing.recorded.config
     if exact.ndim == 3:
-        if "self_attn" not in suspect.site.role or suspect.site.role == "self_attn.o_proj":
+        if "self_attn" not in failing.site.role or failing.site.role == "self_attn.o_proj":
             return
         exact, computed = (y.reshape(*y.shape[:2], -1, config.head_dim) for y in (exact, computed))
     heads = exact.shape[2]
@@ -143,10 +142,10 @@ def _heads_moved(operation: Any, suspect: Suspect) -> Iterator[Change]:
     order = np.argmin(np.nan_to_num(errors, nan=np.inf), axis=1)
     if (order == np.arange(heads)).all():
         return
-    shape = suspect.computed.shape
+    shape = failing.computed.shape
     split = (*shape[:2], heads, -1)
     yield Change(
-        Moved(suspect, lambda y: y.reshape(split)[:, :, order].reshape(shape)),
+        Moved(failing, lambda y: y.reshape(split)[:, :, order].reshape(shape)),
         f"The port has heads {_listed(order)} in the place of {_listed(np.arange(heads))}.",
     )
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
-    Computable,
     Float64Array,
     Hypothesis,
     Moved,
@@ -24,15 +24,14 @@ from llama_layers.verify.operations import (
     Scores,
     WeightedSum,
 )
-from llama_layers.verify.suspect import Suspect
 
 _Summed = Attention | WeightedSum
 _Keyed = Attention | Probabilities | Scores
 
 
-def _another_array(field: str, role: str) -> Callable[[Any, Suspect], Iterator[Computable]]:
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-        array = suspect.beside(role)
+def _another_array(field: str, role: str) -> Callable[[Any, FailingSite], Iterator[Computable]]:
+    def changes(operation: Any, failing: FailingSite) -> Iterator[Computable]:
+        array = failing.beside(role)
         if array is not None and hasattr(operation, field):
             array = array.reshape(getattr(operation, field).shape)
             yield replace(operation, **{field: array})
@@ -42,11 +41,11 @@ def _another_array(field: str, role: str) -> Callable[[Any, Suspect], Iterator[C
 
 def _turned(
     *fields: str,
-) -> Callable[[Any, Suspect], Iterator[Computable]]:
+) -> Callable[[Any, FailingSite], Iterator[Computable]]:
     """Some of queries, keys and values, turned by RoPE once more."""
 
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-        recorded = suspect.recorded
+    def changes(operation: Any, failing: FailingSite) -> Iterator[Computable]:
+        recorded = failing.recorded
         if not all(hasattr(operation, field) for field in fields):
             return
         for layout in ("half", "interleaved"):
@@ -58,7 +57,7 @@ def _turned(
             }
             yield Blurred(
                 replace(operation, **{field: turned[field].exact for field in fields}),
-                suspect.formats,
+                failing.formats,
             )
 
     return changes
@@ -76,14 +75,14 @@ class Blurred:
         return replace(bound, limit=4 * bound.limit, usual=4 * bound.usual)
 
 
-def _another_layers(operation: Any, suspect: Suspect) -> Iterator[Change]:
+def _another_layers(operation: Any, failing: FailingSite) -> Iterator[Change]:
     """Keys or values that were kept for another layer."""
-    recorded = suspect.recorded
+    recorded = failing.recorded
     for layer in range(recorded.config.num_hidden_layers):
-        if layer == suspect.site.layer:
+        if layer == failing.site.layer:
             continue
         name = f"model.layers.{layer}.self_attn"
-        others = {"k": suspect.array(f"{name}.k_rope"), "v": suspect.array(f"{name}.v_proj")}
+        others = {"k": failing.array(f"{name}.k_rope"), "v": failing.array(f"{name}.v_proj")}
         found = {
             field: array.reshape(getattr(operation, field).shape)
             for field, array in others.items()
@@ -95,29 +94,29 @@ def _another_layers(operation: Any, suspect: Suspect) -> Iterator[Change]:
             yield Change(
                 replace(operation, **fields),
                 f"The port seems to read {words} of layer {layer}; this is layer "
-                f"{suspect.site.layer}.",
+                f"{failing.site.layer}.",
             )
 
 
-def _in_order(suspect: Suspect, heads: NDArray[np.intp]) -> Moved:
-    return Moved(suspect, lambda y: y[:, :, heads])
+def _in_order(failing: FailingSite, heads: NDArray[np.intp]) -> Moved:
+    return Moved(failing, lambda y: y[:, :, heads])
 
 
-def _heads_mixed(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-    heads = suspect.computed.shape[2]
+def _heads_mixed(operation: Any, failing: FailingSite) -> Iterator[Computable]:
+    heads = failing.computed.shape[2]
 
     def moved(*axes: int) -> Callable[[Float64Array], Float64Array]:
         return lambda y: y.transpose(axes).reshape(y.shape)
 
-    yield Moved(suspect, moved(0, 2, 1, 3))
-    yield Moved(suspect, moved(0, 1, 3, 2))
-    yield Moved(suspect, lambda y: y[:, :, ::-1])
-    groups = suspect.recorded.config.num_key_value_heads
+    yield Moved(failing, moved(0, 2, 1, 3))
+    yield Moved(failing, moved(0, 1, 3, 2))
+    yield Moved(failing, lambda y: y[:, :, ::-1])
+    groups = failing.recorded.config.num_key_value_heads
     order = np.arange(heads)
     for split in (groups, heads // groups):
         within = order.reshape(split, -1)
         for other in (within.T.ravel(), within[:, ::-1].ravel()):
-            yield _in_order(suspect, other)
+            yield _in_order(failing, other)
 
 
 HYPOTHESES = (

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.hypotheses.hypothesis import Change, Float64Array, Hypothesis, Kind, wide
 from llama_layers.verify.hypotheses.masks import masked
 from llama_layers.verify.hypotheses.weighing import exponentials, scores_of, values_of
 from llama_layers.verify.operations import Attention
-from llama_layers.verify.suspect import Suspect
 
 # Tokens up to which every first key of every query is tried.
 _FEW_TOKENS = 512
@@ -21,13 +21,13 @@ _FEW_TOKENS = 512
 _FEW_QUERIES = 3
 
 
-def _other_tokens(operation: Attention, suspect: Suspect) -> Iterator[Change]:
+def _other_tokens(operation: Attention, failing: FailingSite) -> Iterator[Change]:
     """For each query, the first key that it seems to see; or the last."""
-    count = suspect.recorded.count
-    if count > _FEW_TOKENS or not np.isfinite(suspect.computed.astype(np.float64)).all():
+    count = failing.recorded.count
+    if count > _FEW_TOKENS or not np.isfinite(failing.computed.astype(np.float64)).all():
         return
     scores, _ = scores_of(operation)
-    v, computed = values_of(operation, scores.shape[1]), wide(suspect.computed)
+    v, computed = values_of(operation, scores.shape[1]), wide(failing.computed)
     allowed = np.broadcast_to(np.asarray(operation.mask), (len(v), count, count))
     found = np.array(allowed)
     for batch, query in np.ndindex(len(v), count):
@@ -64,9 +64,9 @@ def _best_run(
     return chosen
 
 
-def _other_heads(operation: Attention, suspect: Suspect) -> Iterator[Change]:
+def _other_heads(operation: Attention, failing: FailingSite) -> Iterator[Change]:
     """For each head of the result, the query head and the key head that it is of."""
-    ratio = suspect.bound(suspect.formats).ratio(suspect.computed).max(axis=(0, 2, 3))
+    ratio = failing.bound(failing.formats).ratio(failing.computed).max(axis=(0, 2, 3))
     few = np.argsort(-ratio, kind="stable")[:_FEW_QUERIES]
     q, k, v = (wide(y).transpose(0, 2, 1, 3) for y in (operation.q, operation.k, operation.v))
     scores = q[:, :, None, few] @ k[:, None].swapaxes(-1, -2) * operation.scale
@@ -74,7 +74,7 @@ def _other_heads(operation: Attention, suspect: Suspect) -> Iterator[Change]:
     weights = exponentials(scores, allowed)
     total = weights.sum(axis=-1, keepdims=True)
     every = weights @ v[:, None] / np.where(total == 0, 1.0, total)  # [B, heads, kv, few, D]
-    computed = wide(suspect.computed)[:, few].transpose(0, 2, 1, 3)
+    computed = wide(failing.computed)[:, few].transpose(0, 2, 1, 3)
     errors = np.array(
         [
             np.sum(np.square(every - head[:, None, None]), axis=(0, 3, 4))

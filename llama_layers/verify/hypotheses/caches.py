@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
     Float64Array,
@@ -23,7 +24,6 @@ from llama_layers.verify.hypotheses.hypothesis import (
     wide,
 )
 from llama_layers.verify.operations import Attention
-from llama_layers.verify.suspect import Suspect
 
 # Tokens up to which chunks are looked for.
 _FEW_TOKENS = 256
@@ -67,10 +67,10 @@ def _shared(slots: Indices, start: int, stop: int) -> None:
 class _Replay:
     """Attention over slots of a cache, a chunk at a time, held against the port's."""
 
-    def __init__(self, operation: Attention, suspect: Suspect) -> None:
-        self.count = suspect.recorded.count
-        last = f"model.layers.{suspect.recorded.config.num_hidden_layers - 1}.self_attn"
-        others = {"k": suspect.array(f"{last}.k_rope"), "v": suspect.array(f"{last}.v_proj")}
+    def __init__(self, operation: Attention, failing: FailingSite) -> None:
+        self.count = failing.recorded.count
+        last = f"model.layers.{failing.recorded.config.num_hidden_layers - 1}.self_attn"
+        others = {"k": failing.array(f"{last}.k_rope"), "v": failing.array(f"{last}.v_proj")}
         self.k, self.v = (self._bank(getattr(operation, f), others[f]) for f in "kv")
         self._mask = np.broadcast_to(
             np.asarray(operation.mask), (len(operation.q), self.count, self.count)
@@ -80,10 +80,10 @@ class _Replay:
         k = np.repeat(k, group, axis=1)
         self._values = np.repeat(wide(self.v).transpose(0, 2, 1, 3), group, axis=1)
         self._scores = q @ k.swapaxes(-1, -2) * operation.scale
-        self._computed = wide(suspect.computed)
-        keep = suspect.recorded.keep
+        self._computed = wide(failing.computed)
+        keep = failing.recorded.keep
         self._judged = np.ones(self._mask.shape[:2], bool) if keep is None else keep
-        roundoff = FLOATS[suspect.formats.dtype].unit_roundoff
+        roundoff = FLOATS[failing.formats.dtype].unit_roundoff
         self._most = max(8 * roundoff, 1e-4) * float(np.abs(self._values).max())
 
     def _bank(self, own: Any, other: Any | None) -> Any:
@@ -140,11 +140,11 @@ class _Replay:
 
 def _replayed(
     caches: tuple[_Cache, ...], detail: str
-) -> Callable[[Attention, Suspect], Iterator[Change]]:
-    def changes(operation: Attention, suspect: Suspect) -> Iterator[Change]:
-        if suspect.recorded.count > _FEW_TOKENS:
+) -> Callable[[Attention, FailingSite], Iterator[Change]]:
+    def changes(operation: Attention, failing: FailingSite) -> Iterator[Change]:
+        if failing.recorded.count > _FEW_TOKENS:
             return
-        replay = _Replay(operation, suspect)
+        replay = _Replay(operation, failing)
         for found in filter(None, map(replay.counts, caches)):
             counts, starts = found
             more = " ..." if len(starts) > 7 else ""

@@ -11,9 +11,9 @@ import numpy as np
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.bounds import Bound
+from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
-    Computable,
     Float64Array,
     Hypothesis,
     Kind,
@@ -21,7 +21,6 @@ from llama_layers.verify.hypotheses.hypothesis import (
 )
 from llama_layers.verify.hypotheses.weighing import Weighed, exponentials, scores_of, values_of
 from llama_layers.verify.operations import Attention, Formats, Linear
-from llama_layers.verify.suspect import Suspect
 
 # Queries, and outputs, that numbers are fitted to: the last and the first.
 _FEW = 16
@@ -44,12 +43,14 @@ def _capped(y: Float64Array, cap: float) -> Float64Array:
 
 
 def _error_of_queries(
-    attention: Attention, suspect: Suspect, change: Callable[[Float64Array, float], Float64Array]
+    attention: Attention,
+    failing: FailingSite,
+    change: Callable[[Float64Array, float], Float64Array],
 ) -> Callable[[float], float]:
     """How far attention with changed scores is from the port's, in its last queries."""
     last = replace(attention, q=attention.q[:, -_FEW:])
     scores, _ = scores_of(last)
-    v, theirs = values_of(last, scores.shape[1]), wide(suspect.computed)[:, -_FEW:]
+    v, theirs = values_of(last, scores.shape[1]), wide(failing.computed)[:, -_FEW:]
     mask = np.asarray(attention.mask)[:, None, -_FEW:]
     allowed = np.broadcast_to(mask, scores.shape)
 
@@ -66,8 +67,8 @@ def _softmax(scores: Float64Array, allowed: Any) -> Float64Array:
     return np.asarray(weights / np.where(total == 0, 1.0, total))
 
 
-def _score_cap(attention: Attention, suspect: Suspect) -> Iterator[Change]:
-    cap = _fitted(_error_of_queries(attention, suspect, _capped), 1e-1, 1e3)
+def _score_cap(attention: Attention, failing: FailingSite) -> Iterator[Change]:
+    cap = _fitted(_error_of_queries(attention, failing, _capped), 1e-1, 1e3)
     yield Change(
         Weighed(attention, lambda s, allowed: _softmax(_capped(s, cap), allowed), False),
         f"The port seems to cap scores s as {cap:.4g} tanh(s / {cap:.4g}), as Gemma 2 does; Llama "
@@ -75,8 +76,8 @@ def _score_cap(attention: Attention, suspect: Suspect) -> Iterator[Change]:
     )
 
 
-def _scale(attention: Attention, suspect: Suspect) -> Iterator[Change]:
-    times = _fitted(_error_of_queries(attention, suspect, np.multiply), 1e-2, 1e2)
+def _scale(attention: Attention, failing: FailingSite) -> Iterator[Change]:
+    times = _fitted(_error_of_queries(attention, failing, np.multiply), 1e-2, 1e2)
     yield Change(
         replace(attention, scale=times * attention.scale),
         f"The port seems to scale scores with {times * attention.scale:.6g}; it should be "
@@ -97,27 +98,27 @@ class _CappedLogits:
         return Bound(exact, bound.limit + steps, bound.usual + steps)
 
 
-def _logit_cap(linear: Linear, suspect: Suspect) -> Iterator[Change]:
-    if suspect.site.role != "lm_head":
+def _logit_cap(linear: Linear, failing: FailingSite) -> Iterator[Change]:
+    if failing.site.role != "lm_head":
         return
-    exact, theirs = suspect.bound(suspect.formats).exact, wide(suspect.computed)
+    exact, theirs = failing.bound(failing.formats).exact, wide(failing.computed)
     exact, theirs = exact[:, -_FEW:], theirs[:, -_FEW:]
     cap = _fitted(lambda c: float(np.nansum(np.square(_capped(exact, c) - theirs))), 1e-1, 1e3)
     yield Change(
-        _CappedLogits(suspect, cap),
+        _CappedLogits(failing, cap),
         f"The port seems to cap logits y as {cap:.4g} tanh(y / {cap:.4g}), as Gemma 2 does; Llama "
         "does not.",
     )
 
 
-def _another_tokens_logits(linear: Linear, suspect: Suspect) -> Iterator[Change]:
+def _another_tokens_logits(linear: Linear, failing: FailingSite) -> Iterator[Change]:
     """Where one token was kept: for each sequence the one whose logits these are."""
-    rows = suspect.recorded.arrays.get("model.norm")
-    if suspect.site.role != "lm_head" or suspect.computed.shape[1] != 1 or rows is None:
+    rows = failing.recorded.arrays.get("model.norm")
+    if failing.site.role != "lm_head" or failing.computed.shape[1] != 1 or rows is None:
         return
     rows = to_numpy(rows)
     exact = wide(rows) @ wide(linear.weight[:_FEW]).T
-    error = np.sum(np.square(exact - wide(suspect.computed[..., :_FEW])), axis=-1)
+    error = np.sum(np.square(exact - wide(failing.computed[..., :_FEW])), axis=-1)
     tokens = np.argmin(np.nan_to_num(error, nan=np.inf), axis=1)
     said = ", ".join(map(str, tokens[:6])) + (" ..." if len(tokens) > 6 else "")
     yield Change(

@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.model.llama import Llama
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.distance import distance
+from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.hypotheses.hypothesis import (
-    Computable,
     Float64Array,
     Formula,
     Hypothesis,
     wide,
 )
-from llama_layers.verify.inherited import Run
 from llama_layers.verify.operations import Embedding, Formats, Norm, Residual
-from llama_layers.verify.suspect import Suspect
+from llama_layers.verify.validate import Recorded
 
 NORMED, LATE = "hidden state normalised already", "hidden states one place late"
 DETAIL = (
@@ -64,15 +64,15 @@ class _Normed:
         return np.asarray(2 * error)
 
 
-def _normed_already(residual: Residual, suspect: Suspect) -> Iterator[Computable]:
-    config = suspect.recorded.config
-    if suspect.site.name == f"model.layers.{config.num_hidden_layers - 1}":
-        yield _Normed(suspect, wide(suspect.model.weights.norm), config.rms_norm_eps)
+def _normed_already(residual: Residual, failing: FailingSite) -> Iterator[Computable]:
+    config = failing.recorded.config
+    if failing.site.name == f"model.layers.{config.num_hidden_layers - 1}":
+        yield _Normed(failing, wide(failing.model.weights.norm), config.rms_norm_eps)
 
 
-def _not_normed_again(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+def _not_normed_again(norm: Norm, failing: FailingSite) -> Iterator[Formula]:
     """The model's norm skipped, where what goes into it is normalised: its rows have size one."""
-    if suspect.site.name != "model.norm":
+    if failing.site.name != "model.norm":
         return
     x, weight = wide(norm.x), wide(norm.weight)
     square = np.mean(np.square(x / weight), axis=-1)
@@ -80,49 +80,48 @@ def _not_normed_again(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
         yield Formula(x, np.abs(x), 1)
 
 
-def _one_late(residual: Residual, suspect: Suspect) -> Iterator[Computable]:
+def _one_late(residual: Residual, failing: FailingSite) -> Iterator[Computable]:
     """What goes into the layer, which the trace has nowhere else."""
-    layer = suspect.site.layer
-    if suspect.site.role != "layer" or layer is None:
+    layer = failing.site.layer
+    if failing.site.role != "layer" or layer is None:
         return
     if layer == 0:
-        if _is_one_too_far(suspect, "model.layers.1"):
-            yield from _embedded(suspect)
+        if _is_one_too_far(failing, "model.layers.1"):
+            yield from _embedded(failing)
         return
     before = f"model.layers.{layer - 1}"
     names = (before, f"{before}.attention_residual", f"{before}.mlp.down_proj")
-    stated, x, added = map(suspect.array, names)
+    stated, x, added = map(failing.array, names)
     # A port that leaves the layer out has the same array in both.
-    if stated is None or x is None or added is None or np.array_equal(stated, suspect.computed):
+    if stated is None or x is None or added is None or np.array_equal(stated, failing.computed):
         return
     yield Residual(x, added)
 
 
-def _is_one_too_far(suspect: Suspect, following: str) -> bool:
+def _is_one_too_far(failing: FailingSite, following: str) -> bool:
     """Whether another site has what should be here."""
-    there, right = suspect.array(following), suspect.bound(suspect.formats).exact
+    there, right = failing.array(following), failing.bound(failing.formats).exact
     if there is None:
         return False
-    return distance(right, there) < _ALIKE * distance(right, suspect.computed)
+    return distance(right, there) < _ALIKE * distance(right, failing.computed)
 
 
-def _embedded(suspect: Suspect) -> Iterator[Computable]:
-    rows, ids = suspect.array("model.embed_tokens"), suspect.recorded.input_ids
+def _embedded(failing: FailingSite) -> Iterator[Computable]:
+    rows, ids = failing.array("model.embed_tokens"), failing.recorded.input_ids
     if rows is not None:
         yield Formula(wide(rows), np.abs(wide(rows)), 0)
     elif ids is not None:
-        yield Embedding(ids, to_numpy(suspect.model.weights.embed_tokens))
+        yield Embedding(ids, to_numpy(failing.model.weights.embed_tokens))
 
 
-def are_late(run: Run) -> bool:
+def are_late(recorded: Recorded, model: Llama) -> bool:
     """Whether the first layer has the embedding's rows for its output."""
-    recorded = run.recorded
     if "model.layers.0" not in recorded.arrays:
         return False
     if "model.embed_tokens" in recorded.arrays:
         rows = recorded.array("model.embed_tokens")
     elif recorded.input_ids is not None:
-        rows = to_numpy(run.model.weights.embed_tokens)[recorded.input_ids]
+        rows = to_numpy(model.weights.embed_tokens)[recorded.input_ids]
     else:
         return False
     return distance(rows, recorded.array("model.layers.0")) < _ALIKE**2

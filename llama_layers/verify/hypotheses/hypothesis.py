@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from types import UnionType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.bounds import Bound, gamma
+from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.operations import Formats
-from llama_layers.verify.suspect import Suspect
 
 Float64Array = NDArray[np.float64]
 # What a profile may do that is no rounding of a step.
@@ -31,13 +31,6 @@ class Kind(IntEnum):
     """The right formula in fewer bits."""
     SOLVED = 2
     """Something about the mistake is found from the port's own array."""
-
-
-class Computable(Protocol):
-    """What has a bound: an operation, or one of the classes below."""
-
-    def bound(self, formats: Formats) -> Bound:
-        """The exact result, and what rounding allows."""
 
 
 class Change(NamedTuple):
@@ -60,7 +53,7 @@ class Hypothesis:
     operations : type or union of types
         The operations in which it can be made.
     changes : callable
-        ``changes(operation, suspect)`` gives the operations that it may have led to, each alone or
+        ``changes(operation, failing)`` gives the operations that it may have led to, each alone or
         with a detail of its own.
     detail : str
         A sentence: what the port seems to do, and what it should.
@@ -69,20 +62,23 @@ class Hypothesis:
     loosens : bool
         Whether it allows larger errors around the same result, not another result; the port's
         array must show it in another way, then.
+    common : bool
+        Whether it is tried in all operations at once, too, where inputs were not recorded.
     """
 
     name: str
     operations: type | UnionType
-    changes: Callable[[Any, Suspect], Iterable[Computable | Change]]
+    changes: Callable[[Any, FailingSite], Iterable[Computable | Change]]
     detail: str = ""
     kind: Kind = Kind.MISTAKE
     loosens: bool = False
+    common: bool = False
 
-    def applied(self, suspect: Suspect) -> Iterable[Change]:
+    def applied(self, failing: FailingSite) -> Iterable[Change]:
         """The operations with the mistake; none where it could not have been made."""
-        if not isinstance(suspect.operation, self.operations):
+        if not isinstance(failing.operation, self.operations):
             return
-        for change in self.changes(suspect.operation, suspect):
+        for change in self.changes(failing.operation, failing):
             yield change if isinstance(change, Change) else Change(change, self.detail)
 
 
@@ -156,3 +152,27 @@ def wide(array: Any) -> Float64Array:
 def with_fields(operation: Any, **fields: Any) -> Any:
     """A copy of an operation with other fields, those that it has."""
     return replace(operation, **{k: v for k, v in fields.items() if hasattr(operation, k)})
+
+
+COMMON = (
+    "RoPE layout interleaved",
+    "RoPE permutation left in",
+    "RoPE turned the other way",
+    "RoPE not applied",
+    "another scale of scores",
+    "key heads tiled",
+    "block not added",
+    "gelu for silu",
+    "gelu (tanh) for silu",
+    "gate and up swapped in the product",
+    "embedding scaled by the root of hidden_size",
+    "another rope_theta",
+    "RoPE scaling ignored",
+    "another eps",
+    "another window",
+    "norm weight skipped",
+    "norm weight plus one",
+    "keys and values swapped",
+    "bias missing",
+    "no causal mask",
+)

@@ -9,9 +9,9 @@ import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.bounds import Bound, gamma
-from llama_layers.verify.hypotheses.hypothesis import Change, Computable, Float64Array, Hypothesis
+from llama_layers.verify.failing_site import Computable, FailingSite
+from llama_layers.verify.hypotheses.hypothesis import Change, Float64Array, Hypothesis
 from llama_layers.verify.operations import Formats, Linear
-from llama_layers.verify.suspect import Suspect
 
 
 def _mean(y: Float64Array) -> Float64Array:
@@ -69,17 +69,17 @@ class _Softmax:
 
 def _shifted(
     shift: Callable[[Float64Array], Float64Array],
-) -> Callable[[Linear, Suspect], Iterator[Computable]]:
-    def changes(linear: Linear, suspect: Suspect) -> Iterator[Computable]:
-        if suspect.site.role == "lm_head":
-            yield _Less(suspect, shift)
+) -> Callable[[Linear, FailingSite], Iterator[Computable]]:
+    def changes(linear: Linear, failing: FailingSite) -> Iterator[Computable]:
+        if failing.site.role == "lm_head":
+            yield _Less(failing, shift)
 
     return changes
 
 
-def _probabilities(linear: Linear, suspect: Suspect) -> Iterator[Change | Computable]:
-    if suspect.site.role == "lm_head":
-        yield _Softmax(suspect)
+def _probabilities(linear: Linear, failing: FailingSite) -> Iterator[Change | Computable]:
+    if failing.site.role == "lm_head":
+        yield _Softmax(failing)
 
 
 HYPOTHESES = (

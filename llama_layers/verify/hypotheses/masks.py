@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
-    Computable,
     Hypothesis,
     Only,
     with_fields,
@@ -24,26 +24,25 @@ from llama_layers.verify.operations import (
     Softmax,
     WeightedSum,
 )
-from llama_layers.verify.suspect import Suspect
 
 Bools = NDArray[np.bool_]
 _Masked = Attention | Probabilities | Softmax
 _Scaled = Attention | Probabilities | Scores
 
 
-def _seen(suspect: Suspect, causal: int | None, window: int | None, padding: bool) -> Bools:
+def _seen(failing: FailingSite, causal: int | None, window: int | None, padding: bool) -> Bools:
     """Which keys are seen: up to so many tokens ahead, within a window, padding or not."""
-    queries, keys = np.indices((suspect.recorded.count,) * 2)
+    queries, keys = np.indices((failing.recorded.count,) * 2)
     seen = np.ones(queries.shape, bool) if causal is None else keys <= queries + causal
     if window is not None:
         seen &= keys > queries - window
-    keep = suspect.recorded.keep
+    keep = failing.recorded.keep
     return seen[None] if keep is None or padding else seen & keep[:, None, :]
 
 
-def _window(suspect: Suspect) -> int | None:
-    assert suspect.site.layer is not None  # attention is inside a layer
-    return suspect.recorded.config.window_of(suspect.site.layer)
+def _window(failing: FailingSite) -> int | None:
+    assert failing.site.layer is not None  # attention is inside a layer
+    return failing.recorded.config.window_of(failing.site.layer)
 
 
 def masked(operation: Any, mask: Any) -> Computable:
@@ -59,23 +58,23 @@ def masked(operation: Any, mask: Any) -> Computable:
 
 def _with(
     causal: int | None = 0, padding: bool = False, windowed: bool = True
-) -> Callable[[Any, Suspect], Iterator[Computable]]:
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-        window = _window(suspect) if windowed else None
-        yield masked(operation, _seen(suspect, causal, window, padding))
+) -> Callable[[Any, FailingSite], Iterator[Computable]]:
+    def changes(operation: Any, failing: FailingSite) -> Iterator[Computable]:
+        window = _window(failing) if windowed else None
+        yield masked(operation, _seen(failing, causal, window, padding))
         if causal is None:
-            yield masked(operation, _seen(suspect, causal, None, True))
+            yield masked(operation, _seen(failing, causal, None, True))
 
     return changes
 
 
-def _another_window(operation: Any, suspect: Suspect) -> Iterator[Change]:
-    window, config = _window(suspect), suspect.recorded.config
+def _another_window(operation: Any, failing: FailingSite) -> Iterator[Change]:
+    window, config = _window(failing), failing.recorded.config
     candidates = {None, config.sliding_window}
     candidates |= set() if window is None else {window + 1, window - 1, 2 * window}
     for other in candidates - {window, 0}:
         yield Change(
-            masked(operation, _seen(suspect, 0, other, False)),
+            masked(operation, _seen(failing, 0, other, False)),
             f"The port seems to attend over {_tokens(other)}; this layer attends over "
             f"{_tokens(window)}.",
         )
@@ -85,20 +84,20 @@ def _tokens(window: int | None) -> str:
     return "all tokens so far" if window is None else f"a window of {window} tokens"
 
 
-def _inverted(operation: Any, suspect: Suspect) -> Iterator[Computable]:
+def _inverted(operation: Any, failing: FailingSite) -> Iterator[Computable]:
     yield masked(operation, ~operation.mask)
 
 
-def _itself_only(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-    yield masked(operation, np.eye(suspect.recorded.count, dtype=bool)[None])
+def _itself_only(operation: Any, failing: FailingSite) -> Iterator[Computable]:
+    yield masked(operation, np.eye(failing.recorded.count, dtype=bool)[None])
 
 
-def _bools_added(operation: Any, suspect: Suspect) -> Iterator[Computable]:
+def _bools_added(operation: Any, failing: FailingSite) -> Iterator[Computable]:
     yield masked(operation, operation.mask.astype(np.float64))
 
 
-def _another_scale(operation: Any, suspect: Suspect) -> Iterator[Change]:
-    config = suspect.recorded.config
+def _another_scale(operation: Any, failing: FailingSite) -> Iterator[Change]:
+    config = failing.recorded.config
     heads, width = config.num_attention_heads, config.head_dim
     words: dict[float, list[str]] = {}
     for scale, said in (
@@ -124,11 +123,11 @@ def _another_scale(operation: Any, suspect: Suspect) -> Iterator[Change]:
 
 def _groups(
     of: Callable[[int, int], list[int]],
-) -> Callable[[Any, Suspect], Iterator[Computable]]:
+) -> Callable[[Any, FailingSite], Iterator[Computable]]:
     """Keys and values of other heads: `of` gives one for each query head."""
 
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-        config = suspect.recorded.config
+    def changes(operation: Any, failing: FailingSite) -> Iterator[Computable]:
+        config = failing.recorded.config
         if config.num_key_value_heads == 1:
             return
         heads = of(config.num_attention_heads, config.num_key_value_heads)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.hypotheses.hypothesis import Float64Array, Formula, Hypothesis, wide
 from llama_layers.verify.operations import Gate
-from llama_layers.verify.suspect import Suspect
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -55,8 +55,8 @@ FORMULAS: dict[str, tuple[Callable[[Float64Array, Float64Array], Float64Array], 
 
 def _formula(
     formula: Callable[[Float64Array, Float64Array], Float64Array],
-) -> Callable[[Gate, Suspect], Iterator[Formula]]:
-    def changes(gate: Gate, suspect: Suspect) -> Iterator[Formula]:
+) -> Callable[[Gate, FailingSite], Iterator[Formula]]:
+    def changes(gate: Gate, failing: FailingSite) -> Iterator[Formula]:
         g, u = wide(gate.gate), wide(gate.up)
         exact = formula(g, u)
         # The tails of erf and tanh cancel: errors are relative to the factors, not to the result.

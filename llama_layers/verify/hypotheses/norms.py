@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
     Float64Array,
@@ -16,7 +17,6 @@ from llama_layers.verify.hypotheses.hypothesis import (
     wide,
 )
 from llama_layers.verify.operations import Norm
-from llama_layers.verify.suspect import Suspect
 
 _EPS = (1e-5, 1e-6, 1e-8, 0.0)
 _NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -33,7 +33,7 @@ def _parts(norm: Norm) -> tuple[Float64Array, Float64Array, Float64Array]:
     return x, np.mean(np.square(x), axis=-1, keepdims=True), wide(norm.weight)
 
 
-def _another_eps(norm: Norm, suspect: Suspect) -> Iterator[Change]:
+def _another_eps(norm: Norm, failing: FailingSite) -> Iterator[Change]:
     for eps in _EPS:
         if eps != norm.eps:
             yield Change(
@@ -42,31 +42,31 @@ def _another_eps(norm: Norm, suspect: Suspect) -> Iterator[Change]:
             )
 
 
-def _eps_outside(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+def _eps_outside(norm: Norm, failing: FailingSite) -> Iterator[Formula]:
     x, square, weight = _parts(norm)
     yield _formula(norm, x / (np.sqrt(square) + norm.eps) * weight)
 
 
-def _weight_plus_one(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+def _weight_plus_one(norm: Norm, failing: FailingSite) -> Iterator[Formula]:
     x, square, weight = _parts(norm)
     normed = x / np.sqrt(square + norm.eps)
     magnitude = np.abs(normed) * (np.abs(weight) + 1)
     yield Formula(normed * (weight + 1), magnitude, x.shape[-1] + 10)
 
 
-def _no_weight(norm: Norm, suspect: Suspect) -> Iterator[Norm]:
+def _no_weight(norm: Norm, failing: FailingSite) -> Iterator[Norm]:
     yield replace(norm, weight=np.ones_like(norm.weight))
 
 
-def _another_weight(norm: Norm, suspect: Suspect) -> Iterator[Change]:
-    weights, role = suspect.model.weights, suspect.site.role
+def _another_weight(norm: Norm, failing: FailingSite) -> Iterator[Change]:
+    weights, role = failing.model.weights, failing.site.role
     for index, layer in enumerate(weights.layers):
         for name in _NORMS:
-            if (index, name) != (suspect.site.layer, role):
+            if (index, name) != (failing.site.layer, role):
                 yield Change(
                     replace(norm, weight=to_numpy(getattr(layer, name))),
                     f"The port seems to scale with the weight of model.layers.{index}.{name}; this "
-                    f"is {suspect.site.name}.",
+                    f"is {failing.site.name}.",
                 )
     if role != "model.norm":
         yield Change(
@@ -75,7 +75,7 @@ def _another_weight(norm: Norm, suspect: Suspect) -> Iterator[Change]:
         )
 
 
-def _mean_subtracted(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+def _mean_subtracted(norm: Norm, failing: FailingSite) -> Iterator[Formula]:
     x, _, weight = _parts(norm)
     mean = np.mean(x, axis=-1, keepdims=True)
     square = np.mean(np.square(x - mean), axis=-1, keepdims=True)
@@ -89,24 +89,24 @@ def _mean_subtracted(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
         yield Formula(exact, magnitude, x.shape[-1] + 10)
 
 
-def _sum_for_mean(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+def _sum_for_mean(norm: Norm, failing: FailingSite) -> Iterator[Formula]:
     x, square, weight = _parts(norm)
     yield _formula(norm, x / np.sqrt(square * x.shape[-1] + norm.eps) * weight)
 
 
-def _one_less(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+def _one_less(norm: Norm, failing: FailingSite) -> Iterator[Formula]:
     x, square, weight = _parts(norm)
     count = x.shape[-1]
     if count > 1:
         yield _formula(norm, x / np.sqrt(square * count / (count - 1) + norm.eps) * weight)
 
 
-def _no_root(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+def _no_root(norm: Norm, failing: FailingSite) -> Iterator[Formula]:
     x, square, weight = _parts(norm)
     yield _formula(norm, x / (square + norm.eps) * weight)
 
 
-def _over_everything(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+def _over_everything(norm: Norm, failing: FailingSite) -> Iterator[Formula]:
     x, square, weight = _parts(norm)
     for axes in ((1,), (0, 1)):
         together = np.mean(square, axis=axes, keepdims=True)
@@ -114,29 +114,29 @@ def _over_everything(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
         yield Formula(exact, np.abs(exact), x.size + 10)
 
 
-def _none(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+def _none(norm: Norm, failing: FailingSite) -> Iterator[Formula]:
     x = wide(norm.x)
     yield Formula(x, np.abs(x), 1)
 
 
-def _not_divided(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+def _not_divided(norm: Norm, failing: FailingSite) -> Iterator[Formula]:
     x, _, weight = _parts(norm)
     yield _formula(norm, x * weight)
 
 
-def _another_input(norm: Norm, suspect: Suspect) -> Iterator[Change]:
-    for name, x in suspect.streams(norm.x.shape):
+def _another_input(norm: Norm, failing: FailingSite) -> Iterator[Change]:
+    for name, x in failing.streams(norm.x.shape):
         yield Change(
             replace(norm, x=x),
             f"The port seems to normalise the array of {name}; it should be "
-            f"{suspect.site.routes[0][0]}.",
+            f"{failing.site.routes[0][0]}.",
         )
 
 
-def _another_token(norm: Norm, suspect: Suspect) -> Iterator[Change]:
+def _another_token(norm: Norm, failing: FailingSite) -> Iterator[Change]:
     """Where only the last token was kept: one of the others in its place."""
-    (name,) = suspect.site.routes[0]
-    stream = suspect.recorded.array(name)
+    (name,) = failing.site.routes[0]
+    stream = failing.recorded.array(name)
     if norm.x.shape[1] == 1 < stream.shape[1]:
         for token in range(stream.shape[1] - 1):
             yield Change(

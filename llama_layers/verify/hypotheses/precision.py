@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.defined import where_defined
+from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
-    Computable,
     Float64Array,
     Formula,
     Hypothesis,
@@ -37,7 +37,6 @@ from llama_layers.verify.operations import (
     Softmax,
     WeightedSum,
 )
-from llama_layers.verify.suspect import Suspect
 
 _DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 _INPUTS: dict[type, tuple[str, ...]] = {
@@ -86,10 +85,10 @@ def _narrow(dtype: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
 
 def _inputs_rounded(
     *roundings: Callable[[NDArray[Any]], NDArray[Any]], parts: bool = True
-) -> Callable[[Any, Suspect], Iterator[Change]]:
+) -> Callable[[Any, FailingSite], Iterator[Change]]:
     """All inputs rounded, and if `parts` some of them."""
 
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Change]:
+    def changes(operation: Any, failing: FailingSite) -> Iterator[Change]:
         names = _INPUTS[type(operation)]
         weights = set(_WEIGHTS.get(type(operation), ()))
         for rounding in roundings:
@@ -108,10 +107,10 @@ def _inputs_rounded(
     return changes
 
 
-def _weights_rounded(narrow: str) -> Callable[[Any, Suspect], Iterator[Computable]]:
+def _weights_rounded(narrow: str) -> Callable[[Any, FailingSite], Iterator[Computable]]:
     rounding = _narrow(_DTYPES[narrow])
 
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
+    def changes(operation: Any, failing: FailingSite) -> Iterator[Computable]:
         weights = {name: getattr(operation, name) for name in _WEIGHTS[type(operation)]}
         yield replace(operation, **{n: rounding(w) for n, w in weights.items() if w is not None})
 
@@ -121,11 +120,11 @@ def _weights_rounded(narrow: str) -> Callable[[Any, Suspect], Iterator[Computabl
 def _named(
     name: str,
     operations: Any,
-    changes: Callable[[Any, Suspect], Iterator[Change]],
+    changes: Callable[[Any, FailingSite], Iterator[Change]],
     detail: str,
 ) -> Hypothesis:
-    def told(operation: Any, suspect: Suspect) -> Iterator[Change]:
-        for change in changes(operation, suspect):
+    def told(operation: Any, failing: FailingSite) -> Iterator[Change]:
+        for change in changes(operation, failing):
             yield change._replace(detail=change.detail or detail)
 
     return Hypothesis(name, operations, told, detail, Kind.ROUNDING)
@@ -159,10 +158,10 @@ def _are_numbers_of(narrow: str, array: NDArray[Any]) -> bool:
     return bool(same[np.isfinite(numbers)].all())
 
 
-def _result_rounded(narrow: str) -> Callable[[Any, Suspect], Iterator[Computable]]:
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-        narrower = FLOATS[narrow].precision < FLOATS[suspect.formats.dtype].precision
-        if narrower and _are_numbers_of(narrow, suspect.computed):
+def _result_rounded(narrow: str) -> Callable[[Any, FailingSite], Iterator[Computable]]:
+    def changes(operation: Any, failing: FailingSite) -> Iterator[Computable]:
+        narrower = FLOATS[narrow].precision < FLOATS[failing.formats.dtype].precision
+        if narrower and _are_numbers_of(narrow, failing.computed):
             yield InFormats(operation, dtype=narrow)
 
     return changes
@@ -186,12 +185,12 @@ class Truncated:
         return Bound(below, unit / 2 + bound.limit, unit / 2 + bound.usual)
 
 
-def _truncated(operation: Any, suspect: Suspect) -> Iterator[Computable]:
-    if FLOATS[suspect.formats.dtype].precision < FLOATS[suspect.formats.accumulate].precision:
+def _truncated(operation: Any, failing: FailingSite) -> Iterator[Computable]:
+    if FLOATS[failing.formats.dtype].precision < FLOATS[failing.formats.accumulate].precision:
         yield Truncated(operation)
 
 
-def _narrow_sums(narrow: str) -> Callable[[Any, Suspect], Iterator[Change]]:
+def _narrow_sums(narrow: str) -> Callable[[Any, FailingSite], Iterator[Change]]:
     r"""Errors as sums in a narrow format leave them.
 
     No bound tells: it is vacuous from n = 1 / u on. What is asked for, with u of the narrow format
@@ -200,21 +199,21 @@ def _narrow_sums(narrow: str) -> Callable[[Any, Suspect], Iterator[Change]]:
     scaled result is no rounding; and no token that errs by over 8 times the median.
     """
 
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Change]:
-        if FLOATS[narrow].precision >= FLOATS[suspect.formats.accumulate].precision:
+    def changes(operation: Any, failing: FailingSite) -> Iterator[Change]:
+        if FLOATS[narrow].precision >= FLOATS[failing.formats.accumulate].precision:
             return
-        bound = where_defined(suspect.bound(suspect.formats), suspect.site, suspect.recorded)
+        bound = where_defined(failing.bound(failing.formats), failing.site, failing.recorded)
         judged = np.isfinite(bound.limit) & np.isfinite(bound.exact)
         with np.errstate(invalid="ignore"):
-            error = np.where(judged, wide(suspect.computed) - bound.exact, 0.0)
+            error = np.where(judged, wide(failing.computed) - bound.exact, 0.0)
         exact, terms = np.where(judged, bound.exact, 0.0), _terms(operation)
-        coarse = _are_numbers_of("bfloat16", suspect.computed) or _are_coarse(error, exact, terms)
+        coarse = _are_numbers_of("bfloat16", failing.computed) or _are_coarse(error, exact, terms)
         if coarse == (narrow == "bfloat16") and _like_rounding(error, exact, narrow, terms):
             said = (
                 f"The port's errors are of the size and kind that sums kept in {narrow} make; sums "
                 "need float32 at the least."
             )
-            if dtype_name(suspect.computed.dtype) == narrow:
+            if dtype_name(failing.computed.dtype) == narrow:
                 said += (
                     f" Or it computes in a wider format and only writes its arrays in {narrow}: "
                     "write them as they are computed."
@@ -252,15 +251,15 @@ def _like_rounding(error: Float64Array, exact: Float64Array, narrow: str, terms:
     return bool(each.max() <= 8 * np.median(each[each > 0]))
 
 
-def _narrow_mean(narrow: str) -> Callable[[Norm, Suspect], Iterator[Formula]]:
+def _narrow_mean(narrow: str) -> Callable[[Norm, FailingSite], Iterator[Formula]]:
     """The mean square of each token as a number of a narrow format, read off the port's rows."""
 
-    def changes(norm: Norm, suspect: Suspect) -> Iterator[Formula]:
+    def changes(norm: Norm, failing: FailingSite) -> Iterator[Formula]:
         x = wide(norm.x)
         square = np.mean(np.square(x), axis=-1, keepdims=True)
         normed = x * wide(norm.weight)
         with np.errstate(all="ignore"):
-            factor = np.sum(wide(suspect.computed) * normed, axis=-1, keepdims=True)
+            factor = np.sum(wide(failing.computed) * normed, axis=-1, keepdims=True)
             factor /= np.sum(np.square(normed), axis=-1, keepdims=True)
             found = factor**-2.0 - norm.eps
             mean = found.astype(_DTYPES[narrow]).astype(np.float64)

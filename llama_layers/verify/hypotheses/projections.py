@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.build import layer_matrix
-from llama_layers.verify.hypotheses.hypothesis import Change, Computable, Hypothesis, Moved
+from llama_layers.verify.failing_site import Computable, FailingSite
+from llama_layers.verify.hypotheses.hypothesis import Change, Hypothesis, Moved
 from llama_layers.verify.operations import Linear
-from llama_layers.verify.suspect import Suspect
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _WORDS = {
@@ -27,23 +27,25 @@ _WORDS = {
 }
 
 
-def _parameters(suspect: Suspect, role: str, layer: int | None = None) -> tuple[Any, Any | None]:
+def _parameters(
+    failing: FailingSite, role: str, layer: int | None = None
+) -> tuple[Any, Any | None]:
     """The matrix and bias of a projection in the same layer, or in another."""
-    number = suspect.site.layer if layer is None else layer
+    number = failing.site.layer if layer is None else layer
     assert number is not None  # a role is inside a layer
-    weight, bias = layer_matrix(suspect.model.weights.layers[number], role)
+    weight, bias = layer_matrix(failing.model.weights.layers[number], role)
     return to_numpy(weight), None if bias is None else to_numpy(bias)
 
 
-def _other_layout(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
+def _other_layout(linear: Linear, failing: FailingSite) -> Iterator[Linear]:
     rows, columns = linear.weight.shape
     yield replace(linear, weight=linear.weight.reshape(columns, rows).T)
 
 
-def _swapped(one: str, other: str) -> Callable[[Linear, Suspect], Iterator[Linear]]:
-    def changes(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
-        if suspect.site.role in (one, other):
-            weight, bias = _parameters(suspect, other if suspect.site.role == one else one)
+def _swapped(one: str, other: str) -> Callable[[Linear, FailingSite], Iterator[Linear]]:
+    def changes(linear: Linear, failing: FailingSite) -> Iterator[Linear]:
+        if failing.site.role in (one, other):
+            weight, bias = _parameters(failing, other if failing.site.role == one else one)
             if weight.shape == linear.weight.shape:
                 yield replace(linear, weight=weight, bias=bias)
                 if bias is not None:
@@ -52,40 +54,40 @@ def _swapped(one: str, other: str) -> Callable[[Linear, Suspect], Iterator[Linea
     return changes
 
 
-def _another_layer(linear: Linear, suspect: Suspect) -> Iterator[Change]:
-    if suspect.site.layer is None:
+def _another_layer(linear: Linear, failing: FailingSite) -> Iterator[Change]:
+    if failing.site.layer is None:
         return
-    for layer in range(suspect.recorded.config.num_hidden_layers):
-        if layer != suspect.site.layer:
-            weight, bias = _parameters(suspect, suspect.site.role, layer)
+    for layer in range(failing.recorded.config.num_hidden_layers):
+        if layer != failing.site.layer:
+            weight, bias = _parameters(failing, failing.site.role, layer)
             yield Change(
                 replace(linear, weight=weight, bias=bias),
                 f"The port seems to multiply with the matrix of layer {layer}; this is layer "
-                f"{suspect.site.layer}.",
+                f"{failing.site.layer}.",
             )
 
 
-def _embedding(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
-    if suspect.site.role == "lm_head":
-        yield replace(linear, weight=to_numpy(suspect.model.weights.embed_tokens))
+def _embedding(linear: Linear, failing: FailingSite) -> Iterator[Linear]:
+    if failing.site.role == "lm_head":
+        yield replace(linear, weight=to_numpy(failing.model.weights.embed_tokens))
 
 
-def _no_bias(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
+def _no_bias(linear: Linear, failing: FailingSite) -> Iterator[Linear]:
     if linear.bias is not None:
         yield replace(linear, bias=None)
 
 
-def _bias_twice(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
+def _bias_twice(linear: Linear, failing: FailingSite) -> Iterator[Linear]:
     if linear.bias is not None:
         yield replace(linear, bias=2 * linear.bias.astype(np.float64))
 
 
-def _another_bias(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
+def _another_bias(linear: Linear, failing: FailingSite) -> Iterator[Linear]:
     """Biases that were joined in another order than their matrices, or are another layer's."""
-    if linear.bias is None or suspect.site.role not in _QKV:
+    if linear.bias is None or failing.site.role not in _QKV:
         return
-    biases = [_parameters(suspect, role)[1] for role in _QKV]
-    start = sum(len(b) for b in biases[: _QKV.index(suspect.site.role)] if b is not None)
+    biases = [_parameters(failing, role)[1] for role in _QKV]
+    start = sum(len(b) for b in biases[: _QKV.index(failing.site.role)] if b is not None)
     rows = slice(start, start + len(linear.bias))
     for order in permutations(b for b in biases if b is not None):
         yield replace(linear, bias=np.concatenate(order)[rows])
@@ -98,70 +100,70 @@ def _rope_rows(rows: int, heads: int) -> NDArray[np.intp] | None:
     return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
 
 
-def _moved(linear: Linear, suspect: Suspect, rows: NDArray[np.intp]) -> Iterator[Computable]:
-    yield Moved(suspect, lambda y: y[..., rows])
+def _moved(linear: Linear, failing: FailingSite, rows: NDArray[np.intp]) -> Iterator[Computable]:
+    yield Moved(failing, lambda y: y[..., rows])
     if linear.bias is not None:
         yield replace(linear, weight=linear.weight[rows])
 
 
-def _heads(suspect: Suspect) -> int:
-    config = suspect.recorded.config
-    queries = suspect.site.role == "self_attn.q_proj"
+def _heads(failing: FailingSite) -> int:
+    config = failing.recorded.config
+    queries = failing.site.role == "self_attn.q_proj"
     return config.num_attention_heads if queries else config.num_key_value_heads
 
 
-def _left_permuted(linear: Linear, suspect: Suspect) -> Iterator[Computable]:
-    if suspect.site.role in _QKV:
-        rows = _rope_rows(len(linear.weight), _heads(suspect))
+def _left_permuted(linear: Linear, failing: FailingSite) -> Iterator[Computable]:
+    if failing.site.role in _QKV[:2]:
+        rows = _rope_rows(len(linear.weight), _heads(failing))
         if rows is not None:
-            yield from _moved(linear, suspect, rows)
+            yield from _moved(linear, failing, rows)
 
 
-def _unpermuted_twice(linear: Linear, suspect: Suspect) -> Iterator[Computable]:
-    if suspect.site.role in _QKV:
-        rows = _rope_rows(len(linear.weight), _heads(suspect))
+def _unpermuted_twice(linear: Linear, failing: FailingSite) -> Iterator[Computable]:
+    if failing.site.role in _QKV:
+        rows = _rope_rows(len(linear.weight), _heads(failing))
         if rows is not None:
-            yield from _moved(linear, suspect, np.argsort(rows))
+            yield from _moved(linear, failing, np.argsort(rows))
 
 
-def _permuted_with_other_heads(linear: Linear, suspect: Suspect) -> Iterator[Change]:
-    config = suspect.recorded.config
-    if suspect.site.role not in _QKV[:2]:
+def _permuted_with_other_heads(linear: Linear, failing: FailingSite) -> Iterator[Change]:
+    config = failing.recorded.config
+    if failing.site.role not in _QKV[:2]:
         return
-    right = _heads(suspect)
+    right = _heads(failing)
     there = _rope_rows(len(linear.weight), right)
     for heads in {config.num_attention_heads, config.num_key_value_heads, 1} - {right}:
         back = _rope_rows(len(linear.weight), heads)
         if there is None or back is None:
             continue
         for rows in (there[np.argsort(back)], np.argsort(there)[back]):
-            for operation in _moved(linear, suspect, rows):
+            for operation in _moved(linear, failing, rows):
                 yield Change(
                     operation,
-                    f"The port seems to permute the rows of {_WORDS[suspect.site.role]} for RoPE "
+                    f"The port seems to permute the rows of {_WORDS[failing.site.role]} for RoPE "
                     f"as if there were {heads} heads; there are {right}.",
                 )
 
 
-def _channels_before_heads(linear: Linear, suspect: Suspect) -> Iterator[Computable]:
-    if suspect.site.role in _QKV:
-        rows = np.arange(len(linear.weight)).reshape(_heads(suspect), -1).T.ravel()
-        yield from _moved(linear, suspect, rows)
-        yield from _moved(linear, suspect, np.argsort(rows))
+def _channels_before_heads(linear: Linear, failing: FailingSite) -> Iterator[Computable]:
+    if failing.site.role in _QKV:
+        rows = np.arange(len(linear.weight)).reshape(_heads(failing), -1).T.ravel()
+        yield from _moved(linear, failing, rows)
+        yield from _moved(linear, failing, np.argsort(rows))
 
 
-def _heads_reversed(linear: Linear, suspect: Suspect) -> Iterator[Computable]:
-    if suspect.site.role in _QKV:
-        rows = np.arange(len(linear.weight)).reshape(_heads(suspect), -1)
-        yield from _moved(linear, suspect, rows[::-1].ravel())
+def _heads_reversed(linear: Linear, failing: FailingSite) -> Iterator[Computable]:
+    if failing.site.role in _QKV:
+        rows = np.arange(len(linear.weight)).reshape(_heads(failing), -1)
+        yield from _moved(linear, failing, rows[::-1].ravel())
 
 
-def _joined_in_another_order(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
+def _joined_in_another_order(linear: Linear, failing: FailingSite) -> Iterator[Linear]:
     """Rows of the joined matrix, taken where they would be if it were joined otherwise."""
-    role = suspect.site.role
+    role = failing.site.role
     if role in _QKV:
-        config = suspect.recorded.config
-        parts = [_parameters(suspect, name) for name in _QKV]
+        config = failing.recorded.config
+        parts = [_parameters(failing, name) for name in _QKV]
         groups = config.num_key_value_heads
         by_group = [
             np.concatenate([w.reshape(groups, -1, w.shape[1]) for w, _ in parts], axis=1).reshape(
@@ -173,7 +175,7 @@ def _joined_in_another_order(linear: Linear, suspect: Suspect) -> Iterator[Linea
         for matrix in joined[1:] + by_group:
             yield replace(linear, weight=matrix[start : start + len(linear.weight)])
     elif role in ("mlp.gate_proj", "mlp.up_proj"):
-        gate, up = (_parameters(suspect, name)[0] for name in ("mlp.gate_proj", "mlp.up_proj"))
+        gate, up = (_parameters(failing, name)[0] for name in ("mlp.gate_proj", "mlp.up_proj"))
         woven = np.stack([gate, up], axis=1).reshape(-1, gate.shape[1])
         half = woven[: len(gate)] if role == "mlp.gate_proj" else woven[len(gate) :]
         yield replace(linear, weight=half)
@@ -181,9 +183,9 @@ def _joined_in_another_order(linear: Linear, suspect: Suspect) -> Iterator[Linea
         yield replace(linear, weight=both[0::2] if role == "mlp.gate_proj" else both[1::2])
 
 
-def _before_norm(suspect: Suspect) -> str | None:
+def _before_norm(failing: FailingSite) -> str | None:
     """The site that this projection's input is the norm of; None if it is no norm's."""
-    role, layer, config = suspect.site.role, suspect.site.layer, suspect.recorded.config
+    role, layer, config = failing.site.role, failing.site.layer, failing.recorded.config
     if role in _QKV:
         return f"model.layers.{layer - 1}" if layer else "model.embed_tokens"
     return {
@@ -193,27 +195,27 @@ def _before_norm(suspect: Suspect) -> str | None:
     }.get(role)
 
 
-def _not_normalised(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
-    name = _before_norm(suspect)
-    x = None if name is None else suspect.array(name)
+def _not_normalised(linear: Linear, failing: FailingSite) -> Iterator[Linear]:
+    name = _before_norm(failing)
+    x = None if name is None else failing.array(name)
     if x is not None:
         yield replace(linear, x=x)
 
 
-def _another_input(linear: Linear, suspect: Suspect) -> Iterator[Change]:
-    for name, x in suspect.streams(linear.x.shape):
-        if name != _before_norm(suspect):
+def _another_input(linear: Linear, failing: FailingSite) -> Iterator[Change]:
+    for name, x in failing.streams(linear.x.shape):
+        if name != _before_norm(failing):
             yield Change(
                 replace(linear, x=x),
                 f"The port seems to multiply the array of {name}; its input is "
-                f"{suspect.site.routes[0][0]}.",
+                f"{failing.site.routes[0][0]}.",
             )
 
 
-def _inputs_in_another_order(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
-    if suspect.site.role != "self_attn.o_proj":
+def _inputs_in_another_order(linear: Linear, failing: FailingSite) -> Iterator[Linear]:
+    if failing.site.role != "self_attn.o_proj":
         return
-    config = suspect.recorded.config
+    config = failing.recorded.config
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     channels = np.arange(linear.x.shape[-1])
     by_head = channels.reshape(heads, -1)
@@ -229,7 +231,7 @@ def _inputs_in_another_order(linear: Linear, suspect: Suspect) -> Iterator[Linea
     yield replace(linear, x=mixed)
 
 
-def _last_input_left_out(linear: Linear, suspect: Suspect) -> Iterator[Linear]:
+def _last_input_left_out(linear: Linear, failing: FailingSite) -> Iterator[Linear]:
     for left_out in (slice(-1, None), slice(0, 1)):
         x = linear.x.copy()
         x[..., left_out] = 0

@@ -14,9 +14,9 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.layers.rope import attention_factor, inv_freq
 from llama_layers.verify.bounds import Bound
+from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
-    Computable,
     Float64Array,
     Formula,
     Hypothesis,
@@ -24,7 +24,6 @@ from llama_layers.verify.hypotheses.hypothesis import (
     wide,
 )
 from llama_layers.verify.operations import Formats, Rope
-from llama_layers.verify.suspect import Suspect
 
 _THETAS = (1e4, 5e5, 1e6, 1e5, 2.5e5, 5e6, 1e7)
 # In a frequency and its product with a position, for any theta up to 1e7; see `rope_bound`.
@@ -70,12 +69,12 @@ def rotate(rope: Rope, phases: Float64Array, factor: float | None = None) -> Tur
     return Turn(rope.x, factor * np.cos(phases), factor * np.sin(phases), phases)
 
 
-def _layout(rope: Rope, suspect: Suspect) -> Iterator[Rope]:
+def _layout(rope: Rope, failing: FailingSite) -> Iterator[Rope]:
     if rope.layout == "half":
         yield replace(rope, layout="interleaved")
 
 
-def _put_back_otherwise(rope: Rope, suspect: Suspect) -> Iterator[Moved]:
+def _put_back_otherwise(rope: Rope, failing: FailingSite) -> Iterator[Moved]:
     dim = rope.x.shape[-1]
     halves = np.arange(dim).reshape(-1, 2).T.ravel()  # 0, 2, 4 ... 1, 3, 5 ...
     pairs = np.argsort(halves)
@@ -83,7 +82,7 @@ def _put_back_otherwise(rope: Rope, suspect: Suspect) -> Iterator[Moved]:
     yield Moved(rope, lambda y: y[..., pairs])
 
 
-def _other_theta(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+def _other_theta(rope: Rope, failing: FailingSite) -> Iterator[Change]:
     for theta in _THETAS:
         if theta != rope.config.rope_theta:
             yield Change(
@@ -93,16 +92,16 @@ def _other_theta(rope: Rope, suspect: Suspect) -> Iterator[Change]:
             )
 
 
-def _exponent(rope: Rope, suspect: Suspect) -> Iterator[Computable]:
+def _exponent(rope: Rope, failing: FailingSite) -> Iterator[Computable]:
     for power in (2.0, 0.5):
         yield replace(rope, config=replace(rope.config, rope_theta=rope.config.rope_theta**power))
 
 
-def _turned_back(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+def _turned_back(rope: Rope, failing: FailingSite) -> Iterator[Turn]:
     yield rotate(rope, -phases_of(rope))
 
 
-def _off_by_one(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+def _off_by_one(rope: Rope, failing: FailingSite) -> Iterator[Change]:
     omega = inv_freq(rope.config, length=int(rope.positions.max()) + 1)
     for step, first in ((1, "one too high"), (-1, "one too low")):
         yield Change(
@@ -111,22 +110,22 @@ def _off_by_one(rope: Rope, suspect: Suspect) -> Iterator[Change]:
         )
 
 
-def _counted_with_padding(rope: Rope, suspect: Suspect) -> Iterator[Rope]:
-    if suspect.recorded.keep is not None:
-        yield replace(rope, positions=np.arange(suspect.recorded.count))
+def _counted_with_padding(rope: Rope, failing: FailingSite) -> Iterator[Rope]:
+    if failing.recorded.keep is not None:
+        yield replace(rope, positions=np.arange(failing.recorded.count))
 
 
-def _by_head(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+def _by_head(rope: Rope, failing: FailingSite) -> Iterator[Turn]:
     omega = inv_freq(rope.config)
     yield rotate(rope, (np.arange(rope.x.shape[2])[:, None] * omega)[None, None])
 
 
-def _scaling_ignored(rope: Rope, suspect: Suspect) -> Iterator[Rope]:
+def _scaling_ignored(rope: Rope, failing: FailingSite) -> Iterator[Rope]:
     if rope.config.rope_scaling is not None:
         yield replace(rope, config=replace(rope.config, rope_scaling=None))
 
 
-def _scaling_of_another_kind(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+def _scaling_of_another_kind(rope: Rope, failing: FailingSite) -> Iterator[Change]:
     scaling = rope.config.rope_scaling
     if scaling is None or scaling.factor == 1:
         return
@@ -141,7 +140,7 @@ def _scaling_of_another_kind(rope: Rope, suspect: Suspect) -> Iterator[Change]:
             )
 
 
-def _another_parameter(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+def _another_parameter(rope: Rope, failing: FailingSite) -> Iterator[Change]:
     scaling, length = rope.config.rope_scaling, rope.config.max_position_embeddings
     if scaling is None:
         return
@@ -165,18 +164,18 @@ def _another_parameter(rope: Rope, suspect: Suspect) -> Iterator[Change]:
             )
 
 
-def _factor_inverted(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+def _factor_inverted(rope: Rope, failing: FailingSite) -> Iterator[Turn]:
     scaling = rope.config.rope_scaling
     if scaling is not None:
         plain = phases_of(rope, replace(rope.config, rope_scaling=None))
         yield rotate(rope, plain * scaling.factor)
 
 
-def _attention_factor_missing(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+def _attention_factor_missing(rope: Rope, failing: FailingSite) -> Iterator[Turn]:
     yield rotate(rope, phases_of(rope), 1.0)
 
 
-def _attention_factor_misused(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+def _attention_factor_misused(rope: Rope, failing: FailingSite) -> Iterator[Turn]:
     factor = attention_factor(rope.config)
     right = rotate(rope, phases_of(rope))
     yield replace(right, sin=right.sin / factor)
@@ -186,24 +185,24 @@ def _attention_factor_misused(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
     yield rotate(rope, phases_of(rope), 1 / factor)
 
 
-def _not_applied(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+def _not_applied(rope: Rope, failing: FailingSite) -> Iterator[Turn]:
     phases = phases_of(rope)
     yield rotate(rope, np.zeros_like(phases))
     yield rotate(rope, np.zeros_like(phases), 1.0)
 
 
-def _applied_twice(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+def _applied_twice(rope: Rope, failing: FailingSite) -> Iterator[Turn]:
     yield rotate(rope, 2 * phases_of(rope), attention_factor(rope.config) ** 2)
 
 
-def _swapped(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+def _swapped(rope: Rope, failing: FailingSite) -> Iterator[Turn]:
     right = rotate(rope, phases_of(rope))
     yield replace(right, cos=right.sin, sin=right.cos)
 
 
-def _one_half(rope: Rope, suspect: Suspect) -> Iterator[Computable]:
+def _one_half(rope: Rope, failing: FailingSite) -> Iterator[Computable]:
     """One result of each pair is left as it was, or half of all pairs is."""
-    bound = rotate(rope, phases_of(rope)).bound(suspect.formats)
+    bound = rotate(rope, phases_of(rope)).bound(failing.formats)
     x, dim = wide(rope.x), rope.x.shape[-1]
     channel = np.arange(dim)
     magnitude = np.abs(x) + np.abs(np.roll(x, dim // 2, axis=-1))
@@ -216,7 +215,7 @@ def _one_half(rope: Rope, suspect: Suspect) -> Iterator[Computable]:
         yield Formula(np.where(kept, x, bound.exact), magnitude, 6)
 
 
-def _first_channels_only(rope: Rope, suspect: Suspect) -> Iterator[Computable]:
+def _first_channels_only(rope: Rope, failing: FailingSite) -> Iterator[Computable]:
     """The first D / 2 channels turned among themselves, as partial rotary embeddings do."""
     dim = rope.x.shape[-1]
     if dim % 4:
@@ -225,7 +224,7 @@ def _first_channels_only(rope: Rope, suspect: Suspect) -> Iterator[Computable]:
     first = rotate(
         replace(rope, x=x[..., : dim // 2]),
         phases_of(rope, replace(rope.config, head_dim=dim // 2)),
-    ).bound(suspect.formats)
+    ).bound(failing.formats)
     exact = np.concatenate([first.exact, x[..., dim // 2 :]], axis=-1)
     yield Formula(exact, np.abs(x) + np.abs(np.roll(x, dim // 4, axis=-1)) + np.abs(exact), 6)
 

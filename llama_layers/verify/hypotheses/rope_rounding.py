@@ -11,18 +11,18 @@ import numpy as np
 
 from llama_layers.layers.rope import inv_freq
 from llama_layers.verify.bounds import Bound
+from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.hypotheses.hypothesis import Change, Float64Array, Hypothesis, Kind, wide
 from llama_layers.verify.hypotheses.rope import Turn, phases_of, rotate
 from llama_layers.verify.operations import Formats, Rope
-from llama_layers.verify.suspect import Suspect
 
 _NARROW = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
 def _narrow_phases(
     narrow: str,
-) -> Callable[[Rope, Suspect], Iterator[Turn]]:
-    def changes(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+) -> Callable[[Rope, FailingSite], Iterator[Turn]]:
+    def changes(rope: Rope, failing: FailingSite) -> Iterator[Turn]:
         dtype = _NARROW[narrow]
         positions = np.asarray(rope.positions, np.float64)[..., None, None]
         omega = inv_freq(rope.config, length=int(rope.positions.max()) + 1)
@@ -39,8 +39,8 @@ def _narrow_phases(
     return changes
 
 
-def _narrow_table(narrow: str) -> Callable[[Rope, Suspect], Iterator[Turn]]:
-    def changes(rope: Rope, suspect: Suspect) -> Iterator[Turn]:
+def _narrow_table(narrow: str) -> Callable[[Rope, FailingSite], Iterator[Turn]]:
+    def changes(rope: Rope, failing: FailingSite) -> Iterator[Turn]:
         table = rotate(rope, phases_of(rope))
         dtype = _NARROW[narrow]
         yield replace(table, cos=_to(dtype, table.cos), sin=_to(dtype, table.sin))
@@ -63,7 +63,7 @@ class Coarse:
         return replace(bound, limit=bound.limit + more, usual=bound.usual + more)
 
 
-def _coarse_table(rope: Rope, suspect: Suspect) -> Iterator[Change]:
+def _coarse_table(rope: Rope, failing: FailingSite) -> Iterator[Change]:
     for bits in (10, 8):
         yield Change(
             Coarse(rope, 2.0 ** -(bits + 1)),

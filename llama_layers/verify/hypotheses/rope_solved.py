@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.layers.rope import attention_factor, inv_freq
+from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.hypotheses.hypothesis import Change, Float64Array, Hypothesis, Kind, wide
 from llama_layers.verify.hypotheses.rope import rotate
 from llama_layers.verify.operations import Rope
-from llama_layers.verify.suspect import Suspect
 
 # Rows of positions that frequencies are first looked for in; the finest grid that is affordable.
 _COARSE = 64
@@ -23,19 +23,19 @@ _FIRST, _BESIDE = 4096, 8
 _SPAN = 1024
 
 
-def _turns(rope: Rope, suspect: Suspect) -> NDArray[np.complex128]:
+def _turns(rope: Rope, failing: FailingSite) -> NDArray[np.complex128]:
     """For each token and pair, [B, S, D / 2]: the phase it was turned by, as weighty as it is.
 
     A pair as a complex number is multiplied with exp(i phase): the conjugate of what it was times
     what it is now has that phase, and all heads share it.
     """
-    (a, b), (c, d) = (np.split(wide(y), 2, axis=-1) for y in (rope.x, suspect.computed))
+    (a, b), (c, d) = (np.split(wide(y), 2, axis=-1) for y in (rope.x, failing.computed))
     turns: NDArray[np.complex128] = np.sum((a - 1j * b) * (c + 1j * d), axis=2)
     return turns
 
 
-def _other_positions(rope: Rope, suspect: Suspect) -> Iterator[Change]:
-    turns = _turns(rope, suspect)
+def _other_positions(rope: Rope, failing: FailingSite) -> Iterator[Change]:
+    turns = _turns(rope, failing)
     if not np.isfinite(turns).all():
         return
     stated = np.broadcast_to(rope.positions, turns.shape[:2])
@@ -92,8 +92,8 @@ def _span(noun: str, first: int, last: int) -> str:
     return f"{noun} {first}" if first == last else f"{noun}s {first}..{last}"
 
 
-def _other_frequencies(rope: Rope, suspect: Suspect) -> Iterator[Change]:
-    turns = _turns(rope, suspect)
+def _other_frequencies(rope: Rope, failing: FailingSite) -> Iterator[Change]:
+    turns = _turns(rope, failing)
     positions = np.broadcast_to(rope.positions, turns.shape[:2]).ravel().astype(np.float64)
     turns = turns.reshape(len(positions), -1)
     early = positions[positions <= positions.min() + _SPAN]
@@ -101,7 +101,7 @@ def _other_frequencies(rope: Rope, suspect: Suspect) -> Iterator[Change]:
         return
     found = _frequencies(positions, turns)
     stated = inv_freq(rope.config, length=int(positions.max()) + 1)
-    lengths = [np.sqrt(np.sum(np.square(wide(y)))) for y in (suspect.computed, rope.x)]
+    lengths = [np.sqrt(np.sum(np.square(wide(y)))) for y in (failing.computed, rope.x)]
     factor = float(lengths[0] / lengths[1])
     shape = (*np.broadcast_shapes(np.shape(rope.positions), (1, 1)), 1, 1)
     phases = np.reshape(rope.positions, shape) * found

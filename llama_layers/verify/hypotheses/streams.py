@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.hypotheses.hypothesis import (
     Change,
     Float64Array,
@@ -22,7 +23,6 @@ from llama_layers.verify.hypotheses.hypothesis import (
     wide,
 )
 from llama_layers.verify.operations import Embedding, Residual
-from llama_layers.verify.suspect import Suspect
 
 # Of more wrong tokens than that the ids are not looked for.
 _IDS = 64
@@ -34,55 +34,55 @@ def _sum(*terms: Float64Array) -> Formula:
     return Formula(total, magnitude, len(terms) + 2)
 
 
-def _residual_missing(residual: Residual, suspect: Suspect) -> Iterator[Formula]:
+def _residual_missing(residual: Residual, failing: FailingSite) -> Iterator[Formula]:
     yield _sum(wide(residual.added))
 
 
-def _block_not_added(residual: Residual, suspect: Suspect) -> Iterator[Formula]:
+def _block_not_added(residual: Residual, failing: FailingSite) -> Iterator[Formula]:
     yield _sum(wide(residual.x))
 
 
-def _added_twice(residual: Residual, suspect: Suspect) -> Iterator[Change]:
+def _added_twice(residual: Residual, failing: FailingSite) -> Iterator[Change]:
     x, added = wide(residual.x), wide(residual.added)
     yield Change(_sum(2 * x, added), "The port seems to add the residual stream twice.")
     yield Change(_sum(x, 2 * added), "The port seems to add the block's output twice.")
 
 
-def _subtracted(residual: Residual, suspect: Suspect) -> Iterator[Formula]:
+def _subtracted(residual: Residual, failing: FailingSite) -> Iterator[Formula]:
     x, added = wide(residual.x), wide(residual.added)
     yield _sum(x, -added)
     yield _sum(-x, added)
 
 
-def _another_stream(residual: Residual, suspect: Suspect) -> Iterator[Change]:
-    for name, x in suspect.streams(residual.x.shape):
+def _another_stream(residual: Residual, failing: FailingSite) -> Iterator[Change]:
+    for name, x in failing.streams(residual.x.shape):
         yield Change(
             replace(residual, x=x),
             f"The port seems to add what the block computes to {name}; it should be added to "
-            f"{suspect.site.routes[0][0]}.",
+            f"{failing.site.routes[0][0]}.",
         )
 
 
-def _another_block(residual: Residual, suspect: Suspect) -> Iterator[Change]:
-    for name, added in suspect.streams(residual.x.shape):
+def _another_block(residual: Residual, failing: FailingSite) -> Iterator[Change]:
+    for name, added in failing.streams(residual.x.shape):
         yield Change(
             replace(residual, added=added),
-            f"The port seems to add {name}; it should be {suspect.site.routes[0][1]}.",
+            f"The port seems to add {name}; it should be {failing.site.routes[0][1]}.",
         )
 
 
-def _one_more(residual: Residual, suspect: Suspect) -> Iterator[Change]:
-    for name, more in suspect.streams(residual.x.shape):
-        if name not in suspect.site.routes[0]:
+def _one_more(residual: Residual, failing: FailingSite) -> Iterator[Change]:
+    for name, more in failing.streams(residual.x.shape):
+        if name not in failing.site.routes[0]:
             yield Change(
                 _sum(wide(residual.x), wide(residual.added), wide(more)),
                 f"The port seems to add {name}, too.",
             )
 
 
-def _scaled(residual: Residual, suspect: Suspect) -> Iterator[Change]:
+def _scaled(residual: Residual, failing: FailingSite) -> Iterator[Change]:
     """The factor of the block's output that fits best."""
-    x, added, computed = wide(residual.x), wide(residual.added), wide(suspect.computed)
+    x, added, computed = wide(residual.x), wide(residual.added), wide(failing.computed)
     size = float(np.sum(np.square(added)))
     if not size or not np.isfinite(computed).all():
         return
@@ -94,7 +94,7 @@ def _scaled(residual: Residual, suspect: Suspect) -> Iterator[Change]:
     )
 
 
-def _embedding_scaled(embedding: Embedding, suspect: Suspect) -> Iterator[Formula]:
+def _embedding_scaled(embedding: Embedding, failing: FailingSite) -> Iterator[Formula]:
     rows = wide(embedding.table[embedding.ids])
     root = math.sqrt(rows.shape[-1])
     for dtype in (np.float64, np.float32, ml_dtypes.bfloat16, np.float16):
@@ -102,7 +102,7 @@ def _embedding_scaled(embedding: Embedding, suspect: Suspect) -> Iterator[Formul
         yield Formula(rows * factor, np.abs(rows * factor), 3)
 
 
-def _ids_shifted(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
+def _ids_shifted(embedding: Embedding, failing: FailingSite) -> Iterator[Change]:
     size = len(embedding.table)
     for step in (1, -1):
         ids = (embedding.ids + step) % size
@@ -112,7 +112,7 @@ def _ids_shifted(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
         )
 
 
-def _tokens_shifted(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
+def _tokens_shifted(embedding: Embedding, failing: FailingSite) -> Iterator[Change]:
     for step, which in ((1, "before"), (-1, "after")):
         yield Change(
             replace(embedding, ids=np.roll(embedding.ids, step, axis=1)),
@@ -120,15 +120,15 @@ def _tokens_shifted(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
         )
 
 
-def _other_ids(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
+def _other_ids(embedding: Embedding, failing: FailingSite) -> Iterator[Change]:
     """The row of the table that each wrong token has, where there is one."""
-    bound = suspect.bound(suspect.formats)
-    wrong = np.argwhere((bound.ratio(suspect.computed) > 1).any(axis=-1))
+    bound = failing.bound(failing.formats)
+    wrong = np.argwhere((bound.ratio(failing.computed) > 1).any(axis=-1))
     if not 0 < len(wrong) <= _IDS:
         return
     ids, said = embedding.ids.copy(), []
     for b, s in wrong:
-        row = _row_of(wide(suspect.computed[b, s]), embedding.table, suspect.formats.dtype)
+        row = _row_of(wide(failing.computed[b, s]), embedding.table, failing.formats.dtype)
         if row is None:
             return
         said.append(f"({b}, {s}): the array is row {row}, input_ids says {ids[b, s]}")
@@ -147,9 +147,9 @@ def _row_of(row: Float64Array, table: NDArray[Any], dtype: str) -> int | None:
     return int(near[np.argmin(np.abs(table[near].astype(np.float64) - row).sum(axis=-1))])
 
 
-def _another_table(embedding: Embedding, suspect: Suspect) -> Iterator[Change]:
+def _another_table(embedding: Embedding, failing: FailingSite) -> Iterator[Change]:
     yield Change(
-        replace(embedding, table=to_numpy(suspect.model.weights.lm_head)),
+        replace(embedding, table=to_numpy(failing.model.weights.lm_head)),
         "The port seems to read rows of the head; they should be the embedding's.",
     )
     rows, columns = embedding.table.shape

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat
 from llama_layers.verify.bounds import Bound, gamma
 from llama_layers.verify.bounds.bound import read_in
-from llama_layers.verify.hypotheses.hypothesis import Computable, Float64Array, Hypothesis, wide
+from llama_layers.verify.failing_site import Computable, FailingSite
+from llama_layers.verify.hypotheses.hypothesis import Float64Array, Hypothesis, wide
 from llama_layers.verify.operations import Attention, Formats, Probabilities, Softmax, WeightedSum
-from llama_layers.verify.suspect import Suspect
 
 _Operations = Attention | Probabilities | Softmax
 _Function = Callable[[Float64Array, NDArray[np.bool_]], Float64Array]
@@ -95,10 +95,10 @@ class Weighed:
 
 def _weighed(
     *functions: _Function, themselves: bool = False
-) -> Callable[[Any, Suspect], Iterator[Computable]]:
+) -> Callable[[Any, FailingSite], Iterator[Computable]]:
     """Attention with weights that are another function of scores and mask."""
 
-    def changes(operation: Any, suspect: Suspect) -> Iterator[Computable]:
+    def changes(operation: Any, failing: FailingSite) -> Iterator[Computable]:
         for function in functions:
             yield Weighed(operation, function, themselves)
 

@@ -1,10 +1,10 @@
-"""A site that rounding does not explain, with all that could tell why."""
+"""A site that rounding does not explain, with everything that could tell why."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,16 @@ from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.validate import Recorded
 
 
+class Computable(Protocol):
+    """Anything with a bound: an operation, or what a mistake makes of one."""
+
+    def bound(self, formats: Formats) -> Bound:
+        """The exact result, and what rounding allows."""
+
+
 @dataclass(frozen=True, eq=False)
-class Suspect:
-    """A site that failed, with all that could tell why.
+class FailingSite:
+    """A site that failed, with everything that could tell why.
 
     Attributes
     ----------
