@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
 from llama_layers.model.llama import Llama
-from llama_layers.verify.bounds import Bound
+from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.diagnose import diagnose
@@ -23,8 +23,7 @@ from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.layout import counted
-from llama_layers.verify.operations import Formats
-from llama_layers.verify.profiles import CONTRACT, PROFILES, RoundingProfile, profile_named
+from llama_layers.verify.profiles import CONTRACT, PROFILES, Rounding, RoundingProfile, profile_named
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import info_of
@@ -182,11 +181,11 @@ class _Checker:
                 else:
                     yield self._judged(site, route)
 
-    def _formats(self, array: NDArray[Any], inputs: Sequence[str] = ()) -> Formats:
+    def _formats(self, array: NDArray[Any], inputs: Sequence[str] = ()) -> Rounding:
         found, *read = (self._format(a) for a in (array, *map(self._recorded.array, inputs)))
         accumulate = self._accumulate or accumulate_format(found).name
         narrowest = min(read, key=lambda form: form.precision).name if read else None
-        return Formats(found.name, accumulate, self._profile, narrowest)
+        return Rounding(found.name, accumulate, self._profile, narrowest)
 
     def _format(self, array: NDArray[Any]) -> FloatFormat:
         """What an array was rounded to."""

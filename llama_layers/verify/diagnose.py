@@ -9,32 +9,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.verify.bounds import Bound
+from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
-from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.hypotheses import HYPOTHESES, ROUNDINGS
-from llama_layers.verify.hypotheses.hypothesis import (
-    Change,
-    Hypothesis,
-    Kind,
-    wide,
-)
-from llama_layers.verify.operations import Formats, Linear
-from llama_layers.verify.profiles import CONTRACT, RoundingProfile
+from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
+from llama_layers.verify.mistakes.registry import Change
+from llama_layers.verify.operations import Linear
+from llama_layers.verify.profiles import CONTRACT, Rounding, RoundingProfile
 from llama_layers.verify.report import Explanation
 
 # Every rounding that any engine is known for, but for a cache: what is read from it is another
 # number, and no wider bound. A mistake that holds with neither of the two holds with no engine's.
 _ALL = RoundingProfile(
     "all",
-    True,
-    "float32",
-    True,
-    True,
-    True,
-    True,
-    True,
-    True,
+    norm_before_weight=True,
+    phases="float32",
+    rope_table=True,
+    rope_arithmetic=True,
+    scores=True,
+    probabilities=True,
+    sigmoid=True,
+    silu=True,
     flushes=True,
     excess_precision=True,
 )
@@ -90,18 +85,16 @@ def diagnose(
         Those that cannot be told apart from the port's array, by the error that they leave; none
         if no mistake explains it.
     """
-    chosen = ROUNDINGS if usually else HYPOTHESES
+    chosen = [mistake for mistake in MISTAKES if only is None or mistake.name in only]
     if strictly:
-        chosen = tuple(h for h in chosen if h.kind != Kind.SOLVED and not h.loosens)
+        chosen = [m for m in chosen if m.kind != Kind.SOLVED and not m.loosens]
+    if usually:
+        chosen = [m for m in chosen if m.kind == Kind.ROUNDING or m.loosens]
     trial = _Trial(failing, usually=usually, profiles=(CONTRACT,) if strictly else None)
-    return _tried(trial, [h for h in chosen if only is None or h.name in only])
-
-
-def _tried(trial: _Trial, chosen: Collection[Hypothesis]) -> tuple[Explanation, ...]:
     if not trial.fails:
         return ()
     for kind in Kind:
-        found = [f for h in chosen if h.kind == kind for f in trial.found(h)]
+        found = [f for m in chosen if m.kind == kind for f in trial.found(m)]
         if found:
             least = _ALIKE * min(f.error for f in found)
             found.sort(key=lambda f: max(f.error, least))
@@ -141,13 +134,13 @@ class _Trial:
         """Whether there is anything to explain."""
         return bool(self._wrong.any())
 
-    def found(self, hypothesis: Hypothesis) -> list[_Found]:
-        """The ways in which a hypothesis explains the failing: the best, and those as good."""
+    def found(self, mistake: Mistake) -> list[_Found]:
+        """The ways in which a mistake explains the failing: the best, and those as good."""
         found = [
             result
-            for change in hypothesis.applied(self._suspect)
+            for change in mistake.applied(self._suspect)
             if self._possible(change)
-            for result in self._explained(hypothesis, change)
+            for result in self._explained(mistake, change)
         ]
         found.sort(key=lambda f: f.error)
         best = {f.explanation.detail: f for f in reversed(found) if f.error <= 4 * found[0].error}
@@ -173,7 +166,7 @@ class _Trial:
         """Whether each token that is wrong is explained; others need no explanation."""
         return bool((self._by_token(ratio) <= 1)[self._by_token(wrong)].all())
 
-    def _explained(self, hypothesis: Hypothesis, change: Change) -> Iterator[_Found]:
+    def _explained(self, mistake: Mistake, change: Change) -> Iterator[_Found]:
         """The largest ratio and the error that are left, where the mistake explains the array."""
         computed = self._suspect.computed
         for profile in self._profiles:
@@ -187,11 +180,11 @@ class _Trial:
                 # A bound that says nothing where the port is wrong explains nothing.
                 judged = np.count_nonzero(self._wrong & ~np.isinf(bound.limit))
                 error = _error(computed, bound)
-                less = hypothesis.loosens or error < _LESS * self._error
-                told = hypothesis.loosens or self._told_from_zero(bound)
+                less = mistake.loosens or error < _LESS * self._error
+                told = mistake.loosens or self._told_from_zero(bound)
                 if 2 * judged >= np.count_nonzero(self._wrong) and less and told:
                     detail = change.detail if tokens.all() else _at(wrong, tokens, change.detail)
-                    yield _Found(Explanation(hypothesis.name, detail, float(ratio)), error)
+                    yield _Found(Explanation(mistake.name, detail, float(ratio)), error)
                 return
 
     def _told_from_zero(self, bound: Bound) -> bool:
@@ -221,7 +214,7 @@ class _Trial:
             np.where(here, mistaken.usual, right.usual),
         )
 
-    def _liberal(self) -> list[Formats]:
+    def _liberal(self) -> list[Rounding]:
         if self._formats.profile is not CONTRACT:
             return [self._formats]
         cached = any(profile.kv_cache is not None for profile in self._profiles)

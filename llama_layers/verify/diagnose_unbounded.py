@@ -16,9 +16,8 @@ from llama_layers.model.llama import Llama
 from llama_layers.verify.build import matrix, norm_weight, operation_of
 from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import Computable, FailingSite
-from llama_layers.verify.hypotheses import HYPOTHESES
-from llama_layers.verify.hypotheses.hidden_states import DETAIL, LATE, are_late
-from llama_layers.verify.hypotheses.hypothesis import COMMON, Hypothesis, Kind
+from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
+from llama_layers.verify.mistakes.hidden_states import DETAIL, LATE, are_late
 from llama_layers.verify.operations import Attention, Linear, Norm, Operation, Residual
 from llama_layers.verify.recompute import Change, Recomputation, computed, same
 from llama_layers.verify.report import Explanation
@@ -124,8 +123,8 @@ class _Between:
             operation = operation_of(place, place.routes[-1], self._known, self._model)
             failing = self._failing(place, operation, self._known)
             where = "" if place == self._site else f" That is at {place.name}."
-            for mistake in HYPOTHESES:
-                if mistake.kind == Kind.MISTAKE:
+            for mistake in MISTAKES:
+                if mistake.kind == Kind.FORMULA:
                     for change in mistake.applied(failing):
                         left = partial(self._left_in_one, place, change.operation)
                         yield Candidate(mistake.name, change.detail + where, left)
@@ -136,9 +135,9 @@ class _Between:
             change = self._change(mistake, form, places)
             yield Candidate(mistake.name, form[0], partial(self._left_by, change))
 
-    def _forms(self) -> Iterator[tuple[Hypothesis, tuple[str, int], set[str]]]:
+    def _forms(self) -> Iterator[tuple[Mistake, tuple[str, int], set[str]]]:
         """The forms that a mistake takes, and the sites at which all of it is made at once."""
-        common = [h for h in HYPOTHESES if h.kind == Kind.MISTAKE and h.name in COMMON]
+        common = [m for m in MISTAKES if m.common]
         found: dict[tuple[int, tuple[str, int]], list[Site]] = {}
 
         def look(site: Site, operation: Operation, known: Recorded) -> Operation:
@@ -154,7 +153,7 @@ class _Between:
                 yield common[index], key, extent
 
     def _change(
-        self, mistake: Hypothesis, form: tuple[str, int], places: Collection[str]
+        self, mistake: Mistake, form: tuple[str, int], places: Collection[str]
     ) -> Change:
         def change(site: Site, operation: Operation, known: Recorded) -> Computable:
             if site.name not in places:
@@ -249,7 +248,7 @@ class _Between:
         return left <= max(_LESS * self._unbounded.difference, self._unbounded.allowed)
 
 
-def _forms(mistake: Hypothesis, failing: FailingSite) -> dict[tuple[str, int], Computable]:
+def _forms(mistake: Mistake, failing: FailingSite) -> dict[tuple[str, int], Computable]:
     """What a mistake makes of an operation, by its sentence and its number among those alike."""
     forms: dict[tuple[str, int], Computable] = {}
     counts: Counter[str] = Counter()

@@ -28,7 +28,6 @@ from llama_layers.verify.failing_site import Computable
 from llama_layers.verify.operations import (
     Attention,
     Embedding,
-    Formats,
     Gate,
     Linear,
     Norm,
@@ -36,6 +35,7 @@ from llama_layers.verify.operations import (
     Residual,
     Rope,
 )
+from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.validate import Recorded
 
@@ -178,4 +178,4 @@ def computed(operation: Computable, dtype: Any) -> NDArray[Any]:
             return np.asarray(swiglu(x(operation.gate), x(operation.up)))
         case Residual():
             return np.asarray(x(operation.x) + x(operation.added))
-    return x(operation.bound(Formats("float64", "float64")).exact)
+    return x(operation.bound(Rounding("float64", "float64")).exact)

@@ -15,7 +15,7 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.model.llama import Llama
 from llama_layers.verify.distance import distance
-from llama_layers.verify.operations import Formats
+from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.recompute import Recomputation
 from llama_layers.verify.sites import Site
 from llama_layers.verify.validate import Recorded
@@ -34,7 +34,7 @@ class Unbounded:
         Which.
     array : ndarray
         What the port has there.
-    formats : Formats
+    formats : Rounding
         In which formats it computes.
     inputs : tuple of str
         The recorded sites that it was recomputed from.
@@ -50,7 +50,7 @@ class Unbounded:
 
     site: Site
     array: NDArray[Any]
-    formats: Formats
+    formats: Rounding
     inputs: tuple[str, ...]
     difference: float
     yardstick: float | None
@@ -94,7 +94,7 @@ class Recomputed:
         self._exact = Recomputation(recorded, model)
         self._own: dict[str, Recomputation] = {}
 
-    def compared(self, site: Site, array: NDArray[Any], formats: Formats) -> Unbounded:
+    def compared(self, site: Site, array: NDArray[Any], formats: Rounding) -> Unbounded:
         """Compare a site with its recomputation. Ask for sites in the order of a forward pass."""
         if not self._exact.knows(site):
             odd = not _is_finite(self._recorded, site, array) and _weights_are_finite(

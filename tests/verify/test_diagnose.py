@@ -110,7 +110,7 @@ def test_float64(mistake):
 
 
 BFLOAT16 = """
-RoPE layout interleaved; RoPE turned the other way; another rope_theta; weight transposed;
+RoPE layout interleaved; RoPE rotated the other way; another rope_theta; weight transposed;
 keys and values swapped; RoPE permutation left in; bias missing; mean subtracted;
 norm weight skipped; norm weight plus one; no causal mask; another scale of scores;
 key heads tiled; gelu for silu; gate and up swapped in the product; residual missing
@@ -432,7 +432,7 @@ def test_a_mistake_beside_an_engines_own_roundings():
     arrays = {name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()}
     for profile in (None, "transformers"):
         report = check(Trace(arrays, trace.input_ids), model, profile=profile)
-        assert told(report) == ["RoPE turned the other way"]
+        assert told(report) == ["RoPE rotated the other way"]
     assert told(check(Trace(arrays, trace.input_ids), model, profile="float32 phases")) == []
 
 

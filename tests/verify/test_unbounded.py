@@ -100,7 +100,7 @@ def in_pairs(x):
 MISTAKES_IN_LAYERS = {
     "RoPE layout interleaved": {"turn": lambda x, p: turned(x, p, "interleaved")},
     "RoPE permutation left in": {"turn": lambda x, p: turned(in_pairs(x), p)},
-    "RoPE turned the other way": {"turn": lambda x, p: turned(x, p, sign=-1)},
+    "RoPE rotated the other way": {"turn": lambda x, p: turned(x, p, sign=-1)},
     "RoPE not applied": {"turn": lambda x, p: x},
     "another rope_theta": {"theta": 10000.0},
     "another scale of scores": {"scale": 1.0},
