@@ -85,11 +85,8 @@ def _digest() -> str:
     package = Path(__file__).parents[1]
     verify = package / "verify"
     digest = hashlib.sha256()
-    parts = [package.glob("*.py")]
-    parts += [
-        folder.rglob("*.*")
-        for folder in (package / "backends", verify / "bodies", verify / "bounds")
-    ]
+    parts = [package.glob("*.py"), verify.glob("*.py")]
+    parts += [folder.rglob("*.*") for folder in (package / "backends", verify / "bodies")]
     for path in sorted(path for part in parts for path in part):
         if path.suffix in (".py", ".cu", ".cuh"):
             digest.update(path.read_bytes())

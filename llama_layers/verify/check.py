@@ -23,7 +23,13 @@ from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.layout import counted
-from llama_layers.verify.profiles import CONTRACT, PROFILES, Rounding, RoundingProfile, profile_named
+from llama_layers.verify.profiles import (
+    CONTRACT,
+    PROFILES,
+    Rounding,
+    RoundingProfile,
+    profile_named,
+)
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import info_of

@@ -152,9 +152,7 @@ class _Between:
             for extent in _extents(places):
                 yield common[index], key, extent
 
-    def _change(
-        self, mistake: Mistake, form: tuple[str, int], places: Collection[str]
-    ) -> Change:
+    def _change(self, mistake: Mistake, form: tuple[str, int], places: Collection[str]) -> Change:
         def change(site: Site, operation: Operation, known: Recorded) -> Computable:
             if site.name not in places:
                 return operation
@@ -189,9 +187,8 @@ class _Between:
                     yield Candidate(name, detail, left)
 
     def _failing(self, site: Site, operation: Operation, recorded: Recorded) -> FailingSite:
-        shape = [
-            recorded.batch if n == "B" else recorded.count if n == "S" else n for n in site.shape
-        ]
+        sizes = {"B": recorded.batch, "S": recorded.count}
+        shape = tuple(n if isinstance(n, int) else sizes[n] for n in site.shape)
         nothing = np.broadcast_to(np.float32(0), shape)
         array = self._unbounded.array if site == self._site else nothing
         return FailingSite(site, operation, array, self._unbounded.formats, recorded, self._model)

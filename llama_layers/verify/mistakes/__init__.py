@@ -1,6 +1,29 @@
-"""Mistakes that ports make, one subject a file, in the order in which they are tried."""
+"""Mistakes that ports make, one subject a file."""
 
-from llama_layers.verify.mistakes import (  # isort: skip  # each registers its own
+from llama_layers.verify.mistakes import (
+    anywhere,
+    attention,
+    attention_solved,
+    caches,
+    fitted,
+    hidden_states,
+    logits,
+    masks,
+    mlp,
+    narrow_sums,
+    norms,
+    projections,
+    rope,
+    rope_rounding,
+    rope_solved,
+    rounding,
+    streams,
+    weighing,
+)
+from llama_layers.verify.mistakes.registry import REGISTERED, Kind, Mistake
+
+# Each registers its own; the order is that in which they are tried.
+_SUBJECTS = (
     hidden_states,
     streams,
     norms,
@@ -8,10 +31,10 @@ from llama_layers.verify.mistakes import (  # isort: skip  # each registers its 
     rope,
     rope_rounding,
     rope_solved,
-    attention,
     masks,
     caches,
     weighing,
+    attention,
     fitted,
     logits,
     attention_solved,
@@ -20,6 +43,9 @@ from llama_layers.verify.mistakes import (  # isort: skip  # each registers its 
     narrow_sums,
     anywhere,
 )
-from llama_layers.verify.mistakes.registry import MISTAKES, Kind, Mistake, mistake
+MISTAKES: tuple[Mistake, ...] = tuple(
+    mistake for subject in _SUBJECTS for mistake in REGISTERED[subject.__name__]
+)
+"""Every mistake."""
 
-__all__ = ["MISTAKES", "Kind", "Mistake", "mistake"]
+__all__ = ["MISTAKES", "Kind", "Mistake"]

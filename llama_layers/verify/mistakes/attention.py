@@ -118,13 +118,13 @@ def _(operation: Any, at: FailingSite) -> Iterator[Any]:
 def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
     """Puts the heads of the result in another order; it should give [B, S, heads, D]."""
     for axes in ((0, 2, 1, 3), (0, 1, 3, 2)):
-        yield moved(at, lambda y, axes=axes: y.transpose(axes).reshape(y.shape))
+        yield moved(at, lambda y, axes: y.transpose(axes).reshape(y.shape), axes)
     heads, groups = at.computed.shape[2], at.config.num_key_value_heads
     yield moved(at, lambda y: y[:, :, ::-1])
     for split in (groups, heads // groups):
         within = np.arange(heads).reshape(split, -1)
         for order in (within.T.ravel(), within[:, ::-1].ravel()):
-            yield moved(at, lambda y, order=order: y[:, :, order])
+            yield moved(at, lambda y, order: y[:, :, order], order)
 
 
 @mistake(KEYED, "another scale of scores", common=True)

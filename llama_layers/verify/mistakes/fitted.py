@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.heads import Heads
 from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
 from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
 from llama_layers.verify.operations import Attention, Linear
@@ -60,9 +62,10 @@ def _(attention: Attention, at: FailingSite) -> Any:
     are."""
     cap = _fitted(_error_of_queries(attention, at, _capped), 1e-1, 1e3)
 
-    def formula(heads: Any) -> Tracked:
-        scores = heads.scores().apply(lambda s: _capped(s, cap))
-        return heads.weigh(Weights.of(scores, heads.allowed).probabilities())
+    def formula(heads: Heads) -> Tracked:
+        scores = heads.scores().apply(partial(_capped, cap=cap))
+        found: Tracked = heads.weigh(Weights.of(scores, heads.allowed).probabilities())
+        return found
 
     return evaluated(attention, formula), cap
 
@@ -82,7 +85,7 @@ def _(linear: Linear, at: FailingSite) -> Any:
     exact, theirs = at.bound(at.formats).exact, wide(at.computed)
     exact, theirs = exact[:, -_FEW:], theirs[:, -_FEW:]
     cap = _fitted(lambda c: float(np.nansum(np.square(_capped(exact, c) - theirs))), 1e-1, 1e3)
-    capped = evaluated(linear, lambda n: n.formula().apply(lambda y: _capped(y, cap)))
+    capped = evaluated(linear, lambda n: Linear.formula(n).apply(partial(_capped, cap=cap)))
     return capped, cap
 
 

@@ -45,7 +45,8 @@ def _(residual: Residual, at: FailingSite) -> Computable | None:
     weight, eps = to_numpy(at.model.weights.norm), at.config.rms_norm_eps
 
     def formula(r: Residual) -> Tracked:
-        return Norm(r.formula(), read("weight", weight, r.x.how), eps).formula()
+        scale = read("weight", weight, r.x.how, recorded=False)
+        return Norm.formula(Norm(Residual.formula(r), scale, eps))
 
     return evaluated(residual, formula)
 

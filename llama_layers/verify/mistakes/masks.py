@@ -34,7 +34,7 @@ def _window(at: FailingSite) -> int | None:
 def masked(operation: Any, mask: NDArray[Any]) -> Computable:
     """The operation with another mask; rows that see nothing may be anything, then."""
     changed: Computable = replace(operation, mask=mask)
-    empty = ~mask.any(axis=-1) if mask.dtype == bool else np.zeros(1, bool)
+    empty = np.asarray(~mask.any(axis=-1) if mask.dtype == bool else False)
     if not empty.any():
         return changed
     axes = np.s_[:, :, None, None] if isinstance(operation, Attention) else np.s_[:, None, :, None]

@@ -59,7 +59,7 @@ def _sums_in(narrow: str) -> None:
             return
 
         def bound(how: Rounding) -> Bound:
-            narrower = operation.bound(replace(how, accumulate=narrow))
+            narrower: Bound = operation.bound(replace(how, accumulate=narrow))
             return replace(narrower, limit=narrower.usual)
 
         stored = (

@@ -24,6 +24,7 @@ Diagnosis tries every mistake of the register, and the documentation lists them.
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -136,8 +137,8 @@ def _infinitive(does: str) -> str:
     raise ValueError(f"text: expected a verb in the third person first, got {verb!r}")
 
 
-MISTAKES: list[Mistake] = []
-"""Every mistake, in the order in which they are tried."""
+REGISTERED: defaultdict[str, list[Mistake]] = defaultdict(list)
+"""The mistakes of each module."""
 
 
 def mistake(
@@ -147,22 +148,23 @@ def mistake(
 
     def register(change: Callable[..., Any]) -> Callable[..., Any]:
         text = says or " ".join((change.__doc__ or f"The port has: {name}.").split())
-        MISTAKES.append(Mistake(name, operations, change, text, **about))
+        REGISTERED[change.__module__].append(Mistake(name, operations, change, text, **about))
         return change
 
     return register
 
 
-def evaluated(operation: Operation, formula: Callable[[Any], Tracked]) -> Computed:
-    """An operation with a wrong formula, which has a bound as the right one has."""
-    return Computed(lambda how: operation.evaluate(formula, how))
+def evaluated(operation: Operation, formula: Callable[..., Tracked], *more: Any) -> Computed:
+    """An operation with a wrong formula, of its view and more; it has a bound as any other."""
+    return Computed(lambda how: operation.evaluate(lambda view: formula(view, *more), how))
 
 
-def moved(operation: Computable, move: Callable[[Any], Any]) -> Computed:
+def moved(operation: Computable, move: Callable[..., Any], *more: Any) -> Computed:
     """The result of an operation with its elements in other places, or scaled."""
 
     def bound(how: Rounding) -> Bound:
         right = operation.bound(how)
-        return Bound(move(right.exact), abs(move(right.limit)), abs(move(right.usual)))
+        exact, *errors = (move(part, *more) for part in (right.exact, right.limit, right.usual))
+        return Bound(exact, *map(abs, errors))
 
     return Computed(bound)

@@ -179,7 +179,7 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
     """Applies yarn's attention factor to cosines or sines only, or to another power; it should
     multiply both by it, once."""
     for power in (2, 0.5, -1):
-        yield evaluated(rope, lambda r, n=power: Rope.formula(replace(r, factor=r.factor**n)))
+        yield evaluated(rope, lambda r, n: Rope.formula(replace(r, factor=r.factor**n)), power)
     yield evaluated(rope, lambda r: rotated(r, r.table[0], r.table[1] / r.factor))
     yield evaluated(rope, lambda r: rotated(r, r.table[0] / r.factor, r.table[1]))
 
@@ -211,8 +211,8 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
     dim = rope.x.shape[-1]
     place, half = np.arange(dim), dim // 2
     for kept in (place >= half, place % half >= half // 2):
-        yield evaluated(rope, lambda r, kept=kept: r.x.where(kept, Rope.formula(r)))
-        yield evaluated(rope, lambda r, kept=kept: r.x.where(~kept, Rope.formula(r)))
+        yield evaluated(rope, lambda r, kept: r.x.where(kept, Rope.formula(r)), kept)
+        yield evaluated(rope, lambda r, kept: r.x.where(~kept, Rope.formula(r)), kept)
 
 
 @mistake(Rope, "partial RoPE")

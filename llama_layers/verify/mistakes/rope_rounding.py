@@ -26,7 +26,7 @@ def _phases_in(narrow: str) -> None:
         Rope,
         f"RoPE phases in {narrow}",
         kind=Kind.ROUNDING,
-        says=f"Computes positions, frequencies or phases in {narrow}; they need float32 at the least.",
+        says=f"Computes positions, frequencies or phases in {narrow}; they need float32 or more.",
     )
     def _(rope: Rope, at: FailingSite) -> Iterator[Computable]:
         positions, omega = rope.positions[..., None, None], omega_of(rope)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -90,7 +91,7 @@ def _rounded(
 def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
     """Multiplies in TF32, with 10 bits after the point; it should multiply in float32."""
     for half in (0x1000, 0):  # to nearest, or cut off
-        yield from _rounded(operation, lambda y, half=half: tf32(y, half), parts=False)
+        yield from _rounded(operation, partial(tf32, half=half), parts=False)
 
 
 def _inputs_in(narrow: str) -> None:
@@ -115,7 +116,10 @@ def _weights_in(narrow: str) -> None:
     )
     def _(operation: Any, at: FailingSite) -> Computable:
         weights = {n: y for n in _WEIGHTS if (y := getattr(operation, n, None)) is not None}
-        return replace(operation, **{n: narrowed(y, narrow) for n, y in weights.items()})
+        rounded: Computable = replace(
+            operation, **{n: narrowed(y, narrow) for n, y in weights.items()}
+        )
+        return rounded
 
 
 def _result_in(narrow: str) -> None:
@@ -145,8 +149,8 @@ def _mean_in(narrow: str) -> None:
         Norm,
         f"norm's mean in {narrow}",
         kind=Kind.ROUNDING,
-        says=f"The mean square of each token seems to be a number of {narrow}; sums need float32 at "
-        "the least.",
+        says=f"The mean square of each token seems to be a number of {narrow}; sums need float32 "
+        "or more.",
     )
     def _(norm: Norm, at: FailingSite) -> Computable | None:
         """The mean square of each token as a narrow number, read off the port's rows."""

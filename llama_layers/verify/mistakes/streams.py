@@ -17,7 +17,7 @@ from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
 from llama_layers.verify.operations import Embedding, Residual
 from llama_layers.verify.roundoff import Float64Array
-from llama_layers.verify.tracked import read
+from llama_layers.verify.tracked import Tracked, read
 
 # Where more tokens than that are wrong, their ids are not looked for.
 _IDS = 64
@@ -68,13 +68,18 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
         yield replace(residual, added=added), name, at.site.routes[0][1]
 
 
+def _with_more(r: Residual, more: NDArray[Any]) -> Tracked:
+    total: Tracked = Residual.formula(r) + read("more", more, r.x.how)
+    return total
+
+
 @mistake(Residual, "one array more added")
 def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
     """Adds {0}, too."""
     for name, more in at.streams(residual.x.shape):
         if name not in at.site.routes[0]:
             yield (
-                evaluated(residual, lambda r, y=more: r.x + r.added + read("more", y, r.x.how)),
+                evaluated(residual, _with_more, more),
                 name,
             )
 
@@ -97,7 +102,7 @@ def _(embedding: Embedding, at: FailingSite) -> Iterator[Any]:
     it is."""
     root = math.sqrt(embedding.table.shape[1])
     for dtype in (np.float64, np.float32, ml_dtypes.bfloat16, np.float16):
-        yield evaluated(embedding, lambda e, by=float(np.asarray(root, dtype)): e.rows * by)
+        yield evaluated(embedding, lambda e, by: e.rows * by, float(np.asarray(root, dtype)))
 
 
 @mistake(Embedding, "token ids shifted")

@@ -78,7 +78,7 @@ def _(operation: Any, at: FailingSite) -> Computed:
         return heads.weigh(weights.where(fits, np.inf) / total)
 
     def bound(how: Rounding) -> Bound:
-        found = operation.evaluate(formula, how)
+        found: Bound = operation.evaluate(formula, how)
         return replace(found, limit=np.where(np.isnan(found.exact), 0.0, found.limit))
 
     return Computed(bound)
