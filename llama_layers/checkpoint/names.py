@@ -34,6 +34,7 @@ model.norm                                   norm                       output_n
 lm_head                                      output                     output
 """.strip().splitlines()
 ]
+META_NAMES = {hugging_face: meta for hugging_face, meta, _ in _MODULES}
 _TO_HUGGING_FACE = {
     "meta": {meta: hugging_face for hugging_face, meta, _ in _MODULES},
     "gguf": {gguf: hugging_face for hugging_face, _, gguf in _MODULES},

@@ -1,4 +1,4 @@
-"""Files that a command writes: over none that exists unless asked, and over none that it reads."""
+"""Checks of the files that a command writes: none may replace another unasked, or one it reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llama_layers.files.output import check_output
 def check_outputs(
     outputs: Iterable[Path | None], force: bool, *, model: str | None, read: Iterable[Path] = ()
 ) -> None:
-    """Refuse what cannot be written to, and in any case a file of the model or another one read."""
+    """Raise if a file cannot be written, or is one that the command reads."""
     for output in outputs:
         check_output(output, force)
         if output is None or not output.exists():

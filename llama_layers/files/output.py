@@ -24,6 +24,14 @@ _KINDS = {
 }
 
 
+class OverwriteError(FileExistsError):
+    """A file is there, and replacing it was not asked for."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} exists; force=True overwrites it")
+        self.path = path
+
+
 def cache_directory() -> Path:
     """Where pulled models are kept, and what was found of faster code on this machine.
 
@@ -57,7 +65,7 @@ def check_output(path: Path | None, force: bool) -> None:
     if kind != stat.S_IFREG:
         raise OSError(f"{path}: expected a regular file, got {_KINDS.get(kind, 'none')}")
     if not force:
-        raise FileExistsError(f"{path} exists; force=True overwrites it")
+        raise OverwriteError(path)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

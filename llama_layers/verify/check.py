@@ -22,7 +22,6 @@ from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.judge import Judgement, judge
-from llama_layers.verify.layout import counted
 from llama_layers.verify.profiles import (
     CONTRACT,
     PROFILES,
@@ -31,6 +30,7 @@ from llama_layers.verify.profiles import (
     profile_named,
 )
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
+from llama_layers.verify.report.wording import counted
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.trace import Trace
@@ -210,11 +210,13 @@ class _Checker:
         judgement = judge(array, bound)
         verdict: SiteVerdict = judgement.verdict
         note = ""
+        theirs: RoundingProfile | None = None
         explanations: tuple[Explanation, ...] = ()
         if verdict != "PASS" and self._tries_profiles:
-            note, explanations = self._as_profile(failing)
-            if note:
-                verdict = "WARN"
+            theirs, explanations = self._as_profile(failing)
+            if theirs is not None:
+                habits = theirs.habits(operation, formats.narrower)
+                verdict, note = "WARN", f"rounds as {theirs.name} does: {habits}"
         judged = ~np.isinf(bound.limit)
         if verdict != "FAIL" and not np.isfinite(array.astype(np.float64)[judged]).all():
             verdict, note = "WARN", "the port has NaN or Inf here, as what it was given demands"
@@ -232,29 +234,31 @@ class _Checker:
             judgement=judgement,
             difference=distance(bound.exact, array),
             note=note or self._unusual(failing, judgement, verdict),
+            profile="" if theirs is None else theirs.name,
             histogram=_histogram(bound.ratio(array)),
             worst=_worst(array, bound),
             explanations=explanations if self._explains else (),
         )
 
-    def _as_profile(self, failing: FailingSite) -> tuple[str, tuple[Explanation, ...]]:
-        """What to say where an engine's own roundings explain the array; or what does better."""
+    def _as_profile(
+        self, failing: FailingSite
+    ) -> tuple[RoundingProfile | None, tuple[Explanation, ...]]:
+        """The profile whose roundings explain the array; or mistakes that explain it better."""
         profiles = failing.formats.profiles
         if self._recorded.metadata.get("flash_attention") == "yes":  # as `record_llama_cpp` says
             profiles += (PROFILES["llama.cpp with flash attention"],)
         for profile in profiles:
             bound = failing.operation.bound(replace(failing.formats, profile=profile))
-            theirs = where_defined(bound, failing.site, self._recorded)
-            if judge(failing.computed, theirs).verdict == "PASS":
+            bound = where_defined(bound, failing.site, self._recorded)
+            if judge(failing.computed, bound).verdict == "PASS":
+                strictly = partial(diagnose, failing, strictly=True)
                 # Unrounded inputs excuse much: what explains without them is what it was.
-                strictly = profile.excess_precision and self._diagnosis(
-                    failing.site, partial(diagnose, failing, strictly=True), "strictly"
-                )
-                if strictly:
-                    return "", strictly
-                habits = profile.habits(failing.operation, failing.formats.narrower)
-                return f"rounds as {profile.name} does: {habits}", ()
-        return "", ()
+                if profile.excess_precision and (
+                    found := self._diagnosis(failing.site, strictly, "strictly")
+                ):
+                    return None, found
+                return profile, ()
+        return None, ()
 
     def _diagnosis(
         self, site: Site, diagnosis: Callable[..., tuple[Explanation, ...]], how: str = ""

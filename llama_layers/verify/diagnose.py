@@ -14,8 +14,18 @@ from llama_layers.verify.defined import where_defined
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
 from llama_layers.verify.mistakes.registry import Change
-from llama_layers.verify.operations import Linear
+from llama_layers.verify.operations import (
+    Attention,
+    Gate,
+    Linear,
+    Norm,
+    Operation,
+    OverHeads,
+    Residual,
+    Rope,
+)
 from llama_layers.verify.profiles import CONTRACT, Rounding, RoundingProfile
+from llama_layers.verify.recompute import computed
 from llama_layers.verify.report import Explanation
 
 # Every rounding that any engine is known for, but for a cache: what is read from it is another
@@ -34,6 +44,8 @@ _ALL = RoundingProfile(
     excess_precision=True,
 )
 _CACHED = replace(_ALL, kv_cache="float16")
+# Operations that are computed in less time than their bounds.
+_QUICK = (Norm, Rope, Gate, Residual, Attention)
 # How much of a product is looked at before all of it: the worst tokens and the worst outputs.
 _TOKENS, _OUTPUTS = 3, 64
 # Explanations whose errors are this much larger than the least count as equally good.
@@ -103,7 +115,7 @@ def diagnose(
 
 
 class _Trial:
-    """One failing, held against one mistake after the other: by limits, or by what is usual."""
+    """One failing site, held against one mistake after the other: by limits, or by what is usual."""
 
     def __init__(
         self,
@@ -112,7 +124,7 @@ class _Trial:
         usually: bool = False,
         profiles: tuple[RoundingProfile, ...] | None = None,
     ) -> None:
-        self._suspect = failing
+        self._failing = failing
         self._usually = usually
         self._formats = failing.formats
         profile = failing.formats.profile
@@ -135,30 +147,44 @@ class _Trial:
         return bool(self._wrong.any())
 
     def found(self, mistake: Mistake) -> list[_Found]:
-        """The ways in which a mistake explains the failing: the best, and those as good."""
+        """The ways in which a mistake explains the site: the best, and those as good."""
         found = [
             result
-            for change in mistake.applied(self._suspect)
-            if self._possible(change)
+            for change in mistake.applied(self._failing)
+            if self._possible(mistake, change)
             for result in self._explained(mistake, change)
         ]
         found.sort(key=lambda f: f.error)
         best = {f.explanation.detail: f for f in reversed(found) if f.error <= 4 * found[0].error}
         return list(best.values())[::-1]
 
-    def _possible(self, change: Change) -> bool:
+    def _possible(self, mistake: Mistake, change: Change) -> bool:
+        """Whether a mistake survives a look at less than is needed to explain the site by it."""
+        operation = change.operation
+        if isinstance(operation, Linear):
+            return self._possible_product(operation)
+        if isinstance(operation, _QUICK) and not mistake.loosens and not self._is_near(operation):
+            return False
+        bounds = (self._judged(operation.bound(formats)) for formats in self._liberal())
+        computed = self._failing.computed
+        return any(self._holds(bound.ratio(computed), self._wrong) for bound in bounds)
+
+    def _is_near(self, operation: Operation) -> bool:
+        """Whether what is wrong would err less with a mistake, by the numbers alone."""
+        wrong = np.broadcast_to(self._token_axes(self._by_token(self._wrong)), self._wrong.shape)
+        exact = computed(operation, np.dtype(np.float64))
+        error = np.abs(wide(self._failing.computed)[wrong] - exact[wrong])
+        return bool(np.nansum(np.square(error)) < (_LESS * self._error) ** 2)
+
+    def _possible_product(self, linear: Linear) -> bool:
         """Whether a mistake survives a look at the worst tokens and outputs of a product."""
-        operation, computed = change.operation, self._suspect.computed
-        if not isinstance(operation, Linear):
-            bounds = (self._judged(operation.bound(formats)) for formats in self._liberal())
-            return any(self._holds(bound.ratio(computed), self._wrong) for bound in bounds)
         few = replace(
-            operation,
-            x=operation.x[:, self._tokens],
-            weight=operation.weight[self._outputs],
-            bias=None if operation.bias is None else operation.bias[self._outputs],
+            linear,
+            x=linear.x[:, self._tokens],
+            weight=linear.weight[self._outputs],
+            bias=None if linear.bias is None else linear.bias[self._outputs],
         )
-        theirs = computed[:, self._tokens][..., self._outputs]
+        theirs = self._failing.computed[:, self._tokens][..., self._outputs]
         ratio = self._limited(few.bound(self._liberal()[0])).ratio(theirs)
         return self._holds(ratio, self._wrong[:, self._tokens])
 
@@ -168,13 +194,13 @@ class _Trial:
 
     def _explained(self, mistake: Mistake, change: Change) -> Iterator[_Found]:
         """The largest ratio and the error that are left, where the mistake explains the array."""
-        computed = self._suspect.computed
+        computed = self._failing.computed
         for profile in self._profiles:
             formats = replace(self._formats, profile=profile)
             bound = self._judged(change.operation.bound(formats))
             tokens, wrong = self._by_token(bound.ratio(computed)) <= 1, self._by_token(self._wrong)
             if not tokens.all():
-                bound = self._partly(bound, self._judged(self._suspect.bound(formats)), tokens)
+                bound = self._partly(bound, self._judged(self._failing.bound(formats)), tokens)
             ratio = bound.ratio(computed).max()
             if ratio <= 1:
                 # A bound that says nothing where the port is wrong explains nothing.
@@ -199,15 +225,19 @@ class _Trial:
 
     def _by_token(self, array: NDArray[Any]) -> NDArray[Any]:
         """The largest for each token, [B, S]."""
-        token = 2 if self._suspect.site.pairwise else 1
+        token = 2 if self._failing.site.pairwise else 1
         largest: NDArray[Any] = array.max(axis=tuple({1, 2, array.ndim - 1} - {token}))
         return largest
 
+    def _token_axes(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        """An array [B, S] with the axes of the site's."""
+        shape = [1] * self._failing.computed.ndim
+        shape[0], shape[2 if self._failing.site.pairwise else 1] = tokens.shape
+        return tokens.reshape(shape)
+
     def _partly(self, mistaken: Bound, right: Bound, tokens: NDArray[np.bool_]) -> Bound:
         """One bound at some tokens, and the other elsewhere: only a part of a run may be wrong."""
-        shape = [1] * mistaken.exact.ndim
-        shape[0], shape[2 if self._suspect.site.pairwise else 1] = tokens.shape
-        here = tokens.reshape(shape)
+        here = self._token_axes(tokens)
         return Bound(
             np.where(here, mistaken.exact, right.exact),
             np.where(here, mistaken.limit, right.limit),
@@ -217,12 +247,14 @@ class _Trial:
     def _liberal(self) -> list[Rounding]:
         if self._formats.profile is not CONTRACT:
             return [self._formats]
-        cached = any(profile.kv_cache is not None for profile in self._profiles)
+        cached = isinstance(self._failing.operation, OverHeads) and any(
+            profile.kv_cache is not None for profile in self._profiles
+        )
         profiles = (_ALL, _CACHED) if cached else (_ALL,)
         return [replace(self._formats, profile=profile) for profile in profiles]
 
     def _judged(self, bound: Bound) -> Bound:
-        return where_defined(self._limited(bound), self._suspect.site, self._suspect.recorded)
+        return where_defined(self._limited(bound), self._failing.site, self._failing.recorded)
 
     def _limited(self, bound: Bound) -> Bound:
         return replace(bound, limit=bound.usual) if self._usually else bound

@@ -28,6 +28,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from types import UnionType
 from typing import Any, NamedTuple
 
@@ -101,6 +102,11 @@ class Mistake:
     loosens: bool = False
     common: bool = False
 
+    @cached_property
+    def formula(self) -> bool:
+        """Whether it is a formula over the operation's view."""
+        return len(inspect.signature(self.change).parameters) == 1
+
     def applied(self, at: FailingSite) -> Iterator[Change]:
         """The operations with the mistake; none where it could not have been made."""
         if isinstance(at.operation, self.operations) and (
@@ -110,7 +116,7 @@ class Mistake:
                 yield Change(operation, self.sentence(*words))
 
     def _changed(self, operation: Operation, at: FailingSite) -> Iterator[tuple[Any, ...]]:
-        if len(inspect.signature(self.change).parameters) == 1:
+        if self.formula:
             yield (evaluated(operation, self.change),)
             return
         found = self.change(operation, at)

@@ -1,4 +1,4 @@
-"""Reports as plain values, for JSON."""
+"""Results as plain values, for JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists, and NaN and Inf, which JSON lacks, as text."""
+    """Turn dataclasses into dicts, tuples into lists, and NaN and Inf into text for JSON."""
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

@@ -1,14 +1,13 @@
-"""Traces in NumPy's files."""
+"""Arrays in NumPy's files."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,18 +18,17 @@ from numpy.typing import NDArray
 
 from llama_layers.errors import TraceError
 from llama_layers.files.json_files import read_json_if_there
-from llama_layers.verify.recorders.npy import read_header
-from llama_layers.verify.stored import ArrayInfo, StoredArrays
-from llama_layers.verify.trace import TOKENS, Trace
+from llama_layers.verify.npy import read_header
+from llama_layers.verify.stored import TOKENS, ArrayInfo, StoredArray
 
 # An .npy file knows no bfloat16: its bits come as uint16, under a name that ends so.
 _BFLOAT16 = ".bfloat16"
-# A member of an .npz file may unpack to as many bytes, or as many times those that it takes.
+# A member of an .npz file may unpack to this many bytes, or this many times its own.
 # Activations deflate to a half or a tenth; only zeros to less.
 _UNPACKED, _RATIO = 2**24, 100
 # Bytes that are unpacked at a time.
 _CHUNK = 2**20
-# What the zipfile module raises where an archive is damaged.
+# The exceptions of the zipfile module for a damaged archive.
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -43,66 +41,29 @@ _DAMAGED = (
 )
 
 
-def read_arrays(path: str | os.PathLike[str], /) -> Trace:
-    """Open .npy and .npz files; each array is read when it is used.
-
-    Parameters
-    ----------
-    path : str or path
-        An .npz file, or a directory of .npy and .npz files (others in it are left alone). The name
-        of an array is that of its .npy file, or its name inside an .npz file: a site's, in any
-        scheme that `Trace` knows, or ``input_ids``, ``positions`` or ``attention_mask``. Where it
-        ends in ".bfloat16" the array holds the bits of bfloat16 numbers as uint16. A directory may
-        hold a ``metadata.json``: an object of texts, except for "config", which may be an object.
-
-    Returns
-    -------
-    Trace
-        What the files hold. Nothing pickled is read.
-
-    Raises
-    ------
-    TraceError
-        If a file is malformed or holds Python objects, two arrays have one name, or none is there.
-    FileNotFoundError
-        If there is no such file.
-
-    Examples
-    --------
-    >>> import numpy as np, pathlib, tempfile
-    >>> from llama_layers.verify.recorders import read_arrays
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     for name in ("attn_norm-0", "l_out-0"):
-    ...         np.save(pathlib.Path(directory, name), np.ones((3, 8), np.float32))
-    ...     sorted(read_arrays(directory).arrays)
-    ['model.layers.0', 'model.layers.0.input_layernorm']
-    """
-    place = Path(path)
+def open_arrays(place: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
+    """Open .npy and .npz files: their arrays, each read when it is used, and their metadata."""
     if not place.exists():
         raise FileNotFoundError(f"{place}: no such file")
     files = sorted(place.iterdir()) if place.is_dir() else [place]
-    stored: dict[str, _Stored] = {}
+    found: dict[str, _Array] = {}
     for file in files:
         for array in _members(file):
             name = array.name
-            if name in stored:
-                raise TraceError(f"{file}: {name!r} is in {stored[name].file.name} already")
-            stored[name] = array
-    tokens = {name: stored.pop(name).read() for name in TOKENS if name in stored}
-    if not stored:
-        found = ", ".join(file.name for file in files[:3]) or "an empty directory"
-        raise TraceError(f"{place}: expected arrays in .npy or .npz files, got none, but {found}")
-    metadata = _metadata(place / "metadata.json")
-    try:
-        return Trace(_Lazy(stored), **tokens, metadata=metadata)
-    except TraceError as error:
-        raise TraceError(f"{place}: {error}") from None
+            if name in found:
+                raise TraceError(f"{file}: {name!r} is in {found[name].file.name} already")
+            found[name] = array
+    if not found.keys() - TOKENS:
+        names = ", ".join(file.name for file in files[:3]) or "an empty directory"
+        raise TraceError(f"{place}: expected arrays in .npy or .npz files, got none, but {names}")
+    stored = {name: StoredArray(array.info, array.read) for name, array in found.items()}
+    return stored, _metadata(place / "metadata.json")
 
 
-def _members(file: Path) -> Iterator[_Stored]:
-    """The arrays in a file; all headers are read."""
+def _members(file: Path) -> Iterator[_Array]:
+    """Yield the arrays in a file, their headers read."""
     if file.suffix == ".npy":
-        yield _Stored(file)
+        yield _Array(file)
     elif file.suffix == ".npz":
         with _archive(file) as archive:
             members = archive.infolist()
@@ -112,7 +73,7 @@ def _members(file: Path) -> Iterator[_Stored]:
 
 @contextmanager
 def _archive(file: Path) -> Iterator[zipfile.ZipFile]:
-    """An .npz file, open; whatever is wrong in it is a TraceError."""
+    """Open an .npz file; raise TraceError for whatever is wrong in it."""
     if not file.is_file():
         raise TraceError(f"{file}: expected an .npz file, got no regular file")
     try:
@@ -124,7 +85,7 @@ def _archive(file: Path) -> Iterator[zipfile.ZipFile]:
         raise TraceError(f"{file}: expected an .npz file: {error}") from None
 
 
-class _Stored:
+class _Array:
     """An array in an .npy file."""
 
     def __init__(self, file: Path) -> None:
@@ -148,17 +109,16 @@ class _Stored:
         except ValueError as error:
             raise self._error(str(error)) from None
 
-    @property
     def info(self) -> ArrayInfo:
-        """The shape and the dtype of the array."""
+        """Return the shape and the dtype of the array."""
         header = self._header
         is_bfloat16 = self._is_bfloat16 or header.dtype.kind == "V"
         return ArrayInfo(header.shape, "bfloat16" if is_bfloat16 else header.dtype.name)
 
     def read(self) -> NDArray[Any]:
-        """The array, in the byte order of the machine."""
+        """Read the array, in the byte order of the machine."""
         array = self._numbers()
-        # What NumPy writes for the bfloat16 of ml_dtypes has a dtype of two bytes without meaning.
+        # NumPy writes the bfloat16 of ml_dtypes as a dtype of two bytes without meaning.
         if self._is_bfloat16 or array.dtype.kind == "V":
             if array.dtype.kind != "V" and array.dtype.newbyteorder("=") != np.uint16:
                 raise TraceError(
@@ -171,7 +131,7 @@ class _Stored:
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
     def _numbers(self) -> NDArray[Any]:
-        """The array as it is stored."""
+        """Read the array as it is stored."""
         header = self._header
         if not header.nbytes:  # which cannot be mapped
             return self._shaped(np.empty(0, header.dtype))
@@ -190,7 +150,7 @@ class _Stored:
         return TraceError(f"{self._said}: expected an array of numbers: {reason}")
 
 
-class _Member(_Stored):
+class _Member(_Array):
     """An array in an .npz file."""
 
     def __init__(self, file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
@@ -205,7 +165,7 @@ class _Member(_Stored):
             raise self._error(f"got a member that is cut off: {member.file_size} bytes")
 
     def _check(self, member: zipfile.ZipInfo) -> None:
-        """Refuse what NumPy does not write, and what unpacks to far more than it takes."""
+        """Raise unless NumPy writes such members, and this one unpacks to a sensible size."""
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise self._error(
                 f"got compression {member.compress_type}; NumPy stores (0) or deflates (8)"
@@ -241,29 +201,6 @@ class _Member(_Stored):
         if filled < len(space):
             raise self._error(f"got {filled} bytes of numbers, expected {len(space)}")
         return self._shaped(numbers)
-
-
-class _Lazy(StoredArrays):
-    """Arrays of files, each read when it is used."""
-
-    def __init__(self, stored: Mapping[str, _Stored]) -> None:
-        self._stored = stored
-
-    def info(self, name: str) -> ArrayInfo:
-        """The shape and the dtype of an array, which is not read."""
-        return self._stored[name].info
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._stored[name].read()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._stored  # without reading the array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
 
 
 def _metadata(file: Path) -> dict[str, str]:

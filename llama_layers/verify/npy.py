@@ -15,7 +15,7 @@ import numpy as np
 _MAGIC = b"\x93NUMPY"
 # NumPy's own limit. A header of one array of numbers has some 80 bytes.
 _LONGEST = 10_000
-# What Python, whose text a header is, takes for blanks: no vertical tab, which \s matches too.
+# The blanks of Python, whose text a header is: without the vertical tab, which \s matches, too.
 _BLANKS = " \t\n\r\f"
 _ENTRY = re.compile(
     r"""\s* (['"]) (?P<key>descr|fortran_order|shape) \1 \s*:\s*
@@ -30,7 +30,7 @@ _SIZE = re.compile(r"\s*(0|[1-9]\d{0,18})L?\s*", re.ASCII)
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an .npy file says.
+    """The content of an .npy file's header.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Header:
 
 
 def read_header(opened: IO[bytes]) -> Header:
-    """The header of an .npy file that is open at its start; a ValueError says what is wrong."""
+    """Read the header of an .npy file open at its start; a ValueError says what is wrong."""
     start = opened.read(10)
     if not start:
         raise ValueError("got an empty file")
@@ -86,7 +86,7 @@ def read_header(opened: IO[bytes]) -> Header:
 
 
 def _entries(text: str) -> dict[str, str]:
-    """The three entries of a header, which is the text of a Python dict."""
+    """Return the three entries of a header, which is the text of a Python dict."""
     text = text.strip(_BLANKS)
     rest = text[1:-1]
     found: dict[str, str] = {}
