@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.layers.rope import attention_factor, inv_freq
-from llama_layers.verify.hypotheses.hypothesis import Change, Float64Array, Hypothesis, Kind, wide
-from llama_layers.verify.hypotheses.rope import rotate
+from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.registry import Kind, mistake
+from llama_layers.verify.mistakes.rope import by_phases
 from llama_layers.verify.operations import Rope
-from llama_layers.verify.suspect import Suspect
+from llama_layers.verify.roundoff import Float64Array
 
 # Rows of positions that frequencies are first looked for in; the finest grid that is affordable.
 _COARSE = 64
@@ -23,37 +23,36 @@ _FIRST, _BESIDE = 4096, 8
 _SPAN = 1024
 
 
-def _turns(rope: Rope, suspect: Suspect) -> NDArray[np.complex128]:
-    """For each token and pair, [B, S, D / 2]: the phase it was turned by, as weighty as it is.
+def _rotations(rope: Rope, at: FailingSite) -> NDArray[np.complex128]:
+    """For each token and pair, [B, S, D / 2]: the phase it was rotated by, as weighty as it is.
 
     A pair as a complex number is multiplied with exp(i phase): the conjugate of what it was times
     what it is now has that phase, and all heads share it.
     """
-    (a, b), (c, d) = (np.split(wide(y), 2, axis=-1) for y in (rope.x, suspect.computed))
-    turns: NDArray[np.complex128] = np.sum((a - 1j * b) * (c + 1j * d), axis=2)
-    return turns
+    (a, b), (c, d) = (np.split(wide(y), 2, axis=-1) for y in (rope.x, at.computed))
+    rotations: NDArray[np.complex128] = np.sum((a - 1j * b) * (c + 1j * d), axis=2)
+    return rotations
 
 
-def _other_positions(rope: Rope, suspect: Suspect) -> Iterator[Change]:
-    turns = _turns(rope, suspect)
-    if not np.isfinite(turns).all():
-        return
-    stated = np.broadcast_to(rope.positions, turns.shape[:2])
+@mistake(Rope, "RoPE at other positions", kind=Kind.SOLVED)
+def _(rope: Rope, at: FailingSite) -> Any:
+    """Rotates {0}."""
+    rotations = _rotations(rope, at)
+    if not np.isfinite(rotations).all():
+        return None
+    stated = np.broadcast_to(rope.positions, rotations.shape[:2])
     places = _candidates(stated)
     omega = inv_freq(rope.config, length=int(stated.max()) + 1)
     phases = places[:, None] * omega
-    # How well each position fits: the projection of the turns on the direction it stands for.
-    fit = turns.real @ np.cos(phases).T + turns.imag @ np.sin(phases).T
+    # How well each position fits: the projection of the rotations on the direction it stands for.
+    fit = rotations.real @ np.cos(phases).T + rotations.imag @ np.sin(phases).T
     best = places[fit.argmax(axis=-1)]
     index = np.searchsorted(places, stated)
     at_stated = np.take_along_axis(fit, index[..., None], axis=-1)[..., 0]
     found = np.where(at_stated >= fit.max(axis=-1) * (1 - 1e-9), stated, best)
     if (found == stated).all():
-        return
-    yield Change(
-        replace(rope, positions=found),
-        f"The port seems to rotate {_mapping(found, stated)}.",
-    )
+        return None
+    return replace(rope, positions=found), _mapping(found, stated)
 
 
 def _candidates(stated: NDArray[Any]) -> NDArray[np.int64]:
@@ -79,7 +78,7 @@ def _mapping(found: NDArray[Any], stated: NDArray[Any]) -> str:
                 runs.append([int(token), int(token)])
         said = [
             f"{_span('token', a, b)} at {_span('position', found[row, a], found[row, b])}"
-            f" in the place of {_span('position', stated[row, a], stated[row, b])}"
+            f" instead of {_span('position', stated[row, a], stated[row, b])}"
             for a, b in runs
         ]
         if said and said[0] not in " ".join(parts):
@@ -92,37 +91,37 @@ def _span(noun: str, first: int, last: int) -> str:
     return f"{noun} {first}" if first == last else f"{noun}s {first}..{last}"
 
 
-def _other_frequencies(rope: Rope, suspect: Suspect) -> Iterator[Change]:
-    turns = _turns(rope, suspect)
-    positions = np.broadcast_to(rope.positions, turns.shape[:2]).ravel().astype(np.float64)
-    turns = turns.reshape(len(positions), -1)
+@mistake(Rope, "RoPE with other frequencies", kind=Kind.SOLVED)
+def _(rope: Rope, at: FailingSite) -> Any:
+    """Rotates {0} of {1} pairs by other angles a position ({2}){3}; it should take rope_theta
+    and rope_scaling from the config."""
+    rotations = _rotations(rope, at)
+    positions = np.broadcast_to(rope.positions, rotations.shape[:2]).ravel().astype(np.float64)
+    rotations = rotations.reshape(len(positions), -1)
     early = positions[positions <= positions.min() + _SPAN]
-    if not np.isfinite(turns).all() or np.unique(early).size < 4:
-        return
-    found = _frequencies(positions, turns)
+    if not np.isfinite(rotations).all() or np.unique(early).size < 4:
+        return None
+    found = _frequencies(positions, rotations)
     stated = inv_freq(rope.config, length=int(positions.max()) + 1)
-    lengths = [np.sqrt(np.sum(np.square(wide(y)))) for y in (suspect.computed, rope.x)]
+    lengths = [np.sqrt(np.sum(np.square(wide(y)))) for y in (at.computed, rope.x)]
     factor = float(lengths[0] / lengths[1])
     shape = (*np.broadcast_shapes(np.shape(rope.positions), (1, 1)), 1, 1)
     phases = np.reshape(rope.positions, shape) * found
     different = np.flatnonzero(np.abs(found - stated) > 1e-4 * np.abs(stated))
     if not different.size:
-        return
+        return None
     first = ", ".join(f"pair {i} by {found[i]:.6g}, not {stated[i]:.6g}" for i in different[:3])
     scaled = attention_factor(rope.config)
     beside = "" if abs(factor - scaled) < 1e-4 else f", and multiplies with {factor:.6g}"
-    yield Change(
-        rotate(rope, phases, scaled if not beside else factor),
-        f"The port seems to rotate {len(different)} of {len(found)} pairs by other angles a "
-        f"position ({first}){beside}: rope_theta or rope_scaling is not what the config says.",
-    )
+    operation = by_phases(rope, phases, scaled if not beside else factor)
+    return operation, len(different), len(found), first, beside
 
 
-def _frequencies(positions: Float64Array, turns: NDArray[np.complex128]) -> Float64Array:
+def _frequencies(positions: Float64Array, rotations: NDArray[np.complex128]) -> Float64Array:
     """The angle a position of each pair: the best of a grid, refined on ever later positions."""
     order = np.argsort(positions, kind="stable")[:_COARSE]
     order = order[positions[order] - positions[order][0] <= _SPAN]
-    few, theirs = positions[order] - positions[order][0], turns[order]
+    few, theirs = positions[order] - positions[order][0], rotations[order]
     theirs = theirs * np.conj(theirs[0] / max(float(np.abs(theirs[0]).max()), 1e-300))
     span = max(float(few.max()), 1.0)
     grid = np.linspace(-np.pi, np.pi, int(16 * span) + 1)
@@ -130,18 +129,12 @@ def _frequencies(positions: Float64Array, turns: NDArray[np.complex128]) -> Floa
     reach = span
     while True:
         near = positions <= positions.min() + reach
-        p, w = positions[near][:, None], np.abs(turns[near])
+        p, w = positions[near][:, None], np.abs(rotations[near])
         for _ in range(3):
-            off = np.angle(turns[near] * np.exp(-1j * p * found))
+            off = np.angle(rotations[near] * np.exp(-1j * p * found))
             found = found + np.sum(w * p * off, axis=0) / np.maximum(
                 np.sum(w * p * p, axis=0), 1e-300
             )
         if near.all():
             return np.asarray(found)
         reach *= 2
-
-
-HYPOTHESES = (
-    Hypothesis("RoPE at other positions", Rope, _other_positions, kind=Kind.SOLVED),
-    Hypothesis("RoPE with other frequencies", Rope, _other_frequencies, kind=Kind.SOLVED),
-)

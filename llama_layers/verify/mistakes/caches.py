@@ -15,15 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.verify.hypotheses.hypothesis import (
-    Change,
-    Float64Array,
-    Hypothesis,
-    Kind,
-    wide,
-)
+from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
+from llama_layers.verify.mistakes.registry import Kind, mistake
 from llama_layers.verify.operations import Attention
-from llama_layers.verify.suspect import Suspect
 
 # Tokens up to which chunks are looked for.
 _FEW_TOKENS = 256
@@ -67,23 +62,20 @@ def _shared(slots: Indices, start: int, stop: int) -> None:
 class _Replay:
     """Attention over slots of a cache, a chunk at a time, held against the port's."""
 
-    def __init__(self, operation: Attention, suspect: Suspect) -> None:
-        self.count = suspect.recorded.count
-        last = f"model.layers.{suspect.recorded.config.num_hidden_layers - 1}.self_attn"
-        others = {"k": suspect.array(f"{last}.k_rope"), "v": suspect.array(f"{last}.v_proj")}
+    def __init__(self, operation: Attention, at: FailingSite) -> None:
+        self.count = at.recorded.count
+        last = f"model.layers.{at.recorded.config.num_hidden_layers - 1}.self_attn"
+        others = {"k": at.array(f"{last}.k_rope"), "v": at.array(f"{last}.v_proj")}
         self.k, self.v = (self._bank(getattr(operation, f), others[f]) for f in "kv")
         self._mask = np.broadcast_to(
             np.asarray(operation.mask), (len(operation.q), self.count, self.count)
         )
-        q, k = (wide(y).transpose(0, 2, 1, 3) for y in (operation.q, self.k))
-        group = q.shape[1] // k.shape[1]
-        k = np.repeat(k, group, axis=1)
-        self._values = np.repeat(wide(self.v).transpose(0, 2, 1, 3), group, axis=1)
-        self._scores = q @ k.swapaxes(-1, -2) * operation.scale
-        self._computed = wide(suspect.computed)
-        keep = suspect.recorded.keep
+        banked = replace(operation, k=self.k, v=self.v)
+        self._values, self._scores = values_of(banked), scores_of(banked)
+        self._computed = wide(at.computed)
+        keep = at.recorded.keep
         self._judged = np.ones(self._mask.shape[:2], bool) if keep is None else keep
-        roundoff = FLOATS[suspect.formats.dtype].unit_roundoff
+        roundoff = FLOATS[at.formats.dtype].unit_roundoff
         self._most = max(8 * roundoff, 1e-4) * float(np.abs(self._values).max())
 
     def _bank(self, own: Any, other: Any | None) -> Any:
@@ -129,67 +121,55 @@ class _Replay:
         return counts
 
     def _fits(self, counts: NDArray[np.int64], low: int, high: int) -> bool:
-        scores = np.where(counts[:, None] > 0, self._scores[:, :, low:high], -np.inf)
-        largest = scores.max(axis=-1, keepdims=True)
-        weights = counts[:, None] * np.exp(scores - np.where(largest > -np.inf, largest, 0.0))
-        total = weights.sum(axis=-1, keepdims=True)
-        y = weights @ self._values / np.where(total == 0, 1.0, total)
+        with np.errstate(divide="ignore"):  # what is in two slots counts twice
+            scores = self._scores[:, :, low:high] + np.log(counts[:, None])
+        y = softmax(scores, counts[:, None] > 0) @ self._values
         error = np.abs(y.transpose(0, 2, 1, 3) - self._computed[:, low:high]).max(axis=(2, 3))
         return bool((error[self._judged[:, low:high]] <= self._most).all())
 
 
-def _replayed(
-    caches: tuple[_Cache, ...], detail: str
-) -> Callable[[Attention, Suspect], Iterator[Change]]:
-    def changes(operation: Attention, suspect: Suspect) -> Iterator[Change]:
-        if suspect.recorded.count > _FEW_TOKENS:
+def _cached(name: str, does: str, *caches: _Cache) -> None:
+    @mistake(Attention, name, kind=Kind.SOLVED, says=f"{does}; chunks start at tokens {{0}}.")
+    def _(operation: Attention, at: FailingSite) -> Iterator[Any]:
+        if at.recorded.count > _FEW_TOKENS:
             return
-        replay = _Replay(operation, suspect)
+        replay = _Replay(operation, at)
         for found in filter(None, map(replay.counts, caches)):
             counts, starts = found
-            more = " ..." if len(starts) > 7 else ""
             with np.errstate(divide="ignore"):
-                mask: Float64Array = np.log(counts)  # what is in two slots counts twice
-            yield Change(
-                replace(operation, k=replay.k, v=replay.v, mask=mask),
-                f"{detail}; chunks start at tokens {', '.join(map(str, starts[:7]))}{more}.",
-            )
-
-    return changes
+                mask = np.log(counts)  # what is in two slots counts twice
+            said = ", ".join(map(str, starts[:7])) + (" ..." if len(starts) > 7 else "")
+            yield replace(operation, k=replay.k, v=replay.v, mask=mask), said
 
 
-HYPOTHESES = tuple(
-    Hypothesis(name, Attention, _replayed(caches, detail), kind=Kind.SOLVED)
-    for name, caches, detail in (
-        (
-            "cache not read",
-            (_Cache(_in_place, first=lambda start: start),),
-            "The port seems to let tokens see only those of their own chunk, and not the cache",
-        ),
-        (
-            "cache written from its start",
-            (_Cache(_from_its_start),),
-            "The port seems to write each chunk to the start of its cache, over the first tokens",
-        ),
-        (
-            "cache written one place late",
-            (_Cache(_one_late), _Cache(_one_late_in_a_ring)),
-            "The port seems to write each chunk to its cache one place late",
-        ),
-        (
-            "cache shared by all layers",
-            (_Cache(_shared),),
-            "The port seems to read earlier keys and values of the last layer",
-        ),
-        (
-            "no causal mask",
-            (_Cache(_in_place, query=lambda token, start: sys.maxsize),),
-            "The port seems to let a token see all of its chunk, later tokens too",
-        ),
-        (
-            "mask of the first chunk for each",
-            (_Cache(_in_place, query=lambda token, start: token - start),),
-            "The port seems to mask each chunk as if it were the first",
-        ),
-    )
+_cached(
+    "cache not read",
+    "lets tokens see only those of their own chunk, and not the cache",
+    _Cache(_in_place, first=lambda start: start),
+)
+_cached(
+    "cache written from its start",
+    "writes each chunk to the start of its cache, over the first tokens",
+    _Cache(_from_its_start),
+)
+_cached(
+    "cache written one place late",
+    "writes each chunk to its cache one place late",
+    _Cache(_one_late),
+    _Cache(_one_late_in_a_ring),
+)
+_cached(
+    "cache shared by all layers",
+    "reads earlier keys and values of the last layer",
+    _Cache(_shared),
+)
+_cached(
+    "no causal mask",
+    "lets a token see all of its chunk, later tokens too",
+    _Cache(_in_place, query=lambda token, start: sys.maxsize),
+)
+_cached(
+    "mask of the first chunk for each",
+    "masks each chunk as if it were the first",
+    _Cache(_in_place, query=lambda token, start: token - start),
 )

@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama_layers.verify import Trace, check, record
-from llama_layers.verify.hypotheses import HYPOTHESES
-from llama_layers.verify.hypotheses.hypothesis import Kind
+from llama_layers.verify import Trace, check, mistakes, record
+from llama_layers.verify.mistakes import Kind
 from tests.support.mistakes import MISTAKES
 from tests.support.ported import (
     BASE,
@@ -100,7 +99,7 @@ def in_pairs(x):
 MISTAKES_IN_LAYERS = {
     "RoPE layout interleaved": {"turn": lambda x, p: turned(x, p, "interleaved")},
     "RoPE permutation left in": {"turn": lambda x, p: turned(in_pairs(x), p)},
-    "RoPE turned the other way": {"turn": lambda x, p: turned(x, p, sign=-1)},
+    "RoPE rotated the other way": {"turn": lambda x, p: turned(x, p, sign=-1)},
     "RoPE not applied": {"turn": lambda x, p: x},
     "another rope_theta": {"theta": 10000.0},
     "another scale of scores": {"scale": 1.0},
@@ -188,8 +187,8 @@ UPSTREAM = [
     for m in MISTAKES
     if m.config == "base"
     and (m.role in NO_MODULE or m.role in ("self_attn.o_proj", "mlp.down_proj"))
-    and any(h.name == m.name and h.kind == Kind.MISTAKE for h in HYPOTHESES)
-    # Nothing was recorded of another layer's keys; of runs in chunks there is another hypothesis.
+    and any(k.name == m.name and k.kind == Kind.FORMULA for k in mistakes.MISTAKES)
+    # Nothing was recorded of another layer's keys; of runs in chunks there is another mistake.
     and m.name not in ("another layer's keys and values", "a token sees the next")
 ][::2]
 

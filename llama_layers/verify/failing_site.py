@@ -1,24 +1,34 @@
-"""A site that rounding does not explain, with all that could tell why."""
+"""A site that rounding does not explain, with everything that could tell why."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.llama import Llama
-from llama_layers.verify.bounds import Bound
-from llama_layers.verify.operations import Formats, Operation
+from llama_layers.verify.bound import Bound
+from llama_layers.verify.operations import Operation
+from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.validate import Recorded
 
 
+class Computable(Protocol):
+    """Anything with a bound: an operation, or what a mistake makes of one."""
+
+    def bound(self, formats: Rounding) -> Bound:
+        """The exact result, and what rounding allows."""
+
+
 @dataclass(frozen=True, eq=False)
-class Suspect:
-    """A site that failed, with all that could tell why.
+class FailingSite:
+    """A site that failed, with everything that could tell why.
 
     Attributes
     ----------
@@ -28,7 +38,7 @@ class Suspect:
         What it should be.
     computed : ndarray
         What the port has there.
-    formats : Formats
+    formats : Rounding
         In which formats it computes.
     recorded : Recorded
         The port's other arrays.
@@ -39,12 +49,17 @@ class Suspect:
     site: Site
     operation: Operation
     computed: NDArray[Any]
-    formats: Formats
+    formats: Rounding
     recorded: Recorded
     model: Llama
-    _bounds: dict[Formats, Bound] = field(default_factory=dict, init=False, repr=False)
+    _bounds: dict[Rounding, Bound] = field(default_factory=dict, init=False, repr=False)
 
-    def bound(self, formats: Formats) -> Bound:
+    @property
+    def config(self) -> LlamaConfig:
+        """The model's config."""
+        return self.model.config
+
+    def bound(self, formats: Rounding) -> Bound:
         """The bound of the operation without a mistake, computed once."""
         if formats not in self._bounds:
             self._bounds[formats] = self.operation.bound(formats)
@@ -80,3 +95,8 @@ class Suspect:
             array = self.array(site.name)
             if array is not None and array.size == np.prod(shape):
                 yield site.name, array.reshape(shape)
+
+
+def wide(array: Any) -> NDArray[np.float64]:
+    """An array's numbers in float64."""
+    return to_numpy(array).astype(np.float64)
