@@ -56,7 +56,7 @@ def _torch_data(name: str, tensor: Any) -> Any:
     """A tensor of torch without its gradients; raise unless it has data in a dense array."""
     if tensor.is_meta:  # as where accelerate keeps the weights elsewhere
         raise TypeError(f"{name}: expected a tensor with data, got one on the device meta")
-    if tensor.is_nested or str(tensor.layout) != "torch.strided":
+    if tensor.is_nested or str(tensor.layout).rpartition(".")[2] != "strided":
         kind = "a nested tensor" if tensor.is_nested else f"the layout {tensor.layout}"
         raise TypeError(f"{name}: expected a dense tensor, got {kind}")
     return tensor.detach()
