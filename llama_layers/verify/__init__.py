@@ -19,7 +19,7 @@ from llama_layers.verify.compare import compare
 from llama_layers.verify.comparison import Comparison, SiteDifference
 from llama_layers.verify.html import to_html, write_html
 from llama_layers.verify.judge import Judgement, judge
-from llama_layers.verify.profiles import RoundingProfile
+from llama_layers.verify.profiles import Rounding, RoundingProfile
 from llama_layers.verify.qkv import Difference, QKVReport, Summary, examine_qkv, summarise
 from llama_layers.verify.record import record
 from llama_layers.verify.report import Element, Explanation, Report, SiteResult
@@ -35,6 +35,7 @@ __all__ = [
     "Judgement",
     "QKVReport",
     "Report",
+    "Rounding",
     "RoundingProfile",
     "Site",
     "SiteDifference",
