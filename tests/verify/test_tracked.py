@@ -18,6 +18,7 @@ from llama_layers.verify.rules import dot, matmul
 from llama_layers.verify.tracked import Tracked, constant, read
 from tests.support import oracle
 from tests.support.bounds_cases import causal, heads
+from tests.support.engines import through
 
 FLOAT32 = Rounding("float32", "float32")
 FLUSHES = Rounding("float32", "float32", RoundingProfile("flushes", flushes=True))
@@ -264,6 +265,12 @@ def test_wrong_weights_of_attention(rng):
     attention = Attention(q, k, v, mask, 0.125)
     assert judge(y, attention.evaluate(over_queries, FLOAT32)).verdict == "PASS"
     assert judge(y, attention.bound(FLOAT32)).ratio > 100
+    rounds = Rounding("float32", "float32", RoundingProfile("p", probabilities="bfloat16"))
+    rounded = np.einsum(
+        "bhst,bhtd->bshd", through(p, "bfloat16"), np.repeat(v, 3, 2).swapaxes(1, 2)
+    )
+    assert judge(rounded, attention.evaluate(over_queries, rounds)).verdict == "PASS"
+    assert judge(rounded, attention.evaluate(over_queries, FLOAT32)).verdict == "FAIL"
     alone = Softmax((scores * np.float32(0.125)).astype(np.float32), mask)
     assert judge(p, alone.evaluate(over_queries, FLOAT32)).verdict == "PASS"
 
