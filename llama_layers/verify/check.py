@@ -266,7 +266,7 @@ class _Checker:
         """What explains a site: what explained others of its role, or else any mistake."""
         role = f"{site.role} {how}"
         known = self._causes.setdefault(role, [])
-        again = diagnosis(only={explanation.name for explanation in known})
+        again = diagnosis(only={cause.name for cause in known}) if known else ()
         if again or self._diagnosed[role] >= DIAGNOSED:
             return again
         self._diagnosed[role] += 1

@@ -115,7 +115,7 @@ def diagnose(
 
 
 class _Trial:
-    """One failing site, held against one mistake after the other: by limits, or by what is usual."""
+    """A failing site, held against one mistake after the other by limits, or by what is usual."""
 
     def __init__(
         self,

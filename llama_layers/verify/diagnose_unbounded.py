@@ -81,7 +81,8 @@ def diagnose_unbounded(
     """
     if not math.isfinite(unbounded.difference):
         return ()
-    between = _Between(unbounded, recorded, walk, model)
+    chosen = [m for m in MISTAKES if only is None or m.name in only]
+    between = _Between(unbounded, recorded, walk, model, chosen)
     found = []
     for candidate in between.candidates():
         if only is None or candidate.name in only:
@@ -101,7 +102,12 @@ class _Between:
     """The sites between a site that differs and the recorded ones, with mistakes."""
 
     def __init__(
-        self, unbounded: Unbounded, recorded: Recorded, walk: Recomputation, model: Llama
+        self,
+        unbounded: Unbounded,
+        recorded: Recorded,
+        walk: Recomputation,
+        model: Llama,
+        mistakes: list[Mistake],
     ) -> None:
         self._site = unbounded.site
         self._unbounded = unbounded
@@ -110,6 +116,8 @@ class _Between:
         self._known = walk.known()
         self._gap = walk.gap(unbounded.site)
         self._model = model
+        self._in_formulas = [m for m in mistakes if m.kind == Kind.FORMULA]
+        self._common = [m for m in mistakes if m.common]
 
     def candidates(self) -> Iterator[Candidate]:
         """Every mistake that could have been made, the more frequent first."""
@@ -123,11 +131,10 @@ class _Between:
             operation = operation_of(place, place.routes[-1], self._known, self._model)
             failing = self._failing(place, operation, self._known)
             where = "" if place == self._site else f" That is at {place.name}."
-            for mistake in MISTAKES:
-                if mistake.kind == Kind.FORMULA:
-                    for change in mistake.applied(failing):
-                        left = partial(self._left_in_one, place, change.operation)
-                        yield Candidate(mistake.name, change.detail + where, left)
+            for mistake in self._in_formulas:
+                for change in mistake.applied(failing):
+                    left = partial(self._left_in_one, place, change.operation)
+                    yield Candidate(mistake.name, change.detail + where, left)
 
     def _everywhere(self) -> Iterator[Candidate]:
         """Mistakes made in every operation, in those of layers, or in one block of each layer."""
@@ -137,12 +144,13 @@ class _Between:
 
     def _forms(self) -> Iterator[tuple[Mistake, tuple[str, int], set[str]]]:
         """The forms that a mistake takes, and the sites at which all of it is made at once."""
-        common = [m for m in MISTAKES if m.common]
+        if not self._common:
+            return
         found: dict[tuple[int, tuple[str, int]], list[Site]] = {}
 
         def look(site: Site, operation: Operation, known: Recorded) -> Operation:
             failing = self._failing(site, operation, known)
-            for index, mistake in enumerate(common):
+            for index, mistake in enumerate(self._common):
                 for key in _forms(mistake, failing):
                     found.setdefault((index, key), []).append(site)
             return operation
@@ -150,7 +158,7 @@ class _Between:
         Recomputation(self._short, self._model, self._quick, look).array(self._site)
         for (index, key), places in sorted(found.items(), key=lambda item: item[0][0]):
             for extent in _extents(places):
-                yield common[index], key, extent
+                yield self._common[index], key, extent
 
     def _change(self, mistake: Mistake, form: tuple[str, int], places: Collection[str]) -> Change:
         def change(site: Site, operation: Operation, known: Recorded) -> Computable:
@@ -165,10 +173,10 @@ class _Between:
         """A layer that was not run, or run with the weights of another."""
         layers = self._gap.layers
         for layer in layers:
-            detail = f"The port seems to pass layer {layer} by."
+            detail = f"The port seems to skip layer {layer}."
             yield Candidate("layer left out", detail, partial(self._left_by, _left_out([layer])))
         for since in (layers[i:] for i in range(len(layers) - 1)):
-            detail = f"The port seems to pass layers {since[0]} to {since[-1]} by."
+            detail = f"The port seems to skip layers {since[0]} to {since[-1]}."
             left = partial(self._left_by, _left_out(since))
             yield Candidate("last layers left out", detail, left)
         if len(layers) > _FEW_LAYERS:
@@ -178,8 +186,9 @@ class _Between:
             for other in range(self._model.config.num_hidden_layers):
                 if other != layer:
                     name = "another layer's weights"
-                    detail = f"run layer {layer} with the weights of layer {other}"
-                    detail = f"The port seems to {detail}."
+                    detail = (
+                        f"The port seems to run layer {layer} with the weights of layer {other}."
+                    )
                     # The layer before was computed from what is said to be its output.
                     if late and other == layer - 1:
                         name, detail = LATE, DETAIL

@@ -174,7 +174,7 @@ def test_a_layer_that_was_not_recorded_was_left_out():
     report = checked(names=names, layers=[0, None, 2])
     assert report.first.site.name == "model.layers.2"
     assert told(report.first) == ["layer left out"]
-    assert report.first.explanations[0].detail == "The port seems to pass layer 1 by."
+    assert report.first.explanations[0].detail == "The port seems to skip layer 1."
 
 
 # What no module of transformers gives.
@@ -208,7 +208,7 @@ def test_a_mistake_at_a_site_that_was_not_recorded(mistake):
 def test_the_last_layers_were_left_out():
     report = checked(names=["model.embed_tokens", "lm_head"], layers=[0, None, None])
     assert told(report.first) == ["last layers left out"]
-    assert report.first.explanations[0].detail == "The port seems to pass layers 1 to 2 by."
+    assert report.first.explanations[0].detail == "The port seems to skip layers 1 to 2."
 
 
 def test_noise_is_not_explained():
