@@ -132,14 +132,3 @@ def test_a_row_that_has_ended_is_padded_without_a_padding_id():
     assert rows[0, : stop + 1].tolist() == free[0, : stop + 1].tolist()
     assert rows.shape[1] > stop + 2
     assert (rows[0, stop:] == end).all()
-
-
-@pytest.mark.parametrize("end", [-1, 3.0, "3", True])
-def test_an_end_that_is_no_token(end):
-    with pytest.raises(ValueError, match="eos_token_id: expected token ids, zero or more, got"):
-        generate(
-            model_of(GQA, random_weights(GQA, dtype=np.float32)),
-            np.array([[1]]),
-            max_new_tokens=1,
-            eos_token_id=end,
-        )

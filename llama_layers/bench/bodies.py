@@ -16,7 +16,7 @@ from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.backends.libraries import cupy
 from llama_layers.backends.trust import Body
-from llama_layers.bench.models import Numbers, with_layers
+from llama_layers.bench.models import RandomWeights, with_layers
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
@@ -77,7 +77,7 @@ def _operation(body: Body, dtype: str) -> Pair | None:
 def _inputs(xp: Any, dtype: str, tokens: int) -> dict[str, tuple[Any, ...]]:
     """What each operation gets in a model, apart from the namespace."""
     rng = np.random.default_rng(0)
-    kind = np.dtype(Numbers(dtype).ones(1).dtype)
+    kind = np.dtype(RandomWeights(dtype).ones(1).dtype)
     heads, kv_heads, width = (
         CONFIG.num_attention_heads, CONFIG.num_key_value_heads, CONFIG.head_dim,
     )  # fmt: skip
@@ -100,7 +100,7 @@ def _inputs(xp: Any, dtype: str, tokens: int) -> dict[str, tuple[Any, ...]]:
 
 def _decoding(body: Body, dtype: str) -> Pair:
     """Decode one token, or several, after a short prompt."""
-    model = Numbers(dtype, "cupy" if body.library == "cupy" else "numpy").model(CONFIG)
+    model = RandomWeights(dtype, "cupy" if body.library == "cupy" else "numpy").model(CONFIG)
     ids = from_numpy(np.arange(8)[None], namespace(like=model.weights.norm))
 
     def tokens(bodies: dict[str, Function]) -> None:

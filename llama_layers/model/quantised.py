@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from llama_layers.config.keys import quantised
+from llama_layers.config.refusals import quantised
 
 # The names that each method gives its tensors; the first that matches counts.
 _METHODS = {

@@ -263,8 +263,9 @@ def expected_tensors(config: LlamaConfig, /) -> dict[str, tuple[int, ...]]:
     """
     table = (config.vocab_size, config.hidden_size)
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table}
+    of_layer = tensor_shapes(config)
     for layer in range(config.num_hidden_layers):
-        shapes |= {layer_name(layer, n): shape for n, shape in tensor_shapes(config).items()}
+        shapes |= {layer_name(layer, name): shape for name, shape in of_layer.items()}
     shapes[NORM] = table[1:]
     if not config.tie_word_embeddings:
         shapes[HEAD] = table

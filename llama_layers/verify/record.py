@@ -47,7 +47,7 @@ def record(
     layers : iterable of int, optional
         Which layers' sites; all by default. What is outside the layers is kept in any case.
     positions, attention_mask : as for `forward`
-        The tokens' positions, and which of them are no padding.
+        The tokens' positions, and which of them are not padding.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def record(
 def chosen_sites(
     config: LlamaConfig, patterns: Iterable[str] | None, layers: Iterable[int] | None
 ) -> list[Site]:
-    """The sites that some patterns name; a ValueError for a pattern or layer that names none."""
+    """Return the sites that patterns name; raise ValueError if a pattern or layer names none."""
     every = sites(config)
     if isinstance(patterns, str):
         raise TypeError(f"sites: expected a list of names, got the text {patterns!r}")
@@ -129,7 +129,7 @@ def chosen_sites(
 
 
 def _known_layers(layers: Iterable[int], count: int) -> Iterator[int]:
-    """The layers as they come, up to the first that the model does not have: there may be many."""
+    """Yield layers up to the first that the model does not have: there may be billions."""
     for layer in layers:
         if layer not in range(count):
             raise ValueError(f"layers: expected numbers from 0 to {count - 1}, got {layer!r}")
@@ -150,7 +150,7 @@ def _inputs_of_scores(site: Site) -> tuple[str, str]:
 
 
 def _scores(xp: Any, q: Any, k: Any) -> Any:
-    """Scaled products [B, heads, S, T], in the format of sums: `attention` holds blocks only."""
+    """Return scaled products [B, heads, S, T] in the format of sums, all at once."""
     wide = dtype_of(xp, accumulate_format(float_format("q", q)).name)
     batch, count, heads, width = q.shape
     kv_heads = k.shape[2]

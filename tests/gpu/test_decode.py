@@ -19,7 +19,13 @@ from llama_layers.testing import assert_same_bits
 from tests.support import cupy_stand_in as stand_in
 from tests.support.emulator import needs_compiler
 from tests.support.installed import on_device, stand_in_alone, times
-from tests.support.random_models import CONFIGS, model_of, random_weights, run_in_chunks
+from tests.support.random_models import (
+    CONFIGS,
+    KINDS_AND_DTYPES,
+    model_of,
+    random_weights,
+    run_in_chunks,
+)
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("cupy")]
 
@@ -81,8 +87,7 @@ def random_ids(config, batch, count, seed=0):
     return np.random.default_rng(seed).integers(0, config.vocab_size, (batch, count))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("kind", "dtype"), KINDS_AND_DTYPES)
 @settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_models(kind, dtype, data):
@@ -96,8 +101,13 @@ def test_random_models(kind, dtype, data):
     assert_as_exact(config, dtype, ids, data.draw(st.integers(1, 6)), keep)
 
 
-@pytest.mark.parametrize("head_dim", [2, 6, 16, 64, 80, 128])
-@pytest.mark.parametrize("heads", [(4, 4), (4, 1), (6, 1), (10, 2)])
+@pytest.mark.parametrize(
+    ("head_dim", "heads"),
+    [
+        *((head_dim, (4, 1)) for head_dim in (2, 6, 16, 64, 80, 128)),
+        *((head_dim, heads) for head_dim in (6, 64) for heads in ((4, 4), (6, 1), (10, 2))),
+    ],
+)
 def test_widths_and_groups(head_dim, heads):
     config = replace(
         CONFIGS["gqa"],

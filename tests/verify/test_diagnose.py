@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from llama_layers import KVCache, forward
-from llama_layers.verify import Trace, check, sites
+from llama_layers.verify import Trace, check, mistakes, sites
+from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.diagnose import diagnose
-from llama_layers.verify.hypotheses import HYPOTHESES
-from llama_layers.verify.hypotheses.hypothesis import Formula, Hypothesis, Kind
-from llama_layers.verify.hypotheses.precision import tf32
-from llama_layers.verify.hypotheses.weighing import Weighed
-from llama_layers.verify.operations import Formats, Rope
-from llama_layers.verify.profiles import PROFILES
-from llama_layers.verify.suspect import Suspect
+from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.mistakes import Kind
+from llama_layers.verify.mistakes.registry import Computed
+from llama_layers.verify.mistakes.rounding import tf32
+from llama_layers.verify.operations import Rope
+from llama_layers.verify.profiles import PROFILES, Rounding
 from llama_layers.verify.validate import validated
 from tests.support.mistakes import MISTAKES, Mistake
 from tests.support.ported import (
@@ -69,8 +69,8 @@ def test_named_first(mistake):
         assert explanation.detail.endswith(".")
 
 
-def test_every_hypothesis_is_tested():
-    assert {h.name for h in HYPOTHESES} == {m.name for m in MISTAKES} | ELSEWHERE
+def test_every_mistake_has_a_port():
+    assert {m.name for m in mistakes.MISTAKES} == {m.name for m in MISTAKES} | ELSEWHERE
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -93,7 +93,7 @@ def test_attention_of_padding_may_be_anything():
     assert not check(*run(Mistake("none", "self_attn.attention", wrong))).agrees
 
 
-ROUNDING = {h.name for h in HYPOTHESES if h.kind is Kind.ROUNDING or h.loosens}
+ROUNDING = {m.name for m in mistakes.MISTAKES if m.kind is Kind.ROUNDING or m.loosens}
 FLOAT64 = [
     m
     for m in MISTAKES
@@ -110,7 +110,7 @@ def test_float64(mistake):
 
 
 BFLOAT16 = """
-RoPE layout interleaved; RoPE turned the other way; another rope_theta; weight transposed;
+RoPE layout interleaved; RoPE rotated the other way; another rope_theta; weight transposed;
 keys and values swapped; RoPE permutation left in; bias missing; mean subtracted;
 norm weight skipped; norm weight plus one; no causal mask; another scale of scores;
 key heads tiled; gelu for silu; gate and up swapped in the product; residual missing
@@ -177,7 +177,10 @@ def test_logits_of_another_token():
     wrong = np.stack([logits[0, -2], logits[1, 0]])[:, None]
     report = check(replace(trace, arrays={**trace.arrays, "lm_head": wrong}), model)
     assert told(report) == ["another token's logits"]
-    assert "of token 12, 0; they should be of the last, 13." in report.first.explanations[0].detail
+    assert (
+        "of token 12, 0; it should have those of the last, 13."
+        in report.first.explanations[0].detail
+    )
 
 
 def test_cache_that_all_layers_share():
@@ -252,34 +255,35 @@ def test_sites_of_pairs(site, name):
     assert told(report)[0] == name
 
 
-def suspect_of(mistake):
+def failing_site_of(mistake):
     """What `check` hands over for the site of a mistake."""
     trace, model = run(mistake)
     recorded = validated(trace, model.config)
     (site,) = (site for site in sites(model.config) if site.name == mistake.site)
     operation = operation_of(site, recorded.route(site), recorded, model)
     array = recorded.array(site.name)
-    return Suspect(site, operation, array, Formats("float32", "float32"), recorded, model)
+    return FailingSite(site, operation, array, Rounding("float32", "float32"), recorded, model)
 
 
 INTERLEAVED = next(m for m in MISTAKES if m.name == "RoPE layout interleaved")
 
 
 def test_only_the_named_are_tried():
-    suspect = suspect_of(INTERLEAVED)
-    assert diagnose(suspect, only=[]) == ()
-    assert diagnose(suspect, only=["another rope_theta"]) == ()
-    (found,) = diagnose(suspect, only=["RoPE layout interleaved", "RoPE not applied"])
+    failing = failing_site_of(INTERLEAVED)
+    assert diagnose(failing, only=[]) == ()
+    assert diagnose(failing, only=["another rope_theta"]) == ()
+    (found,) = diagnose(failing, only=["RoPE layout interleaved", "RoPE not applied"])
     assert found.name == "RoPE layout interleaved"
     assert found.detail == (
-        "The port seems to pair channels 2i and 2i + 1; this checkpoint pairs i and i + D / 2."
+        "The port seems to pair channels 2i and 2i + 1; it should pair i and i + D / 2, as this "
+        "checkpoint does."
     )
 
 
 def test_an_array_within_its_bound_needs_no_explanation():
-    suspect = suspect_of(INTERLEAVED)
-    exact = suspect.bound(suspect.formats).exact.astype(np.float32)
-    assert diagnose(replace(suspect, computed=exact)) == ()
+    failing = failing_site_of(INTERLEAVED)
+    exact = failing.bound(failing.formats).exact.astype(np.float32)
+    assert diagnose(replace(failing, computed=exact)) == ()
 
 
 def test_noise_is_not_explained():
@@ -306,29 +310,36 @@ def test_small_noise_is_not_explained(size):
 
 
 def test_a_bound_that_holds_zero_explains_nothing(monkeypatch):
-    suspect = suspect_of(INTERLEAVED)
-    right = suspect.bound(suspect.formats).exact
-    suspect = replace(suspect, computed=(0.01 * right).astype(np.float32))
-    unit = 2.0**-23
+    failing = failing_site_of(INTERLEAVED)
+    right = failing.bound(failing.formats).exact
+    failing = replace(failing, computed=(0.01 * right).astype(np.float32))
     for size, names in ((0.5, ["vague"]), (2.0, [])):
-        formula = Formula(0.1 * right, size * 0.1 * np.abs(right) / unit, 1)
-        vague = Hypothesis("vague", Rope, lambda operation, suspect, y=formula: [y], "Of it.")
-        monkeypatch.setattr(sys.modules[diagnose.__module__], "HYPOTHESES", (vague,))
-        near = replace(suspect, computed=(0.08 * right).astype(np.float32))
+        limit = size * 0.1 * np.abs(right)
+        bound = Bound(0.1 * right, limit, limit)
+        vague = mistakes.Mistake(
+            "vague", Rope, lambda rope, at, y=bound: Computed(lambda how: y), "The port is vague."
+        )
+        monkeypatch.setattr(sys.modules[diagnose.__module__], "MISTAKES", (vague,))
+        near = replace(failing, computed=(0.08 * right).astype(np.float32))
         assert [found.name for found in diagnose(near)] == names
 
 
 def test_weights_err_as_those_of_attention():
     """The limit of another softmax is near that of attention, for the same softmax."""
     mistake = Mistake("none", "self_attn.attention", lambda p: p.right)
-    operation = suspect_of(mistake).operation
-    same = Weighed(operation, lambda s, allowed: softmax(np.where(allowed, s, -np.inf)), False)
+    operation = failing_site_of(mistake).operation
+
+    def same(heads):
+        scores = heads.scores().where(heads.allowed, -np.inf)
+        weights = (scores - scores.max()).exp()
+        return heads.weigh(weights / weights.sum())
+
     for formats in (
-        Formats("float32", "float32"),
-        Formats("bfloat16", "float32", PROFILES["transformers"]),
-        Formats("float32", "float32", PROFILES["llama.cpp"]),
+        Rounding("float32", "float32"),
+        Rounding("bfloat16", "float32", PROFILES["transformers"]),
+        Rounding("float32", "float32", PROFILES["llama.cpp"]),
     ):
-        ours, theirs = same.bound(formats), operation.bound(formats)
+        ours, theirs = operation.evaluate(same, formats), operation.bound(formats)
         assert np.allclose(ours.exact, theirs.exact, rtol=1e-12, atol=1e-14)
         share = ours.limit / theirs.limit
         assert 0.5 <= share.min() <= share.max() <= 10
@@ -385,7 +396,7 @@ def test_where_inf_begins():
     arrays["model.norm"][1, 3, 1] = np.nan
     results = check(Trace(arrays, trace.input_ids), model).results
     (found,) = next(r for r in results if r.site.name == "model.norm").explanations
-    assert found.detail.startswith("NaN and Inf begins here at token 3, channel 1: ")
+    assert found.detail.startswith("NaN and Inf begin here at token 3, channel 1: ")
 
 
 def test_a_scale_is_no_rounding():
@@ -432,7 +443,7 @@ def test_a_mistake_beside_an_engines_own_roundings():
     arrays = {name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()}
     for profile in (None, "transformers"):
         report = check(Trace(arrays, trace.input_ids), model, profile=profile)
-        assert told(report) == ["RoPE turned the other way"]
+        assert told(report) == ["RoPE rotated the other way"]
     assert told(check(Trace(arrays, trace.input_ids), model, profile="float32 phases")) == []
 
 
@@ -440,7 +451,7 @@ def test_positions_are_told():
     stale = next(m for m in MISTAKES if m.name == "RoPE at other positions")
     (found,) = check(*run(stale)).first.explanations
     assert found.detail == (
-        "The port seems to turn tokens 9..13 at positions 0..4 in the place of positions 9..13."
+        "The port seems to rotate tokens 9..13 at positions 0..4 instead of positions 9..13."
     )
 
 
@@ -448,7 +459,8 @@ def test_another_layer_is_told():
     layer = next(m for m in MISTAKES if m.name == "another layer's weights")
     (found,) = check(*run(layer)).first.explanations
     assert found.detail == (
-        "The port seems to multiply with the matrix of layer 2; this is layer 1."
+        "The port seems to multiply by the matrix of layer 2; it should multiply by that of "
+        "layer 1."
     )
 
 
@@ -467,8 +479,8 @@ def test_other_ids_are_told(dtype):
     assert told(report) == ["other token ids"]
     said = [ids[place] for place in places]
     assert report.first.explanations[0].detail == (
-        f"Token at (0, 3): the array is row 17, input_ids says {said[0]}; at (1, 0): the array is "
-        f"row 18, input_ids says {said[1]}; at (1, 1): the array is row 96, input_ids says "
+        f"The token at (0, 3): the array is row 17, input_ids says {said[0]}; at (1, 0): the array "
+        f"is row 18, input_ids says {said[1]}; at (1, 1): the array is row 96, input_ids says "
         f"{said[2]}; and 1 more."
     )
     array[1, 9] = 7.0

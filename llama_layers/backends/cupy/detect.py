@@ -44,6 +44,16 @@ def gpu_problem() -> str | None:
     return _of_version(module) or _of_driver(module) or _of_device(module) or _of_libraries(module)
 
 
+def device_name() -> str:
+    """Name the current device, its multiprocessors and its memory."""
+    cuda = cupy().cuda
+    of = cuda.runtime.getDeviceProperties(cuda.Device().id)
+    return (
+        f"{of['name'].decode()}, {of['multiProcessorCount']} multiprocessors, compute capability "
+        f"{of['major']}.{of['minor']}, {of['totalGlobalMem'] / 2**30:.0f} GiB"
+    )
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
