@@ -2,8 +2,8 @@
 
 ``python tests/mutation/run.py`` needs ``pip install cosmic-ray==8.7.0 coverage`` and hours. It
 works on a copy of the project, draws a sample of mutants for each package, and runs for each only
-the tests that execute the changed line. docs/mutation.md is written from what survives; explain
-each survivor in explained.toml, or write the test that kills it.
+the tests that execute the changed line. It writes docs/evidence/mutation.md from what survives:
+explain each survivor in explained.toml, or write the test that kills it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 COPY = ROOT / "build" / "mutation"
 CONFIG = tomllib.loads((Path(__file__).parent / "cosmic-ray.toml").read_text())["cosmic-ray"]
 EXPLAINED = Path(__file__).parent / "explained.toml"
-PAGE = ROOT / "docs" / "mutation.md"
+PAGE = ROOT / "docs" / "evidence" / "mutation.md"
 ENVIRONMENT = {
     "HYPOTHESIS_PROFILE": "planted",  # without making failures small
     "LLAMA_LAYERS_FAST": "0",  # compiled bodies are not what is changed
@@ -166,6 +166,10 @@ def changed_lines(diff: str) -> str:
 
 
 HEAD = """\
+---
+orphan: true
+---
+
 # Mutants that survived
 
 [cosmic-ray](https://cosmic-ray.readthedocs.io) changes the source at one place, and the tests that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ os.environ |= {
     "HYPOTHESIS_PROFILE": "planted",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # loading plugins takes as long as most tests
 }
+
+if not sys.path[0]:  # the installed package goes before the one in this directory
+    sys.path.append(sys.path.pop(0))
 
 from tests import conftest  # noqa: F401
 from tests.planted.bugs import BUGS

@@ -20,6 +20,8 @@ from tests.planted.processes import in_a_process
 IN_A_PORT = [bug for bug in BUGS if bug.cause is not None]
 MOST = 3  # cases of a bug that are checked
 CHANGED = 1e-4  # relative: less may be within rounding
+GENERAL = ("RoPE with other frequencies", "everything scaled")
+"""Causes that say where to look, and not what the mistake is."""
 
 
 def run_with_bug(index: int) -> dict[port.Case, port.Arrays]:
@@ -52,6 +54,12 @@ def first_change(wrong: port.Arrays, right: port.Arrays, case: port.Case) -> str
     return first if largest > CHANGED else None
 
 
+def changes(wrong: Any, right: Any) -> dict[port.Case, str]:
+    """The first site that differs, in each case in which one does."""
+    found = {case: first_change(wrong[case], right[case], case) for case in wrong}
+    return {case: site for case, site in found.items() if site is not None}
+
+
 def report_on(arrays: port.Arrays, case: port.Case, explain: bool = False) -> Report:
     return check(port.trace_of(arrays, case[1]), port.model(case[0]), explain=explain)
 
@@ -65,23 +73,21 @@ def test_no_false_alarm(right: Any, case: port.Case) -> None:
 @pytest.mark.parametrize("bug", IN_A_PORT, ids=lambda bug: bug.name)
 def test_found_and_named(right: Any, bug: Wrong) -> None:
     wrong = in_a_process(run_with_bug, BUGS.index(bug))
-    sites = {case: first_change(wrong[case], right[case], case) for case in wrong}
-    changed = [case for case, site in sites.items() if site is not None]
+    changed = changes(wrong, right)
     assert changed, "no activation changes"
-    first, *others = changed[:: -(-len(changed) // MOST)]
+    first, *others = list(changed)[:: -(-len(changed) // MOST)]
     report = report_on(wrong[first], first, explain=True)
     assert report.first is not None, first
-    assert report.first.site.name == sites[first], first
+    assert report.first.site.name == changed[first], first
     if bug.cause != NOT_NAMED:
         assert report.first.explanations, report
         assert report.first.explanations[0].name == bug.cause, report
     for case in others:
         report = report_on(wrong[case], case)
         assert report.first is not None, case
-        assert report.first.site.name == sites[case], case
+        assert report.first.site.name == changed[case], case
 
 
 def test_most_are_named() -> None:
-    # A general cause says where to look and not what the mistake is.
-    general = (NOT_NAMED, "RoPE with other frequencies", "everything scaled")
-    assert sum(bug.cause in general for bug in IN_A_PORT) <= 0.2 * len(IN_A_PORT)
+    unnamed = sum(bug.cause in (*GENERAL, NOT_NAMED) for bug in IN_A_PORT)
+    assert unnamed <= 0.2 * len(IN_A_PORT)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from llama_layers.layers.cache import changed
 from tests.planted.planting import NOT_NAMED, wrong
 
 WRITE = "llama_layers.layers.cache:write_tokens"
 CACHE = "llama_layers.layers.cache:KVCache"
-POSITIONS = "llama_layers.model.inputs:token_positions"
+FORWARD = "llama_layers.model.forward:forward"
 IN_PLACE = "test_cache.py::test_append_keeps_every_token_in_its_place[numpy]"
 OVERFLOW = "test_cache.py::test_overflow_raises_before_anything_is_written[numpy-2]"
 RING = "test_cache.py::test_ring_holds_the_latest_tokens[numpy]"
@@ -60,7 +62,7 @@ def tokens_written_that_no_room_was_made_for(right, cache, layer, k, v):
 
 
 @wrong(
-    "llama_layers.layers.layer_cache:LayerCache.append",
+    "llama_layers:LayerCache.append",
     "test_forward.py::test_like_naive_loops",
     NOT_NAMED,
 )
@@ -138,20 +140,28 @@ def a_copied_cache_shares_its_memory(right, cache):
     return replace(cache)
 
 
-@wrong(POSITIONS, PADDING, COUNTED)
-def padding_counted_in_positions(right, x, keep, cache):
-    return right(x, None, cache and changed(cache, counts=None))
+@wrong(FORWARD, PADDING, COUNTED)
+def padding_counted_in_positions(right, model, input_ids, *, cache=None, positions=None, **options):
+    if positions is None:
+        positions = np.arange(input_ids.shape[1]) + (0 if cache is None else cache.length)
+    return right(model, input_ids, cache=cache, positions=positions, **options)
 
 
-@wrong(POSITIONS, PADDING, COUNTED)
-def positions_of_padded_prompts_off_by_one_in_the_cache(right, x, keep, cache):
-    return right(x, keep, cache and changed(cache, counts=None))
+@wrong(FORWARD, PADDING, COUNTED)
+def positions_of_padded_prompts_off_by_one_in_the_cache(
+    right, model, input_ids, *, cache=None, positions=None, attention_mask=None, **options
+):
+    if positions is None and cache is not None and cache.counts is not None:
+        valid = np.ones_like(input_ids) if attention_mask is None else attention_mask
+        counted = np.cumsum(valid[:, -input_ids.shape[1] :] != 0, axis=1)
+        positions = np.maximum(cache.length + counted - 1, 0)
+    options |= {"cache": cache, "positions": positions, "attention_mask": attention_mask}
+    return right(model, input_ids, **options)
 
 
-@wrong(
-    "llama_layers.model.inputs:check_cache",
-    "test_cache.py::test_cache_of_another_model_or_batch",
-)
-def a_cache_of_more_layers_accepted(right, x, config, cache):
-    layers = config.num_hidden_layers
-    right(x, config, changed(cache, keys=cache.keys[:layers], values=cache.values[:layers]))
+@wrong(FORWARD, "test_cache.py::test_cache_of_another_model_or_batch")
+def a_cache_of_more_layers_accepted(right, model, input_ids, *, cache=None, **options):
+    if cache is not None:
+        layers = model.config.num_hidden_layers
+        cache = changed(cache, keys=cache.keys[:layers], values=cache.values[:layers])
+    return right(model, input_ids, cache=cache, **options)
