@@ -128,12 +128,12 @@ def node_of(test: str) -> str:
     return f"{found[0].relative_to(COPY)}::{name}"
 
 
-def sample(room: str, count: int, seed: int) -> list[MutationSpec]:
-    """A random choice of mutants of a package, the same for the same seed and source."""
+def sample(path: Path, count: int, seed: int) -> list[MutationSpec]:
+    """A random choice of mutants of a file or package, the same for the same seed and source."""
     skipped = CONFIG["filters"]["operators-filter"]["exclude-operators"]
     skipped = re.compile("|".join(f"(?:{operator})" for operator in skipped))
     with use_db(":memory:", WorkDB.Mode.create) as database:
-        init(sorted(Path(room).rglob("*.py")), database, {})
+        init([path] if path.is_file() else sorted(path.rglob("*.py")), database, {})
         mutations = [item.mutations[0] for item in database.work_items]
     spans = {path: annotated(path) for path in {one.module_path for one in mutations}}
     mutations = [
@@ -188,10 +188,9 @@ writes this page. The last run was of `{arguments}`.
 
 
 def main() -> None:
-    rooms = [Path(path).name for path in CONFIG["module-path"]]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rooms", nargs="+", choices=rooms, default=rooms, help="packages")
-    parser.add_argument("--sample", type=int, default=100, help="mutants of each package")
+    parser.add_argument("--paths", nargs="+", default=CONFIG["module-path"], help="what to change")
+    parser.add_argument("--sample", type=int, default=100, help="mutants of each path")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", nargs="+", default=["tests"], help="for a quick try: fewer")
     options = parser.parse_args()
@@ -201,9 +200,9 @@ def main() -> None:
     tests = measured(options.tests)
     explained: dict[str, str] = tomllib.loads(EXPLAINED.read_text()) if EXPLAINED.exists() else {}
     counts, survivors = [], []
-    for room in (f"llama_layers/{name}" for name in options.rooms):
+    for path in options.paths:
         results: Counter[str] = Counter()
-        for mutation in sample(room, options.sample, options.seed):
+        for mutation in sample(Path(path), options.sample, options.seed):
             result = run(mutation, tests)
             survived = result is None or not result.is_killed
             results["survived" if survived else "killed"] += 1
@@ -212,9 +211,9 @@ def main() -> None:
             if survived:
                 survivors.append(survivor(mutation, result, explained))
         counts.append(
-            f"| {room} | {results.total()} | {results['killed']} | {results['survived']} |"
+            f"| {path} | {results.total()} | {results['killed']} | {results['survived']} |"
         )
-    arguments = " ".join(sys.argv[1:]) or "all packages"
+    arguments = " ".join(["run.py", *sys.argv[1:]])
     PAGE.write_text(
         HEAD.format(arguments=arguments, counts="\n".join(counts), survivors="\n".join(survivors))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import sys
@@ -28,3 +29,5 @@ for file in sorted({bug.caught_by.partition("::")[0] for bug in BUGS}):
         # A test that needs an optional library is skipped when it is collected.
         with contextlib.suppress(ImportError, pytest.skip.Exception):
             importlib.import_module(f"tests.{Path(file).stem}")
+
+gc.freeze()  # forks collect garbage without looking at all of this

@@ -64,7 +64,15 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
 def outcome_of(*nodes: str) -> Outcome:
     """Run tests in this process, and count."""
     counter = _Counter()
-    options = ["-q", "-p", "no:cacheprovider", "--assert=plain", "--rootdir", str(TESTS.parent)]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--assert=plain",
+        "--tb=no",
+        "--rootdir",
+        str(TESTS.parent),
+    ]
     options += ["-c", str(TESTS.parent / "setup.cfg")]
     paths = [str(TESTS / node) for node in nodes]
     with contextlib.redirect_stdout(printed := io.StringIO()):

@@ -47,6 +47,8 @@ def a_column_of_zeros(right, xp, x, weight, bias):
 
 @wrong(BY_NUMPY, "test_linear.py::test_bfloat16_sums_are_kept_in_float32")
 def sums_kept_in_16_bits(right, xp, x, weight, bias):
+    if bias is not None:
+        return right(xp, x, weight, bias)
     return (x[:, None, :] * weight.astype(x.dtype)).astype(x.dtype).sum(axis=-1)
 
 
