@@ -3,9 +3,8 @@ from .config.llama_config import LlamaConfig
 from .config.rope_scaling import RopeScaling
 from .errors import BackendError, CheckpointError, ConfigError, TraceError
 from .layers.attention import attention
-from .layers.cache import KVCache
+from .layers.cache import KVCache, LayerCache
 from .layers.decoder import decoder_layer
-from .layers.layer_cache import LayerCache
 from .layers.linear import QKV, linear, qkv_projection
 from .layers.mask import Mask
 from .layers.mlp import mlp, swiglu
@@ -14,7 +13,6 @@ from .layers.rope import apply_rope, inv_freq, rope_table
 from .layers.weights import (
     AttentionWeights,
     LayerWeights,
-    LlamaWeights,
     MLPWeights,
     QKVWeights,
 )
@@ -23,6 +21,7 @@ from .model.forward import Output, forward
 from .model.generate import generate
 from .model.llama import Llama
 from .model.sampling import sample
+from .model.weights import LlamaWeights
 from .verify import Report, Trace, check, compare, record
 
 __all__ = [

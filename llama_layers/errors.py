@@ -27,7 +27,7 @@ def escaped(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: on one line, and not longer than a reader can use."""
+    """The repr of a value for a message: on one line, and not longer than a reader can use."""
     try:
         return one_line(repr(value))
     except ValueError:  # Python does not write out an integer of thousands of digits
@@ -51,7 +51,7 @@ class _FileError(ValueError):
 
 
 class ConfigError(_FileError):
-    """A config that is incomplete, contradicts itself, or asks for what is not implemented."""
+    """A config that is incomplete, contradicts itself, or asks for something not implemented."""
 
 
 class CheckpointError(_FileError):
@@ -59,8 +59,8 @@ class CheckpointError(_FileError):
 
 
 class BackendError(RuntimeError):
-    """An array library that is asked for and cannot compute here; the message says why."""
+    """An array library that was asked for and cannot compute here; the message says why."""
 
 
 class TraceError(_FileError):
-    """A trace that is malformed, incomplete, or does not fit the model it is held against."""
+    """A trace that is malformed, incomplete, or does not fit the model it is compared with."""

@@ -19,7 +19,7 @@ from hypothesis import Phase, settings
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.backends import numpy as numpy_backend
-from llama_layers.backends.numpy.compiled import compiled_problem
+from llama_layers.backends.numba.detect import compiled_problem
 from tests.support.installed import GPUS, gpu
 from tests.support.watched_bodies import watched  # noqa: F401  # a fixture
 
@@ -39,6 +39,24 @@ settings.register_profile(
     phases=(Phase.explicit, Phase.generate),
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+MOST_WORKERS = 8  # each takes half a gigabyte
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite on all cores; what a path chooses, or ``-n0``, runs in one process."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker starts no workers of its own
+        return
+    options = config.option
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if everything and getattr(options, "numprocesses", 0) is None:
+        options.numprocesses, options.dist = "auto", "worksteal"
+        options.maxprocesses = options.maxprocesses or MOST_WORKERS
+    if getattr(options, "numprocesses", None):
+        for library in ("OPENBLAS", "OMP"):  # threads of one process would wait for the other's
+            os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -109,12 +127,15 @@ def xp(backend: Backend) -> Any:
     return backend.xp
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without bodies that are NumPy's for other libraries; in each file, the stand-in comes last.
+    """Drop NumPy's bodies for other libraries, mark tests of SmolLM2, and put the stand-in last.
 
-    It is in CuPy's place until the next file, and other tests should not meet it there.
+    The stand-in replaces CuPy until the next file, and other tests should not meet it there.
     """
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):  # which is downloaded
+            item.add_marker(pytest.mark.slow)
 
     def chosen(item: pytest.Item, fixture: str) -> Any:
         return getattr(item, "callspec", None) and item.callspec.params.get(fixture)

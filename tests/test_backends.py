@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
+import array_api_strict
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers.arrays.dispatch import portable
+from llama_layers.arrays.dispatch import portable, routes
 from llama_layers.arrays.dtypes import FLOATS, accumulate_format, dtype_name, dtype_of
 from llama_layers.arrays.namespaces import library, namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
@@ -79,14 +82,18 @@ def test_portable_bodies_hold_the_bound_too(data):
     assert_within_bound(normed, rms_norm_bound(x, weight[0], eps=1e-5))
 
 
-def test_dispatch_takes_the_body_of_the_library(monkeypatch):
-    def linear_2d(xp, x, weight, bias):
+def test_bodies_are_asked_in_turn_and_then_the_definition():
+    """Those of the arrays' library; each may decline."""
+
+    def named(xp, x):
         return "definition"
 
-    chosen = portable(linear_2d)
-    one = np.ones((1, 1))
-    monkeypatch.setattr("llama_layers.arrays.dispatch.library", lambda xp: "other")
-    assert chosen(np, one, one, None) == "definition"
-    for name in ("numpy", "cupy"):
-        monkeypatch.setattr("llama_layers.arrays.dispatch.library", lambda xp, name=name: name)
-        np.testing.assert_array_equal(chosen(np, one, one, None), one)
+    def by(route, number):
+        return lambda xp, x: route if x > number else NotImplemented
+
+    chain = {route: {"named": by(route, n)} for n, route in enumerate(("none", "some", "all"))}
+    call = portable(named)
+    with mock.patch.dict(routes("numpy"), dict(reversed(chain.items()))):
+        assert [call(np, x) for x in range(4)] == ["definition", "none", "some", "all"]
+        assert call(array_api_strict, 3) == "definition"
+    assert call(np, 3) == "definition"

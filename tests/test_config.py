@@ -154,7 +154,9 @@ def test_windows_are_read_where_transformers_reads_them():
     """Llama has none, Mistral has one whatever Qwen2's switch says, Qwen2 asks its switch."""
     window = {"sliding_window": 72, "use_sliding_window": False}
     assert LlamaConfig.from_json(LLAMA | window).sliding_window is None
-    assert LlamaConfig.from_json(MISTRAL | window).sliding_window == 72
+    for switch in (False, True):
+        switched = MISTRAL | window | {"use_sliding_window": switch}
+        assert LlamaConfig.from_json(switched).sliding_window == 72
     assert LlamaConfig.from_json(QWEN2 | window).sliding_window is None
     kinds = ["full_attention", "sliding_attention"] * 16
     config = LlamaConfig.from_json(MISTRAL | {"layer_types": kinds})
@@ -173,6 +175,7 @@ def test_ignored_keys(tmp_path):
     scaling = LLAMA["rope_scaling"] | {"finetuned": True}
     file = LLAMA | {"max_sequence_length": 2048, "sliding_window": 5, "rope_scaling": scaling}
     file |= {"prefix": None}  # says nothing
+    file |= {"auto_map": {"AutoTokenizer": "own.Tokenizer"}}  # is read, to see whether it matters
     (tmp_path / "config.json").write_text(json.dumps(file), encoding="utf-8")
     config, ignored = read_config(tmp_path)
     assert config == LlamaConfig.from_json(LLAMA)

@@ -326,5 +326,11 @@ def test_refuses_windows_of_qwen2(change, message):
         LlamaConfig.from_json(QWEN2 | {"use_sliding_window": True} | change)
 
 
+@pytest.mark.parametrize("name", ["vocab_size", "rms_norm_eps", "attention_bias", "model_type"])
+def test_only_some_fields_may_be_none(name):
+    with pytest.raises(ConfigError, match=f"^{name}: expected .*, got None$"):
+        replace(LlamaConfig.llama2_7b(), **{name: None})
+
+
 def test_config_error_is_a_value_error():
     assert issubclass(ConfigError, ValueError)

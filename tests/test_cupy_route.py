@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from llama_layers import QKVWeights, linear, qkv_projection, rms_norm
-from llama_layers.backends.cupy import BODIES, cublas, launch
+from llama_layers.arrays import dispatch
+from llama_layers.backends.cupy import ROUTES, cublas, launch
 from llama_layers.layers.linear import linear_2d
 from llama_layers.testing import assert_within_bound
 from llama_layers.verify import linear_bound
@@ -47,10 +48,10 @@ def unwrapped(array):
 def products(monkeypatch):
     """Call with nothing to get the operands of each product so far."""
     Recording.products = ()
-    monkeypatch.setattr("llama_layers.arrays.dispatch.library", lambda xp: "cupy")
+    monkeypatch.setattr(dispatch, "_tables", lambda xp: dispatch.routes("cupy").values())
     monkeypatch.setattr(cublas, "available", lambda: False)
     monkeypatch.setattr(launch, "takes_gemv", lambda *_: False)
-    monkeypatch.delitem(BODIES, "normalise")
+    monkeypatch.delitem(ROUTES["CUDA"], "normalise")
     return lambda: Recording.products
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
 from llama_layers import Mask
 from llama_layers.backends.numba import attention as fast_attention
-from llama_layers.backends.numba import gemm
+from llama_layers.backends.numba.kernels import gemm
 from llama_layers.testing import assert_same_bits, assert_within_bound
 from llama_layers.verify import attention_bound
 
@@ -27,9 +27,9 @@ WIDTHS = st.sampled_from([1, 4, 7, 8, 16, 33, 64])
 def compiled(q, k, v, mask, scale=None, team=1, most=96):
     """By the kernel and nothing else, in blocks of so many queries at most."""
     with (
-        mock.patch.object(fast_attention, "threads", return_value=team),
+        mock.patch.object(fast_attention, "num_threads", return_value=team),
         mock.patch.object(fast_attention, "SMALL", 0),
-        mock.patch.object(fast_attention, "MOST", most),
+        mock.patch.object(fast_attention, "MAX_BLOCK", most),
         np.errstate(all="ignore"),
     ):
         scale = q.shape[3] ** -0.5 if scale is None else scale

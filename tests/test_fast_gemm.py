@@ -21,7 +21,7 @@ pytest.importorskip("numba", reason="needs numba, of the extra fast")
 
 import llama_layers
 from llama_layers import linear
-from llama_layers.backends.numba import gemm, processor
+from llama_layers.backends.numba.kernels import gemm, processor
 from llama_layers.model.embedding import activations
 from llama_layers.testing import arrays, assert_same_bits, assert_within_bound
 from llama_layers.verify import Bound, linear_bound
@@ -58,9 +58,9 @@ COUNTS = st.integers(1, 40) | st.sampled_from(
 def run(x, weight, bias=None, team=1):
     """All threads' parts, one after another."""
     y = np.full((len(x), len(weight)), 7, x.dtype)
-    operands = gemm.operands(x, weight, bias, y, team)
+    sync, product = np.zeros(3, np.int64), gemm.product(x, weight, bias, y, team)
     for thread in range(team):
-        gemm.multiply(thread, team, *operands)
+        gemm.multiply(thread, team, sync, product)
     return y
 
 
@@ -159,10 +159,10 @@ def test_a_thread_writes_its_own_columns_only(dtype, weight_dtype):
     x, weight = np.ones((3, 5), DTYPES[dtype]), np.ones((70, 5), DTYPES[weight_dtype])
     y = np.zeros((3, 70), x.dtype)
     written = np.zeros(70, int)
-    operands = gemm.operands(x, weight, None, y, 3)
+    sync, product = np.zeros(3, np.int64), gemm.product(x, weight, None, y, 3)
     for thread in range(3):
         y[:] = 0
-        gemm.multiply(thread, 3, *operands)
+        gemm.multiply(thread, 3, sync, product)
         np.testing.assert_array_equal(y[1:], y[:-1])
         written += y[0] != 0
     np.testing.assert_array_equal(written, 1)
@@ -173,16 +173,15 @@ def test_a_thread_waits_for_what_others_pack(dtype, weight_dtype):
     """Another has taken the only part of x and has not finished it."""
     x, weight = np.ones((3, 5), DTYPES[dtype]), np.ones((2, 5), DTYPES[weight_dtype])
     y = np.zeros((3, 2), x.dtype)
-    operands = gemm.operands(x, weight, None, y, 1)
-    done, packed = operands[0], operands[2]
-    done[0] = 1
-    packed[:] = packed.dtype.type(0x3F803F80 if dtype == "bfloat16" else 1)
-    thread = threading.Thread(target=gemm.multiply, args=(0, 1, *operands))
+    sync, product = np.zeros(3, np.int64), gemm.product(x, weight, None, y, 1)
+    sync[0] = 1
+    product.packed[:] = product.packed.dtype.type(0x3F803F80 if dtype == "bfloat16" else 1)
+    thread = threading.Thread(target=gemm.multiply, args=(0, 1, sync, product))
     thread.start()
     thread.join(0.2)
     assert thread.is_alive()
     np.testing.assert_array_equal(y, 0)
-    done[1] = 1
+    sync[1] = 1
     thread.join()
     np.testing.assert_array_equal(y, 5)
 
@@ -222,13 +221,13 @@ def test_nothing_to_multiply(dtype, weight_dtype, tokens, rows, count):
 GUARDED = """
 import ctypes, mmap, sys
 import ml_dtypes, numpy as np
-from llama_layers.backends.numba import processor
+from llama_layers.backends.numba.kernels import processor
 if "avx2" in sys.argv:  # whatever the processor has beyond it
     missing = processor.missing
     processor.missing = lambda *features: (
         features[0] if features[0].startswith("avx512") else missing(*features)
     )
-from llama_layers.backends.numba import gemm
+from llama_layers.backends.numba.kernels import gemm
 x_dtype, w_dtype = (np.dtype(getattr(ml_dtypes, n, n)) for n in sys.argv[1:3])
 page = mmap.PAGESIZE
 memory = mmap.mmap(-1, 2 * page)
@@ -241,7 +240,7 @@ for rows, count in ((1, 1), (3, 7), (17, 16), (33, 19)):
     weight[:] = 1
     y = np.zeros((2, rows), x_dtype)
     x = np.ones((2, count), x_dtype)
-    gemm.multiply(0, 1, *gemm.operands(x, weight, None, y, 1))
+    gemm.multiply(0, 1, np.zeros(3, np.int64), gemm.product(x, weight, None, y, 1))
     assert (y == count).all()
 print("read nothing else")
 """

@@ -53,7 +53,7 @@ def test_threads_share_all_of_it(batch, seq, heads, half, rows, team, seed):
     single = [a.astype(np.float32) for a in (wide, cos, sin, weight, whole, other)]
     with (
         mock.patch.object(pointwise, "SMALL", 0),
-        mock.patch.object(pointwise, "threads", return_value=team),
+        mock.patch.object(pointwise, "num_threads", return_value=team),
     ):
         assert pointwise.normalise.takes(np, single[4], single[3], 1e-3)
         assert pointwise.rotate.takes(np, single[0][:, :, :-2], single[1], single[2], "half")

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("numba", reason="needs numba, of the extra fast")
 
 import llama_layers
-from llama_layers.backends.numba import processor
+from llama_layers.backends.numba.kernels import processor
 
 AVX2 = processor.missing("avx2", "fma", "f16c")
 needs_avx2 = pytest.mark.skipif(AVX2 is not None, reason=f"the processor has no {AVX2}")
@@ -32,19 +32,20 @@ def run(code, directory, *arguments, **environment):
 LANES = """
 import sys
 import ml_dtypes, numpy as np
-from llama_layers.backends.numba import processor
+from llama_layers.backends.numba.kernels import processor
 processor.missing = lambda *features: None if sys.argv[1] == "16" else features[0]
-from llama_layers.backends.numba import gemm
-from llama_layers.backends.numba import tiles
+from llama_layers.backends.numba.kernels import gemm
+from llama_layers.backends.numba.kernels import outer_tiles as tiles
 rng = np.random.default_rng(0)
 for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
     for tokens, rows, count in ((1, 1, 1), (29, 77, 19), (13, 40, 1100), (1061, 33, 40)):
         x = rng.integers(-8, 8, (tokens, count)).astype(np.float32)
         weight = rng.integers(-8, 8, (rows, count)).astype(dtype)
         y = np.empty((tokens, rows), np.float32)
-        operands = gemm.operands(x, weight, np.arange(rows, dtype=np.float32), y, 2)
+        product = gemm.product(x, weight, np.arange(rows, dtype=np.float32), y, 2)
+        sync = np.zeros(3, np.int64)
         for thread in range(2):
-            gemm.multiply(thread, 2, *operands)
+            gemm.multiply(thread, 2, sync, product)
         exact = np.einsum("ik,jk->ij", x.astype(int), weight.astype(int)) + np.arange(rows)
         assert (y == exact).all(), (dtype, tokens, rows, count)
 print(tiles.LANES)
@@ -61,9 +62,9 @@ def test_tiles_of_each_width_multiply(tmp_path, lanes):
 LOOPS = """
 import re, sys
 from numba import float32, intp, uint32
-from llama_layers.backends.numba import panels
-from llama_layers.backends.numba import processor
-from llama_layers.backends.numba import tiles
+from llama_layers.backends.numba.kernels import panels
+from llama_layers.backends.numba.kernels import processor
+from llama_layers.backends.numba.kernels import outer_tiles as tiles
 assert processor.missing("avx512f", "avx512bf16") == (None if tiles.WIDE else "avx512f")
 for unit, name in ((float32, "vfmadd"), (uint32, "vdpbf16ps"))[: 1 + tiles.WIDE]:
     kernel = panels.panel_times

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from llama_layers.checkpoint import convert, load
-from llama_layers.files.output import check_output, write_atomically, write_tensors
+from llama_layers.files.output import check_output, write_atomically
+from llama_layers.files.tensors import write_tensors
 from tests.support import tiny
 
 
@@ -78,6 +79,10 @@ def test_tensors(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
     write_tensors(tmp_path / "t.safetensors", {"a": array}, {"k": "v"})
     assert np.array_equal(load_file(tmp_path / "t.safetensors")["a"], array)
+    (tmp_path / "link").symlink_to(tmp_path / "t.safetensors")
+    write_tensors(tmp_path / "link", {"a": array + 1}, None)
+    assert (tmp_path / "link").is_symlink()
+    assert np.array_equal(load_file(tmp_path / "t.safetensors")["a"], array + 1)
 
 
 FULL_DISK = """
@@ -85,7 +90,8 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from llama_layers.checkpoint import convert
-from llama_layers.files.output import write_atomically, write_tensors
+from llama_layers.files.output import write_atomically
+from llama_layers.files.tensors import write_tensors
 from llama_layers.verify import Trace
 
 directory = Path(sys.argv[1])
@@ -94,7 +100,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 big = np.ones((1, 9, 99), np.float32)
 for write in (
     lambda: write_tensors(directory / "tensors", {"a": big}, None),
-    lambda: Trace({"model.norm": big}).save(directory / "trace"),
+    lambda: Trace({"model.norm": big}).save(directory / "trace", force=True),
     lambda: write_atomically(directory / "text", lambda path: path.write_text("x" * 9999) and None),
     lambda: convert(directory / "source", directory / "converted"),
 ):
@@ -107,6 +113,8 @@ for write in (
 
 def test_a_full_disk_is_said_of_the_file(tmp_path):
     tiny.write_single(tmp_path / "source", tiny.arrays())
+    for name in ("tensors", "trace", "text"):
+        (tmp_path / name).write_text("mine")
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
     )
@@ -115,23 +123,27 @@ def test_a_full_disk_is_said_of_the_file(tmp_path):
         assert "File too large" in line, line
         assert str(tmp_path / name) in line, line
         assert line.count(str(tmp_path)) == 1, line
-    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+    files = {entry.name: entry.read_text() for entry in tmp_path.iterdir() if entry.is_file()}
+    assert files == {"tensors": "mine", "trace": "mine", "text": "mine"}
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == ["source"]
 
 
 KILLED = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
-from llama_layers.checkpoint import atomic, conversion, convert
+from importlib import import_module
+
+from llama_layers.checkpoint import convert
 
 source, destination, when = sys.argv[1:]
 kill = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
 if when == "while weights are written":
-    conversion.write_safetensors = kill
+    import_module("llama_layers.checkpoint.convert").write_safetensors = kill
 elif when == "before the new one has the name":
     rename = Path.rename
     Path.rename = lambda self, target: rename(self, target) if ".old" in str(target) else kill()
 else:
-    atomic.shutil.rmtree = kill
+    shutil.rmtree = kill
 convert(source, destination, overwrite=True)
 """
 
@@ -182,7 +194,7 @@ def test_what_was_replaced_when_the_process_was_killed_comes_back(tmp_path):
 def test_two_conversions_at_once(tmp_path):
     """The second one does not take the first one's directory for abandoned."""
     source = tiny.write_single(tmp_path / "source", tiny.arrays())
-    from llama_layers.checkpoint.atomic import new_checkpoint_directory
+    from llama_layers.checkpoint.convert import new_checkpoint_directory
 
     with new_checkpoint_directory(tmp_path / "model", overwrite=False) as directory:
         (directory / "config.json").write_text("{}")

@@ -33,7 +33,7 @@ def test_an_array_of_another_size_in_a_layer(path):
     config = CONFIGS["biases"]
     whole = layer_weights(random_weights(config, dtype=np.float32), config, 1)
     *parts, name = path.split(".")
-    array = whole.named()[path]
+    array = whole.arrays()[path]
     assert array is not None
     for other in (np.concatenate([array, array]), array[:1], array[None], array[..., :1]):
         with pytest.raises(ValueError, match=f"{name}|o_proj|up_proj|layernorm|bias|gate"):
@@ -49,11 +49,11 @@ def _with(part, names, array):
 def test_every_array_of_a_layer_has_a_name():
     config = CONFIGS["biases"]
     whole = layer_weights(random_weights(config, dtype=np.float32), config, 0)
-    named = whole.named()
+    named = whole.arrays()
     arrays = {id(array) for array in _arrays(whole)}
     assert {id(array) for array in named.values()} == arrays
     assert len(named) == len(arrays) == 12
-    assert layer_weights(WEIGHTS, GQA, 0).named()["mlp.up_bias"] is None
+    assert layer_weights(WEIGHTS, GQA, 0).arrays()["mlp.up_bias"] is None
 
 
 def _arrays(part):

@@ -305,12 +305,7 @@ ONES = np.ones((2, 3), int)
     ("ids", "options", "error", "message"),
     [
         (IDS.tolist(), {}, TypeError, "input_ids: expected an array"),
-        (
-            IDS[0],
-            {},
-            ValueError,
-            r"input_ids: expected shape \[B, S\] with at least one token, got",
-        ),
+        (IDS[0], {}, ValueError, r"input_ids: expected shape \[B, S\] with at least one token, "),
         (IDS[:, :0], {}, ValueError, r"input_ids: expected shape .* got \[2, 0\]"),
         (IDS * 1.0, {}, TypeError, "input_ids: expected an integer dtype, got float64"),
         (IDS + 10, {}, ValueError, "input_ids: expected ids from 0 to 12, got 11 to 16"),
@@ -324,12 +319,7 @@ ONES = np.ones((2, 3), int)
         (IDS, {"rng": "a"}, TypeError, "rng: expected a numpy.random.Generator, .*, got 'a'"),
         (IDS, {"top_p": 2.0}, ValueError, "top_p: expected more than 0 and at most 1"),
         (IDS, {"min_p": 2.0}, ValueError, "min_p: expected 0 to 1"),
-        (
-            IDS,
-            {"repetition_penalty": 0.0},
-            ValueError,
-            "repetition_penalty: expected more than 0, got 0.0",
-        ),
+        (IDS, {"repetition_penalty": 0.0}, ValueError, "repetition_penalty: .* than 0, got 0.0"),
         (
             IDS,
             {"repetition_penalty": None},
@@ -373,6 +363,10 @@ ONES = np.ones((2, 3), int)
             ValueError,
             "cache: expected keys of shape",
         ),
+        *(
+            (IDS, {"eos_token_id": end}, ValueError, "eos_token_id: expected token ids, zero or ")
+            for end in (-1, 3.0, "3", True)
+        ),
     ],
 )
 def test_refuses_at_the_call(ids, options, error, message):
@@ -397,14 +391,3 @@ def test_a_row_that_has_ended_is_padded_without_a_padding_id():
     assert rows[0, : stop + 1].tolist() == free[0, : stop + 1].tolist()
     assert rows.shape[1] > stop + 2
     assert (rows[0, stop:] == end).all()
-
-
-@pytest.mark.parametrize("end", [-1, 3.0, "3", True])
-def test_an_end_that_is_no_token(end):
-    with pytest.raises(ValueError, match="eos_token_id: expected token ids, zero or more, got"):
-        generate(
-            model_of(GQA, random_weights(GQA, dtype=np.float32)),
-            np.array([[1]]),
-            max_new_tokens=1,
-            eos_token_id=end,
-        )

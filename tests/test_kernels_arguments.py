@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.support.compiled_route import compiled_first
 from tests.support.layouts import LAYOUTS
 from tests.support.random_models import CONFIGS, GQA, layer_weights, model_of, random_weights
 
@@ -31,9 +32,8 @@ from llama_layers.backends import numba as fast
 from llama_layers.backends.numba import attention as fast_attention
 from llama_layers.backends.numba import linear as fast_linear
 from llama_layers.backends.numba import pointwise
-from llama_layers.backends.numba.formats import FLOAT32, readable, ready
-from llama_layers.backends.numba.team import Team
-from llama_layers.backends.numpy import BODIES
+from llama_layers.backends.numba.kernel_dtypes import FLOAT32, readable, ready
+from llama_layers.backends.numba.threadpool import ThreadPool
 
 # Zero steps: every row is the first, for the other layouts too.
 FIRST = {"repeated": lambda a: np.broadcast_to(a[:1], a.shape)}
@@ -77,8 +77,8 @@ def small(monkeypatch):
     """Kernels for small arrays, too."""
     for module in (pointwise, fast_attention, fast_linear):
         monkeypatch.setattr(module, "SMALL", 0)
-    monkeypatch.setattr("llama_layers.backends.numba.linear.LONELY", 0)
-    with mock.patch.dict(BODIES, fast.BODIES):
+    monkeypatch.setattr("llama_layers.backends.numba.linear.ONE_THREAD", 0)
+    with compiled_first():
         yield
 
 
@@ -188,7 +188,7 @@ def decoded(model, cache, ids):
     return forward(model, ids, cache=cache).logits
 
 
-@pytest.mark.parametrize("name", list(layer_weights(random_weights(GQA), GQA, 0).named()))
+@pytest.mark.parametrize("name", list(layer_weights(random_weights(GQA), GQA, 0).arrays()))
 @pytest.mark.parametrize("how", LAYOUTS)
 def test_weights_of_a_model_lie_in_memory_in_every_way(how, name, small):
     config = CONFIGS["biases"]
@@ -196,7 +196,7 @@ def test_weights_of_a_model_lie_in_memory_in_every_way(how, name, small):
     ids = np.array([[1, 2, 3]])
     expected = decoded(model, KVCache.create(model, 1, 8), ids)
     layer = model.weights.layers[1]
-    model.weights.layers[1] = _with(layer, name.split("."), LAYOUTS[how](layer.named()[name]))
+    model.weights.layers[1] = _with(layer, name.split("."), LAYOUTS[how](layer.arrays()[name]))
     found = decoded(model, KVCache.create(model, 1, 8), ids)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
@@ -251,8 +251,8 @@ def spoilt(model, cache, how):
 )
 def test_what_is_changed_in_place_is_looked_at(how, error, message, compiled, small):
     model = model_of(GQA, random_weights(GQA, dtype=np.float32))
-    bodies = BODIES if compiled else {n: b for n, b in BODIES.items() if n != "decoder_layers"}
-    with mock.patch.dict(BODIES, bodies, clear=True):
+    without = {} if compiled else {"decoder_layers": lambda *_: NotImplemented}
+    with mock.patch.dict(fast.BODIES, without), compiled_first():
         cache = forward(model, np.array([[1]]), cache=KVCache.create(model, 1, 8)).cache
         spoilt(model, cache, how)
         with pytest.raises(error, match=message):
@@ -263,7 +263,7 @@ def test_memory_that_a_plan_has_the_address_of_cannot_go():
     """NumPy gives an array other memory only if nothing else looks at it."""
     model = model_of(GQA, random_weights(GQA, dtype=np.float32))
     cache = KVCache.create(model, 1, 8)
-    with mock.patch.dict(BODIES, fast.BODIES):
+    with compiled_first():
         forward(model, np.array([[1]]), cache=cache)
     layer = model.weights.layers[0]
     with pytest.raises(ValueError, match="cannot resize"):
@@ -293,8 +293,8 @@ def test_kernels_are_compiled_for_one_kind_of_arguments(small):
         found.add(tuple(map(typeof, arguments)))
         real(self, size, kernel, *arguments, stop=stop)
 
-    real = Team.run
-    with mock.patch.object(Team, "run", run):
+    real = ThreadPool.run
+    with mock.patch.object(ThreadPool, "run", run):
         for name, (function, arrays) in CALLS.items():
             for layout in LAYOUTS.values():
                 for place in range(len(arrays)):

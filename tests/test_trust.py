@@ -12,10 +12,10 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from llama_layers.arrays import dispatch
-from llama_layers.arrays.dispatch import Offer, only, routes
+from llama_layers.arrays.dispatch import only, routes
 from llama_layers.backends import machine, trust
 from llama_layers.backends.numpy import BODIES
+from llama_layers.backends.trust import Body, settled, takes, trusted
 from llama_layers.layers.norm import normalise
 from llama_layers.layers.rope import rotate
 from llama_layers.testing import assert_same_bits
@@ -36,9 +36,9 @@ from tests.support.watched_bodies import (
 def test_the_right_ones_serve(name):
     arguments = inputs(name)
     with planted("numpy", "NumPy", name, mock.Mock(wraps=BODIES[name], takes=None)):
-        body = routes("numpy")["NumPy"][name]
+        body = routes("numpy")["NumPy"][name].function
         y = DEFINITIONS[name](np, *arguments)
-        assert dispatch.settled == {body: True}
+        assert settled == {body: True}
         calls = body.call_count
         assert_same_bits(DEFINITIONS[name](np, *arguments), y)
         assert body.call_count == calls + 1
@@ -67,10 +67,10 @@ def test_the_next_body_serves():
     """And not the definition, where one is left that is right."""
     second = mock.Mock(wraps=BODIES["normalise"], takes=None)
     wrong = spoiled(BODIES["normalise"], shuffled)
-    chain = {"first": {"normalise": wrong}, "NumPy": {"normalise": second}}
+    chain = trusted("numpy", first={"normalise": wrong}, NumPy={"normalise": second})
     with mock.patch.dict(routes("numpy"), chain, clear=True), one_warning("normalise by first"):
         normalise(np, *inputs("normalise"))
-    assert dispatch.settled == {wrong: False, second: True}
+    assert settled == {wrong: False, second: True}
 
 
 @pytest.mark.usefixtures("watched")
@@ -86,6 +86,17 @@ def test_a_body_that_raises_later():
         assert_same_bits(y, normalise.__wrapped__(np, *x))
 
 
+@pytest.mark.usefixtures("watched")
+def test_arguments_that_the_definition_refuses_are_no_fault_of_a_body():
+    x, weight, eps = inputs("normalise")
+    with planted("numpy", "NumPy", "normalise", BODIES["normalise"]):
+        expected = normalise(np, x, weight, eps)
+        with pytest.raises(ValueError, match="broadcast"):
+            normalise(np, x, weight[:3], eps)
+        assert_same_bits(normalise(np, x, weight, eps), expected)
+    assert settled == {BODIES["normalise"]: True}
+
+
 @pytest.mark.parametrize("error", [MemoryError, FloatingPointError, RuntimeWarning])
 @pytest.mark.usefixtures("watched")
 def test_what_is_the_caller_s_is_raised(error):
@@ -97,14 +108,14 @@ def test_what_is_the_caller_s_is_raised(error):
             normalise(np, *inputs("normalise"))
         body.side_effect = None
         normalise(np, *inputs("normalise"))
-    assert dispatch.settled[body]
+    assert settled[body]
 
 
 @pytest.mark.usefixtures("watched")
 def test_a_caller_s_error_state_does_not_count():
     with np.errstate(all="raise"):
         normalise(np, *inputs("normalise"))
-    assert dispatch.settled[routes("numpy")["NumPy"]["normalise"]]
+    assert settled[routes("numpy")["NumPy"]["normalise"].function]
 
 
 def tries():
@@ -113,7 +124,7 @@ def tries():
 
 @pytest.mark.parametrize("right", [True, False])
 def test_a_verdict_is_remembered(watched, monkeypatch, right):
-    monkeypatch.setattr(trust, "_is_ours", lambda offer: True)
+    monkeypatch.setattr(trust, "_is_ours", lambda body: True)
     body = BODIES["normalise"] if right else spoiled(BODIES["normalise"], shuffled)
     x = inputs("normalise")
     with tries() as tried, planted("numpy", "NumPy", "normalise", body):
@@ -147,32 +158,32 @@ def test_a_verdict_is_not_that_of_a_body_put_in_by_a_caller():
     with tries() as tried, planted("numpy", "NumPy", "normalise", right):
         normalise(np, *x)
     assert tried.call_count == 0
-    assert dispatch.settled == {right: True}
+    assert settled == {right: True}
 
 
 @pytest.mark.parametrize("change", ["numpy", "numba", "processor", "sources", "instructions"])
 @pytest.mark.usefixtures("watched")
 def test_another_machine_or_version_is_another_verdict(monkeypatch, change):
-    found = machine.facts("numpy")
+    found = machine.describe("numpy")
     with tries() as tried, planted("numpy", "NumPy", "rotate", BODIES["rotate"]):
         rotate(np, *inputs("rotate"))
-        monkeypatch.setattr(machine, "facts", lambda library: found | {change: "another"})
+        monkeypatch.setattr(machine, "describe", lambda library: found | {change: "another"})
         forget()
         rotate(np, *inputs("rotate"))
         assert tried.call_count == 2
-        monkeypatch.setattr(machine, "facts", lambda library: found)
+        monkeypatch.setattr(machine, "describe", lambda library: found)
         forget()
         rotate(np, *inputs("rotate"))
     assert tried.call_count == 2
 
 
 def test_facts_follow_versions_sources_and_environment(monkeypatch, tmp_path):
-    before = machine.facts("numpy")
-    assert before == machine.facts("numpy")
+    before = machine.describe("numpy")
+    assert before == machine.describe("numpy")
     assert before["numpy"] == np.__version__
     monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
-    assert machine.facts("numpy") == before | {"NUMBA_CPU_NAME": "generic"}
-    for name in ("backends/numpy/linear.py", "backends/cupy/kernels/gemv.cu", "norm.py"):
+    assert machine.describe("numpy") == before | {"NUMBA_CPU_NAME": "generic"}
+    for name in ("backends/numpy/linear.py", "backends/cupy/kernels/gemv.cu", "layers/norm.py"):
         for path in (tmp_path / "backends/machine.py", tmp_path / name):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -223,10 +234,10 @@ def test_processes_keep_each_other_s_verdicts():
         forget()
         found[name] = trust._verdicts("numpy")
     for name, verdicts in found.items():
-        offer = Offer("numpy", "NumPy", name, BODIES[name])
-        verdicts.put(offer, trust.tried(offer)[0])
+        body = Body("numpy", "NumPy", name, BODIES[name])
+        verdicts.put(str(body), trust.tried(body)[0])
     forget()
-    chain = {"NumPy": {name: BODIES[name] for name in ("normalise", "rotate")}}
+    chain = trusted("numpy", NumPy={name: BODIES[name] for name in ("normalise", "rotate")})
     with tries() as tried, mock.patch.dict(routes("numpy"), chain, clear=True):
         normalise(np, *x)
         rotate(np, *y)
@@ -241,6 +252,20 @@ def test_what_may_be_otherwise_another_time_is_not_remembered(watched, error):
     with planted("numpy", "NumPy", "normalise", failing), one_warning("not now"):
         normalise(np, *inputs("normalise"))
     assert not (watched / "bodies").exists()
+
+
+@pytest.mark.parametrize("watching", [True, False])
+@pytest.mark.usefixtures("watched")
+def test_what_is_compiled_and_tried_is_announced_where_somebody_watches(watching, capsys):
+    body, x = mock.Mock(wraps=BODIES["normalise"], takes=None), inputs("normalise")
+    with (
+        mock.patch.object(sys.stderr, "isatty", return_value=watching),
+        planted("numpy", "numba", "normalise", body),
+    ):
+        for _ in range(2):
+            normalise(np, *x)
+    said = "llama_layers: trying normalise by numba on this machine, once ...\n"
+    assert capsys.readouterr().err == (said if watching else "")
 
 
 @pytest.mark.usefixtures("watched")
@@ -277,20 +302,21 @@ def test_unseen_where_the_environment_says_so(watched, monkeypatch):
 
 @pytest.mark.usefixtures("watched")
 def test_a_body_is_not_tried_for_what_it_does_not_take():
-    body = mock.Mock(takes=lambda xp, x, weight, eps: x.dtype == np.float64)
+    body = mock.Mock(__name__="body")
+    narrow = takes(lambda xp, x, weight, eps: x.dtype == np.float64)(body)
     x = inputs("normalise")
-    with planted("numpy", "NumPy", "normalise", body):
+    with planted("numpy", "NumPy", "normalise", narrow):
         assert_same_bits(normalise(np, *x), normalise.__wrapped__(np, *x))
     assert not body.called
-    assert not dispatch.settled
+    assert not settled
 
 
 @pytest.mark.usefixtures("watched")
 def test_a_body_that_takes_none_of_its_inputs():
+    @takes(lambda xp, x, weight, eps: x.shape == (6, 8))
     def untried(xp, x, weight, eps):
         return 2 * x
 
-    untried.takes = lambda xp, x, weight, eps: x.shape == (6, 8)
     x = inputs("normalise")
     with planted("numpy", "NumPy", "normalise", untried), one_warning("takes none of"):
         assert_same_bits(normalise(np, *x), normalise.__wrapped__(np, *x))
@@ -337,10 +363,10 @@ def test_where_the_extra_fast_is_not_installed(tmp_path):
 import sys, numpy
 sys.modules |= {"numba": None, "llvmlite": None, "threadpoolctl": None}
 from llama_layers import attention, linear, rms_norm, swiglu
-from llama_layers.arrays import dispatch
+from llama_layers.backends.trust import settled
 x = numpy.ones((1, 2, 4, 8), "f4")
 rms_norm(x, x[0, 0, 0], eps=1e-5), linear(x, x[0, 0]), attention(x, x, x), swiglu(x, x)
-print(*dispatch.settled.values())
+print(*settled.values())
 """
     environment = os.environ | {"LLAMA_LAYERS_CACHE": str(tmp_path), "LLAMA_LAYERS_VERIFY": "1"}
     run = subprocess.run(

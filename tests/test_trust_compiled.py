@@ -24,12 +24,13 @@ from tests.support.watched_bodies import (
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
-from llama_layers.arrays import dispatch
-from llama_layers.arrays.dispatch import Offer, only
+from llama_layers.arrays.dispatch import only
 from llama_layers.backends import numba as fast
-from llama_layers.backends.numba import decode, gemm
+from llama_layers.backends.numba import decode
+from llama_layers.backends.numba.kernels import gemm
+from llama_layers.backends.numba.sizes import of_any_size, small
 from llama_layers.backends.numpy import BODIES
-from llama_layers.backends.numpy.sizes import of_any_size, small
+from llama_layers.backends.trust import Body, settled
 from llama_layers.testing import assert_same_bits
 from llama_layers.verify.bodies import verdict_on
 
@@ -71,7 +72,7 @@ def test_numpy_serves_where_a_compiled_body_is_wrong(name, spoil):
         found = [DEFINITIONS[name](np, *inputs(name)) for _ in range(2)]
     for y in found:
         assert_same_bits(y, BODIES[name](np, *inputs(name)))
-    assert dispatch.settled == {wrong: False, BODIES[name]: True}
+    assert settled == {wrong: False, BODIES[name]: True}
 
 
 def decoded(model):
@@ -119,7 +120,7 @@ def test_the_definition_serves_where_all_layers_at_once_are_wrong():
 )
 def test_what_is_wrong_in_all_layers(monkeypatch, change):
     monkeypatch.setattr(decode, "_run", change(decode._run))
-    verdict = verdict_on(Offer("numpy", "numba", "decoder_layers", fast.decoder_layers))
+    verdict = verdict_on(Body("numpy", "numba", "decoder_layers", fast.decoder_layers))
     assert not verdict.passed
 
 
@@ -148,7 +149,7 @@ def test_a_body_that_does_not_compile():
 def test_the_right_ones_pass(name):
     if TILES is not None and name == "attend":
         pytest.skip(TILES)
-    assert verdict_on(Offer("numpy", "numba", name, fast.BODIES[name])).passed
+    assert verdict_on(Body("numpy", "numba", name, fast.BODIES[name])).passed
 
 
 def test_of_any_size():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llama_layers.arrays import dispatch
 from llama_layers.backends import machine
 from llama_layers.backends.numpy import BODIES
+from llama_layers.backends.trust import settled
 from llama_layers.layers.mask import Mask
 from llama_layers.testing import assert_same_bits
 from tests.support.watched_bodies import (
@@ -145,4 +145,4 @@ def test_a_wrong_body_is_bypassed(name, spoil):
         (a for a in arguments if isinstance(a, np.ndarray)), before, strict=True
     ):
         assert_same_bits(array, copy)
-    assert dispatch.settled == {wrong: False}
+    assert settled == {wrong: False}

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama_layers.bench.contestants import OURS
+from llama_layers.bench.own_engine import NAME
 from llama_layers.bench.result import Result
 from llama_layers.bench.table import markdown
 
@@ -55,12 +55,12 @@ def measure(name: str, arguments: str, folder: Path) -> Result:
 
 
 def behind(result: Result) -> Iterator[str]:
-    """Where a peer took less time than ours, by its best or its median."""
+    """Where another engine took less time than ours, by its best or its median."""
     for case in result.cases:
-        for peer in case.seconds:
-            best, median = case.ratios(peer)
-            if peer != OURS and min(best, median) < 1:
-                yield f"- {result.title}, {case.name}: {peer} {best:.2f} / {median:.2f}.\n"
+        for engine in case.seconds:
+            best, median = case.ratios(engine)
+            if engine != NAME and min(best, median) < 1:
+                yield f"- {result.title}, {case.name}: {engine} {best:.2f} / {median:.2f}.\n"
 
 
 def page(results: list[Result]) -> str:
@@ -69,7 +69,7 @@ def page(results: list[Result]) -> str:
     return "\n".join(
         [
             HEAD,
-            "## Where we are behind\n\nA peer's time over ours, best / median:\n",
+            "## Where we are behind\n\nAn engine's time over ours, best / median:\n",
             slower or "Nowhere in these tables.\n",
             "## All of it\n",
             *map(markdown, results),

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from llama_layers.backends.numba import gemm
+from llama_layers.backends.numba.kernels import gemm
 from llama_layers.backends.numpy.linear import linear_2d
 
 OUT, IN = 12288, 4096

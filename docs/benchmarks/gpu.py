@@ -28,12 +28,12 @@ from gpu_sizes import Sizes
 
 from llama_layers import LlamaConfig
 from llama_layers.backends.cupy.detect import gpu_problem
-from llama_layers.bench.contestants import check_peers
 from llama_layers.bench.cost import model_cost
+from llama_layers.bench.engines import check_engines
 from llama_layers.bench.gpu import Gpu
 from llama_layers.bench.job import Job, ModelJob, QKVJob
 from llama_layers.bench.measure import measure
-from llama_layers.bench.models import Numbers, available_on_gpu
+from llama_layers.bench.models import RandomWeights, available_on_gpu
 
 PACKAGES = "cupy-cuda12x cupy-cuda13x nvidia-cublas numpy torch transformers triton".split()
 SPARE = 16 << 30
@@ -48,7 +48,7 @@ class Part(NamedTuple):
 
 def environment(sizes: Sizes) -> dict[str, Any]:
     """The device, and what computes on it."""
-    found = Gpu("qkv", DTYPE).facts()
+    found = Gpu("qkv", DTYPE).describe()
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -57,19 +57,19 @@ def environment(sizes: Sizes) -> dict[str, Any]:
     return {**found, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
 
 
-def benched(job: Job, peers: Sequence[str], rounds: int) -> dict[str, Any]:
-    """A job against those of the peers that are installed and find the GPU."""
+def benched(job: Job, engines: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Measure a job against those of the engines that are installed and find the GPU."""
     able, missing = [], {}
-    for peer in peers:
+    for engine in engines:
         try:
-            check_peers([peer], job.kind, "cupy")
+            check_engines([engine], job.kind, "cupy")
         except (ValueError, ImportError) as error:
-            missing[peer] = str(error)
+            missing[engine] = str(error)
         else:
-            able.append(peer)
+            able.append(engine)
     try:
         result = measure(job, able, machine=Gpu(job.kind, job.dtype), rounds=rounds)
-    except Exception as error:  # of a peer, or its memory: then ours alone
+    except Exception as error:  # of another engine, or its memory: then ours alone
         if not able:
             raise
         missing |= dict.fromkeys(able, f"{type(error).__name__}: {error}")
@@ -82,34 +82,34 @@ def benched(job: Job, peers: Sequence[str], rounds: int) -> dict[str, Any]:
 
 def qkv(rows: Sequence[int], sizes: Sizes) -> dict[str, Any]:
     """Queries, keys and values of the 7B model."""
-    numbers = Numbers(DTYPE, "cupy")
+    numbers = RandomWeights(DTYPE, "cupy")
     weights = [numbers.qkv(sizes.large) for _ in range(sizes.copies)]
     return benched(QKVJob(weights, rows), ["torch"], 2 * sizes.rounds)
 
 
 def decode(
-    which: str, batch: int, contexts: slice, peers: Sequence[str], sizes: Sizes
+    which: str, batch: int, contexts: slice, engines: Sequence[str], sizes: Sizes
 ) -> dict[str, Any]:
-    """Tokens one after the other; transformers takes part where its caches fit beside ours."""
+    """Tokens one after the other; with transformers where its caches fit beside ours."""
     config: LlamaConfig = getattr(sizes, which)
     job = ModelJob(
-        Numbers(DTYPE, "cupy").model(config),
+        RandomWeights(DTYPE, "cupy").model(config),
         "decode",
         sizes.contexts[contexts],
         steps=sizes.tokens,
         batch=batch,
     )
-    # Ours, the peer's for the tokens before, and the one that it grows for those that are timed;
-    # and what a prompt leaves in the pools of both.
+    # The caches: ours, the other engine's for the tokens before, and the one that it grows for
+    # those that are timed; and what a prompt leaves in the pools of both.
     cached = sum(model_cost(config, 1, size, 0, 2, batch).nbytes for size in job.sizes)
     if 3 * cached + SPARE > available_on_gpu():
-        return {**benched(job, [], sizes.rounds), "left_out": dict.fromkeys(peers, "no memory")}
-    return benched(job, peers, sizes.rounds)
+        return {**benched(job, [], sizes.rounds), "left_out": dict.fromkeys(engines, "no memory")}
+    return benched(job, engines, sizes.rounds)
 
 
 def prefill(which: str, sizes: Sizes) -> dict[str, Any]:
     """A prompt at once."""
-    model = Numbers(DTYPE, "cupy").model(getattr(sizes, which))
+    model = RandomWeights(DTYPE, "cupy").model(getattr(sizes, which))
     return benched(ModelJob(model, "prefill", [sizes.prompt]), ["transformers"], sizes.rounds)
 
 

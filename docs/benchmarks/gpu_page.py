@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_layers.bench.contestants import OURS
+from llama_layers.bench.own_engine import NAME
 from llama_layers.bench.result import Case, Result
 from llama_layers.bench.table import markdown
 
@@ -18,7 +18,8 @@ HEAD = """\
 Written by `python docs/benchmarks/gpu.py`, from what it found. [](bench.md) says how it measures
 and what the columns mean, [](gpu.md) how it computes.
 """
-# Of each part: the least share of the limit, and the least of a peer's time over ours; medians.
+# For each part: the least share of the limit, and the least ratio of another engine's time to
+# ours, by medians.
 GOALS = {
     "qkv_few_rows": (0.90, 1.0),
     "qkv_many_rows": (None, 0.98),
@@ -49,7 +50,7 @@ def page(found: Found) -> str:
         [
             HEAD,
             "".join(about),
-            "## Goals\n\nBy medians. A peer's time is over ours.\n",
+            "## Goals\n\nBy medians. The times of other engines are over ours.\n",
             "| part | case | what | goal | found | |\n|---|---|---|---|---|---|",
             *(f"| {' | '.join(row)} |" for row in goals(found)),
             "\n## Tables\n",
@@ -70,13 +71,13 @@ def goals(found: Found) -> Iterator[tuple[str, ...]]:
         result = Result.from_json(part)
         for case in result.cases:
             if share is not None:
-                reached = result.limit(case)[0] / case.median(OURS)
+                reached = result.limit(case)[0] / case.median(NAME)
                 yield row(name, case, f"share of {result.limit(case)[1]}", share, reached)
-            for peer in case.seconds:
-                if peer != OURS:
-                    yield row(name, case, peer, ratio, case.ratios(peer)[1])
-        for peer, why in part["left_out"].items():
-            yield name, "", peer, f"{ratio:.2f}", why, "unknown"
+            for engine in case.seconds:
+                if engine != NAME:
+                    yield row(name, case, engine, ratio, case.ratios(engine)[1])
+        for engine, why in part["left_out"].items():
+            yield name, "", engine, f"{ratio:.2f}", why, "unknown"
     for name, key in ZEROS.items():
         part = found.get(name, {"error": "not measured"})
         if key in part:

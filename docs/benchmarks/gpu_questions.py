@@ -17,7 +17,7 @@ from llama_layers.backends.cupy import cublas, launch
 from llama_layers.backends.cupy.detect import KERNEL
 from llama_layers.backends.cupy.upload import Part, Source, upload
 from llama_layers.bench.gpu import Gpu
-from llama_layers.bench.models import Numbers
+from llama_layers.bench.models import RandomWeights
 
 DTYPE = "bfloat16"
 
@@ -32,7 +32,7 @@ def bits(array: Any) -> np.ndarray:
 
 
 def matrices(*shapes: tuple[int, int]) -> Iterator[Any]:
-    numbers = Numbers(DTYPE, "cupy")
+    numbers = RandomWeights(DTYPE, "cupy")
     return (numbers.matrix(*shape) for shape in shapes)
 
 
@@ -276,7 +276,7 @@ def uploads(sizes: Sizes) -> dict[str, Any]:
 
 def replays(sizes: Sizes) -> dict[str, Any]:
     """Are the logits of a token the same in each replay, bit for bit?"""
-    model = Numbers(DTYPE, "cupy").model(sizes.small)
+    model = RandomWeights(DTYPE, "cupy").model(sizes.small)
     ids = cupy().asarray(np.arange(1, 10, dtype=np.int64)[None])
     cache = forward(model, ids[:, :8], cache=KVCache.create(model, 1, 16)).cache
     first = bits(forward(model, ids[:, 8:], cache=cache).logits)
@@ -289,7 +289,7 @@ def replays(sizes: Sizes) -> dict[str, Any]:
 
 def endurance(sizes: Sizes) -> dict[str, Any]:
     """Does the device's memory stay as it is while tokens are drawn?"""
-    model = Numbers(DTYPE, "cupy").model(sizes.small)
+    model = RandomWeights(DTYPE, "cupy").model(sizes.small)
     runtime = cupy().cuda.runtime
     ids = cupy().asarray(np.ones((1, 4), np.int64))
     steps = generate(model, ids, max_new_tokens=sizes.endurance, eos_token_id=())

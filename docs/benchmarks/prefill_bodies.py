@@ -30,14 +30,14 @@ PORTABLE: dict[str, Callable[..., Any]] = {
     "attend": attend.attend.__wrapped__,
     "gate_with_silu": feed_forward.gate_with_silu.__wrapped__,
     "normalise": norm.normalise.__wrapped__,
-    "turn": rope.turn.__wrapped__,
+    "rotate": rope.rotate.__wrapped__,
     "activations": lambda xp, x: x,
 }
 OWN: dict[str, Callable[..., Any]] = {
     "attend": attention.attend,
     "gate_with_silu": pointwise.gate_with_silu,
     "normalise": pointwise.normalise,
-    "turn": pointwise.turn,
+    "rotate": pointwise.rotate,
     "activations": backend.activations,
 }
 

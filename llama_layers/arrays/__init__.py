@@ -1,1 +1,1 @@
-"""What an array is: formats, libraries, dispatch and checks."""
+"""Arrays of any library: their formats and namespaces, transfer, dispatch and checks."""

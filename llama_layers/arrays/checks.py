@@ -1,4 +1,4 @@
-"""Numbers and words as arguments. Numbers are those of Python and of NumPy, and no bools."""
+"""Checks of arguments that are numbers, Python's or NumPy's but not bools, or words."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from llama_layers.errors import shown
 
-# Slots and positions of a cache are counted in int32, as every library has it.
+# Slots and positions of a cache are counted in int32, which every library has.
 MOST_TOKENS = 2**31 - 1
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer, which a bool is not."""
+    """Whether a value is an integer and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_count(name: str, value: Any, most: int | None = None) -> int:
-    """Give a positive integer as Python's, since NumPy's small ones overflow; refuse others."""
+    """Return a positive integer as Python's, since NumPy's small ones overflow; else ValueError."""
     if not is_integer(value) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {shown(value)}")
     if most is not None and value > most:
@@ -27,13 +27,13 @@ def check_count(name: str, value: Any, most: int | None = None) -> int:
 
 
 def check_number(name: str, value: Any) -> None:
-    """Refuse what is not a real number."""
+    """Raise TypeError unless a value is a real number."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
 
 
 def check_finite(name: str, value: Any, *, negative: bool = True) -> float:
-    """Give a finite number as Python's float, since NumPy's would widen arrays; refuse others."""
+    """Return a finite number as Python's float, since NumPy's would widen arrays; else raise."""
     check_number(name, value)
     try:
         number = float(value)
@@ -46,7 +46,7 @@ def check_finite(name: str, value: Any, *, negative: bool = True) -> float:
 
 
 def check_choice(name: str, value: Any, *choices: str) -> None:
-    """Refuse what is not one of some words."""
+    """Raise ValueError unless a value is one of some words."""
     if not isinstance(value, str) or value not in choices:
         expected = " or ".join(map(repr, choices))
         raise ValueError(f"{name}: expected {expected}, got {shown(value)}")

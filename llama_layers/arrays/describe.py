@@ -1,4 +1,4 @@
-"""What an array library says of itself, for the record."""
+"""An array library's version, device and settings, for the record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llama_layers.arrays.namespaces import library
 def describe(xp: Any, array: Any) -> dict[str, str]:
     """Library, version, device, and whether float32 products may be computed in fewer bits."""
     name = library(xp)
-    module = sys.modules[name]
+    module = sys.modules[name]  # loaded, since the array is of it
     return {
         "library": name,
         "library_version": str(getattr(module, "__version__", "unknown")),
@@ -24,7 +24,7 @@ def describe(xp: Any, array: Any) -> dict[str, str]:
 
 
 def _tf32(name: str, module: Any) -> str:
-    """The library's own setting; "no" where there is none."""
+    """The library's own setting; "no" if it has none."""
     if name == "torch":
         return str(module.get_float32_matmul_precision())
     if name == "jax":

@@ -1,14 +1,16 @@
 """The floating-point formats that Llama checkpoints and activations come in.
 
-bfloat16 is in no array API standard: NumPy and CuPy borrow it from ml_dtypes, torch and jax have
-their own. So formats are told apart by name, here, and nowhere else.
+The array API standard has no bfloat16: NumPy and CuPy borrow it from ml_dtypes, torch and jax have
+their own. So formats are told apart by name, and only here.
 """
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
+
+import ml_dtypes
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -73,27 +75,27 @@ def dtype_name(dtype: Any) -> str:
 
 
 def check_array(name: str, array: Any) -> None:
-    """Refuse what is not an array: None, above all, which stands for an argument not given."""
+    """Raise TypeError unless a value is an array; None stands for an argument that is not given."""
     if not hasattr(array, "dtype"):
         raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
 
 
 def check_integers(name: str, array: Any) -> None:
-    """Refuse what is not an array of integers."""
+    """Raise TypeError unless a value is an array of integers."""
     check_array(name, array)
     if (found := dtype_name(array.dtype)) not in INTEGERS:
         raise TypeError(f"{name}: expected an integer dtype, got {found}")
 
 
 def check_bools(name: str, array: Any) -> None:
-    """Refuse what is not an array of bools."""
+    """Raise TypeError unless a value is an array of bools."""
     check_array(name, array)
     if (found := dtype_name(array.dtype)) != "bool":
         raise TypeError(f"{name}: expected bool, got {found}")
 
 
 def float_format(name: str, array: Any) -> FloatFormat:
-    """The format of an array's numbers; a TypeError that names the argument if they are others."""
+    """The format of an array's numbers; raises TypeError unless they are of one in `FLOATS`."""
     check_array(name, array)
     found = dtype_name(array.dtype)
     if found not in FLOATS:
@@ -102,7 +104,7 @@ def float_format(name: str, array: Any) -> FloatFormat:
 
 
 def check_widens(x: Any, **arrays: Any) -> None:
-    """Refuse arrays of numbers that the sums for x do not hold exactly."""
+    """Raise TypeError if the sums for x do not hold the numbers of an array exactly."""
     form = float_format("x", x)
     sums = accumulate_format(form)
     for name, array in arrays.items():
@@ -116,10 +118,10 @@ def check_widens(x: Any, **arrays: Any) -> None:
 def dtype_of(xp: Any, name: str) -> Any:
     """The dtype of that name in a namespace."""
     if name == "bfloat16" and not hasattr(xp, name):
-        return importlib.import_module("numpy").dtype(importlib.import_module("ml_dtypes").bfloat16)
+        return np.dtype(ml_dtypes.bfloat16)
     return getattr(xp, name)
 
 
 def accumulate_format(x: FloatFormat) -> FloatFormat:
-    """The format that sums over numbers of format x are kept in: float32 at the least."""
+    """The format of sums over numbers of format x: at least float32."""
     return FLOATS["float64" if x.name == "float64" else "float32"]

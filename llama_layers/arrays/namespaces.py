@@ -1,4 +1,4 @@
-"""Which array library some arrays come from."""
+"""The array library that arrays come from."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from array_api_compat import array_namespace, device, is_cupy_namespace, is_nump
 def namespace(**arrays: Any) -> Any:
     """The one array namespace and device that the named arrays share.
 
-    ``None`` stands for an argument not given. Raises TypeError if an argument is not an array or
-    comes from another library than the first, ValueError if it lies on another device.
+    ``None`` stands for an argument that is not given. Raises TypeError if an argument is not an
+    array or is of another library than the first, ValueError if it lies on another device.
     """
     first = ""
     xp: Any = None
@@ -20,7 +20,7 @@ def namespace(**arrays: Any) -> Any:
         if array is None:
             continue
         try:
-            if isinstance(array, np.ma.MaskedArray | np.matrix):  # ndarrays with rules of their own
+            if isinstance(array, np.ma.MaskedArray | np.matrix):  # which have other rules
                 raise TypeError
             # NumPy follows the standard by itself, and its compatible wrapper loads slowly.
             own = np if isinstance(array, np.ndarray | np.generic) else array_namespace(array)
@@ -42,7 +42,7 @@ def namespace(**arrays: Any) -> Any:
 
 
 def _check_device(name: str, own: Any, first: str, expected: Any) -> None:
-    if own != expected and None not in (own, expected):  # traced arrays are nowhere yet
+    if own != expected and None not in (own, expected):  # traced arrays have no device yet
         raise ValueError(f"{name}: expected to be on the device of {first}, {expected}, got {own}")
 
 

@@ -1,4 +1,4 @@
-"""Whether arrays fit each other."""
+"""Checks that arrays fit each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llama_layers.arrays.dtypes import dtype_name, float_format
 
 
 def check_shape(name: str, array: Any, *expected: int | str) -> None:
-    """Refuse an array without floats or of another shape; a name stands for any number."""
+    """Raise unless an array has floats and a shape, in which a name stands for any number."""
     float_format(name, array)
     if array.ndim != len(expected) or any(
         not isinstance(size, str) and size != found
@@ -19,7 +19,7 @@ def check_shape(name: str, array: Any, *expected: int | str) -> None:
 
 
 def check_same_dtype(**arrays: Any) -> None:
-    """Refuse arrays whose numbers are of another format than the first's, in any byte order."""
+    """Raise TypeError unless all arrays have the format of the first, in any byte order."""
     (first, array), *others = arrays.items()
     for name, other in others:
         if dtype_name(other.dtype) != dtype_name(array.dtype):

@@ -6,6 +6,6 @@ import os
 
 
 def switched_off(variable: str) -> str | None:
-    """What an environment variable says, if it says no; None otherwise."""
+    """The value of an environment variable if it means no; None otherwise."""
     said = os.environ.get(variable, "1")
     return said if said.lower() in ("0", "false", "off", "no") else None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from array_api_compat import (
     is_cupy_array,
-    is_jax_array,
     is_numpy_namespace,
     is_torch_array,
     is_torch_namespace,
@@ -18,12 +16,9 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import dtype_name
 
-host = np
-"""The namespace of arrays in main memory: float64 and integers of every size exist there."""
-
 
 def to_numpy(array: Any) -> NDArray[Any]:
-    """The numbers of any library's array as a NumPy array, bit for bit; bfloat16 as ml_dtypes'."""
+    """Any library's array as a NumPy array, bit for bit; bfloat16 is that of ml_dtypes."""
     if isinstance(array, np.ndarray):
         return array
     if is_cupy_array(array):
@@ -31,7 +26,8 @@ def to_numpy(array: Any) -> NDArray[Any]:
     if is_torch_array(array):
         array = array.detach().cpu()
         if dtype_name(array.dtype) == "bfloat16":
-            torch = importlib.import_module("torch")
+            import torch
+
             integers = array.contiguous().view(torch.int16).numpy()
             return np.asarray(integers.view(ml_dtypes.bfloat16))
         return np.asarray(array.numpy())
@@ -41,17 +37,12 @@ def to_numpy(array: Any) -> NDArray[Any]:
 
 
 def from_numpy(array: NDArray[Any], xp: Any, device: Any = None) -> Any:
-    """The numbers of a NumPy array as another library's array, bit for bit, in memory of its own.
+    """A NumPy array as another library's array, bit for bit, in memory of its own.
 
-    NumPy's own namespace gives the array back as it is.
+    For NumPy's own namespace it is the array itself.
     """
     if is_numpy_namespace(xp):
         return array
     if is_torch_namespace(xp) and dtype_name(array.dtype) == "bfloat16":
         return xp.asarray(array.view(np.int16).copy(), device=device).view(xp.bfloat16)
     return xp.asarray(array.copy(), device=device)
-
-
-def is_traced(array: Any) -> bool:
-    """Whether a compiler, `jax.jit` for one, is looking on and the array has no numbers yet."""
-    return is_jax_array(array) and isinstance(array, importlib.import_module("jax").core.Tracer)

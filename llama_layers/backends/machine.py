@@ -1,14 +1,14 @@
-"""What bodies run on: the processor or the GPU, and the versions of all that makes their code."""
+"""What bodies run on: the processor or GPU, and the versions of everything that compiles them."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import platform
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+
+from llama_layers.backends.libraries import cupy
 
 # Environment variables by which libraries choose other instructions.
 CHOICES = (
@@ -16,10 +16,12 @@ CHOICES = (
     "NUMBA_ENABLE_AVX", "NUMBA_OPT", "OPENBLAS_CORETYPE",
 )  # fmt: skip
 PACKAGES = ("llvmlite", "numba", "numpy")
+# Rooms whose sources verdicts depend on.
+ROOMS = ("arrays", "config", "layers", "model", "backends", "verify")
 
 
-def facts(library: str) -> dict[str, str]:
-    """All that a verdict on the bodies for a library's arrays depends on."""
+def describe(library: str) -> dict[str, str]:
+    """Everything that a verdict on the bodies for a library's arrays depends on."""
     found = {
         "processor": processor(),
         "instructions": _cpu_info("flags") or _cpu_info("Features") or platform.machine(),
@@ -32,8 +34,8 @@ def facts(library: str) -> dict[str, str]:
     return found if library != "cupy" else _gpu() | found
 
 
-def short(library: str) -> str:
-    """The machine, for people."""
+def summary(library: str) -> str:
+    """The machine in a few words, for messages."""
     if library == "cupy":
         gpu = _gpu()
         return f"{gpu['GPU']} (CuPy {gpu['CuPy']}, CUDA driver {gpu['driver']})"
@@ -42,13 +44,13 @@ def short(library: str) -> str:
 
 
 def processor() -> str:
-    """What the processor calls itself."""
+    """The name of the processor."""
     arm = " ".join(_cpu_info(name) for name in ("CPU implementer", "CPU part")).strip()
     return _cpu_info("model name") or arm or platform.processor() or platform.machine()
 
 
 def _cpu_info(name: str) -> str:
-    """What Linux says of the first processor; the file has as many parts as there are cores."""
+    """An entry of the first processor in Linux's file, which has a part for every core."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:
@@ -63,9 +65,9 @@ def _cpu_info(name: str) -> str:
 
 
 def _version(package: str) -> str:
-    """From the name of a folder: importlib.metadata takes longer to load than all else here.
+    """The version of a package, "" if there is none, or its age if it was not installed as usual.
 
-    Of a package that was not installed as usual, when it was last changed; "" if there is none.
+    From the name of a folder, since importlib.metadata takes longer to load than all else here.
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -78,37 +80,31 @@ def _version(package: str) -> str:
 
 
 def _digest() -> str:
-    """Of the sources of all bodies and definitions, and of the checks that they passed.
+    """A digest of the sources that verdicts depend on: definitions, bodies and their trials.
 
-    It stands for our own version, which stays the same while they change.
+    Our own version number stays the same while they change.
     """
     package = Path(__file__).parents[1]
-    verify = package / "verify"
     digest = hashlib.sha256()
-    parts = [package.glob("*.py")]
-    parts += [
-        folder.rglob("*.*")
-        for folder in (package / "backends", verify / "bodies", verify / "bounds")
-    ]
-    for path in sorted(path for part in parts for path in part):
-        if path.suffix in (".py", ".cu", ".cuh"):
-            digest.update(path.read_bytes())
+    for room in ROOMS:
+        for path in sorted((package / room).rglob("*.*")):
+            if path.suffix in (".py", ".cu", ".cuh"):
+                digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def _gpu() -> dict[str, str]:
-    cupy: Any = importlib.import_module("cupy")
-    runtime = cupy.cuda.runtime
+    runtime = cupy().cuda.runtime
     properties = runtime.getDeviceProperties(runtime.getDevice())
     return {
         "GPU": properties["name"].decode(),
         "compute capability": f"{properties['major']}.{properties['minor']}",
         "driver": str(runtime.driverGetVersion()),
         "CUDA": str(runtime.runtimeGetVersion()),
-        "CuPy": cupy.__version__,
+        "CuPy": cupy().__version__,
     }
 
 
 def captures() -> bool:
     """Whether CuPy's current stream records what it is given and does not run it."""
-    return bool(importlib.import_module("cupy").cuda.get_current_stream().is_capturing())
+    return bool(cupy().cuda.get_current_stream().is_capturing())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.backends.cupy.detect import gpu_problem
+from llama_layers.backends.libraries import cupy
 from llama_layers.errors import BackendError
 
 
@@ -40,20 +40,18 @@ def cupy_device(device: int | None) -> Any:
     """The ``cupy.cuda.Device`` of a number, or the current one; an error if none can compute."""
     if (problem := gpu_problem()) is not None:
         raise BackendError(f"backend 'cupy': {problem}")
-    cupy = importlib.import_module("cupy")
-    count = cupy.cuda.runtime.getDeviceCount()
+    count = cupy().cuda.runtime.getDeviceCount()
     if device is not None and (not isinstance(device, int) or not 0 <= device < count):
         raise ValueError(f"device: expected None or an id from 0 to {count - 1}, got {device!r}")
-    return cupy.cuda.Device(device)
+    return cupy().cuda.Device(device)
 
 
 def _to_cupy(device: int | None) -> Callable[[NDArray[Any]], Any]:
     where = cupy_device(device)
-    cupy = importlib.import_module("cupy")
 
     def place(array: NDArray[Any]) -> Any:
         with where:
-            return cupy.asarray(array)
+            return cupy().asarray(array)
 
     return place
 

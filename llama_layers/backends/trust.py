@@ -1,37 +1,47 @@
-"""Whether a body may serve on this machine: only one that was seen to be right.
+"""Whether a body may serve on this machine: only if it was seen to be right.
 
-The first time that a body is to serve, it is held to the bound of its definition, on small inputs,
-and the verdict is remembered for this machine. ``LLAMA_LAYERS_VERIFY=0`` in the environment trusts
-all of them unseen.
+Before a body first serves it is tried on small inputs, where it has to stay within the bound of its
+definition. The verdict is remembered for this machine. ``LLAMA_LAYERS_VERIFY=0`` in the environment
+trusts all bodies untried.
+
+The trials need the bounds, which stand above the backends. So they are loaded by name, here alone,
+when a body is first tried.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import sys
 import threading
 import warnings
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
-from llama_layers.arrays import dispatch
-from llama_layers.arrays.dispatch import Offer
+from llama_layers.arrays.dispatch import Function, definitions
 from llama_layers.arrays.switches import switched_off
 from llama_layers.backends import machine
+from llama_layers.backends.announce import announce
 from llama_layers.backends.verdicts import Verdict, Verdicts
 from llama_layers.errors import BackendError, one_line
 
-# What says something of the caller's memory or settings, and nothing of a body.
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Errors that come from the caller's memory or settings, and say nothing about a body.
 OF_THE_CALLER = (MemoryError, FloatingPointError, Warning)
+
+settled: dict[Function, bool] = {}
+"""Whether a function may serve, for those that were asked for in this process."""
 
 _PACKAGE = Path(__file__).parents[1]
 _lock = threading.RLock()
 
 
 def _renew() -> None:
-    """A forked child has no thread that would ever give the lock back."""
+    """Replace the lock in a forked child, where no thread would ever release it."""
     global _lock
     _lock = threading.RLock()
 
@@ -40,97 +50,153 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
 
 
-def trusted(offer: Offer) -> bool:
-    """Whether a body may serve; found out once in a process, and if need be by trying it."""
+def takes(predicate: Callable[..., bool]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a function return NotImplemented unless a predicate accepts its arguments.
+
+    The predicate must not compute: it is asked before the function is tried, and an untried
+    function must not touch the caller's arrays.
+    """
+
+    def mark(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def checked(*args: Any) -> Any:
+            return function(*args) if predicate(*args) else NotImplemented  # type: ignore[call-arg]
+
+        vars(checked)["takes"] = predicate
+        return cast(Callable[P, T], checked)
+
+    return mark
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A function that replaces a definition, for arrays of a library, where it is trusted."""
+
+    library: str
+    route: str
+    name: str
+    function: Function
+
+    def __str__(self) -> str:
+        return f"{self.name} by {self.route}"
+
+    def __call__(self, *args: Any) -> Any:
+        """Compute, or return NotImplemented where the function does not serve."""
+        function = self.function
+        if not settled.get(function) and not _may_serve(self, args):
+            return NotImplemented
+        try:
+            return function(*args)
+        except Exception as error:  # a compiler or a driver raises errors of its own
+            if _unwatched() or isinstance(error, OF_THE_CALLER):
+                raise
+            return _rescued(self, error, args)
+
+
+def trusted(library: str, **routes: Mapping[str, Any]) -> dict[str, dict[str, Function]]:
+    """The functions of some routes, the fastest route first, as bodies that are tried first."""
+    return {
+        route: {name: Body(library, route, name, function) for name, function in named.items()}
+        for route, named in routes.items()
+    }
+
+
+def _may_serve(body: Body, args: tuple[Any, ...]) -> bool:
+    """Whether a body that is not known to be right may serve: if need be, try it."""
+    if (known := settled.get(body.function)) is not None:
+        return known
+    predicate = getattr(body.function, "takes", None)
+    if predicate is not None and not predicate(*args):
+        return False  # and no reason to try it, which may load numba
     with _lock:
-        if (known := dispatch.settled.get(offer.body)) is not None:
+        if (known := settled.get(body.function)) is not None:
             return known
-        verdict = None if _unwatched(offer) else _found(offer)
-        use = dispatch.settled[offer.body] = verdict is None or verdict.passed
+        verdict = None if _unwatched() else _found(body)
+        use = settled[body.function] = verdict is None or verdict.passed
         if verdict is not None and not use:
-            _warn(offer, str(verdict.problem))
+            _warn(body, str(verdict.problem))
         return use
 
 
-def bypassed(offer: Offer, error: Exception) -> bool:
-    """Whether the next body serves after an error of this one, from now on."""
-    if _unwatched(offer) or isinstance(error, OF_THE_CALLER):
-        return False
+def _rescued(body: Body, error: Exception, args: tuple[Any, ...]) -> Any:
+    """The definition's result after a body raised, which does not serve any more.
+
+    If the definition raises, too, the arguments are to blame and the body goes on to serve.
+    """
+    result = definitions[body.name](*args)
     with _lock:
-        if dispatch.settled.get(offer.body):
-            dispatch.settled[offer.body] = False
-            _warn(offer, said(error))
-    return True
+        if settled.get(body.function):
+            settled[body.function] = False
+            _warn(body, reason(error))
+    return result
 
 
-def said(error: BaseException) -> str:
-    """An error as the reason of a verdict."""
+def reason(error: BaseException) -> str:
+    """An error as the reason of a verdict, on one line."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return one_line(f"{type(error).__name__}: {first}" if first else type(error).__name__)
 
 
-def _unwatched(offer: Offer) -> bool:
-    """jax has no other body, and no definition, that could serve its arrays."""
-    return switched_off("LLAMA_LAYERS_VERIFY") is not None or offer.library == "jax"
+def _unwatched() -> bool:
+    return switched_off("LLAMA_LAYERS_VERIFY") is not None
 
 
-def _found(offer: Offer) -> Verdict:
-    verdicts = _verdicts(offer.library)
-    ours = _is_ours(offer)
-    verdict = verdicts.get(offer) if ours else None
+def _found(body: Body) -> Verdict:
+    verdicts = _verdicts(body.library)
+    ours = _is_ours(body)
+    verdict = verdicts.get(str(body)) if ours else None
     if verdict is None:
-        if offer.library == "cupy" and machine.captures():
+        if body.library == "cupy" and machine.captures():
             raise BackendError(
-                f"{offer} was not tried on this GPU yet, and cannot be while a stream captures: "
+                f"{body} was not tried on this GPU yet, and cannot be while a stream captures: "
                 "run it once before"
             )
-        _announce(offer)
-        verdict, lasts = tried(offer)
+        if body.route not in ("NumPy", "CuPy"):  # it is compiled first
+            announce(f"trying {body} on this machine, once")
+        verdict, lasts = tried(body)
         if lasts and ours:
-            verdicts.put(offer, verdict)
+            verdicts.put(str(body), verdict)
     return verdict
 
 
-def tried(offer: Offer) -> tuple[Verdict, bool]:
+def tried(body: Body) -> tuple[Verdict, bool]:
     """The verdict on a body, and whether it would be the same another time."""
-    checks: Any = importlib.import_module("llama_layers.verify.bodies")
+    trials: Any = importlib.import_module("llama_layers.verify.bodies")
     try:
-        verdict: Verdict = checks.verdict_on(offer)
-    except Exception as error:  # a kernel that does not compile raises what its compiler has
-        return Verdict(None, said(error)), not isinstance(error, MemoryError | OSError)
+        verdict: Verdict = trials.verdict_on(body)
+    except Exception as error:  # a compiler or a driver raises errors of its own
+        return Verdict(None, reason(error)), not isinstance(error, MemoryError | OSError)
     return verdict, True
 
 
-def remember(offer: Offer, verdict: Verdict) -> None:
-    """Take a verdict that was found anew for the one of this machine."""
+def remember(body: Body, verdict: Verdict) -> None:
+    """Replace the verdict on a body on this machine."""
     with _lock:
-        if _is_ours(offer):
-            _verdicts(offer.library).put(offer, verdict)
-        dispatch.settled[offer.body] = verdict.passed
+        if _is_ours(body):
+            _verdicts(body.library).put(str(body), verdict)
+        settled[body.function] = verdict.passed
 
 
-def _is_ours(offer: Offer) -> bool:
+def _is_ours(body: Body) -> bool:
     """Whether a body is of our sources, on which verdicts depend, and not put in by a caller."""
-    code = getattr(offer.body, "__code__", None)
-    return code is not None and Path(code.co_filename).is_relative_to(_PACKAGE)
+    function: Any = body.function
+    while function is not None:
+        code = getattr(function, "__code__", None)
+        if code is None or not Path(code.co_filename).is_relative_to(_PACKAGE):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
 
 
 @cache
 def _verdicts(library: str) -> Verdicts:
-    """What is remembered, read once in a process."""
+    """The verdicts of this machine, read once in a process."""
     return Verdicts(library)
 
 
-def _announce(offer: Offer) -> None:
-    """Say what takes long, where somebody may be looking on."""
-    slow = offer.route not in ("NumPy", "CuPy")
-    if slow and (sys.stderr.isatty() or "ipykernel" in sys.modules):
-        print(f"llama_layers: trying {offer} on this machine, once ...", file=sys.stderr)
-
-
-def _warn(offer: Offer, problem: str) -> None:
+def _warn(body: Body, problem: str) -> None:
     warnings.warn(
-        f"{offer} is not used on {machine.short(offer.library)}: {problem}. Slower code serves; "
+        f"{body} is not used on {machine.summary(body.library)}: {problem}. Slower code serves; "
         "`llama-layers info --verify` tries again.",
         RuntimeWarning,
         stacklevel=2,

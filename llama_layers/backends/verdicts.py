@@ -1,4 +1,4 @@
-"""What was found of bodies on this machine, kept in the cache directory."""
+"""Verdicts on bodies on this machine, kept in the cache directory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_layers.arrays.dispatch import Offer
 from llama_layers.backends import machine
 from llama_layers.files.output import cache_directory, write_atomically
 
@@ -21,7 +20,7 @@ class Verdict:
     Attributes
     ----------
     ratio : float or None
-        The largest error over its limit; None if there is none, since it raised.
+        The largest error over its limit; None if the body raised.
     problem : str or None
         Why it is not used.
     """
@@ -36,25 +35,25 @@ class Verdict:
 
 
 class Verdicts:
-    """The verdicts on the bodies for a library's arrays, under what they depend on.
+    """The verdicts on the bodies for a library's arrays, in a file named after what they depend on.
 
-    A file that cannot be read or makes no sense holds none, and one that cannot be written is not:
-    then each process finds out for itself.
+    A file that cannot be read or makes no sense counts as empty. If it cannot be written, each
+    process finds out for itself.
     """
 
     def __init__(self, library: str) -> None:
-        self._facts = machine.facts(library)
+        self._facts = machine.describe(library)
         key = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:24]
         self._path = cache_directory() / "bodies" / f"{library}-{key}.json"
         self._known = _read(self._path)
 
-    def get(self, offer: Offer) -> Verdict | None:
-        """What is known of a body."""
-        return self._known.get(str(offer))
+    def get(self, body: str) -> Verdict | None:
+        """The verdict on a body, if it is known."""
+        return self._known.get(body)
 
-    def put(self, offer: Offer, verdict: Verdict) -> None:
+    def put(self, body: str, verdict: Verdict) -> None:
         """Remember it, beside what other processes may have found since."""
-        self._known = _read(self._path) | self._known | {str(offer): verdict}
+        self._known = _read(self._path) | self._known | {body: verdict}
         content = {
             "machine": self._facts,
             "bodies": {name: asdict(found) for name, found in self._known.items()},

@@ -1,60 +1,49 @@
-"""How much faster bodies are than their definitions, on a prompt of a small model."""
+"""Time bodies against their definitions, on a prompt of a small model."""
 
 from __future__ import annotations
 
 import importlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from llama_layers.arrays.dispatch import Body, Offer, only, taken
+from llama_layers.arrays.dispatch import Function, definitions, only
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy
-from llama_layers.bench.models import Numbers, with_layers
+from llama_layers.backends.libraries import cupy
+from llama_layers.backends.trust import Body
+from llama_layers.bench.models import RandomWeights, with_layers
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.layers.attention import attend
 from llama_layers.layers.cache import KVCache
-from llama_layers.layers.linear import linear_2d
 from llama_layers.layers.mask import Mask
-from llama_layers.layers.mlp import gate_with_silu
-from llama_layers.layers.norm import normalise
-from llama_layers.layers.rope import rope_table, rotate
+from llama_layers.layers.rope import rope_table
 from llama_layers.model.forward import forward
 from llama_layers.model.generate import generate
 
 CONFIG = with_layers(LlamaConfig.smollm2_135m(), 4)
 TOKENS = (512, 4)
-"""Of the prompt; the smaller one for bodies that take few tokens only."""
+"""Tokens of the prompt; the smaller number for bodies that take few tokens only."""
 ROUNDS = 5
 
 
-def times_as_fast(offer: Offer) -> float | None:
-    """How many times as long as a body its definition takes.
+def times_as_fast(body: Body) -> float | None:
+    """Divide the time of a definition by that of its body: the best of a few rounds in turns.
 
-    Parameters
-    ----------
-    offer : Offer
-        The body, and whose arrays it takes.
-
-    Returns
-    -------
-    float or None
-        The best time of the definition over the best of the body, of a few rounds by turns. None
-        for a body that does something else than its definition.
+    Returns None for a body that does something other than its definition.
     """
-    if offer.name == "activations":  # the definition leaves embeddings as they are
+    if body.name == "activations":  # the definition leaves embeddings as they are
         return None
-    dtype = "float32" if offer.library == "numpy" else "bfloat16"
-    whole = offer.name in ("decoder_layers", "drawn_tokens")
-    pair = _decoding(offer, dtype) if whole else _operation(offer, dtype)
+    dtype = "float32" if body.library == "numpy" else "bfloat16"
+    whole = body.name in ("decoder_layers", "decode_loop")
+    pair = _decoding(body, dtype) if whole else _operation(body, dtype)
     if pair is None:
         return None
     best = [math.inf, math.inf]
-    wait = _waiting(offer.library)
+    wait = _waiting(body.library)
     for round_ in range(1 + ROUNDS):  # the first warms up
         for index, call in enumerate(pair):
             wait()
@@ -69,27 +58,26 @@ def times_as_fast(offer: Offer) -> float | None:
 def _waiting(library: str) -> Callable[[], Any]:
     if library != "cupy":
         return lambda: None
-    synchronize: Callable[[], Any] = importlib.import_module("cupy").cuda.Device().synchronize
+    synchronize: Callable[[], Any] = cupy().cuda.Device().synchronize
     return synchronize
 
 
 Pair = tuple[Callable[[], Any], Callable[[], Any]]
 
 
-def _operation(offer: Offer, dtype: str) -> Pair | None:
-    xp = namespace(like=importlib.import_module(offer.library).empty(0))
+def _operation(body: Body, dtype: str) -> Pair | None:
+    xp = namespace(like=importlib.import_module(body.library).empty(0))
     for tokens in TOKENS:
-        for definition, arguments in _inputs(xp, dtype, tokens):
-            if definition.__name__ == offer.name and taken(offer.body, xp, *arguments):
-                ways = (offer.body, definition.__wrapped__)
-                body, plain = (partial(way, xp, *arguments) for way in ways)
-                return body, plain
+        arguments = (xp, *_inputs(xp, dtype, tokens)[body.name])
+        if body.function(*arguments) is not NotImplemented:
+            return partial(body.function, *arguments), partial(definitions[body.name], *arguments)
     return None
 
 
-def _inputs(xp: Any, dtype: str, tokens: int) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+def _inputs(xp: Any, dtype: str, tokens: int) -> dict[str, tuple[Any, ...]]:
+    """What each operation gets in a model, apart from the namespace."""
     rng = np.random.default_rng(0)
-    kind = np.dtype(Numbers(dtype).ones(1).dtype)
+    kind = np.dtype(RandomWeights(dtype).ones(1).dtype)
     heads, kv_heads, width = (
         CONFIG.num_attention_heads, CONFIG.num_key_value_heads, CONFIG.head_dim,
     )  # fmt: skip
@@ -101,27 +89,29 @@ def _inputs(xp: Any, dtype: str, tokens: int) -> Iterator[tuple[Any, tuple[Any, 
     slots = from_numpy(np.arange(tokens), xp)
     x, q = drawn(1, tokens, hidden), drawn(1, tokens, heads, width)
     k, v = drawn(1, tokens, kv_heads, width), drawn(1, tokens, kv_heads, width)
-    yield normalise, (x, drawn(hidden), 1e-5)
-    yield rotate, (q, *rope_table(slots, CONFIG, like=x), "half")
-    yield gate_with_silu, (drawn(1, tokens, inner), drawn(1, tokens, inner))
-    yield linear_2d, (drawn(tokens, hidden), drawn(inner, hidden), None)
-    yield attend, (q, k, v, Mask(slots, slots), 1 / math.sqrt(width))
+    return {
+        "normalise": (x, drawn(hidden), 1e-5),
+        "rotate": (q, *rope_table(slots, CONFIG, like=x), "half"),
+        "gate_with_silu": (drawn(1, tokens, inner), drawn(1, tokens, inner)),
+        "linear_2d": (drawn(tokens, hidden), drawn(inner, hidden), None),
+        "attend": (q, k, v, Mask(slots, slots), 1 / math.sqrt(width)),
+    }
 
 
-def _decoding(offer: Offer, dtype: str) -> Pair:
-    """A token, or some of them, after a short prompt."""
-    model = Numbers(dtype, "cupy" if offer.library == "cupy" else "numpy").model(CONFIG)
+def _decoding(body: Body, dtype: str) -> Pair:
+    """Decode one token, or several, after a short prompt."""
+    model = RandomWeights(dtype, "cupy" if body.library == "cupy" else "numpy").model(CONFIG)
     ids = from_numpy(np.arange(8)[None], namespace(like=model.weights.norm))
 
-    def tokens(bodies: dict[str, Body]) -> None:
+    def tokens(bodies: dict[str, Function]) -> None:
         with only(bodies):
             for _ in generate(model, ids, max_new_tokens=8, eos_token_id=()):
                 pass
 
-    def token(bodies: dict[str, Body]) -> None:
+    def token(bodies: dict[str, Function]) -> None:
         with only(bodies):
             forward(model, ids[:, :1], cache=cache)
 
     cache = forward(model, ids, cache=KVCache.create(model, 1, 16)).cache
-    call = token if offer.name == "decoder_layers" else tokens
-    return lambda: call({offer.name: offer.body}), lambda: call({})
+    call = token if body.name == "decoder_layers" else tokens
+    return lambda: call({body.name: body.function}), lambda: call({})

@@ -1,4 +1,4 @@
-"""The picture of a benchmark: how near to the limit each contestant came."""
+"""The picture of a benchmark: how near to the limit each engine came."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLOURS = ("#3b6fb6", "#d9822b", "#4a9a5b", "#b0517d", "#7a6fb0", "#8a7a5c")
 
 
 def draw(path: Path, result: Result) -> None:
-    """Write a picture: a bar for each case and contestant, in percent of the limit's speed."""
+    """Write a picture: a bar for each case and engine, in percent of the limit's speed."""
     names = list(result.numbers)
     bars = len(result.cases) * len(names)
     figure = Figure(figsize=(max(6.0, 2.5 + 0.6 * bars), 4.8), layout="constrained")

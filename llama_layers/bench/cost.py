@@ -1,4 +1,4 @@
-"""What a computation costs at the least: bytes read from memory, and operations."""
+"""The least cost of a computation: bytes read from memory, and operations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.model.weight_names import expected_tensors
+from llama_layers.model.weights import expected_tensors
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Cost:
 
 
 def linear_cost(outputs: int, inputs: int, rows: int, itemsize: int) -> Cost:
-    """Some rows times a matrix [outputs, inputs]."""
+    """Count rows times a matrix [outputs, inputs]."""
     return Cost(outputs * inputs * itemsize, 2 * rows * outputs * inputs)
 
 
 def attention_cost(
     config: LlamaConfig, window: int | None, rows: int, past: int, itemsize: int
 ) -> Cost:
-    """Attention of some tokens of one sequence to themselves and to `past` cached ones.
+    """Count attention of some tokens of one sequence to themselves and to `past` cached ones.
 
     Each query meets each key that it sees in a dot product, and weighs its value: 4 operations for
     each number of a query head. The keys and values of earlier tokens are read; those of these are
@@ -56,7 +56,7 @@ def attention_cost(
 def layers_cost(
     config: LlamaConfig, rows: int, past: int, itemsize: int, cache_itemsize: int, batch: int = 1
 ) -> Cost:
-    """Some tokens of each sequence through all layers, after `past` cached ones."""
+    """Count some tokens of each sequence through all layers, after `past` cached ones."""
     shapes = [s for name, s in expected_tensors(config).items() if name.startswith("model.layers.")]
     cost = Cost(
         sum(map(math.prod, shapes)) * itemsize,
@@ -71,7 +71,7 @@ def layers_cost(
 def model_cost(
     config: LlamaConfig, rows: int, past: int, itemsize: int, cache_itemsize: int, batch: int = 1
 ) -> Cost:
-    """A forward pass of some tokens of each sequence, to the logits of the last ones."""
+    """Count a forward pass of some tokens of each sequence, to the logits of the last ones."""
     embedding_rows_and_norm = (batch * rows + 1) * config.hidden_size * itemsize
     return (
         layers_cost(config, rows, past, itemsize, cache_itemsize, batch)
@@ -83,7 +83,7 @@ def model_cost(
 def decode_cost(
     config: LlamaConfig, tokens: int, past: int, itemsize: int, cache_itemsize: int, batch: int = 1
 ) -> Cost:
-    """Some tokens after `past` others, each in a forward pass of its own; the mean of one pass."""
+    """Count forward passes of one token each, after `past` others; return the mean of a pass."""
     total = Cost(0, 0)
     for token in range(tokens):
         total += model_cost(config, 1, past + token, itemsize, cache_itemsize, batch)

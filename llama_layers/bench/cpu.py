@@ -1,65 +1,75 @@
-"""A processor as the machine that is measured."""
+"""A processor as the machine that is measured: its clock, and how fast it reads and multiplies."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any
 
-from llama_layers.backends.numpy.compiled import compiled_problem
-from llama_layers.bench.limits import Probe
+import numpy as np
+
+from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.bench.machine import load, system
 from llama_layers.bench.result import Limit
 from llama_layers.bench.threads import Threads
 
 # OpenBLAS's idle threads spin for about 0.1 s before they sleep, and take a core from others.
 REST = 0.15
-# What the limits are probed with: more than caches hold, and matrices that they do hold.
+# What the limits are probed with: more bytes than caches hold, and matrices that they do hold.
 READ_BYTES = 256 << 20
 SQUARE = 1024
+TRIES = 3
 
 
 class Cpu:
-    """So many of its threads."""
+    """A processor, with a number of its threads.
+
+    Each thread reads its part of an array by dot products, which let go of the interpreter's lock.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._pool = Threads(threads)
         self._load = load()
-        self._probe = Probe(self._pool, time.perf_counter, READ_BYTES, SQUARE)
+        numbers = np.ones(READ_BYTES // 4, np.float32)
+        self._parts = [np.array_split(part, 2) for part in np.array_split(numbers, threads)]
+        self._square = np.ones((SQUARE, SQUARE), np.float32)
+        self._reading = Limit("dot products over an array that no cache holds", [])
+        self._multiplying = Limit(f"float32 products of {SQUARE} x {SQUARE} matrices in NumPy", [])
 
-    def reserved(self) -> AbstractContextManager[Any]:
-        """Every BLAS has so many threads."""
+    def pinned(self) -> AbstractContextManager[Any]:
+        """Set the number of threads of every BLAS."""
         return self._pool.applied()
 
-    def rest(self) -> None:
+    def settle(self) -> None:
         """Wait until idle threads sleep."""
         time.sleep(REST)
 
     def timed(self, call: Callable[[], Any]) -> float:
-        """The seconds that a call takes."""
+        """Return the seconds that a call takes."""
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
 
     def probe(self) -> None:
-        """Try how fast it reads and multiplies."""
-        self._probe()
+        """Try a few times how fast it reads and multiplies."""
+        with self._pool.one_for_blas(), ThreadPoolExecutor(self.threads) as pool:
+            for _ in range(TRIES):
+                seconds = self.timed(lambda: list(pool.map(_dot, self._parts)))
+                self._reading.rates.append(READ_BYTES / seconds)
+        for _ in range(TRIES):
+            seconds = self.timed(lambda: self._square @ self._square)
+            self._multiplying.rates.append(2 * SQUARE**3 / seconds)
 
     def limits(self) -> tuple[Limit, Limit]:
-        """Reading and multiplying, as they were probed."""
-        return (
-            Limit("dot products over an array that no cache holds", self._probe.reading),
-            Limit(
-                f"float32 products of {SQUARE} x {SQUARE} matrices in NumPy",
-                self._probe.multiplying,
-            ),
-        )
+        """Return the limits of reading and multiplying, as they were probed."""
+        return self._reading, self._multiplying
 
-    def facts(self) -> dict[str, str]:
-        """What it is, and what it computes with."""
+    def describe(self) -> dict[str, str]:
+        """Describe the processor and what it computes with."""
         compiled = compiled_problem() or f"by numba {version('numba')}"
         return {
             **system(),
@@ -67,3 +77,8 @@ class Cpu:
             "our compiled bodies": compiled,
             **self._load,
         }
+
+
+def _dot(halves: list[np.ndarray]) -> None:
+    shorter = halves[1].size  # array_split makes the first ones longer by one
+    np.dot(halves[0][:shorter], halves[1])

@@ -11,9 +11,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from llama_layers.backends.cupy import cublas
+from llama_layers.backends.cupy.detect import device_name
 from llama_layers.bench.job import Kind
 from llama_layers.bench.machine import load, system
-from llama_layers.bench.models import Numbers
+from llama_layers.bench.models import RandomWeights
 from llama_layers.bench.result import Limit
 
 # What the limits are probed with: more than a cache holds, and matrices that keep all
@@ -41,8 +42,8 @@ class Gpu:
         self._asked_ahead = kind == "qkv"
         self._load = load()
         self._copies = [self._cupy.zeros(COPIED, dtype=self._cupy.uint8) for _ in range(2)]
-        numbers = Numbers(dtype, "cupy")
-        self._a, self._b = (numbers.matrix(SQUARE, SQUARE) for _ in range(2))
+        weights = RandomWeights(dtype, "cupy")
+        self._a, self._b = (weights.matrix(SQUARE, SQUARE) for _ in range(2))
         self._product = self._cupy.empty((SQUARE, SQUARE), dtype=self._a.dtype)
         self._multiply()  # once untimed: cuBLAS takes its memory
         self._reading = Limit(f"copies of {COPIED >> 20} MiB on the GPU, read and written", [])
@@ -50,26 +51,26 @@ class Gpu:
             f"{dtype} products of {SQUARE} x {SQUARE} matrices of random numbers in cuBLAS", []
         )
 
-    def reserved(self) -> AbstractContextManager[Any]:
-        """Nothing is set on a GPU."""
+    def pinned(self) -> AbstractContextManager[Any]:
+        """Do nothing: a GPU has no such setting."""
         return nullcontext()
 
-    def rest(self) -> None:
+    def settle(self) -> None:
         """Wait until the GPU is idle."""
         self._cupy.cuda.Device().synchronize()
 
     def timed(self, call: Callable[[], Any]) -> float:
-        """The seconds that a call takes."""
+        """Return the seconds that a call takes."""
         if self._asked_ahead:
             return self.timed_by_events(call)
-        self.rest()
+        self.settle()
         start = time.perf_counter()
         call()
-        self.rest()
+        self.settle()
         return time.perf_counter() - start
 
     def timed_by_events(self, call: Callable[[], Any]) -> float:
-        """The seconds that the GPU takes, with no wait for Python; again, if it had to wait."""
+        """Return the seconds that the GPU takes; time again if it had to wait for Python."""
         start, end = (self._cupy.cuda.Event() for _ in range(2))
         ahead = FEWEST_AHEAD
         while True:
@@ -92,14 +93,14 @@ class Gpu:
             self._multiplying.rates.append(2 * SQUARE**3 / seconds)
 
     def limits(self) -> tuple[Limit, Limit]:
-        """Reading and multiplying, as they were probed."""
+        """Return the limits of reading and multiplying, as they were probed."""
         return self._reading, self._multiplying
 
-    def facts(self) -> dict[str, str]:
-        """What it is, and what it computes with."""
+    def describe(self) -> dict[str, str]:
+        """Describe the GPU and what it computes with."""
         runtime = self._cupy.cuda.runtime
         return {
-            "GPU": described(),
+            "GPU": device_name(),
             "driver": driver(),
             "CUDA": _dotted(runtime.runtimeGetVersion()),
             "CuPy": self._cupy.__version__,
@@ -119,18 +120,8 @@ class Gpu:
         cublas.matmul(self._a, self._b.T, self._product)
 
 
-def described() -> str:
-    """The name of the current device, its multiprocessors and its memory."""
-    cupy: Any = importlib.import_module("cupy")
-    of = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
-    return (
-        f"{of['name'].decode()}, {of['multiProcessorCount']} multiprocessors, compute capability "
-        f"{of['major']}.{of['minor']}, {of['totalGlobalMem'] / 2**30:.0f} GiB"
-    )
-
-
 def driver() -> str:
-    """The version of NVIDIA's driver, as its own tool tells it."""
+    """Return the version of NVIDIA's driver, as its own tool tells it."""
     if (tool := shutil.which("nvidia-smi")) is None:
         return "unknown"
     command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]

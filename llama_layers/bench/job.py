@@ -1,4 +1,4 @@
-"""What is computed: the same for every contestant."""
+"""What is computed: the same for every engine."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ MOST_COPIES = 64
 
 
 def copies(nbytes: int, backend: Backend = "numpy") -> int:
-    """How many copies of something are enough to be read from memory each time."""
+    """Return how many copies of some bytes are enough to be read from memory each time."""
     return min(MOST_COPIES, math.ceil(UNCACHED[backend] / nbytes))
 
 
 def placed(array: NDArray[Any], like: Any) -> Any:
-    """A NumPy array where another array is."""
+    """Move a NumPy array to where another array is."""
     return (
         array
         if isinstance(like, np.ndarray)
@@ -50,7 +50,7 @@ class QKVJob:
     Attributes
     ----------
     weights : sequence of QKVWeights
-        Equal copies, each used once in a timed call.
+        Copies of one size, each used once in a timed call.
     sizes : sequence of int
         Tokens of the cases.
     """
@@ -61,36 +61,36 @@ class QKVJob:
 
     @property
     def dtype(self) -> str:
-        """Of the weights."""
+        """The dtype of the weights."""
         return dtype_name(self.weights[0].fused.dtype)
 
     @property
     def units(self) -> int:
-        """Products in a timed call."""
+        """The number of products in a timed call."""
         return len(self.weights)
 
     def x(self, size: int) -> Any:
-        """Hidden states [1, S, hidden_size]: float32 in NumPy, elsewhere as the weights are."""
+        """Draw hidden states [1, S, hidden_size]: float32 in NumPy, else in the weights' dtype."""
         rng = np.random.default_rng(size)
         x = rng.standard_normal((1, size, self.weights[0].hidden_size), np.float32)
         fused = self.weights[0].fused
         return placed(x if isinstance(fused, np.ndarray) else x.astype(fused.dtype), fused)
 
     def cost(self, size: int) -> Cost:
-        """Of one product."""
+        """The cost of one product."""
         outputs, inputs = self.weights[0].fused.shape
         return linear_cost(outputs, inputs, size, FLOATS[self.dtype].itemsize)
 
     def case(self, size: int) -> str:
-        """What a case is called."""
+        """The name of a case."""
         return f"S = {size}"
 
     def tokens(self, size: int) -> int | None:
-        """Tokens of one unit, where a rate of them says something."""
+        """The tokens of one unit, where a rate of them means something."""
         return None
 
     def title(self) -> str:
-        """What is measured."""
+        """Say what is measured."""
         outputs, inputs = self.weights[0].fused.shape
         return f"Q, K and V: {inputs} to {outputs}, {self.dtype} weights, {_times(self.units)}"
 
@@ -102,11 +102,11 @@ class ModelJob:
     Attributes
     ----------
     model : Llama
-        The model; for a layer, one of a few words and of copies of the layer.
+        The model; for "layer", copies of one layer and a small vocabulary.
     kind : {"layer", "decode", "prefill"}
-        What a unit is: a layer, a token, or a prompt.
+        The kind of a unit: a layer, a token, or a prompt.
     sizes : sequence of int
-        Tokens of the cases; for "decode" those in the cache before.
+        Tokens of the cases; for "decode" the tokens in the cache before.
     context : int
         For "layer": tokens in the cache before.
     steps : int
@@ -124,40 +124,40 @@ class ModelJob:
 
     @property
     def config(self) -> LlamaConfig:
-        """Of the model."""
+        """The config of the model."""
         return self.model.config
 
     @property
     def dtype(self) -> str:
-        """Of the weights."""
+        """The dtype of the weights."""
         return dtype_name(self.model.weights.embed_tokens.dtype)
 
     @property
     def draws(self) -> bool:
-        """Whether tokens are drawn and fed back on the device, and are not given."""
+        """Whether tokens are drawn and fed back on the device instead of given."""
         return self.kind == "decode" and is_cupy_array(self.model.weights.embed_tokens)
 
     @property
     def units(self) -> int:
-        """Of which a timed call has so many."""
+        """The number of units in a timed call."""
         return {"layer": self.config.num_hidden_layers, "decode": self.steps, "prefill": 1}[
             self.kind
         ]
 
     def passes(self, size: int) -> tuple[int, list[int]]:
-        """How many tokens the cache holds before, and those of each timed pass."""
+        """Return how many tokens the cache holds before, and those of each timed pass."""
         if self.kind == "decode":
             return size, [1] * self.steps
         return (self.context if self.kind == "layer" else 0), [size]
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
-        """Token ids [B, T] that are enough for every case, and begin all of them."""
+        """Token ids [B, T], of which every case takes the first ones."""
         longest = max(before + sum(parts) for before, parts in map(self.passes, self.sizes))
         return np.random.default_rng(0).integers(0, self.config.vocab_size, (self.batch, longest))
 
     def cost(self, size: int) -> Cost:
-        """Of one unit."""
+        """The cost of one unit."""
         stored = FLOATS[self.dtype].itemsize
         cached = KVCache.create(self.model, 1, 1).keys[0].dtype.itemsize
         if self.kind == "layer":
@@ -167,17 +167,17 @@ class ModelJob:
         return model_cost(self.config, size, 0, stored, cached)
 
     def case(self, size: int) -> str:
-        """What a case is called."""
+        """The name of a case."""
         if self.kind == "layer":
             return f"S = {size}"
         return f"after {size} tokens" if self.kind == "decode" else f"{size} tokens"
 
     def tokens(self, size: int) -> int | None:
-        """Tokens of one unit, where a rate of them says something."""
+        """The tokens of one unit, where a rate of them means something."""
         return {"layer": None, "decode": self.batch, "prefill": size}[self.kind]
 
     def title(self) -> str:
-        """What is measured."""
+        """Say what is measured."""
         c = self.config
         heads = f"{c.num_attention_heads} query and {c.num_key_value_heads} key/value heads"
         sizes = f"hidden size {c.hidden_size}, MLP {c.intermediate_size}, {heads}"

@@ -1,4 +1,4 @@
-"""What a run is made on and with."""
+"""The machine that a benchmark runs on, and what is said of it."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ class Machine(Protocol):
 
     @property
     def threads(self) -> int | None:
-        """Of every contestant; None where nobody sets them."""
+        """The threads of every engine; None where nobody sets them."""
 
-    def reserved(self) -> AbstractContextManager[Any]:
-        """While contestants are made and timed."""
+    def pinned(self) -> AbstractContextManager[Any]:
+        """Hold the settings under which engines are made and timed."""
 
-    def rest(self) -> None:
-        """Wait until what was done before disturbs no more."""
+    def settle(self) -> None:
+        """Wait until what was done before no longer disturbs."""
 
     def timed(self, call: Callable[[], Any]) -> float:
-        """The seconds that a call takes."""
+        """Return the seconds that a call takes."""
 
     def probe(self) -> None:
         """Try how fast it reads and multiplies."""
 
     def limits(self) -> tuple[Limit, Limit]:
-        """Reading and multiplying, as they were probed."""
+        """Return the limits of reading and multiplying, as they were probed."""
 
-    def facts(self) -> dict[str, str]:
-        """What it is, and what it computes with."""
+    def describe(self) -> dict[str, str]:
+        """Describe the machine and what it computes with."""
 
 
 def system() -> dict[str, str]:
-    """Processor, system and versions, which say something of every machine."""
+    """Describe the processor, the system and the versions."""
     return {
         "processor": f"{processor()}, {available_threads()} cores",
         "system": f"{platform.system()} {platform.machine()}",
@@ -52,7 +52,7 @@ def system() -> dict[str, str]:
 
 
 def own_version() -> str:
-    """Of this package, if it is installed."""
+    """The version of this package, if it is installed."""
     try:
         return version("llama-layers")
     except PackageNotFoundError:

@@ -1,17 +1,25 @@
-"""A job, measured: contestants in turns, with the machine's limits probed in between."""
+"""A job, measured: engines in turns, with the machine's limits probed in between."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any, TypeVar
 
-from llama_layers.bench.agreement import check_agreement
-from llama_layers.bench.contestants import PEERS, contestants
+import numpy as np
+
+from llama_layers.bench.engine import Engine
+from llama_layers.bench.engines import make_engines
 from llama_layers.bench.job import Job
 from llama_layers.bench.machine import Machine
 from llama_layers.bench.result import Case, Result
-from llama_layers.bench.rounds import run_rounds
 from llama_layers.bench.threads import available_threads
+from llama_layers.errors import BackendError
+
+T = TypeVar("T")
+# Relative to the norm of the result. Other work, such as a transposed matrix, is off by about 1.4;
+# a model of many layers in 16-bit formats by some 0.05.
+TOLERANCES = {"float32": 1e-2, "bfloat16": 0.3, "float16": 0.3}
 
 
 def measure(
@@ -22,60 +30,58 @@ def measure(
     rounds: int,
     progress: Callable[[], None] = lambda: None,
 ) -> Result:
-    """Time ourselves and some peers.
+    """Time our own engine and others.
 
     Parameters
     ----------
     job : QKVJob or ModelJob
         What to compute, with weights on the machine.
     names : sequence of str
-        The peers, of `contestants.PEERS`.
+        The other engines.
     machine : Machine
-        What computes it.
+        The machine that computes it.
     rounds : int
-        How often each is timed, at each size.
+        How often each engine is timed, at each size.
     progress : callable, optional
         Called before each round.
 
     Returns
     -------
     Result
-        What was found.
+        The times and the limits.
 
     Raises
     ------
     BackendError
-        If a contestant does other work.
+        If the results of two engines differ.
     """
+
+    def between() -> None:
+        progress()
+        machine.settle()
+        machine.probe()
+
     with ExitStack() as closing:
-        closing.enter_context(machine.reserved())
-        taking_part = contestants(names, job, machine.threads or available_threads(), closing)
-        check_agreement(taking_part, job.sizes, job.dtype)
-
-        def between() -> None:
-            progress()
-            machine.rest()
-            machine.probe()
-
+        closing.enter_context(machine.pinned())
+        threads = machine.threads or available_threads()
+        engines, versions = make_engines(names, job, threads, closing)
+        check_agreement(engines, job.sizes, job.dtype)
         seconds = run_rounds(
-            taking_part,
+            engines,
             job.sizes,
             rounds=rounds,
             timed=machine.timed,
-            rest=machine.rest,
+            settle=machine.settle,
             between=between,
         )
-    packages: dict[str, str] = {}
-    for name in names:
-        packages |= PEERS[name].versions()
     reading, multiplying = machine.limits()
     return Result(
         title=job.title(),
         threads=machine.threads,
-        machine=machine.facts() | packages,
+        machine=machine.describe() | versions,
         reading=reading,
         multiplying=multiplying,
-        numbers={contestant.name: contestant.numbers for contestant in taking_part},
+        numbers={engine.name: engine.numbers for engine in engines},
         cases=[
             Case(
                 job.case(size),
@@ -86,3 +92,60 @@ def measure(
             for size in job.sizes
         ],
     )
+
+
+def check_agreement(engines: Sequence[Engine], sizes: Sequence[int], dtype: str) -> None:
+    """Run each engine once, which warms it up; raise BackendError if its result is another.
+
+    This sees that all do the same work. It is a quick look, and not a check by bounds.
+    """
+    for size in sizes:
+        first = None
+        for engine in engines:
+            result = engine.to_numpy(engine.prepare(size)())
+            numbers = np.asarray(result, np.float64).ravel()
+            if first is None:
+                first = numbers
+            same_size = numbers.size == first.size
+            off = np.linalg.norm(numbers - first) / np.linalg.norm(first) if same_size else np.inf
+            if not off <= TOLERANCES[dtype]:
+                raise BackendError(
+                    f"{engine.name}: does other work at size {size}: expected the result of "
+                    f"{engines[0].name} within {TOLERANCES[dtype]:g}, got {off:.2g} off"
+                )
+
+
+def run_rounds(
+    engines: Sequence[Engine],
+    sizes: Sequence[int],
+    *,
+    rounds: int,
+    timed: Callable[[Callable[[], Any]], float],
+    settle: Callable[[], None],
+    between: Callable[[], None],
+) -> dict[int, dict[str, list[float]]]:
+    """Time every engine once in each round, at each size.
+
+    The engine that goes first changes from round to round, so that a change of the machine's
+    speed falls on all of them. `settle` is called before each turn, since threads of the engine
+    before spin for a while when their work is done; `between` is called before each round.
+
+    Returns the seconds of each call, by size and name, in the order of the rounds.
+    """
+    found: dict[int, dict[str, list[float]]] = {
+        size: {engine.name: [] for engine in engines} for size in sizes
+    }
+    for number in range(rounds):
+        between()
+        for size in sizes:
+            for engine in rotated(engines, number):
+                settle()
+                call = engine.prepare(size)
+                found[size][engine.name].append(timed(call))
+    return found
+
+
+def rotated(items: Sequence[T], by: int) -> list[T]:
+    """Return the items from another one on, around the end."""
+    first = by % len(items)
+    return [*items[first:], *items[:first]]

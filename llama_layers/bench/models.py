@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,31 +17,25 @@ from llama_layers.checkpoint import load, open_checkpoint
 from llama_layers.checkpoint.hub import hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.config.presets import PublishedSizes
-from llama_layers.layers.weights import (
-    AttentionWeights,
-    LayerWeights,
-    LlamaWeights,
-    MLPWeights,
-    QKVWeights,
-)
+from llama_layers.config.presets import Preset
+from llama_layers.layers.weights import QKVWeights
 from llama_layers.model.llama import Llama
-from llama_layers.model.weight_names import expected_tensors
+from llama_layers.model.weights import LlamaWeights, expected_tensors
 
-PRESETS = {name.replace("_", "-"): name for name in vars(PublishedSizes) if name[0] != "_"}
-# The part of the memory that weights may take.
+PRESETS = {k.replace("_", "-"): k for k, v in vars(LlamaConfig).items() if isinstance(v, Preset)}
+# The share of the memory that weights may take.
 SHARE = 0.7
 
 Backend = Literal["numpy", "cupy"]
 
 
 def is_checkpoint(name: str) -> bool:
-    """Whether a name is one that `load` takes, and not of a published size only."""
+    """Whether `load` takes a name, which may else be that of a published size only."""
     return Path(name).exists() or name in KNOWN_MODELS or hub_name(name) is not None
 
 
 def config_of(name: str) -> LlamaConfig:
-    """The config of a checkpoint or of a published size."""
+    """Return the config of a checkpoint or of a published size."""
     pulled = name in KNOWN_MODELS and cached_path(name).exists()
     if Path(name).exists() or pulled or hub_name(name) is not None:
         return open_checkpoint(name).config
@@ -54,7 +49,7 @@ def config_of(name: str) -> LlamaConfig:
 
 
 def with_layers(config: LlamaConfig, count: int) -> LlamaConfig:
-    """The config with another number of layers, all of the kind of those that it begins with."""
+    """Change the number of layers of a config, repeating the kinds of its first ones."""
     kinds = config.layer_types
     if kinds is not None:
         kinds = tuple(kinds[i % len(kinds)] for i in range(count))
@@ -62,7 +57,7 @@ def with_layers(config: LlamaConfig, count: int) -> LlamaConfig:
 
 
 def opened_model(name: str, dtype: str, layers: int | None, backend: Backend = "numpy") -> Llama:
-    """A checkpoint, or its first layers only."""
+    """Load a checkpoint, or its first layers only."""
     model = load(name, dtype=dtype, backend=backend)
     count = model.config.num_hidden_layers
     if layers is None or layers == count:
@@ -76,8 +71,8 @@ def opened_model(name: str, dtype: str, layers: int | None, backend: Backend = "
     return Llama(with_layers(model.config, layers), first, model.open_tokenizer)
 
 
-class Numbers:
-    """Numbers for weights of a dtype: normal ones from a block that is used again and again.
+class RandomWeights:
+    """Random weights of a dtype: normal numbers from a block that is used again and again.
 
     Drawing each of billions would take minutes, and no speed depends on it. Each matrix begins
     elsewhere in the block: an engine that finds two equal ones might keep only one. What fills a
@@ -91,7 +86,7 @@ class Numbers:
         self._made = 0
 
     def matrix(self, outputs: int, inputs: int) -> Any:
-        """A matrix [out, in] that keeps the size of a row."""
+        """Make a matrix [out, in] that keeps the size of a row."""
         self._made += 1
         scaled = (self._block / np.float32(math.sqrt(inputs))).astype(self._dtype)
         integers = np.dtype(f"u{self._dtype.itemsize}")
@@ -103,11 +98,11 @@ class Numbers:
         return flat.view(self._dtype).reshape(outputs, inputs)
 
     def ones(self, count: int) -> Any:
-        """The weight of a norm."""
+        """Make the weight of a norm."""
         return self._xp.asarray(np.ones(count, self._dtype))
 
     def qkv(self, config: LlamaConfig) -> QKVWeights:
-        """Fused projections; no biases."""
+        """Make fused projections without biases."""
         heads = config.num_attention_heads + 2 * config.num_key_value_heads
         return QKVWeights(
             self.matrix(heads * config.head_dim, config.hidden_size),
@@ -115,36 +110,37 @@ class Numbers:
             config.num_key_value_heads,
         )
 
-    def layer(self, config: LlamaConfig) -> LayerWeights:
-        """One decoder layer."""
-        hidden, inner = config.hidden_size, config.intermediate_size
-        o_proj = self.matrix(hidden, config.num_attention_heads * config.head_dim)
-        return LayerWeights(
-            self.ones(hidden),
-            AttentionWeights(self.qkv(config), o_proj),
-            self.ones(hidden),
-            MLPWeights(
-                self.matrix(inner, hidden), self.matrix(inner, hidden), self.matrix(hidden, inner)
-            ),
-        )
-
     def model(self, config: LlamaConfig) -> Llama:
-        """All layers."""
-        embedding = self.matrix(config.vocab_size, config.hidden_size)
-        tied = config.tie_word_embeddings
-        return Llama(
-            config,
-            LlamaWeights(
-                embedding,
-                [self.layer(config) for _ in range(config.num_hidden_layers)],
-                self.ones(config.hidden_size),
-                embedding if tied else self.matrix(config.vocab_size, config.hidden_size),
-            ),
-        )
+        """Make a model without biases."""
+        weights = LlamaWeights.from_named(_Tensors(self, config), config)
+        list(weights.layers)  # made now, and not when they are first used
+        return Llama(config, weights)
+
+
+class _Tensors(Mapping[str, Any]):
+    """Random tensors of a model by name; Q, K and V in one piece."""
+
+    def __init__(self, weights: RandomWeights, config: LlamaConfig) -> None:
+        self._weights, self._shapes = weights, expected_tensors(config)
+
+    def rows(self, names: tuple[str, ...]) -> Any:
+        """Make one array for all of these names, their rows below each other."""
+        outputs = sum(self._shapes[name][0] for name in names)
+        inputs = self._shapes[names[0]][1:]
+        return self._weights.matrix(outputs, *inputs) if inputs else self._weights.ones(outputs)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.rows((name,))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def without_biases(config: LlamaConfig) -> LlamaConfig:
-    """A config that random weights fit; adding biases takes no time worth measuring."""
+    """Drop the biases from a config: adding them takes no time worth measuring."""
     kind = "llama" if config.model_type == "qwen2" else config.model_type
     return replace(config, model_type=kind, attention_bias=False, mlp_bias=False)
 
@@ -156,40 +152,21 @@ def random_model(
     engines: int,
     backend: Backend = "numpy",
 ) -> Llama:
-    """A model of some size with random weights, and as many layers as there is memory for.
+    """Make a model of some size with random weights.
 
-    Parameters
-    ----------
-    config : LlamaConfig
-        The size.
-    dtype : str
-        Of the weights.
-    layers : int or None
-        How many layers; None for as many as fit, up to those of the config.
-    engines : int
-        How many take part. On a CPU each holds the weights; on a GPU they share them.
-    backend : {"numpy", "cupy"}
-        Where the weights are.
-
-    Returns
-    -------
-    Llama
-        The model.
-
-    Raises
-    ------
-    MemoryError
-        If not even one layer fits.
+    It has a number of layers, or without one as many of the config's as fit into memory: on a
+    CPU each engine holds the weights, on a GPU they share them. Raises MemoryError if not even
+    one layer fits.
     """
     config = without_biases(config)
     if layers is None:
         memory = available_memory() / engines if backend == "numpy" else available_on_gpu()
         layers = layers_that_fit(config, dtype, int(memory * SHARE))
-    return Numbers(dtype, backend).model(with_layers(config, layers))
+    return RandomWeights(dtype, backend).model(with_layers(config, layers))
 
 
 def layers_that_fit(config: LlamaConfig, dtype: str, nbytes: int) -> int:
-    """How many layers of a model fit into some bytes, up to those of the config."""
+    """Return how many layers of a model fit into some bytes, up to those of the config."""
     itemsize = FLOATS[dtype].itemsize
     sizes = [
         itemsize * sum(map(math.prod, expected_tensors(with_layers(config, count)).values()))
@@ -206,7 +183,7 @@ def layers_that_fit(config: LlamaConfig, dtype: str, nbytes: int) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping; half of all where the system does not tell."""
+    """Return the free bytes of memory; half of all where the system does not tell."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
@@ -216,6 +193,6 @@ def available_memory() -> int:
 
 
 def available_on_gpu() -> int:
-    """Bytes that the current device has left."""
+    """Return the free bytes of the current device."""
     free, _ = importlib.import_module("cupy").cuda.runtime.memGetInfo()
     return int(free)

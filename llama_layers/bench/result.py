@@ -1,4 +1,4 @@
-"""What a benchmark found, and the arithmetic of it."""
+"""The times of a benchmark, and the arithmetic on them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from llama_layers.bench.contestants import OURS
 from llama_layers.bench.cost import Cost
+from llama_layers.bench.own_engine import NAME
 
 FORMAT = 1
 
@@ -33,13 +33,13 @@ class Case:
     Attributes
     ----------
     name : str
-        Such as "S = 8".
+        For example "S = 8".
     cost : Cost
-        Of one unit: a product, a layer, a token or a prompt.
+        The cost of one unit: a product, a layer, a token or a prompt.
     tokens : int or None
-        Tokens of a unit, where a rate of them says something.
+        Tokens of a unit, where a rate of them means something.
     seconds : dict of str to list of float
-        Of one unit, by contestant, in each round.
+        Seconds of one unit, by engine, in each round.
     """
 
     name: str
@@ -48,16 +48,16 @@ class Case:
     seconds: dict[str, list[float]]
 
     def best(self, name: str) -> float:
-        """The shortest time of a contestant."""
+        """The shortest time of an engine."""
         return min(self.seconds[name])
 
     def median(self, name: str) -> float:
-        """The median time of a contestant."""
+        """The median time of an engine."""
         return statistics.median(self.seconds[name])
 
     def ratios(self, name: str) -> tuple[float, float]:
-        """Best and median of a contestant over ours: above 1 where ours are shorter."""
-        return self.best(name) / self.best(OURS), self.median(name) / self.median(OURS)
+        """Divide best and median of an engine by ours: above 1 where ours is shorter."""
+        return self.best(name) / self.best(NAME), self.median(name) / self.median(NAME)
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class Result:
     title : str
         What was measured.
     threads : int or None
-        Of every contestant; None on a GPU.
+        Threads of every engine; None on a GPU.
     machine : dict of str to str
         Processor, system and versions.
     reading, multiplying : Limit
-        What the machine did in the same run.
+        The limits of the machine in the same run.
     numbers : dict of str to str
-        The formats that each contestant stores and computes in; ours first.
+        The formats that each engine stores and computes in; ours first.
     cases : list of Case
         One for each size.
     """
@@ -90,11 +90,11 @@ class Result:
 
     @property
     def rounds(self) -> int:
-        """How many times each was timed."""
-        return len(self.cases[0].seconds[OURS])
+        """How often each engine was timed."""
+        return len(self.cases[0].seconds[NAME])
 
     def limit(self, case: Case) -> tuple[float, Literal["reading", "multiplying"]]:
-        """The seconds that a unit takes at the least, and by which of the limits."""
+        """Return the least seconds that a unit takes, and the limit that says so."""
         reading = case.cost.nbytes / self.reading.best
         multiplying = case.cost.flops / self.multiplying.best
         if reading >= multiplying:
@@ -102,11 +102,11 @@ class Result:
         return multiplying, "multiplying"
 
     def share(self, case: Case, name: str) -> float:
-        """The part of the limit's speed that a contestant's best time reached."""
+        """Divide the limit by the best time of an engine."""
         return self.limit(case)[0] / case.best(name)
 
     def to_json(self) -> dict[str, Any]:
-        """For a program to read: all that is held, and what follows from it."""
+        """Convert to JSON: all fields, and what follows from them."""
         content = {"format": FORMAT, **asdict(self)}
         for case, held in zip(self.cases, content["cases"], strict=True):
             seconds, limit = self.limit(case)
@@ -126,7 +126,7 @@ class Result:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Result:
-        """What `to_json` gave; what follows from the rest is not read."""
+        """Read what `to_json` gave, without what follows from the rest."""
         if content.get("format") != FORMAT:
             raise ValueError(
                 f"expected a benchmark of format {FORMAT}, got {content.get('format')!r}"

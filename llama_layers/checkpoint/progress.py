@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with the bytes done since the last call."""
+    """Give a function to call with the number of bytes done since the last call."""
     if not sys.stderr.isatty():
         yield lambda done: None
         return

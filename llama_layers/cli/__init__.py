@@ -17,6 +17,7 @@ from typing import TextIO
 
 from llama_layers.cli import bench, check, compare, convert, generate, info, pull, qkv, trace
 from llama_layers.errors import BackendError, one_line
+from llama_layers.files.output import OverwriteError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,8 +78,10 @@ def _warnings_on_one_line(command: str) -> Iterator[None]:
 
 def _said(error: BaseException) -> str:
     """What the user is told of an error, on one line."""
-    said = str(error).replace("; force=True overwrites", "; --force overwrites")
-    if isinstance(error, MemoryError):
+    said = str(error)
+    if isinstance(error, OverwriteError):
+        said = f"{error.path} exists; --force overwrites it"
+    elif isinstance(error, MemoryError):
         said = f"not enough memory: {said}"
     elif not isinstance(error, ValueError | OSError | ImportError | BackendError):
         said = (

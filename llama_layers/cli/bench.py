@@ -1,4 +1,4 @@
-"""``llama-layers bench``: how fast it is, next to the machine's limits and to other engines."""
+"""``llama-layers bench``: measure speed, next to the machine's limits and to other engines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_layers.cli.options import MODEL, add_backend, add_force, resolve_backend
+from llama_layers.cli.outputs import check_plot
 from llama_layers.files.output import check_output, write_atomically
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from llama_layers.bench.result import Result
 
 DTYPES = ("float32", "bfloat16", "float16")
-# The words of the model that stands for a layer: its embedding and head take no time.
+# The vocabulary of the model that stands for a layer: its embedding and head take no time.
 LAYER_VOCABULARY = 16
 
 
@@ -129,24 +130,21 @@ def _counts(text: str) -> list[int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and print, write and draw what was found."""
-    from llama_layers.bench.contestants import check_peers
+    """Measure, and print, write and draw the result."""
+    from llama_layers.bench.engines import check_engines
 
     for output in (args.json, args.plot):
         check_output(output, args.force)
     if args.json is not None and args.json == args.plot:
         raise ValueError(f"--json and --plot: expected two files, got {args.json} twice")
-    if args.plot is not None:
-        from llama_layers.cli import plot  # without matplotlib, fail before the work
-
-        plot.check_format(args.plot)
+    check_plot(args.plot)
     args.backend = resolve_backend(args.backend)
     check_threads(args)
     if args.backend == "cupy":
         from llama_layers.backends.placement import cupy_device
 
         cupy_device(None)  # says what is missing
-    check_peers(args.against, args.kind, args.backend)
+    check_engines(args.against, args.kind, args.backend)
     if args.dtype is None:
         args.dtype = "bfloat16" if args.backend == "cupy" else "float32"
 
@@ -178,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def origin(args: argparse.Namespace) -> str:
-    """Where the weights are from."""
+    """Say where the weights are from."""
     from llama_layers.bench.models import is_checkpoint
 
     if args.kind in ("decode", "prefill") and is_checkpoint(args.model):
@@ -187,12 +185,12 @@ def origin(args: argparse.Namespace) -> str:
 
 
 def write_json(path: Path, result: Result) -> None:
-    """Write a result for a program to read."""
+    """Write a result as JSON."""
     path.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def check_threads(args: argparse.Namespace) -> None:
-    """Refuse more threads than cores, and any for a GPU."""
+    """Raise if there are more threads than cores, or any for a GPU."""
     from llama_layers.bench.threads import available_threads
 
     cores = available_threads()
@@ -203,7 +201,7 @@ def check_threads(args: argparse.Namespace) -> None:
 
 
 def make_machine(args: argparse.Namespace) -> Machine:
-    """What the arguments ask to measure on."""
+    """Make the machine that the arguments ask for."""
     if args.backend == "cupy":
         from llama_layers.bench.gpu import Gpu
 
@@ -215,16 +213,17 @@ def make_machine(args: argparse.Namespace) -> Machine:
 
 
 def make_job(args: argparse.Namespace) -> Job:
-    """What the arguments ask for."""
+    """Make the job that the arguments ask for."""
     from llama_layers.arrays.dtypes import FLOATS
     from llama_layers.bench import models
     from llama_layers.bench.cost import layers_cost
     from llama_layers.bench.job import ModelJob, QKVJob, copies
 
     if args.kind == "qkv":
-        numbers, config = models.Numbers(args.dtype, args.backend), models.config_of(args.model)
-        first = numbers.qkv(config)
-        others = [numbers.qkv(config) for _ in range(copies(first.fused.nbytes, args.backend) - 1)]
+        weights = models.RandomWeights(args.dtype, args.backend)
+        config = models.config_of(args.model)
+        first = weights.qkv(config)
+        others = [weights.qkv(config) for _ in range(copies(first.fused.nbytes, args.backend) - 1)]
         return QKVJob([first, *others], args.sizes)
     if args.kind == "layer":
         config = models.with_layers(models.config_of(args.model), 1)
@@ -246,7 +245,7 @@ def make_job(args: argparse.Namespace) -> Job:
 
 @contextmanager
 def rounds_done(count: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr, where that is a terminal, and what moves it at each round."""
+    """Show a progress bar on stderr if that is a terminal; call what it yields at each round."""
     if not sys.stderr.isatty():
         yield lambda: None
         return

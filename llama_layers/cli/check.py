@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +68,8 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, print the report, and write the page if asked for."""
     from llama_layers.checkpoint import load, open_checkpoint
-    from llama_layers.cli.terminal import print_report
-    from llama_layers.verify import Trace, check
-    from llama_layers.verify.html import write_html
+    from llama_layers.cli.terminal import print_report, progress
+    from llama_layers.verify import Trace, check, write_html
 
     read = [args.trace, *(args.trace.iterdir() if args.trace.is_dir() else ())]
     check_outputs([args.html], args.force, model=args.model, read=read)
@@ -84,7 +80,12 @@ def run(args: argparse.Namespace) -> int:
     if weights is None:
         weights = rounded = narrower_dtype(trace, args.dtype, checkpoint)
     model = load(args.model, dtype=weights)
-    with layers_done(model.config.num_hidden_layers) as progress:
+    with progress("checking layers", model.config.num_hidden_layers) as move:
+
+        def tell(result: SiteResult) -> None:
+            if result.site.layer is not None:
+                move(result.site.layer)
+
         report = check(
             trace,
             model,
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             accumulate=args.accumulate,
             profile=args.profile,
             explain=not args.no_diagnose,
-            progress=progress,
+            progress=tell,
         )
     args.status = report.exit_status
     if args.html is not None:
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def stated_weights(trace: Trace) -> str | None:
-    """The dtype of the weights that a trace says it was computed with."""
+    """Return the dtype of the weights that a trace says it was computed with."""
     from llama_layers.errors import TraceError
 
     stated = trace.metadata.get("weights")
@@ -124,7 +125,7 @@ def stated_weights(trace: Trace) -> str | None:
 
 
 def narrower_dtype(trace: Trace, dtype: str | None, checkpoint: Checkpoint) -> str | None:
-    """The dtype that a port computes in, if it cannot hold the checkpoint's weights.
+    """Return the dtype that a port computes in, if it cannot hold the checkpoint's weights.
 
     A port in bfloat16 rounds the weights of a float32 checkpoint when it loads them.
     """
@@ -134,27 +135,7 @@ def narrower_dtype(trace: Trace, dtype: str | None, checkpoint: Checkpoint) -> s
     if found not in FLOATS:
         dtypes = Counter(info_of(trace.arrays, name).dtype for name in trace.arrays)
         found = next((name for name, _ in dtypes.most_common() if name in FLOATS), None)
-    if found is None:  # nothing to check, which check says better
+    if found is None:  # nothing to check; `check` has the better message
         return None
     stored = {info.read_dtype for info in checkpoint.tensors.values()}
     return None if all(FLOATS[found].holds(FLOATS[name]) for name in stored) else found
-
-
-@contextmanager
-def layers_done(count: int) -> Iterator[Callable[[SiteResult], None] | None]:
-    """A progress bar on stderr, where that is a terminal, and what moves it."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("checking layers"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("layers", total=count)
-
-        def move(result: SiteResult) -> None:
-            if result.site.layer is not None:
-                bar.update(task, completed=result.site.layer)
-
-        yield move

@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
         help="say where two traces come apart",
         description="Hold two traces of the same tokens against each other, without a model: how "
         "far apart they are at each site, and how much of that is inherited. That is experience, "
-        "and no bound; check, with a model, has one.",
+        "not a bound; check, with a model, has one.",
         epilog="Exit status: 0 no site comes apart, 1 one does, 2 they could not be compared.",
     )
     parser.add_argument("a", type=Path, help="a trace, as check takes it: the reference, if one is")

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.backends.cupy.detect import gpu_problem
-from llama_layers.backends.numpy.compiled import compiled_problem
+from llama_layers.backends.cupy.detect import device_name, gpu_problem
+from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.cli.options import MODEL, add_json
 from llama_layers.cli.verify_bodies import verify
 from llama_layers.errors import one_line
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def computing() -> dict[str, str]:
-    """What computes here, and what does not and why."""
+    """Say what computes here, and what does not and why."""
     compiled = compiled_problem()
     return {
         "NumPy": version("numpy"),
@@ -89,13 +89,11 @@ def computing() -> dict[str, str]:
 
 
 def _gpu() -> str:
-    from llama_layers.bench.gpu import described
-
-    return f"{described()}, by CuPy {importlib.import_module('cupy').__version__}"
+    return f"{device_name()}, by CuPy {importlib.import_module('cupy').__version__}"
 
 
 def describe(checkpoint: Checkpoint, tensors: bool) -> dict[str, Any]:
-    """A checkpoint for a program to read."""
+    """Describe a checkpoint for a program to read."""
     content: dict[str, Any] = {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
@@ -115,17 +113,17 @@ def describe(checkpoint: Checkpoint, tensors: bool) -> dict[str, Any]:
 
 
 def parameters(checkpoint: Checkpoint) -> int:
-    """How many numbers the tensors hold; a tied head is not counted twice."""
+    """The number of parameters; a tied head is not counted twice."""
     return sum(math.prod(info.shape) for info in checkpoint.tensors.values())
 
 
 def stored_bytes(checkpoint: Checkpoint) -> int:
-    """How many bytes the tensors take in the files."""
+    """The bytes that the tensors take in the files."""
     return sum(info.nbytes for info in checkpoint.tensors.values())
 
 
 def cache_bytes(checkpoint: Checkpoint, dtype: str) -> int:
-    """What a token costs in the key/value cache."""
+    """The bytes that a token takes in the key/value cache."""
     config = checkpoint.config
     heads = 2 * config.num_hidden_layers * config.num_key_value_heads
     return heads * config.head_dim * FLOATS[dtype].itemsize

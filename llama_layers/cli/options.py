@@ -10,7 +10,7 @@ from llama_layers.arrays.dtypes import FLOATS
 Backend = Literal["numpy", "cupy"]
 
 
-# What `load` takes, for help texts.
+# The models that `load` takes, for help texts.
 MODEL = "a directory, file, known model such as smollm2-135m, or org/name on the Hugging Face Hub"
 
 

@@ -1,4 +1,4 @@
-"""Files that a command writes: over none that exists unless asked, and over none that it reads."""
+"""Checks of the files that a command writes: none may replace another unasked, or one it reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llama_layers.files.output import check_output
 def check_outputs(
     outputs: Iterable[Path | None], force: bool, *, model: str | None, read: Iterable[Path] = ()
 ) -> None:
-    """Refuse what cannot be written to, and in any case a file of the model or another one read."""
+    """Raise if a file cannot be written, or is one that the command reads."""
     for output in outputs:
         check_output(output, force)
         if output is None or not output.exists():
@@ -20,7 +20,22 @@ def check_outputs(
             raise ValueError(f"{output}: expected a file to write, got one that is read here")
 
 
-def _files_of(model: str | None) -> set[Path]:
-    from llama_layers.checkpoint.opening import files_read
+def check_plot(path: Path | None) -> None:
+    """Raise unless matplotlib is installed and writes the format that a path's ending names."""
+    if path is None:
+        return
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "--plot needs matplotlib: pip install 'llama-layers[plot]'"
+        ) from None
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix.lstrip(".").lower() not in known:
+        raise ValueError(f"--plot: expected a name ending in one of {', '.join(known)}, got {path}")
 
-    return set() if model is None else files_read(model)
+
+def _files_of(model: str | None) -> set[Path]:
+    from llama_layers.checkpoint import open_checkpoint
+
+    return set() if model is None else {file.resolve() for file in open_checkpoint(model).files()}

@@ -8,25 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.layers.linear import QKV
 
-try:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-except ModuleNotFoundError:
-    raise ModuleNotFoundError("--plot needs matplotlib: pip install 'llama-layers[plot]'") from None
-
 COLOURS = {"Q": "#3b6fb6", "K": "#d9822b", "V": "#4a9a5b"}
-
-
-def check_format(path: Path) -> None:
-    """Refuse a path whose ending names no format that matplotlib writes."""
-    known = sorted(Figure().canvas.get_supported_filetypes())
-    if path.suffix.lstrip(".").lower() not in known:
-        raise ValueError(f"--plot: expected a name ending in one of {', '.join(known)}, got {path}")
 
 
 def draw(path: Path, cases: Sequence[tuple[str, Sequence[str], QKV]]) -> None:

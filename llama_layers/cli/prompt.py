@@ -8,7 +8,7 @@ from llama_layers.model.llama import Llama
 
 
 def prompt_ids(model: Llama, text: str, *, add_special_tokens: bool = True) -> Sequence[int]:
-    """The ids of a text; a ValueError if there are none, or some that the model does not have."""
+    """The ids of a text; a ValueError if it has no ids, or an id that the model does not have."""
     ids = model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
     if not ids:
         raise ValueError("text: expected at least one token, got none")

@@ -1,4 +1,4 @@
-"""What the authors of a model suggest for `generate`: the settings of generation_config.json."""
+"""The authors' settings for `generate`, from generation_config.json."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _NOT_APPLIED: dict[str, tuple[Any, ...]] = {
 
 
 def suggested_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a generation config sets; what it sets beside them is named on stderr."""
+    """The options that a generation config sets; settings that are not applied go to stderr."""
     options = {name: config[name] for name in _ALWAYS if config.get(name) is not None}
     drawing = {name: config[name] for name in _DRAWING if config.get(name) is not None}
     ignored = [

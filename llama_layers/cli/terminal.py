@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from rich.console import Console
 from rich.highlighter import RegexHighlighter
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.theme import Theme
 
 # Lines longer than this are hard to read.
@@ -20,7 +23,7 @@ class Terminal(Console):
     """
 
     def on_broken_pipe(self) -> NoReturn:
-        """Say so."""
+        """Raise BrokenPipeError."""
         raise BrokenPipeError
 
 
@@ -39,7 +42,19 @@ _THEME = Theme({"good": "green", "doubtful": "yellow", "bad": "bold red", "cause
 
 
 def print_report(text: Callable[[int], str]) -> None:
-    """Print a report that is made for a width, with its verdicts in colour."""
+    """Print a report as wide as the terminal, with its verdicts in colour."""
     console = Terminal(theme=_THEME)
     report = _Verdicts()(text(min(console.width, _WIDEST)))
     console.print(report, soft_wrap=True)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on stderr, if that is a terminal; yield what tells how much is done."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -64,7 +64,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _ranges(text: str) -> list[range]:
-    """Ranges of layers, which are not expanded: how many the model has is not known yet."""
+    """Parse ranges of layers without expanding them: the model's number is not known yet."""
     found: list[range] = []
     for part in text.split(","):
         numbers = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part)

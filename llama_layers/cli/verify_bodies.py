@@ -1,4 +1,4 @@
-"""``llama-layers info --verify``: every faster body that is here, tried."""
+"""``llama-layers info --verify``: try every faster body that is here."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from llama_layers.arrays.dispatch import Offer, routes
+from llama_layers.arrays.dispatch import routes
 from llama_layers.backends.cupy.detect import gpu_problem
-from llama_layers.backends.numpy.compiled import compiled_problem
+from llama_layers.backends.numba.detect import compiled_problem
+from llama_layers.backends.trust import Body, remember, tried
+from llama_layers.bench.bodies import times_as_fast
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of a body.
+    """The verdict on a body.
 
     Attributes
     ----------
     body : str
-        What it computes; "all" for those of a route that is not here.
+        The name of what it computes; "all" for a route that is not here.
     route : str
-        By what.
+        What computes it.
     verdict : str
-        Whether it may serve.
+        Whether it may be used.
     error_over_limit : float or None
         The largest.
     times_as_fast : float or None
-        As the definition.
+        The time of the definition over its own.
     problem : str or None
         Why it may not, or is not here.
     """
@@ -41,7 +43,7 @@ class Row:
 
 def verify(as_json: bool) -> int:
     """Try all bodies, remember what was found, and print it; 1 if one fails."""
-    rows = [_tried(offer) for offer in _offers()] + _missing()
+    rows = [_tried(body) for body in _bodies()] + _missing()
     if as_json:
         print(json.dumps({"bodies": [asdict(row) for row in rows]}, indent=2))
     else:
@@ -49,14 +51,10 @@ def verify(as_json: bool) -> int:
     return int(any(row.verdict == "FAIL" for row in rows))
 
 
-def _offers() -> list[Offer]:
+def _bodies() -> list[Body]:
     libraries = ["numpy"] if gpu_problem() else ["numpy", "cupy"]
-    return [
-        Offer(library, route, name, body)
-        for library in libraries
-        for route, bodies in routes(library).items()
-        for name, body in bodies.items()
-    ]
+    found = [route.values() for library in libraries for route in routes(library).values()]
+    return [body for bodies in found for body in bodies if isinstance(body, Body)]
 
 
 def _missing() -> list[Row]:
@@ -68,16 +66,13 @@ def _missing() -> list[Row]:
     ]
 
 
-def _tried(offer: Offer) -> Row:
-    from llama_layers.backends import trust
-    from llama_layers.bench.bodies import times_as_fast
-
-    verdict, lasts = trust.tried(offer)
+def _tried(body: Body) -> Row:
+    verdict, lasts = tried(body)
     if lasts:
-        trust.remember(offer, verdict)
+        remember(body, verdict)
     if not verdict.passed:
-        return Row(offer.name, offer.route, "FAIL", verdict.ratio, None, verdict.problem)
-    return Row(offer.name, offer.route, "PASS", verdict.ratio, times_as_fast(offer))
+        return Row(body.name, body.route, "FAIL", verdict.ratio, None, verdict.problem)
+    return Row(body.name, body.route, "PASS", verdict.ratio, times_as_fast(body))
 
 
 def _print(rows: list[Row]) -> None:

@@ -1,1 +1,1 @@
-"""What config.json says."""
+"""A model's config: its numbers, and the files that hold them."""

@@ -1,24 +1,20 @@
-"""Checks of the numbers in a config, which say what was expected and what came."""
+"""Types of config fields, each with the check of its values; messages say what came."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from functools import cache, partial
+from typing import Annotated, Any, get_args, get_type_hints
 
 from llama_layers.errors import ConfigError, shown
 
-# Tables are made from a config alone, one entry for each layer and each pair of channels: a
-# malformed file must not fill the memory. Published models have up to 126 layers and heads of 512.
-_MOST = {"num_hidden_layers": 10_000, "head_dim": 65_536}
-_MOST_OF_ANY = 2**53  # beyond it float64 does not hold every integer
 
-
-def check_count(name: str, value: Any) -> None:
-    """Raise ConfigError unless a value is a positive integer of a size that makes sense."""
+def check_count(name: str, value: Any, most: int = 2**53) -> None:
+    """Raise ConfigError unless a value is a positive integer, up to what float64 counts exactly."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name}: expected a positive integer, got {shown(value)}")
-    if value > (most := _MOST.get(name, _MOST_OF_ANY)):
+    if value > most:
         raise ConfigError(f"{name}: expected at most {most}, got {shown(value)}")
 
 
@@ -43,7 +39,57 @@ def check_flag(name: str, value: Any) -> None:
         raise ConfigError(f"{name}: expected true or false, got {shown(value)}")
 
 
-def check_name(what: str, name: Any, known: Collection[str]) -> None:
+def check_name(name: str, value: Any, known: Collection[str]) -> None:
     """Raise ConfigError unless a value is one of some known names."""
-    if not isinstance(name, str) or name not in known:
-        raise ConfigError(f"{what}: expected one of {', '.join(known)}, got {shown(name)}")
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"{name}: expected one of {', '.join(known)}, got {shown(value)}")
+
+
+def check_integers(name: str, value: Any) -> None:
+    """Raise ConfigError unless a value is an integer or a tuple of integers."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ConfigError(f"{name}: expected an integer, got {shown(number)}")
+
+
+def check_integer(name: str, value: Any) -> None:
+    """Raise ConfigError unless a value is an integer."""
+    check_integers(name, (value,))
+
+
+# RoPE's tables are made from a config alone, with an entry for each pair of channels, and layers
+# are counted: a malformed file must not fill the memory. Published models have up to 126 layers
+# and heads of 512.
+check_layer_count = partial(check_count, most=10_000)
+check_head_dim = partial(check_count, most=65_536)
+
+Count = Annotated[int, check_count]
+LayerCount = Annotated[int, check_layer_count]
+HeadDim = Annotated[int, check_head_dim]
+Positive = Annotated[float, check_positive]
+Flag = Annotated[bool, check_flag]
+TokenId = Annotated[int, check_integer]
+TokenIds = Annotated[int | tuple[int, ...], check_integers]
+# Powers and squares of RoPE's factors must stay finite in float32 too.
+Factor = Annotated[float, partial(check_positive, least=1e-6, most=1e6)]
+
+
+def check_fields(config: Any) -> None:
+    """Call the check in the type of each field; None is fine where the type allows it."""
+    kind: Any = type(config)
+    for name, check, optional in _checks(kind):
+        value = getattr(config, name)
+        if not (optional and value is None):
+            check(name, value)
+
+
+@cache
+def _checks(kind: Any) -> list[tuple[str, Callable[[str, Any], None], bool]]:
+    """For each field its name, the check in its type, and whether it may be None."""
+    found = []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        optional = type(None) in get_args(hint)
+        for part in (hint, *get_args(hint)):
+            for check in getattr(part, "__metadata__", ()):
+                found.append((name, check, optional))
+    return found

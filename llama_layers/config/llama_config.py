@@ -1,25 +1,67 @@
-"""What a Llama config.json says, checked."""
+"""The config of a model: its fields with their checks, read from config.json and written to it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.config.checks import check_count, check_flag, check_name, check_positive
-from llama_layers.config.keys import refuse_other_heads, refuse_other_maths
-from llama_layers.config.presets import PublishedSizes
+from llama_layers.config import presets
+from llama_layers.config.checks import (
+    Count,
+    Flag,
+    HeadDim,
+    LayerCount,
+    Positive,
+    TokenId,
+    TokenIds,
+    check_count,
+    check_fields,
+    check_name,
+)
+from llama_layers.config.config_file import OWN_KEY, constructor_arguments
+from llama_layers.config.families import FAMILIES, unread_fields
+from llama_layers.config.presets import Preset
+from llama_layers.config.refusals import refuse_other_heads, refuse_other_maths
 from llama_layers.config.rope_scaling import RopeScaling
-from llama_layers.config.schema import MODEL_TYPES, OWN_KEY, constructor_arguments, unread_fields
 from llama_layers.errors import ConfigError, shown
 from llama_layers.files.json_files import read_json
 
+# A published config has a few kilobytes, or some megabytes where each of a hundred thousand tokens
+# has a label; a larger one would take time and memory to say nothing.
+_MOST_BYTES = 16 * 2**20
+# The default of a field that follows from other fields.
+_DERIVED: Any = None
+
+
+def _check_scaling(name: str, value: Any) -> None:
+    if not isinstance(value, RopeScaling):
+        raise ConfigError(
+            f"{name}: expected a RopeScaling, a mapping or None, got {type(value).__name__}"
+        )
+
+
+def _check_layer_types(name: str, value: Any) -> None:
+    if not isinstance(value, tuple):
+        raise ConfigError(f"{name}: expected a list, got {shown(value)}")
+    for kind in value:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ConfigError(
+                f"{name}: expected 'full_attention' or 'sliding_attention', got {shown(kind)}"
+            )
+
+
+def _check_act(name: str, value: Any) -> None:
+    if value != "silu":
+        raise ConfigError(f"{name}: expected 'silu', got {shown(value)}")
+
 
 @dataclass(frozen=True)
-class LlamaConfig(PublishedSizes):
+class LlamaConfig:
     """Every number of a Llama, Mistral or Qwen2 model that is not a weight.
 
     Attributes carry the names of config.json's keys. `from_json` reads a file and demands what a
@@ -85,37 +127,32 @@ class LlamaConfig(PublishedSizes):
     (128, 32)
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
-    num_key_value_heads: int = None  # type: ignore[assignment]  # derived when not given
-    head_dim: int = None  # type: ignore[assignment]  # likewise
-    rope_scaling: RopeScaling | None = None
-    sliding_window: int | None = None
-    layer_types: tuple[str, ...] | None = None
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    tie_word_embeddings: bool = False
-    hidden_act: str = "silu"
-    model_type: str = "llama"
-    dtype: str | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: LayerCount
+    num_attention_heads: Count
+    rms_norm_eps: Positive
+    rope_theta: Positive
+    max_position_embeddings: Count
+    num_key_value_heads: Count = _DERIVED
+    head_dim: HeadDim = _DERIVED
+    rope_scaling: Annotated[RopeScaling, _check_scaling] | None = None
+    sliding_window: Count | None = None
+    layer_types: Annotated[tuple[str, ...], _check_layer_types] | None = None
+    attention_bias: Flag = False
+    mlp_bias: Flag = False
+    tie_word_embeddings: Flag = False
+    hidden_act: Annotated[str, _check_act] = "silu"
+    model_type: Annotated[str, partial(check_name, known=FAMILIES)] = "llama"
+    dtype: Annotated[str, partial(check_name, known=FLOATS)] | None = None
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenIds | None = None
+    pad_token_id: TokenId | None = None
 
     def __post_init__(self) -> None:
         self._derive()
-        for name in _COUNTS:
-            check_count(name, getattr(self, name))
-        for name in ("rms_norm_eps", "rope_theta"):
-            check_positive(name, getattr(self, name))
-        for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
-            check_flag(name, getattr(self, name))
+        check_fields(self)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_key_value_heads: expected a divisor of num_attention_heads = "
@@ -123,23 +160,33 @@ class LlamaConfig(PublishedSizes):
             )
         if self.head_dim % 2:
             raise ConfigError(
-                f"head_dim: expected an even number (RoPE turns pairs), got {self.head_dim}"
+                f"head_dim: expected an even number (RoPE rotates pairs), got {self.head_dim}"
             )
-        if self.hidden_act != "silu":
-            raise ConfigError(f"hidden_act: expected 'silu', got {shown(self.hidden_act)}")
-        check_name("model_type", self.model_type, MODEL_TYPES)
-        if self.dtype is not None:
-            check_name("dtype", self.dtype, FLOATS)
-        if self.sliding_window is not None:
-            check_count("sliding_window", self.sliding_window)
-        self._check_rope()
-        self._check_layer_types()
-        self._check_token_ids()
+        if self.rope_theta == 1 and self.rope_scaling and self.rope_scaling.rope_type == "yarn":
+            raise ConfigError(
+                "rope_theta: expected another number than 1 with yarn, which divides by its "
+                "logarithm"
+            )
+        if self.layer_types is not None:
+            if len(self.layer_types) != self.num_hidden_layers:
+                raise ConfigError(
+                    f"layer_types: expected {self.num_hidden_layers} entries, one for each layer, "
+                    f"got {len(self.layer_types)}"
+                )
+            if "sliding_attention" in self.layer_types and self.sliding_window is None:
+                raise ConfigError("sliding_window: missing, and layer_types asks for it")
 
     def _derive(self) -> None:
-        """Fill in what follows from other fields; the dataclass is frozen, hence the detour."""
+        """Fill in what follows from other fields, and give lists and mappings their types."""
+        derived: dict[str, Any] = {
+            name: tuple(value)
+            for name in ("layer_types", "eos_token_id")
+            if isinstance(value := getattr(self, name), list)
+        }
+        if isinstance(self.rope_scaling, Mapping):
+            derived["rope_scaling"] = RopeScaling.from_mapping(self.rope_scaling)
         if self.num_key_value_heads is None:
-            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+            derived["num_key_value_heads"] = self.num_attention_heads
         if self.head_dim is None:
             check_count("hidden_size", self.hidden_size)
             check_count("num_attention_heads", self.num_attention_heads)
@@ -149,53 +196,9 @@ class LlamaConfig(PublishedSizes):
                     f"{self.num_attention_heads} where head_dim is not given, "
                     f"got {self.hidden_size}"
                 )
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if isinstance(self.rope_scaling, Mapping):
-            object.__setattr__(self, "rope_scaling", RopeScaling.from_mapping(self.rope_scaling))
-        for name in ("layer_types", "eos_token_id"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    def _check_rope(self) -> None:
-        if self.rope_scaling is None:
-            return
-        if not isinstance(self.rope_scaling, RopeScaling):
-            raise ConfigError(
-                f"rope_scaling: expected a RopeScaling, a mapping or None, "
-                f"got {type(self.rope_scaling).__name__}"
-            )
-        if self.rope_scaling.rope_type == "yarn" and self.rope_theta == 1:
-            raise ConfigError(
-                "rope_theta: expected another number than 1 with yarn, which divides by its "
-                "logarithm"
-            )
-
-    def _check_layer_types(self) -> None:
-        if self.layer_types is None:
-            return
-        if not isinstance(self.layer_types, tuple):
-            raise ConfigError(f"layer_types: expected a list, got {shown(self.layer_types)}")
-        if len(self.layer_types) != self.num_hidden_layers:
-            raise ConfigError(
-                f"layer_types: expected {self.num_hidden_layers} entries, one for each layer, "
-                f"got {len(self.layer_types)}"
-            )
-        for kind in self.layer_types:
-            if kind not in ("full_attention", "sliding_attention"):
-                raise ConfigError(
-                    f"layer_types: expected 'full_attention' or 'sliding_attention', "
-                    f"got {shown(kind)}"
-                )
-            if kind == "sliding_attention" and self.sliding_window is None:
-                raise ConfigError("sliding_window: missing, and layer_types asks for it")
-
-    def _check_token_ids(self) -> None:
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            ids = getattr(self, name)
-            several = name == "eos_token_id" and isinstance(ids, tuple)
-            for token in ids if several else () if ids is None else (ids,):
-                if isinstance(token, bool) or not isinstance(token, int):
-                    raise ConfigError(f"{name}: expected an integer, got {shown(token)}")
+            derived["head_dim"] = self.hidden_size // self.num_attention_heads
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)  # since the dataclass is frozen
 
     def window_of(self, layer: int, /) -> int | None:
         """How many tokens back a layer attends, its own included; None for all.
@@ -217,12 +220,33 @@ class LlamaConfig(PublishedSizes):
     @property
     def qkv_bias(self) -> bool:
         """Whether queries, keys and values have biases."""
-        return self.attention_bias or self.model_type == "qwen2"
+        return self.attention_bias or FAMILIES[self.model_type].qkv_bias
 
     @property
     def o_bias(self) -> bool:
         """Whether the output projection of attention has a bias."""
-        return self.attention_bias and self.model_type != "qwen2"
+        return self.attention_bias and not FAMILIES[self.model_type].qkv_bias
+
+    # Columns: hidden size, intermediate size, layers, query heads, key/value heads.
+    llama_7b = Preset("Llama 1, 7B.", presets.LLAMA_1, 4096, 11008, 32, 32, 32)
+    llama_13b = Preset("Llama 1, 13B.", presets.LLAMA_1, 5120, 13824, 40, 40, 40)
+    llama_30b = Preset(
+        "Llama 1, 33B, whose checkpoint is called 30B.", presets.LLAMA_1, 6656, 17920, 60, 52, 52
+    )
+    llama_65b = Preset("Llama 1, 65B.", presets.LLAMA_1, 8192, 22016, 80, 64, 64)
+    llama2_7b = Preset("Llama 2, 7B.", presets.LLAMA_2, 4096, 11008, 32, 32, 32)
+    llama2_13b = Preset("Llama 2, 13B.", presets.LLAMA_2, 5120, 13824, 40, 40, 40)
+    llama2_70b = Preset("Llama 2, 70B.", presets.LLAMA_2, 8192, 28672, 80, 64, 8)
+    llama3_8b = Preset("Llama 3, 8B.", presets.LLAMA_3, 4096, 14336, 32, 32, 8)
+    llama3_70b = Preset("Llama 3, 70B.", presets.LLAMA_3, 8192, 28672, 80, 64, 8)
+    llama3_1_8b = Preset("Llama 3.1, 8B.", presets.LLAMA_3_1, 4096, 14336, 32, 32, 8)
+    llama3_1_70b = Preset("Llama 3.1 and 3.3, 70B.", presets.LLAMA_3_1, 8192, 28672, 80, 64, 8)
+    llama3_1_405b = Preset("Llama 3.1, 405B.", presets.LLAMA_3_1, 16384, 53248, 126, 128, 8)
+    llama3_2_1b = Preset("Llama 3.2, 1B.", presets.LLAMA_3_2, 2048, 8192, 16, 32, 8)
+    llama3_2_3b = Preset("Llama 3.2, 3B.", presets.LLAMA_3_2, 3072, 8192, 28, 24, 8)
+    smollm2_135m = Preset(
+        "SmolLM2 135M, instruction-tuned (arXiv:2502.02737).", presets.SMOLLM2, 576, 1536, 30, 9, 3
+    )
 
     @classmethod
     def from_json(cls, path_or_dict: str | os.PathLike[str] | Mapping[str, Any], /) -> LlamaConfig:
@@ -270,9 +294,9 @@ class LlamaConfig(PublishedSizes):
         Returns
         -------
         dict
-            Plain JSON values; `from_json` gives this config back. What transformers' class of the
-            family does not read, such as the window of a Llama, is under ``llama_layers``: only
-            this library reads it.
+            Plain JSON values; `from_json` gives this config back. Fields that transformers' class
+            of the family does not read, such as the window of a Llama, are under
+            ``llama_layers``: only this library reads them.
 
         Examples
         --------
@@ -281,12 +305,13 @@ class LlamaConfig(PublishedSizes):
         >>> LlamaConfig.from_json(config.to_json()) == config
         True
         """
-        content: dict[str, Any] = {"architectures": [MODEL_TYPES[self.model_type]]}
+        family, unread = FAMILIES[self.model_type], unread_fields(self.model_type)
+        content: dict[str, Any] = {"architectures": [family.architecture]}
         own = {}
         for field in fields(self):
             value = getattr(self, field.name)
             value = list(value) if isinstance(value, tuple) else value
-            if field.name not in unread_fields(self.model_type):
+            if field.name not in unread:
                 content[field.name] = value
             elif value != field.default:
                 own[field.name] = value
@@ -295,9 +320,9 @@ class LlamaConfig(PublishedSizes):
                 key: value for key, value in vars(self.rope_scaling).items() if value is not None
             }
         content["torch_dtype"] = content.pop("dtype")
-        if self.model_type == "qwen2":
+        if family.switches_window:
             content["use_sliding_window"] = self.sliding_window is not None
-            content["max_window_layers"] = 0  # the first layers without a window; none of them
+            content["max_window_layers"] = 0  # the number of layers before the first with a window
         if self.layer_types is None:
             content.pop("layer_types", None)
         if own:
@@ -306,36 +331,26 @@ class LlamaConfig(PublishedSizes):
 
 
 def read_config(directory: Path) -> tuple[LlamaConfig, tuple[str, ...]]:
-    """Read the config.json of a checkpoint, and say which of its keys were not read."""
-    config, unread, content = _read(path := directory / "config.json")
-    try:
-        refuse_other_heads(content)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {str(error).removeprefix('config: ')}") from None
-    return config, unread
+    """Read the config.json of a causal language model, and say which keys were not read."""
+    return _read(directory / "config.json", refuse_other_heads)
 
 
-def _read(path: Path) -> tuple[LlamaConfig, tuple[str, ...], Mapping[str, Any]]:
+def _read(
+    path: Path, check: Callable[[Mapping[str, Any]], None] = lambda _: None
+) -> tuple[LlamaConfig, tuple[str, ...]]:
     if (size := path.stat().st_size) > _MOST_BYTES:
         raise ConfigError(f"{path}: expected at most {_MOST_BYTES} bytes, got {size}")
     content = read_json(path, ConfigError)
     try:
-        return *_built(content), content
+        found = _built(content)
+        check(content)
     except ConfigError as error:
         raise ConfigError(f"{path}: {str(error).removeprefix('config: ')}") from None
+    return found
 
 
 def _built(content: Mapping[str, Any]) -> tuple[LlamaConfig, tuple[str, ...]]:
     arguments, unread = constructor_arguments(content)
     config = LlamaConfig(**arguments)
-    refuse_other_maths(unread, config, content)
+    refuse_other_maths(unread, vars(config), content)
     return config, tuple(key for key, value in unread.items() if value is not None)
-
-
-# A published config has a few kilobytes, or some megabytes where each of a hundred thousand tokens
-# has a label; one that is larger would take time and memory to say nothing.
-_MOST_BYTES = 16 * 2**20
-_COUNTS = """
-vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
-head_dim max_position_embeddings
-""".split()

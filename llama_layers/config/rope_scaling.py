@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from llama_layers.config.checks import check_count, check_flag, check_name, check_positive
+from llama_layers.config.checks import Count, Factor, Flag, check_fields, check_name
 from llama_layers.errors import ConfigError, shown
 
 # For each rope_type the keys it must have and those it may have.
-_ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "linear": (("factor",), ()),
-    "dynamic": (("factor",), ()),
+_KEYS: dict[str, tuple[list[str], list[str]]] = {
+    "linear": (["factor"], []),
+    "dynamic": (["factor"], []),
     "yarn": (
-        ("factor",),
-        (
-            "original_max_position_embeddings",
-            "beta_fast",
-            "beta_slow",
-            "attention_factor",
-            "mscale",
-            "mscale_all_dim",
-            "truncate",
-        ),
+        ["factor"],
+        "original_max_position_embeddings beta_fast beta_slow attention_factor mscale "
+        "mscale_all_dim truncate".split(),
     ),
     "llama3": (
-        (
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
-        ),
-        (),
+        "factor low_freq_factor high_freq_factor original_max_position_embeddings".split(),
+        [],
     ),
 }
+
+# The default of a number that every type needs, so that the message can say which type lacks it.
+_NEEDED: Any = None
 
 # Keys that change the frequencies where another architecture or program reads them, with the value
 # that changes nothing: HunYuan's NTK alpha, the tables of Phi's longrope, ChatGLM's ratio, the
@@ -75,9 +66,9 @@ class RopeScaling:
     low_freq_factor, high_freq_factor : float or None
         The band between scaled and kept frequencies of "llama3".
     beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim : float or None
-        Of "yarn".
+        The parameters of "yarn".
     truncate : bool or None
-        Of "yarn": whether the ends of its ramp are rounded outwards to whole numbers.
+        Whether the ends of yarn's ramp are rounded outwards to whole numbers.
 
     Raises
     ------
@@ -92,35 +83,26 @@ class RopeScaling:
     """
 
     rope_type: str
-    factor: float = None  # type: ignore[assignment]  # every type needs it, and says so
-    original_max_position_embeddings: int | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool | None = None
+    factor: Factor = _NEEDED
+    original_max_position_embeddings: Count | None = None
+    low_freq_factor: Factor | None = None
+    high_freq_factor: Factor | None = None
+    beta_fast: Factor | None = None
+    beta_slow: Factor | None = None
+    attention_factor: Factor | None = None
+    mscale: Factor | None = None
+    mscale_all_dim: Factor | None = None
+    truncate: Flag | None = None
 
     def __post_init__(self) -> None:
-        check_name("rope_type", self.rope_type, _ROPE_KEYS)
-        required, optional = _ROPE_KEYS[self.rope_type]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in required and value is None:
-                raise ConfigError(f"rope_scaling: {self.rope_type} needs {field.name}")
-            if field.name not in ("rope_type", *required, *optional) and value is not None:
-                raise ConfigError(f"rope_scaling: {self.rope_type} does not read {field.name}")
-            if isinstance(field.default, type(None)) and value is None:
-                continue
-            if field.name == "truncate":
-                check_flag("truncate", value)
-            elif field.name == "original_max_position_embeddings":
-                check_count(field.name, value)
-            elif field.name != "rope_type":
-                # Powers and squares of these must stay finite in float32 too.
-                check_positive(field.name, value, 1e-6, 1e6)
+        check_name("rope_type", self.rope_type, _KEYS)
+        required, optional = _KEYS[self.rope_type]
+        for name, value in vars(self).items():
+            if name in required and value is None:
+                raise ConfigError(f"rope_scaling: {self.rope_type} needs {name}")
+            if name not in ("rope_type", *required, *optional) and value is not None:
+                raise ConfigError(f"rope_scaling: {self.rope_type} does not read {name}")
+        check_fields(self)
         low, high = self.low_freq_factor, self.high_freq_factor
         if low is not None and high is not None and low >= high:
             raise ConfigError(
@@ -172,8 +154,8 @@ def read_scaling(scaling: Any) -> tuple[RopeScaling | None, tuple[str, ...]]:
         if given.get("factor", 1) != 1:
             raise ConfigError("rope_scaling: default does not read factor")
     else:
-        check_name("rope_type", kind, ("default", *_ROPE_KEYS))
-        read = {key for keys in _ROPE_KEYS[kind] for key in keys}
+        check_name("rope_type", kind, ("default", *_KEYS))
+        read = {key for keys in _KEYS[kind] for key in keys}
     unread = [key for key in given if key not in {"rope_type", "type", "rope_theta", *read}]
     for key in unread:
         if key in _NEUTRAL and given[key] != (neutral := _NEUTRAL[key]):

@@ -1,4 +1,4 @@
-"""Objects read from JSON files, with a message for each way in which that fails."""
+"""Read objects from JSON files, with a message for each way to fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llama_layers.files.kinds import kind_of
 
 
 def read_json(path: Path, error: type[ValueError]) -> dict[str, Any]:
-    """Read the object in a JSON file; raise `error`, naming the file, where it holds none."""
+    """Read the object in a JSON file; raise `error`, naming the file, if there is none in it."""
     raw = path.read_bytes()
     if (kind := kind_of(raw[:64])) is not None:
         raise error(f"{path}: expected a JSON object, got {kind}")
@@ -33,14 +33,14 @@ def read_json(path: Path, error: type[ValueError]) -> dict[str, Any]:
 
 
 def read_json_if_there(path: Path, error: type[ValueError]) -> dict[str, Any]:
-    """Read the object in a JSON file, or give an empty one where there is no such file."""
+    """Read the object in a JSON file; give an empty one if the file does not exist."""
     return read_json(path, error) if path.is_file() else {}
 
 
 def without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object from its pairs, for ``object_pairs_hook``; a ValueError if a key comes twice.
 
-    Python's reader and others take one of the two, and not all the same.
+    Python's reader takes the last of the two, and other readers the first.
     """
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -51,7 +51,7 @@ def without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class JsonFile(Mapping[str, Any]):
-    """The object in a JSON file, read and checked when first used; one not used may be wrong."""
+    """The object in a JSON file, read and checked when it is first used, and not before."""
 
     def __init__(
         self, path: Path, error: type[ValueError], check: Callable[[Mapping[str, Any]], None]

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes, where it is not what was expected."""
+"""The kind of a file that is not the one expected, by its first bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST = 64  # bytes that tell all kinds apart
 
 
 def kind_of_file(file: Path) -> str | None:
-    """Say what a file is and what to do with it; None if its first bytes do not tell."""
+    """Say what a file is, and what to do with it; None if its first bytes do not tell."""
     if not file.is_file():  # reading a FIFO would wait
         return None
     with file.open("rb") as stream:
@@ -20,7 +20,7 @@ def kind_of_file(file: Path) -> str | None:
 
 
 def kind_of(first: bytes) -> str | None:
-    """Say what a file that begins so is and what to do with it; None if that is not known."""
+    """Say what a file with these first bytes is, and what to do with it; None if unknown."""
     if not first:
         return "an empty file"
     if first.startswith(_LFS):

@@ -1,20 +1,15 @@
-"""Where files go: into the cache, or whole or not at all, and never over another unless asked."""
+"""Files to write, whole or not at all, and over another one only if asked; the cache."""
 
 from __future__ import annotations
 
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-
-# What a path can be, beside a regular file: a rename over it would destroy it.
+# Kinds of paths other than a regular file: a rename over one would destroy it.
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFCHR: "a device",
@@ -24,8 +19,16 @@ _KINDS = {
 }
 
 
+class OverwriteError(FileExistsError):
+    """A file is there, and replacing it was not asked for."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} exists; force=True overwrites it")
+        self.path = path
+
+
 def cache_directory() -> Path:
-    """Where pulled models are kept, and what was found of faster code on this machine.
+    """The directory of pulled models, and of what was found about faster code on this machine.
 
     Returns
     -------
@@ -57,14 +60,14 @@ def check_output(path: Path | None, force: bool) -> None:
     if kind != stat.S_IFREG:
         raise OSError(f"{path}: expected a regular file, got {_KINDS.get(kind, 'none')}")
     if not force:
-        raise FileExistsError(f"{path} exists; force=True overwrites it")
+        raise OverwriteError(path)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file, and rename it to the path when it is whole.
 
-    Where the path is a symbolic link, the file that it points to is written. A file that is
-    replaced keeps its mode.
+    If the path is a symbolic link, the file it points to is written. A file that is replaced
+    keeps its mode.
     """
     target = Path(os.path.realpath(path))
     with errors_naming(path, target.parent):
@@ -79,26 +82,6 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None
-) -> None:
-    """Write a safetensors file, whole or not at all."""
-    import ml_dtypes  # noqa: F401  # safetensors needs it to know bfloat16
-    import numpy as np
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(contiguous, temporary, None if metadata is None else dict(metadata))
-        except SafetensorError as error:  # its word for an OSError
-            raise OSError(f"{path}: {error}") from None
-
-    write_atomically(path, write)
 
 
 @contextmanager

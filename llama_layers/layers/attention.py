@@ -24,7 +24,7 @@ SCORES = 1 << 24
 def attention(
     q: Any, k: Any, v: Any, /, *, mask: Any | None = None, scale: float | None = None
 ) -> Any:
-    r"""Weigh the values of the keys that a query may attend to.
+    r"""Average the values of the keys that a query may attend to, weighted by softmax.
 
     .. math:: y_s = \sum_t p_{st} v_t, \quad
         p_{st} = \frac{e^{a_{st} - m_s}}{\sum_{t'} e^{a_{st'} - m_s}}, \quad
@@ -62,13 +62,13 @@ def attention(
 
     Notes
     -----
-    A value that is NaN or Inf may reach any query, also where the mask hides its key, since 0
+    A value that is NaN or Inf may reach any query, even if the mask hides its key, because 0
     times NaN is NaN: hidden values must be finite.
 
-    Products of queries and keys beyond 3.4e38 overflow float32 (float64 beyond 1.8e308), and do so
-    before they are scaled. A query gets NaN if that gives plus infinity or NaN for any key that it
-    may attend to. A key with minus infinity weighs nothing; if all have it, the query gets NaN
-    without a mask, and zeros with one, as if it might attend to none.
+    Products of queries and keys beyond 3.4e38 overflow float32 (float64 beyond 1.8e308), before
+    they are scaled. If the score of any key that a query may attend to becomes plus infinity or
+    NaN, the query gets NaN. A key whose score is minus infinity has weight zero. If all scores are
+    minus infinity, the query gets NaN without a mask, and zeros with one.
 
     References
     ----------
@@ -132,7 +132,7 @@ def attend(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> A
     group = heads // kv_heads
     if not math.prod(q.shape) or not keys:
         return xp.zeros_like(q)
-    # The queries of a group stand one below the other against the one key head that they read.
+    # The queries of a group become rows of one matrix, for the one key head that they share.
     grouped = xp.reshape(xp.astype(q, wide, copy=False), (batch, queries, kv_heads, group, width))
     grouped = xp.permute_dims(grouped, (0, 2, 3, 1, 4))
     kt = xp.permute_dims(xp.astype(k, wide, copy=False), (0, 2, 3, 1))
@@ -144,7 +144,7 @@ def attend(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> A
         rows = grouped[:, :, :, start:stop, :]
         rows = xp.reshape(rows, (batch, kv_heads, group * (stop - start), width))
         scores = xp.reshape(rows @ kt * scale, (batch, kv_heads, group, stop - start, keys))
-        weights = exponentials(xp, scores, _rows(xp, mask, start, stop))
+        weights = shifted_exp(xp, scores, _rows(xp, mask, start, stop))
         total = xp.sum(weights, axis=-1, keepdims=True)
         total = xp.where(total == 0, xp.ones_like(total), total)
         summed = xp.reshape(weights, (batch, kv_heads, group * (stop - start), keys)) @ values
@@ -162,8 +162,8 @@ def _rows(xp: Any, mask: Any | None, start: int, stop: int) -> Any | None:
     return xp.reshape(rows, (batch, 1, 1, *rows.shape[-2:]))
 
 
-def exponentials(xp: Any, scores: Any, allowed: Any | None) -> Any:
-    """The exponentials of the scores above their largest, and 0 where a key is not allowed."""
+def shifted_exp(xp: Any, scores: Any, allowed: Any | None) -> Any:
+    """The exponentials of scores minus the largest of their row; 0 where a key is not allowed."""
     if allowed is None:
         return xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     scores = xp.where(allowed, scores, -math.inf)

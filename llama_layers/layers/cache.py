@@ -1,34 +1,48 @@
-"""The keys and values of the tokens that came before."""
+"""Keys and values of earlier tokens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from array_api_compat import device
 
 from llama_layers.arrays.checks import MOST_TOKENS, check_count, is_integer
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_bools, float_format
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.transfer import host, is_traced
+from llama_layers.arrays.tracing import known, known_false
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import shown
 from llama_layers.layers.cache_checks import checked_fields
-from llama_layers.layers.mask import slots
-from llama_layers.model.llama import Llama, check_model
+from llama_layers.layers.mask import slot_range
+
+# Marks fields that are numbers while `jax.jit` compiles; the others are arrays of unknown numbers.
+STATIC = {"static": True}
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What a cache needs to know of a model: `Llama` knows it."""
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The numbers of the model."""
+
+    def activations_like(self) -> Any:
+        """Give an array of the library, device and dtype of the activations."""
 
 
 @dataclass(frozen=True, eq=False)
 class KVCache:
     """Keys and values of every layer, in memory that is taken once.
 
-    Each method returns the cache that is valid from then on; the one it was called on is not,
-    though they may share memory: `copy` it first to go on from one prefix in two ways.
+    Each method returns the cache that is valid from then on. The one it was called on is not, and
+    they may share memory: `copy` it first to continue one prefix in two ways.
 
-    Under a compiler (`jax.jit`) the length is not known, so that tokens beyond `max_len` cannot be
-    refused: they overwrite the first ones, without a word. The caller must see to it that they
-    fit.
+    Under `jax.jit` the length is not known, so that tokens beyond `max_len` are not refused: they
+    overwrite the first ones silently. The caller must see to it that they fit.
 
     Attributes
     ----------
@@ -41,9 +55,9 @@ class KVCache:
     window : int or None
         Where set, the buffers hold the last `capacity` tokens only, in a ring.
     keep : Array, shape [B, capacity], bool, or None
-        Which tokens are no padding; None if all are.
+        Which tokens are valid, that is not padding; None if all are.
     counts : Array, shape [B], int32, or None
-        How many tokens of each sequence are no padding; None if all are.
+        How many tokens of each sequence are valid; None if all are.
     room : int
         Tokens that `extend` last made room for, and `append` takes; 0 after a `forward`.
 
@@ -58,20 +72,20 @@ class KVCache:
     keys: tuple[Any, ...]
     values: tuple[Any, ...]
     length: Any
-    max_len: int
-    window: int | None = None
+    max_len: int = field(metadata=STATIC)
+    window: int | None = field(default=None, metadata=STATIC)
     keep: Any | None = None
     counts: Any | None = None
-    room: int = 0
+    room: int = field(default=0, metadata=STATIC)
 
     def __post_init__(self) -> None:
-        for name, value in checked_fields(self).items():
+        for name, value in checked_fields(**vars(self)).items():
             object.__setattr__(self, name, value)
 
     @classmethod
     def create(
         cls,
-        model_or_config: Llama | LlamaConfig,
+        model_or_config: Model | LlamaConfig,
         batch: int,
         max_len: int,
         /,
@@ -84,18 +98,18 @@ class KVCache:
         Parameters
         ----------
         model_or_config : Llama or LlamaConfig
-            What the keys and values are of.
+            The model that the keys and values belong to, or its config.
         batch : int
             Sequences.
         max_len : int
             The longest that a sequence can become, padding included.
         like : Array, optional
-            The cache is of this array's library, device and dtype; by default as the activations
+            Gives the library, device and dtype of the cache; by default those of the activations
             of the model, or float32 NumPy arrays for a config.
         rolling : int, optional
-            Keep only what the sliding window of the config still sees, and room to append so
-            many tokens at a time: memory for ``sliding_window + rolling - 1`` tokens in the place
-            of `max_len`.
+            Keep only what the sliding window of the config still sees, and room to append this
+            many tokens at a time: memory for ``sliding_window + rolling - 1`` tokens instead of
+            `max_len`.
 
         Returns
         -------
@@ -119,11 +133,15 @@ class KVCache:
         """
         if isinstance(model_or_config, LlamaConfig):
             config = model_or_config
-            like = host.zeros((), dtype="float32") if like is None else like
-        else:
-            check_model(model_or_config)
+            like = np.zeros((), np.float32) if like is None else like
+        elif isinstance(model_or_config, Model):
             config = model_or_config.config
             like = model_or_config.activations_like() if like is None else like
+        else:
+            raise TypeError(
+                f"model_or_config: expected a Llama, as load gives it, or a LlamaConfig, "
+                f"got {type(model_or_config).__name__}"
+            )
         batch = check_count("batch", batch, MOST_TOKENS)
         capacity = max_len = check_count("max_len", max_len, MOST_TOKENS)
         window = None
@@ -135,17 +153,11 @@ class KVCache:
             capacity = min(max_len, window + rolling - 1)
         xp = namespace(like=like)
         float_format("like", like)
-        make_traceable(
-            xp, cls, ("keys", "values", "length", "keep", "counts"), ("max_len", "window", "room")
-        )
+        make_traceable(xp, cls)
         shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
-        keys, values = (
-            tuple(
-                xp.zeros(shape, dtype=like.dtype, device=device(like))
-                for _ in range(config.num_hidden_layers)
-            )
-            for _ in range(2)
-        )
+        layers, where = range(config.num_hidden_layers), device(like)
+        keys = tuple(xp.zeros(shape, dtype=like.dtype, device=where) for _ in layers)
+        values = tuple(xp.zeros(shape, dtype=like.dtype, device=where) for _ in layers)
         return cls(keys, values, 0, max_len, window)
 
     @property
@@ -154,14 +166,14 @@ class KVCache:
         return int(self.keys[0].shape[1])
 
     def extend(self, count: int, keep: Any | None = None, /) -> KVCache:
-        """Make room for tokens, whose keys and values `append` then writes layer by layer.
+        """Make room for tokens, once for all layers; `append` then writes each layer's.
 
         Parameters
         ----------
         count : int
             How many tokens.
         keep : Array, shape [B, count], bool, optional
-            Which of them are no padding.
+            Which of them are valid tokens, not padding.
 
         Returns
         -------
@@ -176,7 +188,7 @@ class KVCache:
         if not is_integer(count) or count < 0:
             raise ValueError(f"count: expected an integer from 0 on, got {shown(count)}")
         count = int(count)
-        if not is_traced(self.length) and int(self.length) + count > self.max_len:
+        if known_false(self.length + count <= self.max_len):
             raise ValueError(
                 f"cache: expected room for {shown(int(self.length) + count)} tokens, got max_len = "
                 f"{self.max_len}"
@@ -188,21 +200,25 @@ class KVCache:
             return longer
         xp = namespace(cache=self.keys[0], keep=keep)
         batch, where = self.keys[0].shape[0], device(self.keys[0])
-        kept, counts = self.keep, self.counts
-        if kept is None:
-            kept = xp.ones((batch, self.capacity), dtype=xp.bool, device=where)
-            counts = xp.zeros((batch,), dtype=xp.int32, device=where) + self.length
         if keep is None:
             keep = xp.ones((batch, count), dtype=xp.bool, device=where)
         check_bools("keep", keep)
         if tuple(keep.shape) != (batch, count):
             raise ValueError(f"keep: expected shape {[batch, count]}, got {list(keep.shape)}")
+        before, counts = self.keep, self.counts
+        if before is None:
+            before = xp.ones((batch, self.capacity), dtype=xp.bool, device=where)
+            counts = xp.zeros((batch,), dtype=xp.int32, device=where) + self.length
         new = xp.sum(xp.astype(keep, xp.int32), axis=1, dtype=xp.int32)
-        kept = write_tokens(xp, kept, self.length, keep)
+        kept = write_tokens(xp, before, self.length, keep)
         return changed(longer, keep=kept, counts=counts + new)
 
+    def without_room(self) -> KVCache:
+        """Close the cache after all layers have appended: the next tokens need an `extend`."""
+        return changed(self, room=0)
+
     def copy(self) -> KVCache:
-        """A cache of its own memory, to go on from the same tokens in two ways.
+        """Copy the cache, to continue the same tokens in two ways.
 
         Returns
         -------
@@ -218,13 +234,13 @@ class KVCache:
         )
 
     def most_at_once(self) -> int:
-        """How many tokens may be appended at once: a ring must keep what the first of them sees."""
+        """Return how many tokens fit at once: a ring must keep what the first of them sees."""
         if self.window is None or self.capacity == self.max_len:
             return self.max_len
         return self.capacity - self.window + 1
 
     def append(self, layer: int, k: Any, v: Any, /) -> KVCache:
-        """Write the keys and values of the tokens that `extend` last made room for.
+        """Write a layer's keys and values of the tokens that `extend` last made room for.
 
         Parameters
         ----------
@@ -267,30 +283,29 @@ class KVCache:
         )
 
     def check_layer(self, layer: Any) -> None:
-        """Refuse what is not the number of a layer."""
+        """Raise ValueError unless `layer` is the number of a layer."""
         if not is_integer(layer) or not 0 <= layer < len(self.keys):
             raise ValueError(
                 f"layer: expected an integer from 0 to {len(self.keys) - 1}, got {shown(layer)}"
             )
 
     def visible(self, array: Any, /) -> Any:
-        """The part of a buffer that tokens have reached; all of it where that is not known."""
-        if is_traced(self.length):
-            return array
-        return array[:, : min(int(self.length), self.capacity), ...]
+        """Return the part of a buffer that tokens have reached; all of it under `jax.jit`."""
+        length = known(self.length)
+        return array if length is None else array[:, : min(length, self.capacity), ...]
 
     def visible_keep(self) -> Any | None:
-        """Which of the visible keys are no padding; None if all are."""
+        """Tell which of the visible keys are valid tokens; None if all are."""
         return None if self.keep is None else self.visible(self.keep)
 
     def key_slots(self) -> Any:
-        """The slot of each visible key, shape [T]."""
+        """Return the slot of each visible key, shape [T]."""
         xp = namespace(keys=self.keys[0])
         count = self.visible(self.keys[0]).shape[1]
-        places = slots(xp, 0, count, self.keys[0])
+        places = slot_range(xp, 0, count, self.keys[0])
         if self.window is None:
             return places
-        # The ring holds at each place the latest slot that falls on it, or none yet.
+        # Each place of the ring holds the latest slot that falls on it, or none yet.
         latest = self.length - 1 - (self.length - 1 - places) % self.capacity
         return xp.where(latest < 0, -xp.ones_like(latest), latest)
 
@@ -308,14 +323,47 @@ def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
 
 
 @portable
-def make_traceable(
-    xp: Any, cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]
-) -> None:
-    """Tell a compiling library what in a dataclass is data; for most there is nothing to tell."""
+def make_traceable(xp: Any, cls: type) -> None:
+    """Let a library compile functions of a dataclass, some of whose fields are `STATIC`."""
+
+
+class LayerCache:
+    """One layer's view of a `KVCache`, which it replaces with each append.
+
+    Parameters
+    ----------
+    cache : KVCache
+        The cache as it is before the layer: already extended by the new tokens, with
+        `KVCache.extend`, once for all layers.
+    layer : int
+        Which layer.
+
+    Raises
+    ------
+    TypeError
+        If `cache` is not a KVCache.
+    ValueError
+        If it has no such layer.
+    """
+
+    def __init__(self, cache: KVCache, layer: int) -> None:
+        if not isinstance(cache, KVCache):
+            raise TypeError(f"cache: expected a KVCache, got {type(cache).__name__}")
+        cache.check_layer(layer)
+        self.cache = cache
+        self.layer = layer
+
+    def append(self, k: Any, v: Any, /) -> tuple[Any, Any]:
+        """Write new keys and values, and return all that are visible now."""
+        self.cache = self.cache.append(self.layer, k, v)
+        return (
+            self.cache.visible(self.cache.keys[self.layer]),
+            self.cache.visible(self.cache.values[self.layer]),
+        )
 
 
 def changed(cache: KVCache, **fields: Any) -> KVCache:
-    """A cache with other fields, which fit as those before them did: nothing is checked again."""
+    """A cache with other fields, which fit as the old ones did: nothing is checked again."""
     new = object.__new__(KVCache)
     vars(new).update(vars(cache) | fields)
     return new

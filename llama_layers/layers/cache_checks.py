@@ -1,10 +1,10 @@
-"""What the fields of a `KVCache` must be for its arrays to fit each other."""
+"""Checks that the fields of a `KVCache` fit each other."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from array_api_compat import is_jax_array
 
@@ -12,30 +12,46 @@ from llama_layers.arrays.checks import MOST_TOKENS, check_count, is_integer
 from llama_layers.arrays.dtypes import check_bools, check_integers
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.shapes import check_same_dtype, check_shape
-from llama_layers.arrays.transfer import is_traced
+from llama_layers.arrays.tracing import is_traced, known_false
 from llama_layers.errors import shown
 
-if TYPE_CHECKING:
-    from llama_layers.layers.cache import KVCache
 
-
-def checked_fields(cache: KVCache) -> dict[str, Any]:
+def checked_fields(
+    *,
+    keys: Any,
+    values: Any,
+    length: Any,
+    max_len: Any,
+    window: Any,
+    keep: Any,
+    counts: Any,
+    room: Any,
+) -> dict[str, Any]:
     """The fields of a cache as they are kept: sequences as tuples, NumPy's integers as Python's."""
-    fields: dict[str, Any] = {"max_len": check_count("max_len", cache.max_len, MOST_TOKENS)}
-    if cache.window is not None:
-        fields["window"] = check_count("window", cache.window)
-    for name in ("keys", "values"):
-        if not isinstance(arrays := getattr(cache, name), Sequence):
+    max_len = check_count("max_len", max_len, MOST_TOKENS)
+    if window is not None:
+        window = check_count("window", window)
+    for name, arrays in (("keys", keys), ("values", values)):
+        if not isinstance(arrays, Sequence):
             raise TypeError(f"{name}: expected a tuple of arrays, got {type(arrays).__name__}")
-        fields[name] = tuple(arrays)
-    _check_buffers(cache, fields["keys"], fields["values"])
-    fields["length"] = _checked_length(cache.length, fields["max_len"])
-    fields["room"] = _checked_room(cache.room, fields["length"])
-    _check_capacity(int(cache.keys[0].shape[1]), fields["max_len"], fields.get("window"))
-    return fields
+    keys, values = tuple(keys), tuple(values)
+    _check_buffers(keys, values)
+    _check_padding(keys[0], keep, counts)
+    length = _checked_length(length, max_len)
+    if not is_integer(room) or room < 0 or known_false(room <= length):
+        raise ValueError(f"room: expected an integer from 0 to the length, got {shown(room)}")
+    _check_capacity(int(keys[0].shape[1]), max_len, window)
+    return {
+        "keys": keys,
+        "values": values,
+        "length": length,
+        "max_len": max_len,
+        "window": window,
+        "room": int(room),
+    }
 
 
-def _check_buffers(cache: KVCache, keys: tuple[Any, ...], values: tuple[Any, ...]) -> None:
+def _check_buffers(keys: tuple[Any, ...], values: tuple[Any, ...]) -> None:
     if not keys or len(keys) != len(values):
         raise ValueError(
             f"values: expected one for each of at least one layer's keys, got {len(keys)} keys "
@@ -46,42 +62,40 @@ def _check_buffers(cache: KVCache, keys: tuple[Any, ...], values: tuple[Any, ...
         for name, arrays in (("keys", keys), ("values", values))
         for index, array in enumerate(arrays)
     }
-    namespace(**named, keep=cache.keep, counts=cache.counts)
+    namespace(**named)
     check_shape("keys[0]", keys[0], "B", "capacity", "num_kv_heads", "head_dim")
     for name, array in named.items():
         check_shape(name, array, *keys[0].shape)
     check_same_dtype(**named)
-    if (cache.keep is None) != (cache.counts is None):
+
+
+def _check_padding(keys: Any, keep: Any | None, counts: Any | None) -> None:
+    if (keep is None) != (counts is None):
         raise ValueError("counts: expected with keep, and only with it")
-    if cache.keep is None or cache.counts is None:
+    if keep is None or counts is None:
         return
-    check_bools("keep", cache.keep)
-    check_integers("counts", cache.counts)
-    shape = tuple(keys[0].shape[:2])
-    for name, array, expected in (("keep", cache.keep, shape), ("counts", cache.counts, shape[:1])):
+    namespace(keys=keys, keep=keep, counts=counts)
+    check_bools("keep", keep)
+    check_integers("counts", counts)
+    shape = tuple(keys.shape[:2])
+    for name, array, expected in (("keep", keep, shape), ("counts", counts, shape[:1])):
         if tuple(array.shape) != expected:
             raise ValueError(f"{name}: expected shape {list(expected)}, got {list(array.shape)}")
 
 
 def _checked_length(length: Any, max_len: int) -> Any:
-    """The length as it is from `jax.jit`, an array, or as Python's integer."""
+    """The length as Python's integer, or as jax's array, which `jax.jit` may trace."""
     if is_traced(length):
         return length
     try:
         if isinstance(length, bool):
             raise TypeError
-        known = operator.index(length)
+        number = operator.index(length)
     except TypeError:
         raise TypeError(f"length: expected an integer, got {type(length).__name__}") from None
-    if not 0 <= known <= max_len:
-        raise ValueError(f"length: expected 0 to max_len = {max_len}, got {shown(known)}")
-    return length if is_jax_array(length) else known
-
-
-def _checked_room(room: Any, length: Any) -> int:
-    if not is_integer(room) or room < 0 or not (is_traced(length) or room <= int(length)):
-        raise ValueError(f"room: expected an integer from 0 to the length, got {shown(room)}")
-    return int(room)
+    if not 0 <= number <= max_len:
+        raise ValueError(f"length: expected 0 to max_len = {max_len}, got {shown(number)}")
+    return length if is_jax_array(length) else number
 
 
 def _check_capacity(capacity: int, max_len: int, window: int | None) -> None:

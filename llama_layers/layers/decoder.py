@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from llama_layers.arrays.namespaces import namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.attention import attention
-from llama_layers.layers.layer_cache import LayerCache
-from llama_layers.layers.linear import linear, qkv_projection
+from llama_layers.layers.cache import LayerCache
+from llama_layers.layers.linear import flat_qkv, linear, merge_heads, split_heads
 from llama_layers.layers.mlp import mlp
 from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope
@@ -44,17 +42,16 @@ def decoder_layer(
     rope : tuple of two Arrays
         Cosines and sines of the tokens' positions, from `rope_table`.
     mask : Array of bool, Mask or None
-        Which keys each query may attend to; see `attention`. None lets every query attend to
-        every key, later ones too: causal attention takes a `Mask`, with a cache as well.
+        Which keys each query may attend to; see `attention`. With None every query attends to
+        every key, later ones too: causal attention needs a `Mask`, with a cache as well.
     cache : LayerCache, optional
-        Gives the keys and values of earlier tokens and takes those of these. For layer i that is
-        ``LayerCache(cache.extend(S), i)``, with the cache extended once for all layers;
-        afterwards its attribute ``cache`` is the valid `KVCache`, from which the next layer goes
-        on.
+        Holds the keys and values of earlier tokens, and takes those of the new ones. For layer i
+        it is ``LayerCache(cache.extend(S), i)``, with the cache extended once for all layers.
+        Afterwards its attribute ``cache`` is the valid `KVCache`, for the next layer.
     tap : callable, optional
         ``tap(name, array) -> array``, called at each site with the name of its module inside the
-        layer: ``self_attn.q_proj``, say. What it returns, of the same shape and
-        dtype, takes the array's place.
+        layer, ``self_attn.q_proj`` for example. The array that it returns, of the same shape and
+        dtype, is used instead of the array.
 
     Returns
     -------
@@ -66,7 +63,7 @@ def decoder_layer(
     TypeError
         If `w`, `config`, `rope` or `cache` is of another type.
     TypeError, ValueError
-        As the functions that it is made of do.
+        As the functions called here.
 
     References
     ----------
@@ -121,11 +118,34 @@ def decoder_layer(
     _check(w, config, rope, cache)
     tap = checked(tap)
     eps = config.rms_norm_eps
+
     normed = tap("input_layernorm", rms_norm(x, w.input_layernorm, eps=eps))
-    x = x + _self_attention(normed, w.self_attn, rope, mask, cache, inside(tap, "self_attn"))
-    x = tap("attention_residual", x)
+    attended = _self_attention(normed, w.self_attn, rope, mask, cache, inside(tap, "self_attn"))
+    x = tap("attention_residual", x + attended)
+
     normed = tap("post_attention_layernorm", rms_norm(x, w.post_attention_layernorm, eps=eps))
     return x + mlp(normed, w.mlp, tap=inside(tap, "mlp"))
+
+
+def _self_attention(
+    x: Any,
+    w: AttentionWeights,
+    rope: tuple[Any, Any],
+    mask: Any | None,
+    cache: LayerCache | None,
+    tap: Tap,
+) -> Any:
+    """Project normalised tokens to queries, keys and values, attend, and project out."""
+    q, k, v = flat_qkv(x, w.qkv)
+    q = split_heads(tap("q_proj", q), w.qkv.head_dim)
+    k = split_heads(tap("k_proj", k), w.qkv.head_dim)
+    v = split_heads(tap("v_proj", v), w.qkv.head_dim)
+    q = tap("q_rope", apply_rope(q, *rope))
+    k = tap("k_rope", apply_rope(k, *rope))
+    if cache is not None:
+        k, v = cache.append(k, v)
+    heads = tap("attention", attention(q, k, v, mask=mask))
+    return tap("o_proj", linear(merge_heads(heads), w.o_proj, w.o_bias))
 
 
 def _check(w: Any, config: Any, rope: Any, cache: Any) -> None:
@@ -143,34 +163,3 @@ def _check(w: Any, config: Any, rope: Any, cache: Any) -> None:
             f"cache: expected LayerCache(cache.extend(S), layer) of a KVCache, "
             f"got {type(cache).__name__}"
         )
-
-
-def _self_attention(
-    x: Any,
-    w: AttentionWeights,
-    rope: tuple[Any, Any],
-    mask: Any | None,
-    cache: LayerCache | None,
-    tap: Tap,
-) -> Any:
-    """Queries, keys and values of normalised tokens, turned, attended to and projected out."""
-    q, k, v = (
-        _heads(tap(f"{name}_proj", _flat(array)), array.shape)
-        for name, array in zip("qkv", qkv_projection(x, w.qkv), strict=True)
-    )
-    q = tap("q_rope", apply_rope(q, *rope))
-    k = tap("k_rope", apply_rope(k, *rope))
-    if cache is not None:
-        k, v = cache.append(k, v)
-    heads = tap("attention", attention(q, k, v, mask=mask))
-    return tap("o_proj", linear(_flat(heads), w.o_proj, w.o_bias))
-
-
-def _flat(array: Any) -> Any:
-    """Heads side by side: [B, S, heads, D] as [B, S, heads * D]."""
-    xp = namespace(array=array)
-    return xp.reshape(array, (*array.shape[:2], math.prod(array.shape[2:])))
-
-
-def _heads(array: Any, shape: tuple[int, ...]) -> Any:
-    return namespace(array=array).reshape(array, shape)

@@ -32,21 +32,21 @@ def linear(x: Any, weight: Any, bias: Any | None = None, /) -> Any:
     x : Array, shape [..., K], a float dtype
         Rows to multiply.
     weight : Array, shape [N, K], a float dtype
-        The matrix as checkpoints store it, [out, in]. It may be of a narrower dtype than the sums
-        (bfloat16 under float32 `x`, say), and is then widened exactly.
+        The matrix as checkpoints store it, [out, in]. It may have a narrower dtype than the sums
+        (bfloat16 for float32 `x`, for example), and is then widened exactly.
     bias : Array, shape [N], optional
         Added to each row of the product.
 
     Returns
     -------
     Array, shape [..., N], the dtype of x
-        Sums are kept in float32 (float64 for float64 `x`). The memory order of the result is the
-        backend's choice.
+        Sums are kept in float32 (float64 for float64 `x`). The backend chooses the memory order
+        of the result.
 
     Raises
     ------
     TypeError
-        If an argument is not an array of floats, comes from another library than `x`, or is of a
+        If an argument is not an array of floats, comes from another library than `x`, or has a
         dtype that the sums cannot hold exactly.
     ValueError
         If the shapes do not fit or the devices differ.
@@ -112,7 +112,7 @@ def qkv_projection(x: Any, w: QKVWeights, /) -> QKV:
     Raises
     ------
     TypeError
-        If `x` is not an array of floats, or library or dtype do not go with the weights.
+        If `x` is not an array of floats, or its library or dtype does not fit the weights.
     ValueError
         If `x` is not [B, S, hidden_size] or lies on another device than the weights.
 
@@ -134,18 +134,31 @@ def qkv_projection(x: Any, w: QKVWeights, /) -> QKV:
     >>> q.shape
     (1, 2, 4, 16)
     """
+    q, k, v = flat_qkv(x, w)
+    return QKV(split_heads(q, w.head_dim), split_heads(k, w.head_dim), split_heads(v, w.head_dim))
+
+
+def flat_qkv(x: Any, w: QKVWeights) -> tuple[Any, Any, Any]:
+    """Queries, keys and values with their heads side by side: three views [B, S, heads * D]."""
     if not isinstance(w, QKVWeights):
         raise TypeError(f"w: expected QKVWeights, got {type(w).__name__}")
-    xp = namespace(x=x, w=w.fused)
+    namespace(x=x, w=w.fused)
     float_format("x", x)
     if x.ndim != 3 or x.shape[2] != w.hidden_size:
         raise ValueError(f"x: expected shape [batch, seq, {w.hidden_size}], got {list(x.shape)}")
     y = linear(x, w.fused, w.bias)
-    batch, seq = x.shape[0], x.shape[1]
     end_of_q = w.num_heads * w.head_dim
     end_of_k = end_of_q + w.num_kv_heads * w.head_dim
-    return QKV(
-        xp.reshape(y[:, :, :end_of_q], (batch, seq, w.num_heads, w.head_dim)),
-        xp.reshape(y[:, :, end_of_q:end_of_k], (batch, seq, w.num_kv_heads, w.head_dim)),
-        xp.reshape(y[:, :, end_of_k:], (batch, seq, w.num_kv_heads, w.head_dim)),
-    )
+    return y[:, :, :end_of_q], y[:, :, end_of_q:end_of_k], y[:, :, end_of_k:]
+
+
+def split_heads(x: Any, head_dim: int) -> Any:
+    """Reshape [B, S, heads * D] to [B, S, heads, D]."""
+    batch, count, width = x.shape
+    return namespace(x=x).reshape(x, (batch, count, width // head_dim, head_dim))
+
+
+def merge_heads(x: Any) -> Any:
+    """Reshape [B, S, heads, D] to [B, S, heads * D]."""
+    batch, count, heads, head_dim = x.shape
+    return namespace(x=x).reshape(x, (batch, count, heads * head_dim))

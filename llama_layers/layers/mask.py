@@ -1,7 +1,7 @@
-"""Which keys a query may attend to, as one boolean mask that is made a few rows at a time.
+"""Which keys a query may attend to: a boolean mask, made a few rows at a time.
 
-A whole mask has as many elements as there are pairs of positions; rows made when they are needed
-keep a forward pass linear in the length of the sequence.
+A whole mask has an element for each pair of positions. Rows that are made when they are needed keep
+the memory of a forward pass linear in the length of the sequence.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from llama_layers.arrays.namespaces import namespace
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Causal attention, within a window if there is one, to keys that are no padding.
+    """Causal attention, within a window if there is one, to keys that are not padding.
 
-    Queries and keys are counted in slots, the places that their tokens have in the batch,
-    padding included; not in RoPE positions.
+    Queries and keys are counted in slots, the places of their tokens in the batch, padding
+    included; not in RoPE positions.
 
     Attributes
     ----------
     queries : Array, shape [S], an integer dtype
         The slot of each query.
     keys : Array, shape [T], an integer dtype
-        The slot of each key; -1 for a key that is not there yet.
+        The slot of each key; -1 for a key that does not exist yet.
     window : int or None
-        How many slots back a query attends, its own included.
+        How many slots a query sees, its own and those before it; None for all.
     keep : Array, shape [B, T], bool, or None
-        Whether a key is a token and no padding.
+        Which keys are valid tokens, not padding; None if all are.
 
     Raises
     ------
     TypeError
-        If an array is of another dtype, or comes from another library than the first.
+        If an array has another dtype, or comes from another library than the first.
     ValueError
         If a shape does not fit, or the window is not a positive integer.
 
@@ -72,7 +72,7 @@ class Mask:
             object.__setattr__(self, "window", check_count("window", self.window))
 
     def rows(self, start: int, stop: int, /) -> Any:
-        """The mask of the queries from `start` to before `stop`.
+        """Make the rows of the queries from `start` to before `stop`.
 
         Parameters
         ----------
@@ -105,7 +105,7 @@ class Mask:
         return allowed
 
     def check(self, q: Any, keys: int) -> None:
-        """Refuse a mask that is not for the queries of q [B, S, ...] and so many keys."""
+        """Raise unless the mask is for the queries of q [B, S, ...] and this number of keys."""
         batch, queries = q.shape[:2]
         for name, array, shape in (
             ("mask.queries", self.queries, (queries,)),
@@ -119,6 +119,6 @@ class Mask:
                 raise ValueError(f"{name}: expected shape {list(shape)}, got {list(array.shape)}")
 
 
-def slots(xp: Any, first: Any, count: int, like: Any) -> Any:
+def slot_range(xp: Any, first: Any, count: int, like: Any) -> Any:
     """The integers from `first`, which a compiler may trace, on the device of an array."""
     return xp.arange(count, dtype=xp.int32, device=device(like)) + first

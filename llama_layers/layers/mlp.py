@@ -20,7 +20,7 @@ def swiglu(gate: Any, up: Any, /) -> Any:
     Parameters
     ----------
     gate, up : Array, any one shape, a float dtype
-        What gates, and what is gated.
+        The gate, and what it scales.
 
     Returns
     -------
@@ -80,20 +80,20 @@ def mlp(x: Any, w: MLPWeights, /, *, tap: Tap | None = None) -> Any:
         From the same library and device as `x`.
     tap : callable, optional
         ``tap(name, array) -> array``, called at ``gate_proj``, ``up_proj``, ``act`` (the gated
-        product) and ``down_proj``; what it returns, of the same shape and dtype, takes
-        the array's place.
+        product) and ``down_proj``; the array that it returns, of the same shape and dtype, is used
+        instead.
 
     Returns
     -------
     Array, shape and dtype of x
-        What the MLP adds to the residual stream.
+        The MLP's term of the residual stream.
 
     Raises
     ------
     TypeError
         If `w` is not MLPWeights or `tap` cannot be called.
     TypeError, ValueError
-        As `linear` does, or if `tap` gives an array of another shape or dtype.
+        As `linear`, or if `tap` returns an array of another shape or dtype.
 
     References
     ----------

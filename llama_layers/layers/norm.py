@@ -23,7 +23,7 @@ def rms_norm(x: Any, weight: Any, /, *, eps: float) -> Any:
         Scale of each channel, from the same library and device as `x`.
     eps : float
         Added to the mean square, under the root: ``rms_norm_eps`` of config.json. There is no
-        default, since a checkpoint run with another value is wrong.
+        default, because a checkpoint that runs with another value gives wrong numbers.
 
     Returns
     -------
@@ -35,14 +35,14 @@ def rms_norm(x: Any, weight: Any, /, *, eps: float) -> Any:
     ------
     TypeError
         If `x` or `weight` is not an array of floats, they come from different libraries, the weight
-        is of a dtype that float32 (float64 for float64 `x`) does not hold exactly, or `eps` is not
+        has a dtype that float32 (float64 for float64 `x`) does not hold exactly, or `eps` is not
         a number.
     ValueError
         If the shapes do not fit, the devices differ or `eps` is negative or not finite.
 
     Notes
     -----
-    The squares of numbers beyond 1.8e19 overflow float32; such a row becomes zeros, as in every
+    The squares of numbers beyond 1.8e19 overflow float32. Such a row becomes zeros, as in every
     published implementation that normalises in float32.
 
     References

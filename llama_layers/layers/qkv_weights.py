@@ -17,7 +17,7 @@ from llama_layers.errors import shown
 class QKVWeights:
     """The query, key and value projections of one layer, stored as one matrix.
 
-    One matrix means one GEMM: x is read once, and a GPU gets one large product in place of three
+    One matrix means one GEMM: x is read once, and a GPU gets one large product instead of three
     small ones.
 
     Attributes
@@ -27,15 +27,15 @@ class QKVWeights:
     num_heads : int
         Query heads.
     num_kv_heads : int
-        Key heads, and as many value heads: num_heads for multi-head attention, 1 for multi-query,
-        a divisor of num_heads in between for grouped-query.
+        Key heads, and also value heads: num_heads for multi-head attention, 1 for multi-query
+        attention, a divisor of num_heads in between for grouped-query attention.
     bias : Array, shape [(num_heads + 2 * num_kv_heads) * head_dim], or None
         Added to the product, in the order of its rows (Qwen2 has one, Llama has none).
 
     Raises
     ------
     TypeError
-        If an array is not one of floats, or comes from another library than the first.
+        If an array does not hold floats, or comes from another library than the first.
     ValueError
         If the shapes do not fit the head counts or each other.
 
@@ -99,7 +99,7 @@ class QKVWeights:
             One number for each output of `q`, `k` and `v`.
         layout : {"out_in", "in_out"}
             "out_in" is how checkpoints and ``torch.nn.Linear`` store a matrix; "in_out" is the
-            matrix of ``x @ W``. Square matrices do not tell which they are, so say it.
+            matrix of ``x @ W``. The layout of a square matrix cannot be seen from its shape.
 
         Returns
         -------
@@ -109,7 +109,7 @@ class QKVWeights:
         Raises
         ------
         TypeError
-            If an argument is not an array, holds no floats, or differs in library or dtype.
+            If an argument is not an array of floats, or the libraries or dtypes differ.
         ValueError
             If shapes, head counts and layout do not fit together.
 
@@ -164,6 +164,16 @@ class QKVWeights:
         return int(self.fused.shape[1])
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """The axes of the three matrices, by the names that the arrays of a layer share."""
+        return {
+            "hidden_size": self.hidden_size,
+            "head_dim": self.head_dim,
+            "q_size": self.num_heads * self.head_dim,
+            "kv_size": self.num_kv_heads * self.head_dim,
+        }
+
+    @property
     def q(self) -> Any:
         """The query rows, a view [num_heads * head_dim, hidden_size]."""
         return self.fused[: self.num_heads * self.head_dim, :]
@@ -181,7 +191,7 @@ class QKVWeights:
 
 
 def check_heads(num_heads: int, num_kv_heads: int) -> tuple[int, int]:
-    """Give head counts as Python's integers; refuse those that cannot be grouped."""
+    """Return head counts as Python's integers; raise unless the heads can be grouped."""
     heads = check_count("num_heads", num_heads)
     kv_heads = check_count("num_kv_heads", num_kv_heads)
     if heads % kv_heads:

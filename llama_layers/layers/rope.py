@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import numpy as np
 from array_api_compat import device
+from numpy.typing import NDArray
 
 from llama_layers.arrays.checks import check_choice, check_count
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import accumulate_format, check_integers, float_format
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.transfer import from_numpy, host, is_traced, to_numpy
+from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.config.rope_scaling import RopeScaling
 
 
 def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
-    r"""The angle by which each pair of channels turns from one position to the next.
+    r"""Compute the angle by which each pair of channels rotates from one position to the next.
 
     .. math:: \omega_i = \theta^{-2i/D}, \quad 0 \le i < D/2
 
@@ -28,7 +30,7 @@ def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
     config : LlamaConfig
         Its ``rope_theta``, ``head_dim`` and ``rope_scaling`` are read.
     length : int, optional
-        How many positions are in use, which "dynamic" scaling depends on; the trained context if
+        How many positions are in use, on which "dynamic" scaling depends; the trained context if
         not given.
 
     Returns
@@ -45,9 +47,9 @@ def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
 
     Notes
     -----
-    With "dynamic" scaling a sequence fed in chunks differs from the same at once, beyond the
-    trained context: each chunk is turned by the frequencies of the length so far, and keys that
-    are in a cache already are not turned again. It is so in transformers too.
+    With "dynamic" scaling, and beyond the trained context, a sequence fed in chunks differs from
+    the same sequence fed at once: each chunk is rotated by the frequencies of the length so far,
+    and keys that are in a cache already are not rotated again. transformers does the same.
 
     References
     ----------
@@ -82,13 +84,13 @@ def _checked(config: LlamaConfig) -> LlamaConfig:
     return config
 
 
-def _plain(theta: float, head_dim: int) -> Any:
-    return theta ** (-host.arange(0, head_dim, 2, dtype=host.float64) / head_dim)
+def _plain(theta: float, head_dim: int) -> NDArray[np.float64]:
+    return theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
 
 
 def _dynamic(config: LlamaConfig, scaling: RopeScaling, length: int | None) -> Any:
     """Raise the base with the length, so that the slowest frequency is interpolated."""
-    if config.head_dim == 2:  # one pair, which turns by 1 whatever the base
+    if config.head_dim == 2:  # one pair, which rotates by 1 whatever the base
         return _plain(config.rope_theta, config.head_dim)
     trained = config.max_position_embeddings
     stretch = scaling.factor * max(length or 0, trained) / trained - (scaling.factor - 1)
@@ -102,7 +104,7 @@ def _yarn(config: LlamaConfig, scaling: RopeScaling) -> Any:
     dim = config.head_dim
 
     def pair_of(turns: float) -> float:
-        """The (fractional) pair of channels that turns so often over the trained context."""
+        """The (fractional) pair of channels with this many turns over the trained context."""
         return dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
     low = pair_of(scaling.beta_fast or 32.0)
@@ -110,8 +112,8 @@ def _yarn(config: LlamaConfig, scaling: RopeScaling) -> Any:
     if scaling.truncate is not False:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    width = high - low or 0.001  # a ramp of no width would divide by zero
-    interpolated = host.clip((host.arange(dim // 2, dtype=host.float64) - low) / width, 0.0, 1.0)
+    width = high - low or 0.001  # a ramp of zero width would divide by zero
+    interpolated = np.clip((np.arange(dim // 2, dtype=np.float64) - low) / width, 0.0, 1.0)
     plain = _plain(config.rope_theta, dim)
     return plain / scaling.factor * interpolated + plain * (1 - interpolated)
 
@@ -124,12 +126,12 @@ def _llama3(config: LlamaConfig, scaling: RopeScaling) -> Any:
     plain = _plain(config.rope_theta, config.head_dim)
     turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = host.clip(kept, 0.0, 1.0)
+    kept = np.clip(kept, 0.0, 1.0)
     return plain * (kept + (1 - kept) / scaling.factor)
 
 
 def attention_factor(config: LlamaConfig, /) -> float:
-    """What the RoPE table is multiplied by: 1, but for "yarn".
+    """Compute the factor of the RoPE table: 1, except for "yarn".
 
     Parameters
     ----------
@@ -168,10 +170,10 @@ def attention_factor(config: LlamaConfig, /) -> float:
 
 
 def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[Any, Any]:
-    r"""Cosines and sines of the angles at some positions.
+    r"""Compute cosines and sines of the angles at some positions.
 
-    The phases are computed in float64 on the host and cast: in float32 they would be off by
-    some 1e-4 at position 8191, and more beyond.
+    The phases are computed in float64 by NumPy and cast: in float32 they would be off by
+    about 1e-4 at position 8191, and by more beyond.
 
     Parameters
     ----------
@@ -185,7 +187,7 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
     Returns
     -------
     cos, sin : Array, shape [S, head_dim / 2] or [B, S, head_dim / 2]
-        In float32, or float64 where `like` is. For "yarn" multiplied by its attention factor.
+        In float32, or float64 if `like` is. For "yarn" multiplied by its attention factor.
 
     Raises
     ------
@@ -193,9 +195,9 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
         If the positions are not integers, `config` is of another type, or `like` is not an array of
         floats.
     ValueError
-        If their shape is another, or one is negative. Positions that a compiler traces cannot be
-        looked at; they index a table of ``max_position_embeddings`` rows, and "dynamic" scaling
-        is refused.
+        If their shape is another, or one is negative. Positions that `jax.jit` traces are not
+        known: they index a table of ``max_position_embeddings`` rows, and "dynamic" scaling
+        raises.
 
     Examples
     --------
@@ -208,41 +210,25 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
     """
     xp = namespace(positions=positions)
     check_integers("positions", positions)
-    if not isinstance(config, LlamaConfig):
-        raise TypeError(f"config: expected LlamaConfig, got {type(config).__name__}")
+    _checked(config)
     if positions.ndim not in (1, 2):
         raise ValueError(f"positions: expected shape [S] or [B, S], got {list(positions.shape)}")
-    if is_traced(positions):
-        return _traced_table(xp, positions, config, like)
-    host = to_numpy(positions)
-    if host.size and host.min() < 0:
-        raise ValueError(f"positions: expected zero or more, got {host.min()}")
-    return _table(host, config, like)
+    return angle_table(xp, positions, config, like)
 
 
-def _table(positions: Any, config: LlamaConfig, like: Any) -> tuple[Any, Any]:
-    length = int(positions.max()) + 1 if positions.size else None
-    phases = positions[..., None].astype(host.float64) * inv_freq(config, length=length)
+@portable
+def angle_table(xp: Any, positions: Any, config: LlamaConfig, like: Any) -> tuple[Any, Any]:
+    """The definition of `rope_table`, for arguments already checked but for their numbers."""
+    place = to_numpy(positions)
+    if place.size and place.min() < 0:
+        raise ValueError(f"positions: expected zero or more, got {place.min()}")
+    length = int(place.max()) + 1 if place.size else None
+    phases = place[..., None].astype(np.float64) * inv_freq(config, length=length)
     factor = attention_factor(config)
     dtype = accumulate_format(float_format("like", like)).name
-    xp = namespace(like=like)
     cos, sin = (
-        from_numpy((table * factor).astype(dtype), xp, device(like))
-        for table in (host.cos(phases), host.sin(phases))
-    )
-    return cos, sin
-
-
-def _traced_table(xp: Any, positions: Any, config: LlamaConfig, like: Any) -> tuple[Any, Any]:
-    if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
-        raise ValueError(
-            "positions: expected known numbers for rope_type 'dynamic', whose frequencies depend "
-            "on the largest, got traced ones"
-        )
-    rows = xp.reshape(positions, (math.prod(positions.shape),))
-    cos, sin = (
-        xp.reshape(xp.take(table, rows, axis=0), (*positions.shape, config.head_dim // 2))
-        for table in _table(host.arange(config.max_position_embeddings), config, like)
+        from_numpy((table * factor).astype(dtype), namespace(like=like), device(like))
+        for table in (np.cos(phases), np.sin(phases))
     )
     return cos, sin
 
@@ -250,7 +236,7 @@ def _traced_table(xp: Any, positions: Any, config: LlamaConfig, like: Any) -> tu
 def apply_rope(
     x: Any, cos: Any, sin: Any, /, *, layout: Literal["half", "interleaved"] = "half"
 ) -> Any:
-    r"""Turn each pair of channels by its angle.
+    r"""Rotate each pair of channels by its angle.
 
     .. math:: (a_i, b_i) \mapsto
         (a_i \cos\phi_i - b_i \sin\phi_i,\; b_i \cos\phi_i + a_i \sin\phi_i)
@@ -258,7 +244,7 @@ def apply_rope(
     Parameters
     ----------
     x : Array, shape [B, S, heads, D], a float dtype
-        Queries or keys. Values are never turned.
+        Queries or keys. Values are never rotated.
     cos, sin : Array, shape [S, D / 2], [1, S, D / 2] or [B, S, D / 2]
         From `rope_table`.
     layout : {"half", "interleaved"}

@@ -1,7 +1,7 @@
 """The one extension point of the forward pass.
 
-A tap is called with the name and the array of each site, and the forward pass goes on with what it
-returns. Recording, patching, looking for NaN and live comparison are all taps.
+A tap is called with the name and the array of each site, and the forward pass continues with the
+array that it returns. Recording, patching, looking for NaN and live comparison are all taps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def untouched(name: str, array: Any) -> Any:
 
 
 def checked(tap: Tap | None) -> Tap:
-    """The tap, held to give arrays of the shape and dtype that it was given."""
+    """The tap, which now raises unless it returns an array of the same shape and dtype."""
     if tap is None or tap is untouched:
         return untouched
     if not callable(tap):
@@ -40,7 +40,7 @@ def checked(tap: Tap | None) -> Tap:
 
 
 def inside(tap: Tap | None, module: str) -> Tap:
-    """The tap for the sites of a module, which know their names inside it only."""
+    """The tap for the sites of a module, whose names are relative to it."""
     if tap is None or tap is untouched:
         return untouched
     return lambda name, array: tap(f"{module}.{name}", array)

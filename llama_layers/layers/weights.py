@@ -1,4 +1,4 @@
-"""A checkpoint's parameters, as frozen dataclasses of arrays.
+"""The arrays of a layer: what checkpoints call them, their shapes, and the classes that hold them.
 
 Every matrix is stored [out, in], the way checkpoints hold it, so that a file maps into memory as
 it is. No layout is faster where it counts: NumPy multiplies ``(W @ x.T).T`` at the speed of
@@ -7,31 +7,87 @@ it is. No layout is faster where it counts: NumPy multiplies ``(W @ x.T).T`` at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.shapes import check_shape
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.qkv_weights import QKVWeights
 
-__all__ = ["AttentionWeights", "LayerWeights", "LlamaWeights", "MLPWeights", "QKVWeights"]
+__all__ = ["AttentionWeights", "LayerWeights", "MLPWeights", "QKVWeights"]
 
-_LAYER_ARRAYS = (
-    "input_layernorm",
-    "self_attn.qkv.fused",
-    "self_attn.qkv.bias",
-    "self_attn.o_proj",
-    "self_attn.o_bias",
-    "post_attention_layernorm",
-    "mlp.gate_proj",
-    "mlp.gate_bias",
-    "mlp.up_proj",
-    "mlp.up_bias",
-    "mlp.down_proj",
-    "mlp.down_bias",
+Names = tuple[str, ...]
+
+
+class Tensor(NamedTuple):
+    """A tensor of a checkpoint that is part of a layer."""
+
+    name: str
+    """Its name in Hugging Face's model, below the layer."""
+    axes: str
+    """The size of each axis, by the names that `axis_sizes` gives them."""
+    path: str
+    """The attribute of `LayerWeights` that holds it. One array holds all tensors of the same path,
+    their rows below each other."""
+    switch: str | None = None
+    """The attribute of `LlamaConfig` that says whether it exists; None if it always does."""
+
+
+# In the order in which files hold them.
+TENSORS = (
+    Tensor("input_layernorm.weight", "hidden_size", "input_layernorm"),
+    Tensor("self_attn.q_proj.weight", "q_size hidden_size", "self_attn.qkv.fused"),
+    Tensor("self_attn.k_proj.weight", "kv_size hidden_size", "self_attn.qkv.fused"),
+    Tensor("self_attn.v_proj.weight", "kv_size hidden_size", "self_attn.qkv.fused"),
+    Tensor("self_attn.q_proj.bias", "q_size", "self_attn.qkv.bias", "qkv_bias"),
+    Tensor("self_attn.k_proj.bias", "kv_size", "self_attn.qkv.bias", "qkv_bias"),
+    Tensor("self_attn.v_proj.bias", "kv_size", "self_attn.qkv.bias", "qkv_bias"),
+    Tensor("self_attn.o_proj.weight", "hidden_size q_size", "self_attn.o_proj"),
+    Tensor("self_attn.o_proj.bias", "hidden_size", "self_attn.o_bias", "o_bias"),
+    Tensor("post_attention_layernorm.weight", "hidden_size", "post_attention_layernorm"),
+    Tensor("mlp.gate_proj.weight", "intermediate_size hidden_size", "mlp.gate_proj"),
+    Tensor("mlp.gate_proj.bias", "intermediate_size", "mlp.gate_bias", "mlp_bias"),
+    Tensor("mlp.up_proj.weight", "intermediate_size hidden_size", "mlp.up_proj"),
+    Tensor("mlp.up_proj.bias", "intermediate_size", "mlp.up_bias", "mlp_bias"),
+    Tensor("mlp.down_proj.weight", "hidden_size intermediate_size", "mlp.down_proj"),
+    Tensor("mlp.down_proj.bias", "hidden_size", "mlp.down_bias", "mlp_bias"),
 )
+
+# The tensors that each array of a layer holds.
+ARRAYS: dict[str, list[Tensor]] = {}
+for _tensor in TENSORS:
+    ARRAYS.setdefault(_tensor.path, []).append(_tensor)
+
+
+def axis_sizes(config: LlamaConfig) -> dict[str, int]:
+    """The sizes that a config gives to the axes of a layer's arrays."""
+    return {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "head_dim": config.head_dim,
+        "q_size": config.num_attention_heads * config.head_dim,
+        "kv_size": config.num_key_value_heads * config.head_dim,
+    }
+
+
+def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a layer, by their names below it."""
+    sizes = axis_sizes(config)
+    return {
+        tensor.name: tuple(sizes[axis] for axis in tensor.axes.split())
+        for tensor in TENSORS
+        if tensor.switch is None or getattr(config, tensor.switch)
+    }
+
+
+def array_shape(path: str, sizes: Mapping[str, int]) -> tuple[int | str, ...]:
+    """The shape of the array at a path; an axis of unknown size keeps its name."""
+    rows, *others = zip(*(tensor.axes.split() for tensor in ARRAYS[path]), strict=True)
+    count = sizes.get(rows[0], rows[0]) if len(rows) == 1 else sum(sizes[row] for row in rows)
+    return (count, *(sizes.get(axes[0], axes[0]) for axes in others))
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +106,7 @@ class AttentionWeights:
     Raises
     ------
     TypeError
-        If `qkv` is not a QKVWeights, or an array is not one of floats, or comes from another
+        If `qkv` is not a QKVWeights, or an array does not hold floats, or comes from another
         library than the first.
     ValueError
         If the shapes do not fit each other.
@@ -61,13 +117,8 @@ class AttentionWeights:
     o_bias: Any | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.qkv, QKVWeights):
-            raise TypeError(f"qkv: expected QKVWeights, got {type(self.qkv).__name__}")
-        namespace(qkv=self.qkv.fused, o_proj=self.o_proj, o_bias=self.o_bias)
-        hidden = self.qkv.hidden_size
-        check_shape("o_proj", self.o_proj, hidden, self.qkv.num_heads * self.qkv.head_dim)
-        if self.o_bias is not None:
-            check_shape("o_bias", self.o_bias, hidden)
+        _check_types(self, qkv=QKVWeights)
+        _check_arrays(self, "self_attn.", self.qkv.sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +137,7 @@ class MLPWeights:
     Raises
     ------
     TypeError
-        If an array is not one of floats, or comes from another library than the first.
+        If an array does not hold floats, or comes from another library than the first.
     ValueError
         If the shapes do not fit each other.
     """
@@ -99,14 +150,7 @@ class MLPWeights:
     down_bias: Any | None = None
 
     def __post_init__(self) -> None:
-        namespace(**vars(self))
-        check_shape("gate_proj", self.gate_proj, "intermediate_size", "hidden_size")
-        inner, hidden = self.gate_proj.shape
-        check_shape("up_proj", self.up_proj, inner, hidden)
-        check_shape("down_proj", self.down_proj, hidden, inner)
-        for name, size in (("gate_bias", inner), ("up_bias", inner), ("down_bias", hidden)):
-            if (bias := getattr(self, name)) is not None:
-                check_shape(name, bias, size)
+        _check_arrays(self, "mlp.", {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +169,7 @@ class LayerWeights:
     Raises
     ------
     TypeError
-        If a part is of another type, or an array is not one of floats or comes from another
+        If a part is of another type, or an array does not hold floats or comes from another
         library than the first.
     ValueError
         If the shapes do not fit each other.
@@ -137,74 +181,141 @@ class LayerWeights:
     mlp: MLPWeights
 
     def __post_init__(self) -> None:
-        for name, kind in (("self_attn", AttentionWeights), ("mlp", MLPWeights)):
-            if not isinstance(part := getattr(self, name), kind):
-                raise TypeError(f"{name}: expected {kind.__name__}, got {type(part).__name__}")
-        norms = {
-            "input_layernorm": self.input_layernorm,
-            "post_attention_layernorm": self.post_attention_layernorm,
-        }
-        namespace(self_attn=self.self_attn.o_proj, mlp=self.mlp.gate_proj, **norms)
-        hidden = self.self_attn.qkv.hidden_size
-        for name, array in norms.items():
-            check_shape(name, array, hidden)
-        check_shape("mlp.gate_proj", self.mlp.gate_proj, "intermediate_size", hidden)
+        _check_types(self, self_attn=AttentionWeights, mlp=MLPWeights)
+        _check_arrays(self, "", self.self_attn.qkv.sizes)
 
     def named(self) -> dict[str, Any]:
-        """Every array under the path of its attribute; None for a bias that is not there.
+        """Every tensor of the layer under its name in Hugging Face's model, below the layer.
+
+        Returns
+        -------
+        dict of str to Array
+            Queries, keys and values as views into the one array that holds them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from llama_layers import AttentionWeights, LayerWeights, MLPWeights, QKVWeights
+        >>> attention = AttentionWeights(QKVWeights(np.ones((16, 8)), 2, 1), np.ones((8, 8)))
+        >>> mlp = MLPWeights(np.ones((12, 8)), np.ones((12, 8)), np.ones((8, 12)))
+        >>> named = LayerWeights(np.ones(8), attention, np.ones(8), mlp).named()
+        >>> named["self_attn.k_proj.weight"].shape
+        (4, 8)
+        """
+        sizes = self.self_attn.qkv.sizes
+        found = {}
+        for path, array in self.arrays().items():
+            if array is None:
+                continue
+            if len(ARRAYS[path]) == 1:
+                found[ARRAYS[path][0].name] = array
+                continue
+            stop = 0
+            for tensor in ARRAYS[path]:
+                start, stop = stop, stop + sizes[tensor.axes.split()[0]]
+                found[tensor.name] = array[start:stop, ...]
+        return found
+
+    def arrays(self) -> dict[str, Any]:
+        """Every array of the layer, as it is held, under the path of its attribute.
 
         Returns
         -------
         dict of str to Array or None
-            In the order of use, each matrix before its bias.
+            In the order of use, each matrix before its bias; None for a bias that does not exist.
         """
-        return {path: attrgetter(path)(self) for path in _LAYER_ARRAYS}
+        return _arrays(self, "")
+
+    def mapped(self, change: Callable[[Any], Any]) -> LayerWeights:
+        """The layer with each of its arrays changed.
+
+        Parameters
+        ----------
+        change : callable
+            ``change(array) -> array``, of the same shape.
+
+        Returns
+        -------
+        LayerWeights
+            Of the new arrays.
+        """
+        arrays = self.arrays()
+        changed = {path: None if a is None else change(a) for path, a in arrays.items()}
+        return _assembled(changed, self.self_attn.qkv.num_heads, self.self_attn.qkv.num_kv_heads)
 
 
-@dataclass(frozen=True, eq=False)
-class LlamaWeights:
-    """The parameters of a model.
+def read_layer(read: Callable[[Names], Any], config: LlamaConfig) -> LayerWeights:
+    """A layer from a function that gives tensors, by their names below it, as one array."""
+    arrays = {
+        path: read(tuple(tensor.name for tensor in tensors))
+        if (switch := tensors[0].switch) is None or getattr(config, switch)
+        else None
+        for path, tensors in ARRAYS.items()
+    }
+    return _assembled(arrays, config.num_attention_heads, config.num_key_value_heads)
 
-    Attributes
-    ----------
-    embed_tokens : Array, shape [vocab_size, hidden_size]
-        One row for each token id.
-    layers : sequence of LayerWeights
-        From the first layer to the last.
-    norm : Array, shape [hidden_size]
-        Weight of the norm after the last layer.
-    lm_head : Array, shape [vocab_size, hidden_size]
-        Into logits; the very array of `embed_tokens` where the config ties the two.
 
-    Raises
-    ------
-    TypeError
-        If `layers` is not a sequence of LayerWeights, or an array is not one of floats or comes
-        from another library than the first.
-    ValueError
-        If the shapes do not fit each other. Layers that a sequence of another kind than list and
-        tuple makes when they are asked for are checked when they are used.
-    """
+def layer_problem(layer: Any, config: LlamaConfig) -> str | None:
+    """Say what in a layer is not as a config says; None if all is."""
+    if not isinstance(layer, LayerWeights):
+        return f": expected LayerWeights, got {type(layer).__name__}"
+    qkv = layer.self_attn.qkv
+    for name, found, expected in (
+        ("num_heads", qkv.num_heads, config.num_attention_heads),
+        ("num_kv_heads", qkv.num_kv_heads, config.num_key_value_heads),
+    ):
+        if found != expected:
+            return f".self_attn.qkv: expected {name} = {expected}, as config says, got {found}"
+    sizes = axis_sizes(config)
+    for path, array in layer.arrays().items():
+        if array is not None and tuple(array.shape) != (shape := array_shape(path, sizes)):
+            return f".{path}: expected shape {list(shape)}, as config says, got {list(array.shape)}"
+    return None
 
-    embed_tokens: Any
-    layers: Sequence[LayerWeights]
-    norm: Any
-    lm_head: Any
 
-    def __post_init__(self) -> None:
-        namespace(embed_tokens=self.embed_tokens, norm=self.norm, lm_head=self.lm_head)
-        check_shape("embed_tokens", self.embed_tokens, "vocab_size", "hidden_size")
-        vocabulary, hidden = self.embed_tokens.shape
-        check_shape("norm", self.norm, hidden)
-        check_shape("lm_head", self.lm_head, vocabulary, hidden)
-        if not isinstance(self.layers, Sequence):
-            raise TypeError(
-                f"layers: expected a sequence of LayerWeights, got {type(self.layers).__name__}"
-            )
-        for index, layer in enumerate(self.layers if isinstance(self.layers, list | tuple) else ()):
-            name = f"layers[{index}]"
-            if not isinstance(layer, LayerWeights):
-                raise TypeError(f"{name}: expected LayerWeights, got {type(layer).__name__}")
-            first = {f"{name}.input_layernorm": layer.input_layernorm}
-            namespace(embed_tokens=self.embed_tokens, **first)
-            check_shape(*first, *first.values(), hidden)
+def layer_fits(layer: Any, config: LlamaConfig) -> bool:
+    """Whether a layer has the heads and, as of now, the shapes that a config says."""
+    return layer_problem(layer, config) is None
+
+
+def _assembled(arrays: Mapping[str, Any], num_heads: int, num_kv_heads: int) -> LayerWeights:
+    """A layer of arrays by path: its parts from the innermost to the outermost."""
+    values = {
+        **arrays,
+        "self_attn.qkv.num_heads": num_heads,
+        "self_attn.qkv.num_kv_heads": num_kv_heads,
+    }
+    parts: dict[str, Callable[..., Any]] = {
+        "self_attn.qkv.": QKVWeights,
+        "self_attn.": AttentionWeights,
+        "mlp.": MLPWeights,
+    }
+    for prefix, kind in parts.items():
+        names = [path.removeprefix(prefix) for path in values if path.startswith(prefix)]
+        values[prefix.rstrip(".")] = kind(**{name: values.pop(prefix + name) for name in names})
+    return LayerWeights(**values)
+
+
+def _arrays(part: Any, prefix: str) -> dict[str, Any]:
+    """The arrays of a part of a layer, which begins with a prefix, by their paths inside it."""
+    inside = [path.removeprefix(prefix) for path in ARRAYS if path.startswith(prefix)]
+    return {path: attrgetter(path)(part) for path in inside}
+
+
+def _check_types(part: Any, **kinds: type) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(found := getattr(part, name), kind):
+            raise TypeError(f"{name}: expected {kind.__name__}, got {type(found).__name__}")
+
+
+def _check_arrays(part: Any, prefix: str, sizes: Mapping[str, int]) -> None:
+    """Raise unless the arrays of a part fit each other; sizes that are not known yet follow."""
+    arrays, known = _arrays(part, prefix), dict(sizes)
+    namespace(**arrays)
+    for name, array in arrays.items():
+        tensors = ARRAYS[prefix + name]
+        if array is None and tensors[0].switch is not None:
+            continue
+        check_shape(name, array, *array_shape(prefix + name, known))
+        if len(tensors) == 1:
+            known.update(zip(tensors[0].axes.split(), map(int, array.shape), strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_array, check_integers
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.transfer import is_traced
+from llama_layers.arrays.tracing import known_false
 
 
 def embed(input_ids: Any, table: Any, /) -> Any:
@@ -51,11 +51,7 @@ def embed(input_ids: Any, table: Any, /) -> Any:
             f"table: expected shape [vocab_size, hidden_size], got {list(table.shape)}"
         )
     size = math.prod(input_ids.shape)
-    if (
-        size
-        and not is_traced(input_ids)
-        and not (int(xp.min(input_ids)) >= 0 and int(xp.max(input_ids)) < table.shape[0])
-    ):
+    if size and known_false((xp.min(input_ids) >= 0) & (xp.max(input_ids) < table.shape[0])):
         raise ValueError(
             f"input_ids: expected ids from 0 to {table.shape[0] - 1}, got "
             f"{int(xp.min(input_ids))} to {int(xp.max(input_ids))}"
@@ -66,5 +62,5 @@ def embed(input_ids: Any, table: Any, /) -> Any:
 
 @portable
 def activations(xp: Any, x: Any) -> Any:
-    """Embeddings in the dtype that a backend computes a model in: the checkpoint's."""
+    """Embeddings in the dtype of the activations: the checkpoint's, unless a backend widens it."""
     return x

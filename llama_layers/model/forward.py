@@ -7,28 +7,19 @@ from typing import Any, NamedTuple
 
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.layers.cache import KVCache, changed
+from llama_layers.layers.cache import KVCache, LayerCache
 from llama_layers.layers.decoder import decoder_layer
-from llama_layers.layers.layer_cache import LayerCache
 from llama_layers.layers.linear import linear
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.norm import rms_norm
-from llama_layers.layers.rope import rope_table
 from llama_layers.layers.tap import Tap, checked, inside
 from llama_layers.model.embedding import activations, embed
-from llama_layers.model.inputs import (
-    check_cache,
-    check_last,
-    check_positions,
-    kept_tokens,
-    layer_masks,
-    token_positions,
-)
+from llama_layers.model.inputs import Inputs
 from llama_layers.model.llama import Llama, check_model
 
 
 class Output(NamedTuple):
-    """What a forward pass gives."""
+    """The result of a forward pass."""
 
     logits: Any
     """Array [B, S, vocab_size], or [B, 1, vocab_size] of the last token only."""
@@ -54,20 +45,20 @@ def forward(
     model : Llama
         Its weights decide library and device.
     input_ids : Array, shape [B, S], an integer dtype
-        Token ids; after those that the cache has seen, if there is one.
+        Token ids, which follow those that the cache has seen, if there is one.
     cache : KVCache, optional
         Keys and values of earlier tokens; the one in the output is valid afterwards.
     positions : Array, shape [S], [1, S] or [B, S], an integer dtype, optional
         For RoPE. By default tokens are counted from the first that is not padding, on from the
         cache.
     attention_mask : Array, shape [B, S], bool or 0 and 1 of an integer dtype, optional
-        Which of the ids are tokens and no padding. With a cache also [B, past + S], as Hugging
-        Face has it, of which the last S columns are read.
+        Which of the ids are valid tokens, not padding. With a cache also [B, past + S], as in
+        Hugging Face's models, of which the last S columns are read.
     last_only : bool, optional
-        Whether to compute the logits of the last token only, which must be no padding.
+        Whether to compute the logits of the last token only, which must not be padding.
     tap : callable, optional
         ``tap(name, array) -> array``, called at each site with the name of its module in Hugging
-        Face's model; what it returns, of the same shape and dtype, takes the array's place.
+        Face's model; what it returns, of the same shape and dtype, is used instead of the array.
 
     Returns
     -------
@@ -78,17 +69,17 @@ def forward(
     Raises
     ------
     TypeError
-        If ids, positions or mask are of another library or a wrong dtype, or another argument is
-        of another type.
+        If ids, positions or mask come from another library or have a wrong dtype, or another
+        argument has a wrong type.
     ValueError
-        If a shape does not fit, an id or position is out of range, or the cache is too short;
-        the cache is untouched then.
+        If a shape does not fit, an id or position is out of range, or the cache is too short.
+        The cache is unchanged then.
 
     Notes
     -----
     A sliding window counts the slots of the batch, padding included: pad before the first token
     of a sequence, not inside it. Positions beyond ``max_position_embeddings`` are computed like
-    any others, though the model has not seen them in training.
+    any others, although the model has not seen them in training.
 
     References
     ----------
@@ -103,32 +94,22 @@ def forward(
     (1, 3, 49152)
     """
     check_model(model)
-    tap = checked(tap)
     if not isinstance(last_only, bool):
         raise TypeError(f"last_only: expected a bool, got {type(last_only).__name__}")
-    config, weights = model.config, model.weights
-    namespace(weights=weights.embed_tokens, input_ids=input_ids)  # of one library, or a TypeError
-    x = embed(input_ids, weights.embed_tokens)
-    x = tap("model.embed_tokens", activations(namespace(x=x), x))
-    if cache is not None:
-        check_cache(x, config, cache)
-    keep = kept_tokens(x, attention_mask, 0 if cache is None else cache.length)
-    if last_only:
-        check_last(x, keep)
-    if positions is None:
-        positions = token_positions(x, keep, cache)
-    check_positions(x, positions)
-    rope = rope_table(positions, config, like=x)
-    if cache is not None:
-        cache = cache.extend(x.shape[1], keep)
-    masks = layer_masks(x, config, keep, cache)
-    x, cache = decoder_layers(namespace(x=x), x, model, rope, masks, cache, tap)
-    if cache is not None:
-        cache = changed(cache, room=0)
+    config, weights, tap = model.config, model.weights, checked(tap)
+    xp = namespace(weights=weights.embed_tokens, input_ids=input_ids)
+
+    x = activations(xp, embed(input_ids, weights.embed_tokens))
+    x = tap("model.embed_tokens", x)
+    inputs = Inputs.of(x, config, cache, positions, attention_mask, last_only=last_only)
+
+    x, cache = decoder_layers(xp, x, model, inputs.rope, inputs.masks, inputs.cache, tap)
     if last_only:
         x = x[:, -1:, :]
+
     x = tap("model.norm", rms_norm(x, weights.norm, eps=config.rms_norm_eps))
-    return Output(tap("lm_head", linear(x, weights.lm_head)), cache)
+    logits = tap("lm_head", linear(x, weights.lm_head))
+    return Output(logits, None if cache is None else cache.without_room())
 
 
 @portable
@@ -142,17 +123,13 @@ def decoder_layers(
     tap: Tap,
 ) -> tuple[Any, KVCache | None]:
     """The residual stream after all layers, and the cache with their keys and values."""
+    config = model.config
     for index, layer in enumerate(model.weights.layers):
-        part = None if cache is None else LayerCache(cache, index)
+        name, mask = f"model.layers.{index}", masks[config.window_of(index)]
+        view = None if cache is None else LayerCache(cache, index)
         x = decoder_layer(
-            x,
-            layer,
-            config=model.config,
-            rope=rope,
-            mask=masks[model.config.window_of(index)],
-            cache=part,
-            tap=inside(tap, f"model.layers.{index}"),
+            x, layer, config=config, rope=rope, mask=mask, cache=view, tap=inside(tap, name)
         )
-        x = tap(f"model.layers.{index}", x)
-        cache = None if part is None else part.cache
+        x = tap(name, x)
+        cache = None if view is None else view.cache
     return x, cache

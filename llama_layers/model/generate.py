@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import device
+from numpy.typing import NDArray
 
 from llama_layers.arrays.checks import MOST_TOKENS, check_count, check_finite, is_integer
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_integers
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.transfer import from_numpy, host, to_numpy
+from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.errors import shown
 from llama_layers.layers.cache import KVCache
 from llama_layers.model.forward import forward
 from llama_layers.model.llama import Llama, check_model
-from llama_layers.model.sampling import check_options, random_generator, sample
+from llama_layers.model.sampling import Sampling, check_options, random_generator
 
-# Prompt tokens that go through the model at once where the cache is a ring.
+# Prompt tokens that go through the model at once if the cache is a ring.
 CHUNK = 512
 
 
@@ -47,37 +49,39 @@ def generate(
     input_ids : Array, shape [B, S], an integer dtype
         The prompts; padded before their first token, if their lengths differ.
     max_new_tokens : int
-        How many tokens to add at the most.
+        How many tokens to add at most.
     temperature, top_k, top_p, min_p : as for `sample`
         How a token is drawn; greedy by default.
     repetition_penalty : float, optional
         Divides the positive logits, and multiplies the negative ones, of tokens that are in the
-        prompt or were added to it; those that only the cache has seen are not known.
+        prompt or were added to it; tokens that only the cache has seen are not known.
     rng : numpy.random.Generator, int or None
         The only source of randomness (SPEC 7).
     eos_token_id : int or tuple of int, optional
         Tokens that end a sequence; none if it is empty. By default those of the model's
         ``generation_config``, or of its config where that names none.
     attention_mask : Array, shape [B, S], bool or 0 and 1 of an integer dtype, optional
-        Which of the ids are tokens and no padding.
+        Which of the ids are valid tokens, not padding.
     cache : KVCache, optional
-        Tokens that come before the prompt, and room for the rest. It is used up: what follows is
-        not given back, so a conversation goes on with `forward`, or from all of its text.
+        Tokens that come before the prompt, and room for the rest. It is used up: the cache after
+        the new tokens is not returned, so a conversation continues with `forward`, or from all of
+        its text.
 
     Returns
     -------
     iterator of Array, shape [B], an integer dtype
-        One array a step. The token that ends a sequence is the last one given of it; while others
-        go on, padding takes its place: ``pad_token_id`` of the config, or the first token that
-        ends a sequence if there is none.
+        One array for each step. A sequence ends with the token that ends it. While others go on,
+        it is padded: with ``pad_token_id`` of the config, or the first token that ends a sequence
+        if there is none.
 
     Raises
     ------
     TypeError
-        If ids or mask are of another library or a wrong dtype, or an option is not a number.
+        If ids or mask come from another library or have a wrong dtype, or an option is not a
+        number.
     ValueError
         If a shape does not fit, an id or an option is out of range, or a prompt ends in padding;
-        at once, and not at the first step.
+        at once, not at the first step.
 
     References
     ----------
@@ -106,21 +110,14 @@ def generate(
     if not repetition_penalty > 0:
         raise ValueError(f"repetition_penalty: expected more than 0, got {repetition_penalty}")
     check_options(temperature, top_k, top_p, min_p)
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    options |= {"rng": random_generator(rng)}
+    sampling = Sampling(temperature, top_k, top_p, min_p, random_generator(rng))
     ends = _ends(model, eos_token_id)
     if attention_mask is not None:
         _check_prompts(xp, input_ids, attention_mask)
-    prefilled = _prefill(model, input_ids, attention_mask, cache, max_new_tokens)
-    return _steps(
-        model,
-        prefilled,
-        _seen(model, input_ids, attention_mask) if repetition_penalty != 1 else None,
-        repetition_penalty,
-        max_new_tokens,
-        ends,
-        options,
-    )
+    used = None if repetition_penalty == 1 else _used(model, input_ids, attention_mask)
+    logits, cache = _prefill(model, input_ids, attention_mask, cache, max_new_tokens)
+    start = Start(model, logits, cache, max_new_tokens, sampling, repetition_penalty, used)
+    return _until_ended(start, ends)
 
 
 def _check_prompts(xp: Any, input_ids: Any, attention_mask: Any) -> None:
@@ -187,69 +184,68 @@ def _advance(
     return output.logits[:, 0, :], output.cache
 
 
-def _steps(
-    model: Llama,
-    prefilled: tuple[Any, KVCache],
-    seen: Any | None,
-    penalty: float,
-    max_new_tokens: int,
-    ends: tuple[int, ...],
-    options: dict[str, Any],
-) -> Iterator[Any]:
-    logits, cache = prefilled
-    xp = namespace(logits=logits)
-    candidates = (model.config.pad_token_id, *ends)  # -1 stands for none in some published configs
-    valid = (i for i in candidates if i is not None and 0 <= i < model.config.vocab_size)
+class Start(NamedTuple):
+    """The state after the prompts, from which tokens are drawn."""
+
+    model: Llama
+    logits: Any
+    """Array [B, vocab_size], after the prompts."""
+    cache: KVCache
+    """Holds the prompts, and has room for the tokens to come."""
+    max_new_tokens: int
+    """How many tokens to draw for each sequence."""
+    sampling: Sampling
+    penalty: float = 1.0
+    used: NDArray[np.bool_] | None = None
+    """Which tokens [B, vocab_size] are penalised; None if none are. Drawn ones are added to it."""
+
+
+def _until_ended(start: Start, ends: tuple[int, ...]) -> Iterator[Any]:
+    """Tokens until every sequence has ended, and padding for those that ended before others."""
+    xp, config = namespace(logits=start.logits), start.model.config
+    candidates = (config.pad_token_id, *ends)  # some published configs say -1 for none
+    valid = (i for i in candidates if i is not None and 0 <= i < config.vocab_size)
     padding = next(valid, None)
-    ended = host.zeros(logits.shape[0], dtype=bool)
-    steps = drawn_tokens(xp, model, logits, cache, seen, penalty, max_new_tokens, options)
-    for ids, drawn in steps:
+    ended = np.zeros(start.logits.shape[0], dtype=bool)
+    for ids, drawn in decode_loop(xp, start):
         if ended.any():
             fill = ids if padding is None else xp.full_like(ids, padding)
             ids = xp.where(from_numpy(ended, xp, device(ids)), fill, ids)
         yield ids
-        ended = ended | host.isin(drawn, ends)
+        ended = ended | np.isin(drawn, ends)
         if ended.all():
             return
 
 
 @portable
-def drawn_tokens(
-    xp: Any,
-    model: Llama,
-    logits: Any,
-    cache: KVCache,
-    seen: Any | None,
-    penalty: float,
-    count: int,
-    options: dict[str, Any],
-) -> Iterator[tuple[Any, Any]]:
-    """Tokens drawn from the logits [B, vocab_size] after the prompts, and then one after another.
+def decode_loop(xp: Any, start: Start) -> Iterator[tuple[Any, NDArray[Any]]]:
+    """Draw a token for each sequence, feed it back, and so on.
 
-    An array [B] a step, as it is and in main memory; sequences that ended go on all the same.
+    Gives an array [B] of ids in each step, and the same in NumPy. Sequences that ended go on.
     """
-    for left in reversed(range(count)):
-        if seen is not None:
-            logits = _penalised(xp, logits, seen, penalty)
-        ids = sample(logits, **options)
+    model, logits, cache = start.model, start.logits, start.cache
+    for left in reversed(range(start.max_new_tokens)):
+        if start.used is not None:
+            logits = _penalised(xp, logits, start.used, start.penalty)
+        ids = start.sampling.draw(logits)
         drawn = to_numpy(ids)
-        if seen is not None:
-            seen[host.arange(drawn.shape[0]), drawn] = True
+        if start.used is not None:
+            start.used[np.arange(drawn.shape[0]), drawn] = True
         yield ids, drawn
         if left:
             logits, cache = _advance(model, xp.expand_dims(ids, axis=1), cache)
 
 
-def _seen(model: Llama, input_ids: Any, attention_mask: Any | None) -> Any:
-    """Which tokens of the vocabulary each prompt has, as a NumPy array [B, vocab_size]."""
+def _used(model: Llama, input_ids: Any, attention_mask: Any | None) -> NDArray[np.bool_]:
+    """Which tokens of the vocabulary each prompt contains, [B, vocab_size]."""
     ids = to_numpy(input_ids)
-    seen = host.zeros((ids.shape[0], model.config.vocab_size), dtype=bool)
-    kept = host.ones(ids.shape) if attention_mask is None else to_numpy(attention_mask)
-    for row, (tokens, keep) in enumerate(zip(ids, kept, strict=True)):
-        seen[row, tokens[keep != 0]] = True
-    return seen
+    used = np.zeros((ids.shape[0], model.config.vocab_size), dtype=bool)
+    valid = np.ones(ids.shape) if attention_mask is None else to_numpy(attention_mask)
+    for row, (tokens, mask) in enumerate(zip(ids, valid, strict=True)):
+        used[row, tokens[mask != 0]] = True
+    return used
 
 
-def _penalised(xp: Any, logits: Any, seen: Any, penalty: float) -> Any:
+def _penalised(xp: Any, logits: Any, used: Any, penalty: float) -> Any:
     lowered = xp.where(logits < 0, logits * penalty, logits / penalty)
-    return xp.where(from_numpy(seen, xp, device(logits)), lowered, logits)
+    return xp.where(from_numpy(used, xp, device(logits)), lowered, logits)

@@ -1,21 +1,114 @@
-"""What a forward pass must know of its tokens: which they are, where they stand, what they see."""
+"""What the layers must know of the tokens besides their hidden states."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_api_compat import device
 
 from llama_layers.arrays.dtypes import INTEGERS, dtype_name
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.transfer import is_traced
+from llama_layers.arrays.tracing import known, known_false
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.cache import KVCache
-from llama_layers.layers.mask import Mask, slots
+from llama_layers.layers.mask import Mask, slot_range
+from llama_layers.layers.rope import rope_table
 
 
-def check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
-    """Refuse a cache that is not for the tokens of x [B, S, H] or not for this model.
+class Inputs(NamedTuple):
+    """Where tokens stand, and which other tokens they see: the same for all layers."""
+
+    positions: Any
+    """Array [S], [1, S] or [B, S] of integers, for RoPE."""
+    rope: tuple[Any, Any]
+    """Cosines and sines of the positions."""
+    masks: dict[int | None, Mask]
+    """For each attention window that the layers of the model have."""
+    cache: KVCache | None
+    """Already extended by the tokens."""
+
+    @classmethod
+    def of(
+        cls,
+        x: Any,
+        config: LlamaConfig,
+        cache: KVCache | None = None,
+        positions: Any | None = None,
+        attention_mask: Any | None = None,
+        *,
+        last_only: bool = False,
+    ) -> Inputs:
+        """Gather it from the arguments of `forward`, for the embedded tokens x [B, S, H].
+
+        The cache is left as it is if an argument is wrong.
+        """
+        if cache is not None:
+            _check_cache(x, config, cache)
+        valid = _valid_tokens(x, attention_mask, cache)
+        if last_only:
+            _check_last(x, valid)
+        if positions is None:
+            positions = _token_positions(x, valid, cache)
+        _check_positions(x, positions)
+        rope = rope_table(positions, config, like=x)
+        if cache is not None:
+            cache = cache.extend(x.shape[1], valid)
+        return cls(positions, rope, _masks(x, config, valid, cache), cache)
+
+
+def _valid_tokens(x: Any, attention_mask: Any | None, cache: KVCache | None) -> Any | None:
+    """Which tokens are not padding, as bool [B, S]; None if all are valid."""
+    if attention_mask is None:
+        return None
+    xp = namespace(input_ids=x, attention_mask=attention_mask)
+    kind = dtype_name(attention_mask.dtype)
+    if kind != "bool" and kind not in INTEGERS:
+        raise TypeError(f"attention_mask: expected bool or integers, got {kind}")
+    batch, count = x.shape[:2]
+    past = 0 if cache is None else known(cache.length)
+    widths = {count} if past is None else {count, past + count}
+    if tuple(attention_mask.shape) not in {(batch, width) for width in widths}:
+        expected = " or ".join(str([batch, width]) for width in sorted(widths))
+        raise ValueError(
+            f"attention_mask: expected shape {expected}, got {list(attention_mask.shape)}"
+        )
+    if kind != "bool":
+        if known_false(xp.all((attention_mask == 0) | (attention_mask == 1))):
+            raise ValueError("attention_mask: expected 0 and 1 only")
+        attention_mask = attention_mask != 0
+    return attention_mask[:, attention_mask.shape[1] - count :]
+
+
+def _token_positions(x: Any, valid: Any | None, cache: KVCache | None) -> Any:
+    """The position of each token, [S] or [B, S]: padding does not count."""
+    xp, count = namespace(x=x), x.shape[1]
+    if valid is None and (cache is None or cache.counts is None):
+        return slot_range(xp, 0 if cache is None else cache.length, count, x)
+    if valid is None:
+        valid = xp.ones(x.shape[:2], dtype=xp.bool, device=device(x))
+    counted = xp.cumulative_sum(xp.astype(valid, xp.int32), axis=1, dtype=xp.int32)
+    if cache is not None:
+        before = cache.length if cache.counts is None else xp.expand_dims(cache.counts, axis=1)
+        counted = counted + before
+    return xp.where(counted > 0, counted - 1, xp.zeros_like(counted))
+
+
+def _masks(
+    x: Any, config: LlamaConfig, valid: Any | None, cache: KVCache | None
+) -> dict[int | None, Mask]:
+    """The mask for each window; the cache has been extended already."""
+    xp, count = namespace(x=x), x.shape[1]
+    if cache is None:
+        queries = keys = slot_range(xp, 0, count, x)
+    else:
+        queries = slot_range(xp, cache.length - count, count, x)
+        keys, valid = cache.key_slots(), cache.visible_keep()
+    windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
+    return {window: Mask(queries, keys, window, valid) for window in windows}
+
+
+def _check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
+    """Raise unless a cache is for this model and for a batch of this size.
 
     Its arrays are looked at each time: their shapes can be changed in place.
     """
@@ -50,79 +143,21 @@ def check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
             )
 
 
-def kept_tokens(x: Any, attention_mask: Any | None, past: Any) -> Any | None:
-    """Which of the tokens of x [B, S, H] are no padding, as bool [B, S]; None if all are."""
-    if attention_mask is None:
-        return None
-    xp = namespace(input_ids=x, attention_mask=attention_mask)
-    kind = dtype_name(attention_mask.dtype)
-    if kind != "bool" and kind not in INTEGERS:
-        raise TypeError(f"attention_mask: expected bool or integers, got {kind}")
-    batch, count = x.shape[:2]
-    widths = {count} if is_traced(past) else {count, int(past) + count}
-    if attention_mask.ndim != 2 or (
-        attention_mask.shape[0] != batch or attention_mask.shape[1] not in widths
-    ):
-        expected = " or ".join(str([batch, width]) for width in sorted(widths))
-        raise ValueError(
-            f"attention_mask: expected shape {expected}, got {list(attention_mask.shape)}"
-        )
-    if kind != "bool":
-        if not is_traced(attention_mask) and bool(
-            xp.any((attention_mask != 0) & (attention_mask != 1))
-        ):
-            raise ValueError("attention_mask: expected 0 and 1 only")
-        attention_mask = attention_mask != 0
-    return attention_mask[:, -count:] if count else attention_mask[:, :0]
-
-
-def token_positions(x: Any, keep: Any | None, cache: KVCache | None) -> Any:
-    """The position of each token for RoPE, [S] or [B, S]: padding does not count."""
-    xp, count = namespace(x=x), x.shape[1]
-    if keep is None and (cache is None or cache.counts is None):
-        return slots(xp, 0 if cache is None else cache.length, count, x)
-    if keep is None:
-        keep = xp.ones(x.shape[:2], dtype=xp.bool, device=device(x))
-    counted = xp.cumulative_sum(xp.astype(keep, xp.int32), axis=1, dtype=xp.int32)
-    if cache is not None:
-        before = cache.length if cache.counts is None else xp.expand_dims(cache.counts, axis=1)
-        counted = counted + before
-    return xp.where(counted > 0, counted - 1, xp.zeros_like(counted))
-
-
-def check_last(x: Any, keep: Any | None) -> None:
-    """Refuse sequences without a token, or that end in padding, whose logits are of no use."""
+def _check_last(x: Any, valid: Any | None) -> None:
+    """Raise unless every sequence ends in a valid token, whose logits are of use."""
     if not x.shape[1]:
         raise ValueError("last_only: expected at least one token, got none")
-    if keep is None or is_traced(keep):
+    if valid is None:
         return
-    xp = namespace(attention_mask=keep)
-    if bool(xp.any(xp.any(keep, axis=1) & ~keep[:, -1])):
+    xp = namespace(attention_mask=valid)
+    if known_false(xp.all(~xp.any(valid, axis=1) | valid[:, -1])):
         raise ValueError("last_only: expected prompts padded before their first token, not after")
 
 
-def check_positions(x: Any, positions: Any) -> None:
-    """Refuse positions of another library or shape than the tokens of x [B, S, H]."""
+def _check_positions(x: Any, positions: Any) -> None:
     namespace(input_ids=x, positions=positions)
     batch, count = x.shape[:2]
     if tuple(positions.shape) not in ((count,), (1, count), (batch, count)):
         raise ValueError(
             f"positions: expected shape {[count]} or {[batch, count]}, got {list(positions.shape)}"
         )
-
-
-def layer_masks(
-    x: Any, config: LlamaConfig, keep: Any | None, cache: KVCache | None
-) -> dict[int | None, Mask]:
-    """The mask for each attention window that the layers of a config have.
-
-    The cache, where there is one, has been extended by the tokens of x [B, S, H] already.
-    """
-    xp, count = namespace(x=x), x.shape[1]
-    if cache is None:
-        queries = keys = slots(xp, 0, count, x)
-    else:
-        queries = slots(xp, cache.length - count, count, x)
-        keys, keep = cache.key_slots(), cache.visible_keep()
-    windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
-    return {window: Mask(queries, keys, window, keep) for window in windows}

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.layers.weights import LlamaWeights
 from llama_layers.model.embedding import activations
-from llama_layers.model.fitting import check_layer_count, check_weights
 from llama_layers.model.state_dict import weights_of
+from llama_layers.model.weights import LlamaWeights, check_layer_count, check_weights
 
-if TYPE_CHECKING:
-    from llama_layers.checkpoint.tokenizer import Tokenizer
+
+class Tokenizer(Protocol):
+    """What turns text into token ids and back: `llama_layers.checkpoint.Tokenizer`."""
+
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
+        """Give the ids of a text."""
+
+    def decode(self, ids: Iterable[int], /, *, skip_special_tokens: bool = False) -> str:
+        """Give the text of ids."""
+
+    def stream(self, ids: Iterable[int], /) -> Iterator[str]:
+        """Give the text of ids piece by piece, while they come."""
+
+    @property
+    def apply_chat_template(self) -> Callable[..., str]:
+        """A function that gives messages in the format that the model was trained on."""
 
 
 @runtime_checkable
 class HasDict(Protocol):
-    """A config of transformers, which needs not be installed."""
+    """A config of transformers, which need not be installed."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of its config.json."""
@@ -34,20 +47,20 @@ class Llama:
     Attributes
     ----------
     config : LlamaConfig
-        Its numbers.
+        The numbers of the model.
     weights : LlamaWeights
-        Its parameters.
+        The parameters of the model.
     open_tokenizer : callable or None
         Opens the tokenizer that came with the weights.
     generation_config : Mapping of str to Any
-        What the authors suggest for `generate`, as generation_config.json has it.
+        The authors' suggestions for `generate`, from generation_config.json.
 
     Raises
     ------
     TypeError
         If an attribute is of another type.
     ValueError
-        If the weights are of another number of layers or other shapes than the config says.
+        If the number of layers or the shapes differ from the config.
     """
 
     config: LlamaConfig
@@ -74,7 +87,7 @@ class Llama:
         /,
         config: LlamaConfig | Mapping[str, Any] | str | os.PathLike[str] | HasDict,
     ) -> Llama:
-        """Make a model of weights that are in memory.
+        """Make a model from weights in memory.
 
         The arrays stay where they are and as they are: of their library, on their device, in their
         dtype. Only queries, keys and values are copied, into one matrix for each layer.
@@ -82,13 +95,13 @@ class Llama:
         Parameters
         ----------
         mapping : Mapping of str to Array
-            What ``state_dict()`` of transformers' ``LlamaForCausalLM``, ``MistralForCausalLM`` or
-            ``Qwen2ForCausalLM`` gives, or arrays of any one library by the same names. Tensors of
-            torch are detached: no gradient flows through the model. Buffers of RoPE are ignored,
-            and so is a head that the config ties to the embedding.
+            The ``state_dict()`` of transformers' ``LlamaForCausalLM``, ``MistralForCausalLM`` or
+            ``Qwen2ForCausalLM``, or arrays of any one library by the same names. Tensors of torch
+            are detached: no gradient flows through the model. Buffers of RoPE are ignored, and so
+            is a head that the config ties to the embedding.
         config : LlamaConfig, config of transformers, mapping, str or path
-            The numbers of the model: what `LlamaConfig.from_json` takes, or an object with a
-            method ``to_dict`` that gives it, as transformers' configs have.
+            The numbers of the model: anything that `LlamaConfig.from_json` takes, or an object
+            with a method ``to_dict`` that returns it, as transformers' configs have.
 
         Returns
         -------
@@ -98,12 +111,12 @@ class Llama:
         Raises
         ------
         CheckpointError
-            If the arrays do not match `config`: one is missing, is not of the model or of
-            another shape, they are quantised, or their names carry a prefix.
+            If the arrays do not match `config` (one is missing, unexpected or of another shape),
+            are quantised, or have names with a prefix.
         ConfigError
-            If `config` is incomplete or asks for what is not implemented.
+            If `config` is incomplete or asks for something that is not implemented.
         TypeError
-            If a value is not an array of floats, or of another library than the first.
+            If a value is not an array of floats, or comes from another library than the first.
         ValueError
             If an array is on another device than the first.
 
@@ -129,23 +142,23 @@ class Llama:
         return cls(config, weights_of(mapping, config))
 
     def activations_like(self) -> Any:
-        """An array of no elements, of the library, device and dtype of the activations."""
-        none = self.weights.embed_tokens[:0, :]
-        return activations(namespace(embed_tokens=none), none)
+        """Give an empty array of the library, device and dtype of the activations."""
+        empty = self.weights.embed_tokens[:0, :]
+        return activations(namespace(embed_tokens=empty), empty)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that came with the weights.
+        """The tokenizer that came with the weights, opened when it is first used.
 
         Returns
         -------
         Tokenizer
-            Opened when it is first used.
+            As `llama_layers.checkpoint.load_tokenizer` opens it.
 
         Raises
         ------
         CheckpointError
-            If the checkpoint has none, or none that is known to be read correctly.
+            If the checkpoint has no tokenizer, or one that would not be read correctly.
         ImportError
             If the package ``tokenizers`` is not installed.
         ValueError
@@ -160,9 +173,9 @@ class Llama:
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is not a model: the name of one, say, which `load` would have made one of.
+    """Raise unless this is a model, and not the name of one, say, that `load` takes.
 
-    The layers may be a list, which can have become longer or shorter since the model was made.
+    The layers may be a list, whose length can have changed since the model was made.
     """
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, as load gives it, got {type(model).__name__}")

@@ -1,13 +1,13 @@
-"""Which tensors are not those of a plain model: quantised weights, and adapters to one."""
+"""Which tensors do not belong to a plain model: quantised weights, and adapters."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from llama_layers.config.keys import quantised
+from llama_layers.config.refusals import quantised
 
-# How the methods name their tensors; the first that fits.
+# The names that each method gives its tensors; the first that matches counts.
 _METHODS = {
     "bitsandbytes": r"\.weight\.(absmax|quant_map|nested_\w+|quant_state\.\S+)|\.SCB",
     "GPTQ": r"\.g_idx",
@@ -31,9 +31,9 @@ ADAPTER = (
 
 
 def why_not_plain(dtypes: Mapping[str, str]) -> str | None:
-    """Say which tensors are quantised or an adapter's; None if there are none.
+    """Say which tensors are quantised, or belong to an adapter; None if all are plain.
 
-    Dtypes by name are in the words of safetensors or of an array library.
+    The dtypes are named as in safetensors or in an array library.
     """
     for name in dtypes:
         if _ADAPTER.search(name):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import device
 
 from llama_layers.arrays.checks import check_count, check_finite, check_number
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.transfer import from_numpy, host, to_numpy
+from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.errors import shown
 
 
@@ -33,15 +34,15 @@ def sample(
     Parameters
     ----------
     logits : Array, shape [B, vocab_size], a float dtype
-        Of the last token of each sequence.
+        The logits of the last token of each sequence.
     temperature : float
         T above; 0 is greedy: the first of the largest logits, and nothing else is read.
     top_k : int, optional
         Keep the k largest logits, and those equal to the smallest of them.
     top_p : float, optional
-        Keep the fewest tokens, the likeliest first, whose probabilities sum to `top_p` or more.
+        Keep the fewest tokens, the most likely first, whose probabilities sum to `top_p` or more.
     min_p : float, optional
-        Keep the tokens that are at least `min_p` times as likely as the likeliest.
+        Keep the tokens that are at least `min_p` times as likely as the most likely one.
     rng : numpy.random.Generator, int or None
         The only source of randomness (SPEC 7): a seed repeats a draw, None never does.
 
@@ -54,9 +55,9 @@ def sample(
     ------
     TypeError
         If `logits` is not an array of floats, `temperature`, `top_p` or `min_p` is not a number, or
-        `rng` is nothing to draw from.
+        `rng` is not a source of randomness.
     ValueError
-        If its shape is another, it has a NaN, an option is out of range, or, unless greedy, the
+        If its shape is another, it contains NaN, an option is out of range, or, unless greedy, the
         largest logit of a row is infinite.
 
     References
@@ -85,17 +86,31 @@ def sample(
         return xp.argmax(logits, axis=-1)
     top_p, min_p = (None if p is None else float(p) for p in (top_p, min_p))
     weights = _weights(_below_largest(logits, temperature), top_k, top_p, min_p)
-    cumulative = host.cumsum(weights, axis=-1)
+    cumulative = np.cumsum(weights, axis=-1)
     drawn = random_generator(rng).random((logits.shape[0], 1)) * cumulative[:, -1:]
     # The first token whose cumulative weight exceeds the draw: one of weight 0 never is.
-    ids = host.argmax(cumulative > drawn, axis=-1)
+    ids = np.argmax(cumulative > drawn, axis=-1)
     return from_numpy(ids, xp, device(logits))
+
+
+class Sampling(NamedTuple):
+    """The options of `sample`, for many draws from one generator."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    rng: np.random.Generator
+
+    def draw(self, logits: Any) -> Any:
+        """Draw a token for each sequence."""
+        return sample(logits, **self._asdict())
 
 
 def check_options(
     temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
 ) -> None:
-    """Refuse sampling options that are not numbers or out of range."""
+    """Raise unless the options of `sample` are numbers in their ranges."""
     check_finite("temperature", temperature, negative=False)
     for name, value in (("top_p", top_p), ("min_p", min_p)):
         if value is not None:
@@ -108,40 +123,40 @@ def check_options(
         raise ValueError(f"min_p: expected 0 to 1, got {shown(min_p)}")
 
 
-def random_generator(rng: Any) -> Any:
-    """The NumPy generator that `rng` is, or that it seeds."""
+def random_generator(rng: Any) -> np.random.Generator:
+    """The NumPy generator that is `rng`, or that it seeds."""
     try:
         if isinstance(rng, bool):
             raise TypeError
-        return host.random.default_rng(rng)
+        return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
         expected = "a numpy.random.Generator, an integer, zero or more, or None"
         raise type(error)(f"rng: expected {expected}, got {shown(rng)}") from None
 
 
 def _below_largest(logits: Any, temperature: float) -> Any:
-    """The logits over the temperature, less the largest of each row, as NumPy's float64."""
-    wide = to_numpy(logits).astype(host.float64)
+    """The logits minus the largest of their row, over the temperature, in NumPy's float64."""
+    wide = to_numpy(logits).astype(np.float64)
     largest = wide.max(axis=-1, keepdims=True)
-    if not host.isfinite(largest).all():
+    if not np.isfinite(largest).all():
         raise ValueError("logits: expected the largest of each row to be finite, got an infinity")
-    with host.errstate(over="ignore"):  # a token infinitely far below the largest
+    with np.errstate(over="ignore"):  # a token infinitely far below the largest
         return (wide - largest) / temperature
 
 
 def _weights(scaled: Any, top_k: int | None, top_p: float | None, min_p: float | None) -> Any:
-    """What each token's probability is proportional to; 0 where a filter drops it."""
-    weights = host.exp(scaled)
+    """Weights to which the probabilities of tokens are proportional; 0 where a filter drops one."""
+    weights = np.exp(scaled)
     if top_k is not None and top_k < weights.shape[-1]:
         top_k = int(top_k)  # an unsigned one has no negative
-        smallest_kept = host.partition(scaled, -top_k, axis=-1)[:, -top_k, None]
-        weights = host.where(scaled >= smallest_kept, weights, 0.0)
+        smallest_kept = np.partition(scaled, -top_k, axis=-1)[:, -top_k, None]
+        weights = np.where(scaled >= smallest_kept, weights, 0.0)
     if top_p is not None and top_p < 1:
-        order = host.argsort(-weights, axis=-1, stable=True)
-        descending = host.take_along_axis(weights, order, axis=-1)
-        before = host.cumsum(descending, axis=-1) - descending
+        order = np.argsort(-weights, axis=-1, stable=True)
+        descending = np.take_along_axis(weights, order, axis=-1)
+        before = np.cumsum(descending, axis=-1) - descending
         enough = before >= top_p * descending.sum(axis=-1, keepdims=True)
-        host.put_along_axis(weights, order, host.where(enough, 0.0, descending), axis=-1)
+        np.put_along_axis(weights, order, np.where(enough, 0.0, descending), axis=-1)
     if min_p is not None:
-        weights = host.where(weights >= min_p * weights.max(axis=-1, keepdims=True), weights, 0.0)
+        weights = np.where(weights >= min_p * weights.max(axis=-1, keepdims=True), weights, 0.0)
     return weights

@@ -1,4 +1,4 @@
-"""Weights from arrays in memory, under the names that Hugging Face gives them."""
+"""Weights from a state dict: arrays in memory, by the names that Hugging Face gives them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from llama_layers.arrays.dtypes import dtype_name, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
-from llama_layers.layers.weights import LlamaWeights
 from llama_layers.model.quantised import why_not_plain
-from llama_layers.model.weight_checks import misfit, unfusible
-from llama_layers.model.weight_names import EMBEDDING, HEAD, Names, is_inert, llama_weights
+from llama_layers.model.weight_checks import is_inert, misfit, unfusible
+from llama_layers.model.weights import EMBEDDING, HEAD, LlamaWeights
 
 
 def weights_of(mapping: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
-    """The weights in a state dict; nothing is copied but queries, keys and values."""
+    """The weights in a state dict; only queries, keys and values are copied."""
     arrays = _arrays(mapping)
     xp = namespace(**arrays)
     if config.tie_word_embeddings and HEAD in arrays:
@@ -28,16 +27,12 @@ def weights_of(mapping: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
     dtypes = {name: dtype_name(array.dtype) for name, array in arrays.items()}
     if difference := unfusible(dtypes, range(config.num_hidden_layers)):
         raise CheckpointError(f"mapping: {difference}: convert them to one")
-
-    def array(names: Names) -> Any:
-        parts = [arrays[name] for name in names]
-        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
-
-    return llama_weights(array, config)
+    read = LlamaWeights.from_named(arrays, config)
+    return LlamaWeights(read.embed_tokens, list(read.layers), read.norm, read.lm_head)
 
 
 def _arrays(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays that make up the model, cut off from what torch records for gradients."""
+    """The arrays of the model, detached from what torch records for gradients."""
     if not isinstance(mapping, Mapping):
         raise TypeError(
             f"mapping: expected names with their arrays, as model.state_dict() gives them, "
@@ -58,7 +53,7 @@ def _arrays(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _torch_data(name: str, tensor: Any) -> Any:
-    """The numbers of a tensor of torch, if it has them in the form of an array."""
+    """A tensor of torch without its gradients; raise unless it has data in a dense array."""
     if tensor.is_meta:  # as where accelerate keeps the weights elsewhere
         raise TypeError(f"{name}: expected a tensor with data, got one on the device meta")
     if tensor.is_nested or str(tensor.layout) != "torch.strided":
@@ -68,7 +63,7 @@ def _torch_data(name: str, tensor: Any) -> Any:
 
 
 def _check_tied(xp: Any, head: Any, table: Any) -> None:
-    """Accept a head that the config ties to the embedding only if it is the embedding."""
+    """Raise unless a head that the config ties to the embedding equals it."""
     if table is None or head is table:
         return
     if (head.shape, head.dtype) != (table.shape, table.dtype) or not bool(xp.all(head == table)):

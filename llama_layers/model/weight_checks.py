@@ -1,4 +1,4 @@
-"""Whether named tensors are those of a config, and what to say where they are not."""
+"""Whether named tensors are those of a config, and what to say if they are not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ from functools import partial
 from itertools import islice
 
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.model.weight_names import EMBEDDING, HEAD, expected_tensors, qkv_names
+from llama_layers.model.weights import EMBEDDING, HEAD, expected_tensors, layer_arrays
 
 _BASE = "model."
 # Modules that wrap others, as torch.compile's _orig_mod does: private names, which no layer has.
 _WRAPPER = re.compile(r"(?:^|(?<=\.))_\w+\.")
+# Buffers that exporters save and transformers' classes do not read. What RoPE and masks need
+# follows from the config, and a scale of keys or values is for caches of 8 bits.
+_INERT = re.compile(
+    r"(.*\.)?("
+    r"rotary_emb\.\w+|rope\.freqs|freqs_cis|cos_cached|sin_cached|masked_bias|"
+    r"self_attn\.(\w+\.)?(k|v|kv)_scale"
+    r")"
+)
+
+
+def is_inert(name: str) -> bool:
+    """Whether a tensor of that name changes no number of the model."""
+    return _INERT.fullmatch(name) is not None
 
 
 def misfit(
@@ -22,8 +35,8 @@ def misfit(
 ) -> str | None:
     """Say how tensors differ from the `expected_tensors` of a config; None if they do not.
 
-    Shapes are by Hugging Face name, without those of ignored tensors. `stored_names` are what
-    tensors are called in their file, if they come from one.
+    Shapes are by Hugging Face name, without those of ignored tensors. `stored_names` are the names
+    in the file, if the tensors come from one.
     """
     expected = expected_tensors(config)
     missing = [name for name in expected if name not in shapes]
@@ -41,10 +54,10 @@ def misfit(
 
 
 def unfusible(dtypes: Mapping[str, str], layers: Iterable[int]) -> str | None:
-    """Say which queries, keys and values differ in dtype, which keeps them from being one array."""
+    """Say which tensors that become one array differ in dtype; None if none do."""
     for layer in layers:
-        for kind in ("weight", "bias"):
-            names = [name for name in qkv_names(layer, kind) if name in dtypes]
+        for together in layer_arrays(layer):
+            names = [name for name in together if name in dtypes]
             if len({dtypes[name] for name in names}) > 1:
                 found = ", ".join(dtypes[name] for name in names)
                 return f"{', '.join(names)} are of different dtypes, {found}"
@@ -52,7 +65,7 @@ def unfusible(dtypes: Mapping[str, str], layers: Iterable[int]) -> str | None:
 
 
 def _other_names(names: Sequence[str], missing: Sequence[str]) -> str | None:
-    """Say what tells the names of missing tensors from those expected, if that explains all."""
+    """Say how the names of all missing tensors differ from those expected, if in one way."""
     wanted = [name for name in missing if name != HEAD] or missing
     for difference, renamed in _renamings(names):
         found = {renamed(name): name for name in names}
@@ -67,7 +80,7 @@ def _other_names(names: Sequence[str], missing: Sequence[str]) -> str | None:
 
 
 def _renamings(names: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
-    """How names may differ from Hugging Face's, and a function that takes the difference away."""
+    """Ways in which names may differ from Hugging Face's, each with a function that undoes it."""
     wrapper = next((found for name in names if (found := _WRAPPER.search(name))), None)
     if wrapper is not None:
         yield f"contain {wrapper[0]!r}", partial(_WRAPPER.sub, "")

@@ -1,4 +1,4 @@
-"""Ports held against a model, in a test suite."""
+"""An assertion for test suites: a port computes what the model says."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def assert_matches_reference(
     accumulate: str | None = None,
     profile: str | RoundingProfile | None = None,
 ) -> None:
-    """Assert that what a port computed is what the model says, but for rounding.
+    """Assert that a port computed what the model says, but for rounding.
 
     Parameters
     ----------
     port : mapping of str to Array, Trace, or callable
         The port's activations by name, of any library, as `llama_layers.verify.check` wants them;
-        or what gives them when it is called with `input_ids`.
+        or a function that returns them when it is called with `input_ids`.
     model : Llama
         The model, with the weights that the port computed with.
     input_ids : Array of integers, shape [B, S], optional
         The tokens; a callable needs them, and so does a check of the embedding.
     positions, attention_mask : as for `llama_layers.verify.Trace`, optional
-        Where the tokens stand, and which of them are no padding.
+        Where the tokens stand, and which of them are not padding.
     dtype, accumulate, profile : as for `llama_layers.verify.check`, optional
         How the port rounds.
 
@@ -93,7 +93,7 @@ def assert_matches_reference(
         raise ValueError(str(report))
     if not report.agrees:
         raise AssertionError(str(report))
-    unnamed = [r for r in report.results if r.verdict == "WARN" and r.note.startswith("rounds as ")]
+    unnamed = [r for r in report.results if r.verdict == "WARN" and r.profile]
     if unnamed:
         first = unnamed[0]
         warnings.warn(

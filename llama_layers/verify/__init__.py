@@ -16,30 +16,34 @@ from llama_layers.verify.bounds import (
 )
 from llama_layers.verify.check import check
 from llama_layers.verify.compare import compare
-from llama_layers.verify.comparison import Comparison, SiteDifference
-from llama_layers.verify.html import to_html, write_html
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.profiles import RoundingProfile
-from llama_layers.verify.qkv import Difference, QKVReport, Summary, examine_qkv, summarise
+from llama_layers.verify.qkv import examine_qkv
 from llama_layers.verify.record import record
-from llama_layers.verify.report import Element, Explanation, Report, SiteResult
+from llama_layers.verify.report import (
+    Comparison,
+    Element,
+    Explanation,
+    Report,
+    SiteDifference,
+    SiteResult,
+    to_html,
+    write_html,
+)
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.trace import Trace
 
 __all__ = [
     "Bound",
     "Comparison",
-    "Difference",
     "Element",
     "Explanation",
     "Judgement",
-    "QKVReport",
     "Report",
     "RoundingProfile",
     "Site",
     "SiteDifference",
     "SiteResult",
-    "Summary",
     "Trace",
     "attention_bound",
     "check",
@@ -56,7 +60,6 @@ __all__ = [
     "scores_bound",
     "sites",
     "softmax_bound",
-    "summarise",
     "swiglu_bound",
     "to_html",
     "weighted_sum_bound",

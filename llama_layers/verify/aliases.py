@@ -1,4 +1,4 @@
-"""What other projects call the sites, and arrays under their names."""
+"""The names that other projects give to sites, and arrays under their names."""
 
 from __future__ import annotations
 
@@ -6,41 +6,45 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from llama_layers.checkpoint.names import META_NAMES
 from llama_layers.errors import TraceError
-from llama_layers.verify.stored import ArrayInfo, StoredArrays, info_of
+from llama_layers.verify.stored import StoredArrays, stored
 
 SCHEMES = ("Hugging Face", "Meta", "llama.cpp", "TransformerLens")
 
-# One row a site, one column a scheme. {} is the number of the layer, - stands where the scheme has
-# no name, and | between names of which a file has one. llama.cpp gives several tensors one name:
-# -1 after # is the last of them, which is meant where there is no #, and -2 the one before it.
+# One row a site: Hugging Face, llama.cpp, TransformerLens. {} is the number of the layer, - stands
+# where the scheme has no name, and | between names of which a file has one. llama.cpp gives several
+# tensors one name: -1 after # is the last of them, which is meant where there is no #, and -2 the
+# one before it.
 # Where the names were read: Meta's llama/model.py (modules); llama.cpp's llama-graph.cpp and
 # models/llama.cpp (names given to callbacks); TransformerLens 2.18 (hooks of HookedTransformer)
 # and, for names that end in hook_out, 4.3 (TransformerBridge).
 _TABLE = """
-model.embed_tokens                        tok_embeddings              embd|inp_embd                  hook_embed
-model.layers.{}.input_layernorm           layers.{}.attention_norm    attn_norm-{}                   blocks.{}.ln1.hook_out
-model.layers.{}.self_attn.q_proj          layers.{}.attention.wq      Qcur-{}#-2                     blocks.{}.attn.hook_q
-model.layers.{}.self_attn.k_proj          layers.{}.attention.wk      Kcur-{}#-2                     blocks.{}.attn.hook_k
-model.layers.{}.self_attn.v_proj          layers.{}.attention.wv      Vcur-{}                        blocks.{}.attn.hook_v
-model.layers.{}.self_attn.q_rope          -                           Qcur-{}#-1                     blocks.{}.attn.hook_rot_q
-model.layers.{}.self_attn.k_rope          -                           Kcur-{}#-1                     blocks.{}.attn.hook_rot_k
-model.layers.{}.self_attn.scores          -                           -                              blocks.{}.attn.hook_attn_scores
-model.layers.{}.self_attn.probabilities   -                           kq_soft_max-{}                 blocks.{}.attn.hook_pattern
-model.layers.{}.self_attn.attention       -                           kqv_out-{}                     blocks.{}.attn.hook_z
-model.layers.{}.self_attn.o_proj          layers.{}.attention.wo      attn_out-{}                    blocks.{}.hook_attn_out
-model.layers.{}.attention_residual        -                           ffn_inp-{}                     blocks.{}.hook_resid_mid
-model.layers.{}.post_attention_layernorm  layers.{}.ffn_norm          ffn_norm-{}                    blocks.{}.ln2.hook_out
-model.layers.{}.mlp.gate_proj             layers.{}.feed_forward.w1   ffn_gate-{}|ffn_gate_b-{}      blocks.{}.mlp.hook_pre
-model.layers.{}.mlp.up_proj               layers.{}.feed_forward.w3   ffn_up-{}|ffn_up_b-{}          blocks.{}.mlp.hook_pre_linear
-model.layers.{}.mlp.act                   -                           ffn_swiglu-{}|ffn_gate_par-{}  blocks.{}.mlp.hook_post
-model.layers.{}.mlp.down_proj             layers.{}.feed_forward.w2   ffn_out-{}                     blocks.{}.hook_mlp_out
-model.layers.{}                           layers.{}                   l_out-{}                       blocks.{}.hook_resid_post
-model.norm                                norm                        result_norm                    ln_final.hook_out
-lm_head                                   output                      result_output                  unembed.hook_out
+model.embed_tokens                        embd|inp_embd                  hook_embed
+model.layers.{}.input_layernorm           attn_norm-{}                   blocks.{}.ln1.hook_out
+model.layers.{}.self_attn.q_proj          Qcur-{}#-2                     blocks.{}.attn.hook_q
+model.layers.{}.self_attn.k_proj          Kcur-{}#-2                     blocks.{}.attn.hook_k
+model.layers.{}.self_attn.v_proj          Vcur-{}                        blocks.{}.attn.hook_v
+model.layers.{}.self_attn.q_rope          Qcur-{}#-1                     blocks.{}.attn.hook_rot_q
+model.layers.{}.self_attn.k_rope          Kcur-{}#-1                     blocks.{}.attn.hook_rot_k
+model.layers.{}.self_attn.scores          -                              blocks.{}.attn.hook_attn_scores
+model.layers.{}.self_attn.probabilities   kq_soft_max-{}                 blocks.{}.attn.hook_pattern
+model.layers.{}.self_attn.attention       kqv_out-{}                     blocks.{}.attn.hook_z
+model.layers.{}.self_attn.o_proj          attn_out-{}                    blocks.{}.hook_attn_out
+model.layers.{}.attention_residual        ffn_inp-{}                     blocks.{}.hook_resid_mid
+model.layers.{}.post_attention_layernorm  ffn_norm-{}                    blocks.{}.ln2.hook_out
+model.layers.{}.mlp.gate_proj             ffn_gate-{}|ffn_gate_b-{}      blocks.{}.mlp.hook_pre
+model.layers.{}.mlp.up_proj               ffn_up-{}|ffn_up_b-{}          blocks.{}.mlp.hook_pre_linear
+model.layers.{}.mlp.act                   ffn_swiglu-{}|ffn_gate_par-{}  blocks.{}.mlp.hook_post
+model.layers.{}.mlp.down_proj             ffn_out-{}                     blocks.{}.hook_mlp_out
+model.layers.{}                           l_out-{}                       blocks.{}.hook_resid_post
+model.norm                                result_norm                    ln_final.hook_out
+lm_head                                   result_output                  unembed.hook_out
 """.strip()  # noqa: E501  # a table
+# Modules of Meta's have the names of their weights; the layer itself has none.
+_META = META_NAMES | {"model.layers.{}": "layers.{}"}
 
-# Names of these schemes that are taken for sites, and are none.
+# Names of these schemes that look like sites and are not.
 _NO_SITES = {
     "norm-{}": "a row before it is multiplied with the weight",
     "norm": "a row before it is multiplied with the weight, in llama.cpp",
@@ -55,27 +59,29 @@ _NO_SITES = {
     "layers.{}.attention": "layers.{}.attention.wo once more",
     "layers.{}.feed_forward": "layers.{}.feed_forward.w2 once more",
 }
-# What hooks append to the name of a module.
+# Endings that hooks append to the name of a module.
 _ENDINGS = (".output", "_output", ".out", "_out")
 _NUMBER = re.compile(r"(?<=[.-])(0|[1-9]\d*)(?=\.|$)")
 _OCCURRENCE = re.compile(r"(.+-\d+)#(\d+)")
 
 
 def alias_table() -> tuple[tuple[str, ...], ...]:
-    """The rows of the table, each with as many names as there are `SCHEMES`.
+    """Return a row for each site, with its name in each of `SCHEMES`.
 
     Returns
     -------
     tuple of tuple of str
         With ``{}`` for the number of a layer and an empty text where a scheme has no name.
     """
-    return tuple(
-        tuple("" if name == "-" else name for name in line.split()) for line in _TABLE.splitlines()
-    )
+    rows = []
+    for line in _TABLE.splitlines():
+        site, *others = ("" if name == "-" else name for name in line.split())
+        rows.append((site, _META.get(site, ""), *others))
+    return tuple(rows)
 
 
 def _columns() -> Iterator[tuple[str, str, str, int]]:
-    """Each name in the table: its scheme, itself, the site it means, and which of its tensors."""
+    """Yield each name in the table: its scheme, the name, its site, and which of its tensors."""
     for row in alias_table():
         for scheme, cell in zip(SCHEMES, row, strict=True):
             for name in filter(None, cell.split("|")):
@@ -89,7 +95,7 @@ for _scheme, _name, _site, _place in _columns():
 
 
 def canonical_arrays(arrays: Mapping[str, Any], /) -> Mapping[str, Any]:
-    """Arrays under the names of `sites`, whichever scheme they are named by.
+    """Return arrays under the names of `sites`, whichever scheme they are named by.
 
     Parameters
     ----------
@@ -100,7 +106,7 @@ def canonical_arrays(arrays: Mapping[str, Any], /) -> Mapping[str, Any]:
     Returns
     -------
     mapping of str to Array
-        The same arrays, none of them read. A name that is unknown is left as it is.
+        The same arrays, none of them read. An unknown name is left as it is.
 
     Raises
     ------
@@ -120,35 +126,11 @@ def canonical_arrays(arrays: Mapping[str, Any], /) -> Mapping[str, Any]:
         given[site] = name
     if isinstance(arrays, dict):
         return {site: arrays[name] for site, name in given.items()}
-    return _Renamed(arrays, given)
-
-
-class _Renamed(StoredArrays):
-    """Arrays under other names, each taken from where it is when it is used."""
-
-    def __init__(self, arrays: Mapping[str, Any], names: dict[str, str]) -> None:
-        self._arrays = arrays
-        self._names = names
-
-    def info(self, name: str) -> ArrayInfo:
-        """The shape and the dtype of an array, which is not read."""
-        return info_of(self._arrays, self._names[name])
-
-    def __getitem__(self, name: str) -> Any:
-        return self._arrays[self._names[name]]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names  # without reading the array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+    return StoredArrays({site: stored(arrays, name) for site, name in given.items()})
 
 
 def _named(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """For each name the site that it means, or itself."""
+    """Yield the site that each name means, or the name itself, and the name."""
     tensors: dict[str, list[tuple[int, str]]] = {}  # by name without #
     for name in names:
         numbered = _OCCURRENCE.fullmatch(name)
@@ -172,7 +154,7 @@ def _named(names: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _sites_of(plain: str, names: list[str]) -> Iterator[tuple[str, str]]:
-    """The sites that the tensors of one name mean, in the order in which they were computed."""
+    """Yield the sites that the tensors of one name mean, in the order of computation."""
     template, number = _split(plain)
     meanings = _MEANINGS.get(template) or _forgiving(template)
     if not meanings:
@@ -193,7 +175,7 @@ def _template(name: str) -> str:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A name with {} for the number of its layer, and that number."""
+    """Split a name into one with {} for the number of its layer, and that number."""
     number = _NUMBER.search(name)
     if number is None:
         return name, ""
@@ -201,7 +183,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _forgiving(template: str) -> list[tuple[str, str, int]]:
-    """What a module's name means that hooks have lengthened, or that has no "model." before it."""
+    """Return the meaning of a module's name that hooks have lengthened, or that lacks "model."."""
     ending = next((ending for ending in _ENDINGS if template.endswith(ending)), "")
     for name in (template, template.removesuffix(ending)):
         for candidate in (name, f"model.{name}"):
@@ -212,12 +194,12 @@ def _forgiving(template: str) -> list[tuple[str, str, int]]:
 
 
 def schemes_of(name: str) -> set[str]:
-    """The schemes that know a name."""
+    """Return the schemes that know a name."""
     return {scheme for scheme, _, _ in _MEANINGS.get(_template(name), [])}
 
 
 def no_site(name: str) -> str | None:
-    """What a name means that is taken for a site's and is none; None if it is not known."""
+    """Say what a name means that looks like a site and is not; None if it is not known."""
     template, number = _split(name)
     reason = _NO_SITES.get(template)
     return None if reason is None else reason.format(number)

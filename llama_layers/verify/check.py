@@ -18,10 +18,10 @@ from llama_layers.verify.defined import where_defined
 from llama_layers.verify.diagnose import diagnose, diagnose_strictly, diagnose_unusual
 from llama_layers.verify.distance import distance
 from llama_layers.verify.judge import Judgement, judge
-from llama_layers.verify.layout import counted
 from llama_layers.verify.operations import Formats
 from llama_layers.verify.profiles import CONTRACT, PROFILES, RoundingProfile, profile_named
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
+from llama_layers.verify.report.wording import counted
 from llama_layers.verify.seen import Seen, Unlocated
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import info_of
@@ -214,10 +214,10 @@ class _Checker:
         bound = where_defined(suspect.bound(formats), site, self._recorded)
         judgement = judge(array, bound)
         verdict: SiteVerdict = judgement.verdict
-        note = ""
+        note = found_profile = ""
         explanations: tuple[Explanation, ...] = ()
         if verdict != "PASS" and self._tries_profiles:
-            note, explanations = self._as_profile(suspect)
+            found_profile, note, explanations = self._as_profile(suspect)
             if note:
                 verdict = "WARN"
         judged = ~np.isinf(bound.limit)
@@ -237,13 +237,14 @@ class _Checker:
             judgement=judgement,
             difference=distance(bound.exact, array),
             note=note or self._unusual(suspect, judgement, verdict),
+            profile=found_profile,
             histogram=_histogram(bound.ratio(array)),
             worst=_worst(array, bound),
             explanations=explanations if self._explains else (),
         )
 
-    def _as_profile(self, suspect: Suspect) -> tuple[str, tuple[Explanation, ...]]:
-        """What to say where an engine's own roundings explain the array; or what does better."""
+    def _as_profile(self, suspect: Suspect) -> tuple[str, str, tuple[Explanation, ...]]:
+        """The engine whose own roundings explain the array, and a note; or what does better."""
         profiles = suspect.formats.profiles
         if self._recorded.metadata.get("flash_attention") == "yes":  # as `record_llama_cpp` says
             profiles += (PROFILES["llama.cpp with flash attention"],)
@@ -254,10 +255,10 @@ class _Checker:
                 # Unrounded inputs excuse much: what explains without them is what it was.
                 strictly = profile.excess_precision and self._diagnosis(suspect, diagnose_strictly)
                 if strictly:
-                    return "", strictly
+                    return "", "", strictly
                 habits = profile.habits(suspect.operation, suspect.formats.narrower)
-                return f"rounds as {profile.name} does: {habits}", ()
-        return "", ()
+                return profile.name, f"rounds as {profile.name} does: {habits}", ()
+        return "", "", ()
 
     def _diagnosis(self, subject: T, diagnosed: Diagnosis[T]) -> tuple[Explanation, ...]:
         """What explains a site: what explained others of its role, or else any mistake."""

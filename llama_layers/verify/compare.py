@@ -14,16 +14,16 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
-from llama_layers.verify.comparison import Comparison, SiteDifference
 from llama_layers.verify.distance import distance
 from llama_layers.verify.fit import OF_LAST_TOKEN
+from llama_layers.verify.report.comparison import Comparison, SiteDifference
 from llama_layers.verify.sites import Site, sites
-from llama_layers.verify.stored import info_of
-from llama_layers.verify.trace import TOKENS, Trace
+from llama_layers.verify.stored import TOKENS, info_of
+from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names
 from llama_layers.verify.validate import stated_config, validated
 
-# What a config allows: a name of another layer is taken for none, and makes no layers.
+# The most layers that a config allows; a name with a higher number does not count.
 _LAYERS = 10_000
 
 
@@ -118,7 +118,7 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
 
 
 def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
-    """A config of as many layers as the names tell: what is computed from what is the same."""
+    """Make a config with as many layers as the names tell: its sites depend on nothing else."""
     names = (name.split(".") for trace in traces for name in trace.arrays)
     numbers = (parts[2] for parts in names if len(parts) > 2 and parts[2].isdecimal())
     layers = [int(n) for n in numbers if len(n) <= len(str(_LAYERS)) and int(n) < _LAYERS]
@@ -135,7 +135,7 @@ def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
 
 
 def _arrays(trace: Trace, config: LlamaConfig | None, every: Sequence[Site]) -> Mapping[str, Any]:
-    """The arrays of a trace, in the shapes of a config if there is one."""
+    """Return the arrays of a trace, in the shapes of a config if there is one."""
     if config is not None:
         return validated(trace, config).arrays
     check_names(trace.arrays, {site.name: site for site in every})
@@ -143,7 +143,7 @@ def _arrays(trace: Trace, config: LlamaConfig | None, every: Sequence[Site]) -> 
 
 
 def _check_tokens(trace_a: Trace, trace_b: Trace) -> bool:
-    """Refuse traces of different tokens; whether both say which tokens they are of."""
+    """Raise TraceError if tokens differ; return whether both traces say which they are."""
     for name in TOKENS:
         a, b = getattr(trace_a, name), getattr(trace_b, name)
         if a is None or b is None:
@@ -166,7 +166,7 @@ def _check_tokens(trace_a: Trace, trace_b: Trace) -> bool:
 
 
 def _keep(traces: Sequence[Trace]) -> NDArray[np.bool_] | None:
-    """Which tokens are no padding, [B, S]; None for all."""
+    """Return which tokens are not padding, [B, S]; None if all are not."""
     masks = [trace.attention_mask for trace in traces if trace.attention_mask is not None]
     if not masks:
         return None
@@ -180,7 +180,7 @@ def _keep(traces: Sequence[Trace]) -> NDArray[np.bool_] | None:
 
 
 def _format(site: Site, found: str, trace: Trace) -> FloatFormat:
-    """What an array was computed in: its dtype, or a coarser one that the metadata tells."""
+    """Return the format an array was computed in: its dtype, or a coarser one in the metadata."""
     if found not in FLOATS:
         raise TraceError(
             f"{site.name}: expected one of the dtypes {', '.join(FLOATS)}, got {found}"
@@ -192,7 +192,7 @@ def _format(site: Site, found: str, trace: Trace) -> FloatFormat:
 def _nearest(
     site: Site, every: Sequence[Site], common: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], int]:
-    """The nearest common sites that a site is computed from, and the operations since."""
+    """Find the nearest common sites that a site is computed from; count the operations since."""
     for route in site.routes:
         if all(name in common for name in route):
             return route or ("input_ids",), 1
@@ -216,11 +216,11 @@ def _rows(
     keep: NDArray[np.bool_] | None,
     config: LlamaConfig | None,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None]:
-    """Both arrays with a row for each token that counts, and which keys count in which row."""
+    """Return both arrays with a row for each token that counts, and which keys count in a row."""
     if site.name in OF_LAST_TOKEN and a.ndim == b.ndim == 3 and 1 in (a.shape[1], b.shape[1]):
         a, b = a[:, -1:], b[:, -1:]
     if not a.size:
-        raise TraceError(f"{site.name}: expected one token at the least, got shape {list(a.shape)}")
+        raise TraceError(f"{site.name}: expected at least one token, got shape {list(a.shape)}")
     if a.shape != b.shape:
         raise TraceError(
             f"{site.name}: expected the same shape in both traces, got {list(a.shape)} and "
@@ -252,7 +252,7 @@ def _rows(
 
 
 def _pairwise(site: Site, array: NDArray[Any]) -> NDArray[Any]:
-    """An array of pairs of tokens with all four axes."""
+    """Return an array of pairs of tokens with all four axes."""
     whole = array if array.ndim == 4 else array[None]
     if whole.ndim != 4 or whole.shape[2] != whole.shape[3]:
         raise TraceError(f"{site.name}: expected shape [B, heads, S, S], got {list(array.shape)}")
@@ -260,7 +260,7 @@ def _pairwise(site: Site, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    """Whether two arrays have the same bits: a zero of the other sign is another number."""
+    """Tell whether two arrays have the same bits: a zero of the other sign differs."""
     bits = np.dtype(f"u{a.dtype.itemsize}")
     return a.dtype == b.dtype and np.array_equal(
         np.ascontiguousarray(a).view(bits), np.ascontiguousarray(b).view(bits)
@@ -268,7 +268,7 @@ def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 
 def _odd(a: NDArray[Any], b: NDArray[Any], allowed: NDArray[np.bool_] | None) -> int:
-    """How many of the numbers that count are NaN or Inf in either array."""
+    """Count the NaN and Inf in either array, among the numbers that count."""
     with np.errstate(invalid="ignore"):  # a signalling NaN
         odd = ~(np.isfinite(a) & np.isfinite(b))
     return int(np.count_nonzero(odd if allowed is None else odd & allowed))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -187,7 +187,7 @@ class _Pass:
         name = f"model.layers.{layer}"
         output = decoder_layer(
             x,
-            _in_format(self._model.weights.layers[layer], self._dtype),
+            self._model.weights.layers[layer].mapped(lambda a: _in_format(a, self._dtype)),
             config=config,
             rope=rope_table(recorded.positions, config, like=x),
             mask=self._mask(layer),
@@ -214,21 +214,9 @@ class _Pass:
         self._put_in("lm_head", linear(x, _in_format(weights.lm_head, self._dtype)))
 
 
-def _in_format(weights: Any, dtype: Any) -> Any:
-    """Weights, or a dataclass of them, as NumPy arrays that sums for a dtype hold exactly."""
-
-    def held(array: Any) -> NDArray[Any]:
-        array = to_numpy(array)
-        if dtype == np.float64 or array.dtype == np.float64:
-            return np.asarray(array, np.float64 if dtype == np.float64 else np.float32)
-        return np.asarray(array)
-
-    return mapped(weights, held)
-
-
-def mapped(weights: Any, change: Callable[[Any], Any]) -> Any:
-    """Weights, or a dataclass of them, with each array changed."""
-    if is_dataclass(weights) and not isinstance(weights, type):
-        parts = {f.name: mapped(getattr(weights, f.name), change) for f in fields(weights)}
-        return replace(weights, **parts)
-    return change(weights) if hasattr(weights, "dtype") else weights
+def _in_format(array: Any, dtype: Any) -> NDArray[Any]:
+    """A weight as a NumPy array that sums for a dtype hold exactly."""
+    array = to_numpy(array)
+    if dtype == np.float64 or array.dtype == np.float64:
+        return np.asarray(array, np.float64 if dtype == np.float64 else np.float32)
+    return np.asarray(array)

@@ -1,110 +1,48 @@
-"""What there is to see in the Q, K and V of some hidden states."""
+"""The Q, K and V of some hidden states, held against their bounds."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.dtypes import accumulate_format, float_format
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.layers.linear import QKV, qkv_projection
 from llama_layers.layers.weights import QKVWeights
 from llama_layers.verify.bounds import Bound, linear_bound
-from llama_layers.verify.judge import Judgement, judge
-from llama_layers.verify.plain import plain
+from llama_layers.verify.distance import distance
+from llama_layers.verify.judge import judge
+from llama_layers.verify.report import SiteResult
+from llama_layers.verify.sites import Site
 
-# Two elements differ when they are further apart than this.
-DIFFERENCE = 1e-6
-
-
-@dataclass(frozen=True)
-class Summary:
-    """An array in a few numbers, and how it stands to its bound.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Of the array.
-    dtype : str
-        Of its elements.
-    smallest, largest, mean : float
-        Over the finite elements; not a number if there is none.
-    first : tuple of float
-        The first five elements.
-    nonfinite : int
-        How many elements are NaN or Inf.
-    judgement : Judgement
-        The worst error over its bound.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    smallest: float
-    largest: float
-    mean: float
-    first: tuple[float, ...]
-    nonfinite: int
-    judgement: Judgement
+# Elements that are further apart than this differ.
+APART = 1e-6
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How many of the elements of two arrays differ.
+class Examined:
+    """Q, K and V, and what was found of them.
 
     Attributes
     ----------
-    differing : int
-        Elements further apart than 1e-6.
-    of : int
-        Elements compared.
-    """
-
-    differing: int
-    of: int
-
-
-@dataclass(frozen=True)
-class QKVReport:
-    """A Q/K/V projection, examined.
-
-    Attributes
-    ----------
-    q, k, v : Summary
-        The three results.
-    q_k : Difference
-        Each query head against the key head that it attends to.
-    k_v : Difference
-        Keys against values.
+    qkv : QKV
+        The result of `llama_layers.qkv_projection`.
+    results : dict of str to SiteResult
+        What a check would find, for "q", "k" and "v".
     same_bits : bool
         Whether a second run gave the same bits.
     """
 
-    q: Summary
-    k: Summary
-    v: Summary
-    q_k: Difference
-    k_v: Difference
+    qkv: QKV
+    results: dict[str, SiteResult]
     same_bits: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values; NaN and Inf become strings.
 
-        Returns
-        -------
-        dict
-            One entry for each attribute, with the verdict beside each ratio.
-        """
-        content = plain(self)
-        for name in ("q", "k", "v"):
-            content[name]["judgement"]["verdict"] = getattr(self, name).judgement.verdict
-        return dict(content)
-
-
-def examine_qkv(x: Any, w: QKVWeights, /) -> tuple[QKV, QKVReport]:
-    """Project hidden states, and report on the result.
+def examine_qkv(x: Any, w: QKVWeights, /, *, layer: int = 0) -> Examined:
+    """Project hidden states twice, and hold the results against their bounds.
 
     Parameters
     ----------
@@ -112,14 +50,13 @@ def examine_qkv(x: Any, w: QKVWeights, /) -> tuple[QKV, QKVReport]:
         Normalised hidden states.
     w : QKVWeights
         The projection, from the same library and device.
+    layer : int, optional
+        The layer that the results are named after.
 
     Returns
     -------
-    qkv : QKV
-        The result of `llama_layers.qkv_projection`.
-    report : QKVReport
-        Shapes, ranges, differences, repeatability, and the worst error against a recomputation
-        in float64.
+    Examined
+        Q, K and V, and what was found of them.
 
     Raises
     ------
@@ -132,77 +69,67 @@ def examine_qkv(x: Any, w: QKVWeights, /) -> tuple[QKV, QKVReport]:
     >>> from llama_layers import QKVWeights
     >>> from llama_layers.verify import examine_qkv
     >>> w = QKVWeights(np.eye(12, 4, dtype=np.float32), num_heads=2, num_kv_heads=2)
-    >>> _, report = examine_qkv(np.ones((1, 1, 4), np.float32), w)
-    >>> report.same_bits, report.q_k
-    (True, Difference(differing=4, of=4))
+    >>> found = examine_qkv(np.ones((1, 1, 4), np.float32), w)
+    >>> found.same_bits, found.results["k"].verdict
+    (True, 'PASS')
     """
-    qkv = qkv_projection(x, w)
-    again = qkv_projection(x, w)
+    qkv, again = qkv_projection(x, w), qkv_projection(x, w)
     bound = linear_bound(x, w.fused, w.bias)
-    q, k, v = (to_numpy(array) for array in qkv)
-    end_of_q = w.num_heads * w.head_dim
-    end_of_k = end_of_q + w.num_kv_heads * w.head_dim
-    report = QKVReport(
-        q=summarise(q, _columns(bound, slice(0, end_of_q), q.shape)),
-        k=summarise(k, _columns(bound, slice(end_of_q, end_of_k), k.shape)),
-        v=summarise(v, _columns(bound, slice(end_of_k, None), v.shape)),
-        q_k=_difference(q, np.repeat(k, w.num_heads // w.num_kv_heads, axis=2)),
-        k_v=_difference(k, v),
-        same_bits=all(
-            first.tobytes() == to_numpy(second).tobytes()
-            for first, second in zip((q, k, v), again, strict=True)
-        ),
+    name = f"model.layers.{layer}"
+    results, start = {}, 0
+    for letter, array in zip("qkv", qkv, strict=True):
+        rows = array.shape[2] * array.shape[3]
+        parts = (p[..., start : start + rows] for p in (bound.exact, bound.limit, bound.usual))
+        split = Bound(*(part.reshape(array.shape) for part in parts))
+        routes = ((f"{name}.input_layernorm",),)
+        site = Site(f"{name}.self_attn.{letter}_proj", layer, "linear", ("B", "S", rows), routes)
+        results[letter] = site_result(site, array, split)
+        start += rows
+    same_bits = all(
+        to_numpy(first).tobytes() == to_numpy(second).tobytes()
+        for first, second in zip(qkv, again, strict=True)
     )
-    return qkv, report
+    return Examined(qkv, results, same_bits)
 
 
-def summarise(array: Any, bound: Bound, /) -> Summary:
-    """Describe an array and hold it against its bound.
+def site_result(site: Site, array: Any, bound: Bound) -> SiteResult:
+    """Hold the array of a site against its bound."""
+    computed, judgement = to_numpy(array), judge(array, bound)
+    form = float_format(site.name, array)
+    return SiteResult(
+        site=site,
+        verdict=judgement.verdict,
+        shape=computed.shape,
+        dtype=form.name,
+        accumulate=accumulate_format(form).name,
+        inputs=site.routes[0],
+        judgement=judgement,
+        difference=distance(bound.exact, computed),
+    )
 
-    Parameters
-    ----------
-    array : Array
-        Of any library and float dtype.
-    bound : Bound
-        Of its shape.
 
-    Returns
-    -------
-    Summary
-        Its shape, dtype, range, mean, first elements, and worst error over the bound.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from llama_layers.verify import linear_bound, summarise
-    >>> x = np.ones((1, 2), np.float32)
-    >>> summarise(x, linear_bound(x, np.eye(2, dtype=np.float32))).mean
-    1.0
-    """
+def statistics(array: Any) -> dict[str, Any]:
+    """Describe the numbers of an array: the range of the finite ones, and the first of all."""
     numbers = to_numpy(array).astype(np.float64)
     finite = numbers[np.isfinite(numbers)]
-    return Summary(
-        shape=numbers.shape,
-        dtype=dtype_name(array.dtype),
-        smallest=float(finite.min()) if finite.size else float("nan"),
-        largest=float(finite.max()) if finite.size else float("nan"),
-        mean=float(finite.mean()) if finite.size else float("nan"),
-        first=tuple(float(number) for number in numbers.ravel()[:5]),
-        nonfinite=numbers.size - finite.size,
-        judgement=judge(array, bound),
-    )
+    ends = (finite.min(), finite.max(), finite.mean()) if finite.size else (math.nan,) * 3
+    smallest, largest, mean = map(float, ends)
+    return {
+        "smallest": smallest,
+        "largest": largest,
+        "mean": mean,
+        "first": numbers.ravel()[:5].tolist(),
+        "nonfinite": numbers.size - finite.size,
+    }
 
 
-def _columns(bound: Bound, columns: slice, shape: tuple[int, ...]) -> Bound:
-    """The bound of some of a projection's outputs, split into heads."""
-    return Bound(
-        bound.exact[..., columns].reshape(shape),
-        bound.limit[..., columns].reshape(shape),
-        bound.usual[..., columns].reshape(shape),
-    )
+def differing(a: Any, b: Any) -> dict[str, int]:
+    """Count the elements of two arrays, and those that are more than 1e-6 apart.
 
-
-def _difference(a: NDArray[Any], b: NDArray[Any]) -> Difference:
+    Where the second has fewer heads, each of them is compared with all that attend to it.
+    """
+    x, y = (to_numpy(array).astype(np.float64) for array in (a, b))
+    y = np.repeat(y, x.shape[2] // y.shape[2], axis=2)
     with np.errstate(invalid="ignore"):  # Inf - Inf: not a number, and so a difference
-        apart = np.abs(a.astype(np.float64) - b.astype(np.float64))
-    return Difference(int(np.count_nonzero(~(apart <= DIFFERENCE))), apart.size)
+        close = np.abs(x - y) <= APART
+    return {"differing": int(np.count_nonzero(~close)), "of": x.size}

@@ -14,9 +14,9 @@ from llama_layers.arrays.dtypes import accumulate_format, dtype_name, dtype_of, 
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.layers.attention import exponentials
+from llama_layers.layers.attention import shifted_exp
 from llama_layers.model.forward import forward
-from llama_layers.model.inputs import kept_tokens, layer_masks, token_positions
+from llama_layers.model.inputs import Inputs
 from llama_layers.model.llama import Llama
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.trace import Trace
@@ -47,7 +47,7 @@ def record(
     layers : iterable of int, optional
         Which layers' sites; all by default. What is outside the layers is kept in any case.
     positions, attention_mask : as for `forward`
-        The tokens' positions, and which of them are no padding.
+        The tokens' positions, and which of them are not padding.
 
     Returns
     -------
@@ -84,22 +84,19 @@ def record(
         model, input_ids, positions=positions, attention_mask=attention_mask, tap=keep
     ).logits
     xp = namespace(logits=logits)
-    kept = kept_tokens(logits, attention_mask, 0)
-    masks = layer_masks(logits, model.config, kept, None)
+    inputs = Inputs.of(logits, model.config, None, positions, attention_mask)
     for site in pairwise:
         q, k = (arrays[name] for name in _inputs_of_scores(site))
         scores = _scores(xp, q, k)
         if site.operation == "softmax":
             assert site.layer is not None  # pairs are of a layer's tokens
-            mask = masks[model.config.window_of(site.layer)]
+            mask = inputs.masks[model.config.window_of(site.layer)]
             scores = _softmax(xp, scores, mask.rows(0, q.shape[1]))
         arrays[site.name] = xp.astype(scores, q.dtype, copy=False)
-    if positions is None:
-        positions = token_positions(logits, kept, None)
     return Trace(
         {site.name: to_numpy(arrays[site.name]) for site in chosen},
         input_ids=to_numpy(input_ids),
-        positions=to_numpy(positions),
+        positions=to_numpy(inputs.positions),
         attention_mask=None if attention_mask is None else to_numpy(attention_mask) != 0,
         metadata=_metadata(model, xp, logits),
     )
@@ -108,7 +105,7 @@ def record(
 def chosen_sites(
     config: LlamaConfig, patterns: Iterable[str] | None, layers: Iterable[int] | None
 ) -> list[Site]:
-    """The sites that some patterns name; a ValueError for a pattern or layer that names none."""
+    """Return the sites that patterns name; raise ValueError if a pattern or layer names none."""
     every = sites(config)
     if isinstance(patterns, str):
         raise TypeError(f"sites: expected a list of names, got the text {patterns!r}")
@@ -132,7 +129,7 @@ def chosen_sites(
 
 
 def _known_layers(layers: Iterable[int], count: int) -> Iterator[int]:
-    """The layers as they come, up to the first that the model does not have: there may be many."""
+    """Yield layers up to the first that the model does not have: there may be billions."""
     for layer in layers:
         if layer not in range(count):
             raise ValueError(f"layers: expected numbers from 0 to {count - 1}, got {layer!r}")
@@ -153,7 +150,7 @@ def _inputs_of_scores(site: Site) -> tuple[str, str]:
 
 
 def _scores(xp: Any, q: Any, k: Any) -> Any:
-    """Scaled products [B, heads, S, T], in the format of sums: `attention` holds blocks only."""
+    """Return scaled products [B, heads, S, T] in the format of sums, all at once."""
     wide = dtype_of(xp, accumulate_format(float_format("q", q)).name)
     batch, count, heads, width = q.shape
     kv_heads = k.shape[2]
@@ -164,7 +161,7 @@ def _scores(xp: Any, q: Any, k: Any) -> Any:
 
 
 def _softmax(xp: Any, scores: Any, allowed: Any) -> Any:
-    weights = exponentials(xp, scores, xp.expand_dims(allowed, axis=1))
+    weights = shifted_exp(xp, scores, xp.expand_dims(allowed, axis=1))
     total = xp.sum(weights, axis=-1, keepdims=True)
     return weights / xp.where(total == 0, xp.ones_like(total), total)
 

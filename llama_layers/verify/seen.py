@@ -19,7 +19,7 @@ from llama_layers.verify.distance import distance
 from llama_layers.verify.hypotheses import HYPOTHESES
 from llama_layers.verify.hypotheses.composed import composed
 from llama_layers.verify.hypotheses.hypothesis import Computable, Kind
-from llama_layers.verify.inherited import Inherited, Run, computed, mapped
+from llama_layers.verify.inherited import Inherited, Run, computed
 from llama_layers.verify.operations import Formats, Linear
 from llama_layers.verify.report import Explanation
 from llama_layers.verify.sites import Site
@@ -245,11 +245,7 @@ def _weights_are_finite(model: Llama, site: Site) -> bool:
     weights = model.weights
     last = model.config.num_hidden_layers - 1 if site.layer is None else site.layer
     found = [bool(np.isfinite(to_numpy(weights.embed_tokens).astype(np.float32)).all())]
-
-    def look(array: Any) -> Any:
-        found.append(bool(np.isfinite(to_numpy(array).astype(np.float32)).all()))
-        return array
-
     for layer in range(last + 1):
-        mapped(weights.layers[layer], look)
+        arrays = weights.layers[layer].named().values()
+        found += [bool(np.isfinite(to_numpy(a).astype(np.float32)).all()) for a in arrays]
     return all(found)

@@ -2,59 +2,64 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.errors import TraceError
 
+# Arrays of a trace that are not activations.
+TOKENS = ("input_ids", "positions", "attention_mask")
+
 
 class ArrayInfo(NamedTuple):
-    """What is known of an array without its numbers."""
+    """The shape and the dtype of an array."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
+class StoredArray(NamedTuple):
+    """An array that is read when it is used; its shape and dtype are known before."""
+
+    info: Callable[[], ArrayInfo]
+    read: Callable[[], Any]
+
+    def changed(self, shape: tuple[int, ...], change: Callable[[Any], Any]) -> StoredArray:
+        """Return the array as a function changes it, to another shape, when it is read."""
+        info = ArrayInfo(shape, self.info().dtype)
+        return StoredArray(lambda: info, lambda: change(self.read()))
+
+
 class StoredArrays(Mapping[str, Any]):
     """Arrays by name, each read when it is used."""
 
-    @abstractmethod
-    def info(self, name: str) -> ArrayInfo:
-        """The shape and the dtype of an array, which is not read."""
-
-
-class Without(StoredArrays):
-    """Stored arrays but for some."""
-
-    def __init__(self, arrays: StoredArrays, names: Collection[str]) -> None:
-        self._arrays = arrays
-        self._names = {name: None for name in arrays if name not in names}
-
-    def info(self, name: str) -> ArrayInfo:
-        """The shape and the dtype of an array, which is not read."""
-        return self._arrays.info(name)
+    def __init__(self, stored: Mapping[str, StoredArray]) -> None:
+        self.stored = stored
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._arrays[name]
+        return self.stored[name].read()
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names  # without reading the array
+        return name in self.stored  # without reading the array
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.stored)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.stored)
+
+
+def stored(arrays: Mapping[str, Any], name: str) -> StoredArray:
+    """Return one of some arrays, to be read when it is used."""
+    return StoredArray(partial(info_of, arrays, name), partial(arrays.__getitem__, name))
 
 
 def info_of(arrays: Mapping[str, Any], name: str) -> ArrayInfo:
-    """The shape and the dtype of an array; a TraceError if it is something else."""
+    """Return the shape and the dtype of an array; raise TraceError if it is something else."""
     if isinstance(arrays, StoredArrays):
-        return arrays.info(name)
+        return arrays.stored[name].info()
     array = arrays[name]
     if not hasattr(array, "shape") or not hasattr(array, "dtype"):
         raise TraceError(f"{name}: expected an array, got {type(array).__name__}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from llama_layers.errors import TraceError
 from llama_layers.files.json_files import without_duplicates
-from llama_layers.verify.stored import ArrayInfo, StoredArrays
+from llama_layers.verify.stored import ArrayInfo, StoredArray
 
 # The dtypes that are read, in the format's words and in ours.
 _DTYPES = {
@@ -27,51 +27,38 @@ _DTYPES = {
 STORED = frozenset(_DTYPES.values())
 
 
-class TensorFile(StoredArrays):
-    """The tensors of a safetensors file, each read when it is used."""
+def open_tensors(file: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
+    """Open a safetensors file: its tensors, each read when it is used, and its metadata."""
+    if not file.is_file():
+        raise TraceError(f"{file}: expected a safetensors file, got no regular file")
+    try:
+        opened: Any = safe_open(file, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise TraceError(f"{file}: expected a safetensors file{_found(file, error)}") from None
+    _check_names(file)
+    stored = {
+        name: StoredArray(partial(_info, opened, name), partial(_read, file, opened, name))
+        for name in opened.keys()  # noqa: SIM118  # it is not a mapping
+    }
+    return stored, opened.metadata() or {}
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        if not file.is_file():
-            raise TraceError(f"{file}: expected a safetensors file, got no regular file")
-        try:
-            opened: Any = safe_open(file, framework="numpy")
-        except (SafetensorError, OSError) as error:
-            raise TraceError(f"{file}: expected a safetensors file{_found(file, error)}") from None
-        _check_names(file)
-        self._opened = opened
-        self._names = frozenset(opened.keys())
-        self.metadata: dict[str, str] = opened.metadata() or {}
 
-    def info(self, name: str) -> ArrayInfo:
-        """The shape and the dtype of a tensor."""
-        stored = self._opened.get_slice(name)
-        dtype = stored.get_dtype()
-        return ArrayInfo(tuple(stored.get_shape()), _DTYPES.get(dtype, dtype))
+def _info(opened: Any, name: str) -> ArrayInfo:
+    tensor = opened.get_slice(name)
+    dtype = tensor.get_dtype()
+    return ArrayInfo(tuple(tensor.get_shape()), _DTYPES.get(dtype, dtype))
 
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._names:
-            raise KeyError(name)
-        dtype = self.info(name).dtype
-        if dtype not in STORED:
-            raise TraceError(
-                f"{self._file}: {name}: expected one of the dtypes {', '.join(_DTYPES)}, got "
-                f"{dtype}"
-            )
-        return self._opened.get_tensor(name)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._opened.keys())
-
-    def __len__(self) -> int:
-        return len(self._names)
+def _read(file: Path, opened: Any, name: str) -> Any:
+    if (dtype := _info(opened, name).dtype) not in STORED:
+        raise TraceError(
+            f"{file}: {name}: expected one of the dtypes {', '.join(_DTYPES)}, got {dtype}"
+        )
+    return opened.get_tensor(name)
 
 
 def _check_names(file: Path) -> None:
-    """Refuse a header in which two tensors have one name; the package takes the last of them."""
+    """Raise TraceError if two tensors have one name; the package takes the last of them."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = opened.read(length)
@@ -82,7 +69,7 @@ def _check_names(file: Path) -> None:
 
 
 def _found(file: Path, error: Exception) -> str:
-    """What is there instead of a safetensors file, which begins with the length of its header."""
+    """Say what was found instead of a safetensors file, which begins with its header's length."""
     if file.suffix == ".npy":
         return ", got an .npy file: name the directory that it is in"
     size = file.stat().st_size

@@ -10,13 +10,12 @@ from typing import Any
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.errors import TraceError
-from llama_layers.files.output import check_output, write_tensors
+from llama_layers.files.output import check_output
+from llama_layers.files.tensors import write_tensors
 from llama_layers.verify.aliases import canonical_arrays
-from llama_layers.verify.stored import Without, info_of
-from llama_layers.verify.tensor_file import STORED, TensorFile
-
-# Tensors of a trace that are not activations.
-TOKENS = ("input_ids", "positions", "attention_mask")
+from llama_layers.verify.array_files import open_arrays
+from llama_layers.verify.stored import TOKENS, StoredArray, StoredArrays, info_of
+from llama_layers.verify.tensor_file import STORED, open_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +36,11 @@ class Trace:
         The position of each token for RoPE; where it is None they are counted from 0, from the
         first token that is not padding.
     attention_mask : Array of bool or of 0 and 1, shape [B, S], or None
-        Which tokens are no padding; all if it is None.
+        Which tokens are not padding; all if it is None.
     metadata : mapping of str to str
         Where the trace comes from. `check` reads "config" (the content of a config.json), "dtype"
         and "accumulate" (formats that the engine computed in, where the arrays do not show it), and
-        "rope_layout" ("interleaved" where the pairs that RoPE turns are next to each other in
+        "rope_layout" ("interleaved" where the pairs that RoPE rotates are next to each other in
         queries and keys, and not half a head apart); the rest is for people.
 
     Raises
@@ -101,7 +100,7 @@ class Trace:
         FileNotFoundError
             If its directory does not.
         OSError
-            If it cannot be written, because the disk is full for one.
+            If it cannot be written, for example because the disk is full.
         ValueError
             If the name is that of a NumPy file, or an array has a name that the format reserves.
         TypeError
@@ -150,23 +149,25 @@ class Trace:
         Raises
         ------
         TraceError
-            If it is no whole file of its kind, or two names mean the same site.
+            If it is not a whole file of its kind, or two names mean the same site.
         FileNotFoundError
             If there is no such file.
         """
         file = Path(path)
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such file")
-        if file.is_dir() or file.suffix == ".npz":
-            from llama_layers.verify.recorders.array_files import read_arrays  # makes a Trace
+        is_numpy = file.is_dir() or file.suffix == ".npz"
+        return trace_of(file, *(open_arrays if is_numpy else open_tensors)(file))
 
-            return read_arrays(file)
-        stored = TensorFile(file)
-        tokens = {name: stored[name] for name in TOKENS if name in stored}
-        try:
-            return cls(Without(stored, TOKENS), **tokens, metadata=stored.metadata)
-        except TraceError as error:
-            raise TraceError(f"{file}: {error}") from None
+
+def trace_of(file: Path, stored: Mapping[str, StoredArray], metadata: Mapping[str, str]) -> Trace:
+    """Make a trace of what a file holds; the file is named in errors."""
+    tokens = {name: stored[name].read() for name in TOKENS if name in stored}
+    arrays = {name: array for name, array in stored.items() if name not in TOKENS}
+    try:
+        return Trace(StoredArrays(arrays), **tokens, metadata=metadata)
+    except TraceError as error:
+        raise TraceError(f"{file}: {error}") from None
 
 
 def _check_texts(argument: str, given: Any, expected: str) -> None:

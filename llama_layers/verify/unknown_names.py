@@ -13,7 +13,7 @@ from llama_layers.verify.sites import Site
 
 # How many names a message lists.
 _LISTED = 5
-# What transformers and others call the inputs and outputs of a whole model, in our words.
+# The names that others give to the inputs and outputs of a whole model, and ours.
 _MEANINGS = {
     "attentions": "a layer's self_attn.probabilities",
     "hidden_state": "a layer's output, such as model.layers.0",
@@ -75,7 +75,7 @@ def _with_suggestion(name: str, known: Mapping[str, Site]) -> str:
 
 
 def _meaning(name: str, count: int) -> str | None:
-    """What other projects mean by a name, in a model of as many layers."""
+    """Return what other projects mean by a name, in a model of `count` layers."""
     plain = name.lower().removeprefix("model.").removeprefix("outputs.")
     hidden = _HIDDEN_STATE.fullmatch(plain)
     if hidden is None or plain in _MEANINGS:

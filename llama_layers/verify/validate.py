@@ -1,10 +1,10 @@
-"""Traces that do not fit a model, refused by name; and what is left, ready to be checked."""
+"""Traces checked against the model they are of, and brought into its shapes."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +16,13 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
-from llama_layers.verify.fit import HEADED, OF_LAST_TOKEN, Fitted
+from llama_layers.verify.fit import HEADED, OF_LAST_TOKEN, fitted
 from llama_layers.verify.sites import Site, sites
-from llama_layers.verify.stored import info_of
+from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names
 
-# What of a trace's metadata is read; the rest is for people.
+# The keys of a trace's metadata that are read; the rest is for people.
 _READ = ("config", "dtype", "accumulate", "rope_layout", "weights")
 # Phases are computed in float64, in which larger positions are not whole numbers.
 _FARTHEST = 2**53
@@ -47,7 +47,7 @@ class Recorded:
     positions_given : bool
         Whether the trace says them.
     keep : ndarray of bool, shape [B, S], or None
-        Which tokens are no padding.
+        Which tokens are not padding.
     metadata : mapping of str to str
         The trace's.
     """
@@ -63,11 +63,11 @@ class Recorded:
     metadata: Mapping[str, str]
 
     def array(self, name: str) -> NDArray[Any]:
-        """The array of a site, as NumPy's."""
+        """Return the array of a site, as NumPy's."""
         return to_numpy(self.arrays[name])
 
     def route(self, site: Site) -> tuple[str, ...] | None:
-        """The recorded sites that a site can be recomputed from; None if some are missing."""
+        """Return the recorded sites that a site can be recomputed from; None if one is missing."""
         if site.operation == "embedding":
             return None if self.input_ids is None else ()
         for route in site.routes:
@@ -76,52 +76,38 @@ class Recorded:
         return None
 
     def allowed(self, window: int | None) -> NDArray[np.bool_]:
-        """Which keys each query may attend to, [B, S, S] or [1, S, S]."""
+        """Return which keys each query may attend to, [B, S, S] or [1, S, S]."""
         places = np.arange(self.count)
         rows = Mask(places, places, window, self.keep).rows(0, self.count)
         return np.asarray(rows)
 
 
 def first_tokens(recorded: Recorded, count: int) -> Recorded:
-    """The first tokens of a trace; all of them where it is padded or holds last tokens only."""
-    shapes = [
-        info_of(recorded.arrays, name).shape for name in OF_LAST_TOKEN if name in recorded.arrays
-    ]
+    """Return the first tokens of a trace; all if it is padded or holds last tokens only."""
+    arrays = recorded.arrays
+    shapes = [info_of(arrays, name).shape for name in OF_LAST_TOKEN if name in arrays]
     short = any(shape[1] < recorded.count for shape in shapes)
     if recorded.keep is not None or short or recorded.count <= count:
         return recorded
     return replace(
         recorded,
-        arrays=_FirstTokens(recorded.arrays, count),
+        arrays=StoredArrays({name: _first(stored(arrays, name), name, count) for name in arrays}),
         count=count,
         input_ids=None if recorded.input_ids is None else recorded.input_ids[:, :count],
         positions=recorded.positions[..., :count],
     )
 
 
-class _FirstTokens(Mapping[str, Any]):
-    """The first tokens of each array that has an axis of them."""
-
-    def __init__(self, arrays: Mapping[str, Any], count: int) -> None:
-        self._arrays, self._count = arrays, count
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        array = to_numpy(self._arrays[name])
-        pairwise = name.endswith(("self_attn.scores", "self_attn.probabilities"))
-        return array[:, :, : self._count, : self._count] if pairwise else array[:, : self._count]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._arrays
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
+def _first(array: StoredArray, name: str, count: int) -> StoredArray:
+    """Return the first tokens of an array."""
+    batch, second, *rest = array.info().shape
+    if name.endswith(("self_attn.scores", "self_attn.probabilities")):
+        return array.changed((batch, second, count, count), lambda a: a[:, :, :count, :count])
+    return array.changed((batch, count, *rest), lambda a: a[:, :count])
 
 
 def validated(trace: Trace, config: LlamaConfig) -> Recorded:
-    """The trace, if it can be one of the model; a TraceError that says why not, else."""
+    """Return a trace ready to be checked; raise TraceError if it cannot be one of the model."""
     if not isinstance(trace, Trace):
         raise TypeError(f"trace: expected a Trace, got {type(trace).__name__}")
     _check_config(trace.metadata, config)
@@ -131,12 +117,10 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
     batch, count = _extent(trace, known)
     if not batch or not count:
         raise TraceError(
-            f"trace: expected one sequence of one token at the least, got {batch} of {count}"
+            f"trace: expected at least one sequence of one token, got {batch} of {count}"
         )
     layout = trace.metadata.get("rope_layout", "half")
-    arrays = Fitted(trace.arrays, known, config, (batch, count), layout)
-    for name in arrays:
-        arrays.check(name)
+    arrays = fitted(trace.arrays, known, config, (batch, count), layout)
     keep = _keep(trace.attention_mask, batch, count)
     ids = _ids(trace.input_ids, batch, count, config)
     positions = _positions(trace.positions, keep, batch, count)
@@ -154,7 +138,7 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
 
 
 def stated_config(metadata: Mapping[str, str]) -> LlamaConfig | None:
-    """The config that a trace says it is of."""
+    """Return the config that the metadata of a trace holds."""
     if "config" not in metadata:
         return None
     try:
@@ -171,7 +155,7 @@ def stated_config(metadata: Mapping[str, str]) -> LlamaConfig | None:
 
 
 def _check_config(metadata: Mapping[str, str], config: LlamaConfig) -> None:
-    """Refuse a trace that says that it is of a model with other numbers."""
+    """Raise TraceError if a trace says that it is of a model with other numbers."""
     stated = stated_config(metadata)
     if stated is None:
         return
@@ -198,7 +182,7 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
 
 
 def _extent(trace: Trace, known: Mapping[str, Site]) -> tuple[int, int]:
-    """Batch and sequence, as the ids say, or else the first array that has every token."""
+    """Return batch and sequence, from the ids or else the first array that has every token."""
     found = _extent_of_arrays(trace.arrays, known)
     if trace.input_ids is not None:
         shape = tuple(int(size) for size in trace.input_ids.shape)
@@ -211,8 +195,10 @@ def _extent(trace: Trace, known: Mapping[str, Site]) -> tuple[int, int]:
 
 
 def _extent_of_last_tokens(trace: Trace) -> tuple[int, int]:
-    """The same where each array may hold the last token only: as mask or positions say, or else
-    as many as there are."""
+    """Return batch and sequence where each array may hold the last token only.
+
+    They are those of mask or positions, or else of the arrays.
+    """
     given = [info_of(trace.arrays, name).shape for name in OF_LAST_TOKEN if name in trace.arrays]
     shapes = [(1, *shape) if len(shape) == 2 else shape for shape in given]
     if not all(len(shape) == 3 for shape in shapes) or not shapes:
@@ -227,7 +213,7 @@ def _extent_of_last_tokens(trace: Trace) -> tuple[int, int]:
 def _extent_of_arrays(
     arrays: Mapping[str, Any], known: Mapping[str, Site]
 ) -> tuple[int, int] | None:
-    """Batch and sequence of the first array whose other sizes are those of its site."""
+    """Return batch and sequence of the first array whose other sizes are those of its site."""
     given = [
         (known[name], info_of(arrays, name).shape) for name in arrays if name not in OF_LAST_TOKEN
     ]
@@ -254,7 +240,7 @@ def _extent_by_last_axis(
 
 
 def _heads_first(site: Site) -> tuple[str | int, ...]:
-    """The axes of a site with those of heads and tokens swapped, if it has both."""
+    """Return the axes of a site with those of heads and tokens swapped, if it has both."""
     if site.role not in HEADED or len(site.shape) != 4:
         return site.shape
     batch, tokens, heads, width = site.shape

@@ -1,4 +1,4 @@
-"""A GPU's clock, limits and contestants, on the stand-in, whose work takes a millisecond each."""
+"""A GPU's clock, limits and engines, on the stand-in, whose work takes a millisecond each."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 
 from llama_layers import KVCache, forward, generate
-from llama_layers.bench import contestants, gpu, job, models
-from llama_layers.bench.contestants import ours
+from llama_layers.bench import engines, gpu, job, models, own_engine
 from llama_layers.bench.gpu import Gpu
 from llama_layers.bench.job import ModelJob, QKVJob
 from llama_layers.cli import main
 from tests.support import cupy_stand_in as stand_in
 from tests.support import random_models, tiny
-from tests.support.emulator import needs_compiler
+from tests.support.emulator import emulated
 from tests.support.fake_cublas import replaced
 from tests.support.installed import installed
 
-pytestmark = needs_compiler
+pytestmark = emulated
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +93,7 @@ def test_limits(dtype):
 
 
 def test_facts():
-    facts = Gpu("qkv", "float32").facts()
+    facts = Gpu("qkv", "float32").describe()
     assert facts["GPU"] == "stand-in, 4 multiprocessors, compute capability 9.0, 8 GiB"
     assert facts["CUDA"] == "13.0"
     assert facts["CuPy"] == "14.2.0"
@@ -109,7 +108,7 @@ def test_info_names_it(monkeypatch, capsys):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_are_the_same_as_on_a_cpu(dtype):
-    here, there = models.Numbers(dtype), models.Numbers(dtype, "cupy")
+    here, there = models.RandomWeights(dtype), models.RandomWeights(dtype, "cupy")
     for sizes in ((3, 5), (1200, 1000)):
         on_cpu, on_gpu = here.matrix(*sizes), there.matrix(*sizes)
         assert isinstance(on_gpu, stand_in.ndarray)
@@ -120,8 +119,8 @@ def test_weights_are_the_same_as_on_a_cpu(dtype):
 def test_as_much_of_a_model_as_the_gpu_has_memory_for(monkeypatch):
     given = []
     monkeypatch.setattr(models, "layers_that_fit", lambda c, d, nbytes: given.append(nbytes) or 1)
-    for engines in (1, 3):  # which share the weights
-        models.random_model(random_models.GQA, "float32", None, engines, "cupy")
+    for count in (1, 3):  # engines, which share the weights
+        models.random_model(random_models.GQA, "float32", None, count, "cupy")
     assert given == [int(0.7 * (6 << 30))] * 2
 
 
@@ -136,8 +135,8 @@ def test_decoding_continues_from_the_same_tokens_each_time(batch, monkeypatch):
     """As generate does from the whole prompt; what is timed is so many steps, and no other."""
     timed = decoding(batch)
     drawn = []
-    monkeypatch.setattr(ours, "generate", lambda *a, **k: drawn_by(generate(*a, **k), drawn))
-    ready = ours.contestant(timed, 1, None)
+    monkeypatch.setattr(own_engine, "generate", lambda *a, **k: drawn_by(generate(*a, **k), drawn))
+    ready = own_engine.engine(timed, 1, None)
     for size in (2, 6, 2):
         prompt = timed.ids[:, :size]
         cache = KVCache.create(timed.model, batch, size + 6)
@@ -163,7 +162,7 @@ def drawn_by(steps, drawn):
 def test_a_timed_step_is_one_graph_and_none_is_left_for_later():
     """The GPU is asked for one token ahead, before the time starts and until it ends."""
     timed = decoding(steps=4, sizes=[3])
-    call = ours.contestant(timed, 1, None).prepare(3)
+    call = own_engine.engine(timed, 1, None).prepare(3)
     launched = []
     launch = stand_in.cuda.Graph.launch
     with pytest.MonkeyPatch.context() as patch:
@@ -176,9 +175,9 @@ def test_a_timed_step_is_one_graph_and_none_is_left_for_later():
 def test_products_are_the_same_as_on_a_cpu(dtype, off):
     results = []
     for backend in ("numpy", "cupy"):
-        numbers = models.Numbers(dtype, backend)
+        numbers = models.RandomWeights(dtype, backend)
         weights = [numbers.qkv(random_models.GQA) for _ in range(2)]
-        ready = ours.contestant(QKVJob(weights, [1, 3]), 1, None)
+        ready = own_engine.engine(QKVJob(weights, [1, 3]), 1, None)
         results.append([ready.to_numpy(ready.prepare(size)()) for size in (1, 3)])
     for on_cpu, on_gpu in zip(*results, strict=True):
         assert on_gpu.dtype == dtype
@@ -225,7 +224,7 @@ def test_the_command(kind, model, tmp_path, capsys, monkeypatch):
 
 
 def test_refusals(model, capsys, monkeypatch):
-    monkeypatch.setattr(contestants, "torch_sees_a_gpu", lambda: False)
+    monkeypatch.setattr(engines, "torch_sees_a_gpu", lambda: False)
     options = ("--backend", "cupy")
     cases = [
         (("qkv", "--threads", "2"), "--threads: a GPU's cannot be chosen"),
@@ -246,9 +245,9 @@ def test_refusals(model, capsys, monkeypatch):
         assert message in captured.err
 
 
-def test_a_peer_for_gpus_only_is_refused_on_a_cpu():
+def test_an_engine_for_gpus_only_is_refused_on_a_cpu():
     with pytest.raises(
         ValueError,
         match="transformers-compiled has no decode here; expected some of transformers, llama",
     ):
-        contestants.check_peers(["transformers-compiled"], "decode")
+        engines.check_engines(["transformers-compiled"], "decode")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
@@ -13,9 +14,8 @@ from unittest import mock
 
 import pytest
 
-from llama_layers.bench import contestants
+from llama_layers.bench import engines
 from llama_layers.bench import gpu as machine
-from llama_layers.bench.contestants import PEERS, llama_cpp_model
 from llama_layers.bench.cost import Cost
 from llama_layers.bench.result import Case, Limit, Result
 from tests.support import cupy_stand_in as stand_in
@@ -41,13 +41,14 @@ TINY = Sizes(
 def on_the_stand_in(monkeypatch):
     for name, value in (("COPIED", 1 << 10), ("SQUARE", 8)):
         monkeypatch.setattr(machine, name, value)
-    monkeypatch.setattr(contestants, "torch_sees_a_gpu", lambda: False)
+    monkeypatch.setattr(engines, "torch_sees_a_gpu", lambda: False)
     # Other tests' arrays may still be there, and go meanwhile.
     monkeypatch.setattr(stand_in.MemoryPool, "total_bytes", lambda _: 0)
     with installed(), replaced():
         yield
 
 
+@pytest.mark.emulated
 @needs_compiler
 @pytest.mark.parametrize("name", gpu.PARTS)
 def test_parts(name, on_the_stand_in):
@@ -63,6 +64,7 @@ def test_parts(name, on_the_stand_in):
         assert f"| {name} |  | {key} | 0 | 0 | met |" in text
 
 
+@pytest.mark.emulated
 @needs_compiler
 def test_answers(on_the_stand_in):
     """What the stand-in answers is known: its work takes a millisecond, its sums have one order."""
@@ -82,11 +84,14 @@ def test_answers(on_the_stand_in):
     assert gpu_questions.uploads(TINY)["right"]
 
 
+@pytest.mark.emulated
 @needs_compiler
-def test_a_peer_that_fails_leaves_ours(on_the_stand_in, monkeypatch):
-    monkeypatch.setattr(gpu, "check_peers", lambda *_: None)
-    monkeypatch.setitem(PEERS, "transformers", PEERS["llama.cpp"])
-    monkeypatch.setattr(llama_cpp_model, "contestant", mock.Mock(side_effect=OSError("no room")))
+def test_an_engine_that_fails_leaves_ours(on_the_stand_in, monkeypatch):
+    monkeypatch.setattr(gpu, "check_engines", lambda *_: None)
+    others = engines.other_engines()
+    monkeypatch.setitem(others, "transformers", others["llama.cpp"])
+    module = importlib.import_module(others["llama.cpp"].module)
+    monkeypatch.setattr(module, "engine", mock.Mock(side_effect=OSError("no room")))
     found = gpu.PARTS["prefill_large"].measure(TINY)
     assert found["left_out"] == {"transformers": "OSError: no room"}
     assert found["numbers"].keys() == {"llama_layers"}
@@ -104,8 +109,9 @@ def test_without_a_gpu(monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.emulated
 @needs_compiler
-def test_peers_without_memory_are_left_out(on_the_stand_in, monkeypatch):
+def test_engines_without_memory_are_left_out(on_the_stand_in, monkeypatch):
     monkeypatch.setattr(gpu, "available_on_gpu", lambda: 1000)
     found = gpu.PARTS["decode_large"].measure(TINY)
     assert found["left_out"] == {"transformers": "no memory"}
@@ -119,7 +125,7 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path):
         "slow": gpu.Part(1, time.sleep),
         "last": gpu.Part(60, str),
     }
-    sizes = 30  # in the place of sizes: seconds to sleep, the status to die with
+    sizes = 30  # instead of sizes: seconds to sleep, the status to die with
     found = gpu.run(parts, sizes, tmp_path, 200)
     assert found == {
         "first": 30.0,
@@ -144,7 +150,7 @@ def made(**seconds):
 
 
 def test_goals_are_judged_by_medians():
-    # The best of ours are 1 ms; the medians are at 0.8 of the limit, and 0.88 of the peer's time.
+    # The best of ours are 1 ms; the medians are at 0.8 of the limit, and 0.88 of torch's time.
     part = made(llama_layers=[1e-3, 1.25e-3, 2e-3], torch=[2e-3, 1.1e-3, 1e-3])
     found = {"qkv_few_rows": part, "replays": {"replays that differ": 2}}
     rows = [row for row in gpu_page.goals(found) if row[-1] != "unknown"]

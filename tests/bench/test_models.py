@@ -2,17 +2,13 @@
 
 from dataclasses import replace
 
-import gguf
 import numpy as np
 import pytest
 
-from llama_layers import LlamaConfig, load
+from llama_layers import LlamaConfig
 from llama_layers.bench import job, models
-from llama_layers.bench.gguf_out import write_gguf
-from llama_layers.bench.named import named_arrays
 from llama_layers.checkpoint import expected_tensors
-from llama_layers.checkpoint.names import to_gguf
-from tests.support import random_models, tiny
+from tests.support import tiny
 from tests.support.random_models import GQA
 
 
@@ -28,8 +24,8 @@ def test_random_weights_are_those_of_the_config(config):
 
 
 def test_random_matrices_keep_the_size_of_a_row_and_differ():
-    numbers = models.Numbers("float32")
-    a, b = numbers.matrix(3000, 500), numbers.matrix(3000, 500)
+    weights = models.RandomWeights("float32")
+    a, b = weights.matrix(3000, 500), weights.matrix(3000, 500)
     assert np.std(a) == pytest.approx(500**-0.5, rel=0.01)
     # An engine that finds two equal matrices may keep one of them in the cache.
     assert not np.array_equal(a, b)
@@ -72,7 +68,7 @@ def test_presets_and_checkpoints(tmp_path):
 
 def test_a_model_of_the_hub(monkeypatch, tmp_path):
     tiny.write_single(tmp_path, tiny.arrays())
-    monkeypatch.setattr("llama_layers.checkpoint.opening.fetch", lambda name, **_: tmp_path)
+    monkeypatch.setattr("llama_layers.checkpoint.open.fetch", lambda name, **_: tmp_path)
     assert models.is_checkpoint("org/name")
     assert models.config_of("org/name") == tiny.CONFIG
 
@@ -93,44 +89,3 @@ def test_enough_copies_to_be_read_from_memory():
         assert job.copies(enough - 1, backend) == 2
         assert job.copies(enough // 10, backend) == 11
         assert job.copies(1, backend) == job.MOST_COPIES
-
-
-@pytest.mark.parametrize("config", [tiny.CONFIG, tiny.TIED, tiny.QWEN2, tiny.BIASED])
-def test_named_arrays(config):
-    model = random_models.model_of(config, random_models.random_weights(config))
-    expected = tiny.all_arrays(model)
-    found = dict(named_arrays(model))
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert np.array_equal(found[name], array), name
-
-
-def test_names_in_gguf_are_those_of_its_own_package():
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 12)
-    for name in expected_tensors(replace(tiny.BIASED, num_hidden_layers=12)):
-        assert to_gguf(name) == names.get_name(name, try_suffixes=(".weight", ".bias"))
-    with pytest.raises(ValueError, match="name: expected that of a model's tensor, got 'x"):
-        to_gguf("x.weight")
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("config", [tiny.CONFIG, tiny.TIED, replace(tiny.CONFIG, head_dim=6)])
-def test_gguf_comes_back(tmp_path, config, dtype):
-    tiny.write_single(tmp_path, tiny.arrays(config, "float32"), config)
-    model = load(tmp_path, dtype=dtype)
-    write_gguf(tmp_path / "m.gguf", model)
-    found = load(tmp_path / "m.gguf")
-    theirs = tiny.all_arrays(found)
-    for name, array in tiny.all_arrays(model).items():
-        stored = "float32" if array.ndim == 1 else dtype
-        assert theirs[name].dtype.name == stored, name
-        assert np.array_equal(theirs[name], array.astype(theirs[name].dtype)), name
-    for field in ("head_dim", "rope_theta", "rms_norm_eps", "num_key_value_heads", "vocab_size"):
-        assert getattr(found.config, field) == getattr(config, field)
-
-
-def test_gguf_of_other_families_is_refused(tmp_path):
-    model = random_models.model_of(tiny.QWEN2, random_models.random_weights(tiny.QWEN2))
-    with pytest.raises(ValueError, match=r"expected a Llama without RoPE scaling .* got qwen2"):
-        write_gguf(tmp_path / "m.gguf", model)
-    assert list(tmp_path.iterdir()) == []

@@ -6,9 +6,8 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 from threadpoolctl import threadpool_info
 
-from llama_layers.bench import machine
+from llama_layers.bench import cpu, machine
 from llama_layers.bench.cost import Cost
-from llama_layers.bench.limits import TRIES, Probe
 from llama_layers.bench.result import Case, Limit, Result
 from llama_layers.bench.table import markdown, milliseconds
 from llama_layers.bench.threads import Threads
@@ -29,9 +28,9 @@ def result(**seconds):
 
 
 def test_ratios_of_best_and_median():
-    case = result(llama_layers=[4.0, 2.0, 10.0], peer=[3.0, 6.0, 5.0]).cases[0]
-    assert (case.best("peer"), case.median("peer")) == (3.0, 5.0)
-    assert case.ratios("peer") == (3.0 / 2.0, 5.0 / 4.0)
+    case = result(llama_layers=[4.0, 2.0, 10.0], other=[3.0, 6.0, 5.0]).cases[0]
+    assert (case.best("other"), case.median("other")) == (3.0, 5.0)
+    assert case.ratios("other") == (3.0 / 2.0, 5.0 / 4.0)
     assert case.ratios("llama_layers") == (1.0, 1.0)
 
 
@@ -50,11 +49,11 @@ def test_the_longer_limit_counts_at_its_best_rate(nbytes, flops, limit):
 
 
 def test_json_comes_back():
-    made = result(llama_layers=[4e-3, 2e-3], peer=[3e-3, 6e-3])
+    made = result(llama_layers=[4e-3, 2e-3], other=[3e-3, 6e-3])
     content = json.loads(json.dumps(made.to_json()))
     assert Result.from_json(content) == made
     assert content["cases"][0]["limit"] == {"seconds": 1e-3, "by": "reading"}
-    assert content["cases"][0]["summary"]["peer"] == pytest.approx(
+    assert content["cases"][0]["summary"]["other"] == pytest.approx(
         {
             "best": 3e-3,
             "median": 4.5e-3,
@@ -71,14 +70,14 @@ def test_json_of_another_format():
 
 
 def test_markdown():
-    made = result(llama_layers=[4e-3, 2e-3, 3e-3], peer=[3e-3, 6e-3, 6e-3])
+    made = result(llama_layers=[4e-3, 2e-3, 3e-3], other=[3e-3, 6e-3, 6e-3])
     lines = markdown(made).splitlines()
     assert lines[2:7] == [
         "|  |  | best, ms | median, ms | of the limit | time / ours |",
         "|---|---|---|---|---|---|",
         "| S = 1 | limit: reading | 1.00 |  |  |  |",
         "|  | llama_layers | 2.00 | 3.00 | 50 % |  |",
-        "|  | peer | 3.00 | 6.00 | 33 % | 1.50 / 2.00 |",
+        "|  | other | 3.00 | 6.00 | 33 % | 1.50 / 2.00 |",
     ]
     assert "- reading: 2 (the worst of 3 tries 1) GB/s: reading" in lines
 
@@ -114,30 +113,37 @@ def blas_threads():
     return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
 
 
-def test_rates_are_work_over_time():
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(cpu, "READ_BYTES", 1 << 12)
+    monkeypatch.setattr(cpu, "SQUARE", 8)
+
+
+def test_rates_are_work_over_time(small, monkeypatch):
     # Reading takes 2, 4 and 8 seconds, the products of 2 * 8^3 operations 1, 2 and 5.
     times = iter([0.0, 2.0, 3.0, 7.0, 8.0, 16.0, 20.0, 21.0, 22.0, 24.0, 25.0, 30.0])
-    probe = Probe(Threads(1), times.__next__, nbytes=1 << 12, square=8)
-    probe()
-    assert probe.reading == [2048, 1024, 512]
-    assert probe.multiplying == [1024, 512, 1024 / 5]
-    assert len(probe.reading) == TRIES
+    monkeypatch.setattr(cpu.time, "perf_counter", times.__next__)
+    probed = cpu.Cpu(1)
+    probed.probe()
+    reading, multiplying = probed.limits()
+    assert reading.rates == [2048, 1024, 512]
+    assert multiplying.rates == [1024, 512, 1024 / 5]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_each_thread_reads_its_part_with_one_blas_thread(count, monkeypatch):
+def test_each_thread_reads_its_part_with_one_blas_thread(count, small, monkeypatch):
     read, seen = [], []
 
     def dot(halves):
         read.append(sum(half.size for half in halves))
         seen.append(blas_threads())
 
-    monkeypatch.setattr("llama_layers.bench.limits._dot", dot)
-    probe = Probe(Threads(count), iter(range(100)).__next__, nbytes=1 << 12, square=2)
+    monkeypatch.setattr("llama_layers.bench.cpu._dot", dot)
+    probed = cpu.Cpu(count)
     with Threads(2).applied():
-        probe()
-    assert len(read) == count * TRIES
-    assert sum(read) == TRIES * (1 << 12) // 4
+        probed.probe()
+    assert len(read) == count * cpu.TRIES
+    assert sum(read) == cpu.TRIES * (1 << 12) // 4
     assert seen == [{1}] * len(read)
 
 

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from llama_layers import forward
-from llama_layers.bench.agreement import check_agreement
-from llama_layers.bench.contestants import ours
-from llama_layers.bench.contestants.contestant import Contestant, model_contestant
+from llama_layers.bench import own_engine
+from llama_layers.bench.engine import Engine, model_engine
 from llama_layers.bench.job import ModelJob
-from llama_layers.bench.rounds import run_rounds
+from llama_layers.bench.measure import check_agreement, run_rounds
 from llama_layers.errors import BackendError
 from tests.support import random_models
 from tests.support.random_models import GQA
@@ -31,22 +30,22 @@ class Clock:
         self.done.append(what)
 
 
-def contestant(name, seconds, clock):
+def engine(name, seconds, clock):
     def prepare(size):
         clock.spend(1000, "prepare", name, size)
         return lambda: clock.spend(seconds * size, "call", name, size)
 
-    return Contestant(name, "", prepare)
+    return Engine(name, "", prepare)
 
 
 def turns(names, rounds, sizes=(1, 8)):
     clock = Clock()
     found = run_rounds(
-        [contestant(name, seconds, clock) for seconds, name in enumerate(names, 1)],
+        [engine(name, seconds, clock) for seconds, name in enumerate(names, 1)],
         sizes,
         rounds=rounds,
         timed=clock.timed,
-        rest=lambda: clock.spend(10, "rest"),
+        settle=lambda: clock.spend(10, "settle"),
         between=lambda: clock.spend(100, "between"),
     )
     return found, clock.done
@@ -68,15 +67,15 @@ def test_only_the_call_is_timed():
     }
 
 
-def test_threads_rest_before_each_turn_and_limits_are_probed_before_each_round():
+def test_threads_settle_before_each_turn_and_limits_are_probed_before_each_round():
     _, done = turns("ab", 2, [5])
-    turn = {n: [("rest",), ("prepare", n, 5), ("call", n, 5)] for n in "ab"}
+    turn = {n: [("settle",), ("prepare", n, 5), ("call", n, 5)] for n in "ab"}
     first, second = [*turn["a"], *turn["b"]], [*turn["b"], *turn["a"]]
     assert done == [("between",), *first, ("between",), *second]
 
 
 class Recorder:
-    """An engine that keeps what it is fed: its cache is the list of ids."""
+    """Keeps what it is fed: its cache is the list of ids."""
 
     name, numbers = "recorder", ""
 
@@ -110,25 +109,25 @@ class Recorder:
 )
 def test_what_a_model_is_fed(options, size, before, timed):
     model = random_models.model_of(GQA, random_models.random_weights(GQA))
-    job, engine = ModelJob(model, sizes=[size], **options), Recorder()
-    prepare = model_contestant(engine, job).prepare
+    job, runner = ModelJob(model, sizes=[size], **options), Recorder()
+    prepare = model_engine(runner, job).prepare
     assert job.ids.shape == (1, before + sum(timed))
     for turn in range(2):
-        engine.fed.clear()
+        runner.fed.clear()
         call = prepare(size)
         # All but the last before the first turn only; that one wakes the threads in each.
         waking = [before - 1, 1] if turn == 0 else [1]
-        assert engine.fed == (waking if before else [])
-        engine.fed.clear()
+        assert runner.fed == (waking if before else [])
+        runner.fed.clear()
         assert call() == job.ids[0].tolist()
-        assert engine.fed == timed
+        assert runner.fed == timed
 
 
 @pytest.mark.parametrize("options", [{"kind": "decode", "steps": 3}, {"kind": "prefill"}])
 def test_ours_gives_the_logits_of_a_pass_without_a_cache(options):
     model = random_models.model_of(GQA, random_models.random_weights(GQA, dtype=np.float32))
     job = ModelJob(model, sizes=[2, 4], **options)
-    ready = ours.contestant(job, 1, None)
+    ready = own_engine.engine(job, 1, None)
     for size in (2, 4, 2):
         before, timed = job.passes(size)
         whole = forward(model, job.ids[:, : before + sum(timed)]).logits[:, -1:, :]
@@ -137,7 +136,7 @@ def test_ours_gives_the_logits_of_a_pass_without_a_cache(options):
 
 
 def of(name, array):
-    return Contestant(name, "", lambda size: lambda: array)
+    return Engine(name, "", lambda size: lambda: array)
 
 
 @pytest.mark.parametrize(

@@ -241,8 +241,8 @@ DOUBLE = "{% set n = namespace(x='ab') %}{% for i in range(22) %}{% set n.x = SU
     ],
 )
 def test_time_and_memory_are_bounded(template, monkeypatch):
-    monkeypatch.setattr("llama_layers.checkpoint.sandbox.MOST_CHARACTERS", 1_000_000)
-    monkeypatch.setattr("llama_layers.checkpoint.sandbox.MOST_STEPS", 10_000)
+    monkeypatch.setattr("llama_layers.checkpoint.tokenizer.sandbox.MOST_CHARACTERS", 1_000_000)
+    monkeypatch.setattr("llama_layers.checkpoint.tokenizer.sandbox.MOST_STEPS", 10_000)
     tracemalloc.start()
     with pytest.raises(CheckpointError, match="chat_template: "):
         tokenizer(template).apply_chat_template(MESSAGES)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import convert, open_checkpoint
-from llama_layers.checkpoint.conversion import write_safetensors
+from llama_layers.checkpoint.safetensors import write_safetensors
 from tests.support import tiny
 
 

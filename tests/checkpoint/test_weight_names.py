@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from llama_layers import CheckpointError, load
-from llama_layers.checkpoint import expected_tensors, open_checkpoint, opened
+from llama_layers.checkpoint import expected_tensors, open_checkpoint
+from llama_layers.checkpoint.checkpoint import equal_bytes
 from tests.support import tiny
 
 # Buffers of transformers' and others' modules, which no class of transformers 5 reads.
@@ -60,9 +61,9 @@ def test_a_tied_head_is_ignored(tmp_path):
 def test_bytes_are_compared_to_the_end(place):
     first = np.zeros(10, np.uint8)
     second = first.copy()
-    assert opened._equal(first, second, step=4)
+    assert equal_bytes(first, second, step=4)
     second[place] = 1
-    assert not opened._equal(first, second, step=4)
+    assert not equal_bytes(first, second, step=4)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from llama_layers.bench import contestants, cpu
+from llama_layers.bench import cpu, engines
 from llama_layers.bench.result import Result
 from llama_layers.bench.threads import available_threads
 from llama_layers.cli import main
@@ -86,7 +86,7 @@ def test_decoding_several_sequences(model, tmp_path, capsys):
         return forward(model, ids, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_layers.bench.contestants.ours.forward", watched)
+        patch.setattr("llama_layers.bench.own_engine.forward", watched)
         options = ("--tokens", "2", "--context", "5", "--rounds", "1", "--batch", "3")
         content = run_json(tmp_path, "decode", "--model", model, *options)
     assert set(fed) == {(3, 4), (3, 1)}
@@ -119,7 +119,7 @@ def test_times_are_of_one_token(model, tmp_path, monkeypatch, count):
         passes[0] += 1
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr("llama_layers.bench.contestants.ours.forward", counted)
+    monkeypatch.setattr("llama_layers.bench.own_engine.forward", counted)
     monkeypatch.setattr(cpu.time, "perf_counter", ticking(passes))
     arguments = ("--model", model, "--tokens", str(count), "--context", "3", "--rounds", "3")
     content = run_json(tmp_path, "decode", *arguments)
@@ -190,12 +190,12 @@ def test_refusals(model, capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
-def test_peers_that_are_not_installed(model, capsys, monkeypatch):
+def test_engines_that_are_not_installed(model, capsys, monkeypatch):
     there = {"torch", "gguf", "onnx"}
-    monkeypatch.setattr(contestants, "find_spec", lambda name: name in there or None)
+    monkeypatch.setattr(engines, "find_spec", lambda name: name in there or None)
     for kind, name, packages, wanted in (
-        ("qkv", "onnxruntime", "onnxruntime", "'llama-layers[bench]'"),
-        ("qkv", "openvino", "openvino", "'llama-layers[bench]'"),
+        ("qkv", "onnxruntime", "onnxruntime", "onnxruntime"),
+        ("qkv", "openvino", "openvino", "openvino"),
         ("prefill", "transformers", "transformers", "transformers"),
         ("decode", "llama.cpp", "llama-cpp-python", "llama-cpp-python"),
     ):
@@ -205,13 +205,38 @@ def test_peers_that_are_not_installed(model, capsys, monkeypatch):
             f"pip install {wanted}\n"
         )
     there.clear()
-    assert "onnxruntime and onnx not installed: pip install 'llama-layers[bench]'" in refusal(
+    assert "onnxruntime and onnx not installed: pip install onnxruntime onnx" in refusal(
         capsys, "qkv", "--model", model, "--against", "onnxruntime"
     )
 
 
-def test_a_peer_named_twice(model, capsys, monkeypatch):
-    monkeypatch.setattr(contestants, "find_spec", lambda name: True)
+def test_an_installed_package_is_told_where_engines_are(model, capsys, monkeypatch, tmp_path):
+    arguments = ("qkv", "--model", model, "--seq", "1", "--rounds", "1", "--threads", "1")
+    monkeypatch.setattr(engines, "CHECKOUT", tmp_path)
+    assert refusal(capsys, *arguments, "--against", "copy") == (
+        "llama-layers bench: --against: other engines are not part of the installed package; "
+        f"expected LLAMA_LAYERS_ENGINES to name docs/benchmarks/engines of a checkout, got "
+        f"{tmp_path}\n"
+    )
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(
+        "from llama_layers.bench.engines import OtherEngine\n"
+        "ENGINES = {'copy': OtherEngine(('qkv',), {'numpy': 'numpy'}, __name__ + '.copied')}\n"
+    )
+    (folder / "copied.py").write_text(
+        "from dataclasses import replace\n"
+        "from llama_layers.bench.own_engine import engine as own\n"
+        "def engine(*arguments):\n"
+        "    return replace(own(*arguments), name='copy')\n"
+    )
+    monkeypatch.setenv("LLAMA_LAYERS_ENGINES", str(folder))
+    assert main(["bench", *arguments, "--against", "copy"]) == 0
+    assert " copy " in capsys.readouterr().out
+
+
+def test_an_engine_named_twice(model, capsys, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: True)
     message = refusal(capsys, "qkv", "--model", model, "--against", "torch,torch")
     assert "--against: expected each name once, got torch, torch" in message
 

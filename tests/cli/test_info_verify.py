@@ -8,9 +8,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from llama_layers.arrays import dispatch
 from llama_layers.arrays.dispatch import routes
 from llama_layers.backends.numpy import BODIES
+from llama_layers.backends.trust import Body, settled, trusted
 from llama_layers.bench import bodies as speeds
 from llama_layers.cli import main, verify_bodies
 from llama_layers.layers.norm import normalise
@@ -25,8 +25,13 @@ def by_numpy(watched, monkeypatch):
     monkeypatch.setattr(verify_bodies, "compiled_problem", lambda: "needs numba")
     monkeypatch.setattr(speeds, "TOKENS", (4,))
     chosen = {name: BODIES[name] for name in ("normalise", "activations")}
-    with mock.patch.dict(routes("numpy"), {"NumPy": chosen}, clear=True):
-        yield chosen
+    chain = trusted("numpy", NumPy=chosen)
+    with mock.patch.dict(routes("numpy"), chain, clear=True):
+        yield chain["NumPy"]
+
+
+def put(by_numpy, name, function):
+    by_numpy[name] = Body("numpy", "NumPy", name, function)
 
 
 def test_the_table(capsys):
@@ -58,9 +63,8 @@ def test_a_wrong_body_and_one_that_raises(by_numpy, capsys):
     def raising(*arguments):
         raise RuntimeError("no such instruction")
 
-    by_numpy["normalise"] = spoiled(BODIES["normalise"], lambda y, *_: 2 * y)
-    by_numpy["activations"] = raising
-    routes("numpy")["NumPy"] = by_numpy
+    put(by_numpy, "normalise", spoiled(BODIES["normalise"], lambda y, *_: 2 * y))
+    put(by_numpy, "activations", raising)
     assert main(["info", "--verify"]) == 1
     out = capsys.readouterr().out
     assert out.count("FAIL") == 2
@@ -71,17 +75,16 @@ def test_a_wrong_body_and_one_that_raises(by_numpy, capsys):
 def test_what_was_found_counts_from_then_on(by_numpy):
     """In this process and in later ones, though something else was found before."""
     x, weight = np.ones((1, 4), np.float32), np.ones(4, np.float32)
-    right = by_numpy["normalise"]
-    wrong = spoiled(right, lambda y, *_: 2 * y)
-    routes("numpy")["NumPy"]["normalise"] = wrong
+    right = BODIES["normalise"]
+    put(by_numpy, "normalise", spoiled(right, lambda y, *_: 2 * y))
     with pytest.warns(RuntimeWarning, match="normalise by NumPy is not used"):
         normalise(np, x, weight, 1e-5)
-    routes("numpy")["NumPy"]["normalise"] = right
+    put(by_numpy, "normalise", right)
     assert main(["info", "--verify", "--json"]) == 0
-    assert dispatch.settled[right]
+    assert settled[right]
     forget()
     normalise(np, x, weight, 1e-5)  # without a warning
-    assert dispatch.settled == {right: True}
+    assert settled == {right: True}
 
 
 @pytest.mark.parametrize("more", ["smollm2-135m", "--tensors"])
@@ -92,7 +95,7 @@ def test_bodies_have_nothing_to_do_with_a_model(more, capsys):
 
 @pytest.mark.parametrize("name", sorted(BODIES))
 def test_speeds(name):
-    found = speeds.times_as_fast(dispatch.Offer("numpy", "NumPy", name, BODIES[name]))
+    found = speeds.times_as_fast(Body("numpy", "NumPy", name, BODIES[name]))
     assert (found is None) == (name == "activations")
     assert found is None or found > 0
 
@@ -104,5 +107,5 @@ def test_the_speed_of_all_layers_at_once():
         calls.append(arguments)
         return decoder_layers.__wrapped__(*arguments)
 
-    assert speeds.times_as_fast(dispatch.Offer("numpy", "numba", "decoder_layers", body)) > 0
+    assert speeds.times_as_fast(Body("numpy", "numba", "decoder_layers", body)) > 0
     assert len(calls) == 1 + speeds.ROUNDS

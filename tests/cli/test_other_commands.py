@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from llama_layers.backends.numpy import compiled
+from llama_layers.backends.numba import detect as compiled
 from llama_layers.cli import main
 from tests.support import tiny
 

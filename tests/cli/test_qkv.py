@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from llama_layers import qkv_projection
-from llama_layers.cli import main, qkv
+from llama_layers.cli import main, qkv, qkv_cases
 from llama_layers.verify import examine_qkv
 from llama_layers.verify import qkv as qkv_module
 
@@ -23,7 +23,8 @@ def run_json(capsys, *arguments):
 @pytest.fixture
 def small_case_only(monkeypatch):
     """Leave out the case at 7B dimensions, for tests of what does not depend on it."""
-    monkeypatch.setattr(qkv, "builtin_cases", lambda *a, cases=qkv.builtin_cases: cases(*a)[1:])
+    cases = qkv_cases.builtin_cases
+    monkeypatch.setattr(qkv_cases, "builtin_cases", lambda *arguments: cases(*arguments)[1:])
 
 
 def test_builtin_cases_print_the_published_figures(capsys):
@@ -177,10 +178,10 @@ def test_a_text_that_is_no_unicode(smollm2, capsys):
 
 
 def test_nan_and_inf_are_seen(small_case_only, monkeypatch, capsys):
-    def with_a_nan(x, w):
+    def with_a_nan(x, w, **options):
         broken = np.array(x)
         broken[0, 1, 0] = np.nan
-        return examine_qkv(broken, w)
+        return examine_qkv(broken, w, **options)
 
     monkeypatch.setattr("llama_layers.verify.examine_qkv", with_a_nan)
     _, (case,) = run_json(capsys)
@@ -217,8 +218,6 @@ def test_auto_takes_numpy_without_a_gpu(small_case_only, monkeypatch, capsys):
 
 
 def test_without_matplotlib(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    monkeypatch.delitem(sys.modules, "llama_layers.cli.plot", raising=False)
-    monkeypatch.delattr("llama_layers.cli.plot", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     message = refusal(capsys, "--plot", str(tmp_path / "q.png"))
     assert "pip install 'llama-layers[plot]'" in message

@@ -153,7 +153,7 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
 def work(start: int, stop: int) -> None:
     """Write the outcomes of the calls of some seeds to stdout."""
     sys.path.insert(0, str(HERE.parents[1]))
-    from llama_layers.backends.numpy.sizes import of_any_size
+    from llama_layers.backends.numba.sizes import of_any_size
     from tests.fuzz import api_calls
 
     warnings.simplefilter("ignore")

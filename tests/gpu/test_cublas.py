@@ -215,7 +215,7 @@ def test_captured_and_replayed(cupy):
     a, b = (cupy.asarray(drawn(seed, 3, 3)) for seed in (1, 2))
     out = cupy.empty((3, 3), np.float64)
     with stream:
-        cublas.prepare()
+        cublas._handle()
         stream.begin_capture()
         cublas.matmul(a, b, out, alpha=2.0)
         cublas.matmul(out, b, out[:, :], beta=1.0)
@@ -236,7 +236,7 @@ def test_no_handle_in_a_capture(cupy):
     a, out = cupy.asarray(np.ones((2, 2))), cupy.empty((2, 2), np.float64)
     with stream:
         stream.begin_capture()
-        with pytest.raises(BackendError, match=r"in a capture; call prepare\(\) before"):
+        with pytest.raises(BackendError, match=r"in a capture; multiply once before"):
             cublas.matmul(a, a, out)
         stream.end_capture()
 

@@ -14,12 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_layers import KVCache, MLPWeights, forward
-from llama_layers.backends.cupy import BODIES, decode
+from llama_layers.backends.cupy import ROUTES, decode
 from llama_layers.testing import assert_same_bits
 from tests.support import cupy_stand_in as stand_in
 from tests.support.emulator import needs_compiler
 from tests.support.installed import on_device, stand_in_alone, times
-from tests.support.random_models import CONFIGS, model_of, random_weights, run_in_chunks
+from tests.support.random_models import (
+    CONFIGS,
+    KINDS_AND_DTYPES,
+    model_of,
+    random_weights,
+    run_in_chunks,
+)
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("cupy")]
 
@@ -60,7 +66,7 @@ def plain(model, ids, first, **options):
     """The same by the definitions."""
     cuts = range(first, ids.shape[1])
     array = np.asarray if isinstance(model.weights.norm, np.ndarray) else on_device
-    with mock.patch.dict(BODIES, clear=True), np.errstate(all="ignore"):
+    with mock.patch.dict(ROUTES["CUDA"], clear=True), np.errstate(all="ignore"):
         return run_in_chunks(model, ids, cuts, array=array, **options)
 
 
@@ -81,13 +87,12 @@ def random_ids(config, batch, count, seed=0):
     return np.random.default_rng(seed).integers(0, config.vocab_size, (batch, count))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("kind", "dtype"), KINDS_AND_DTYPES)
 @settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_models(kind, dtype, data):
     config = CONFIGS[kind]
-    batch = data.draw(st.integers(1, decode.MOST))
+    batch = data.draw(st.integers(1, decode.launch.MAX_TOKENS))
     seed = data.draw(st.integers(0, 2**32))
     ids = random_ids(config, batch, 9, seed)
     starts = np.random.default_rng(seed).integers(0, 4, (batch, 1))
@@ -96,8 +101,13 @@ def test_random_models(kind, dtype, data):
     assert_as_exact(config, dtype, ids, data.draw(st.integers(1, 6)), keep)
 
 
-@pytest.mark.parametrize("head_dim", [2, 6, 16, 64, 80, 128])
-@pytest.mark.parametrize("heads", [(4, 4), (4, 1), (6, 1), (10, 2)])
+@pytest.mark.parametrize(
+    ("head_dim", "heads"),
+    [
+        *((head_dim, (4, 1)) for head_dim in (2, 6, 16, 64, 80, 128)),
+        *((head_dim, heads) for head_dim in (6, 64) for heads in ((4, 4), (6, 1), (10, 2))),
+    ],
+)
 def test_widths_and_groups(head_dim, heads):
     config = replace(
         CONFIGS["gqa"],
@@ -128,12 +138,12 @@ def test_a_ring(padded):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_sequence_does_not_depend_on_its_batch(dtype):
     model, _ = models(CONFIGS["gqa"], dtype)
-    ids = random_ids(model.config, decode.MOST, 8)
-    keep = np.arange(8) >= np.arange(decode.MOST)[:, None] // 2
+    ids = random_ids(model.config, decode.launch.MAX_TOKENS, 8)
+    keep = np.arange(8) >= np.arange(decode.launch.MAX_TOKENS)[:, None] // 2
     # The tokens before the graph's come one by one too: products of many rows sum in other orders.
     whole = decoded(model, ids, 1, keep=keep)
     stand_in.SEED = 7
-    for row in range(decode.MOST):
+    for row in range(decode.launch.MAX_TOKENS):
         alone = decoded(model, ids[row : row + 1], 1, keep=keep[row : row + 1])
         assert_same_bits(whole[row, keep[row]], alone[0, keep[row]])
 
@@ -267,7 +277,7 @@ def test_what_no_graph_is_made_for():
     narrow[name] = weights[name].astype(np.float16)
     wide = {name: array.astype(np.float64) for name, array in weights.items()}
     for arrays, batch, count, tap, fits in (
-        (weights, decode.MOST + 1, 1, None, False),
+        (weights, decode.launch.MAX_TOKENS + 1, 1, None, False),
         (wide, 1, 1, None, False),
         (weights, 1, 2, None, True),
         (weights, 1, 1, lambda name, array: array, True),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.support.emulator import Emulated, EmulatedError, needs_compiler
+from tests.support.emulator import Emulated, EmulatedError, emulated
 
-pytestmark = needs_compiler
+pytestmark = emulated
 
 # Each block sums a row: lanes by shuffles, warps through shared memory.
 SUM = r"""

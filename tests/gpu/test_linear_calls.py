@@ -26,7 +26,7 @@ def given_to(library, *arrays):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_weights_are_read_where_they_lie(cupy, library, rng, dtype):
     """The whole, rows of it, columns of it, and a matrix stored the other way round."""
-    cublas.prepare()  # takes its workspace
+    cublas._handle()  # takes its workspace
     weight = cupy.asarray(rng.standard_normal((24, 24)).astype(dtype))
     x = cupy.asarray(rng.standard_normal((9, 24)).astype(dtype))
     for part in (weight, weight[5:9], weight.T, weight[:, 3:11], weight[2:20, 1:3].T):
@@ -55,7 +55,7 @@ def test_qkv_projection_is_one_product(cupy, library, rng, dtype, with_bias):
 
 
 def test_a_narrow_weight_is_never_widened_as_a_whole(cupy, library, rng, monkeypatch):
-    cublas.prepare()
+    cublas._handle()
     monkeypatch.setattr(cupy_linear, "BLOCK_BYTES", 4 * 24 * 10)
     x = cupy.asarray(rng.standard_normal((9, 24)).astype(np.float32))
     weight = cupy.asarray(rng.standard_normal((32, 24)).astype(ml_dtypes.bfloat16))

@@ -26,8 +26,7 @@ def asked_for():
     """Every (source, macros) that launch.py may ask for, by asking it."""
     found = {}
 
-    def note(source, name, grid, block, args, *, shared=0, **macros):
-        assert shared == 0
+    def note(source, name, grid, block, args, **macros):
         key = source, tuple(sorted(macros.items()))
         found[key] = max(found.get(key, 0), int(np.prod(block)))
 
@@ -36,7 +35,7 @@ def asked_for():
 
     with (
         mock.patch.object(launch, "launch", note),
-        mock.patch.object(launch.importlib, "import_module", return_value=stand_in),
+        mock.patch.object(launch, "cupy", return_value=stand_in),
     ):
         for dtype in FORMATS:
             for tokens in range(1, 9):

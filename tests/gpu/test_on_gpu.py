@@ -15,7 +15,13 @@ import pytest
 
 from llama_layers import forward, generate, load
 from tests.support.installed import GPUS, gpu, on_device, real_cupy, times
-from tests.support.random_models import CONFIGS, model_of, random_weights, run_in_chunks
+from tests.support.random_models import (
+    CONFIGS,
+    KINDS_AND_DTYPES,
+    model_of,
+    random_weights,
+    run_in_chunks,
+)
 from tests.test_forward import assert_rows_close
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -40,8 +46,7 @@ def pair(config, dtype="float32"):
     return model_of(config, weights, on_device), model_of(config, wide)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("kind", "dtype"), KINDS_AND_DTYPES)
 def test_like_naive_loops(cupy, kind, dtype):
     """Several tokens at once, some more, and then one after the other; padded."""
     config = CONFIGS[kind]

@@ -9,10 +9,10 @@ import pytest
 
 from llama_layers.backends.cupy import compile as kernels
 from tests.support import cupy_stand_in as stand_in
-from tests.support.emulator import EmulatedError, needs_compiler
+from tests.support.emulator import EmulatedError, emulated
 from tests.support.installed import stand_in_alone
 
-pytestmark = needs_compiler
+pytestmark = emulated
 
 SCALE = r"""
 extern "C" __global__ void scale(const float* x, float* y, float by) {

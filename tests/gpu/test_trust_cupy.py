@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from llama_layers import BackendError, KVCache, Mask, forward, generate
-from llama_layers.arrays import dispatch
-from llama_layers.arrays.dispatch import Offer, routes
+from llama_layers.arrays.dispatch import routes
 from llama_layers.backends.cupy import BODIES, ROUTES, compile, cublas
+from llama_layers.backends.trust import Body, settled, trusted
 from llama_layers.testing import assert_same_bits
 from llama_layers.verify import bodies
 from llama_layers.verify.bodies import verdict_on
@@ -69,7 +69,7 @@ PLANTS = [
     ids=[f"{route} {name}: {what}" for route, name, what, _ in PLANTS],
 )
 def test_a_wrong_body_is_bypassed(route, name, spoil):
-    wrong = spoiled(ROUTES[route][name], on_host(spoil))
+    wrong = spoiled(ROUTES[route][name].function, on_host(spoil))
     arguments = [there(value) for value in inputs(name)]
     xp = Place.of("cupy").xp
     with planted("cupy", route, name, wrong), one_warning(f"{name} by {route} is not used on"):
@@ -115,8 +115,8 @@ def one_further(steps, *_):
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_wrong_tokens(temperature):
     on_cpu, on_gpu = pair()
-    wrong = spoiled(BODIES["drawn_tokens"], one_further)
-    with planted("cupy", "CUDA", "drawn_tokens", wrong), one_warning("drawn_tokens by CUDA"):
+    wrong = spoiled(BODIES["decode_loop"], one_further)
+    with planted("cupy", "CUDA", "decode_loop", wrong), one_warning("decode_loop by CUDA"):
         found = tokens(on_gpu, on_device, temperature=temperature)
     np.testing.assert_array_equal(found, tokens(on_cpu, np.asarray, temperature=temperature))
 
@@ -131,7 +131,7 @@ def test_uniform_numbers_of_another_order():
 
     original = TokenStep.__init__
     with mock.patch.object(TokenStep, "__init__", mirrored):
-        verdict = verdict_on(Offer("cupy", "CUDA", "drawn_tokens", BODIES["drawn_tokens"]))
+        verdict = verdict_on(Body("cupy", "CUDA", "decode_loop", BODIES["decode_loop"]))
     assert not verdict.passed
 
 
@@ -151,7 +151,7 @@ def test_a_kernel_that_does_not_compile(monkeypatch):
     ("route", "name"), [(route, name) for route, offers in ROUTES.items() for name in offers]
 )
 def test_the_right_ones_pass(route, name):
-    assert verdict_on(Offer("cupy", route, name, ROUTES[route][name])).passed
+    assert verdict_on(ROUTES[route][name]).passed
 
 
 def test_without_any_body_cupy_computes_all():
@@ -164,12 +164,12 @@ def test_without_any_body_cupy_computes_all():
     }  # fmt: skip
     launched = mock.patch.object(compile, "module", side_effect=AssertionError("a kernel of ours"))
     called = mock.patch.object(cublas, "_call", side_effect=AssertionError("cuBLAS"))
-    with mock.patch.dict(routes("cupy"), raising, clear=True), launched, called:
+    with mock.patch.dict(routes("cupy"), trusted("cupy", **raising), clear=True), launched, called:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             logits = last_logits(on_gpu, on_device)
             found = tokens(on_gpu, on_device, temperature=0.7)
-        assert not any(dispatch.settled.values())
+        assert not any(settled.values())
     assert len(caught) == sum(map(len, ROUTES.values()))
     for y, expected in zip(logits, last_logits(on_cpu, np.asarray), strict=True):
         np.testing.assert_allclose(y.get(), expected, rtol=1e-4, atol=1e-5)
@@ -193,11 +193,11 @@ def test_another_gpu_or_driver_is_another_verdict(cupy, monkeypatch):
 
 @pytest.mark.parametrize(
     ("route", "name"),
-    [("CUDA", "attend"), ("CUDA", "linear_2d"), ("cuBLAS", "linear_2d"), ("CUDA", "drawn_tokens")],
+    [("CUDA", "attend"), ("CUDA", "linear_2d"), ("cuBLAS", "linear_2d"), ("CUDA", "decode_loop")],
 )
 def test_tf32_where_it_was_asked_for_is_no_fault(monkeypatch, route, name):
     monkeypatch.setenv("CUPY_TF32", "1")
-    assert verdict_on(Offer("cupy", route, name, ROUTES[route][name])).passed
+    assert verdict_on(ROUTES[route][name]).passed
 
 
 def test_nothing_is_tried_in_a_capture(cupy):
@@ -211,6 +211,6 @@ def test_nothing_is_tried_in_a_capture(cupy):
         ):
             DEFINITIONS["rotate"](xp, *arguments)
         stream.end_capture()
-        assert body not in dispatch.settled
+        assert body not in settled
         DEFINITIONS["rotate"](xp, *arguments)
-    assert dispatch.settled[body]
+    assert settled[body]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import io
 import weakref
 from dataclasses import replace
@@ -18,10 +19,12 @@ from hypothesis import strategies as st
 from llama_layers import CheckpointError, load
 from llama_layers.backends.cupy import upload
 from llama_layers.backends.cupy.detect import gpu_problem
-from llama_layers.checkpoint import open_checkpoint, uploading
+from llama_layers.checkpoint import open_checkpoint
 from tests.support import cupy_stand_in as stand_in
 from tests.support import tiny
 from tests.support.installed import stand_in_alone
+
+LOADING = importlib.import_module("llama_layers.checkpoint.load")  # the name is a function too
 
 
 class Watched:
@@ -72,7 +75,7 @@ def watched(cupy, monkeypatch):
 def small(monkeypatch):
     """Buffers that hold a few rows of a tiny model, and parts of one."""
     monkeypatch.setattr(upload, "STAGING", 3 << 10)
-    monkeypatch.setattr(uploading, "PART", 1 << 10)
+    monkeypatch.setattr(LOADING, "PART", 1 << 10)
 
 
 def on_host(model):
@@ -138,7 +141,7 @@ def test_every_bit_of_a_random_checkpoint(
 ):
     stored = "float16" if form == "GGUF" and stored == "bfloat16" else stored
     monkeypatch.setattr(upload, "STAGING", staging)
-    monkeypatch.setattr(uploading, "PART", part)
+    monkeypatch.setattr(LOADING, "PART", part)
     weights = as_dtype(tiny.arrays(config, seed=seed), stored)
     path = written(tmp_path_factory.mktemp("upload") / "m", form, weights, config)
     assert_holds(load(path, backend="cupy"), weights)
@@ -234,7 +237,7 @@ def mapped_kib():
 def test_all_tensors_are_let_go(watched, small, tmp_path, monkeypatch):
     forgotten = set()
     monkeypatch.setattr(
-        "llama_layers.checkpoint.opened.Checkpoint.forget", lambda _, name: forgotten.add(name)
+        "llama_layers.checkpoint.checkpoint.Checkpoint.forget", lambda _, name: forgotten.add(name)
     )
     weights = tiny.arrays()
     load(tiny.write_single(tmp_path, weights), backend="cupy")
@@ -287,6 +290,10 @@ def test_an_interrupt_leaves_nothing(watched, small, cupy, tmp_path, monkeypatch
     assert_nothing_is_left(watched)
 
 
+def must_not_read(*_):
+    pytest.fail("a tensor was read")
+
+
 @stand_in_alone
 def test_memory_is_taken_before_anything_is_read(watched, small, cupy, tmp_path, monkeypatch):
     path = tiny.write_single(tmp_path, tiny.arrays())
@@ -299,7 +306,7 @@ def test_memory_is_taken_before_anything_is_read(watched, small, cupy, tmp_path,
         return empty(*arguments)
 
     monkeypatch.setattr(cupy, "empty", full)
-    monkeypatch.setattr("llama_layers.checkpoint.opened.Checkpoint.read_part", None)
+    monkeypatch.setattr("llama_layers.checkpoint.checkpoint.Checkpoint.read_part", must_not_read)
     with pytest.raises(MemoryError, match="Out of memory"):
         load(path, backend="cupy")
     assert_nothing_is_left(watched)
@@ -339,5 +346,5 @@ def test_progress_counts_every_byte(watched, small, tmp_path, monkeypatch):
 
 def test_numpy_reads_nothing_before_it_is_used(tmp_path, monkeypatch):
     path = tiny.write_single(tmp_path, tiny.arrays())
-    monkeypatch.setattr("llama_layers.checkpoint.opened.Checkpoint.read_part", None)
+    monkeypatch.setattr("llama_layers.checkpoint.checkpoint.Checkpoint.read_part", must_not_read)
     load(path)

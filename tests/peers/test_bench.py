@@ -1,4 +1,4 @@
-"""`llama-layers bench`: the peers that are installed do the same work."""
+"""`llama-layers bench`: the other engines that are installed do the same work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llama_layers.bench import cpu
-from llama_layers.bench.agreement import TOLERANCES
+from llama_layers.bench.measure import TOLERANCES
 from llama_layers.cli import main
 from tests.support import random_models, tiny
 
@@ -46,7 +46,7 @@ def in_a_hurry(monkeypatch):
 
 
 def bench(tmp_path, *arguments):
-    """Those that took part, each with its times; `bench` itself refuses results that differ."""
+    """The engines, each with its number of times; `bench` itself refuses results that differ."""
     path = tmp_path / "bench.json"
     options = ["--rounds", "2", "--threads", "1", "--json", str(path), "--force"]
     assert main(["bench", *arguments, *options]) == 0
@@ -55,22 +55,22 @@ def bench(tmp_path, *arguments):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("peer", ["torch", "onnxruntime", "openvino"])
-def test_qkv(tmp_path, capsys, peer, dtype):
-    pytest.importorskip(peer)
-    options = ("--model", "smollm2-135m", "--seq", "1,9", "--dtype", dtype, "--against", peer)
-    if peer != "torch" and dtype != "float32" and not able(peer, dtype):
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+def test_qkv(tmp_path, capsys, engine, dtype):
+    pytest.importorskip(engine)
+    options = ("--model", "smollm2-135m", "--seq", "1,9", "--dtype", dtype, "--against", engine)
+    if engine != "torch" and dtype != "float32" and not able(engine, dtype):
         assert main(["bench", "qkv", *options]) == 2
-        assert f"--against {peer}: " in capsys.readouterr().err
+        assert f"--against {engine}: " in capsys.readouterr().err
     else:
-        assert bench(tmp_path, "qkv", *options) == [{"llama_layers": 2, peer: 2}] * 2
+        assert bench(tmp_path, "qkv", *options) == [{"llama_layers": 2, engine: 2}] * 2
 
 
-def able(peer, dtype):
-    """Whether a peer multiplies numbers of 16 bits here."""
-    if peer == "onnxruntime":
+def able(engine, dtype):
+    """Whether an engine multiplies numbers of 16 bits here."""
+    if engine == "onnxruntime":
         return False
-    core = importlib.import_module(peer).Core()
+    core = importlib.import_module(engine).Core()
     word = {"bfloat16": "BF16", "float16": "FP16"}[dtype]
     return word in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 

@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from llama_layers import load
-from llama_layers.arrays.transfer import to_numpy
 from llama_layers.checkpoint import convert
 from tests.support import tiny
+from tests.support.torch_models import FAMILY, assert_same_weights, random_model
 
 pytestmark = pytest.mark.peer
 
@@ -26,34 +26,6 @@ TEXTS = [
     "def f(x):\n    return x**2  # comment",
     "",
 ]
-
-FAMILY = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
-
-
-def random_model(family, **options):
-    torch.manual_seed(0)
-    config = getattr(transformers, FAMILY[family] + "Config")(
-        vocab_size=96,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        **options,
-    )
-    model = getattr(transformers, FAMILY[family] + "ForCausalLM")(config)
-    for parameter in model.parameters():  # fresh biases are zeros, and fresh norms ones
-        torch.nn.init.normal_(parameter)
-    return model
-
-
-def assert_same_weights(model, reference):
-    """Every weight equals transformers' own, bit for bit."""
-    expected = {name: to_numpy(tensor) for name, tensor in reference.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del expected["lm_head.weight"]
-    tiny.assert_holds(model, expected)
 
 
 def test_smollm2_weights(smollm2, gguf_file, smollm2_reference):

@@ -10,7 +10,7 @@ import tokenizers
 import transformers
 
 from llama_layers.checkpoint import convert, load_tokenizer
-from llama_layers.checkpoint.gguf_pretokenizers import PRE_TOKENIZERS
+from llama_layers.checkpoint.tokenizer.pretokenizers import PRE_TOKENIZERS
 from tests.support import gguf_files, tiny
 from tests.support.texts import random_texts
 

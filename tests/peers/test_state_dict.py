@@ -12,40 +12,11 @@ import transformers
 from llama_layers import CheckpointError, Llama, forward, load
 from llama_layers.arrays.transfer import to_numpy
 from tests.support import tiny
+from tests.support.torch_models import FAMILY, assert_same_weights, random_model
 
 pytestmark = pytest.mark.peer
 
 IDS = torch.arange(20)[None] * 7 % 96
-FAMILY = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
-
-
-def random_model(family="llama", **options):
-    torch.manual_seed(0)
-    config = getattr(transformers, FAMILY[family] + "Config")(
-        vocab_size=96,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        **options,
-    )
-    model = getattr(transformers, FAMILY[family] + "ForCausalLM")(config)
-    for parameter in model.parameters():  # fresh biases are zeros, and fresh norms ones
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def assert_same_weights(model, peer):
-    expected = {name: to_numpy(tensor) for name, tensor in peer.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del expected["lm_head.weight"]
-    found = {name: to_numpy(array) for name, array in tiny.all_arrays(model).items()}
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype, name
-        assert np.array_equal(found[name], array), name
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -24,19 +24,10 @@
 #define EMULATED 1
 
 struct dim3 { unsigned x, y, z; };
-struct alignas(4) uchar4 { unsigned char x, y, z, w; };
-struct alignas(4) ushort2 { unsigned short x, y; };
-struct alignas(8) ushort4 { unsigned short x, y, z, w; };
-struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -332,11 +323,8 @@ extern "C" void __ubsan_handle_out_of_bounds(SourceLocation* where, std::uintptr
 #define blockIdx (emulated::block_index)
 #define blockDim (emulated::block_shape)
 #define gridDim (emulated::grid_shape)
-#define warpSize 32
 #define __global__
 #define __device__
-#define __host__
-#define __constant__ static
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
@@ -374,43 +362,17 @@ template <class To, class From> To bits(From from) {
 }  // namespace emulated
 
 inline float __uint_as_float(unsigned x) { return emulated::bits<float>(x); }
-inline float __int_as_float(int x) { return emulated::bits<float>(x); }
 inline unsigned __float_as_uint(float x) { return emulated::bits<unsigned>(x); }
-inline int __float_as_int(float x) { return emulated::bits<int>(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>(static_cast<std::uint64_t>(a) * b >> 32);
 }
 using std::isinf;
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline float __frcp_rn(float x) { return 1.0f / x; }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fdividef(float a, float b) { return a / b; }
-#define __fdiv_rn(a, b) ((a) / (b))
-#define __fsqrt_rn(a) std::sqrt(a)
-#define __expf(x) expf(x)
-#define __logf(x) logf(x)
-template <class T> T __ldg(const T* p) { return *p; }
 template <class T> T __ldcs(const T* p) { return *p; }
-template <class T> T __ldcg(const T* p) { return *p; }
-template <class T> void __stcs(T* p, T value) { *p = value; }
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
 template <class T> T atomicAdd(T* p, T value) { T old = *p; *p = old + value; return old; }
-template <class T> T atomicExch(T* p, T value) { T old = *p; *p = value; return old; }
 template <class T> T atomicMax(T* p, T value) { T old = *p; *p = max(old, value); return old; }
 template <class T> T atomicMin(T* p, T value) { T old = *p; *p = min(old, value); return old; }
-template <class T> T atomicCAS(T* p, T expected, T value) {
-  T old = *p;
-  if (old == expected) *p = value;
-  return old;
-}
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 
 // One such line a kernel follows its source.
 #define EMULATED_KERNEL(name)                                                                   \

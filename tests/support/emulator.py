@@ -47,6 +47,8 @@ needs_compiler = pytest.mark.skipif(
     not emulates(),
     reason="needs Linux and g++, clang++ or the package ziglang",
 )
+emulated = [pytest.mark.emulated, needs_compiler]
+"""Marks for a module whose tests all run on the stand-in."""
 
 
 class Emulated:

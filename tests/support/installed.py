@@ -21,8 +21,9 @@ from tests.support import cupy_stand_in as stand_in
 from tests.support.emulator import emulates
 from tests.support.fake_cublas import replaced
 
-GPUS = ["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)]
-stand_in_alone = pytest.mark.parametrize("cupy", ["stand-in"], indirect=True)
+STAND_IN = pytest.param("stand-in", marks=pytest.mark.emulated)
+GPUS = [STAND_IN, pytest.param("cupy", marks=pytest.mark.gpu)]
+stand_in_alone = pytest.mark.parametrize("cupy", [STAND_IN], indirect=True)
 """For tests that ask what a GPU does not tell: how often, in which order, from where."""
 
 

@@ -68,6 +68,13 @@ CONFIGS = {
 }
 
 
+# Narrow formats are rounded alike in each kind: a few of them tell.
+KINDS_AND_DTYPES = [
+    *((kind, "float32") for kind in CONFIGS),
+    *((kind, dtype) for dtype in ("bfloat16", "float16") for kind in ("gqa", "biases", "window")),
+]
+
+
 def random_weights(config, seed=0, dtype=np.float64):
     """Matrices that keep a row's size, biases and norm weights that make a difference."""
     rng = np.random.default_rng(seed)

@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llama_layers.arrays import dispatch
 from llama_layers.arrays.dispatch import routes
 from llama_layers.backends import trust
 from llama_layers.layers.attention import attend
@@ -31,7 +30,7 @@ DEFINITIONS = {
 
 def forget():
     """As a new process would begin."""
-    dispatch.settled.clear()
+    trust.settled.clear()
     trust._verdicts.cache_clear()
 
 
@@ -47,7 +46,8 @@ def watched(monkeypatch, tmp_path):
 
 def planted(library, route, name, body):
     """A context in which one body is all that there is beside the definitions."""
-    return mock.patch.dict(routes(library), {route: {name: body}}, clear=True)
+    chain = trust.trusted(library, **{route: {name: body}})
+    return mock.patch.dict(routes(library), chain, clear=True)
 
 
 def spoiled(body, spoil):
@@ -55,7 +55,8 @@ def spoiled(body, spoil):
 
     @wraps(body)
     def wrong(*arguments):
-        return spoil(body(*arguments), *arguments)
+        result = body(*arguments)
+        return result if result is NotImplemented else spoil(result, *arguments)
 
     return wrong
 

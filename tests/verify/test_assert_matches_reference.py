@@ -9,7 +9,8 @@ import pytest
 
 from llama_layers import forward
 from llama_layers.testing import UnusualErrorWarning, assert_matches_reference
-from llama_layers.verify import record
+from llama_layers.verify import Report, record
+from tests.support.made_reports import result
 from tests.support.random_models import GQA, model_of, random_weights
 
 IDS = np.array([[3, 1, 4, 1, 5]])
@@ -120,6 +121,18 @@ def test_how_the_port_rounds(model):
     assert not warned
     with pytest.raises(AssertionError, match=r"^FAIL: first at "):
         assert_matches_reference(silu, model, profile="llama.cpp")
+
+
+def test_large_errors_that_no_profile_explains_are_not_warned_of(model, monkeypatch):
+    for profile, count in (("", 0), ("transformers", 1)):
+        warned = result("lm_head", "WARN", 0.5, note="larger than usual", profile=profile)
+        monkeypatch.setattr(
+            "llama_layers.testing.reference.check", lambda *_, found=warned, **__: Report((found,))
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert_matches_reference({}, model)
+        assert len(caught) == count
 
 
 def test_a_difference_without_inputs_is_a_failure(model):

@@ -16,7 +16,7 @@ import pytest
 
 from llama_layers.errors import TraceError
 from llama_layers.verify import Trace, check, record
-from llama_layers.verify.recorders.npy import read_header
+from llama_layers.verify.npy import read_header
 from tests.support.random_models import GQA, model_of, random_weights
 
 MODEL = model_of(GQA, random_weights(GQA, 0, np.float32))

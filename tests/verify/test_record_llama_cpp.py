@@ -124,7 +124,7 @@ def test_failures(tmp_path, llama):
         record_llama_cpp(file, [[0, 1, 2]])
     assert stand_in.open == []
     llama(changed_graph(lambda graph: graph), rope_type=-1)
-    with pytest.raises(RuntimeError, match=r"m\.gguf: expected RoPE that turns pairs"):
+    with pytest.raises(RuntimeError, match=r"m\.gguf: expected RoPE that rotates pairs"):
         record_llama_cpp(file, [[0, 1, 2]])
     llama(None)
     with pytest.raises(RuntimeError, match=r"m\.gguf: llama\.cpp cannot load it"):

@@ -19,8 +19,8 @@ from llama_layers.verify import (
     record,
     to_html,
 )
-from llama_layers.verify.html_pictures import bin_of
 from llama_layers.verify.report import EDGES
+from llama_layers.verify.report.html import bin_of
 from tests.support.made_reports import (
     INTERLEAVED,
     K_ROPE,

@@ -13,6 +13,8 @@ import pytest
 
 from llama_layers.errors import TraceError
 from llama_layers.verify import Trace, check, compare, record
+from llama_layers.verify.stored import info_of
+from llama_layers.verify.validate import first_tokens, validated
 from tests.support.random_models import GQA, model_of, random_weights
 
 IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
@@ -124,9 +126,9 @@ def test_nothing_to_check_is_no_agreement(part, with_ids):
     model, trace = traced()
     arrays = {name: array[part] for name, array in trace.arrays.items()}
     empty = Trace(arrays, IDS[part] if with_ids else None)
-    with pytest.raises(TraceError, match="trace: expected one sequence of one token at the least"):
+    with pytest.raises(TraceError, match="trace: expected at least one sequence of one token"):
         check(empty, model)
-    with pytest.raises(TraceError, match="expected one token at the least, got shape"):
+    with pytest.raises(TraceError, match="expected at least one token, got shape"):
         compare(empty, empty)
 
 
@@ -296,3 +298,26 @@ class TestComparedWithoutModel:
         trace = Trace({"model.norm": np.ones((1, 2, 10))}, metadata={"config": config})
         with pytest.raises(TraceError, match="expected at most 10000, got 1000000"):
             compare(trace, trace)
+
+
+def test_the_first_tokens_of_a_trace():
+    model, trace = traced(sites=["layer", "scores", "lm_head"])
+    first = first_tokens(validated(trace, model.config), 2)
+    assert first.count == 2
+    assert np.array_equal(first.input_ids, IDS[:, :2])
+    assert first.positions.tolist() == [0, 1]
+    for name, array in trace.arrays.items():
+        expected = array[:, :, :2, :2] if name.endswith("scores") else array[:, :2]
+        assert np.array_equal(first.array(name), expected)
+        assert info_of(first.arrays, name) == (expected.shape, "float32")
+
+
+@pytest.mark.parametrize("spoilt", ["a mask", "only the last token", "few tokens"])
+def test_all_tokens_where_the_first_do_not_stand_alone(spoilt):
+    model, trace = traced()
+    arrays = dict(trace.arrays)
+    if spoilt == "only the last token":
+        arrays["lm_head"] = arrays["lm_head"][:, -1:]
+    mask = MASK if spoilt == "a mask" else None
+    whole = validated(replace(trace, arrays=arrays, attention_mask=mask), model.config)
+    assert first_tokens(whole, 5 if spoilt == "few tokens" else 2) is whole

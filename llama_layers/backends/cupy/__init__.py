@@ -5,17 +5,19 @@ Nothing here imports CuPy: the arrays bring their own methods.
 
 from llama_layers.backends.cupy.attention import attend
 from llama_layers.backends.cupy.decode import decoder_layers
-from llama_layers.backends.cupy.generation import drawn_tokens
+from llama_layers.backends.cupy.generation import decode_loop
 from llama_layers.backends.cupy.linear import by_cublas, by_cupy, by_kernel
 from llama_layers.backends.cupy.pointwise import gate_with_silu, normalise, rotate
+from llama_layers.backends.trust import trusted
 
 BODIES = {
     "attend": attend,
     "decoder_layers": decoder_layers,
-    "drawn_tokens": drawn_tokens,
+    "decode_loop": decode_loop,
     "gate_with_silu": gate_with_silu,
     "linear_2d": by_kernel,
     "normalise": normalise,
     "rotate": rotate,
 }
-ROUTES = {"CUDA": BODIES, "cuBLAS": {"linear_2d": by_cublas}, "CuPy": {"linear_2d": by_cupy}}
+
+ROUTES = trusted("cupy", CUDA=BODIES, cuBLAS={"linear_2d": by_cublas}, CuPy={"linear_2d": by_cupy})

@@ -12,8 +12,8 @@ round:
 - *bfloat16.* The 24 bits of a float32 probability are those of three bfloat16 numbers, exactly (of
   probabilities below 2**-110 some bits are lost): p = high + middle + low. So three products on
   tensor cores, added up in float32 from the smallest, are the product with p. They cost three times
-  the operations of one, at some 15 times float32's rate on Hopper, and 6 bytes a probability in the
-  place of 4.
+  the operations of one, at some 15 times float32's rate on Hopper, and 6 bytes a probability
+  instead of 4.
 - *float16.* Its exponents end where small probabilities begin, so that values are widened to
   float32, a copy of T x heads x D numbers for each sequence, and multiplied in float32.
 
@@ -28,17 +28,17 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from llama_layers.arrays.dispatch import takes
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.backends.cupy import cublas
-from llama_layers.backends.cupy.compile import launch
+from llama_layers.backends.cupy.compile import CONSTANTS, launch
+from llama_layers.backends.trust import takes
 from llama_layers.layers.mask import Mask
 
 # Scores held at a time, over all heads of a sequence: 64 MiB in float32.
 SCORES = 1 << 24
 
-THREADS = 256  # of a row, as softmax.cu has them
+THREADS = CONSTANTS["softmax"]["THREADS"]  # of a row
 NO_WINDOW = 2**31 - 1
 
 _spans: WeakKeyDictionary[Mask, tuple[int, list[slice]]] = WeakKeyDictionary()
@@ -112,7 +112,7 @@ def _span(queries: np.ndarray, keys: np.ndarray, window: int | None) -> slice:
 
 
 class _Allowed(NamedTuple):
-    """What the kernel has to know of a mask, for the queries and keys of one product."""
+    """A mask as the kernel takes it, for the queries and keys of one product."""
 
     kind: int = 0
     allowed: Any = None

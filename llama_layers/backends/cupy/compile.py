@@ -2,49 +2,61 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llama_layers.backends.libraries import cupy
+
 KERNELS = Path(__file__).with_name("kernels")
-# A kernel gets more shared memory than this only if it asks for it by an attribute.
-SHARED = 48 * 1024
+
+FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2}
+"""Values of the macro FORMAT; the sources know each by its name in capitals."""
+CONSTANTS = {
+    "attend": {"CHUNK": 64, "WARPS": 4, "JOINING": 16},
+    "gemv": {"WARPS": 4},
+    "norm": {"THREADS": 512},
+    "pointwise": {"THREADS": 256},
+    "softmax": {"THREADS": 256},
+    "tokens": {"THREADS": 256, "OWN": 8},
+}
+"""Numbers that a source and its launches share."""
 
 Macros = tuple[tuple[str, int | str], ...]
 
 
 @cache
 def text(source: str) -> str:
-    """The text of a source, after what all of them share.
+    """The text of a source, after its constants and what all sources share.
 
-    Put together here and not by ``#include``: NVRTC needs no path then, and CuPy's cache of
+    It is put together here and not by ``#include``: NVRTC needs no path then, and CuPy's cache of
     compiled kernels, which does not look into headers, sees every change.
     """
-    names = ("common.cuh", f"{source}.cu")
-    return "".join(f'#line 1 "{name}"\n{(KERNELS / name).read_text("utf-8")}\n' for name in names)
+    constants = {name.upper(): number for name, number in FORMATS.items()} | CONSTANTS.get(
+        source, {}
+    )
+    parts = [f"#define {name} {number}" for name, number in constants.items()]
+    for name in ("common.cuh", f"{source}.cu"):
+        parts += [f'#line 1 "{name}"', (KERNELS / name).read_text("utf-8")]
+    return "\n".join(parts) + "\n"
 
 
 def options(macros: Macros) -> tuple[str, ...]:
-    """What NVRTC is told, apart from the architecture."""
+    """Options for NVRTC, apart from the architecture."""
     return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros))
 
 
 @cache
 def module(source: str, macros: Macros) -> Any:
     """A source compiled with some macros, once in a process for each."""
-    cupy: Any = importlib.import_module("cupy")
-    return cupy.RawModule(code=text(source), options=options(macros))
+    return cupy().RawModule(code=text(source), options=options(macros))
 
 
 @cache
-def _kernel(source: str, name: str, macros: Macros, shared: int) -> Any:
-    kernel = module(source, macros).get_function(name)
-    if shared > SHARED:
-        kernel.max_dynamic_shared_size_bytes = shared
-    return kernel
+def _kernel(source: str, name: str, macros: Macros) -> Any:
+    return module(source, macros).get_function(name)
 
 
 def launch(
@@ -53,18 +65,16 @@ def launch(
     grid: tuple[int, ...],
     block: tuple[int, ...],
     args: tuple[Any, ...],
-    *,
-    shared: int = 0,
     **macros: int | str,
 ) -> None:
     """Run a kernel on the current stream.
 
     `args` are CuPy arrays, NumPy scalars of the very type in the signature, and None for a null
-    pointer. A kernel sees an array's first address and nothing else, so that one which is not
-    C-contiguous would be misread without a word.
+    pointer. A kernel sees nothing of an array but its address, and would silently misread one that
+    is not C-contiguous.
     """
-    kernel = _kernel(source, name, tuple(sorted(macros.items())), shared)
-    kernel(grid, block, tuple(map(_argument, args)), shared_mem=shared)
+    kernel = _kernel(source, name, tuple(sorted(macros.items())))
+    kernel(grid, block, tuple(map(_argument, args)))
 
 
 def _argument(value: Any) -> Any:

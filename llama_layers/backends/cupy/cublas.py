@@ -31,6 +31,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.backends.libraries import cupy
 from llama_layers.errors import BackendError
 
 # Bytes of a workspace: what NVIDIA recommends for Hopper and Blackwell (cublasSetWorkspace).
@@ -90,11 +91,6 @@ def available() -> bool:
     except (ImportError, OSError, RuntimeError):  # no pathfinder, no such file, none found
         return False
     return True
-
-
-def prepare() -> None:
-    """Make the handle of the current device and stream, before a capture: it allocates."""
-    _handle()
 
 
 def matmul(a: Any, b: Any, out: Any, *, alpha: float = 1.0, beta: float = 0.0) -> None:
@@ -182,27 +178,27 @@ def _layout(array: Any) -> _Layout | None:
 
 
 def _handle() -> int:
-    cupy = importlib.import_module("cupy")
-    stream, device = cupy.cuda.get_current_stream(), cupy.cuda.Device().id
+    cuda = cupy().cuda
+    stream, device = cuda.get_current_stream(), cuda.Device().id
     thread = threading.get_ident() if stream.ptr == _PER_THREAD_STREAM else 0
     key = (device, stream.ptr, thread)
     if key not in _handles:
         if stream.is_capturing():
-            raise BackendError("cuBLAS: no handle can be made in a capture; call prepare() before")
+            raise BackendError("cuBLAS: no handle can be made in a capture; multiply once before")
         with _creating:
             if key not in _handles:
-                _handles[key] = _create(cupy, stream.ptr)
+                _handles[key] = _create(cuda, stream.ptr)
     return _handles[key].value
 
 
-def _create(cupy: Any, stream: int) -> _Handle:
+def _create(cuda: Any, stream: int) -> _Handle:
     """A handle for one stream; its workspace is set last, since setting a stream takes it away."""
     handle = c_void_p()
     _call("cublasCreate_v2", byref(handle))
     assert handle.value is not None  # or the call would have failed
     mode = _TF32_MATH if os.environ.get("CUPY_TF32") == "1" else _DEFAULT_MATH
     try:
-        workspace = cupy.cuda.alloc(WORKSPACE)
+        workspace = cuda.alloc(WORKSPACE)
         _call("cublasSetMathMode", handle, mode | _NO_REDUCED_PRECISION_REDUCTION)
         _call("cublasSetStream_v2", handle, stream)
         _call("cublasSetWorkspace_v2", handle, workspace.ptr, WORKSPACE)

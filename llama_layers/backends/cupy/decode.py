@@ -8,31 +8,28 @@ allocates or is compiled anything.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
-from llama_layers.arrays.dispatch import takes
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.backends.cupy import launch
+from llama_layers.backends.cupy.compile import FORMATS
+from llama_layers.backends.libraries import cupy
+from llama_layers.backends.trust import takes
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.tap import Tap, untouched
-from llama_layers.layers.weights import LlamaWeights
-from llama_layers.model.fitting import layer_fits
+from llama_layers.layers.weights import layer_fits
 from llama_layers.model.llama import Llama
-
-# Sequences that the kernels take at once.
-MOST = 8
-FORMATS = ("float32", "bfloat16", "float16")
+from llama_layers.model.weights import LlamaWeights
 
 
 class Step:
     """The layers on one token for each sequence of a cache, and memory for all between them."""
 
     def __init__(self, model: Llama, cache: KVCache) -> None:
-        cupy: Any = importlib.import_module("cupy")
+        xp = cupy()
         self.config = config = model.config
         self.layers = tuple(model.weights.layers)
         self.cache = [ref(array) for array in _arrays(cache)]
@@ -40,7 +37,7 @@ class Step:
         heads, hidden = config.num_attention_heads, config.hidden_size
 
         def empty(columns: int) -> Any:
-            return cupy.empty((sequences, columns), dtype=cache.keys[0].dtype)
+            return xp.empty((sequences, columns), dtype=cache.keys[0].dtype)
 
         self.x, self.normed = empty(hidden), empty(hidden)
         self.qkv, self.q = empty((heads + 2 * kv_heads) * width), empty(heads * width)
@@ -48,8 +45,8 @@ class Step:
         self.gated = empty(self.layers[0].mlp.gate_proj.shape[0])
         self.scratch = launch.attend_scratch(sequences, heads, width, capacity)
         # Tokens in the cache before this one; a row of cosines and sines for each sequence.
-        self.length = cupy.zeros((1,), dtype=cupy.int32)
-        self.rows = cupy.arange(sequences, dtype=cupy.int32)
+        self.length = xp.zeros((1,), dtype=xp.int32)
+        self.rows = xp.arange(sequences, dtype=xp.int32)
 
     def is_for(self, model: Llama, cache: KVCache) -> bool:
         """Whether the recorded addresses are those of this model and this cache."""
@@ -91,10 +88,10 @@ class LayersStep(Step):
     """The part of `forward` that a graph takes over: from the embeddings to after the layers."""
 
     def __init__(self, model: Llama, cache: KVCache) -> None:
-        cupy: Any = importlib.import_module("cupy")
+        xp = cupy()
         super().__init__(model, cache)
         shape = (self.x.shape[0], model.config.head_dim // 2)
-        self.cos, self.sin = (cupy.empty(shape, dtype=cupy.float32) for _ in range(2))
+        self.cos, self.sin = (xp.empty(shape, dtype=xp.float32) for _ in range(2))
         self.replay = Replay(lambda: self.launch_layers(self.cos, self.sin))
 
     def run(self, x: Any, rope: tuple[Any, Any], length: int) -> Any:
@@ -129,8 +126,7 @@ class Replay:
 
 def _captured(launches: Callable[[], None]) -> Any:
     """Launches as a graph, which is not run."""
-    cupy: Any = importlib.import_module("cupy")
-    with cupy.cuda.Stream(non_blocking=True) as stream:
+    with cupy().cuda.Stream(non_blocking=True) as stream:
         stream.begin_capture()
         try:
             launches()
@@ -198,12 +194,12 @@ def fits(model: Llama, cache: KVCache) -> bool:
     expected = (config.num_key_value_heads, config.head_dim)
     shapes = {array.shape for array in (*cache.keys, *cache.values)}
     if (
-        not 0 < cache.keys[0].shape[0] <= MOST
+        not 0 < cache.keys[0].shape[0] <= launch.MAX_TOKENS
         or {(cache.keys[0].shape[0], cache.capacity, *expected)} != shapes
         or not all(layer_fits(layer, config) for layer in layers)
     ):
         return False
-    weights = [a for layer in layers for a in layer.named().values() if a is not None]
+    weights = [a for layer in layers for a in layer.arrays().values() if a is not None]
     arrays = [*weights, *_arrays(cache)]
     kinds = {dtype_name(array.dtype) for array in arrays if array is not cache.keep}
     contiguous = all(array.flags.c_contiguous for array in arrays)
@@ -211,5 +207,5 @@ def fits(model: Llama, cache: KVCache) -> bool:
 
 
 def _arrays(cache: KVCache) -> tuple[Any, ...]:
-    """What of a cache a graph knows by its address."""
+    """The arrays of a cache whose addresses a graph knows."""
     return (*cache.keys, *cache.values, *(() if cache.keep is None else (cache.keep,)))

@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from llama_layers.backends.libraries import cupy
+
 OLDEST = 14
 """The first major version of CuPy that knows bfloat16."""
 PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
@@ -19,10 +21,10 @@ KERNEL = 'extern "C" __global__ void nothing() {}'
 
 @cache
 def gpu_problem() -> str | None:
-    """What keeps CuPy from computing here, and what to install; None if nothing does.
+    """The reason why CuPy cannot compute here, and what to install; None if it can.
 
-    Looked at once in a process. A GPU with a driver is not enough: CuPy loads NVRTC, CUDA's headers
-    and cuBLAS when it first needs them, so one tiny kernel, array and product are made.
+    It is found out once in a process. A GPU with a driver is not enough: CuPy loads NVRTC, CUDA's
+    headers and cuBLAS when it first needs them, so one tiny kernel, array and product are made.
     """
     importlib.import_module("ml_dtypes")  # CuPy learns bfloat16 from it, at import
     installed = [package for package in PACKAGES if _version(package)]
@@ -32,14 +34,24 @@ def gpu_problem() -> str | None:
             f"pip uninstall {' '.join(installed)}, then pip install {EITHER}"
         )
     try:
-        cupy = importlib.import_module("cupy")
+        module = cupy()
     except ModuleNotFoundError as error:
         if error.name != "cupy":
             return f"CuPy cannot be imported ({error}): pip install {error.name}"
         return f"CuPy is not installed: pip install {EITHER}"
     except ImportError as error:
         return f"CuPy cannot be imported ({_reason(error)}): pip install --force-reinstall {EITHER}"
-    return _of_version(cupy) or _of_driver(cupy) or _of_device(cupy) or _of_libraries(cupy)
+    return _of_version(module) or _of_driver(module) or _of_device(module) or _of_libraries(module)
+
+
+def device_name() -> str:
+    """Name the current device, its multiprocessors and its memory."""
+    cuda = cupy().cuda
+    of = cuda.runtime.getDeviceProperties(cuda.Device().id)
+    return (
+        f"{of['name'].decode()}, {of['multiProcessorCount']} multiprocessors, compute capability "
+        f"{of['major']}.{of['minor']}, {of['totalGlobalMem'] / 2**30:.0f} GiB"
+    )
 
 
 def _version(package: str) -> str | None:
@@ -49,35 +61,35 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _of_version(cupy: Any) -> str | None:
-    if cupy.cuda.runtime.is_hip:
+def _of_version(module: Any) -> str | None:
+    if module.cuda.runtime.is_hip:
         return (
             f"this CuPy is built for AMD's ROCm, and the kernels are CUDA's: pip install {EITHER}"
         )
-    if int(cupy.__version__.partition(".")[0]) < OLDEST:
+    if int(module.__version__.partition(".")[0]) < OLDEST:
         return (
-            f"CuPy {cupy.__version__} knows no bfloat16: "
-            f"pip install --upgrade '{_package(cupy)}>={OLDEST}'"
+            f"CuPy {module.__version__} knows no bfloat16: "
+            f"pip install --upgrade '{_package(module)}>={OLDEST}'"
         )
     return None
 
 
-def _of_driver(cupy: Any) -> str | None:
-    driver, needed = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+def _of_driver(module: Any) -> str | None:
+    driver, needed = module.cuda.runtime.driverGetVersion(), module.cuda.runtime.runtimeGetVersion()
     if driver == 0:
         return "there is no NVIDIA driver: install it (and see that nvidia-smi lists the GPU)"
     if driver // 1000 < needed // 1000:
         return (
             f"the NVIDIA driver is too old, it supports CUDA {_dotted(driver)} and this CuPy needs "
-            f"{needed // 1000}.0: update the driver, or pip uninstall {_package(cupy)} and "
+            f"{needed // 1000}.0: update the driver, or pip uninstall {_package(module)} and "
             f"pip install cupy-cuda{driver // 1000}x"
         )
     return None
 
 
-def _of_device(cupy: Any) -> str | None:
+def _of_device(module: Any) -> str | None:
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
+        count = module.cuda.runtime.getDeviceCount()
     except RuntimeError as error:
         if "cudaErrorNoDevice" not in str(error):
             return f"the NVIDIA driver does not work ({_reason(error)}): see what nvidia-smi says"
@@ -89,15 +101,15 @@ def _of_device(cupy: Any) -> str | None:
     return f"the NVIDIA driver finds no GPU{hidden}: see what nvidia-smi lists"
 
 
-def _of_libraries(cupy: Any) -> str | None:
+def _of_libraries(module: Any) -> str | None:
     array: Any = None
 
     def compile_kernel() -> None:
-        cupy.RawModule(code=KERNEL).get_function("nothing")
+        module.RawModule(code=KERNEL).get_function("nothing")
 
     def make_array() -> None:
         nonlocal array
-        array = cupy.full((2, 2), 2.0, dtype=cupy.float32)
+        array = module.full((2, 2), 2.0, dtype=module.float32)
 
     def multiply() -> None:
         nonlocal array
@@ -111,18 +123,18 @@ def _of_libraries(cupy: Any) -> str | None:
     for step, failure in steps:
         try:
             step()
-        except (RuntimeError, ImportError, OSError, cupy.cuda.compiler.CompileException) as error:
+        except (RuntimeError, ImportError, OSError, module.cuda.compiler.CompileException) as error:
             return (
                 f"CuPy cannot {failure} ({type(error).__name__}: {_reason(error)}): "
-                f"pip install '{_package(cupy)}[ctk]'"
+                f"pip install '{_package(module)}[ctk]'"
             )
     if not bool((array == 8.0).all()):
         return "CuPy computes a wrong product on this GPU: update its driver"
     return None
 
 
-def _package(cupy: Any) -> str:
-    return f"cupy-cuda{cupy.cuda.runtime.runtimeGetVersion() // 1000}x"
+def _package(module: Any) -> str:
+    return f"cupy-cuda{module.cuda.runtime.runtimeGetVersion() // 1000}x"
 
 
 def _dotted(cuda: int) -> str:
@@ -131,7 +143,7 @@ def _dotted(cuda: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, on one line: CuPy's run over many, with the reason last."""
+    """The reason that an error gives, on one line: CuPy's run over many, with the reason last."""
     said = str(error).rpartition("Original error:")[2]
     lines = [line.strip() for line in said.splitlines()]
     return next((line for line in lines if line.strip("= ")), type(error).__name__)

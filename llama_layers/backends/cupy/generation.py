@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dispatch import takes
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.backends.cupy import launch
 from llama_layers.backends.cupy.decode import Replay, Step, fits
+from llama_layers.backends.libraries import cupy
+from llama_layers.backends.trust import takes
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.rope import rope_table
+from llama_layers.model.generate import Start
 from llama_layers.model.llama import Llama
-from llama_layers.model.sampling import sample
 
 
 class Tokens(NamedTuple):
-    """What a step draws."""
+    """The tokens that a step draws."""
 
     ids: Any
     """On the device [B]."""
@@ -31,23 +31,23 @@ class Tokens(NamedTuple):
 
 
 class TokenStep(Step):
-    """From token ids to the next ones, which take their place.
+    """From token ids to the next ones, which replace them.
 
     Logits are float32 here, and not rounded before a token is drawn from them.
     """
 
     def __init__(self, model: Llama, cache: KVCache, uniforms: NDArray[Any], temperature: float):
-        cupy: Any = importlib.import_module("cupy")
+        xp = cupy()
         super().__init__(model, cache)
         self.weights = model.weights
         self.temperature = np.float32(temperature)
-        self.stream = cupy.cuda.get_current_stream()
+        self.stream = xp.cuda.get_current_stream()
         sequences = self.x.shape[0]
-        self.ids = cupy.empty((sequences,), dtype=cupy.int32)
-        self.logits = cupy.empty((sequences, self.weights.lm_head.shape[0]), dtype=cupy.float32)
+        self.ids = xp.empty((sequences,), dtype=xp.int32)
+        self.logits = xp.empty((sequences, self.weights.lm_head.shape[0]), dtype=xp.float32)
         self.shares = launch.draw_scratch(*self.logits.shape)
-        self.uniforms, self.drawn = cupy.asarray(uniforms), cupy.zeros((1,), dtype=cupy.int32)
-        memory = cupy.cuda.alloc_pinned_memory(2 * 4 * sequences)
+        self.uniforms, self.drawn = xp.asarray(uniforms), xp.zeros((1,), dtype=xp.int32)
+        memory = xp.cuda.alloc_pinned_memory(2 * 4 * sequences)
         self.host = np.frombuffer(memory, np.int32, 2 * sequences).reshape(2, sequences)
         self.started = 0
 
@@ -57,7 +57,7 @@ class TokenStep(Step):
             first = to_numpy(cache.counts)
         positions = np.arange(first.min(), first.max() + len(uniforms))
         self.cos, self.sin = rope_table(positions, model.config, like=self.x)
-        self.rows = cupy.asarray((first - first.min()).astype(np.int32))
+        self.rows = xp.asarray((first - first.min()).astype(np.int32))
         if cache.keep is not None:  # none of the tokens to come is padding
             cache.keep[:, cache.length :] = True
         self.replay = Replay(self._launch)
@@ -77,56 +77,37 @@ class TokenStep(Step):
 
     def start(self) -> Tokens:
         """Ask for the next tokens, and do not wait for them."""
-        cupy: Any = importlib.import_module("cupy")
         host = self.host[self.started % 2]
         self.started += 1
         with self.stream:
             self.replay()
-            ids = self.ids.astype(cupy.int64)
+            ids = self.ids.astype(np.int64)
             self.ids.get(out=host, blocking=False)
             return Tokens(ids, host, self.stream.record())
 
 
-def _taken(
-    xp: Any,
-    model: Llama,
-    logits: Any,
-    cache: KVCache,
-    seen: Any | None,
-    penalty: float,
-    count: int,
-    options: dict[str, Any],
-) -> bool:
-    return seen is None and _offered(model, cache, options)
+def _taken(xp: Any, start: Start) -> bool:
+    return start.used is None and _offered(start)
 
 
 @takes(_taken)
-def drawn_tokens(
-    xp: Any,
-    model: Llama,
-    logits: Any,
-    cache: KVCache,
-    seen: Any | None,
-    penalty: float,
-    count: int,
-    options: dict[str, Any],
-) -> Iterator[tuple[Any, Any]]:
+def decode_loop(xp: Any, start: Start) -> Iterator[tuple[Any, Any]]:
     """The definition's tokens, those after the first from a graph for all of a step.
 
     They are drawn with the numbers that the definition would draw them with; a copy of the
     generator gives them beforehand.
     """
-    ids = sample(logits, **options)
+    ids = start.sampling.draw(start.logits)
     yield ids, to_numpy(ids)
-    if count == 1:
+    if start.max_new_tokens == 1:
         return
-    rng, temperature = options["rng"], options["temperature"]
-    uniforms = copy.deepcopy(rng).random((count - 1, ids.shape[0]))
-    step = TokenStep(model, cache, uniforms, temperature)
+    rng, temperature = start.sampling.rng, start.sampling.temperature
+    uniforms = copy.deepcopy(rng).random((start.max_new_tokens - 1, ids.shape[0]))
+    step = TokenStep(start.model, start.cache, uniforms, temperature)
     step.ids[...] = ids
     tokens = step.start()
     try:
-        for left in reversed(range(count - 1)):
+        for left in reversed(range(start.max_new_tokens - 1)):
             ahead = step.start() if left else tokens
             tokens.event.synchronize()
             if (tokens.host < 0).any():
@@ -139,9 +120,10 @@ def drawn_tokens(
         step.stream.synchronize()  # before the memory of a step that still runs goes
 
 
-def _offered(model: Llama, cache: KVCache, options: dict[str, Any]) -> bool:
+def _offered(start: Start) -> bool:
     """Whether the kernels can draw like this from this model."""
-    if any(options[name] is not None for name in ("top_k", "top_p", "min_p")):
+    model, cache, sampling = start.model, start.cache, start.sampling
+    if any(option is not None for option in (sampling.top_k, sampling.top_p, sampling.min_p)):
         return False
     scaling = model.config.rope_scaling
     if scaling is not None and scaling.rope_type == "dynamic":  # each length has its own table

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
 import numpy as np
 
 from llama_layers.arrays.dtypes import dtype_name
-from llama_layers.backends.cupy.compile import launch
+from llama_layers.backends.cupy.compile import CONSTANTS, FORMATS, launch
+from llama_layers.backends.libraries import cupy
 
-FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2}  # as common.cuh has them
-# Rows of x that gemv.cu takes at once.
-MOST_TOKENS = 8
+MAX_TOKENS = 8
+"""Rows of x that the kernels take at once, and sequences that they decode."""
 _LOAD = 16  # bytes that a thread reads at once
-_WARPS = 4  # of a block, as gemv.cu has them
-_NORM_THREADS = 512
-_CHUNK = 64  # keys of a block, as attend.cu has them
-_SHARE = 2048  # logits of a block, as tokens.cu has them
-# Numbers of a block's query heads: so many, with all else, are within 48 KiB of shared memory.
+_WARPS = CONSTANTS["gemv"]["WARPS"]
+_NORM_THREADS = CONSTANTS["norm"]["THREADS"]
+_THREADS = CONSTANTS["tokens"]["THREADS"]
+_SHARE = _THREADS * CONSTANTS["tokens"]["OWN"]
+_ATTEND = CONSTANTS["attend"]
+# Numbers of a block's query heads: with all else they fit into 48 KiB of shared memory.
 _QUERY_NUMBERS = 2048
 
 
@@ -36,7 +36,7 @@ def takes_gemv(x: Any, weight: Any, out: Any, bias: Any | None = None) -> bool:
     """Whether `gemv` multiplies these: a few rows, all of one dtype, and as they lie."""
     arrays = [a for a in (x, weight, bias) if a is not None]
     return (
-        0 < x.shape[0] <= MOST_TOKENS
+        0 < x.shape[0] <= MAX_TOKENS
         and {dtype_name(a.dtype) for a in arrays} == {dtype_name(x.dtype)}
         and dtype_name(x.dtype) in FORMATS
         and dtype_name(out.dtype) in (dtype_name(x.dtype), "float32")
@@ -79,7 +79,7 @@ def gemv_swiglu(
 def rope_cache(
     qkv: Any, cos: Any, sin: Any, rows: Any, length: Any, keys: Any, values: Any, q: Any
 ) -> None:
-    """Turn queries and keys of qkv [M, (heads + 2 kv_heads) * D]; keys and values to the cache."""
+    """Rotate queries and keys of qkv [M, (heads + 2 kv_heads) * D]; write keys and values."""
     sequences, capacity, kv_heads, width = keys.shape
     heads = q.shape[1] // width
     sizes = (np.int32(n) for n in (heads, kv_heads, width // 2, capacity))
@@ -92,12 +92,12 @@ def rope_cache(
 
 
 def attend_scratch(sequences: int, heads: int, width: int, capacity: int) -> tuple[Any, Any]:
-    """What `attend` keeps of each piece of the context."""
-    cupy: Any = importlib.import_module("cupy")
-    pieces = (sequences, heads, math.ceil(capacity / _CHUNK))
+    """Memory for the result of each piece of the context in `attend`."""
+    xp = cupy()
+    pieces = (sequences, heads, math.ceil(capacity / _ATTEND["CHUNK"]))
     return (
-        cupy.empty((*pieces, width), dtype=cupy.float32),
-        cupy.empty((*pieces, 2), dtype=cupy.float32),
+        xp.empty((*pieces, width), dtype=xp.float32),
+        xp.empty((*pieces, 2), dtype=xp.float32),
     )
 
 
@@ -128,26 +128,27 @@ def attend(
         np.int32(capacity), np.int32(farthest), np.float32(1 / math.sqrt(width)),
     )  # fmt: skip
     grid = (chunks, heads // together, sequences)
-    launch("attend", "attend_split", grid, (128,), arguments, **macros)
+    launch("attend", "attend_split", grid, (32 * _ATTEND["WARPS"],), arguments, **macros)
     joined = (sums, ends, length, out, np.int32(chunks), np.int32(capacity))
-    launch("attend", "attend_join", (sequences * heads,), (512,), joined, **macros)
+    block = (32 * _ATTEND["JOINING"],)
+    launch("attend", "attend_join", (sequences * heads,), block, joined, **macros)
 
 
 def embed(ids: Any, table: Any, out: Any) -> None:
-    """The rows of a table [V, H] for ids [M]; zeros for an id that is none."""
+    """The rows of a table [V, H] for ids [M]; zeros for an id that is not in it."""
     sizes = np.int32(table.shape[1]), np.int32(table.shape[0])
     arguments = (ids, table, out, *sizes)
-    grid = math.ceil(table.shape[1] / 256), ids.shape[0]
-    launch("tokens", "embed", grid, (256,), arguments, FORMAT=_format(table, out))
+    grid = math.ceil(table.shape[1] / _THREADS), ids.shape[0]
+    launch("tokens", "embed", grid, (_THREADS,), arguments, FORMAT=_format(table, out))
 
 
 def draw_scratch(sequences: int, vocabulary: int) -> tuple[Any, Any]:
-    """What `argmax` and `sample` keep of each share of the logits."""
-    cupy: Any = importlib.import_module("cupy")
+    """Memory for the result of each share of the logits in `argmax` and `sample`."""
+    xp = cupy()
     shares = (sequences, math.ceil(vocabulary / _SHARE))
     return (
-        cupy.empty((*shares, 2), dtype=cupy.float32),  # a number and a place, of 4 bytes each
-        cupy.empty(shares, dtype=cupy.float64),
+        xp.empty((*shares, 2), dtype=xp.float32),  # a number and a place, of 4 bytes each
+        xp.empty(shares, dtype=xp.float64),
     )
 
 
@@ -172,16 +173,16 @@ def sample(
     _largest(logits, shares)
     vocabulary, count = np.int32(logits.shape[1]), np.int32(shares.shape[1])
     weighed = (logits, shares, temperature, sums, vocabulary)
-    launch("tokens", "weigh", (int(count), ids.shape[0]), (256,), weighed, FORMAT=0)
+    launch("tokens", "weigh", (int(count), ids.shape[0]), (_THREADS,), weighed, FORMAT=0)
     drawn = (logits, shares, sums, uniforms, step, temperature, ids, vocabulary, count)
-    launch("tokens", "draw", ids.shape, (256,), drawn, FORMAT=0)
+    launch("tokens", "draw", ids.shape, (_THREADS,), drawn, FORMAT=0)
 
 
 def _largest(logits: Any, shares: Any) -> None:
-    """Of each share of the logits."""
+    """The largest of each share of the logits."""
     arguments = (logits, shares, np.int32(logits.shape[1]))
     grid = shares.shape[1], logits.shape[0]
-    launch("tokens", "largest_of_shares", grid, (256,), arguments, FORMAT=0)
+    launch("tokens", "largest_of_shares", grid, (_THREADS,), arguments, FORMAT=0)
 
 
 def advance(length: Any, rows: Any, step: Any) -> None:
@@ -199,7 +200,7 @@ def _format(*arrays: Any) -> int:
 
 
 def _count(columns: int, *arrays: Any) -> int:
-    """How many numbers a thread may read at once: rows and addresses are multiples of so many."""
+    """The most numbers that a thread reads at once such that rows and addresses are multiples."""
     size = int(arrays[0].dtype.itemsize)
     count = math.gcd(columns, _LOAD // size)
     return math.gcd(count * size, *(array.data.ptr for array in arrays)) // size

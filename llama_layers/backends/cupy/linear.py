@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llama_layers.arrays.dispatch import takes
 from llama_layers.arrays.dtypes import accumulate_format, dtype_of, float_format
 from llama_layers.backends.cupy import cublas, launch
+from llama_layers.backends.trust import takes
 
 # cuBLAS multiplies numbers of one dtype only: a weight narrower than x is widened a block of rows
 # at a time, into 64 MiB of float32 that each block takes in turn.

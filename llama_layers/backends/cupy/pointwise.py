@@ -1,4 +1,4 @@
-"""What CuPy computes number by number or row by row, by one kernel in the place of some ten."""
+"""Norm, RoPE and the gate on CuPy, by one kernel instead of some ten."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from llama_layers.arrays.dispatch import takes
 from llama_layers.arrays.dtypes import dtype_name
-from llama_layers.backends.cupy.compile import launch
+from llama_layers.backends.cupy.compile import CONSTANTS, FORMATS, launch
 from llama_layers.backends.cupy.launch import norm
+from llama_layers.backends.trust import takes
 
-THREADS = 256
-_FORMAT = {"float32": 0, "bfloat16": 1, "float16": 2}  # as pointwise.cu has them
+THREADS = CONSTANTS["pointwise"]["THREADS"]
 
 
 def _taken(x: Any) -> bool:
-    return dtype_name(x.dtype) in _FORMAT and bool(x.size)
+    return dtype_name(x.dtype) in FORMATS and bool(x.size)
 
 
 # The kernel takes the rows of both tables from the same places.
@@ -29,7 +28,7 @@ def rotate(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
     x, cos, sin = (xp.ascontiguousarray(array) for array in (x, cos, sin))
     sizes = (np.int32(n) for n in (x.shape[2], half, cos.size // half))
     arguments = (x, cos, sin, y, np.int64(x.size // 2), *sizes)
-    form = _FORMAT[dtype_name(x.dtype)]
+    form = FORMATS[dtype_name(x.dtype)]
     _launch("rotate", x.size // 2, arguments, FORMAT=form, INTERLEAVED=int(layout != "half"))
     return y
 
@@ -37,7 +36,7 @@ def rotate(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
 @takes(lambda xp, gate, up: _taken(gate))
 def gate_with_silu(xp: Any, gate: Any, up: Any) -> Any:
     """``gate / (1 + exp(-gate)) * up`` in one pass."""
-    form = _FORMAT[dtype_name(gate.dtype)]
+    form = FORMATS[dtype_name(gate.dtype)]
     y = xp.empty(gate.shape, dtype=gate.dtype)
     arrays = (xp.ascontiguousarray(gate), xp.ascontiguousarray(up), y)
     _launch("gate_with_silu", y.size, (*arrays, np.int64(y.size)), FORMAT=form)
@@ -55,6 +54,6 @@ def normalise(xp: Any, x: Any, weight: Any, eps: float) -> Any:
 
 
 def _launch(kernel: str, count: int, arguments: tuple[Any, ...], **macros: int) -> None:
-    """A thread for each of so many."""
+    """Launch a thread for each of `count` numbers or pairs."""
     blocks = math.ceil(count / THREADS)
     launch("pointwise", kernel, (blocks,), (THREADS,), arguments, **{"INTERLEAVED": 0} | macros)

@@ -7,7 +7,6 @@ While the GPU copies one of them, on a stream of its own, threads fill the other
 
 from __future__ import annotations
 
-import importlib
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from llama_layers.backends.libraries import cupy
 
 # Bytes of each pinned buffer. A copy of fewer than some megabytes does not reach the bus's speed.
 STAGING = 64 << 20
@@ -52,27 +53,26 @@ def upload(
     All of the device's memory is taken before the first byte is read. If anything fails, it is
     given back, not only to CuPy's pool but to the device.
     """
-    cupy = importlib.import_module("cupy")
     with device:
         try:
-            return _uploaded(cupy, sources, done)
+            return _uploaded(cupy(), sources, done)
         except BaseException as error:  # raised again; a keyboard's interrupt too leaves arrays
             traceback.clear_frames(error.__traceback__)  # whose variables hold them
-            cupy.get_default_memory_pool().free_all_blocks()
+            cupy().get_default_memory_pool().free_all_blocks()
             raise
 
 
 def _uploaded(
-    cupy: Any,
+    xp: Any,
     sources: Mapping[Key, Source],
     done: Callable[[Key, int], None],
 ) -> dict[Key, Any]:
-    arrays = {key: cupy.empty(source.shape, source.dtype) for key, source in sources.items()}
+    arrays = {key: xp.empty(source.shape, source.dtype) for key, source in sources.items()}
     staging = max([STAGING, *(part.nbytes for s in sources.values() for part in s.parts)])
-    buffers = cycle([_Buffer(cupy, staging) for _ in range(2)])
-    stream = cupy.cuda.Stream(non_blocking=True)
+    buffers = cycle([_Buffer(xp, staging) for _ in range(2)])
+    stream = xp.cuda.Stream(non_blocking=True)
     # CuPy's pool gives out memory that earlier work on the current stream may still use.
-    stream.wait_event(cupy.cuda.get_current_stream().record())
+    stream.wait_event(xp.cuda.get_current_stream().record())
     with ThreadPoolExecutor(THREADS) as threads:
         try:
             for key, source in sources.items():
@@ -91,12 +91,12 @@ def _uploaded(
 class _Buffer:
     """Pinned memory, and whether it may be written to."""
 
-    def __init__(self, cupy: Any, nbytes: int) -> None:
+    def __init__(self, xp: Any, nbytes: int) -> None:
         # Not from CuPy's pool of pinned memory, which would keep it.
-        memory = cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(nbytes), 0)
+        memory = xp.cuda.PinnedMemoryPointer(xp.cuda.PinnedMemory(nbytes), 0)
         self._bytes = np.frombuffer(memory, np.uint8)
-        self._copied = cupy.cuda.Event(block=True, disable_timing=True)
-        self._runtime = cupy.cuda.runtime
+        self._copied = xp.cuda.Event(block=True, disable_timing=True)
+        self._runtime = xp.cuda.runtime
 
     def fill(self, block: Sequence[Part], threads: ThreadPoolExecutor) -> int:
         """Read parts into it, once the device has copied what it held; their bytes."""
@@ -123,7 +123,7 @@ class _Buffer:
 
 
 def _blocks(parts: Sequence[Part], most: int) -> Iterator[list[Part]]:
-    """The parts, together in as many as fit into so many bytes."""
+    """The parts in blocks, of as many as fit into `most` bytes."""
     block: list[Part] = []
     size = 0
     for part in parts:

@@ -1,10 +1,17 @@
-"""Bodies for jax arrays, which cannot be written to and may be traced."""
+"""Bodies for jax arrays, which cannot be written to and which `jax.jit` may trace."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from functools import cache
 from typing import Any
+
+import numpy as np
+
+from llama_layers.arrays.tracing import is_traced
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.rope import rope_table
 
 
 def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
@@ -13,29 +20,43 @@ def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
     return buffer.at[:, places].set(block)
 
 
+def angle_table(xp: Any, positions: Any, config: LlamaConfig, like: Any) -> Any:
+    """Take the rows of traced positions from the table of all positions of the config."""
+    if not is_traced(positions):
+        return NotImplemented
+    if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
+        raise ValueError(
+            "positions: expected known numbers for rope_type 'dynamic', whose frequencies depend "
+            "on the largest, got traced ones"
+        )
+    every = np.arange(config.max_position_embeddings)
+    cos, sin = (xp.take(t, positions, axis=0) for t in rope_table(every, config, like=like))
+    return cos, sin
+
+
 @cache
-def _register(cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]) -> None:
+def make_traceable(xp: Any, cls: type) -> None:
+    """Make a dataclass a pytree, so that `jax.jit` takes and returns it."""
     import jax  # not at the top, so that this file can be imported where jax is not installed
 
-    def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        data = [getattr(value, name) for name in data_fields]
-        return data, tuple(getattr(value, name) for name in meta_fields)
+    static = tuple(f.name for f in fields(cls) if f.metadata.get("static"))
+    data = tuple(f.name for f in fields(cls) if f.name not in static)
 
-    def unflatten(meta: tuple[Any, ...], data: Iterable[Any]) -> Any:
-        # Not through __init__, which checks: jax puts other things than arrays into its trees.
+    def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(value, n) for n in data], tuple(getattr(value, n) for n in static)
+
+    def unflatten(numbers: tuple[Any, ...], arrays: Iterable[Any]) -> Any:
+        # Not by __init__, which checks: jax puts other things than arrays into its trees.
         value: Any = object.__new__(cls)
-        vars(value).update(zip(data_fields + meta_fields, (*data, *meta), strict=True))
+        vars(value).update(zip(data + static, (*arrays, *numbers), strict=True))
         return value
 
     jax.tree_util.register_pytree_node(cls, flatten, unflatten)
 
 
-def make_traceable(
-    xp: Any, cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]
-) -> None:
-    """Make a dataclass a pytree, so that jit takes and returns it."""
-    _register(cls, data_fields, meta_fields)
-
-
-BODIES = {"write_tokens": write_tokens, "make_traceable": make_traceable}
+BODIES = {
+    "angle_table": angle_table,
+    "make_traceable": make_traceable,
+    "write_tokens": write_tokens,
+}
 ROUTES = {"jax": BODIES}

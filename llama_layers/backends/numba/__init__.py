@@ -1,4 +1,4 @@
-"""Bodies compiled by numba, an optional extra."""
+"""Bodies for NumPy arrays compiled by numba, an optional extra, which is loaded when it is used."""
 
 from __future__ import annotations
 

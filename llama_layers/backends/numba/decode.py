@@ -10,20 +10,22 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dispatch import takes
-from llama_layers.backends.numba.formats import CHUNK, MOST, ROWS, readable, ready
-from llama_layers.backends.numba.team import TEAM, threads
+from llama_layers.backends.numba import kernels
+from llama_layers.backends.numba.kernel_dtypes import readable, ready
+from llama_layers.backends.numba.sizes import MAX_DECODE_TOKENS, ROWS
+from llama_layers.backends.numba.threadpool import THREADS, num_threads
+from llama_layers.backends.trust import takes
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.tap import Tap, untouched
-from llama_layers.layers.weights import LayerWeights, LlamaWeights
-from llama_layers.model.fitting import layer_fits
+from llama_layers.layers.weights import LayerWeights, layer_fits
 from llama_layers.model.llama import Llama
+from llama_layers.model.weights import LlamaWeights
 
 
 class Plan:
-    """Where the weights of all layers are, in one format, and as large as a config says."""
+    """The addresses of all layers' weights, in one format, of the sizes that a config says."""
 
     def __init__(self, layers: tuple[LayerWeights, ...], config: LlamaConfig) -> None:
         self.layers, self.config = layers, config
@@ -31,7 +33,7 @@ class Plan:
         # The kernel reads and writes as much memory as the config says.
         if not all(layer_fits(layer, config) for layer in layers):
             return
-        arrays = [list(layer.named().values()) for layer in layers]
+        arrays = [list(layer.arrays().values()) for layer in layers]
         present = [a for row in arrays for a in row if a is not None]
         kinds = {readable(a) if a.flags.c_contiguous else None for a in present}
         if len(kinds) == 1 and min(a.shape[0] for a in present if a.ndim == 2) >= ROWS:
@@ -47,11 +49,11 @@ class Plan:
         return same and all(a is b for a, b in zip(self.layers, layers, strict=True))
 
     def caches(self, cache: KVCache) -> NDArray[np.int64] | None:
-        """Where the keys and values of each layer are; None if they are not in the kernel's order.
+        """Addresses of each layer's keys and values; None unless they lie in the kernel's order.
 
-        They are the same from token to token, and to ask for so many addresses takes longer than
-        to see that. How they lie is looked at each time, since it can be changed in place; their
-        shapes, `forward` has looked at.
+        They are the same from token to token, and asking for the addresses takes longer than
+        seeing that. The memory order is looked at each time, since it can be changed in place;
+        `forward` has looked at the shapes.
         """
         arrays = [array for pair in zip(cache.keys, cache.values, strict=True) for array in pair]
         if not all(a.flags.carray and a.dtype == np.float32 for a in arrays):
@@ -69,7 +71,7 @@ _PLANS: WeakKeyDictionary[LlamaWeights, Plan] = WeakKeyDictionary()
 
 
 def _plan(model: Llama) -> Plan:
-    """The plan for a model, made once, and again if a layer was exchanged."""
+    """The plan for a model, made once, and again if a layer was replaced."""
     layers = tuple(model.weights.layers)
     plan = _PLANS.get(model.weights)
     if plan is None or not plan.is_for(layers, model.config):
@@ -82,7 +84,7 @@ def _fitted(
 ) -> tuple[Plan, NDArray[np.int64]] | None:
     """The plan and the places of the cache, if the kernel takes all layers."""
     config = model.config
-    few = 0 < x.shape[0] * x.shape[1] <= MOST and x.dtype == np.float32
+    few = 0 < x.shape[0] * x.shape[1] <= MAX_DECODE_TOKENS and x.dtype == np.float32
     if cache is None or tap is not untouched or not few:
         return None
     plan = _plan(model)
@@ -131,39 +133,35 @@ def _run(
     cache: KVCache,
     caches: NDArray[np.int64],
 ) -> NDArray[Any]:
-    from llama_layers.backends.numba import kernels  # loads numba, which takes a while
-
     batch, seq, hidden = x.shape
-    tokens, size = batch * seq, threads()
-    heads, kv_heads, width = (
-        config.num_attention_heads, config.num_key_value_heads, config.head_dim,
-    )  # fmt: skip
+    tokens, size = batch * seq, num_threads()
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    width, half = config.head_dim, config.head_dim // 2
     windows = list(masks)
     visible = masks[windows[0]].keys.shape[0]
     allowed = np.stack(
         [np.broadcast_to(masks[w].rows(0, seq), (batch, seq, visible)) for w in windows]
     ).reshape(len(windows), tokens, visible)
-    mask_of = np.array([windows.index(config.window_of(i)) for i in range(len(plan.layers))])
-    cos, sin = (
-        np.broadcast_to(t, (batch, seq, width // 2)).reshape(tokens, width // 2) for t in rope
+    cos, sin = (np.broadcast_to(t, (batch, seq, half)).reshape(tokens, half) for t in rope)
+    assert plan.kind is not None  # or the plan is for nothing
+    inputs = kernels.decode.Inputs(
+        dtype=plan.kind,
+        weights=plan.addresses,
+        caches=caches,
+        capacity=cache.capacity,
+        length=int(cache.length) - seq,
+        seq=seq,
+        eps=np.float32(config.rms_norm_eps),
+        scale=np.float32(1 / math.sqrt(width)),
+        cos=ready(cos, np.float32),
+        sin=ready(sin, np.float32),
+        allowed=ready(allowed, np.bool_).view(np.uint8),
+        mask_of=np.array([windows.index(config.window_of(i)) for i in range(len(plan.layers))]),
     )
-    chunks = -(-visible // CHUNK)
-    inner = config.intermediate_size
-    qkv = (heads + 2 * kv_heads) * width
-
-    def empty(*shape: int) -> NDArray[Any]:
-        return np.empty(shape, np.float32)
-
+    scratch = kernels.decode.scratch(
+        size, tokens, hidden, config.intermediate_size, heads, kv_heads, width, visible
+    )
     y = np.array(x.reshape(tokens, hidden), order="C")
-    sync = np.zeros(2, np.int64)  # how many have come, and whether one never will
-    TEAM.run(
-        size, kernels.layers, sync, plan.kind, plan.addresses, caches,
-        cache.capacity, int(cache.length) - seq, seq, np.float32(config.rms_norm_eps),
-        np.float32(1 / math.sqrt(width)), ready(cos, np.float32), ready(sin, np.float32),
-        ready(allowed, np.bool_).view(np.uint8), mask_of, y, empty(size, max(hidden, inner, qkv)),
-        empty(size, tokens, hidden), empty(tokens, qkv), empty(tokens, chunks, heads, width),
-        empty(tokens, chunks, heads, 2), empty(size, heads // kv_heads, CHUNK),
-        empty(size, tokens, heads * width), empty(tokens, hidden), empty(tokens, inner),
-        empty(tokens, inner), stop=sync,
-    )  # fmt: skip
+    sync = np.zeros(2, np.int64)  # how many threads have come, and whether one never will
+    THREADS.run(size, kernels.decode.layers, sync, inputs, y, scratch, stop=sync)
     return y.reshape(x.shape)

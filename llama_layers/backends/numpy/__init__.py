@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
 
 from llama_layers.arrays.dtypes import accumulate_format, float_format
+from llama_layers.backends.numba import BODIES as COMPILED
+from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.backends.numpy.attention import attend
-from llama_layers.backends.numpy.compiled import compiled_problem
 from llama_layers.backends.numpy.linear import linear_2d
 from llama_layers.backends.numpy.pointwise import gate_with_silu, normalise, rotate
+from llama_layers.backends.trust import trusted
 
 
 def activations(xp: Any, x: Any) -> Any:
@@ -32,6 +33,6 @@ BODIES = {
     "normalise": normalise,
     "rotate": rotate,
 }
-ROUTES = {"NumPy": BODIES}
+ROUTES = trusted("numpy", NumPy=BODIES)
 if compiled_problem() is None:
-    ROUTES = {"numba": importlib.import_module("llama_layers.backends.numba").BODIES} | ROUTES
+    ROUTES = trusted("numpy", numba=COMPILED) | ROUTES

@@ -12,8 +12,8 @@ from llama_layers.arrays.dtypes import accumulate_format, float_format
 from llama_layers.layers.mask import Mask
 
 # Scores of a tile: 1 MiB of float32 stay in a core's second-level cache from the product with the
-# keys to the product with the values. Of a causal mask half of the last QUERIES keys of a tile are
-# computed in vain; fewer rows make the products slower than that.
+# keys to the product with the values. With a causal mask half of the last QUERIES keys of a
+# tile are computed in vain; fewer rows make the products slower than that.
 TILE = 1 << 18
 QUERIES = 64
 

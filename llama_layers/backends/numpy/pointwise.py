@@ -1,4 +1,4 @@
-"""What NumPy computes number by number, without temporary arrays that leave the cache."""
+"""Norm, RoPE and the gate on NumPy, without temporary arrays that leave the cache."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import accumulate_format, float_format
 
-# Numbers that are gated at a time: of float32 four arrays of so many take 512 KiB, and stay in a
-# core's second-level cache.
+# Numbers that are gated at a time: four float32 arrays of them take 512 KiB and stay in a core's
+# second-level cache.
 BLOCK = 1 << 15
 
 

@@ -1,7 +1,7 @@
-"""Bodies held to the bounds of their definitions, on small inputs.
+"""Trials of bodies on small inputs, where they have to keep to the bounds of their definitions.
 
-Each operation has its cases in operations.py, decoding in decoding.py. They stand above all that
-they try: the dispatcher, far below, loads them by name the first time that a body is to serve.
+operations.py has the cases of each operation, decoding.py those of whole models. They stand above
+everything that they try; backends/trust.py loads them by name before a body first serves.
 """
 
 from llama_layers.verify.bodies.trial import OPERATIONS, verdict_on

@@ -1,7 +1,7 @@
 """Whole models through the bodies that take all layers, or all of a step, at once.
 
 No derived bound exists for a whole model: layer by layer its worst case grows beyond all use. So
-the error allowed is a multiple of the definition's own in the same formats, against the same pass
+the allowed error is a multiple of the definition's own in the same formats, against the same pass
 in float64: 4 times its largest, since another order of summation moves an error by no more than a
 few times its size, and 8 roundings of the largest number, for where it is near zero by chance.
 Wrong masks, positions or weights are off by many times that.
@@ -17,23 +17,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dispatch import Body, only, taken
+from llama_layers.arrays.dispatch import Function, definitions, only
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.layers.cache import KVCache
-from llama_layers.model.forward import decoder_layers as portable_layers
 from llama_layers.model.forward import forward
 from llama_layers.model.generate import generate
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bodies.models import EVEN, ODD, Move, TinyModel
-from llama_layers.verify.bodies.place import Place, Seen
+from llama_layers.verify.bodies.place import Outcome, Place
 
 ALLOWED, ROUNDINGS = 4, 8
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Tokens, and after how many of them each part of them ends."""
+    """Tokens, and where each part of them ends."""
 
     ids: NDArray[Any]
     cuts: tuple[int, ...]
@@ -52,7 +51,7 @@ SHORT, PADDED = _feed(3, 12, STEPS, False), _feed(2, 12, STEPS, True)
 LONG = _feed(1, 261, (256, 257, 258, 260), False)
 
 
-def decoder_layers(body: Body, place: Place) -> Iterator[Seen]:
+def decoder_layers(body: Function, place: Place) -> Iterator[Outcome]:
     """A few tokens at a time after others, in every format of the weights."""
     cases = (
         ("float32", EVEN, PADDED),
@@ -65,17 +64,17 @@ def decoder_layers(body: Body, place: Place) -> Iterator[Seen]:
         if name == "float32" and not place.single_products:
             continue
         label = f"{name}, {feed.ids.shape[0]} sequences of {feed.ids.shape[1]} tokens"
-        found = _layers_seen(body, TinyModel(config, name, place), feed, label)
+        found = _layers_outcome(body, TinyModel(config, name, place), feed, label)
         if found is not None:
             yield found
-    found = _layers_seen(
+    found = _layers_outcome(
         body, TinyModel(EVEN, "float32", place, 1e25), SHORT, "scores that overflow"
     )
     if found is not None:
         yield found
 
 
-def _layers_seen(body: Body, model: TinyModel, feed: Feed, label: str) -> Seen | None:
+def _layers_outcome(body: Function, model: TinyModel, feed: Feed, label: str) -> Outcome | None:
     computed = _run(model.there, feed, model.place.array, body)
     if not computed.served:
         return None
@@ -83,12 +82,12 @@ def _layers_seen(body: Body, model: TinyModel, feed: Feed, label: str) -> Seen |
     runs = (computed, _run(model.plain, feed, _same), _run(model.exact, feed, _same))
     found, alone, exact = (run.states[kept] for run in runs)
     if not np.array_equal(np.isfinite(found), np.isfinite(alone)):
-        return Seen(label, math.inf, f"NaN or infinity is not where it should be ({label})")
+        return Outcome(label, math.inf, f"NaN or infinity is not where it should be ({label})")
     finite = np.isfinite(alone) & np.isfinite(exact)
     if not finite.any():
-        return Seen(label, 0.0)
+        return Outcome(label, 0.0)
     off = abs(found[finite].astype(np.float64) - exact[finite])
-    return Seen(label, float(off.max() / _allowed(alone[finite], exact[finite])))
+    return Outcome(label, float(off.max() / _allowed(alone[finite], exact[finite])))
 
 
 def _allowed(alone: NDArray[Any], exact: NDArray[Any]) -> float:
@@ -97,11 +96,11 @@ def _allowed(alone: NDArray[Any], exact: NDArray[Any]) -> float:
     return float(ALLOWED * own + ROUNDINGS * u * abs(exact).max())
 
 
-def drawn_tokens(body: Body, place: Place) -> Iterator[Seen]:
+def decode_loop(body: Function, place: Place) -> Iterator[Outcome]:
     """Tokens that follow a prompt, the likeliest and drawn ones.
 
-    Each is to be the one that exact logits after the tokens before it give, or one that errors
-    within what is allowed of the logits could make of it.
+    Each has to be the token that exact logits after those before it give, or one that allowed
+    errors of the logits could turn it into.
     """
     count = 6
     for name in ("float32", "bfloat16", "float16"):
@@ -110,7 +109,7 @@ def drawn_tokens(body: Body, place: Place) -> Iterator[Seen]:
         model = TinyModel(EVEN, name, place)
         for temperature in (0.0, 0.8):
             prompts = SHORT.ids[:, :4]
-            with only({"drawn_tokens": body}):
+            with only({"decode_loop": body}):
                 steps = generate(
                     model.there, place.array(prompts), max_new_tokens=count,
                     temperature=temperature, rng=7, eos_token_id=(),
@@ -118,7 +117,7 @@ def drawn_tokens(body: Body, place: Place) -> Iterator[Seen]:
                 drawn = np.stack([to_numpy(step) for step in steps], axis=1)
             label = f"{name}, temperature {temperature:g}"
             if not ((drawn >= 0) & (drawn < EVEN.vocab_size)).all():
-                yield Seen(label, math.inf, f"it draws an id that is not a token ({label})")
+                yield Outcome(label, math.inf, f"it draws an id that is not a token ({label})")
                 continue
             feed = Feed(
                 np.concatenate([prompts, drawn[:, :-1]], axis=1), (prompts.shape[1] + count - 1,)
@@ -131,7 +130,7 @@ def drawn_tokens(body: Body, place: Place) -> Iterator[Seen]:
                 ratio = (exact.max(axis=-1) - chosen).max() / (2 * off)
             else:
                 ratio = _beyond_share(exact / temperature, drawn, 2 * off / temperature)
-            yield Seen(label, float(ratio))
+            yield Outcome(label, float(ratio))
 
 
 def _beyond_share(scaled: NDArray[Any], drawn: NDArray[Any], off: float) -> float:
@@ -147,7 +146,7 @@ def _beyond_share(scaled: NDArray[Any], drawn: NDArray[Any], off: float) -> floa
 
 
 class Run(NamedTuple):
-    """What became of all tokens."""
+    """The results for all tokens."""
 
     states: NDArray[Any]
     """After the layers [B, S, hidden_size]."""
@@ -156,18 +155,19 @@ class Run(NamedTuple):
     """Whether the body served at all."""
 
 
-def _run(model: Llama, feed: Feed, move: Move, body: Body | None = None) -> Run:
+def _run(model: Llama, feed: Feed, move: Move, body: Function | None = None) -> Run:
     """All tokens by the definitions, and all layers at once by a body where it takes them."""
     states, logits, served = [], [], False
-    definition: Body = portable_layers.__wrapped__  # type: ignore[attr-defined]
 
     def recorded(*arguments: Any) -> Any:
         nonlocal served
-        own = body is not None and taken(body, *arguments)
-        served = served or own
-        x, cache = (body if body is not None and own else definition)(*arguments)
-        states.append(to_numpy(x).copy())
-        return x, cache
+        result = NotImplemented if body is None else body(*arguments)
+        if result is NotImplemented:
+            result = definitions["decoder_layers"](*arguments)
+        else:
+            served = True
+        states.append(to_numpy(result[0]).copy())
+        return result
 
     cache = KVCache.create(model, *feed.ids.shape, like=model.weights.embed_tokens)
     start = 0

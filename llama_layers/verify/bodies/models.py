@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.llama import Llama
-from llama_layers.model.weight_names import EMBEDDING, expected_tensors, llama_weights
+from llama_layers.model.weights import EMBEDDING, LlamaWeights, expected_tensors
 from llama_layers.verify.bodies.operations import DTYPES
 from llama_layers.verify.bodies.place import Place
 
@@ -85,8 +85,5 @@ def _numbers(config: LlamaConfig, dtype: np.dtype[Any], scale: float) -> dict[st
 
 def _model(config: LlamaConfig, numbers: dict[str, NDArray[Any]], move: Move) -> Llama:
     """A model of these numbers elsewhere, or in another format."""
-
-    def array(names: tuple[str, ...]) -> Any:
-        return move(np.concatenate([numbers[name] for name in names]))
-
-    return Llama(config, llama_weights(array, config))
+    arrays = {name: move(array) for name, array in numbers.items()}
+    return Llama(config, LlamaWeights.from_named(arrays, config))

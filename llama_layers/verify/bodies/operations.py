@@ -11,17 +11,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dispatch import Body
+from llama_layers.arrays.dispatch import Function, definitions
 from llama_layers.arrays.dtypes import accumulate_format, float_format
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.layers.attention import attend as portable_attend
-from llama_layers.layers.linear import linear_2d as portable_linear
 from llama_layers.layers.mask import Mask
-from llama_layers.layers.mlp import gate_with_silu as portable_gate
-from llama_layers.layers.norm import normalise as portable_normalise
 from llama_layers.layers.rope import rope_table
-from llama_layers.layers.rope import rotate as portable_turn
-from llama_layers.verify.bodies.place import Case, Place, Seen, seen
+from llama_layers.verify.bodies.place import Case, Outcome, Place, outcome
 from llama_layers.verify.bounds import (
     Bound,
     attention_bound,
@@ -47,15 +42,14 @@ def _drawn(seed: int, *shape: int, dtype: str = "float32", scale: float = 1.0) -
     return numbers.astype(DTYPES[dtype])
 
 
-def _all_seen(body: Body, function: Any, cases: Iterable[Case], place: Place) -> Iterator[Seen]:
-    definition = function.__wrapped__
+def _outcomes(body: Function, name: str, cases: Iterable[Case], place: Place) -> Iterator[Outcome]:
     for case in cases:
-        found = seen(body, definition, case, place)
+        found = outcome(body, definitions[name], case, place)
         if found is not None:
             yield found
 
 
-def activations(body: Body, place: Place) -> Iterator[Seen]:
+def activations(body: Function, place: Place) -> Iterator[Outcome]:
     """Embeddings, widened and not changed; the definition leaves their format to the backend."""
 
     def widened(xp: Any, x: NDArray[Any]) -> NDArray[Any]:
@@ -70,12 +64,12 @@ def activations(body: Body, place: Place) -> Iterator[Seen]:
 
     for dtype in DTYPES:
         for shape in ((1, 1, 7), (2, 3, 33), (1, 40, 5)):
-            found = seen(body, widened, case(dtype, shape), place)
+            found = outcome(body, widened, case(dtype, shape), place)
             if found is not None:
                 yield found
 
 
-def normalise(body: Body, place: Place) -> Iterator[Seen]:
+def normalise(body: Function, place: Place) -> Iterator[Outcome]:
     """Rows that fill vectors and some that do not, of numbers of several sizes."""
 
     def case(dtype: str, kept: str, shape: tuple[int, ...], eps: float, what: Any = None) -> Case:
@@ -101,10 +95,10 @@ def normalise(body: Body, place: Place) -> Iterator[Seen]:
             for what in POISON:
                 yield case(dtype, dtype, (3, 33), 1e-5, what)
 
-    return _all_seen(body, portable_normalise, cases(), place)
+    return _outcomes(body, "normalise", cases(), place)
 
 
-def rotate(body: Body, place: Place) -> Iterator[Seen]:
+def rotate(body: Function, place: Place) -> Iterator[Outcome]:
     """Heads within a fused projection, at positions shared or of each sequence."""
 
     def case(
@@ -132,10 +126,10 @@ def rotate(body: Body, place: Place) -> Iterator[Seen]:
                     yield case(dtype, 6, layout, 2, what=what)
         yield case("float32", 48, "half", rows=2, seq=67)
 
-    return _all_seen(body, portable_turn, cases(), place)
+    return _outcomes(body, "rotate", cases(), place)
 
 
-def gate_with_silu(body: Body, place: Place) -> Iterator[Seen]:
+def gate_with_silu(body: Function, place: Place) -> Iterator[Outcome]:
     """Gates whose exponentials overflow and vanish, in blocks and a rest."""
 
     def case(dtype: str, shape: tuple[int, ...], what: Any = None) -> Case:
@@ -160,10 +154,10 @@ def gate_with_silu(body: Body, place: Place) -> Iterator[Seen]:
                 yield case(dtype, (3, 7), what)
         yield case("float32", (3, 11003))
 
-    return _all_seen(body, portable_gate, cases(), place)
+    return _outcomes(body, "gate_with_silu", cases(), place)
 
 
-def linear_2d(body: Body, place: Place) -> Iterator[Seen]:
+def linear_2d(body: Function, place: Place) -> Iterator[Outcome]:
     """Few rows and many, with all tails of tiles, in one thread and several."""
 
     def case(
@@ -197,10 +191,10 @@ def linear_2d(body: Body, place: Place) -> Iterator[Seen]:
             for formats in pairs[:3]:
                 yield case(formats, (tokens, 261, 301), None)
 
-    return _all_seen(body, portable_linear, cases(), place)
+    return _outcomes(body, "linear_2d", cases(), place)
 
 
-def attend(body: Body, place: Place) -> Iterator[Seen]:
+def attend(body: Function, place: Place) -> Iterator[Outcome]:
     """Groups of heads, tails of tiles, and masks of each kind, with rows that see nothing."""
 
     def case(
@@ -255,4 +249,4 @@ def attend(body: Body, place: Place) -> Iterator[Seen]:
         if place.single_products:
             yield case("float32", (133, 141, 8, 2, 24), "window and padding")  # several blocks
 
-    return _all_seen(body, portable_attend, cases(), place)
+    return _outcomes(body, "attend", cases(), place)

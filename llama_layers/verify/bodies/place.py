@@ -1,4 +1,4 @@
-"""Where a body is tried, and what is seen of it there."""
+"""Where a body is tried, and the outcome."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dispatch import Body, taken
+from llama_layers.arrays.dispatch import Function
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.verify.bounds import Bound
 
 
-class Seen(NamedTuple):
-    """What a body did in one case."""
+class Outcome(NamedTuple):
+    """How a body did in one case."""
 
     label: str
     ratio: float
-    """Its largest error over the limit; infinite where it did something else that is wrong."""
+    """Its largest error over the limit; infinite for another fault."""
     problem: str | None = None
-    """What that was, if it is not the size of an error."""
+    """The fault, if it is not the size of an error."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,21 @@ class Case(NamedTuple):
     bound: Callable[[], Bound]
 
 
-def seen(body: Body, definition: Body, case: Case, place: Place) -> Seen | None:
+def outcome(body: Function, definition: Function, case: Case, place: Place) -> Outcome | None:
     """How far a body is off; None if it does not take the case.
 
-    Where the definition's result is finite the body's is within the bound, where it is NaN or
-    infinite the body's is one of these, and the inputs are as they were.
+    Where the definition's result is finite the body's has to be within the bound, and where it is
+    not the body's may not be either. The inputs have to be unchanged.
     """
     arrays = [place.array(a) for a in case.arrays]
     arguments = case.arguments(*arrays)
-    if not taken(body, place.xp, *arguments):
+    result = body(place.xp, *arguments)
+    if result is NotImplemented:
         return None
-    result = to_numpy(body(place.xp, *arguments))
+    result = to_numpy(result)
     expected = definition(np, *case.arguments(*case.arrays))
     if result.shape != expected.shape or result.dtype != expected.dtype:
-        return Seen(
+        return Outcome(
             case.label,
             math.inf,
             f"it gives {result.dtype.name} {list(result.shape)} and not "
@@ -84,9 +85,9 @@ def seen(body: Body, definition: Body, case: Case, place: Place) -> Seen | None:
         to_numpy(now).tobytes() == before.tobytes()
         for now, before in zip(arrays, case.arrays, strict=True)
     ):
-        return Seen(case.label, math.inf, f"it changes its inputs ({case.label})")
+        return Outcome(case.label, math.inf, f"it changes its inputs ({case.label})")
     if not np.array_equal(np.isfinite(result), np.isfinite(expected)):
-        return Seen(
+        return Outcome(
             case.label, math.inf, f"NaN or infinity is not where it should be ({case.label})"
         )
-    return Seen(case.label, float(case.bound().ratio(result).max(initial=0.0)))
+    return Outcome(case.label, float(case.bound().ratio(result).max(initial=0.0)))

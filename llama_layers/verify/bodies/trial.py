@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from llama_layers.arrays.dispatch import Body, Offer
-from llama_layers.backends.numpy.sizes import of_any_size
+from llama_layers.arrays.dispatch import Function
+from llama_layers.backends.numba.sizes import of_any_size
+from llama_layers.backends.trust import Body
 from llama_layers.backends.verdicts import Verdict
 from llama_layers.verify.bodies import decoding, operations
-from llama_layers.verify.bodies.place import Place, Seen
+from llama_layers.verify.bodies.place import Outcome, Place
 
-OPERATIONS: dict[str, Callable[[Body, Place], Iterator[Seen]]] = {
+OPERATIONS: dict[str, Callable[[Function, Place], Iterator[Outcome]]] = {
     "activations": operations.activations,
     "attend": operations.attend,
     "decoder_layers": decoding.decoder_layers,
-    "drawn_tokens": decoding.drawn_tokens,
+    "decode_loop": decoding.decode_loop,
     "gate_with_silu": operations.gate_with_silu,
     "linear_2d": operations.linear_2d,
     "normalise": operations.normalise,
@@ -25,23 +26,23 @@ OPERATIONS: dict[str, Callable[[Body, Place], Iterator[Seen]]] = {
 }
 
 
-def verdict_on(offer: Offer) -> Verdict:
-    """Try a body, whatever work it takes, and say how far it went beyond its limit.
+def verdict_on(body: Body) -> Verdict:
+    """Try a body on work of any size, and say how its errors compare with their limits.
 
     Parameters
     ----------
-    offer : Offer
+    body : Body
         The body, and whose arrays it takes.
 
     Returns
     -------
     Verdict
-        With the largest error over its limit, or the first that is beyond it. What the body raises
-        is left to the caller.
+        With the largest error over its limit, or the first that is beyond it. Errors that the body
+        raises are left to the caller.
     """
-    worst = Seen("", -math.inf)
+    worst = Outcome("", -math.inf)
     with np.errstate(all="ignore"), of_any_size():  # some inputs overflow on purpose
-        for seen in OPERATIONS[offer.name](offer.body, Place.of(offer.library)):
+        for seen in OPERATIONS[body.name](body.function, Place.of(body.library)):
             if not seen.ratio <= worst.ratio:  # NaN is the worst
                 worst = seen
             if not worst.ratio <= 1:

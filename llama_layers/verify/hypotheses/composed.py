@@ -24,7 +24,7 @@ from llama_layers.layers.weights import LayerWeights
 from llama_layers.verify.fit import in_halves
 from llama_layers.verify.hypotheses.hidden_states import DETAIL, LATE, are_late
 from llama_layers.verify.hypotheses.mlp import FORMULAS
-from llama_layers.verify.inherited import Run, mapped
+from llama_layers.verify.inherited import Run
 
 _THETAS = (1e4, 5e5, 1e6)
 _EPS = (1e-5, 1e-6)
@@ -279,7 +279,7 @@ class _Layers(Sequence[LayerWeights]):
         return len(self._layers)
 
     def __getitem__(self, layer: Any) -> Any:
-        return self._change(mapped(self._layers[self._places.get(layer, layer)], to_numpy))
+        return self._change(self._layers[self._places.get(layer, layer)].mapped(to_numpy))
 
 
 def _with_layers(

@@ -50,7 +50,7 @@ def record_transformers(
     input_ids : tensor or array of integers, shape [B, S]
         Token ids.
     attention_mask : tensor or array of 0 and 1, shape [B, S], optional
-        Which tokens are no padding; all if not given.
+        Which tokens are not padding; all if not given.
     positions : tensor or array of integers, shape [S] or [B, S], optional
         For RoPE; if not given transformers counts from 0, padding included.
     probabilities : bool, optional
@@ -64,7 +64,7 @@ def record_transformers(
     Raises
     ------
     TypeError
-        If `model` is none of the three.
+        If `model` is not one of the three.
     ValueError
         If an argument has a wrong shape or dtype, or probabilities are asked for where the
         attention function gives none.
@@ -147,7 +147,7 @@ def _positions(torch: Any, values: Any, ids: Any) -> Any:
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout; each module is put back into the mode that it was in."""
+    """Turn dropout off, and put each module back into its mode afterwards."""
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
@@ -161,7 +161,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 def _watched(
     model: Any, keep: Keep, keep_positions: Callable[[Any], None], probabilities: bool
 ) -> Iterator[None]:
-    """Hooks on the modules and on the attention function, as long as the context is open."""
+    """Hook the modules and the attention function as long as the context is open."""
     with ExitStack() as stack:
 
         def output_of(module: Any, name: str) -> None:
@@ -201,7 +201,7 @@ def _watched(
 
 @contextmanager
 def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[None]:
-    """What the attention function is given, queries and keys after RoPE, and what it weighs with.
+    """Keep the queries and keys that the attention function is given, and its probabilities.
 
     The function is looked up by name at each call. For as long as the context is open, one that
     looks on stands under that name; other models than this one pass through it unseen.
@@ -229,7 +229,7 @@ def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[
 
     replaced = True
     try:
-        del functions[chosen]  # someone's own, in place of the library's
+        del functions[chosen]  # someone's own, instead of the library's
     except KeyError:
         replaced = False
     functions[chosen] = attention

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.aliases import canonical_arrays, schemes_of
-from llama_layers.verify.fit import TURNED, in_halves
+from llama_layers.verify.fit import ROTATED, in_halves
 from llama_layers.verify.sites import sites
 from llama_layers.verify.trace import Trace
 
@@ -63,7 +63,7 @@ def record_llama_cpp(
     path : str or path
         The GGUF file.
     input_ids : array of integers, shape [B, S]
-        Token ids. Each row is a run of its own; there is not padding.
+        Token ids. Each row is a run of its own, without padding.
     kv_cache : {"float16", "float32"}, optional
         The format of cached keys and values, which llama.cpp attends to: its own default, or one
         that rounds nothing.
@@ -82,7 +82,7 @@ def record_llama_cpp(
     ValueError
         If an argument has a wrong shape or dtype.
     CheckpointError, ConfigError
-        If the file is no GGUF file of a model that `load` can read.
+        If the file is not a GGUF file of a model that `load` can read.
     RuntimeError
         If llama.cpp cannot load or run it, or does not show a site under the names that are known.
 
@@ -128,7 +128,7 @@ def record_llama_cpp(
     with _model(api, path) as model:
         layout = _LAYOUTS.get(api.llama_model_rope_type(model))
         if layout is None:
-            raise RuntimeError(f"{path}: expected RoPE that turns pairs of a head's numbers")
+            raise RuntimeError(f"{path}: expected RoPE that rotates pairs of a head's numbers")
         for row in ids:
             callback.tensors.clear()
             with _context(api, model, len(row), callback, formats[kv_cache], flash_attention) as c:
@@ -166,7 +166,7 @@ def _model(api: Any, path: str | os.PathLike[str]) -> Iterator[Any]:
 def _context(
     api: Any, model: Any, count: int, callback: _Callback, kv_type: int, flash_attention: bool
 ) -> Iterator[Any]:
-    """A context that computes so many tokens in one go."""
+    """Open a context that computes `count` tokens at once."""
     params = api.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = count
     params.type_k = params.type_v = kv_type
@@ -197,7 +197,7 @@ def _decode(api: Any, context: Any, row: NDArray[Any]) -> int:
 
 
 class _Callback:
-    """Keeps the tensors that sites may be made of, in the order in which they are computed."""
+    """A callback that keeps the tensors of sites, in the order in which they are computed."""
 
     def __init__(self) -> None:
         self.tensors: list[tuple[str, NDArray[Any]]] = []
@@ -215,7 +215,7 @@ class _Callback:
         return name is not None or not asking
 
     def _name(self, address: int) -> str | None:
-        """A tensor's name, if it may be a site's."""
+        """Return a tensor's name, if it may be a site's."""
         name = str(self._ggml.ggml_get_name(address).decode())
         # The product with the output projection has a name in some architectures only.
         source = _Tensor.from_address(address).src[1]
@@ -241,7 +241,7 @@ class _Callback:
 
 
 def _ggml() -> Any:
-    """The library of tensors, with its functions told what they take and give."""
+    """Load the library of tensors, and declare the types of its functions."""
     library = importlib.import_module("llama_cpp._ggml").libggml
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     for name, result, arguments in (
@@ -257,11 +257,11 @@ def _ggml() -> Any:
 def _arrays(
     tensors: list[tuple[str, NDArray[Any]]], config: LlamaConfig, count: int, layout: str
 ) -> dict[str, NDArray[Any]]:
-    """The sites of one run, from its tensors in the order in which they were computed."""
+    """Return the sites of one run, from its tensors in the order of computation."""
     numbered: dict[str, NDArray[Any]] = {}
     for place, (name, array) in enumerate(tensors):
         numbered[f"{name}#{place}" if "-" in name else name] = array
-    for name in [n for n in numbered if "_b-" in n]:  # what has its bias takes the place of
+    for name in [n for n in numbered if "_b-" in n]:  # with its bias, instead of the one without
         plain = name.partition("#")[0].replace("_b-", "-")
         numbered = {n: a for n, a in numbered.items() if n.partition("#")[0] != plain}
     found = canonical_arrays(numbered)
@@ -280,6 +280,6 @@ def _arrays(
                 f"{site.name}: expected shape {list(shape)}, got {list(found[site.name].shape)}"
             )
         array = found[site.name].reshape(shape)
-        turned = layout == "interleaved" and site.role in TURNED
-        arrays[site.name] = in_halves(array, config.head_dim) if turned else array
+        rotated = layout == "interleaved" and site.role in ROTATED
+        arrays[site.name] = in_halves(array, config.head_dim) if rotated else array
     return arrays

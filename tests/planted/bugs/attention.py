@@ -9,7 +9,7 @@ from tests.planted.planting import NOT_NAMED, wrong
 
 ATTENTION = "llama_layers.layers.attention:attention"
 ATTEND = "llama_layers.layers.attention:attend"
-SOFTMAX = "llama_layers.layers.attention:exponentials"
+SOFTMAX = "llama_layers.layers.attention:shifted_exp"
 LOOPS = "test_attention.py::test_like_loops"
 BLOCKS = "test_attention.py::test_blocks_of_queries"
 FAR_BELOW = "test_attention.py::test_scores_far_below_zero"
@@ -92,14 +92,14 @@ def softmax_not_normalised(right, xp, q, k, v, mask, scale):
 
 
 def totals(xp, q, k, mask, scale):
-    """The sums of the exponentials of each query and head, [B, S, num_heads, 1]."""
+    """The sums of the shifted_exp of each query and head, [B, S, num_heads, 1]."""
     k = xp.repeat(k, q.shape[2] // k.shape[2], axis=2)
     q, k = (xp.permute_dims(array, (0, 2, 1, 3)) for array in (q, k))
     scores = q @ xp.permute_dims(k, (0, 1, 3, 2)) * scale
     if mask is not None:
         mask = mask if hasattr(mask, "ndim") else mask.rows(0, q.shape[2])
         mask = xp.reshape(mask, (-1, 1, *mask.shape[-2:]))
-    weights = attention.exponentials(xp, scores, mask)
+    weights = attention.shifted_exp(xp, scores, mask)
     return xp.permute_dims(xp.sum(weights, axis=-1, keepdims=True), (0, 2, 1, 3))
 
 

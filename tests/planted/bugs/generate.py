@@ -10,7 +10,7 @@ from tests.planted.planting import wrong
 
 GENERATE = "llama_layers.model.generate:generate"
 PENALISED = "llama_layers.model.generate:_penalised"
-SEEN = "llama_layers.model.generate:_seen"
+SEEN = "llama_layers.model.generate:_used"
 PREFILL = "llama_layers.model.generate:_prefill"
 REPETITION = "test_generation.py::test_repetition_penalty"
 ENDS = "test_generation.py::test_eos_is_the_last_token_given"

@@ -10,10 +10,6 @@
 // Pieces begin at multiples of CHUNK and are joined in an order of their own, so that a row's bits
 // depend on nothing but the row.
 
-#define CHUNK 64
-#define WARPS 4
-#define JOINING 16  // warps that join the pieces
-
 constexpr int PIECES = WIDTH / COUNT;  // of a key
 __device__ constexpr int lanes_of(int pieces) {
   int lanes = 1;
@@ -25,8 +21,9 @@ constexpr int SLICES = (PIECES + LANES - 1) / LANES;   // of a key, pieces that 
 constexpr int KEYS = 32 / LANES;                       // that a warp reads at once
 constexpr int STEPS = (CHUNK + WARPS * KEYS - 1) / (WARPS * KEYS);
 // Steps whose loads are under way at once; with many heads, registers are short.
-constexpr int MOST = HEADS * COUNT > 32 ? 4 : 8;
-constexpr int LOADS = SLICES > MOST ? 1 : MOST / SLICES < STEPS ? MOST / SLICES : STEPS;
+constexpr int MAX_LOADS = HEADS * COUNT > 32 ? 4 : 8;
+constexpr int LOADS =
+    SLICES > MAX_LOADS ? 1 : MAX_LOADS / SLICES < STEPS ? MAX_LOADS / SLICES : STEPS;
 
 // Which keys the query may see: `length` tokens came before it, and place p of the ring holds the
 // latest token that falls on it.
@@ -37,7 +34,7 @@ __device__ __forceinline__ bool visible(int place, int length, int capacity, int
   return slot >= 0 && length - slot < window && (!keep || keep[place]);
 }
 
-// What this lane has of some of the block's keys or values; zeros of those that are not seen.
+// This lane's part of some of the block's keys or values; zeros for those that are not seen.
 __device__ __forceinline__ void read_steps(const Number* __restrict__ from, long long token,
                                            const bool* seen, int first_step,
                                            Piece<COUNT> (&pieces)[LOADS][SLICES]) {
@@ -183,7 +180,8 @@ attend_split(const Number* __restrict__ q, const Number* __restrict__ keys,
   }
 }
 
-// y [M, heads * WIDTH]: a block a head of a sequence. A warp adds up every sixteenth chunk.
+// y [M, heads * WIDTH]: a block a head of a sequence, of JOINING warps. Warp w adds up every
+// JOINING-th chunk from chunk w on.
 extern "C" __global__ void __launch_bounds__(32 * JOINING)
 attend_join(const float* __restrict__ sums, const float2* __restrict__ ends, const int* length_of,
             Number* y, int chunks, int capacity) {

@@ -1,9 +1,9 @@
 // In front of every kernel: numbers of 16 bits, which are `unsigned short` here, so that NVIDIA's
 // headers are not needed. Rounded to nearest, ties to even; NaN stays NaN.
 //
-// FORMAT says what a kernel's numbers are: 0 float32, 1 bfloat16, 2 float16.
+// FORMAT says what a kernel's numbers are. It and the constants of each source come from compile.py.
 #ifndef FORMAT
-#define FORMAT 0
+#define FORMAT FLOAT32
 #endif
 
 __device__ __forceinline__ float from_bfloat16(unsigned short x) {
@@ -38,11 +38,11 @@ __device__ __forceinline__ unsigned short to_float16(float x) {
 }
 #endif
 
-#if FORMAT == 0
+#if FORMAT == FLOAT32
 typedef float Number;
 __device__ __forceinline__ float wide(Number x) { return x; }
 __device__ __forceinline__ Number narrow(float x) { return x; }
-#elif FORMAT == 1
+#elif FORMAT == BFLOAT16
 typedef unsigned short Number;
 __device__ __forceinline__ float wide(Number x) { return from_bfloat16(x); }
 __device__ __forceinline__ Number narrow(float x) { return to_bfloat16(x); }
@@ -52,7 +52,7 @@ __device__ __forceinline__ float wide(Number x) { return from_float16(x); }
 __device__ __forceinline__ Number narrow(float x) { return to_float16(x); }
 #endif
 
-// So many numbers side by side, which a thread reads by one load of 16 bytes at the most.
+// N numbers side by side, which a thread reads by one load of at most 16 bytes.
 template <int N> struct alignas(N * sizeof(Number)) Piece { Number of[N]; };
 
 template <int N> __device__ __forceinline__ Piece<N> read(const Number* from) {
@@ -63,7 +63,7 @@ template <int N> __device__ __forceinline__ Piece<N> read(const Number* from) {
 // other masked: an operation each, where numbers of 16 bits by themselves take two or three.
 template <int N, int M>
 __device__ __forceinline__ void widen(const Piece<M>& piece, int from, float (&to)[N]) {
-  if constexpr (FORMAT == 1 && N % 2 == 0) {
+  if constexpr (FORMAT == BFLOAT16 && N % 2 == 0) {
     const unsigned* pairs = reinterpret_cast<const unsigned*>(&piece);
 #pragma unroll
     for (int i = 0; i < N; i += 2) {
@@ -77,7 +77,7 @@ __device__ __forceinline__ void widen(const Piece<M>& piece, int from, float (&t
   }
 }
 
-// What is read by one thread only goes out of the caches first, and leaves them what many read.
+// Numbers that only one thread reads leave the caches first, and those that many read stay.
 template <int N> __device__ __forceinline__ Piece<N> read_once(const Number* from) {
   if constexpr (N * sizeof(Number) == 16) {
     const uint4 bits = __ldcs(reinterpret_cast<const uint4*>(from));
@@ -87,7 +87,7 @@ template <int N> __device__ __forceinline__ Piece<N> read_once(const Number* fro
   }
 }
 
-// Of all lanes, to each of them, in an order that is always the same.
+// The sum of all lanes, for each of them, always in the same order.
 __device__ __forceinline__ float sum_of_warp(float x) {
 #pragma unroll
   for (int bits = 16; bits; bits /= 2) x += __shfl_xor_sync(~0u, x, bits);

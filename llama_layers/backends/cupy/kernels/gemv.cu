@@ -11,7 +11,6 @@
 // more rows of x share a load and a widening of x, which is what counts beside the weight's bytes
 // when there are many tokens: ROWS numbers of the weight cost TOKENS x (ROWS + 1) + ROWS operations.
 
-#define WARPS 4
 constexpr int PART = TOKENS > 4 && COUNT > 4 ? 4 : COUNT;  // widened at a time: registers are short
 
 #if FLOATS
@@ -26,7 +25,7 @@ __device__ __forceinline__ Result rounded(float x) { return narrow(x); }
 
 template <int R> __device__ constexpr int loads() { return 4 / R; }  // of a row at a time
 
-// What a lane has of its warp's rows from number `first` on.
+// A lane's part of its warp's rows from number `first` on.
 template <int R>
 __device__ __forceinline__ void read_rows(const Number* const (&rows)[R], int first, int columns,
                                           Piece<COUNT> (&pieces)[loads<R>()][R]) {

@@ -4,8 +4,6 @@
 //
 // COUNT: numbers that a thread reads at once; EACH: how often.
 
-#define THREADS 512
-
 extern "C" __global__ void __launch_bounds__(THREADS)
 rms_norm(const Number* __restrict__ x, const Number* __restrict__ weight, Number* y, int columns,
      float eps) {

@@ -1,6 +1,6 @@
-// What is computed number by number, a thread a number or a pair: RoPE and the gate. Each number is
-// read once and written once, so that the time is that of the bytes: 2 x 2 a number of q or k (in 16
-// bits), 3 x 2 a gated one.
+// RoPE and the gate, by a thread for each pair or number. Each number is read once and written once,
+// so that the time is that of the bytes: 2 x 2 for a number of q or k (in 16 bits), 3 x 2 for a gated
+// one.
 
 // x and y [tokens, heads, 2 * half]; cos and sin [rows, half], the same for each `rows` tokens.
 // Pair i are the channels i and i + half, or with INTERLEAVED 2 i and 2 i + 1.

@@ -1,5 +1,5 @@
-// From the product for queries, keys and values [M, (heads + 2 kv_heads) * 2 half] to turned queries
-// [M, heads * 2 half], and keys (turned) and values in their place in the cache
+// From the product for queries, keys and values [M, (heads + 2 kv_heads) * 2 half] to rotated queries
+// [M, heads * 2 half], and keys (rotated) and values in their place in the cache
 // [M, capacity, kv_heads, 2 half]. A block a head of a sequence, a thread a pair of channels.
 //
 // `length` tokens came before, and the cache is a ring; a sequence's angles are in row rows[m] of

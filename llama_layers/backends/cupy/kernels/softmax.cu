@@ -1,13 +1,11 @@
 // Probabilities of float32 scores, for a block of queries: a block of threads a row, which it reads
-// three times, from the cache but for the first. Of DRAM that is 4 bytes read and 4 (float32) or 6
-// (three bfloat16 parts) written a score.
+// three times, from the cache but for the first. For each score 4 bytes are read from DRAM and 4
+// (float32) or 6 (three bfloat16 parts) are written.
 //
 // MASK 0: every key; 1: `allowed` [queries, columns]; 2: slots of queries and keys, and `keep`.
 // SPLIT 1: parts of each probability, high, middle and low, in planes of their own.
 
-#define THREADS 256
-
-// Of all threads, in an order that is always the same; every thread gets it.
+// The largest of all threads, always in the same order; every thread gets it.
 __device__ __forceinline__ float largest_of_block(float value, float* of_warps) {
   for (int bits = 16; bits; bits /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, bits));
   if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;

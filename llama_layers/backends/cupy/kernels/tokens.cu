@@ -1,12 +1,10 @@
-// What lies between two tokens: from logits [M, vocabulary] to ids [M] to embeddings, and the counts.
-// Logits are 4 bytes each, 0.5 MB for 128k of them: too many for one block, so that a block takes
-// SHARE of a row, and one block a row puts the shares together.
+// Between two tokens: from logits [M, vocabulary] to ids [M] to embeddings, and the counts.
+// Logits take 4 bytes each, 0.5 MB for 128k of them: too many for one block. So a block takes SHARE
+// of a row, and then one block a row puts the shares together.
 //
 // Every sum and every choice has one order, whatever the grid is.
 
-#define THREADS 256
-#define OWN 8  // logits of a thread
-#define SHARE (THREADS * OWN)
+#define SHARE (THREADS * OWN)  // OWN logits for each thread
 
 // The largest of some logits, and the first place where it is. NaN is larger than all, at -1.
 struct Largest { float value; int at; };
@@ -24,7 +22,7 @@ __device__ __forceinline__ Largest largest_of_warp(Largest own) {
 
 __device__ __forceinline__ Largest nothing() { return {__uint_as_float(0xff800000), 0x7fffffff}; }
 
-// Of all shares of a row, for each warp alike.
+// The largest of all shares of a row; every warp finds it.
 __device__ __forceinline__ Largest largest_of_row(const Largest* shares, int count) {
   Largest own = nothing();
   for (int i = threadIdx.x % 32; i < count; i += 32) own = larger(own, shares[i]);
@@ -149,7 +147,7 @@ draw(const float* __restrict__ logits, const Largest* __restrict__ shares,
   if (threadIdx.x == 0) ids[blockIdx.x] = first < vocabulary ? first : last;
 }
 
-// y [M, columns] = rows of a table; zeros for an id that is none.
+// y [M, columns] = rows of a table; zeros for an id that is not in it.
 extern "C" __global__ void embed(const int* ids, const Number* __restrict__ table, Number* y,
                                  int columns, int rows) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x, id = ids[blockIdx.y];

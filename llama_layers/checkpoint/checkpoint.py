@@ -1,0 +1,343 @@
+"""A checkpoint whose headers have been read and checked, and whose tensors have not."""
+
+from __future__ import annotations
+
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.arrays.dtypes import FLOATS, dtype_name
+from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.names import deinterleave
+from llama_layers.checkpoint.tokenizer import Tokenizer
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.errors import CheckpointError
+from llama_layers.model.weight_checks import is_inert, misfit
+from llama_layers.model.weights import EMBEDDING, HEAD, expected_tensors
+
+# The dtypes that hold weights: the words of safetensors and GGUF, and ours.
+STORED_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in FLOATS
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """The place of a tensor in a file, and how it is stored there.
+
+    Attributes
+    ----------
+    name : str
+        Its Hugging Face name.
+    stored_name : str
+        Its name in the file.
+    shape : tuple of int
+        As Hugging Face has it, [out, in] for a matrix.
+    dtype : str
+        "float32", "bfloat16", "float16", "float64", or the name of a GGUF block format ("Q4_1"),
+        which is read as float32.
+    file : Path
+        The file it is in.
+    offset, nbytes : int
+        The bytes that it takes there.
+    permuted_heads : int or None
+        The number of heads whose rows the file interleaves; None where rows are in order.
+    """
+
+    name: str
+    stored_name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    offset: int
+    nbytes: int
+    permuted_heads: int | None = None
+
+    @property
+    def read_dtype(self) -> str:
+        """The dtype of the array that `Checkpoint.read` gives."""
+        return self.dtype if self.dtype in NUMPY_DTYPES else "float32"
+
+    @property
+    def rows_at_once(self) -> int:
+        """The number of rows that must be read together, since they are interleaved."""
+        return 1 if self.permuted_heads is None else self.shape[0] // self.permuted_heads
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Checkpoint(ABC):
+    """A checkpoint: what it holds, known from its headers, and a way to read that.
+
+    Attributes
+    ----------
+    path : Path
+        The directory or file it was opened from.
+    format : str
+        "Hugging Face directory", "safetensors file" or "GGUF file"; with ", Meta names" if the
+        tensors have those.
+    config : LlamaConfig
+        Its config.
+    tensors : Mapping of str to TensorInfo
+        By Hugging Face name, in the order of `expected_tensors`: exactly those.
+    maps : Mapping of Path to Array
+        The bytes of each file, which are read as they are used.
+    chat_template : str, mapping of str to str, or None
+        The Jinja template of its chat format, or several by name.
+    generation_config : Mapping of str to Any
+        The authors' settings for `generate`: the content of generation_config.json, or those in
+        the metadata of a GGUF file.
+    ignored_keys : tuple of str
+        Keys of its config that change no number of a forward pass and were not read.
+    ignored_tensors : tuple of str
+        Names in the file of tensors that change no number: buffers of RoPE, scales of 8-bit
+        caches, and a head that is the embedding again.
+
+    Raises
+    ------
+    CheckpointError
+        If the tensors do not match the config.
+    """
+
+    path: Path
+    format: str
+    config: LlamaConfig
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    maps: Mapping[Path, NDArray[np.uint8]] = field(repr=False)
+    chat_template: str | Mapping[str, str] | None = field(repr=False)
+    generation_config: Mapping[str, Any] = field(repr=False)
+    ignored_keys: tuple[str, ...]
+    ignored_tensors: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = self._weights()
+        stored = self.tensors.items()
+        ignored = tuple(info.stored_name for name, info in stored if name not in weights)
+        object.__setattr__(self, "tensors", weights)  # since the dataclass is frozen
+        object.__setattr__(self, "ignored_tensors", ignored)
+
+    @abstractmethod
+    def open_tokenizer(self) -> Tokenizer:
+        """Open the tokenizer that came with the weights.
+
+        Returns
+        -------
+        Tokenizer
+            Text to ids and back.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none, or none that is known to be read correctly.
+        ImportError
+            If the package ``tokenizers`` is not installed.
+        """
+
+    @abstractmethod
+    def companions(self) -> Mapping[str, bytes]:
+        """The files, other than config and weights, that a Hugging Face directory should have.
+
+        Returns
+        -------
+        Mapping of str to bytes
+            Their names and contents, above all those of the tokenizer.
+        """
+
+    def files(self) -> set[Path]:
+        """The files that the checkpoint is read from, whether they are there or not.
+
+        Returns
+        -------
+        set of Path
+            Those of the weights, the config and the tokenizer.
+        """
+        return set(self.maps)
+
+    def read(self, name: str, /, dtype: str | None = None) -> NDArray[Any]:
+        """Read a tensor.
+
+        Parameters
+        ----------
+        name : str
+            A key of `tensors`.
+        dtype : str, optional
+            A dtype to round or widen the numbers to; the `read_dtype` of the tensor if not given.
+
+        Returns
+        -------
+        Array
+            An array of the tensor's shape. Where the file holds the numbers as they are, a
+            read-only view of the file, which costs nothing until it is used.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        CheckpointError
+            If a finite number is too large for `dtype`.
+        """
+        return self.read_part(name, 0, self.tensors[name].shape[0], dtype)
+
+    def read_part(
+        self, name: str, start: int, stop: int, /, dtype: str | None = None
+    ) -> NDArray[Any]:
+        """Read some rows of a tensor.
+
+        Parameters
+        ----------
+        name : str
+            A key of `tensors`.
+        start, stop : int
+            The first row, and the one after the last: multiples of `TensorInfo.rows_at_once`.
+        dtype : str, optional
+            As `read` takes it.
+
+        Returns
+        -------
+        Array
+            Those rows of what `read` gives.
+        """
+        info = self.tensors[name]
+        row = info.nbytes // info.shape[0]
+        raw = self._bytes(info)[start * row : stop * row]
+        shape = (stop - start, *info.shape[1:])
+        if info.dtype in NUMPY_DTYPES:
+            array = viewed(raw, info.dtype, shape)
+        else:
+            gguf = require("gguf", "reading GGUF")
+            kind = gguf.GGMLQuantizationType[info.dtype]
+            rows = raw.reshape(gguf.quant_shape_to_byte_shape(shape, kind))
+            with np.errstate(all="ignore"):  # a file may hold scales of Inf and NaN
+                array = gguf.dequantize(rows, kind)
+        if info.permuted_heads is not None:
+            array = deinterleave(array, (stop - start) // info.rows_at_once)
+        return array if dtype is None else _cast(name, array, dtype)
+
+    def read_rows(self, names: Sequence[str], /, dtype: str | None = None) -> NDArray[Any]:
+        """Read tensors as one, their rows below each other.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Keys of `tensors` that agree in all but the first axis, and in dtype if none is given.
+        dtype : str, optional
+            As `read` takes it.
+
+        Returns
+        -------
+        Array
+            One read-only view where the file holds the tensors one right after the other in the
+            dtype wanted, a copy otherwise.
+        """
+        if len(names) == 1:
+            return self.read(names[0], dtype)
+        infos = [self.tensors[name] for name in names]
+        first = infos[0]
+        if not _adjacent(infos) or dtype not in (None, first.dtype):
+            return np.concatenate([self.read(name, dtype) for name in names])
+        raw = self.maps[first.file][first.offset : infos[-1].offset + infos[-1].nbytes]
+        shape = (sum(info.shape[0] for info in infos), *first.shape[1:])
+        return viewed(raw, first.dtype, shape)
+
+    def forget(self, name: str, /) -> None:
+        """Free the memory that reading a tensor took; reading it again takes it again.
+
+        Parameters
+        ----------
+        name : str
+            A key of `tensors`.
+        """
+        info = self.tensors[name]
+        view: Any = self.maps[info.file].base
+        mapped = view.obj
+        if hasattr(mapped, "madvise"):  # not on Windows
+            start = info.offset - info.offset % mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+
+    def _weights(self) -> dict[str, TensorInfo]:
+        """The tensors of the config, in its order; a CheckpointError if the file differs."""
+        found = {name: info for name, info in self.tensors.items() if not is_inert(name)}
+        if self.config.tie_word_embeddings and HEAD in found:
+            self._check_tied_head(found.pop(HEAD), found.get(EMBEDDING))
+        shapes = {name: info.shape for name, info in found.items()}
+        stored_names = {name: info.stored_name for name, info in found.items()}
+        if difference := misfit(shapes, self.config, stored_names):
+            raise CheckpointError(f"{self.path}: the tensors do not match the config: {difference}")
+        return {name: found[name] for name in expected_tensors(self.config)}
+
+    def _check_tied_head(self, head: TensorInfo, table: TensorInfo | None) -> None:
+        """Accept a head that the config ties to the embedding only if it is the embedding."""
+        if table is not None and not (
+            (head.shape, head.dtype) == (table.shape, table.dtype)
+            and equal_bytes(self._bytes(head), self._bytes(table))
+        ):
+            raise CheckpointError(
+                f"{self.path}: {head.stored_name} differs from {table.stored_name}, "
+                f"and the config says tie_word_embeddings = true"
+            )
+
+    def _bytes(self, info: TensorInfo) -> NDArray[np.uint8]:
+        return self.maps[info.file][info.offset : info.offset + info.nbytes]
+
+
+def map_file(file: Path) -> NDArray[np.uint8]:
+    """The bytes of a file that is not empty, read-only, paged in as they are used."""
+    with file.open("rb") as stream:
+        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def equal_bytes(first: NDArray[np.uint8], second: NDArray[np.uint8], step: int = 1 << 24) -> bool:
+    """Whether two stretches of bytes of one length are equal, without an array of that length."""
+    starts = range(0, first.size, step)
+    return all(np.array_equal(first[i : i + step], second[i : i + step]) for i in starts)
+
+
+def viewed(raw: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Bytes as numbers of a dtype; a copy only if they are not aligned."""
+    array = raw.view(NUMPY_DTYPES[dtype])
+    if not array.flags.aligned:
+        array = array.copy()
+    return array.reshape(shape)
+
+
+def checked_dtype(dtype: Any) -> str:
+    """The name of a dtype to load weights in; a ValueError if they cannot have it."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", dtype_name(dtype))
+    if name not in FLOATS:
+        raise ValueError(f"dtype: expected one of {', '.join(FLOATS)}, got {name!r}")
+    return name
+
+
+def _cast(name: str, array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Round or widen a tensor to a dtype; a CheckpointError if a finite number would overflow."""
+    if array.dtype == NUMPY_DTYPES[dtype]:
+        return array
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        result = array.astype(NUMPY_DTYPES[dtype])
+    if FLOATS[dtype].max < FLOATS[dtype_name(array.dtype)].max:
+        overflowed = np.isinf(result) & ~np.isinf(array)
+        if overflowed.any():
+            raise CheckpointError(
+                f"{name}: {float(array[overflowed][0]):g} is too large for {dtype}; "
+                f"bfloat16 has the range of float32"
+            )
+    return result
+
+
+def _adjacent(infos: Sequence[TensorInfo]) -> bool:
+    """Whether tensors lie in one file, in this order, without a gap, and as they are."""
+    return all(
+        info.dtype in NUMPY_DTYPES and info.permuted_heads is None for info in infos
+    ) and all(
+        (before.file, before.dtype, before.offset + before.nbytes)
+        == (after.file, after.dtype, after.offset)
+        for before, after in pairwise(infos)
+    )

@@ -1,0 +1,115 @@
+"""Convert any checkpoint to a Hugging Face directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.checkpoint.checkpoint import checked_dtype
+from llama_layers.checkpoint.open import open_checkpoint
+from llama_layers.checkpoint.safetensors import SINGLE, holds_weights, write_safetensors
+from llama_layers.errors import CheckpointError
+from llama_layers.files.directories import finish_exchange, new_directory
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    /,
+    *,
+    dtype: Any = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint as a Hugging Face directory.
+
+    One tensor at a time is in memory. The directory appears when it is complete. Queries, keys and
+    values of a layer lie next to each other in its file, so that `load` maps them as one matrix.
+
+    Parameters
+    ----------
+    source : str or path
+        What `load` takes: a directory, a file, or the name of a model.
+    destination : str or path
+        The directory to make: config.json, model.safetensors, and what the source has of
+        tokenizer, generation config and license.
+    dtype : str or dtype, optional
+        "float16", "bfloat16", "float32" or "float64", to round or widen the weights to. As
+        stored, if not given; the block formats of GGUF become float32.
+    overwrite : bool
+        Whether to replace a checkpoint that is there. Files that the new one lacks, other than
+        weights, are never removed: they are named, and nothing is done.
+
+    Returns
+    -------
+    Path
+        `destination`.
+
+    Raises
+    ------
+    CheckpointError
+        If the source cannot be opened, a number is too large for `dtype`, or the destination
+        exists and `overwrite` is false, it is not a checkpoint, or it holds other files than a
+        checkpoint's, which would be lost.
+    ValueError
+        If `dtype` is not one of the four.
+    """
+    name = None if dtype is None else checked_dtype(dtype)
+    destination = Path(destination)
+    with new_checkpoint_directory(destination, overwrite=overwrite) as directory:
+        checkpoint = open_checkpoint(source)
+        dtypes = {key: name or info.read_dtype for key, info in checkpoint.tensors.items()}
+        shapes = {key: info.shape for key, info in checkpoint.tensors.items()}
+        widest = max(set(dtypes.values()), key=lambda d: (FLOATS[d].itemsize, FLOATS[d].precision))
+        config = replace(checkpoint.config, dtype=widest)
+        (directory / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
+        for file, content in checkpoint.companions().items():
+            (directory / file).parent.mkdir(exist_ok=True)
+            (directory / file).write_bytes(content)
+        write_safetensors(
+            directory / SINGLE, dtypes, shapes, lambda key: checkpoint.read(key, name)
+        )
+    return destination
+
+
+@contextmanager
+def new_checkpoint_directory(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary directory that takes the name of the path if the block ends well.
+
+    Only a checkpoint is overwritten, and only if no file but its weights is lost. What a process
+    that was killed left here is put in order first.
+    """
+    for parent in (path.parent, path.resolve().parent):  # which differ where it is a link
+        if not parent.is_dir():
+            problem = "is not a directory" if parent.exists() else "does not exist"
+            raise CheckpointError(f"{path}: {parent} {problem}")
+    path = path.resolve()
+    finish_exchange(path)
+    if path.exists():
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: expected a directory to make, got a file")
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} exists and holds no config.json, so it is left alone")
+        if not overwrite:
+            raise CheckpointError(f"{path} exists; pass overwrite=True to replace it")
+
+    def check_nothing_is_lost(replacement: Path) -> None:
+        kept = {entry.name for entry in replacement.iterdir()}
+        lost = sorted(
+            entry.name
+            for entry in path.iterdir()
+            if entry.name not in kept and not (entry.is_file() and holds_weights(entry.name))
+        )
+        if lost:
+            raise CheckpointError(
+                f"{path} holds {', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}, which "
+                f"would be lost: choose another directory, or move that away"
+            )
+
+    with new_directory(path, check_nothing_is_lost) as directory:
+        yield directory

@@ -1,0 +1,221 @@
+"""From a path to the weights of a model, each read when it is first used."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from types import ModuleType
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from llama_layers.backends.cupy.upload import Part, Source, upload
+from llama_layers.backends.placement import cupy_device, is_cupy, placement
+from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, Checkpoint, checked_dtype
+from llama_layers.checkpoint.open import open_checkpoint
+from llama_layers.checkpoint.progress import progress
+from llama_layers.errors import CheckpointError
+from llama_layers.layers.weights import Names
+from llama_layers.model.llama import Llama
+from llama_layers.model.weight_checks import unfusible
+from llama_layers.model.weights import LlamaWeights, layer_arrays
+
+# Bytes that a thread reads at a time on their way to a GPU, where rows are not larger.
+PART = 4 << 20
+
+# A function that gives some tensors of a checkpoint as one array.
+_Read = Callable[[Names], Any]
+
+
+def load(
+    path: str | os.PathLike[str],
+    /,
+    *,
+    backend: Literal["numpy", "cupy"] | ModuleType = "numpy",
+    dtype: Any = None,
+    device: Any = None,
+    layers: Iterable[int] | None = None,
+) -> Llama:
+    """Load a model.
+
+    Everything is checked at once, from the headers; a weight is read when it is first used, and
+    then kept. On NumPy, weights that the file holds as they are needed stay views of the file. On
+    CuPy, all are copied to the GPU at once, in parts, so that main memory holds few of them.
+
+    Parameters
+    ----------
+    path : str or path
+        A Hugging Face directory (one safetensors file, or shards with an index), a .safetensors
+        file with config.json beside it, a .gguf file, the name of a known model, or that of a
+        model on the Hugging Face Hub: "org/name", "org/name/file.gguf", each with "@revision" if
+        one is wanted. A path that exists comes first, then the Hub's cache on this computer; only
+        what is not there is downloaded, and only the files that are needed.
+    backend : {"numpy", "cupy"} or module
+        The library of the arrays. A module is the namespace of any array API library.
+    dtype : str or dtype, optional
+        "float16", "bfloat16", "float32" or "float64", to round or widen the weights to. As
+        stored, if not given; the block formats of GGUF are then float32.
+    device : optional
+        The device of the arrays, in the words of the backend: an integer for CuPy.
+    layers : iterable of int, optional
+        Which layers to load: all, if not given. The others cost nothing, and using one raises
+        CheckpointError.
+
+    Returns
+    -------
+    Llama
+        The model.
+
+    Raises
+    ------
+    CheckpointError
+        If there is nothing there, it is malformed, its tensors do not match its config, or a
+        number is too large for `dtype` (the last when the weight is first used, or on CuPy at
+        once).
+    ConfigError
+        If the config is incomplete or asks for what is not implemented.
+    RuntimeError
+        If CuPy is asked for and cannot compute here; it says what is missing.
+    MemoryError
+        If CuPy is asked for, and the GPU has too little memory for the weights.
+    ImportError
+        If the file has the block formats of GGUF, and the package ``gguf`` is not installed.
+    ValueError
+        If `dtype`, `device` or `layers` is out of range.
+
+    Examples
+    --------
+    >>> from llama_layers import load
+    >>> load("smollm2-135m").config.hidden_size  # doctest: +SKIP
+    576
+    """
+    name = None if dtype is None else checked_dtype(dtype)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: expected a str or path, got {type(path).__name__}")
+    if not isinstance(layers, Iterable | None):
+        raise TypeError(f"layers: expected an iterable of int, got {type(layers).__name__}")
+    reading: Callable[[Checkpoint, frozenset[int], str | None], _Read]
+    if is_cupy(backend):  # a GPU that cannot compute is named before a download
+        reading = partial(_uploaded, cupy_device(device))
+    else:
+        reading = partial(_placed, placement(backend, device))
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    chosen = _chosen(layers, config.num_hidden_layers)
+    if name is None:
+        dtypes = {key: info.read_dtype for key, info in checkpoint.tensors.items()}
+        if difference := unfusible(dtypes, chosen):
+            raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
+    tensors = _Tensors(checkpoint, chosen, reading(checkpoint, chosen, name))
+    weights = LlamaWeights.from_named(tensors, config)
+    return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
+
+
+def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
+    if layers is None:
+        return frozenset(range(count))
+    chosen = set()
+    for layer in layers:  # which may be billions: stop at the first that is out of range
+        if not 0 <= operator.index(layer) < count:
+            raise ValueError(f"layers: expected numbers from 0 to {count - 1}, got {layer}")
+        chosen.add(operator.index(layer))
+    return frozenset(chosen)
+
+
+class _Tensors(Mapping[str, Any]):
+    """The tensors of a checkpoint as arrays, read when they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, layers: frozenset[int], read: _Read) -> None:
+        self._checkpoint, self._layers, self._read = checkpoint, layers, read
+
+    def __len__(self) -> int:
+        return len(self._checkpoint.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._checkpoint.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._checkpoint.tensors
+
+    def __getitem__(self, name: str) -> Any:
+        return self.rows((name,))
+
+    def rows(self, names: Names) -> Any:
+        """Tensors as one array; a CheckpointError if their layer was not asked for."""
+        layer = _layer_of(names[0])
+        if layer is not None and layer not in self._layers:
+            raise CheckpointError(
+                f"layer {layer}: not loaded; load(..., layers=...) asked for "
+                f"{', '.join(map(str, sorted(self._layers))) or 'none'}"
+            )
+        return self._read(names)
+
+
+def _placed(
+    place: Callable[[NDArray[Any]], Any],
+    checkpoint: Checkpoint,
+    layers: frozenset[int],
+    dtype: str | None,
+) -> _Read:
+    """Read tensors when they are asked for, and move them to the backend's device."""
+    return lambda names: place(checkpoint.read_rows(names, dtype))
+
+
+def _uploaded(
+    device: Any, checkpoint: Checkpoint, layers: frozenset[int], dtype: str | None
+) -> _Read:
+    """Copy all tensors to a ``cupy.cuda.Device`` now, with progress on stderr.
+
+    They go in parts: none is ever whole in main memory.
+    """
+    sources = {names: _source(checkpoint, names, dtype) for names in _arrays(checkpoint, layers)}
+    total = sum(part.nbytes for source in sources.values() for part in source.parts)
+    with progress("to the GPU", total) as advance:
+
+        def done(names: Names, nbytes: int) -> None:
+            for name in names:
+                checkpoint.forget(name)
+            advance(nbytes)
+
+        return upload(sources, device, done).__getitem__
+
+
+def _source(checkpoint: Checkpoint, names: Names, dtype: str | None) -> Source:
+    """Tensors as one array, which can be read in parts."""
+    infos = [checkpoint.tensors[name] for name in names]
+    stored = NUMPY_DTYPES[dtype or infos[0].read_dtype]
+    parts = []
+    for info in infos:
+        row = math.prod(info.shape[1:]) * stored.itemsize
+        for start, stop in ranges(info.shape[0], info.rows_at_once, max(1, PART // row)):
+            read = partial(checkpoint.read_part, info.name, start, stop, dtype)
+            parts.append(Part((stop - start) * row, read))
+    rows = sum(info.shape[0] for info in infos)
+    return Source((rows, *infos[0].shape[1:]), stored, parts)
+
+
+def ranges(count: int, step: int, most: int) -> list[tuple[int, int]]:
+    """Split `count` rows into ranges of at most `most`, each a multiple of `step`.
+
+    `count` is a multiple of `step`, and a range has one step at least.
+    """
+    size = max(step, most // step * step)
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _arrays(checkpoint: Checkpoint, layers: frozenset[int]) -> list[Names]:
+    """The arrays that some layers and the rest of a model are made of, in the file's order."""
+    together = {name: names for layer in layers for names in layer_arrays(layer) for name in names}
+    wanted = {None, *layers}
+    kept = (name for name in checkpoint.tensors if _layer_of(name) in wanted)
+    return list(dict.fromkeys(together.get(name, (name,)) for name in kept))
+
+
+def _layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor is in; None if it is outside the layers."""
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    return None if found is None else int(found[1])

@@ -1,0 +1,123 @@
+"""The cases of ``llama-layers qkv``: a layer of a model and a text, or two built-in ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from llama_layers.arrays.dtypes import dtype_of
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.backends.placement import placement
+from llama_layers.checkpoint import load, open_checkpoint
+from llama_layers.cli.options import Backend
+from llama_layers.cli.prompt import prompt_ids
+from llama_layers.layers.weights import QKVWeights
+from llama_layers.model.embedding import activations
+from llama_layers.model.forward import forward
+from llama_layers.model.llama import Llama
+from llama_layers.model.weights import LlamaWeights
+from llama_layers.verify import SiteResult, rms_norm_bound, sites
+from llama_layers.verify.qkv import site_result
+
+
+@dataclass(frozen=True)
+class Case:
+    """Normalised hidden states, the projection they go through, and where both come from."""
+
+    name: str
+    title: str
+    note: str
+    x: Any
+    weights: QKVWeights
+    tokens: list[str]
+    norm: SiteResult | None = None
+
+
+def builtin_cases(backend: Backend, dtype: str) -> list[Case]:
+    """Return a case at Llama-2 7B dimensions, with equal weights, and one whose weights differ."""
+    place = placement(backend)
+
+    def case(name: str, title: str, note: str, x: Any, heads: int, values: list[float]) -> Case:
+        hidden, stored = x.shape[-1], dtype_of(np, dtype)
+        x = place(x.astype(np.float32).astype(stored))
+        x = activations(namespace(x=x), x)
+        weights = QKVWeights.from_separate(
+            *(place(np.full((hidden, hidden), value, stored)) for value in values),
+            num_heads=heads,
+            layout="in_out",
+        )
+        tokens = [str(i) for i in range(x.shape[1])]
+        return Case(name, title, note, x, weights, tokens)
+
+    ramp = np.sin(np.arange(2 * 4096) * 0.0001).reshape(1, 2, 4096) * 0.02
+    normal = np.random.default_rng(0).standard_normal((1, 2, 128))
+    return [
+        case(
+            "llama2_7b",
+            "Llama-2 7B dimensions: hidden size 4096, 32 heads of 128, every weight 0.01",
+            "Element i of x is sin(0.0001 i) * 0.02. The weights are equal, so Q, K, V must be.",
+            ramp,
+            32,
+            [0.01, 0.01, 0.01],
+        ),
+        case(
+            "divergence",
+            "Weights 0.01, 0.02 and 0.03: hidden size 128, 4 heads of 32",
+            "x is standard normal. The weights differ, so Q, K, V must.",
+            normal,
+            4,
+            [0.01, 0.02, 0.03],
+        ),
+    ]
+
+
+def model_case(model: str, text: str, layer: int, backend: Backend, dtype: str | None) -> Case:
+    """Return the case of a layer of a model and a text."""
+    if layer < 0:
+        raise ValueError(f"--layer: expected zero or more, got {layer}")
+    if layer >= (count := open_checkpoint(model).config.num_hidden_layers):
+        raise ValueError(f"--layer: expected a number from 0 to {count - 1}, got {layer}")
+    llama = load(model, backend=backend, dtype=dtype, layers=range(layer + 1))
+    ids = prompt_ids(llama, text)
+    name = f"model.layers.{layer}"
+    norm = next(s for s in sites(llama.config) if s.name == f"{name}.input_layernorm")
+    arrays = first_layers(llama, placement(backend)(np.asarray([ids])), layer + 1)
+    hidden, x = arrays[norm.routes[0][0]], arrays[norm.name]
+    weights, eps = llama.weights.layers[layer], llama.config.rms_norm_eps
+    qkv = weights.self_attn.qkv
+    return Case(
+        name=name,
+        title=f"{model}, layer {layer}: {len(ids)} tokens of {_shortened(text)!r}",
+        note=f"RMSNorm, then projection to {qkv.num_heads} query and {qkv.num_kv_heads} "
+        f"key/value heads of {qkv.head_dim}.",
+        x=x,
+        weights=qkv,
+        tokens=[llama.tokenizer.decode([i]) for i in ids],
+        norm=site_result(norm, x, rms_norm_bound(hidden, weights.input_layernorm, eps=eps)),
+    )
+
+
+def _shortened(text: str, most: int = 48) -> str:
+    return text if len(text) <= most else text[: most - 1] + "\u2026"
+
+
+def first_layers(model: Llama, input_ids: Any, count: int) -> dict[str, Any]:
+    """Return the arrays of all sites in the first layers of a model; the others are not run."""
+    config, weights = model.config, model.weights
+    kinds = config.layer_types and config.layer_types[:count]
+    embedding = weights.embed_tokens  # also for the head, whose logits nobody reads
+    first = replace(
+        model,
+        config=replace(config, num_hidden_layers=count, layer_types=kinds),
+        weights=LlamaWeights(embedding, weights.layers[:count], weights.norm, embedding),
+    )
+    arrays: dict[str, Any] = {}
+
+    def tap(name: str, array: Any) -> Any:
+        arrays[name] = array
+        return array
+
+    forward(first, input_ids, tap=tap, last_only=True)
+    return arrays

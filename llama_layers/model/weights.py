@@ -1,0 +1,272 @@
+"""The arrays of a model, by the names that Hugging Face gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, overload, runtime_checkable
+
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.shapes import check_shape
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.errors import CheckpointError
+from llama_layers.layers.weights import (
+    ARRAYS,
+    LayerWeights,
+    Names,
+    layer_problem,
+    read_layer,
+    tensor_shapes,
+)
+
+EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class LlamaWeights:
+    """The parameters of a model.
+
+    Attributes
+    ----------
+    embed_tokens : Array, shape [vocab_size, hidden_size]
+        One row for each token id.
+    layers : sequence of LayerWeights
+        From the first layer to the last.
+    norm : Array, shape [hidden_size]
+        Weight of the norm after the last layer.
+    lm_head : Array, shape [vocab_size, hidden_size]
+        Into logits; the very array of `embed_tokens` where the config ties the two.
+
+    Raises
+    ------
+    TypeError
+        If `layers` is not a sequence of LayerWeights, or an array does not hold floats or comes
+        from another library than the first.
+    ValueError
+        If the shapes do not fit each other. Layers that a sequence of another kind than list and
+        tuple makes when they are asked for are checked when they are used.
+    """
+
+    embed_tokens: Any
+    layers: Sequence[LayerWeights]
+    norm: Any
+    lm_head: Any
+
+    def __post_init__(self) -> None:
+        namespace(embed_tokens=self.embed_tokens, norm=self.norm, lm_head=self.lm_head)
+        check_shape("embed_tokens", self.embed_tokens, "vocab_size", "hidden_size")
+        vocabulary, hidden = self.embed_tokens.shape
+        check_shape("norm", self.norm, hidden)
+        check_shape("lm_head", self.lm_head, vocabulary, hidden)
+        if not isinstance(self.layers, Sequence):
+            raise TypeError(
+                f"layers: expected a sequence of LayerWeights, got {type(self.layers).__name__}"
+            )
+        for index, layer in enumerate(self.layers if isinstance(self.layers, list | tuple) else ()):
+            name = f"layers[{index}]"
+            if not isinstance(layer, LayerWeights):
+                raise TypeError(f"{name}: expected LayerWeights, got {type(layer).__name__}")
+            first = {f"{name}.input_layernorm": layer.input_layernorm}
+            namespace(embed_tokens=self.embed_tokens, **first)
+            check_shape(*first, *first.values(), hidden)
+
+    @classmethod
+    def from_named(cls, arrays: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
+        """Make a model's weights from arrays by the names that Hugging Face gives them.
+
+        Each array is taken from the mapping when it is first used, and then kept. So the mapping
+        may read files, and arrays that are never used cost nothing. Queries, keys and values become
+        one array for each layer: a copy, unless the mapping is a `RowMapping`.
+
+        Parameters
+        ----------
+        arrays : Mapping of str to Array
+            At least the `expected_tensors` of the config.
+        config : LlamaConfig
+            The numbers of the model.
+
+        Returns
+        -------
+        LlamaWeights
+            The weights. A layer raises ValueError when it is first used if its shapes are not those
+            of the config.
+
+        Raises
+        ------
+        CheckpointError
+            If an array is missing.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from llama_layers import LlamaConfig, LlamaWeights
+        >>> from llama_layers.checkpoint import expected_tensors
+        >>> config = LlamaConfig.smollm2_135m()
+        >>> shapes = expected_tensors(config)
+        >>> arrays = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+        >>> LlamaWeights.from_named(arrays, config).layers[0].self_attn.qkv.fused.shape
+        (960, 576)
+        """
+        for name in expected_tensors(config):
+            if name not in arrays:
+                raise CheckpointError(f"arrays: expected {name}, got no array of that name")
+        weights = object.__new__(_ReadWhenUsed)
+        vars(weights).update(arrays=arrays, config=config, layers=_Layers(arrays, config))
+        return weights
+
+    def named(self) -> dict[str, Any]:
+        """Every tensor of the model under its name in Hugging Face's model.
+
+        Returns
+        -------
+        dict of str to Array
+            In the order of `expected_tensors`. A head that is the embedding itself is left out, as
+            files leave it out.
+        """
+        found = {EMBEDDING: self.embed_tokens}
+        for index, layer in enumerate(self.layers):
+            found |= {layer_name(index, name): array for name, array in layer.named().items()}
+        found[NORM] = self.norm
+        if self.lm_head is not self.embed_tokens:
+            found[HEAD] = self.lm_head
+        return found
+
+
+@runtime_checkable
+class RowMapping(Protocol):
+    """A mapping of names to arrays that may have several of them in one piece, as a file has."""
+
+    def rows(self, names: Names) -> Any:
+        """Give arrays, or a single one, as one array: their rows below each other."""
+
+
+class _ReadWhenUsed(LlamaWeights):
+    """Weights from named arrays; `replace` makes another of values for the fields themselves."""
+
+    arrays: Mapping[str, Any]
+    config: LlamaConfig
+
+    @cached_property
+    def embed_tokens(self) -> Any:
+        return _joined(self.arrays, (EMBEDDING,))
+
+    @cached_property
+    def norm(self) -> Any:
+        return _joined(self.arrays, (NORM,))
+
+    @cached_property
+    def lm_head(self) -> Any:
+        tied = self.config.tie_word_embeddings
+        return self.embed_tokens if tied else _joined(self.arrays, (HEAD,))
+
+
+class _Layers(Sequence[LayerWeights]):
+    """Layers from named arrays, each made when it is first used and then kept."""
+
+    def __init__(self, arrays: Mapping[str, Any], config: LlamaConfig) -> None:
+        self._arrays, self._config = arrays, config
+        self._made: dict[int, LayerWeights] = {}
+
+    def __len__(self) -> int:
+        return self._config.num_hidden_layers
+
+    @overload
+    def __getitem__(self, index: int) -> LayerWeights: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[LayerWeights]: ...
+    def __getitem__(self, index: int | slice) -> LayerWeights | list[LayerWeights]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        number = range(len(self))[index]
+        if number not in self._made:
+            self._made[number] = self._make(number)
+        return self._made[number]
+
+    def _make(self, number: int) -> LayerWeights:
+        def read(names: Names) -> Any:
+            return _joined(self._arrays, tuple(layer_name(number, name) for name in names))
+
+        layer = read_layer(read, self._config)
+        if (problem := layer_problem(layer, self._config)) is not None:
+            raise ValueError(f"weights: layers[{number}]{problem}")
+        return layer
+
+
+def _joined(arrays: Mapping[str, Any], names: Names) -> Any:
+    if isinstance(arrays, RowMapping):
+        return arrays.rows(names)
+    parts = {name: arrays[name] for name in names}
+    return parts[names[0]] if len(names) == 1 else namespace(**parts).concat([*parts.values()])
+
+
+def check_layer_count(weights: LlamaWeights, config: LlamaConfig) -> None:
+    """Raise unless the weights have the number of layers that a config says."""
+    if (layers := len(weights.layers)) != config.num_hidden_layers:
+        raise ValueError(
+            f"weights: expected {config.num_hidden_layers} layers, as config says, got {layers}"
+        )
+
+
+def check_weights(weights: LlamaWeights, config: LlamaConfig) -> None:
+    """Raise unless the weights fit a config.
+
+    Arrays that were not read yet are skipped: a checkpoint is checked against its config when it is
+    opened, and a layer when it is first used.
+    """
+    check_layer_count(weights, config)
+    table = (config.vocab_size, config.hidden_size)
+    read = vars(weights)
+    for name, shape in (("embed_tokens", table), ("norm", table[1:]), ("lm_head", table)):
+        if name in read and tuple(read[name].shape) != shape:
+            raise ValueError(
+                f"weights: {name}: expected shape {list(shape)}, as config says, "
+                f"got {list(read[name].shape)}"
+            )
+    if isinstance(weights.layers, list | tuple):
+        for index, layer in enumerate(weights.layers):
+            if (problem := layer_problem(layer, config)) is not None:
+                raise ValueError(f"weights: layers[{index}]{problem}")
+
+
+def layer_name(layer: int, name: str) -> str:
+    """The name in the model of a tensor or module that is below a layer."""
+    return f"model.layers.{layer}.{name}"
+
+
+def layer_arrays(layer: int) -> list[Names]:
+    """The tensors of a layer, those that become one array together; biases too."""
+    return [tuple(layer_name(layer, t.name) for t in tensors) for tensors in ARRAYS.values()]
+
+
+def expected_tensors(config: LlamaConfig, /) -> dict[str, tuple[int, ...]]:
+    """The tensors that a checkpoint of a config must hold.
+
+    Parameters
+    ----------
+    config : LlamaConfig
+        Its numbers.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        Hugging Face names and shapes, in the order in which `convert` writes them: the query, key
+        and value rows of a layer next to each other, so that they map into memory as one matrix.
+
+    Examples
+    --------
+    >>> from llama_layers import LlamaConfig
+    >>> from llama_layers.checkpoint import expected_tensors
+    >>> shapes = expected_tensors(LlamaConfig.llama3_1_8b())
+    >>> len(shapes), shapes["model.layers.0.self_attn.k_proj.weight"]
+    (291, (1024, 4096))
+    """
+    table = (config.vocab_size, config.hidden_size)
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table}
+    of_layer = tensor_shapes(config)
+    for layer in range(config.num_hidden_layers):
+        shapes |= {layer_name(layer, name): shape for name, shape in of_layer.items()}
+    shapes[NORM] = table[1:]
+    if not config.tie_word_embeddings:
+        shapes[HEAD] = table
+    return shapes

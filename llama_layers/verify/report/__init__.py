@@ -1,0 +1,27 @@
+"""What a check or a comparison found, as data; and the same as text, JSON and a page."""
+
+from llama_layers.verify.report.comparison import Comparison, SiteDifference
+from llama_layers.verify.report.html import to_html, write_html
+from llama_layers.verify.report.report import Report
+from llama_layers.verify.report.results import (
+    EDGES,
+    SITE_VERDICTS,
+    Element,
+    Explanation,
+    SiteResult,
+    SiteVerdict,
+)
+
+__all__ = [
+    "EDGES",
+    "SITE_VERDICTS",
+    "Comparison",
+    "Element",
+    "Explanation",
+    "Report",
+    "SiteDifference",
+    "SiteResult",
+    "SiteVerdict",
+    "to_html",
+    "write_html",
+]

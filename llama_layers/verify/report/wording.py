@@ -1,0 +1,81 @@
+"""Numbers and sites in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from typing import Any, TypeVar
+
+from llama_layers.verify.sites import Site
+
+T = TypeVar("T")
+
+
+def figure(number: float) -> str:
+    """Write a ratio or a difference in two digits: 0.41, 17, 1.2e+04; in more just above 1.
+
+    A ratio just below 1 is not a near miss: a correctly rounded result comes as near as that.
+    """
+    if 0.995 <= number < 1:
+        return "1.00"
+    for digits in range(2, 17):
+        text = f"{number:.{digits}g}"
+        if text != "1":
+            break
+    return text
+
+
+def apart(first: float, second: float) -> tuple[str, str]:
+    """Write two numbers in as many digits as tell them apart, six at least."""
+    for digits in range(6, 17):
+        texts = f"{first:.{digits}g}", f"{second:.{digits}g}"
+        if texts[0] != texts[1]:
+            return texts
+    return repr(first), repr(second)
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things: 1 site, 2 sites."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def grouped(values: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Group values by a key, in the order in which the keys first come."""
+    groups: dict[Any, list[T]] = {}
+    for value in values:
+        groups.setdefault(key(value), []).append(value)
+    return groups
+
+
+def role_name(role: str) -> str:
+    """Name a role; the role "layer" is the layer's own output."""
+    return "layer output" if role == "layer" else role
+
+
+def roles_and_layers(sites: Iterable[Site]) -> str:
+    """Name sites in few words: self_attn.q_rope in layers 0-3, 7."""
+    roles = grouped(sites, lambda site: site.role)
+    return ", ".join(
+        _in_layers(role, [site.layer for site in found]) for role, found in roles.items()
+    )
+
+
+def layer_of(site: Site) -> str:
+    """Write the layer of a site; nothing for a site outside the layers."""
+    return "" if site.layer is None else str(site.layer)
+
+
+def _in_layers(role: str, layers: Iterable[int | None]) -> str:
+    numbers = [layer for layer in layers if layer is not None]
+    return f"{role_name(role)} in {layer_ranges(numbers)}" if numbers else role_name(role)
+
+
+def layer_ranges(layers: Iterable[int]) -> str:
+    """Name layers in few words: layer 3, layers 0-3, 7."""
+    numbers = sorted(set(layers))
+    runs = [
+        [number for _, number in run]
+        for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    ]
+    ranges = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"{'layer' if len(numbers) == 1 else 'layers'} {ranges}"
