@@ -6,9 +6,11 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
+
+from llama_layers.backends.trust import Body
 
 NOT_NAMED = "not named"
 """The cause of a bug that `check` finds and has no name for."""
@@ -64,6 +66,8 @@ def plant(bug: Wrong) -> None:
         for key, value in list(holder.items()):
             if value is right:
                 holder[key] = replacement
+            elif isinstance(value, Body) and value.function is right:
+                holder[key] = replace(value, function=replacement)
 
 
 def _place(path: str) -> tuple[ModuleType, Any, str]:

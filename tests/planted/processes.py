@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import shlex
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -64,19 +65,13 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
 def outcome_of(*nodes: str) -> Outcome:
     """Run tests in this process, and count."""
     counter = _Counter()
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--assert=plain",
-        "--tb=no",
-        "--rootdir",
-        str(TESTS.parent),
-    ]
-    options += ["-c", str(TESTS.parent / "setup.cfg")]
+    options = (
+        f"-q -m 'not gpu' -p no:cacheprovider --assert=plain --tb=no -c {TESTS.parent}/setup.cfg"
+    )
+    options += f" --rootdir {TESTS.parent}"
     paths = [str(TESTS / node) for node in nodes]
     with contextlib.redirect_stdout(printed := io.StringIO()):
-        status = pytest.main([*options, *paths], [counter])
+        status = pytest.main([*shlex.split(options), *paths], [counter])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise LookupError(f"pytest ended with {status!r} for {nodes}: {printed.getvalue()}")
     return Outcome(counter.passed, counter.skipped, counter.errors)

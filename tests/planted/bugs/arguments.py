@@ -32,7 +32,7 @@ def devices_not_compared(right, *arguments):
 
 @wrong(
     "llama_layers.arrays.dispatch:routes",
-    "test_backends.py::test_dispatch_takes_the_body_of_the_library",
+    "test_backends.py::test_bodies_are_asked_in_turn_and_then_the_definition",
 )
 def faster_bodies_never_taken(right, library):
     return {}

@@ -58,14 +58,17 @@ def rotated_the_other_way_by_a_kernel(right, xp, x, cos, sin, layout):
     return right(xp, x, cos, -sin, layout)
 
 
-@wrong(f"{NUMBA}.decode:layer_fits", "test_compiled.py::test_layers_of_other_sizes_than_the_first")
+@wrong(
+    f"{NUMBA}.decode:layer_fits",
+    "test_compiled_layers.py::test_layers_of_other_sizes_than_the_first",
+)
 def every_layer_taken_to_be_as_large_as_the_first(right, layer, config):
     return True
 
 
 @wrong(
     f"{NUMBA}.decode:Plan.is_for",
-    "test_compiled.py::test_weights_changed_in_place_count_and_so_do_exchanged_layers",
+    "test_compiled_layers.py::test_weights_changed_in_place_count_and_so_do_exchanged_layers",
 )
 def an_exchanged_layer_not_noticed(right, plan, layers, config):
     return True
