@@ -208,10 +208,7 @@ class Tracked:
         return self._summed(axis, self.shape[axis] - 1)
 
     def mean(self, axis: int = -1) -> Tracked:
-        """The mean, with the axis kept: a sum of n numbers, and two roundings.
-
-        They are for a division by n, which may be a product with the rounded inverse.
-        """
+        """The mean: two roundings for a division, or a product with the rounded inverse."""
         n = self.shape[axis]
         total = self._summed(axis, n + 1)
         with np.errstate(all="ignore"):
@@ -234,9 +231,9 @@ class Tracked:
 
             # In another order than a float64 result is summed in, which is not its own judge.
             exact = np.flip(self.exact, axis).sum(axis=axis, keepdims=True)
+            u = self.how.sums.unit_roundoff
             size, lost, most = (total(e) for e in (self.size, self._flushed(), self.off))
             inherited = (most, np.minimum(4 * np.sqrt(total(np.square(self.usual))), most))
-            u = self.how.sums.unit_roundoff
             fits = size * (1 + gamma(roundings, u)) < self.how.sums.max
             errors = [
                 np.where(fits, e + self.how.own * grow(roundings, u) * size + lost, np.inf)
@@ -358,8 +355,7 @@ class Tracked:
         """What is lost where an engine flushes."""
         if not (vanishes := self._vanishes()).any():
             return 0.0
-        tiny = np.minimum(finite_magnitude(self.exact), self.how.sums.smallest_normal)
-        return np.where(vanishes, tiny, 0.0)
+        return vanishes * np.minimum(np.abs(self.exact), self.how.sums.smallest_normal)
 
     def _unsure_sign(self, other: Tracked) -> Any:
         """Where an infinite number meets one whose sign is not sure."""
