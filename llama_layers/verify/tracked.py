@@ -17,8 +17,8 @@ With u the unit roundoff of the sums' format, each operation adds the errors tha
 :math:`u (|y| + e)` for its own rounding, where y is its exact result and e what it inherited; and
 what underflow loses. (u is that of float64 larger, since the exact result is computed in
 float64 itself, which matters where float64 is judged.) A product with 0 or 1 and a sum with 0 are
-not rounded. Sums of many numbers have a rule of their own here; products of matrices and
-operations in which errors cancel have theirs in `llama_layers.verify.rules`.
+not rounded. Matrix products, and operations in which errors cancel, have a rule of their own in
+`llama_layers.verify.rules`.
 
 Two errors are carried: `off`, which no correct computation exceeds, and `usual`, which rounding
 errors of random sign rarely exceed: :math:`4 \sqrt n u` instead of
@@ -208,10 +208,7 @@ class Tracked:
         return self._summed(axis, self.shape[axis] - 1)
 
     def mean(self, axis: int = -1) -> Tracked:
-        """The mean, with the axis kept: a sum of n numbers, and two roundings.
-
-        They are for a division by n, which may be a product with the rounded inverse.
-        """
+        """The mean: two roundings for a division, or a product with the rounded inverse."""
         n = self.shape[axis]
         total = self._summed(axis, n + 1)
         with np.errstate(all="ignore"):
@@ -220,10 +217,10 @@ class Tracked:
 
     def max(self, axis: int = -1) -> Tracked:
         """The largest number, with the axis kept."""
-        if not self.shape[axis]:
-            return constant(np.full((*self.shape[:-1], 1), -np.inf), self.how)
-        exact = self.exact.max(axis=axis, keepdims=True)
-        errors = self.errors(lambda e: np.broadcast_to(e, self.shape).max(axis=axis, keepdims=True))
+        exact = self.exact.max(axis=axis, keepdims=True, initial=-np.inf)
+        errors = self.errors(
+            lambda e: np.broadcast_to(e, self.shape).max(axis=axis, keepdims=True, initial=0.0)
+        )
         return self.with_errors(errors, exact=exact)
 
     def _summed(self, axis: int, roundings: int) -> Tracked:
@@ -234,9 +231,9 @@ class Tracked:
 
             # In another order than a float64 result is summed in, which is not its own judge.
             exact = np.flip(self.exact, axis).sum(axis=axis, keepdims=True)
+            u = self.how.sums.unit_roundoff
             size, lost, most = (total(e) for e in (self.size, self._flushed(), self.off))
             inherited = (most, np.minimum(4 * np.sqrt(total(np.square(self.usual))), most))
-            u = self.how.sums.unit_roundoff
             fits = size * (1 + gamma(roundings, u)) < self.how.sums.max
             errors = [
                 np.where(fits, e + self.how.own * grow(roundings, u) * size + lost, np.inf)
@@ -250,14 +247,21 @@ class Tracked:
         """The numbers rounded to a format, unless it holds them as they are."""
         if form is None or form.holds(self.form):
             return self
-        size, u, tiny = finite_magnitude(self.exact), form.unit_roundoff, form.smallest_subnormal
+        size = finite_magnitude(self.exact)
         same: Any = self.off == 0
         if same.any():
             same = same & (read_in(self.exact, form) == self.exact)
-        errors = self.errors(lambda e: e + np.where(same, 0.0, u * (size + e) + tiny))
-        rounded = self.with_errors(errors)
-        fit = rounded.errors(lambda e: np.where(size + e < form.max, e, np.inf))
-        return replace(rounded.with_errors(fit), form=form)
+        with np.errstate(all="ignore"):
+
+            def error(e: Float64Array) -> Float64Array:
+                rounded = np.asarray(form.unit_roundoff * (size + e))
+                rounded += form.smallest_subnormal
+                rounded *= ~same
+                rounded += e
+                rounded[~(size + rounded < form.max)] = np.inf
+                return rounded
+
+            return replace(self.with_errors(self.errors(error)), form=form)
 
     def step(self, name: str) -> Tracked:
         """The numbers rounded as the profile rounds the step of that name, if it does."""
@@ -285,9 +289,8 @@ class Tracked:
     def bound(self) -> Bound:
         """The bound of a result, rounded to its format."""
         last = self.to(self.how.out)
-        size, most = finite_magnitude(last.exact), self.how.out.max
-        limits = last.errors(lambda e: np.where((size + e < most) | (e == 0), e, np.inf))
-        return Bound(last.exact, *limits)
+        errors = last.errors(lambda e: e if e.shape == last.shape else np.full(last.shape, e))
+        return Bound(last.exact, *errors)
 
     # How it is done.
 
@@ -327,8 +330,7 @@ class Tracked:
         for e in errors if errors[1] is not errors[0] else errors[:1]:
             error = np.asarray(size + e)
             error *= roundings * self.how.unit
-            error += e
-            error += lost
+            error += e + lost
             if self.how.profile.flushes:
                 tiny = sums.smallest_normal
                 error += np.where(size - error < tiny, np.minimum(size, tiny), 0.0)
@@ -353,13 +355,11 @@ class Tracked:
         """What is lost where an engine flushes."""
         if not (vanishes := self._vanishes()).any():
             return 0.0
-        tiny = np.minimum(finite_magnitude(self.exact), self.how.sums.smallest_normal)
-        return np.where(vanishes, tiny, 0.0)
+        return vanishes * np.minimum(np.abs(self.exact), self.how.sums.smallest_normal)
 
     def _unsure_sign(self, other: Tracked) -> Any:
         """Where an infinite number meets one whose sign is not sure."""
-        infinite = np.isinf(self.exact)
-        if not infinite.any():
+        if not (infinite := np.isinf(self.exact)).any():
             return np.False_
         return infinite & (np.abs(other.exact) <= other.off) & (other.off > 0)
 
