@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -223,7 +224,8 @@ def make_job(args: argparse.Namespace) -> Job:
         weights = models.RandomWeights(args.dtype, args.backend)
         config = models.config_of(args.model)
         first = weights.qkv(config)
-        others = [weights.qkv(config) for _ in range(copies(first.fused.nbytes, args.backend) - 1)]
+        nbytes = math.prod(first.fused.shape) * FLOATS[args.dtype].itemsize
+        others = [weights.qkv(config) for _ in range(copies(nbytes, args.backend) - 1)]
         return QKVJob([first, *others], args.sizes)
     if args.kind == "layer":
         config = models.with_layers(models.config_of(args.model), 1)

@@ -178,7 +178,7 @@ class _Pass:
         if self._recorded.input_ids is None:  # nothing that is asked for depends on the rows
             shape = (self._recorded.batch, self._recorded.count, table.shape[1])
             return np.full(shape, np.nan, self._dtype)
-        rows = embed(self._recorded.input_ids, table).astype(self._dtype)
+        rows = to_numpy(embed(self._recorded.input_ids, table)).astype(self._dtype)
         return self._put_in("model.embed_tokens", rows)
 
     def _run(self, layer: int) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from llama_layers.arrays.dtypes import accumulate_format, float_format
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.numba import BODIES as COMPILED
 from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.backends.numpy.attention import attend
@@ -15,7 +14,7 @@ from llama_layers.backends.numpy.pointwise import gate_with_silu, normalise, rot
 from llama_layers.backends.trust import trusted
 
 
-def activations(xp: Any, x: Any) -> Any:
+def activations(xp: Namespace, x: np.ndarray) -> np.ndarray:
     """Embeddings widened to float32 at least: NumPy is slow in narrower formats.
 
     Tokens stand one beside another in memory, as `linear_2d` leaves them: a sum of two arrays in
