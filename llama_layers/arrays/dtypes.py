@@ -7,6 +7,7 @@ their own. So formats are told apart by name, and only here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -116,7 +117,7 @@ def check_widens(x: Array, **arrays: Array) -> None:
             )
 
 
-def dtype_of(xp: Namespace, name: str) -> DType:
+def dtype_of(xp: Namespace, name: str) -> Any:
     """The dtype of that name in a namespace."""
     if name == "bfloat16" and not hasattr(xp, name):
         return np.dtype(ml_dtypes.bfloat16)

@@ -47,11 +47,11 @@ class Array(Protocol):
 ArrayT = TypeVar("ArrayT", bound=Array)
 """An array whose library, dtype and number of axes the result has, too."""
 
-DType: TypeAlias = Any
-"""A dtype of any library; those of different libraries have nothing in common."""
+class DType(Protocol):
+    """A dtype of any library; those of different libraries have nothing in common."""
 
-Device: TypeAlias = Any
-"""A device of any library."""
+class Device(Protocol):
+    """A device of any library; those of different libraries have nothing in common."""
 
 Namespace: TypeAlias = ModuleType
 """The module of an array library, in which functions of the array API standard are."""

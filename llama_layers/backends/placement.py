@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from array_api_compat import is_cupy_namespace, is_numpy_namespace
@@ -38,7 +39,7 @@ def is_cupy(backend: str | Namespace) -> bool:
     return backend == "cupy" or (isinstance(backend, ModuleType) and is_cupy_namespace(backend))
 
 
-def cupy_device(device: int | None) -> Device:
+def cupy_device(device: Device | None) -> Any:
     """The ``cupy.cuda.Device`` of a number, or the current one; an error if none can compute."""
     if (problem := gpu_problem()) is not None:
         raise BackendError(f"backend 'cupy': {problem}")
@@ -48,7 +49,7 @@ def cupy_device(device: int | None) -> Device:
     return cupy().cuda.Device(device)
 
 
-def _to_cupy(device: int | None) -> Callable[[np.ndarray], Array]:
+def _to_cupy(device: Device | None) -> Callable[[np.ndarray], Array]:
     where = cupy_device(device)
 
     def place(array: np.ndarray) -> Array:

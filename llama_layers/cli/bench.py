@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llama_layers.cli.options import MODEL, add_backend, add_force, resolve_backend
+from llama_layers.cli.options import MODEL, Commands, add_backend, add_force, resolve_backend
 from llama_layers.cli.outputs import check_plot
 from llama_layers.files.output import check_output, write_atomically
 
@@ -26,7 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 LAYER_VOCABULARY = 16
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "bench",

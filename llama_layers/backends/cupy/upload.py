@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from llama_layers.arrays.types import Device, Namespace
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.libraries import CupyArray, cupy
 
 # Bytes of each pinned buffer. A copy of fewer than some megabytes does not reach the bus's speed.
@@ -45,7 +45,7 @@ class Source(NamedTuple):
 
 def upload(
     sources: Mapping[Key, Source],
-    device: Device,
+    device: Any,
     done: Callable[[Key, int], None],
 ) -> dict[Key, CupyArray]:
     """The arrays on a ``cupy.cuda.Device``; ``done`` gets what was read: of what, how many bytes.
