@@ -187,7 +187,7 @@ def write_safetensors(
     file: Path,
     dtypes: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
-    read: Callable[[str], NDArray[Any]],
+    read: Callable[[str], np.ndarray],
 ) -> None:
     """Write tensors in the order given, each read when its turn comes."""
     words = {ours: theirs for theirs, ours in STORED_DTYPES.items()}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llama_layers.cli.options import MODEL, add_backend, add_force, resolve_backend
+from llama_layers.cli.options import MODEL, Commands, add_backend, add_force, resolve_backend
 from llama_layers.cli.outputs import check_plot
 from llama_layers.files.output import check_output, write_atomically
 from llama_layers.files.progress import progress
@@ -23,7 +24,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 LAYER_VOCABULARY = 16
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "bench",
@@ -221,7 +222,8 @@ def make_job(args: argparse.Namespace) -> Job:
         weights = models.RandomWeights(args.dtype, args.backend)
         config = models.config_of(args.model)
         first = weights.qkv(config)
-        others = [weights.qkv(config) for _ in range(copies(first.fused.nbytes, args.backend) - 1)]
+        nbytes = math.prod(first.fused.shape) * FLOATS[args.dtype].itemsize
+        others = [weights.qkv(config) for _ in range(copies(nbytes, args.backend) - 1)]
         return QKVJob([first, *others], args.sizes)
     if args.kind == "layer":
         config = models.with_layers(models.config_of(args.model), 1)

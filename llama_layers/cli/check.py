@@ -6,10 +6,10 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.cli.options import add_force, add_json, add_model
+from llama_layers.cli.options import Commands, add_force, add_json, add_model
 from llama_layers.cli.outputs import check_outputs
 from llama_layers.files.progress import progress
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llama_layers.verify import SiteResult, Trace
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "check",

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.cupy import launch
 from llama_layers.backends.cupy.compile import FORMATS
-from llama_layers.backends.libraries import cupy
+from llama_layers.backends.libraries import CupyArray, cupy
 from llama_layers.backends.trust import takes
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
@@ -39,7 +40,7 @@ class Step:
         sequences, capacity, kv_heads, width = cache.keys[0].shape
         heads, hidden = config.num_attention_heads, config.hidden_size
 
-        def empty(columns: int) -> Any:
+        def empty(columns: int) -> CupyArray:
             return xp.empty((sequences, columns), dtype=cache.keys[0].dtype)
 
         self.x, self.normed = empty(hidden), empty(hidden)
@@ -60,7 +61,7 @@ class Step:
             and all(a is b for a, b in zip(self.layers, model.weights.layers, strict=True))
         )
 
-    def launch_layers(self, cos: Any, sin: Any) -> None:
+    def launch_layers(self, cos: CupyArray, sin: CupyArray) -> None:
         """Give the current stream all kernels from x, as it was embedded, to x after the layers."""
         count = len(self.layers)
         arrays = [known() for known in self.cache]
@@ -97,7 +98,7 @@ class LayersStep(Step):
         self.cos, self.sin = (xp.empty(shape, dtype=xp.float32) for _ in range(2))
         self.replay = Replay(lambda: self.launch_layers(self.cos, self.sin))
 
-    def run(self, x: Any, rope: tuple[Any, Any], length: int) -> Any:
+    def run(self, x: CupyArray, rope: tuple[CupyArray, CupyArray], length: int) -> CupyArray:
         """The layers on x [B, 1, H], tokens that come after `length` others."""
         self.x[...] = x.reshape(self.x.shape)
         for own, given in zip((self.cos, self.sin), rope, strict=True):
@@ -139,10 +140,10 @@ def _captured(launches: Callable[[], None]) -> Any:
 
 
 def _taken(
-    xp: Any,
-    x: Any,
+    xp: Namespace,
+    x: CupyArray,
     model: Llama,
-    rope: tuple[Any, Any],
+    rope: tuple[CupyArray, CupyArray],
     masks: Mapping[int | None, Mask],
     cache: KVCache | None,
     tap: Tap,
@@ -156,14 +157,14 @@ def _taken(
 
 @takes(_taken)
 def decoder_layers(
-    xp: Any,
-    x: Any,
+    xp: Namespace,
+    x: CupyArray,
     model: Llama,
-    rope: tuple[Any, Any],
+    rope: tuple[CupyArray, CupyArray],
     masks: Mapping[int | None, Mask],
     cache: KVCache | None,
     tap: Tap,
-) -> tuple[Any, KVCache | None]:
+) -> tuple[CupyArray, KVCache | None]:
     """The definition's result, by one graph for all layers."""
     assert cache is not None  # or it is not taken
     step = step_for(LayersStep, model, cache)
@@ -212,6 +213,6 @@ def fits(model: Llama, cache: KVCache) -> bool:
     return len(kinds) == 1 and kinds.pop() in FORMATS and contiguous
 
 
-def _arrays(cache: KVCache) -> tuple[Any, ...]:
+def _arrays(cache: KVCache) -> tuple[CupyArray, ...]:
     """The arrays of a cache whose addresses a graph knows."""
     return (*cache.keys, *cache.values, *(() if cache.keep is None else (cache.keep,)))

@@ -9,11 +9,10 @@ on it (docs/cpu.md).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from llama_layers.arrays.dtypes import accumulate_format, float_format
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.numba import BODIES as COMPILED
 from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.backends.numpy.attention import attend
@@ -22,7 +21,7 @@ from llama_layers.backends.numpy.pointwise import gate_with_silu, normalise, rot
 from llama_layers.backends.trust import trusted
 
 
-def activations(xp: Any, x: Any) -> Any:
+def activations(xp: Namespace, x: np.ndarray) -> np.ndarray:
     """Embeddings in float32 at least, since NumPy is slow in narrower formats; in Fortran order."""
     wide = accumulate_format(float_format("x", x)).name
     return np.asarray(x.reshape(-1, x.shape[-1]), wide, order="F").reshape(x.shape)

@@ -19,7 +19,7 @@ _EPS = (1e-5, 1e-6, 1e-8, 0.0)
 
 def _square(n: Norm) -> Tracked:
     """The mean square of each row."""
-    return (n.x * n.x).mean()  # type: ignore[no-any-return]
+    return (n.x * n.x).mean()
 
 
 @mistake(Norm, "another eps", common=True)
