@@ -181,9 +181,9 @@ class _Layers(Sequence[LayerWeights]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         number = range(len(self))[index]
-        if number not in self._made:
-            self._made[number] = self._make(number)
-        return self._made[number]
+        if (layer := self._made.get(number)) is None:
+            layer = self._made[number] = self._make(number)
+        return layer
 
     def _make(self, number: int) -> LayerWeights:
         def read(names: Names) -> Array:
