@@ -30,7 +30,7 @@ settings.register_profile("default", deadline=None, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=500)
 # A planted bug has to be found, not made small.
 settings.register_profile(
-    "mutants",
+    "planted",
     deadline=None,
     max_examples=100,
     derandomize=True,

@@ -17,8 +17,8 @@ from llama_layers.backends.cupy.upload import Part, Source, upload
 from llama_layers.backends.placement import cupy_device, is_cupy, placement
 from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, Checkpoint, checked_dtype
 from llama_layers.checkpoint.open import open_checkpoint
-from llama_layers.checkpoint.progress import progress
 from llama_layers.errors import CheckpointError
+from llama_layers.files.progress import progress
 from llama_layers.layers.weights import Names
 from llama_layers.model.llama import Llama
 from llama_layers.model.weight_checks import unfusible

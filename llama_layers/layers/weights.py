@@ -7,7 +7,7 @@ it is. No layout is faster where it counts: NumPy multiplies ``(W @ x.T).T`` at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -277,6 +277,21 @@ def layer_problem(layer: LayerWeights, config: LlamaConfig) -> str | None:
 def layer_fits(layer: LayerWeights, config: LlamaConfig) -> bool:
     """Whether a layer has the heads and, as of now, the shapes that a config says."""
     return layer_problem(layer, config) is None
+
+
+def known_arrays(layer: LayerWeights, switches: Collection[str]) -> list[Array | None] | None:
+    """A layer's arrays, in order, for a kernel that knows some switches of the config.
+
+    None if the layer has an array that the kernel would not use.
+    """
+    known = []
+    for path, array in layer.arrays().items():
+        switch = ARRAYS[path][0].switch
+        if switch is None or switch in switches:
+            known.append(array)
+        elif array is not None:
+            return None
+    return known
 
 
 def _assembled(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from array_api_compat import is_torch_array
 
 from llama_layers.arrays.dtypes import dtype_name, float_format
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import detached
 from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
@@ -44,23 +42,13 @@ def _arrays(mapping: Mapping[str, Array]) -> dict[str, Array]:
         if not isinstance(name, str):
             raise TypeError(f"mapping: expected names that are str, got {name!r}")
         if not is_inert(name):
-            arrays[name] = _torch_data(name, array) if is_torch_array(array) else array
+            arrays[name] = detached(name, array)
     stored = {name: dtype_name(a.dtype) for name, a in arrays.items() if hasattr(a, "dtype")}
     if reason := why_not_plain(stored):
         raise CheckpointError(f"mapping: {reason}")
     for name, array in arrays.items():
         float_format(name, array)
     return arrays
-
-
-def _torch_data(name: str, tensor: Any) -> Array:
-    """A tensor of torch without its gradients; raise unless it has data in a dense array."""
-    if tensor.is_meta:  # as where accelerate keeps the weights elsewhere
-        raise TypeError(f"{name}: expected a tensor with data, got one on the device meta")
-    if tensor.is_nested or str(tensor.layout) != "torch.strided":
-        kind = "a nested tensor" if tensor.is_nested else f"the layout {tensor.layout}"
-        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
-    return tensor.detach()
 
 
 def _check_tied(xp: Namespace, head: Array, table: Array | None) -> None:

@@ -21,9 +21,12 @@ from llama_layers.backends.trust import takes
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.tap import Tap, untouched
-from llama_layers.layers.weights import layer_fits
+from llama_layers.layers.weights import known_arrays, layer_fits
 from llama_layers.model.llama import Llama
 from llama_layers.model.weights import LlamaWeights
+
+# The switches of a config that the kernels know; a layer with other arrays is left to others.
+SWITCHES = ("qkv_bias", "o_bias", "mlp_bias")
 
 
 class Step:
@@ -200,8 +203,11 @@ def fits(model: Llama, cache: KVCache) -> bool:
         or not all(layer_fits(layer, config) for layer in layers)
     ):
         return False
-    weights = [a for layer in layers for a in layer.arrays().values() if a is not None]
-    arrays = [*weights, *_arrays(cache)]
+    arrays = [*_arrays(cache)]
+    for layer in layers:
+        if (weights := known_arrays(layer, SWITCHES)) is None:
+            return False
+        arrays += [array for array in weights if array is not None]
     kinds = {dtype_name(array.dtype) for array in arrays if array is not cache.keep}
     contiguous = all(array.flags.c_contiguous for array in arrays)
     return len(kinds) == 1 and kinds.pop() in FORMATS and contiguous

@@ -20,9 +20,12 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.tap import Tap, untouched
-from llama_layers.layers.weights import LayerWeights, layer_fits
+from llama_layers.layers.weights import LayerWeights, known_arrays, layer_fits
 from llama_layers.model.llama import Llama
 from llama_layers.model.weights import LlamaWeights
+
+# The switches of a config that the kernel knows; a layer with other arrays is left to others.
+SWITCHES = ("qkv_bias", "o_bias", "mlp_bias")
 
 
 class Plan:
@@ -34,7 +37,10 @@ class Plan:
         # The kernel reads and writes as much memory as the config says.
         if not all(layer_fits(layer, config) for layer in layers):
             return
-        arrays: list[list[Any]] = [list(layer.arrays().values()) for layer in layers]
+        found = (known_arrays(layer, SWITCHES) for layer in layers)
+        arrays: list[list[Any]] = [row for row in found if row is not None]
+        if len(arrays) < len(layers):
+            return
         present = [a for row in arrays for a in row if a is not None]
         kinds = {readable(a) if a.flags.c_contiguous else None for a in present}
         if len(kinds) == 1 and min(a.shape[0] for a in present if a.ndim == 2) >= ROWS:

@@ -1,4 +1,11 @@
-"""Bodies for NumPy arrays that are faster than the portable ones."""
+"""Bodies for NumPy arrays that are faster than the portable ones.
+
+Memory order: BLAS multiplies ``(weight @ x.T).T`` faster than ``x @ weight.T``, and leaves the
+result in Fortran order, where the tokens of a channel are neighbours in memory. Adding two arrays
+in different orders takes many times as long as in the same. So all activations have this order:
+`activations` begins it, and the other bodies keep the order of their arguments. Only speed depends
+on it (docs/cpu.md).
+"""
 
 from __future__ import annotations
 
@@ -15,11 +22,7 @@ from llama_layers.backends.trust import trusted
 
 
 def activations(xp: Namespace, x: np.ndarray) -> np.ndarray:
-    """Embeddings widened to float32 at least: NumPy is slow in narrower formats.
-
-    Tokens stand one beside another in memory, as `linear_2d` leaves them: a sum of two arrays in
-    different orders takes many times as long as one in the same.
-    """
+    """Embeddings in float32 at least, since NumPy is slow in narrower formats; in Fortran order."""
     wide = accumulate_format(float_format("x", x)).name
     return np.asarray(x.reshape(-1, x.shape[-1]), wide, order="F").reshape(x.shape)
 

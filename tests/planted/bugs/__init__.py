@@ -1,0 +1,21 @@
+"""The bugs, a subject in each file."""
+
+from tests.planted.bugs import (  # noqa: F401
+    arguments,
+    attention,
+    attention_by_numpy,
+    cache,
+    compiled,
+    generate,
+    layer,
+    linear,
+    mask,
+    mlp,
+    model,
+    norm,
+    rope,
+    sampling,
+)
+from tests.planted.planting import BUGS
+
+__all__ = ["BUGS"]
