@@ -15,18 +15,12 @@ from llama_layers.files.output import cache_directory, write_atomically
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a body was within the bound of its definition.
-
-    Attributes
-    ----------
-    ratio : float or None
-        The largest error over its limit; None if the body raised.
-    problem : str or None
-        Why it is not used.
-    """
+    """Whether a body was within the bound of its definition."""
 
     ratio: float | None
+    """The largest error over its limit; None if the body raised."""
     problem: str | None = None
+    """Why it is not used."""
 
     @property
     def passed(self) -> bool:
