@@ -31,8 +31,8 @@ class Verdict:
 class Verdicts:
     """The verdicts on the bodies for a library's arrays, in a file named after what they depend on.
 
-    A file that cannot be read or makes no sense counts as empty. If it cannot be written, each
-    process finds out for itself.
+    A file that cannot be read or makes no sense counts as empty. If none can be written, each
+    process tries the bodies again.
     """
 
     def __init__(self, library: str) -> None:
