@@ -55,11 +55,7 @@ class Verdicts:
         text = json.dumps(content, indent=1)
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, lambda path: _write(path, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+            write_atomically(self._path, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _read(path: Path) -> dict[str, Verdict]:

@@ -35,8 +35,7 @@ def attention_cost(
     """Count attention of some tokens of one sequence to themselves and to `past` cached ones.
 
     Each query meets each key that it sees in a dot product, and weighs its value: 4 operations for
-    each number of a query head. The keys and values of earlier tokens are read; those of these are
-    made here.
+    each number of a query head. Only the keys and values of earlier tokens are read.
     """
     seen = sum(min(past + row + 1, window or math.inf) for row in range(rows))
     read = min(past, (window or math.inf) - 1)

@@ -27,7 +27,7 @@ TRIES = 3
 class Cpu:
     """A processor, with a number of its threads.
 
-    Each thread reads its part of an array by dot products, which let go of the interpreter's lock.
+    Each thread reads its part of an array by dot products, which release the interpreter's lock.
     """
 
     def __init__(self, threads: int) -> None:

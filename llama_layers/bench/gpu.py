@@ -30,16 +30,16 @@ class Gpu:
     """The current device.
 
     A whole model is timed as its user waits for it: from an idle GPU to an idle GPU, by the
-    processor's clock. A product takes less time than Python needs to ask for it, so that the GPU
-    is kept busy with copies until all are asked for, and its own events tell the time; the copies
-    also clear its cache.
+    processor's clock. A product takes less time than Python needs to launch it. So copies keep the
+    GPU busy until all products are launched, and its own events measure the time; the copies also
+    clear its cache.
     """
 
     threads = None
 
     def __init__(self, kind: Kind, dtype: str) -> None:
         self._cupy: Any = importlib.import_module("cupy")
-        self._asked_ahead = kind == "qkv"
+        self._launched_ahead = kind == "qkv"
         self._load = load()
         self._copies = [self._cupy.zeros(COPIED, dtype=self._cupy.uint8) for _ in range(2)]
         weights = RandomWeights(dtype, "cupy")
@@ -61,7 +61,7 @@ class Gpu:
 
     def timed(self, call: Callable[[], Any]) -> float:
         """Return the seconds that a call takes."""
-        if self._asked_ahead:
+        if self._launched_ahead:
             return self.timed_by_events(call)
         self.settle()
         start = time.perf_counter()

@@ -10,11 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dtypes import FLOATS, dtype_name
+from llama_layers.arrays.dtypes import FLOATS, dtype_name, dtype_of
 from llama_layers.arrays.types import DType
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.names import deinterleave
@@ -26,9 +25,7 @@ from llama_layers.model.weights import EMBEDDING, HEAD, expected_tensors
 
 # The dtypes that hold weights: the words of safetensors and GGUF, and ours.
 STORED_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-NUMPY_DTYPES: dict[str, np.dtype] = {
-    name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in FLOATS
-}
+NUMPY_DTYPES: dict[str, np.dtype] = {name: np.dtype(dtype_of(np, name)) for name in FLOATS}
 
 
 @dataclass(frozen=True)

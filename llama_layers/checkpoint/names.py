@@ -43,7 +43,7 @@ _TO_HUGGING_FACE = {
 
 
 def telling_names(names: Iterable[str]) -> tuple[str | None, str | None]:
-    """A name that only Meta gives and one that only Hugging Face gives, where there are such."""
+    """The first name that only Meta gives, and the first that only Hugging Face gives."""
     # The last norm of Meta's is also that of a Hugging Face model without its prefix.
     names = [name for name in names if name != "norm.weight"]
     meta = next((name for name in names if renamed(name, _TO_HUGGING_FACE["meta"])), None)

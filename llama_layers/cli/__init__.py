@@ -21,18 +21,7 @@ from llama_layers.files.output import OverwriteError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments; those of the process if not given.
-
-    Returns
-    -------
-    int
-        The exit status.
-    """
+    """Run one command with the arguments given, or those of the process; return its status."""
     if sys.stdout is None:  # closed by whoever started the program
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
     if sys.stderr is None:  # or else print would take stdout

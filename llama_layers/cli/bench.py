@@ -17,7 +17,6 @@ from llama_layers.files.progress import progress
 if TYPE_CHECKING:
     from llama_layers.bench.job import Job
     from llama_layers.bench.machine import Machine
-    from llama_layers.bench.result import Result
 
 DTYPES = ("float32", "bfloat16", "float16")
 # The vocabulary of the model that stands for a layer: its embedding and head take no time.
@@ -43,13 +42,13 @@ def add_parser(commands: Commands) -> None:
     _add_common(layer, "llama2-7b", "only its sizes are used")
     _add_sizes(layer, "--seq", [1, 8, 128], "tokens")
     layer.add_argument(
-        "--context", type=_count, default=64, metavar="N", help="tokens before (default: 64)"
+        "--context", type=_count, default=64, metavar="N", help="tokens in the cache (default: 64)"
     )
 
     decode = kinds.add_parser("decode", help="a whole model, token by token")
     _add_common(decode, "smollm2-135m", "a published size has random weights")
     _add_layers(decode)
-    _add_sizes(decode, "--context", [32], "tokens before")
+    _add_sizes(decode, "--context", [32], "tokens in the cache")
     decode.add_argument(
         "--tokens", type=_count, default=32, metavar="N", help="tokens a round (default: 32)"
     )
@@ -74,12 +73,19 @@ def _add_common(parser: argparse.ArgumentParser, model: str, what: str) -> None:
     )
     add_backend(parser)
     parser.add_argument(
-        "--threads", type=_count, metavar="N", help="not with cupy (default: all cores)"
+        "--threads",
+        type=_count,
+        metavar="N",
+        help="number of threads (default: all cores); not with cupy",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="of the weights (default: float32; with cupy bfloat16)"
+        "--dtype",
+        choices=DTYPES,
+        help="dtype of the weights (default: float32; with cupy bfloat16)",
     )
-    parser.add_argument("--rounds", type=_count, default=10, metavar="N", help="(default: 10)")
+    parser.add_argument(
+        "--rounds", type=_count, default=10, metavar="N", help="number of rounds (default: 10)"
+    )
     parser.add_argument(
         "--against",
         type=lambda text: text.split(","),
@@ -90,7 +96,7 @@ def _add_common(parser: argparse.ArgumentParser, model: str, what: str) -> None:
         "rest, and transformers-compiled for decode",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every time measured")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (png, svg, pdf)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result (png, svg, pdf)")
     add_force(parser)
 
 
@@ -158,7 +164,8 @@ def run(args: argparse.Namespace) -> int:
         )
     result = replace(result, title=f"{result.title} ({origin(args)})")
     if args.json is not None:
-        write_atomically(args.json, lambda temporary: write_json(temporary, result))
+        text = json.dumps(result.to_json(), indent=2) + "\n"
+        write_atomically(args.json, lambda path: path.write_text(text, encoding="utf-8"))
     if args.plot is not None:
         from llama_layers.bench.chart import draw
 
@@ -177,11 +184,6 @@ def origin(args: argparse.Namespace) -> str:
     if args.kind in ("decode", "prefill") and is_checkpoint(args.model):
         return str(args.model)
     return f"sizes of {args.model}, random weights"
-
-
-def write_json(path: Path, result: Result) -> None:
-    """Write a result as JSON."""
-    path.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def check_threads(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""``llama-layers check``: hold what a port computed against a model, site by site."""
+"""``llama-layers check``: compare a port's activations with a model, site by site."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def stated_weights(trace: Trace) -> str | None:
     if stated not in (None, *FLOATS):
         raise TraceError(
             f"metadata weights: expected one of {', '.join(FLOATS)}, got {stated!r}; "
-            "--weights-dtype takes its place"
+            "--weights-dtype overrides it"
         )
     return stated
 

@@ -41,11 +41,16 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--temperature", type=float, metavar="T", help="(default: 0)")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     parser.add_argument(
-        "--top-p", type=float, metavar="P", help="from the likeliest, to a sum of P"
+        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens, to a sum of P"
     )
-    parser.add_argument("--min-p", type=float, metavar="P", help="from those P times the likeliest")
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="draw from tokens at least P times as likely as the first",
+    )
     parser.add_argument("--repetition-penalty", type=float, metavar="R", help="(default: 1)")
-    parser.add_argument("--seed", type=int, help="of the random numbers")
+    parser.add_argument("--seed", type=int, help="seed of the random numbers")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text"
     )
@@ -120,7 +125,7 @@ def _options(args: argparse.Namespace, suggested: Mapping[str, Any]) -> dict[str
 
 
 def _within(room: int, steps: Iterator[int]) -> Iterator[int]:
-    """The tokens, with a word on stderr once there are more than the model was trained for."""
+    """The tokens, with a warning once there are more than the model was trained for."""
     for count, token in enumerate(steps, 1):
         if count == max(room, 0) + 1:
             print(

@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "qkv",
-        help="project a text to Q, K and V and hold each element against its bound",
+        help="project a text to Q, K and V and check each element against its bound",
         description="Tokenise a text, embed it, normalise it as the layer does, and project it to "
         "Q, K and V. Without a model: two built-in cases, at Llama-2 7B dimensions with equal "
         "weights, and a small one whose weights differ.",

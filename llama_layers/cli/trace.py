@@ -1,4 +1,4 @@
-"""``llama-layers trace``: the activations of a forward pass, for a port to be held against."""
+"""``llama-layers trace``: the activations of a forward pass, to compare a port with."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def add_parser(commands: Commands) -> None:
         description="Run a model on a text and write the array of every site as safetensors, under "
         "the name that its module has in Hugging Face's model. --dtype float64 makes an exact "
         "reference.",
-        epilog="--dtype is what the model computes in here. That of check is another: what the "
-        "arrays of a port were rounded to.",
+        epilog="Here --dtype is the format that the model computes in; in check it is the format "
+        "that a port's arrays were rounded to.",
     )
     parser.add_argument("text", nargs="?", help="the text; or --ids")
     parser.add_argument("--ids", type=_numbers, metavar="1,2,3", help="token ids instead of a text")
@@ -40,11 +40,11 @@ def add_parser(commands: Commands) -> None:
         "--sites",
         type=lambda text: text.split(","),
         metavar="A,B",
-        help="which sites: names, their last words, or patterns, such as q_proj,'mlp.*' "
+        help="sites to write: names, their last words, or patterns, such as q_proj,'mlp.*' "
         "(default: all but scores and probabilities)",
     )
     parser.add_argument(
-        "--layers", type=_ranges, metavar="0-3,7", help="of which layers (default: all)"
+        "--layers", type=_ranges, metavar="0-3,7", help="layers to write (default: all)"
     )
     add_backend(parser)
     add_dtype(

@@ -63,7 +63,7 @@ def check_output(path: Path | None, force: bool) -> None:
         raise OverwriteError(path)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, and rename it to the path when it is whole.
 
     If the path is a symbolic link, the file it points to is written. A file that is replaced

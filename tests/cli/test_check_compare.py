@@ -145,7 +145,7 @@ def test_check_refuses(run, port, tmp_path):
     other = tiny.write_single(tmp_path / "other", tiny.arrays())
     assert "expected one of this model, with " in trouble(run, "check", port, "--model", other)
     assert "profile: expected one of " in trouble(run, "check", port, "--profile", "nobody")
-    assert "got 'Q4_1'; --weights-dtype takes its place" in trouble(
+    assert "got 'Q4_1'; --weights-dtype overrides it" in trouble(
         run, "check", spoilt(port, metadata={"weights": "Q4_1"})
     )
 

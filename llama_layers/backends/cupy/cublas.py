@@ -99,24 +99,11 @@ def matmul(
 ) -> None:
     """``out = alpha * (a @ b) + beta * out`` in one call, without a copy.
 
-    Parameters
-    ----------
-    a, b, out : Array, [M, K], [K, N] and [M, N], or [P, M, K], [P, K, N] and [P, M, N]
-        CuPy arrays on the current device. Operands are of one dtype, and `out` of the same or, for
-        16-bit ones, float32. One of the last two axes must have its numbers side by side: for
-        `out`, the last. The other's stride is free, and so is that over P, which may be zero for
-        an operand.
-    alpha, beta : float, optional
-        In the format of the sums. Without a `beta` the numbers in `out` are not read.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit, or an array lies in memory otherwise.
-    TypeError
-        If the dtypes do not go together.
-    BackendError
-        If cuBLAS fails; the message names its status.
+    Shapes are [M, K], [K, N] and [M, N], or [P, M, K], [P, K, N] and [P, M, N], and arrays are on
+    the current device. Operands are of one dtype, and `out` of the same or, for 16-bit ones,
+    float32. One of the last two axes must have its numbers side by side: for `out`, the last. The
+    other's stride is free, and so is that over P, which may be zero for an operand. `alpha` and
+    `beta` have the format of the sums. Without a `beta` the numbers in `out` are not read.
     """
     (rows, inner), columns = a.shape[-2:], b.shape[-1]
     name, out_name = dtype_name(a.dtype), dtype_name(out.dtype)

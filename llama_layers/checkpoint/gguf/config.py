@@ -136,7 +136,7 @@ def _ends(tokenizer: Section, vocab_size: int) -> tuple[int, ...]:
 def _decimal(value: float) -> float:
     """The shortest decimal that rounds to a float32, which is how GGUF stores numbers.
 
-    config.json says 1e-05, and the nearest float32 is 9.99999975e-06 in float64's eyes. Any
+    config.json says 1e-05, and the nearest float32 is 9.99999975e-06 as a float64. Any
     decimal of up to 6 digits comes back from float32 as it was (FLT_DIG of the C standard), and
     the numbers of a config have fewer.
     """

@@ -96,7 +96,7 @@ def _ordered(
 
 
 class _Merging:
-    """A pre-tokenizer that merges by score, for vocabularies whose merges have no one order.
+    """A pre-tokenizer that merges by score, for vocabularies whose merges have no single order.
 
     Each piece that it cuts is then a token, or a character that is not one.
     """
