@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers import attention
+from llama_layers.verify import attention as tiling
 from llama_layers.verify import (
     attention_bound,
     judge,
@@ -21,7 +22,6 @@ from llama_layers.verify import (
     softmax_bound,
     weighted_sum_bound,
 )
-from llama_layers.verify import heads as tiling
 from tests.support import decimals, engines
 from tests.support.bounds_cases import (
     TINY,

@@ -39,26 +39,12 @@ def test_rows_of_a_table_are_exact(rng, dtype):
 
 
 def test_rows_that_do_not_fit_are_rounded():
+    """Those that fit are copied: 3 and 0 are bfloat16 numbers."""
     table = np.array([[1 + 2.0**-9, 3.0, 1e-40, 3.4e38, 0.0]], np.float32)
     bound = embedding_bound(np.array([0]), table, dtype="bfloat16")
-    stated = [2.0**-8 * (1 + 2.0**-9), 3 * 2.0**-8, 2.0**-8 * 1e-40 + 2.0**-133, np.inf, 0]
+    stated = [2.0**-8 * (1 + 2.0**-9), 0, 2.0**-8 * 1e-40 + 2.0**-133, np.inf, 0]
     np.testing.assert_allclose(bound.limit, [stated], rtol=1e-6)
     assert (embedding_bound(np.array([0]), table, dtype="float64").limit == 0).all()
-
-
-@ALL
-@given(data=st.data())
-def test_residual_limit_is_the_formula(dtype, data):
-    """u |y| (1 + u_o) + u_o |y|, where the sum has a format of its own."""
-    options = {"dtype": dtype, "max_magnitude": 1e4}
-    a, b = data.draw(arrays((6,), **options)), data.draw(arrays((6,), **options))
-    bound = residual_bound(a, b)
-    u = Fraction(ROUNDOFF["float64" if dtype == "float64" else "float32"])
-    own, out = Fraction(2.0**-53), Fraction(ROUNDOFF[dtype] if dtype in engines.NARROW else 0)
-    tiny = Fraction(TINY[dtype] if out else 0)
-    for i, y in enumerate(oracle.exact(a) + oracle.exact(b)):
-        stated = abs(y) * ((u + own) * (1 + out) + out) + (tiny if y else 0)
-        assert float(bound.limit[i]) == pytest.approx(float(stated), rel=1e-9, abs=0)
 
 
 @ALL

@@ -79,22 +79,6 @@ def test_our_own_is_within_the_limit(config, places, layout, dtype, data):
     assert (bound.usual <= bound.limit).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_limit_is_the_formula(rng, dtype):
-    """Phases exact, the table within a unit in the last place, two products and a sum."""
-    x = queries(rng, dtype)
-    bound = rope_bound(x, PLACES, CONFIG)
-    u, out, half = 2.0**-24, 2.0**-8 if dtype == "bfloat16" else 0.0, 32
-    for s, h, i in np.ndindex(len(PLACES), 3, half):
-        a, b = float(x[0, s, h, i]), float(x[0, s, h, i + half])
-        phase = float(PLACES[s]) * CONFIG.rope_theta ** (-i / half)
-        c, n = math.cos(phase), math.sin(phase)
-        y = a * c - b * n
-        once = 4 * u * (abs(a * c) + abs(b * n)) if PLACES[s] else 0
-        limit = bound.limit[0, s, h, i]
-        assert limit == pytest.approx(once * (1 + out) + out * abs(y), rel=1e-4, abs=1e-10)
-
-
 @pytest.mark.parametrize("power", [1, 2])
 def test_limit_with_rounded_table_products_and_phases(rng, power):
     """Of one pair by hand: D = 2 turns by 1 radian, and its phase errs by 12 roundoffs."""

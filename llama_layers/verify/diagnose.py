@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.verify.attention import OverHeads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.failing_site import FailingSite, wide
@@ -20,7 +21,6 @@ from llama_layers.verify.operations import (
     Linear,
     Norm,
     Operation,
-    OverHeads,
     Residual,
     Rope,
 )

@@ -36,41 +36,45 @@ The views, in which x, weight and so on are tracked where nothing else is said:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from llama_layers.arrays.checks import check_finite
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.rope import attention_factor
-from llama_layers.verify.bound import Bound
-from llama_layers.verify.heads import Heads, Tile, broadcast_mask, check_heads, tiles
+from llama_layers.verify.attention import (
+    Attention,
+    Heads,
+    Probabilities,
+    Scores,
+    Softmax,
+    WeightedSum,
+)
+from llama_layers.verify.operation import Operation
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rotation import Rotation, rope_phases
 from llama_layers.verify.rules import gated, matmul
 from llama_layers.verify.tracked import Tracked, read
 
-
-class Operation:
-    """What operations have in common: a view of what they read, and a formula over it."""
-
-    formula: Callable[[Any], Tracked]
-
-    def read(self, how: Rounding) -> Any:
-        """The view that `formula` is evaluated on."""
-        raise NotImplementedError
-
-    def evaluate(self, formula: Callable[[Any], Tracked], how: Rounding) -> Bound:
-        """The exact result of a formula, right or wrong, and what rounding allows."""
-        return formula(self.read(how)).bound()
-
-    def bound(self, how: Rounding) -> Bound:
-        """The exact result of the operation, and what rounding allows."""
-        return self.evaluate(type(self).formula, how)
+__all__ = [
+    "Attention",
+    "Embedding",
+    "Formats",
+    "Gate",
+    "Heads",
+    "Linear",
+    "Norm",
+    "Operation",
+    "Probabilities",
+    "Residual",
+    "Rope",
+    "Scores",
+    "Softmax",
+    "WeightedSum",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +120,7 @@ class Norm(Operation):
     eps: float
 
     def read(self, how: Rounding) -> Norm:
-        """x and the weight as tracked numbers."""
+        """The view: x and the weight as tracked numbers."""
         x, weight = read("x", self.x, how), read("weight", self.weight, how, recorded=False)
         if len(x.shape) < 1 or weight.shape != x.shape[-1:]:
             raise ValueError(
@@ -127,7 +131,7 @@ class Norm(Operation):
 
     @staticmethod
     def formula(norm: Norm) -> Tracked:
-        """x over the root of its mean square and eps, times the weight."""
+        """Divide x by the root of its mean square and eps, and multiply with the weight."""
         row: Tracked = norm.x * ((norm.x * norm.x).mean() + norm.eps).rsqrt()
         product: Tracked = row.step("norm_before_weight") * norm.weight
         return product
@@ -142,7 +146,7 @@ class Linear(Operation):
     bias: Any | None = None
 
     def read(self, how: Rounding) -> Linear:
-        """x as tracked numbers; the matrix and the bias as they are."""
+        """The view: x as tracked numbers, the matrix and the bias as they are."""
         x, weight = read("x", self.x, how), self.weight
         float_format("weight", weight)
         if len(x.shape) < 1 or len(weight.shape) != 2 or x.shape[-1] != weight.shape[1]:
@@ -175,7 +179,7 @@ class Rope(Operation):
     layout: Literal["half", "interleaved"] = "half"
 
     def read(self, how: Rounding) -> Rotation:
-        """x as tracked numbers, and by how much they are rotated."""
+        """The view: x as tracked numbers, and by how much they are rotated."""
         x, positions = read("x", self.x, how), to_numpy(self.positions)
         if len(x.shape) != 4 or x.shape[3] != self.config.head_dim:
             raise ValueError(
@@ -217,7 +221,7 @@ class Gate(Operation):
 
     @staticmethod
     def formula(product: Gate) -> Tracked:
-        """silu(gate) times up."""
+        """Multiply silu(gate) with up."""
         return gated(product.gate, product.up)
 
 
@@ -246,191 +250,6 @@ def _check_same(name: str, array: Tracked, other: str, like: Tracked) -> None:
         raise ValueError(
             f"{name}: expected shape {list(like.shape)} of {other}, got {list(array.shape)}"
         )
-
-
-class OverHeads(Operation):
-    """An operation of attention, computed for some query heads at a time.
-
-    Its fields are some of ``q`` [B, S, heads, D], ``k`` and ``v`` [B, T, kv_heads, D], ``given``
-    scores or probabilities [B, heads, S, T], ``mask`` [S, T], [1, S, T] or [B, S, T], of bool or,
-    to be added to the scores, of floats, and ``scale``.
-    """
-
-    q: Any = None
-    k: Any = None
-    v: Any = None
-    given: Any = None
-    mask: Any = None
-    scale: float = 1.0
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """The numbers of sequences, heads, queries and keys."""
-        if self.given is not None:
-            batch, heads, queries, keys = self.given.shape
-            return batch, heads, queries, keys
-        return self.q.shape[0], self.q.shape[2], self.q.shape[1], self.k.shape[1]
-
-    def check(self) -> None:
-        """Raise ValueError or TypeError unless the fields fit each other."""
-        check_heads(self.q, k=self.k)
-        check_finite("scale", self.scale)
-
-    def evaluate(self, formula: Callable[[Heads], Tracked], how: Rounding) -> Bound:
-        """The exact result of a formula, and what rounding allows.
-
-        The operation's own is evaluated for some queries at a time, another for all of them.
-        """
-        self.check()
-        batch, heads, queries, keys = self.sizes
-        mask = broadcast_mask(self.mask, batch, queries, keys)
-        others = [array for array in (self.k, self.v) if array is not None]
-        kv_heads = others[0].shape[2] if others else heads
-        if self.v is None:
-            arrays = tuple(np.zeros((batch, heads, queries, keys)) for _ in range(3))
-            by_head = arrays
-        else:
-            arrays = tuple(np.zeros((batch, queries, heads, self.v.shape[3])) for _ in range(3))
-            by_head = tuple(array.transpose(0, 2, 1, 3) for array in arrays)
-        rows = None if formula is type(self).formula else queries
-        for tile in tiles(batch, queries, keys, heads, kv_heads, rows):
-            bound = formula(self._view(tile, mask, how)).bound()
-            for array, part in zip(by_head, (bound.exact, bound.limit, bound.usual), strict=True):
-                array[tile.batch, tile.heads, tile.rows] = part
-        return Bound(*arrays)
-
-    def _view(self, tile: Tile, mask: Any | None, how: Rounding) -> Heads:
-        """The part of the fields that a tile reads, as tracked numbers."""
-        b, rows = tile.batch, tile.rows
-        parts: dict[str, Any] = {}
-        if self.given is not None:
-            parts["given"] = to_numpy(self.given)[b, tile.heads, rows]
-        if self.q is not None:
-            parts["q"] = to_numpy(self.q)[b, rows, tile.heads].transpose(1, 0, 2)
-        for name in ("k", "v"):
-            if getattr(self, name) is not None:
-                parts[name] = to_numpy(getattr(self, name))[b, :, tile.kv]
-        cached = self.q is not None or self.v is not None
-        read_in = {n: read(n, part, how, cached=cached) for n, part in parts.items()}
-        return Heads(**read_in, mask=None if mask is None else mask[b, rows], scale=self.scale)
-
-
-@dataclass(frozen=True, eq=False)
-class Scores(OverHeads):
-    """Scaled products of queries and keys, of which those that a mask allows count."""
-
-    q: Any
-    k: Any
-    mask: Any | None
-    scale: float
-
-    @staticmethod
-    def formula(heads: Heads) -> Tracked:
-        """The scores; those that are not allowed may be anything."""
-        scores = heads.scores()
-        return scores if heads.allowed is None else scores.only(heads.allowed)
-
-
-@dataclass(frozen=True, eq=False)
-class Softmax(OverHeads):
-    """Softmax of scores [B, heads, S, T] over the keys that a mask allows."""
-
-    scores: Any
-    mask: Any | None
-
-    @property
-    def given(self) -> Any:
-        """The scores."""
-        return self.scores
-
-    def check(self) -> None:
-        """Raise ValueError or TypeError unless the scores are [B, heads, S, T]."""
-        _check_pairwise("scores", self.scores)
-
-    @staticmethod
-    def formula(heads: Heads) -> Tracked:
-        """The probabilities."""
-        return heads.softmax().probabilities()
-
-
-@dataclass(frozen=True, eq=False)
-class Probabilities(OverHeads):
-    """Softmax of scaled products of queries and keys."""
-
-    q: Any
-    k: Any
-    mask: Any | None
-    scale: float
-
-    @staticmethod
-    def formula(heads: Heads) -> Tracked:
-        """The probabilities."""
-        return heads.softmax().probabilities()
-
-
-@dataclass(frozen=True, eq=False)
-class WeightedSum(OverHeads):
-    """The values, weighed by probabilities [B, heads, S, T]."""
-
-    probabilities: Any
-    v: Any
-
-    @property
-    def given(self) -> Any:
-        """The probabilities."""
-        return self.probabilities
-
-    def check(self) -> None:
-        """Raise ValueError or TypeError unless there are values for the probabilities."""
-        _check_pairwise("probabilities", self.probabilities)
-        float_format("v", self.v)
-        batch, heads, _, keys = self.probabilities.shape
-        shape = tuple(self.v.shape)
-        fits = len(shape) == 4 and shape[:2] == (batch, keys)
-        if not fits or not shape[2] or heads % shape[2]:
-            raise ValueError(
-                f"v: expected shape [{batch}, {keys}, kv_heads, D], kv_heads a divisor of {heads}, "
-                f"got {list(shape)}"
-            )
-
-    @staticmethod
-    def formula(heads: Heads) -> Tracked:
-        """The sums."""
-        assert heads.given is not None
-        return heads.weighted_sum(heads.given)
-
-
-@dataclass(frozen=True, eq=False)
-class Attention(OverHeads):
-    """Scores, softmax and weighted sum at once, as fused kernels compute them."""
-
-    q: Any
-    k: Any
-    v: Any
-    mask: Any | None
-    scale: float
-
-    def check(self) -> None:
-        """Raise ValueError or TypeError unless queries, keys and values fit each other."""
-        check_heads(self.q, k=self.k, v=self.v)
-        if tuple(self.k.shape) != tuple(self.v.shape):
-            raise ValueError(
-                f"v: expected shape {list(self.k.shape)} of k, got {list(self.v.shape)}"
-            )
-        check_finite("scale", self.scale)
-
-    @staticmethod
-    def formula(heads: Heads) -> Tracked:
-        """The values, weighed with the softmax of the scores."""
-        assert heads.v is not None
-        blocks = -(-len(heads.v.exact) // heads.v.how.profile.block)
-        return heads.softmax(blocks).weigh(heads.v)
-
-
-def _check_pairwise(name: str, array: Any) -> None:
-    float_format(name, array)
-    if len(array.shape) != 4:
-        raise ValueError(f"{name}: expected shape [B, heads, S, T], got {list(array.shape)}")
 
 
 Formats = Rounding

@@ -80,14 +80,16 @@ class Rotation:
 
     def joined(self, first: Tracked, second: Tracked) -> Tracked:
         """The first and the second channels of the pairs, put where they belong."""
-
-        def join(a: Float64Array, b: Float64Array) -> Float64Array:
-            if self.layout == "half":
-                return np.concatenate([a, b], axis=-1)
-            return np.stack([a, b], axis=-1).reshape(*a.shape[:-1], -1)
-
-        errors = first.errors(join, second)
-        return first.with_errors(errors, exact=join(first.exact, second.exact))
+        if self.layout == "half":
+            order = np.arange(self.x.shape[-1])
+        else:
+            order = np.arange(self.x.shape[-1]).reshape(2, -1).T.ravel()
+        errors = first.errors(
+            lambda e, f: np.concatenate([np.broadcast_to(a, first.shape) for a in (e, f)], -1),
+            second,
+        )
+        joined = first.with_errors(errors, np.concatenate([first.exact, second.exact], -1))
+        return joined[..., order]
 
 
 def rope_phases(

@@ -124,7 +124,7 @@ def _moved(
 
 
 def silu(x: Tracked) -> Tracked:
-    r"""x times its sigmoid, :math:`s(x) = x / (1 + e^{-x})`, in any of its forms.
+    r"""Compute x times its sigmoid, :math:`s(x) = x / (1 + e^{-x})`, in any of its forms.
 
     An exponential that errs by a relative :math:`2 u e` (e is `exp_ulps`) makes the sigmoid err by
     :math:`1 / (1 - 2 u e)` at most, whichever sign it has; sum, division and product add three
@@ -172,7 +172,7 @@ def silu(x: Tracked) -> Tracked:
 
 
 def gated(gate: Tracked, up: Tracked) -> Tracked:
-    """silu(gate) times up, multiplied in any order: products may underflow in another place."""
+    """Multiply silu(gate) with up, in any order: products may underflow in another place."""
     product = silu(gate).step("silu") * up
     with np.errstate(all="ignore"):
         lost = np.where(product.off == 0, 0.0, gate.how.lost * (gate.size + up.size))

@@ -17,8 +17,8 @@ With u the unit roundoff of the sums' format, each operation adds the errors tha
 :math:`u (|y| + e)` for its own rounding, where y is its exact result and e what it inherited; and
 what underflow loses. (u is that of float64 larger, since the exact result is computed in
 float64 itself, which matters where float64 is judged.) A product with 0 or 1 and a sum with 0 are
-not rounded. Sums of many numbers have a rule of their own here; products of matrices and
-operations in which errors cancel have theirs in `llama_layers.verify.rules`.
+not rounded. Matrix products, and operations in which errors cancel, have a rule of their own in
+`llama_layers.verify.rules`.
 
 Two errors are carried: `off`, which no correct computation exceeds, and `usual`, which rounding
 errors of random sign rarely exceed: :math:`4 \sqrt n u` instead of
@@ -122,12 +122,13 @@ class Tracked:
         with np.errstate(all="ignore"):
             exact = self.exact / b.exact
             size, size_b = finite_magnitude(exact), finite_magnitude(b.exact)
-            lost = self._flushed() / size_b
+            lost = self._flushed() / np.where(size_b > 0, size_b, 1.0)
 
             def error(e: Float64Array, f: Float64Array) -> Float64Array:
                 left = np.where(np.isfinite(b.exact), size_b - f, np.inf)
-                quotient = (e + size * f) / np.maximum(left, 0.0) + lost
-                return np.where(b._vanishes() | ((left <= 0) & (f > 0)), np.inf, quotient)
+                quotient = np.where(left > 0, (e + size * f) / left + lost, 0.0)
+                unsure = b._vanishes() | ((left <= 0) & ((e > 0) | (f > 0)))
+                return np.where(unsure, np.inf, quotient)
 
             inexact = ~(self.certainly(0) | b.certainly(1))
             tiny = self.how.sums.smallest_subnormal * inexact
@@ -207,10 +208,7 @@ class Tracked:
         return self._summed(axis, self.shape[axis] - 1)
 
     def mean(self, axis: int = -1) -> Tracked:
-        """The mean, with the axis kept: a sum of n numbers, and two roundings.
-
-        They are for a division by n, which may be a product with the rounded inverse.
-        """
+        """The mean: two roundings for a division, or a product with the rounded inverse."""
         n = self.shape[axis]
         total = self._summed(axis, n + 1)
         with np.errstate(all="ignore"):
@@ -219,30 +217,29 @@ class Tracked:
 
     def max(self, axis: int = -1) -> Tracked:
         """The largest number, with the axis kept."""
-        if not self.shape[axis]:
-            return constant(np.full((*self.shape[:-1], 1), -np.inf), self.how)
-        exact = self.exact.max(axis=axis, keepdims=True)
-        errors = self.errors(lambda e: np.broadcast_to(e, self.shape).max(axis=axis, keepdims=True))
+        exact = self.exact.max(axis=axis, keepdims=True, initial=-np.inf)
+        errors = self.errors(
+            lambda e: np.broadcast_to(e, self.shape).max(axis=axis, keepdims=True, initial=0.0)
+        )
         return self.with_errors(errors, exact=exact)
 
     def _summed(self, axis: int, roundings: int) -> Tracked:
         with np.errstate(all="ignore"):
+
+            def total(e: Any) -> Any:
+                return np.broadcast_to(e, self.shape).sum(axis=axis, keepdims=True)
+
             # In another order than a float64 result is summed in, which is not its own judge.
             exact = np.flip(self.exact, axis).sum(axis=axis, keepdims=True)
-            flushed, off, usual = (
-                np.broadcast_to(e, self.shape) for e in (self._flushed(), self.off, self.usual)
-            )
-            magnitude = self.size.sum(axis=axis, keepdims=True)
-            lost, most = (e.sum(axis=axis, keepdims=True) for e in (flushed, off))
-            usual = 4 * np.sqrt(np.square(usual).sum(axis=axis, keepdims=True))
-            growths = [self.how.own * grow(roundings, self._u) for grow in GROWTHS]
-            errors = (
-                most + growths[0] * magnitude + lost,
-                np.minimum(usual, most) + growths[1] * magnitude + lost,
-            )
-            fits = magnitude * (1 + gamma(roundings, self._u)) < self.how.sums.max
-            most, usual = (np.where(fits, e, np.inf) for e in errors)
-            return self._result(exact, (most, usual), 0.0, 0.0)
+            u = self.how.sums.unit_roundoff
+            size, lost, most = (total(e) for e in (self.size, self._flushed(), self.off))
+            inherited = (most, np.minimum(4 * np.sqrt(total(np.square(self.usual))), most))
+            fits = size * (1 + gamma(roundings, u)) < self.how.sums.max
+            errors = [
+                np.where(fits, e + self.how.own * grow(roundings, u) * size + lost, np.inf)
+                for e, grow in zip(inherited, GROWTHS, strict=True)
+            ]
+            return self._result(exact, (errors[0], errors[1]), 0.0, 0.0)
 
     # What becomes of the numbers.
 
@@ -254,13 +251,17 @@ class Tracked:
         same: Any = self.off == 0
         if same.any():
             same = same & (read_in(self.exact, form) == self.exact)
+        with np.errstate(all="ignore"):
 
-        def error(e: Float64Array) -> Float64Array:
-            step = form.unit_roundoff * (size + e) + form.smallest_subnormal
-            grown = e + np.where(same, 0.0, step)
-            return np.where(size + grown < form.max, grown, np.inf)
+            def error(e: Float64Array) -> Float64Array:
+                rounded = np.asarray(form.unit_roundoff * (size + e))
+                rounded += form.smallest_subnormal
+                rounded *= ~same
+                rounded += e
+                rounded[~(size + rounded < form.max)] = np.inf
+                return rounded
 
-        return replace(self.with_errors(self.errors(error)), form=form)
+            return replace(self.with_errors(self.errors(error)), form=form)
 
     def step(self, name: str) -> Tracked:
         """The numbers rounded as the profile rounds the step of that name, if it does."""
@@ -268,11 +269,8 @@ class Tracked:
 
     def moved(self, move: Callable[[Float64Array], Float64Array]) -> Tracked:
         """The numbers in other places: reshaped, permuted, selected or repeated."""
-
-        def error(e: Float64Array) -> Float64Array:
-            return move(np.broadcast_to(e, self.shape)) if e.any() else _NONE
-
-        return self.with_errors(self.errors(error), exact=move(self.exact))
+        errors = self.errors(lambda e: move(np.broadcast_to(e, self.shape)) if e.any() else _NONE)
+        return self.with_errors(errors, exact=move(self.exact))
 
     def __getitem__(self, index: Any) -> Tracked:
         """Some of the numbers."""
@@ -291,23 +289,16 @@ class Tracked:
     def bound(self) -> Bound:
         """The bound of a result, rounded to its format."""
         last = self.to(self.how.out)
-        size = finite_magnitude(last.exact)
-
-        def limit(e: Float64Array) -> Float64Array:
-            return np.where((size + e < last.how.out.max) | (e == 0), e, np.inf)
-
-        return Bound(last.exact, *(limit(e) for e in (last.off, last.usual)))
+        errors = last.errors(lambda e: e if e.shape == last.shape else np.full(last.shape, e))
+        return Bound(last.exact, *errors)
 
     # How it is done.
-
-    @property
-    def _u(self) -> float:
-        return self.how.sums.unit_roundoff
 
     def _number(self, other: Any) -> Tracked:
         return other if isinstance(other, Tracked) else constant(other, self.how)
 
     def with_errors(self, errors: tuple[Any, Any], exact: Float64Array | None = None) -> Tracked:
+        """The same numbers, or others, with other errors."""
         exact = self.exact if exact is None else exact
         return replace(self, exact=exact, off=errors[0], usual=errors[1])
 
@@ -332,15 +323,14 @@ class Tracked:
         Finite operands that are given must have a finite result.
         """
         size, sums = finite_magnitude(exact), self.how.sums
-        infinite = np.isinf(exact)
+        infinite: Any = np.isinf(exact) if operands else np.False_
         for operand in operands if infinite.any() else ():
             infinite = infinite & np.isfinite(operand.exact)
         found: list[Float64Array] = []
         for e in errors if errors[1] is not errors[0] else errors[:1]:
             error = np.asarray(size + e)
             error *= roundings * self.how.unit
-            error += e
-            error += lost
+            error += e + lost
             if self.how.profile.flushes:
                 tiny = sums.smallest_normal
                 error += np.where(size - error < tiny, np.minimum(size, tiny), 0.0)
@@ -365,13 +355,11 @@ class Tracked:
         """What is lost where an engine flushes."""
         if not (vanishes := self._vanishes()).any():
             return 0.0
-        tiny = np.minimum(finite_magnitude(self.exact), self.how.sums.smallest_normal)
-        return np.where(vanishes, tiny, 0.0)
+        return vanishes * np.minimum(np.abs(self.exact), self.how.sums.smallest_normal)
 
     def _unsure_sign(self, other: Tracked) -> Any:
         """Where an infinite number meets one whose sign is not sure."""
-        infinite = np.isinf(self.exact)
-        if not infinite.any():
+        if not (infinite := np.isinf(self.exact)).any():
             return np.False_
         return infinite & (np.abs(other.exact) <= other.off) & (other.off > 0)
 
@@ -385,12 +373,7 @@ def _times(error: Float64Array, size: Float64Array) -> Float64Array:
 
 
 def read(
-    name: str,
-    array: Any,
-    how: Rounding,
-    *,
-    recorded: bool = True,
-    cached: bool = False,
+    name: str, array: Any, how: Rounding, *, recorded: bool = True, cached: bool = False
 ) -> Tracked:
     """Numbers as they were stored.
 

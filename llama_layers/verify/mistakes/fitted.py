@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.verify.attention import Heads
 from llama_layers.verify.failing_site import FailingSite, wide
-from llama_layers.verify.heads import Heads
 from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
 from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
 from llama_layers.verify.operations import Attention, Linear

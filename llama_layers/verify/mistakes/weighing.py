@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from llama_layers.verify.attention import Heads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.heads import Heads
 from llama_layers.verify.mistakes.registry import Computed, mistake
 from llama_layers.verify.operations import Attention, Probabilities, Softmax
 from llama_layers.verify.profiles import Rounding
