@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llama_layers.config.llama_config import LlamaConfig
 
@@ -92,6 +93,11 @@ def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
     >>> len(found), found[2].name, found[2].shape
     (513, 'model.layers.0.self_attn.q_proj', ('B', 'S', 576))
     """
+    return _of_model(config)
+
+
+@lru_cache(maxsize=8)
+def _of_model(config: LlamaConfig) -> tuple[Site, ...]:
     hidden, vocabulary = config.hidden_size, config.vocab_size
     last = f"model.layers.{config.num_hidden_layers - 1}"
     return (
