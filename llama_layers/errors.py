@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 _LONGEST_NAME, _LONGEST_MESSAGE = 200, 2000
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -26,7 +25,7 @@ def escaped(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """The repr of a value for a message: on one line, and not longer than a reader can use."""
     try:
         return one_line(repr(value))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers import attention
+from llama_layers.verify import attention as tiling
 from llama_layers.verify import (
     attention_bound,
     judge,
@@ -21,7 +22,6 @@ from llama_layers.verify import (
     softmax_bound,
     weighted_sum_bound,
 )
-from llama_layers.verify.bounds import scores as tiling
 from tests.support import decimals, engines
 from tests.support.bounds_cases import (
     TINY,
@@ -146,15 +146,15 @@ def test_rounded_operands_are_told_apart(rng):
     mask = causal(24)
     y = engines.eager(*narrow, mask, 0.125, probabilities="float16")
     assert judge(y, attention_bound(q, k, v, mask=mask)).ratio > 5
-    assert judge(y, attention_bound(q, k, v, mask=mask, operands="float16")).verdict == "PASS"
-    assert judge(y, attention_bound(*narrow, mask=mask, operands="float16")).verdict == "PASS"
+    assert judge(y, attention_bound(q, k, v, mask=mask, kv_cache="float16")).verdict == "PASS"
+    assert judge(y, attention_bound(*narrow, mask=mask, kv_cache="float16")).verdict == "PASS"
 
 
 def test_what_rounded_operands_excuse(rng):
     """The roundings of float16 operands are known: no error of that size is one of them."""
     q, k, v = (through(a, "float16") for a in heads(rng, "float32"))
     mask = causal(24)
-    bound = attention_bound(q, k, v, mask=mask, operands="float16")
+    bound = attention_bound(q, k, v, mask=mask, kv_cache="float16")
     for wrong in (
         engines.eager(q * np.float32(1 + 2.0**-11), k, v, mask, 0.125),
         engines.eager(q, k, v * np.float32(1 + 2.0**-10), mask, 0.125),
@@ -252,7 +252,7 @@ def test_overflowing_values_and_results():
     k = np.zeros_like(v)
     assert np.isinf(attention_bound(q, k, v).limit).all()  # the sum, before it is normalised
     assert np.isinf(attention_bound(q, k, v / 1e33, dtype="float16").limit).all()
-    assert np.isinf(attention_bound(q, k, v / 1e33, operands="float16").limit).all()
+    assert np.isinf(attention_bound(q, k, v / 1e33, kv_cache="float16").limit).all()
     assert np.isfinite(attention_bound(q, k, v / 1e33).limit).all()
 
 
@@ -302,7 +302,7 @@ P, S = np.zeros((1, 4, 2, 3), np.float32), np.zeros((2, 3), bool)
         (lambda: scores_bound(Q, K, scale=np.inf), ValueError, "scale: .* finite .*, got inf"),
         (lambda: scores_bound(Q, K, scale="1"), TypeError, "scale: "),
         (lambda: scores_bound(Q, K, scale=1.0, scores="x"), ValueError, "scores: .*, got 'x'"),
-        (lambda: scores_bound(Q, K, scale=1.0, operands="x"), ValueError, "operands: .*'x'"),
+        (lambda: scores_bound(Q, K, scale=1.0, kv_cache="x"), ValueError, "kv_cache: .*'x'"),
         (lambda: softmax_bound(P[0]), ValueError, r"scores: .*, got \[4, 2, 3\]"),
         (lambda: softmax_bound(P, mask=S.T), ValueError, r"mask: .*\[1, 2, 3\], got \[3, 2\]"),
         (lambda: softmax_bound(P, mask=S.astype(int)), TypeError, "mask: .* got int64"),

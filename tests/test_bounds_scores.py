@@ -82,7 +82,7 @@ def test_scores_limit_is_the_formula(rng, dtype):
         limit = scores_bound(q, k, scale=0.3, scores="bfloat16").limit
         np.testing.assert_allclose(limit, rounded, rtol=1e-2)
         read = scores_bound(through(q, "float16"), through(k, "float16"), scale=0.3)
-        bound = scores_bound(q, k, scale=0.3, operands="float16")
+        bound = scores_bound(q, k, scale=0.3, kv_cache="float16")
         np.testing.assert_array_equal(bound.exact, read.exact)
         np.testing.assert_array_equal(bound.limit, read.limit)
 
@@ -98,9 +98,9 @@ def test_rounded_scores_are_told_apart(rng, dtype):
     q32, k32, _ = heads(rng, "float32")
     y = engines.scores(q32, k32, 0.3, operands=dtype)
     assert judge(y, scores_bound(q32, k32, scale=0.3)).verdict == "FAIL"
-    assert judge(y, scores_bound(q32, k32, scale=0.3, operands=dtype)).verdict == "PASS"
+    assert judge(y, scores_bound(q32, k32, scale=0.3, kv_cache=dtype)).verdict == "PASS"
     for form in ("float32", "float64"):
-        bound = scores_bound(q32, k32, scale=0.3, scores=form, operands=form)
+        bound = scores_bound(q32, k32, scale=0.3, scores=form, kv_cache=form)
         np.testing.assert_array_equal(bound.limit, scores_bound(q32, k32, scale=0.3).limit)
 
 
@@ -131,7 +131,7 @@ def test_scores_that_overflow_vanish_or_are_not_finite():
     assert (bound.ratio(np.zeros_like(y))[0, 0, 3:5] == np.inf).all()
     half = scores_bound(q[:, 1:3], k, scale=1e-12, scores="float16")
     assert np.isinf(half.limit[0, 0, 0, 0])
-    half = scores_bound(q[:, 1:3], k, scale=1e-12, operands="float16")
+    half = scores_bound(q[:, 1:3], k, scale=1e-12, kv_cache="float16")
     assert np.isinf(half.limit[0, 0, 0]).all()
     assert np.isinf(scores_bound(q[:, 1:2], k, scale=1.0, dtype="float16").limit[0, 0, 0, 0])
 
@@ -193,7 +193,7 @@ def test_softmax_limit_is_the_formula(rng, dtype):
 def test_probabilities_limit_is_the_formula(rng):
     q, k, _ = heads(rng, "float32", size=1.0)
     mask, u = causal(24), 2.0**-24
-    for options in ({}, {"scores": "bfloat16"}, {"operands": "float16"}):
+    for options in ({}, {"scores": "bfloat16"}, {"kv_cache": "float16"}):
         bound = probabilities_bound(q, k, mask=mask, scale=0.125, **options)
         a = scores_bound(q, k, scale=0.125, **options)
         for h, s in ((0, 0), (3, 11), (5, 23)):
@@ -316,7 +316,7 @@ def test_weighted_sum_limit_is_the_formula(rng, dtype):
     np.testing.assert_allclose(bound.usual, usual * (1 + out) + out * abs(y), **within)
     if dtype == "float32":
         read = weighted_sum_bound(through(p, "float16"), through(v, "float16"))
-        bound = weighted_sum_bound(p, v, operands="float16")
+        bound = weighted_sum_bound(p, v, kv_cache="float16")
         np.testing.assert_array_equal(bound.exact, read.exact)
         np.testing.assert_array_equal(bound.limit, read.limit)
         wrong = p.astype(float) @ through(values, "bfloat16")
@@ -330,7 +330,7 @@ def test_weighted_sums_of_what_is_not_finite():
     assert np.isinf(bound.limit[0, :, 0, 0]).all()
     np.testing.assert_array_equal(bound.limit[0, 1, 0, 1], 0)
     assert np.isinf(weighted_sum_bound(4 * p, v).limit[0, 0, 0, 1])
-    assert np.isinf(weighted_sum_bound(p, v, operands="float16").limit[0, 0, 0, 1])
+    assert np.isinf(weighted_sum_bound(p, v, kv_cache="float16").limit[0, 0, 0, 1])
     tiny = np.full((1, 1, 1, 1), 2.0**-100, np.float32)
     zero = np.zeros((1, 1, 1, 1), np.float32)
     small = np.full_like(tiny, 2.0**-30)

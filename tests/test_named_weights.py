@@ -10,6 +10,7 @@ import pytest
 
 from llama_layers import CheckpointError, Llama, LlamaWeights, forward
 from llama_layers.checkpoint import expected_tensors
+from llama_layers.layers.weights import known_arrays
 from tests.support.random_models import CONFIGS, model_of, random_weights
 
 NAMES = ["gqa", "mha", "biases", "qwen2", "tied"]
@@ -113,3 +114,19 @@ def test_a_layer_with_each_array_changed():
         assert np.array_equal(found, -array), name
     bare = model_of(CONFIGS["gqa"], random_weights(CONFIGS["gqa"])).weights.layers[0]
     assert bare.mapped(lambda array: array).mlp.up_bias is None
+
+
+def test_a_kernel_is_told_of_arrays_that_it_does_not_know():
+    biased, bare = (
+        model_of(c, random_weights(c)).weights.layers[0]
+        for c in (CONFIGS["biases"], CONFIGS["gqa"])
+    )
+    every = ("qkv_bias", "o_bias", "mlp_bias")
+    for found, array in zip(known_arrays(biased, every), biased.arrays().values(), strict=True):
+        assert found is array
+    assert known_arrays(biased, every[:2]) is None
+    present = [array for array in bare.arrays().values() if array is not None]
+    assert len(present) == 7
+    for found, array in zip(known_arrays(bare, ()), present, strict=True):
+        assert found is array
+    assert len(known_arrays(bare, every)) == 12

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import TypeGuard
 
 from llama_layers.errors import shown
 
@@ -12,12 +12,12 @@ from llama_layers.errors import shown
 MOST_TOKENS = 2**31 - 1
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether a value is an integer and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_count(name: str, value: Any, most: int | None = None) -> int:
+def check_count(name: str, value: object, most: int | None = None) -> int:
     """Return a positive integer as Python's, since NumPy's small ones overflow; else ValueError."""
     if not is_integer(value) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {shown(value)}")
@@ -26,13 +26,13 @@ def check_count(name: str, value: Any, most: int | None = None) -> int:
     return int(value)
 
 
-def check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: object) -> None:
     """Raise TypeError unless a value is a real number."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
 
 
-def check_finite(name: str, value: Any, *, negative: bool = True) -> float:
+def check_finite(name: str, value: float, *, negative: bool = True) -> float:
     """Return a finite number as Python's float, since NumPy's would widen arrays; else raise."""
     check_number(name, value)
     try:
@@ -45,7 +45,7 @@ def check_finite(name: str, value: Any, *, negative: bool = True) -> float:
     return number
 
 
-def check_choice(name: str, value: Any, *choices: str) -> None:
+def check_choice(name: str, value: object, *choices: str) -> None:
     """Raise ValueError unless a value is one of some words."""
     if not isinstance(value, str) or value not in choices:
         expected = " or ".join(map(repr, choices))

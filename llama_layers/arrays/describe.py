@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 from array_api_compat import device
 
 from llama_layers.arrays.namespaces import library
+from llama_layers.arrays.types import Array, Namespace
 
 
-def describe(xp: Any, array: Any) -> dict[str, str]:
+def describe(xp: Namespace, array: Array) -> dict[str, str]:
     """Library, version, device, and whether float32 products may be computed in fewer bits."""
     name = library(xp)
     module = sys.modules[name]  # loaded, since the array is of it
@@ -23,7 +23,7 @@ def describe(xp: Any, array: Any) -> dict[str, str]:
     }
 
 
-def _tf32(name: str, module: Any) -> str:
+def _tf32(name: str, module: Namespace) -> str:
     """The library's own setting; "no" if it has none."""
     if name == "torch":
         return str(module.get_float32_matmul_precision())

@@ -19,6 +19,7 @@ from threading import get_ident
 from typing import Any, ParamSpec, TypeVar, cast
 
 from llama_layers.arrays.namespaces import library
+from llama_layers.arrays.types import Namespace
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,7 +70,7 @@ def only(bodies: Bodies) -> Iterator[None]:
 
 
 @cache
-def _tables(xp: Any) -> ValuesView[dict[str, Function]]:
+def _tables(xp: Namespace) -> ValuesView[dict[str, Function]]:
     return routes(library(xp)).values()
 
 

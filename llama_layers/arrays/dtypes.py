@@ -12,6 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from llama_layers.arrays.types import Array, DType, Namespace
+
 
 @dataclass(frozen=True)
 class FloatFormat:
@@ -69,32 +71,32 @@ FLOATS = {
 INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
-def dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: DType) -> str:
     """The name of any library's dtype: ``torch.bfloat16`` and ml_dtypes' are both 'bfloat16'."""
     return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
 
 
-def check_array(name: str, array: Any) -> None:
+def check_array(name: str, array: Array) -> None:
     """Raise TypeError unless a value is an array; None stands for an argument that is not given."""
     if not hasattr(array, "dtype"):
         raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
 
 
-def check_integers(name: str, array: Any) -> None:
+def check_integers(name: str, array: Array) -> None:
     """Raise TypeError unless a value is an array of integers."""
     check_array(name, array)
     if (found := dtype_name(array.dtype)) not in INTEGERS:
         raise TypeError(f"{name}: expected an integer dtype, got {found}")
 
 
-def check_bools(name: str, array: Any) -> None:
+def check_bools(name: str, array: Array) -> None:
     """Raise TypeError unless a value is an array of bools."""
     check_array(name, array)
     if (found := dtype_name(array.dtype)) != "bool":
         raise TypeError(f"{name}: expected bool, got {found}")
 
 
-def float_format(name: str, array: Any) -> FloatFormat:
+def float_format(name: str, array: Array) -> FloatFormat:
     """The format of an array's numbers; raises TypeError unless they are of one in `FLOATS`."""
     check_array(name, array)
     found = dtype_name(array.dtype)
@@ -103,7 +105,7 @@ def float_format(name: str, array: Any) -> FloatFormat:
     return FLOATS[found]
 
 
-def check_widens(x: Any, **arrays: Any) -> None:
+def check_widens(x: Array, **arrays: Array) -> None:
     """Raise TypeError if the sums for x do not hold the numbers of an array exactly."""
     form = float_format("x", x)
     sums = accumulate_format(form)
@@ -115,7 +117,7 @@ def check_widens(x: Any, **arrays: Any) -> None:
             )
 
 
-def dtype_of(xp: Any, name: str) -> Any:
+def dtype_of(xp: Namespace, name: str) -> Any:
     """The dtype of that name in a namespace."""
     if name == "bfloat16" and not hasattr(xp, name):
         return np.dtype(ml_dtypes.bfloat16)

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device, is_cupy_namespace, is_numpy_namespace
 
+from llama_layers.arrays.types import Array, Device, Namespace
 
-def namespace(**arrays: Any) -> Any:
+
+def namespace(**arrays: Array | None) -> Namespace:
     """The one array namespace and device that the named arrays share.
 
     ``None`` stands for an argument that is not given. Raises TypeError if an argument is not an
@@ -41,12 +43,12 @@ def namespace(**arrays: Any) -> Any:
     return xp
 
 
-def _check_device(name: str, own: Any, first: str, expected: Any) -> None:
+def _check_device(name: str, own: Device | None, first: str, expected: Device | None) -> None:
     if own != expected and None not in (own, expected):  # traced arrays have no device yet
         raise ValueError(f"{name}: expected to be on the device of {first}, {expected}, got {own}")
 
 
-def library(xp: Any) -> str:
+def library(xp: Namespace) -> str:
     """The name of a namespace's library: 'numpy', 'cupy', 'torch', ..."""
     if is_numpy_namespace(xp):
         return "numpy"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llama_layers.arrays.dtypes import dtype_name, float_format
+from llama_layers.arrays.types import Array
 
 
-def check_shape(name: str, array: Any, *expected: int | str) -> None:
+def check_shape(name: str, array: Array, *expected: int | str) -> None:
     """Raise unless an array has floats and a shape, in which a name stands for any number."""
     float_format(name, array)
     if array.ndim != len(expected) or any(
@@ -18,7 +17,7 @@ def check_shape(name: str, array: Any, *expected: int | str) -> None:
         raise ValueError(f"{name}: expected shape [{shape}], got {list(array.shape)}")
 
 
-def check_same_dtype(**arrays: Any) -> None:
+def check_same_dtype(**arrays: Array) -> None:
     """Raise TypeError unless all arrays have the format of the first, in any byte order."""
     (first, array), *others = arrays.items()
     for name, other in others:

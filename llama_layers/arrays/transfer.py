@@ -12,31 +12,32 @@ from array_api_compat import (
     is_torch_array,
     is_torch_namespace,
 )
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.types import Array, Device, Namespace
 
 
-def to_numpy(array: Any) -> NDArray[Any]:
+def to_numpy(array: Array) -> np.ndarray:
     """Any library's array as a NumPy array, bit for bit; bfloat16 is that of ml_dtypes."""
     if isinstance(array, np.ndarray):
         return array
-    if is_cupy_array(array):
-        return np.asarray(array.get())
-    if is_torch_array(array):
-        array = array.detach().cpu()
-        if dtype_name(array.dtype) == "bfloat16":
+    other: Any = array  # which has methods of its own library
+    if is_cupy_array(other):
+        return np.asarray(other.get())
+    if is_torch_array(other):
+        other = other.detach().cpu()
+        if dtype_name(other.dtype) == "bfloat16":
             import torch
 
-            integers = array.contiguous().view(torch.int16).numpy()
+            integers = other.contiguous().view(torch.int16).numpy()
             return np.asarray(integers.view(ml_dtypes.bfloat16))
-        return np.asarray(array.numpy())
-    if dtype_name(array.dtype) != "bfloat16" and hasattr(array, "__dlpack__"):
-        return np.from_dlpack(array)
-    return np.asarray(array)
+        return np.asarray(other.numpy())
+    if dtype_name(other.dtype) != "bfloat16" and hasattr(other, "__dlpack__"):
+        return np.from_dlpack(other)
+    return np.asarray(other)
 
 
-def from_numpy(array: NDArray[Any], xp: Any, device: Any = None) -> Any:
+def from_numpy(array: np.ndarray, xp: Namespace, device: Device | None = None) -> Array:
     """A NumPy array as another library's array, bit for bit, in memory of its own.
 
     For NumPy's own namespace it is the array itself.
@@ -46,3 +47,15 @@ def from_numpy(array: NDArray[Any], xp: Any, device: Any = None) -> Any:
     if is_torch_namespace(xp) and dtype_name(array.dtype) == "bfloat16":
         return xp.asarray(array.view(np.int16).copy(), device=device).view(xp.bfloat16)
     return xp.asarray(array.copy(), device=device)
+
+
+def detached(name: str, array: Any) -> Any:
+    """An array as it is; a tensor of torch without its gradients. It must hold dense data."""
+    if not is_torch_array(array):
+        return array
+    if array.is_meta:  # as where accelerate keeps the weights elsewhere
+        raise TypeError(f"{name}: expected a tensor with data, got one on the device meta")
+    if array.is_nested or str(array.layout) != "torch.strided":
+        kind = "a nested tensor" if array.is_nested else f"the layout {array.layout}"
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+    return array.detach()

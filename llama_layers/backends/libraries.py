@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, TypeAlias
+
+from llama_layers.arrays.types import Namespace
+
+CupyArray: TypeAlias = Any
+"""An array of CuPy, which has no type hints."""
 
 
-def cupy() -> Any:
+def cupy() -> Namespace:
     """CuPy: a module that only loads where it is installed."""
     return importlib.import_module("cupy")

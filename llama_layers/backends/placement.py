@@ -6,17 +6,20 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from array_api_compat import is_cupy_namespace, is_numpy_namespace
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import from_numpy
+from llama_layers.arrays.types import Array, Device, Namespace
 from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.backends.libraries import cupy
 from llama_layers.errors import BackendError
 
 
-def placement(backend: str | ModuleType, device: Any = None) -> Callable[[NDArray[Any]], Any]:
+def placement(
+    backend: str | Namespace, device: Device | None = None
+) -> Callable[[np.ndarray], Array]:
     """A function that moves NumPy arrays to a backend's device without changing a bit."""
     if isinstance(backend, str) and backend not in ("numpy", "cupy"):
         raise ValueError(f"backend: expected 'numpy', 'cupy' or a module, got {backend!r}")
@@ -26,17 +29,17 @@ def placement(backend: str | ModuleType, device: Any = None) -> Callable[[NDArra
         if device not in (None, "cpu"):
             raise ValueError(f"device: expected None or 'cpu' for NumPy, got {device!r}")
         return lambda array: array
-    if not hasattr(backend, "asarray"):
+    if isinstance(backend, str) or not hasattr(backend, "asarray"):
         raise TypeError(f"backend: expected 'numpy', 'cupy' or a module, got {backend!r}")
     return _to_module(backend, device)
 
 
-def is_cupy(backend: str | ModuleType) -> bool:
+def is_cupy(backend: str | Namespace) -> bool:
     """Whether a backend's arrays are CuPy's."""
     return backend == "cupy" or (isinstance(backend, ModuleType) and is_cupy_namespace(backend))
 
 
-def cupy_device(device: int | None) -> Any:
+def cupy_device(device: Device | None) -> Any:
     """The ``cupy.cuda.Device`` of a number, or the current one; an error if none can compute."""
     if (problem := gpu_problem()) is not None:
         raise BackendError(f"backend 'cupy': {problem}")
@@ -46,18 +49,18 @@ def cupy_device(device: int | None) -> Any:
     return cupy().cuda.Device(device)
 
 
-def _to_cupy(device: int | None) -> Callable[[NDArray[Any]], Any]:
+def _to_cupy(device: Device | None) -> Callable[[np.ndarray], Array]:
     where = cupy_device(device)
 
-    def place(array: NDArray[Any]) -> Any:
+    def place(array: np.ndarray) -> Array:
         with where:
             return cupy().asarray(array)
 
     return place
 
 
-def _to_module(xp: Any, device: Any) -> Callable[[NDArray[Any]], Any]:
-    def place(array: NDArray[Any]) -> Any:
+def _to_module(xp: Namespace, device: Device | None) -> Callable[[np.ndarray], Array]:
+    def place(array: np.ndarray) -> Array:
         moved = from_numpy(array, xp, device)
         if dtype_name(moved.dtype) != dtype_name(array.dtype):  # jax narrows without a word
             raise TypeError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
 
 from llama_layers.bench.own_engine import NAME
 from llama_layers.bench.result import Case, Limit, Result
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def headings(result: Result) -> list[str]:
@@ -76,9 +76,6 @@ def notes(result: Result) -> list[str]:
 
 def print_result(console: Console, result: Result) -> None:
     """Print a benchmark."""
-    from rich.padding import Padding
-    from rich.table import Table
-
     console.print(result.title, style="bold", markup=False)
     about = Table.grid(padding=(0, 2, 0, 0))
     for fact in describe(result).items():

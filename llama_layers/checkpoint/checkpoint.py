@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
+from llama_layers.arrays.types import DType
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.names import deinterleave
 from llama_layers.checkpoint.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ from llama_layers.model.weights import EMBEDDING, HEAD, expected_tensors
 
 # The dtypes that hold weights: the words of safetensors and GGUF, and ours.
 STORED_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+NUMPY_DTYPES: dict[str, np.dtype] = {
     name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in FLOATS
 }
 
@@ -161,7 +162,7 @@ class Checkpoint(ABC):
         """
         return set(self.maps)
 
-    def read(self, name: str, /, dtype: str | None = None) -> NDArray[Any]:
+    def read(self, name: str, /, dtype: str | None = None) -> np.ndarray:
         """Read a tensor.
 
         Parameters
@@ -188,7 +189,7 @@ class Checkpoint(ABC):
 
     def read_part(
         self, name: str, start: int, stop: int, /, dtype: str | None = None
-    ) -> NDArray[Any]:
+    ) -> np.ndarray:
         """Read some rows of a tensor.
 
         Parameters
@@ -221,7 +222,7 @@ class Checkpoint(ABC):
             array = deinterleave(array, (stop - start) // info.rows_at_once)
         return array if dtype is None else _cast(name, array, dtype)
 
-    def read_rows(self, names: Sequence[str], /, dtype: str | None = None) -> NDArray[Any]:
+    def read_rows(self, names: Sequence[str], /, dtype: str | None = None) -> np.ndarray:
         """Read tensors as one, their rows below each other.
 
         Parameters
@@ -300,7 +301,7 @@ def equal_bytes(first: NDArray[np.uint8], second: NDArray[np.uint8], step: int =
     return all(np.array_equal(first[i : i + step], second[i : i + step]) for i in starts)
 
 
-def viewed(raw: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def viewed(raw: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Bytes as numbers of a dtype; a copy only if they are not aligned."""
     array = raw.view(NUMPY_DTYPES[dtype])
     if not array.flags.aligned:
@@ -308,7 +309,7 @@ def viewed(raw: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArra
     return array.reshape(shape)
 
 
-def checked_dtype(dtype: Any) -> str:
+def checked_dtype(dtype: str | DType) -> str:
     """The name of a dtype to load weights in; a ValueError if they cannot have it."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", dtype_name(dtype))
     if name not in FLOATS:
@@ -316,7 +317,7 @@ def checked_dtype(dtype: Any) -> str:
     return name
 
 
-def _cast(name: str, array: NDArray[Any], dtype: str) -> NDArray[Any]:
+def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     """Round or widen a tensor to a dtype; a CheckpointError if a finite number would overflow."""
     if array.dtype == NUMPY_DTYPES[dtype]:
         return array

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.arrays.types import DType
 from llama_layers.checkpoint.checkpoint import checked_dtype
 from llama_layers.checkpoint.open import open_checkpoint
 from llama_layers.checkpoint.safetensors import SINGLE, holds_weights, write_safetensors
@@ -23,7 +23,7 @@ def convert(
     destination: str | os.PathLike[str],
     /,
     *,
-    dtype: Any = None,
+    dtype: str | DType | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a checkpoint as a Hugging Face directory.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from typing import Any
+from types import ModuleType
 
 
-def require(package: str, purpose: str, extra: str = "models") -> Any:
+def require(package: str, purpose: str, extra: str = "models") -> ModuleType:
     """Import a package of an extra, or say how to install it and what needs it."""
     try:
         return importlib.import_module(package)

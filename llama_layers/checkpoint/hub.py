@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.gguf.open import gguf_parts
@@ -73,7 +73,7 @@ def fetch(name: HubName, /, *, weights: bool = True) -> Path:
             raise
 
 
-def _cached(hub: Any, name: HubName) -> Path | None:
+def _cached(hub: ModuleType, name: HubName) -> Path | None:
     """Find what the cache has of a model, without any network."""
     file = hub.try_to_load_from_cache(name.repo, name.file or "config.json", revision=name.revision)
     if isinstance(file, str):
@@ -107,7 +107,7 @@ def _has_weights(path: Path) -> bool:
         return False
 
 
-def _download(hub: Any, name: HubName, with_weights: bool) -> Path:
+def _download(hub: ModuleType, name: HubName, with_weights: bool) -> Path:
     """Download the files that are needed, and no others."""
     listed = hub.HfApi().model_info(name.repo, revision=name.revision).siblings
     files = [entry.rfilename for entry in listed]
@@ -147,7 +147,7 @@ def _weights(name: HubName, files: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _plain_errors(hub: Any, name: HubName) -> Iterator[None]:
+def _plain_errors(hub: ModuleType, name: HubName) -> Iterator[None]:
     """Say in a sentence why a model cannot be had."""
     errors = hub.errors
     try:
@@ -195,7 +195,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _progress(hub: Any) -> Iterator[None]:
+def _progress(hub: ModuleType) -> Iterator[None]:
     """Show huggingface_hub's progress on a terminal only."""
     if sys.stderr.isatty() or hub.utils.are_progress_bars_disabled():
         yield

@@ -8,17 +8,17 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from types import ModuleType
 from typing import Any, Literal
 
-from numpy.typing import NDArray
+import numpy as np
 
+from llama_layers.arrays.types import Array, Device, DType, Namespace
 from llama_layers.backends.cupy.upload import Part, Source, upload
 from llama_layers.backends.placement import cupy_device, is_cupy, placement
 from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, Checkpoint, checked_dtype
 from llama_layers.checkpoint.open import open_checkpoint
-from llama_layers.checkpoint.progress import progress
 from llama_layers.errors import CheckpointError
+from llama_layers.files.progress import progress
 from llama_layers.layers.weights import Names
 from llama_layers.model.llama import Llama
 from llama_layers.model.weight_checks import unfusible
@@ -28,16 +28,16 @@ from llama_layers.model.weights import LlamaWeights, layer_arrays
 PART = 4 << 20
 
 # A function that gives some tensors of a checkpoint as one array.
-_Read = Callable[[Names], Any]
+_Read = Callable[[Names], Array]
 
 
 def load(
     path: str | os.PathLike[str],
     /,
     *,
-    backend: Literal["numpy", "cupy"] | ModuleType = "numpy",
-    dtype: Any = None,
-    device: Any = None,
+    backend: Literal["numpy", "cupy"] | Namespace = "numpy",
+    dtype: str | DType | None = None,
+    device: Device | None = None,
     layers: Iterable[int] | None = None,
 ) -> Llama:
     """Load a model.
@@ -126,7 +126,7 @@ def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
     return frozenset(chosen)
 
 
-class _Tensors(Mapping[str, Any]):
+class _Tensors(Mapping[str, Array]):
     """The tensors of a checkpoint as arrays, read when they are asked for."""
 
     def __init__(self, checkpoint: Checkpoint, layers: frozenset[int], read: _Read) -> None:
@@ -141,10 +141,10 @@ class _Tensors(Mapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return name in self._checkpoint.tensors
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Array:
         return self.rows((name,))
 
-    def rows(self, names: Names) -> Any:
+    def rows(self, names: Names) -> Array:
         """Tensors as one array; a CheckpointError if their layer was not asked for."""
         layer = _layer_of(names[0])
         if layer is not None and layer not in self._layers:
@@ -156,7 +156,7 @@ class _Tensors(Mapping[str, Any]):
 
 
 def _placed(
-    place: Callable[[NDArray[Any]], Any],
+    place: Callable[[np.ndarray], Array],
     checkpoint: Checkpoint,
     layers: frozenset[int],
     dtype: str | None,

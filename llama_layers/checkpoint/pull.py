@@ -14,10 +14,10 @@ from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.hub import fetch, hub_name
 from llama_layers.checkpoint.known_models import KnownModel, cached_path, known_model
 from llama_layers.checkpoint.open import open_checkpoint
-from llama_layers.checkpoint.progress import progress
 from llama_layers.errors import CheckpointError
 from llama_layers.files.directories import temporary_directory
 from llama_layers.files.output import cache_directory, errors_naming
+from llama_layers.files.progress import progress
 
 _NOTE = """\
 # {name}

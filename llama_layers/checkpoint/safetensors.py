@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, STORED_DTYPES, TensorInfo, map_file
 from llama_layers.checkpoint.names import permuted_heads, telling_names, to_hugging_face
-from llama_layers.checkpoint.progress import progress
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError, shown
 from llama_layers.files.json_files import read_json, without_duplicates
 from llama_layers.files.kinds import is_safetensors, kind_of
+from llama_layers.files.progress import progress
 from llama_layers.model.quantised import why_not_plain
 from llama_layers.model.weight_checks import is_inert
 
@@ -187,7 +187,7 @@ def write_safetensors(
     file: Path,
     dtypes: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
-    read: Callable[[str], NDArray[Any]],
+    read: Callable[[str], np.ndarray],
 ) -> None:
     """Write tensors in the order given, each read when its turn comes."""
     words = {ours: theirs for theirs, ours in STORED_DTYPES.items()}

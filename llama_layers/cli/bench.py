@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llama_layers.cli.options import MODEL, add_backend, add_force, resolve_backend
+from llama_layers.cli.options import MODEL, Commands, add_backend, add_force, resolve_backend
 from llama_layers.cli.outputs import check_plot
 from llama_layers.files.output import check_output, write_atomically
+from llama_layers.files.progress import progress
 
 if TYPE_CHECKING:
     from llama_layers.bench.job import Job
@@ -25,7 +24,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 LAYER_VOCABULARY = 16
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "bench",
@@ -153,13 +152,13 @@ def run(args: argparse.Namespace) -> int:
     from llama_layers.cli.terminal import Terminal
 
     job = make_job(args)
-    with rounds_done(args.rounds) as progress:
+    with progress("rounds", args.rounds, count=True) as advance:
         result = measure(
             job,
             args.against,
             machine=make_machine(args),
             rounds=args.rounds,
-            progress=progress,
+            progress=lambda: advance(1),
         )
     result = replace(result, title=f"{result.title} ({origin(args)})")
     if args.json is not None:
@@ -223,7 +222,8 @@ def make_job(args: argparse.Namespace) -> Job:
         weights = models.RandomWeights(args.dtype, args.backend)
         config = models.config_of(args.model)
         first = weights.qkv(config)
-        others = [weights.qkv(config) for _ in range(copies(first.fused.nbytes, args.backend) - 1)]
+        nbytes = math.prod(first.fused.shape) * FLOATS[args.dtype].itemsize
+        others = [weights.qkv(config) for _ in range(copies(nbytes, args.backend) - 1)]
         return QKVJob([first, *others], args.sizes)
     if args.kind == "layer":
         config = models.with_layers(models.config_of(args.model), 1)
@@ -241,18 +241,3 @@ def make_job(args: argparse.Namespace) -> Job:
     if args.kind == "prefill":
         return ModelJob(model, args.kind, args.sizes)
     return ModelJob(model, args.kind, args.sizes, steps=args.tokens, batch=args.batch)
-
-
-@contextmanager
-def rounds_done(count: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on stderr if that is a terminal; call what it yields at each round."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("rounds"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("rounds", total=count)
-        yield lambda: bar.advance(task)

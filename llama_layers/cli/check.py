@@ -6,18 +6,19 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.cli.options import add_force, add_json, add_model
+from llama_layers.cli.options import Commands, add_force, add_json, add_model
 from llama_layers.cli.outputs import check_outputs
+from llama_layers.files.progress import progress
 
 if TYPE_CHECKING:
     from llama_layers.checkpoint import Checkpoint
     from llama_layers.verify import SiteResult, Trace
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "check",
@@ -68,7 +69,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, print the report, and write the page if asked for."""
     from llama_layers.checkpoint import load, open_checkpoint
-    from llama_layers.cli.terminal import print_report, progress
+    from llama_layers.cli.terminal import print_report
     from llama_layers.verify import Trace, check, write_html
 
     read = [args.trace, *(args.trace.iterdir() if args.trace.is_dir() else ())]
@@ -80,11 +81,10 @@ def run(args: argparse.Namespace) -> int:
     if weights is None:
         weights = rounded = narrower_dtype(trace, args.dtype, checkpoint)
     model = load(args.model, dtype=weights)
-    with progress("checking layers", model.config.num_hidden_layers) as move:
+    with progress("checking sites", len(trace.arrays), count=True) as advance:
 
-        def tell(result: SiteResult) -> None:
-            if result.site.layer is not None:
-                move(result.site.layer)
+        def tell(_: SiteResult) -> None:
+            advance(1)
 
         report = check(
             trace,

@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llama_layers.cli.options import add_backend, add_dtype, add_model, resolve_backend
+from llama_layers.arrays.types import Array
+from llama_layers.cli.options import Commands, add_backend, add_dtype, add_model, resolve_backend
 from llama_layers.cli.suggested import SETTINGS, suggested_options
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "generate",
@@ -130,7 +131,7 @@ def _within(room: int, steps: Iterator[int]) -> Iterator[int]:
         yield token
 
 
-def _timed(steps: Iterator[Any], times: list[float]) -> Iterator[int]:
+def _timed(steps: Iterator[Array], times: list[float]) -> Iterator[int]:
     for step in steps:
         times.append(time.perf_counter())
         yield int(step[0])

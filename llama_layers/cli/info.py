@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.backends.cupy.detect import device_name, gpu_problem
 from llama_layers.backends.numba.detect import compiled_problem
-from llama_layers.cli.options import MODEL, add_json
+from llama_layers.cli.options import MODEL, Commands, add_json
 from llama_layers.cli.verify_bodies import verify
 from llama_layers.errors import one_line
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llama_layers.checkpoint import Checkpoint
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "info",

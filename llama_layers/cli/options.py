@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from llama_layers.arrays.dtypes import FLOATS
 
 Backend = Literal["numpy", "cupy"]
-
+# What `ArgumentParser.add_subparsers` gives.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # The models that `load` takes, for help texts.
 MODEL = "a directory, file, known model such as smollm2-135m, or org/name on the Hugging Face Hub"

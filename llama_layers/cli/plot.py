@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,7 +32,7 @@ def draw(path: Path, cases: Sequence[tuple[str, Sequence[str], QKV]]) -> None:
         figure.savefig(path, dpi=130)
 
 
-def _histograms(axes: Sequence[Axes], arrays: Sequence[Any]) -> None:
+def _histograms(axes: Sequence[Axes], arrays: Sequence[np.ndarray]) -> None:
     """One histogram each, with counts on a log scale: the tails are what matters."""
     for axis, (name, colour), array in zip(axes, COLOURS.items(), arrays, strict=True):
         finite = array[np.isfinite(array)]
@@ -44,7 +43,7 @@ def _histograms(axes: Sequence[Axes], arrays: Sequence[Any]) -> None:
     axes[0].set_ylabel("elements")
 
 
-def _norm_maps(axes: Sequence[Axes], arrays: Sequence[Any], tokens: Sequence[str]) -> None:
+def _norm_maps(axes: Sequence[Axes], arrays: Sequence[np.ndarray], tokens: Sequence[str]) -> None:
     """One map each: heads down, tokens across, the Euclidean norm as the colour."""
     for axis, name, array in zip(axes, COLOURS, arrays, strict=True):
         norms = np.linalg.norm(array, axis=-1).T

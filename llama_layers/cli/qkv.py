@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_layers.arrays.types import Array
 from llama_layers.cli.options import (
+    Commands,
     add_backend,
     add_dtype,
     add_force,
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from llama_layers.verify.qkv import Examined
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "qkv",
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     return int(any("FAIL" in verdicts(*pair) for pair in examined))
 
 
-def columns(case: Case, found: Examined) -> list[tuple[str, SiteResult, Any]]:
+def columns(case: Case, found: Examined) -> list[tuple[str, SiteResult, Array]]:
     """Return the columns of the table: title, result and array."""
     norm = [] if case.norm is None else [("RMSNorm", case.norm, case.x)]
     results = found.results.items()

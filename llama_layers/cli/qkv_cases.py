@@ -9,6 +9,7 @@ import numpy as np
 
 from llama_layers.arrays.dtypes import dtype_of
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import Array
 from llama_layers.backends.placement import placement
 from llama_layers.checkpoint import load, open_checkpoint
 from llama_layers.cli.options import Backend
@@ -29,7 +30,7 @@ class Case:
     name: str
     title: str
     note: str
-    x: Any
+    x: Array
     weights: QKVWeights
     tokens: list[str]
     norm: SiteResult | None = None
@@ -103,7 +104,7 @@ def _shortened(text: str, most: int = 48) -> str:
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
-def first_layers(model: Llama, input_ids: Any, count: int) -> dict[str, Any]:
+def first_layers(model: Llama, input_ids: Array, count: int) -> dict[str, Array]:
     """Return the arrays of all sites in the first layers of a model; the others are not run."""
     config, weights = model.config, model.weights
     kinds = config.layer_types and config.layer_types[:count]
@@ -113,9 +114,9 @@ def first_layers(model: Llama, input_ids: Any, count: int) -> dict[str, Any]:
         config=replace(config, num_hidden_layers=count, layer_types=kinds),
         weights=LlamaWeights(embedding, weights.layers[:count], weights.norm, embedding),
     )
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Array] = {}
 
-    def tap(name: str, array: Any) -> Any:
+    def tap(name: str, array: Array) -> Array:
         arrays[name] = array
         return array
 

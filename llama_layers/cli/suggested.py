@@ -12,7 +12,7 @@ _DRAWING = ("temperature", "top_k", "top_p", "min_p")
 SETTINGS = (*_ALWAYS, *_DRAWING)
 
 # Settings that would change the text and are not implemented, with the values that do nothing.
-_NOT_APPLIED: dict[str, tuple[Any, ...]] = {
+_NOT_APPLIED: dict[str, tuple[object, ...]] = {
     "assistant_early_exit": (),
     "bad_words_ids": (),
     "begin_suppress_tokens": ([],),

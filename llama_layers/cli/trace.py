@@ -6,9 +6,9 @@ import argparse
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from llama_layers.cli.options import (
+    Commands,
     add_backend,
     add_dtype,
     add_force,
@@ -19,7 +19,7 @@ from llama_layers.cli.options import (
 from llama_layers.cli.outputs import check_outputs
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "trace",

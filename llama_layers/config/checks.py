@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from llama_layers.errors import ConfigError, shown
 
 
-def check_count(name: str, value: Any, most: int = 2**53) -> None:
+def check_count(name: str, value: object, most: int = 2**53) -> None:
     """Raise ConfigError unless a value is a positive integer, up to what float64 counts exactly."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name}: expected a positive integer, got {shown(value)}")
@@ -33,26 +33,26 @@ def check_positive(name: str, value: Any, least: float = 1e-30, most: float = 1e
         )
 
 
-def check_flag(name: str, value: Any) -> None:
+def check_flag(name: str, value: object) -> None:
     """Raise ConfigError unless a value is true or false."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name}: expected true or false, got {shown(value)}")
 
 
-def check_name(name: str, value: Any, known: Collection[str]) -> None:
+def check_name(name: str, value: object, known: Collection[str]) -> None:
     """Raise ConfigError unless a value is one of some known names."""
     if not isinstance(value, str) or value not in known:
         raise ConfigError(f"{name}: expected one of {', '.join(known)}, got {shown(value)}")
 
 
-def check_integers(name: str, value: Any) -> None:
+def check_integers(name: str, value: object) -> None:
     """Raise ConfigError unless a value is an integer or a tuple of integers."""
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, int):
             raise ConfigError(f"{name}: expected an integer, got {shown(number)}")
 
 
-def check_integer(name: str, value: Any) -> None:
+def check_integer(name: str, value: object) -> None:
     """Raise ConfigError unless a value is an integer."""
     check_integers(name, (value,))
 
@@ -74,7 +74,7 @@ TokenIds = Annotated[int | tuple[int, ...], check_integers]
 Factor = Annotated[float, partial(check_positive, least=1e-6, most=1e6)]
 
 
-def check_fields(config: Any) -> None:
+def check_fields(config: object) -> None:
     """Call the check in the type of each field; None is fine where the type allows it."""
     kind: Any = type(config)
     for name, check, optional in _checks(kind):
@@ -84,7 +84,7 @@ def check_fields(config: Any) -> None:
 
 
 @cache
-def _checks(kind: Any) -> list[tuple[str, Callable[[str, Any], None], bool]]:
+def _checks(kind: Any) -> list[tuple[str, Callable[[str, object], None], bool]]:
     """For each field its name, the check in its type, and whether it may be None."""
     found = []
     for name, hint in get_type_hints(kind, include_extras=True).items():

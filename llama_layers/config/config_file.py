@@ -98,7 +98,7 @@ def _own_fields(keys: _Keys, model_type: str) -> dict[str, Any]:
     return dict(own)
 
 
-def _dtype(keys: _Keys) -> Any:
+def _dtype(keys: _Keys) -> object:
     """The dtype that a file names, under its newer key first."""
     said = [keys.get(key) for key in ("dtype", "torch_dtype")]
     dtype = next((word for word in said if word not in (None, "auto")), None)
@@ -140,7 +140,9 @@ def _read_rope(arguments: dict[str, Any], keys: _Keys) -> dict[str, Any]:
     return unread
 
 
-def _with_trained_context(words: Mapping[str, Any], keys: _Keys, context: Any) -> Mapping[str, Any]:
+def _with_trained_context(
+    words: Mapping[str, Any], keys: _Keys, context: object
+) -> Mapping[str, Any]:
     """Add the trained context where it is said outside, as in files made from Phi's."""
     name = "original_max_position_embeddings"
     kind = words.get("rope_type", words.get("type"))

@@ -38,14 +38,14 @@ _MOST_BYTES = 16 * 2**20
 _DERIVED: Any = None
 
 
-def _check_scaling(name: str, value: Any) -> None:
+def _check_scaling(name: str, value: object) -> None:
     if not isinstance(value, RopeScaling):
         raise ConfigError(
             f"{name}: expected a RopeScaling, a mapping or None, got {type(value).__name__}"
         )
 
 
-def _check_layer_types(name: str, value: Any) -> None:
+def _check_layer_types(name: str, value: object) -> None:
     if not isinstance(value, tuple):
         raise ConfigError(f"{name}: expected a list, got {shown(value)}")
     for kind in value:
@@ -55,7 +55,7 @@ def _check_layer_types(name: str, value: Any) -> None:
             )
 
 
-def _check_act(name: str, value: Any) -> None:
+def _check_act(name: str, value: object) -> None:
     if value != "silu":
         raise ConfigError(f"{name}: expected 'silu', got {shown(value)}")
 

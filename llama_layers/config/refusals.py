@@ -46,7 +46,7 @@ attention_out_multiplier output_multiplier_scale partial_rotary_factor rotary_pc
 rope_pct rope_percent rope_ratio rope_condense_ratio
 """.split()
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_NEUTRAL: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(_OFF, (False, [], {}, "")),
     **dict.fromkeys(_BIASES, (False,)),
     **dict.fromkeys(_FACTORS, (1,)),
@@ -204,7 +204,7 @@ def _is_neutral(key: str, value: Any, fields: Mapping[str, Any], family: Family)
     return value in _NEUTRAL[key]
 
 
-def _bits(details: Mapping[str, Any]) -> Any:
+def _bits(details: Mapping[str, Any]) -> object:
     """How many bits a quantised weight has, where the config says so in a way we know."""
     for key, loaded in (("load_in_4bit", 4), ("load_in_8bit", 8)):
         if details.get(key) or details.get(f"_{key}"):

@@ -139,7 +139,7 @@ class RopeScaling:
         return read_scaling(scaling)[0]
 
 
-def read_scaling(scaling: Any) -> tuple[RopeScaling | None, tuple[str, ...]]:
+def read_scaling(scaling: Mapping[str, Any]) -> tuple[RopeScaling | None, tuple[str, ...]]:
     """Read a ``rope_scaling`` object: the scaling, None for plain RoPE, and keys not read."""
     if not isinstance(scaling, Mapping):
         raise ConfigError(f"rope_scaling: expected an object, got {shown(scaling)}")

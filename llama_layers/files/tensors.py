@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes  # noqa: F401  # safetensors needs it to know bfloat16
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -16,7 +14,7 @@ from llama_layers.files.output import write_atomically
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None
 ) -> None:
     """Write a safetensors file, whole or not at all."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from llama_layers.arrays.checks import check_finite
 from llama_layers.arrays.dispatch import portable
@@ -15,6 +14,7 @@ from llama_layers.arrays.dtypes import (
     float_format,
 )
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import Array, ArrayT, Namespace
 from llama_layers.layers.mask import Mask
 
 # Scores held at a time, over all heads and batches: 64 MiB in float32.
@@ -22,8 +22,14 @@ SCORES = 1 << 24
 
 
 def attention(
-    q: Any, k: Any, v: Any, /, *, mask: Any | None = None, scale: float | None = None
-) -> Any:
+    q: ArrayT,
+    k: Array,
+    v: Array,
+    /,
+    *,
+    mask: Mask | Array | None = None,
+    scale: float | None = None,
+) -> ArrayT:
     r"""Average the values of the keys that a query may attend to, weighted by softmax.
 
     .. math:: y_s = \sum_t p_{st} v_t, \quad
@@ -91,7 +97,7 @@ def attention(
     return attend(xp, q, k, v, mask, check_finite("scale", scale))
 
 
-def _check(xp: Any, q: Any, k: Any, v: Any, mask: Any | None) -> None:
+def _check(xp: Namespace, q: Array, k: Array, v: Array, mask: Mask | Array | None) -> None:
     form = float_format("q", q)
     if q.ndim != 4:
         raise ValueError(f"q: expected shape [B, S, num_heads, D], got {list(q.shape)}")
@@ -124,7 +130,9 @@ def _check(xp: Any, q: Any, k: Any, v: Any, mask: Any | None) -> None:
 
 
 @portable
-def attend(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> Any:
+def attend(
+    xp: Namespace, q: ArrayT, k: Array, v: Array, mask: Mask | Array | None, scale: float
+) -> ArrayT:
     """The definition of `attention`, for arguments already checked."""
     wide = dtype_of(xp, accumulate_format(float_format("q", q)).name)
     batch, queries, heads, width = q.shape
@@ -153,7 +161,7 @@ def attend(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> A
     return xp.reshape(blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1), q.shape)
 
 
-def _rows(xp: Any, mask: Any | None, start: int, stop: int) -> Any | None:
+def _rows(xp: Namespace, mask: Mask | Array | None, start: int, stop: int) -> Array | None:
     """The mask of some queries, broadcastable against their scores."""
     if mask is None:
         return None
@@ -162,7 +170,7 @@ def _rows(xp: Any, mask: Any | None, start: int, stop: int) -> Any | None:
     return xp.reshape(rows, (batch, 1, 1, *rows.shape[-2:]))
 
 
-def shifted_exp(xp: Any, scores: Any, allowed: Any | None) -> Any:
+def shifted_exp(xp: Namespace, scores: Array, allowed: Array | None) -> Array:
     """The exponentials of scores minus the largest of their row; 0 where a key is not allowed."""
     if allowed is None:
         return xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))

@@ -13,6 +13,7 @@ from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_bools, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.tracing import known, known_false
+from llama_layers.arrays.types import Array, ArrayT, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import shown
 from llama_layers.layers.cache_checks import checked_fields
@@ -30,7 +31,7 @@ class Model(Protocol):
     def config(self) -> LlamaConfig:
         """The numbers of the model."""
 
-    def activations_like(self) -> Any:
+    def activations_like(self) -> Array:
         """Give an array of the library, device and dtype of the activations."""
 
 
@@ -69,13 +70,13 @@ class KVCache:
         If the arrays do not fit each other, or a number is out of range.
     """
 
-    keys: tuple[Any, ...]
-    values: tuple[Any, ...]
-    length: Any
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+    length: int | Array
     max_len: int = field(metadata=STATIC)
     window: int | None = field(default=None, metadata=STATIC)
-    keep: Any | None = None
-    counts: Any | None = None
+    keep: Array | None = None
+    counts: Array | None = None
     room: int = field(default=0, metadata=STATIC)
 
     def __post_init__(self) -> None:
@@ -90,7 +91,7 @@ class KVCache:
         max_len: int,
         /,
         *,
-        like: Any | None = None,
+        like: Array | None = None,
         rolling: int | None = None,
     ) -> KVCache:
         """Take the memory for a batch of sequences.
@@ -165,7 +166,7 @@ class KVCache:
         """Tokens that there is memory for."""
         return int(self.keys[0].shape[1])
 
-    def extend(self, count: int, keep: Any | None = None, /) -> KVCache:
+    def extend(self, count: int, keep: Array | None = None, /) -> KVCache:
         """Make room for tokens, once for all layers; `append` then writes each layer's.
 
         Parameters
@@ -239,7 +240,7 @@ class KVCache:
             return self.max_len
         return self.capacity - self.window + 1
 
-    def append(self, layer: int, k: Any, v: Any, /) -> KVCache:
+    def append(self, layer: int, k: Array, v: Array, /) -> KVCache:
         """Write a layer's keys and values of the tokens that `extend` last made room for.
 
         Parameters
@@ -282,23 +283,23 @@ class KVCache:
             values=_replaced(self.values, layer, write_tokens(xp, self.values[layer], first, v)),
         )
 
-    def check_layer(self, layer: Any) -> None:
+    def check_layer(self, layer: int) -> None:
         """Raise ValueError unless `layer` is the number of a layer."""
         if not is_integer(layer) or not 0 <= layer < len(self.keys):
             raise ValueError(
                 f"layer: expected an integer from 0 to {len(self.keys) - 1}, got {shown(layer)}"
             )
 
-    def visible(self, array: Any, /) -> Any:
+    def visible(self, array: ArrayT, /) -> ArrayT:
         """Return the part of a buffer that tokens have reached; all of it under `jax.jit`."""
         length = known(self.length)
         return array if length is None else array[:, : min(length, self.capacity), ...]
 
-    def visible_keep(self) -> Any | None:
+    def visible_keep(self) -> Array | None:
         """Tell which of the visible keys are valid tokens; None if all are."""
         return None if self.keep is None else self.visible(self.keep)
 
-    def key_slots(self) -> Any:
+    def key_slots(self) -> Array:
         """Return the slot of each visible key, shape [T]."""
         xp = namespace(keys=self.keys[0])
         count = self.visible(self.keys[0]).shape[1]
@@ -311,7 +312,7 @@ class KVCache:
 
 
 @portable
-def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
+def write_tokens(xp: Namespace, buffer: ArrayT, first: int | Array, block: Array) -> ArrayT:
     """Write a block [B, S, ...] into a ring buffer [B, capacity, ...] from a slot on, in place."""
     capacity, count = buffer.shape[1], block.shape[1]
     place = int(first) % capacity
@@ -323,7 +324,7 @@ def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
 
 
 @portable
-def make_traceable(xp: Any, cls: type) -> None:
+def make_traceable(xp: Namespace, cls: type) -> None:
     """Let a library compile functions of a dataclass, some of whose fields are `STATIC`."""
 
 
@@ -353,7 +354,7 @@ class LayerCache:
         self.cache = cache
         self.layer = layer
 
-    def append(self, k: Any, v: Any, /) -> tuple[Any, Any]:
+    def append(self, k: Array, v: Array, /) -> tuple[Array, Array]:
         """Write new keys and values, and return all that are visible now."""
         self.cache = self.cache.append(self.layer, k, v)
         return (
@@ -369,9 +370,9 @@ def changed(cache: KVCache, **fields: Any) -> KVCache:
     return new
 
 
-def _replaced(arrays: tuple[Any, ...], index: int, array: Any) -> tuple[Any, ...]:
+def _replaced(arrays: tuple[Array, ...], index: int, array: Array) -> tuple[Array, ...]:
     return (*arrays[:index], array, *arrays[index + 1 :])
 
 
-def _copied(array: Any | None) -> Any | None:
+def _copied(array: Array | None) -> Array | None:
     return None if array is None else namespace(array=array).asarray(array, copy=True)

@@ -13,19 +13,20 @@ from llama_layers.arrays.dtypes import check_bools, check_integers
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.shapes import check_same_dtype, check_shape
 from llama_layers.arrays.tracing import is_traced, known_false
+from llama_layers.arrays.types import Array
 from llama_layers.errors import shown
 
 
 def checked_fields(
     *,
-    keys: Any,
-    values: Any,
-    length: Any,
-    max_len: Any,
-    window: Any,
-    keep: Any,
-    counts: Any,
-    room: Any,
+    keys: Sequence[Array],
+    values: Sequence[Array],
+    length: int | Array,
+    max_len: int,
+    window: int | None,
+    keep: Array | None,
+    counts: Array | None,
+    room: int,
 ) -> dict[str, Any]:
     """The fields of a cache as they are kept: sequences as tuples, NumPy's integers as Python's."""
     max_len = check_count("max_len", max_len, MOST_TOKENS)
@@ -51,7 +52,7 @@ def checked_fields(
     }
 
 
-def _check_buffers(keys: tuple[Any, ...], values: tuple[Any, ...]) -> None:
+def _check_buffers(keys: tuple[Array, ...], values: tuple[Array, ...]) -> None:
     if not keys or len(keys) != len(values):
         raise ValueError(
             f"values: expected one for each of at least one layer's keys, got {len(keys)} keys "
@@ -69,7 +70,7 @@ def _check_buffers(keys: tuple[Any, ...], values: tuple[Any, ...]) -> None:
     check_same_dtype(**named)
 
 
-def _check_padding(keys: Any, keep: Any | None, counts: Any | None) -> None:
+def _check_padding(keys: Array, keep: Array | None, counts: Array | None) -> None:
     if (keep is None) != (counts is None):
         raise ValueError("counts: expected with keep, and only with it")
     if keep is None or counts is None:
@@ -83,7 +84,7 @@ def _check_padding(keys: Any, keep: Any | None, counts: Any | None) -> None:
             raise ValueError(f"{name}: expected shape {list(expected)}, got {list(array.shape)}")
 
 
-def _checked_length(length: Any, max_len: int) -> Any:
+def _checked_length(length: Any, max_len: int) -> int | Array:
     """The length as Python's integer, or as jax's array, which `jax.jit` may trace."""
     if is_traced(length):
         return length

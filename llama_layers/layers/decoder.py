@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from llama_layers.arrays.types import Array, ArrayT
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.attention import attention
 from llama_layers.layers.cache import LayerCache
 from llama_layers.layers.linear import flat_qkv, linear, merge_heads, split_heads
+from llama_layers.layers.mask import Mask
 from llama_layers.layers.mlp import mlp
 from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope
@@ -16,16 +16,16 @@ from llama_layers.layers.weights import AttentionWeights, LayerWeights
 
 
 def decoder_layer(
-    x: Any,
+    x: ArrayT,
     w: LayerWeights,
     /,
     *,
     config: LlamaConfig,
-    rope: tuple[Any, Any],
-    mask: Any | None,
+    rope: tuple[Array, Array],
+    mask: Mask | Array | None,
     cache: LayerCache | None = None,
     tap: Tap | None = None,
-) -> Any:
+) -> ArrayT:
     r"""Attend, then transform each token, both added to the residual stream.
 
     .. math:: h = x + W_o \operatorname{attention}(\operatorname{norm}(x)), \quad
@@ -128,13 +128,13 @@ def decoder_layer(
 
 
 def _self_attention(
-    x: Any,
+    x: Array,
     w: AttentionWeights,
-    rope: tuple[Any, Any],
-    mask: Any | None,
+    rope: tuple[Array, Array],
+    mask: Mask | Array | None,
     cache: LayerCache | None,
     tap: Tap,
-) -> Any:
+) -> Array:
     """Project normalised tokens to queries, keys and values, attend, and project out."""
     q, k, v = flat_qkv(x, w.qkv)
     q = split_heads(tap("q_proj", q), w.qkv.head_dim)
@@ -148,7 +148,9 @@ def _self_attention(
     return tap("o_proj", linear(merge_heads(heads), w.o_proj, w.o_bias))
 
 
-def _check(w: Any, config: Any, rope: Any, cache: Any) -> None:
+def _check(
+    w: LayerWeights, config: LlamaConfig, rope: tuple[Array, Array], cache: LayerCache | None
+) -> None:
     for name, value, kind in (("w", w, LayerWeights), ("config", config, LlamaConfig)):
         if not isinstance(value, kind):
             raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")

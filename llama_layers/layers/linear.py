@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import accumulate_format, check_widens, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import Array, ArrayT, Namespace
 from llama_layers.layers.weights import QKVWeights
 
 
 class QKV(NamedTuple):
     """Queries, keys and values of every token and head."""
 
-    q: Any
+    q: Array
     """Array [B, S, num_heads, head_dim]."""
-    k: Any
+    k: Array
     """Array [B, S, num_kv_heads, head_dim]."""
-    v: Any
+    v: Array
     """Array [B, S, num_kv_heads, head_dim]."""
 
 
-def linear(x: Any, weight: Any, bias: Any | None = None, /) -> Any:
+def linear(x: ArrayT, weight: Array, bias: Array | None = None, /) -> ArrayT:
     r"""Multiply each row by a matrix, and add a bias.
 
     .. math:: y_o = \sum_i W_{oi} x_i + b_o
@@ -81,7 +82,7 @@ def linear(x: Any, weight: Any, bias: Any | None = None, /) -> Any:
 
 
 @portable
-def linear_2d(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
+def linear_2d(xp: Namespace, x: ArrayT, weight: Array, bias: Array | None) -> ArrayT:
     """The definition of `linear`, for x [M, K] and arguments already checked."""
     wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
     y = xp.astype(x, wide, copy=False) @ xp.astype(weight, wide, copy=False).T
@@ -90,7 +91,7 @@ def linear_2d(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
     return xp.astype(y, x.dtype, copy=False)
 
 
-def qkv_projection(x: Any, w: QKVWeights, /) -> QKV:
+def qkv_projection(x: Array, w: QKVWeights, /) -> QKV:
     r"""Project hidden states to queries, keys and values, and split them into heads.
 
     .. math:: q = x W_q^\top + b_q, \quad k = x W_k^\top + b_k, \quad v = x W_v^\top + b_v
@@ -138,7 +139,7 @@ def qkv_projection(x: Any, w: QKVWeights, /) -> QKV:
     return QKV(split_heads(q, w.head_dim), split_heads(k, w.head_dim), split_heads(v, w.head_dim))
 
 
-def flat_qkv(x: Any, w: QKVWeights) -> tuple[Any, Any, Any]:
+def flat_qkv(x: Array, w: QKVWeights) -> tuple[Array, Array, Array]:
     """Queries, keys and values with their heads side by side: three views [B, S, heads * D]."""
     if not isinstance(w, QKVWeights):
         raise TypeError(f"w: expected QKVWeights, got {type(w).__name__}")
@@ -152,13 +153,13 @@ def flat_qkv(x: Any, w: QKVWeights) -> tuple[Any, Any, Any]:
     return y[:, :, :end_of_q], y[:, :, end_of_q:end_of_k], y[:, :, end_of_k:]
 
 
-def split_heads(x: Any, head_dim: int) -> Any:
+def split_heads(x: Array, head_dim: int) -> Array:
     """Reshape [B, S, heads * D] to [B, S, heads, D]."""
     batch, count, width = x.shape
     return namespace(x=x).reshape(x, (batch, count, width // head_dim, head_dim))
 
 
-def merge_heads(x: Any) -> Any:
+def merge_heads(x: Array) -> Array:
     """Reshape [B, S, heads, D] to [B, S, heads * D]."""
     batch, count, heads, head_dim = x.shape
     return namespace(x=x).reshape(x, (batch, count, heads * head_dim))

@@ -7,13 +7,13 @@ the memory of a forward pass linear in the length of the sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from array_api_compat import device
 
 from llama_layers.arrays.checks import check_count, is_integer
 from llama_layers.arrays.dtypes import check_bools, check_integers
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import Array, Namespace
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +51,10 @@ class Mask:
            [0, 1, 1]])
     """
 
-    queries: Any
-    keys: Any
+    queries: Array
+    keys: Array
     window: int | None = None
-    keep: Any | None = None
+    keep: Array | None = None
 
     def __post_init__(self) -> None:
         for name in ("queries", "keys"):
@@ -71,7 +71,7 @@ class Mask:
         if self.window is not None:
             object.__setattr__(self, "window", check_count("window", self.window))
 
-    def rows(self, start: int, stop: int, /) -> Any:
+    def rows(self, start: int, stop: int, /) -> Array:
         """Make the rows of the queries from `start` to before `stop`.
 
         Parameters
@@ -104,7 +104,7 @@ class Mask:
             allowed = allowed & xp.expand_dims(self.keep, axis=1)
         return allowed
 
-    def check(self, q: Any, keys: int) -> None:
+    def check(self, q: Array, keys: int) -> None:
         """Raise unless the mask is for the queries of q [B, S, ...] and this number of keys."""
         batch, queries = q.shape[:2]
         for name, array, shape in (
@@ -119,6 +119,6 @@ class Mask:
                 raise ValueError(f"{name}: expected shape {list(shape)}, got {list(array.shape)}")
 
 
-def slot_range(xp: Any, first: Any, count: int, like: Any) -> Any:
+def slot_range(xp: Namespace, first: int | Array, count: int, like: Array) -> Array:
     """The integers from `first`, which a compiler may trace, on the device of an array."""
     return xp.arange(count, dtype=xp.int32, device=device(like)) + first

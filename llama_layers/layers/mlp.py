@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import accumulate_format, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import Array, ArrayT, Namespace
 from llama_layers.layers.linear import linear
 from llama_layers.layers.tap import Tap, checked
 from llama_layers.layers.weights import MLPWeights
 
 
-def swiglu(gate: Any, up: Any, /) -> Any:
+def swiglu(gate: ArrayT, up: Array, /) -> ArrayT:
     r"""Gate one array with another.
 
     .. math:: y = \operatorname{silu}(g) \, u, \quad \operatorname{silu}(g) = \frac{g}{1 + e^{-g}}
@@ -56,7 +55,7 @@ def swiglu(gate: Any, up: Any, /) -> Any:
 
 
 @portable
-def gate_with_silu(xp: Any, gate: Any, up: Any) -> Any:
+def gate_with_silu(xp: Namespace, gate: ArrayT, up: Array) -> ArrayT:
     """The definition of `swiglu`, for arguments already checked."""
     wide = dtype_of(xp, accumulate_format(float_format("gate", gate)).name)
     g = xp.astype(gate, wide, copy=False)
@@ -67,7 +66,7 @@ def gate_with_silu(xp: Any, gate: Any, up: Any) -> Any:
     return xp.astype(y, gate.dtype, copy=False)
 
 
-def mlp(x: Any, w: MLPWeights, /, *, tap: Tap | None = None) -> Any:
+def mlp(x: ArrayT, w: MLPWeights, /, *, tap: Tap | None = None) -> ArrayT:
     r"""Project up twice, gate, and project down.
 
     .. math:: y = W_d \left( \operatorname{silu}(W_g x) \odot W_u x \right)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llama_layers.arrays.checks import check_finite
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import accumulate_format, check_widens, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import Array, ArrayT, Namespace
 
 
-def rms_norm(x: Any, weight: Any, /, *, eps: float) -> Any:
+def rms_norm(x: ArrayT, weight: Array, /, *, eps: float) -> ArrayT:
     r"""Divide each row by its root mean square and scale it by a weight.
 
     .. math:: y_i = w_i \, \frac{x_i}{\sqrt{\frac{1}{H} \sum_j x_j^2 + \varepsilon}}
@@ -69,7 +68,7 @@ def rms_norm(x: Any, weight: Any, /, *, eps: float) -> Any:
 
 
 @portable
-def normalise(xp: Any, x: Any, weight: Any, eps: float) -> Any:
+def normalise(xp: Namespace, x: ArrayT, weight: Array, eps: float) -> ArrayT:
     """The definition of `rms_norm`, for arguments already checked."""
     wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
     wide_x = xp.astype(x, wide, copy=False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from llama_layers.arrays.checks import check_choice, check_count
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.shapes import check_same_dtype, check_shape
+from llama_layers.arrays.types import Array, Namespace
 from llama_layers.errors import shown
 
 
@@ -48,10 +49,10 @@ class QKVWeights:
     (16, (32, 24), (16, 24))
     """
 
-    fused: Any
+    fused: Array
     num_heads: int
     num_kv_heads: int
-    bias: Any | None = None
+    bias: Array | None = None
 
     def __post_init__(self) -> None:
         namespace(fused=self.fused, bias=self.bias)
@@ -71,14 +72,14 @@ class QKVWeights:
     @classmethod
     def from_separate(
         cls,
-        q: Any,
-        k: Any,
-        v: Any,
+        q: Array,
+        k: Array,
+        v: Array,
         /,
         *,
         num_heads: int,
         num_kv_heads: int | None = None,
-        biases: Sequence[Any] | None = None,
+        biases: Sequence[Array] | None = None,
         layout: Literal["out_in", "in_out"] = "out_in",
     ) -> QKVWeights:
         """Fuse three matrices into one, copying them.
@@ -174,18 +175,18 @@ class QKVWeights:
         }
 
     @property
-    def q(self) -> Any:
+    def q(self) -> Array:
         """The query rows, a view [num_heads * head_dim, hidden_size]."""
         return self.fused[: self.num_heads * self.head_dim, :]
 
     @property
-    def k(self) -> Any:
+    def k(self) -> Array:
         """The key rows, a view [num_kv_heads * head_dim, hidden_size]."""
         start = self.num_heads * self.head_dim
         return self.fused[start : start + self.num_kv_heads * self.head_dim, :]
 
     @property
-    def v(self) -> Any:
+    def v(self) -> Array:
         """The value rows, a view [num_kv_heads * head_dim, hidden_size]."""
         return self.fused[(self.num_heads + self.num_kv_heads) * self.head_dim :, :]
 
@@ -201,7 +202,9 @@ def check_heads(num_heads: int, num_kv_heads: int) -> tuple[int, int]:
     return heads, kv_heads
 
 
-def _concatenated_biases(xp: Any, biases: Any, matrices: Sequence[Any]) -> Any:
+def _concatenated_biases(
+    xp: Namespace, biases: Sequence[Array], matrices: Sequence[Array]
+) -> Array:
     if not isinstance(biases, list | tuple) or len(biases) != 3:
         raise ValueError(
             f"biases: expected three arrays, for q, k and v, got "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from array_api_compat import device
@@ -14,11 +14,12 @@ from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import accumulate_format, check_integers, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
+from llama_layers.arrays.types import Array, ArrayT, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.config.rope_scaling import RopeScaling
 
 
-def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> Any:
+def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> NDArray[np.float64]:
     r"""Compute the angle by which each pair of channels rotates from one position to the next.
 
     .. math:: \omega_i = \theta^{-2i/D}, \quad 0 \le i < D/2
@@ -88,7 +89,7 @@ def _plain(theta: float, head_dim: int) -> NDArray[np.float64]:
     return theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
 
 
-def _dynamic(config: LlamaConfig, scaling: RopeScaling, length: int | None) -> Any:
+def _dynamic(config: LlamaConfig, scaling: RopeScaling, length: int | None) -> NDArray[np.float64]:
     """Raise the base with the length, so that the slowest frequency is interpolated."""
     if config.head_dim == 2:  # one pair, which rotates by 1 whatever the base
         return _plain(config.rope_theta, config.head_dim)
@@ -98,7 +99,7 @@ def _dynamic(config: LlamaConfig, scaling: RopeScaling, length: int | None) -> A
     return _plain(config.rope_theta * stretch**exponent, config.head_dim)
 
 
-def _yarn(config: LlamaConfig, scaling: RopeScaling) -> Any:
+def _yarn(config: LlamaConfig, scaling: RopeScaling) -> NDArray[np.float64]:
     """Interpolate slow frequencies, keep fast ones, and ramp between them."""
     trained = scaling.original_max_position_embeddings or config.max_position_embeddings
     dim = config.head_dim
@@ -118,7 +119,7 @@ def _yarn(config: LlamaConfig, scaling: RopeScaling) -> Any:
     return plain / scaling.factor * interpolated + plain * (1 - interpolated)
 
 
-def _llama3(config: LlamaConfig, scaling: RopeScaling) -> Any:
+def _llama3(config: LlamaConfig, scaling: RopeScaling) -> NDArray[np.float64]:
     """Divide the slow frequencies by the factor, and blend in a band of wavelengths."""
     assert scaling.original_max_position_embeddings is not None  # RopeScaling demands all three
     assert scaling.low_freq_factor is not None
@@ -169,7 +170,7 @@ def attention_factor(config: LlamaConfig, /) -> float:
     return temperature(1.0)
 
 
-def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[Any, Any]:
+def rope_table(positions: Array, config: LlamaConfig, /, *, like: Array) -> tuple[Array, Array]:
     r"""Compute cosines and sines of the angles at some positions.
 
     The phases are computed in float64 by NumPy and cast: in float32 they would be off by
@@ -217,7 +218,9 @@ def rope_table(positions: Any, config: LlamaConfig, /, *, like: Any) -> tuple[An
 
 
 @portable
-def angle_table(xp: Any, positions: Any, config: LlamaConfig, like: Any) -> tuple[Any, Any]:
+def angle_table(
+    xp: Namespace, positions: Array, config: LlamaConfig, like: Array
+) -> tuple[Array, Array]:
     """The definition of `rope_table`, for arguments already checked but for their numbers."""
     place = to_numpy(positions)
     if place.size and place.min() < 0:
@@ -234,8 +237,8 @@ def angle_table(xp: Any, positions: Any, config: LlamaConfig, like: Any) -> tupl
 
 
 def apply_rope(
-    x: Any, cos: Any, sin: Any, /, *, layout: Literal["half", "interleaved"] = "half"
-) -> Any:
+    x: ArrayT, cos: Array, sin: Array, /, *, layout: Literal["half", "interleaved"] = "half"
+) -> ArrayT:
     r"""Rotate each pair of channels by its angle.
 
     .. math:: (a_i, b_i) \mapsto
@@ -294,7 +297,7 @@ def apply_rope(
 
 
 @portable
-def rotate(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
+def rotate(xp: Namespace, x: ArrayT, cos: Array, sin: Array, layout: str) -> ArrayT:
     """The definition of `apply_rope`, for arguments already checked."""
     wide = xp.astype(x, cos.dtype, copy=False)
     cos, sin = (xp.expand_dims(angle, axis=-2) for angle in (cos, sin))  # the same for each head

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from llama_layers.arrays.types import ArrayT
+
+# Any, since a user's tap may be for the arrays of one library.
 Tap = Callable[[str, Any], Any]
 
 
-def untouched(name: str, array: Any) -> Any:
+def untouched(name: str, array: ArrayT) -> ArrayT:
     """The tap that does nothing."""
     return array
 
@@ -24,7 +27,7 @@ def checked(tap: Tap | None) -> Tap:
     if not callable(tap):
         raise TypeError(f"tap: expected a callable or None, got {type(tap).__name__}")
 
-    def call(name: str, array: Any) -> Any:
+    def call(name: str, array: ArrayT) -> ArrayT:
         result = tap(name, array)
         expected = tuple(array.shape), array.dtype
         found = tuple(getattr(result, "shape", ())), getattr(result, "dtype", None)

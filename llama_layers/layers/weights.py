@@ -7,13 +7,14 @@ it is. No layout is faster where it counts: NumPy multiplies ``(W @ x.T).T`` at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.shapes import check_shape
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.qkv_weights import QKVWeights
 
@@ -113,8 +114,8 @@ class AttentionWeights:
     """
 
     qkv: QKVWeights
-    o_proj: Any
-    o_bias: Any | None = None
+    o_proj: Array
+    o_bias: Array | None = None
 
     def __post_init__(self) -> None:
         _check_types(self, qkv=QKVWeights)
@@ -142,12 +143,12 @@ class MLPWeights:
         If the shapes do not fit each other.
     """
 
-    gate_proj: Any
-    up_proj: Any
-    down_proj: Any
-    gate_bias: Any | None = None
-    up_bias: Any | None = None
-    down_bias: Any | None = None
+    gate_proj: Array
+    up_proj: Array
+    down_proj: Array
+    gate_bias: Array | None = None
+    up_bias: Array | None = None
+    down_bias: Array | None = None
 
     def __post_init__(self) -> None:
         _check_arrays(self, "mlp.", {})
@@ -175,16 +176,16 @@ class LayerWeights:
         If the shapes do not fit each other.
     """
 
-    input_layernorm: Any
+    input_layernorm: Array
     self_attn: AttentionWeights
-    post_attention_layernorm: Any
+    post_attention_layernorm: Array
     mlp: MLPWeights
 
     def __post_init__(self) -> None:
         _check_types(self, self_attn=AttentionWeights, mlp=MLPWeights)
         _check_arrays(self, "", self.self_attn.qkv.sizes)
 
-    def named(self) -> dict[str, Any]:
+    def named(self) -> dict[str, Array]:
         """Every tensor of the layer under its name in Hugging Face's model, below the layer.
 
         Returns
@@ -216,7 +217,7 @@ class LayerWeights:
                 found[tensor.name] = array[start:stop, ...]
         return found
 
-    def arrays(self) -> dict[str, Any]:
+    def arrays(self) -> dict[str, Array | None]:
         """Every array of the layer, as it is held, under the path of its attribute.
 
         Returns
@@ -226,7 +227,7 @@ class LayerWeights:
         """
         return _arrays(self, "")
 
-    def mapped(self, change: Callable[[Any], Any]) -> LayerWeights:
+    def mapped(self, change: Callable[[Any], Array]) -> LayerWeights:
         """The layer with each of its arrays changed.
 
         Parameters
@@ -244,7 +245,7 @@ class LayerWeights:
         return _assembled(changed, self.self_attn.qkv.num_heads, self.self_attn.qkv.num_kv_heads)
 
 
-def read_layer(read: Callable[[Names], Any], config: LlamaConfig) -> LayerWeights:
+def read_layer(read: Callable[[Names], Array], config: LlamaConfig) -> LayerWeights:
     """A layer from a function that gives tensors, by their names below it, as one array."""
     arrays = {
         path: read(tuple(tensor.name for tensor in tensors))
@@ -255,7 +256,7 @@ def read_layer(read: Callable[[Names], Any], config: LlamaConfig) -> LayerWeight
     return _assembled(arrays, config.num_attention_heads, config.num_key_value_heads)
 
 
-def layer_problem(layer: Any, config: LlamaConfig) -> str | None:
+def layer_problem(layer: LayerWeights, config: LlamaConfig) -> str | None:
     """Say what in a layer is not as a config says; None if all is."""
     if not isinstance(layer, LayerWeights):
         return f": expected LayerWeights, got {type(layer).__name__}"
@@ -273,14 +274,31 @@ def layer_problem(layer: Any, config: LlamaConfig) -> str | None:
     return None
 
 
-def layer_fits(layer: Any, config: LlamaConfig) -> bool:
+def layer_fits(layer: LayerWeights, config: LlamaConfig) -> bool:
     """Whether a layer has the heads and, as of now, the shapes that a config says."""
     return layer_problem(layer, config) is None
 
 
-def _assembled(arrays: Mapping[str, Any], num_heads: int, num_kv_heads: int) -> LayerWeights:
+def known_arrays(layer: LayerWeights, switches: Collection[str]) -> list[Array | None] | None:
+    """A layer's arrays, in order, for a kernel that knows some switches of the config.
+
+    None if the layer has an array that the kernel would not use.
+    """
+    known = []
+    for path, array in layer.arrays().items():
+        switch = ARRAYS[path][0].switch
+        if switch is None or switch in switches:
+            known.append(array)
+        elif array is not None:
+            return None
+    return known
+
+
+def _assembled(
+    arrays: Mapping[str, Array | None], num_heads: int, num_kv_heads: int
+) -> LayerWeights:
     """A layer of arrays by path: its parts from the innermost to the outermost."""
-    values = {
+    values: dict[str, Any] = {
         **arrays,
         "self_attn.qkv.num_heads": num_heads,
         "self_attn.qkv.num_kv_heads": num_kv_heads,
@@ -296,19 +314,19 @@ def _assembled(arrays: Mapping[str, Any], num_heads: int, num_kv_heads: int) -> 
     return LayerWeights(**values)
 
 
-def _arrays(part: Any, prefix: str) -> dict[str, Any]:
+def _arrays(part: object, prefix: str) -> dict[str, Any]:
     """The arrays of a part of a layer, which begins with a prefix, by their paths inside it."""
     inside = [path.removeprefix(prefix) for path in ARRAYS if path.startswith(prefix)]
     return {path: attrgetter(path)(part) for path in inside}
 
 
-def _check_types(part: Any, **kinds: type) -> None:
+def _check_types(part: object, **kinds: type) -> None:
     for name, kind in kinds.items():
         if not isinstance(found := getattr(part, name), kind):
             raise TypeError(f"{name}: expected {kind.__name__}, got {type(found).__name__}")
 
 
-def _check_arrays(part: Any, prefix: str, sizes: Mapping[str, int]) -> None:
+def _check_arrays(part: object, prefix: str, sizes: Mapping[str, int]) -> None:
     """Raise unless the arrays of a part fit each other; sizes that are not known yet follow."""
     arrays, known = _arrays(part, prefix), dict(sizes)
     namespace(**arrays)

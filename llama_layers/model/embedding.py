@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_array, check_integers
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.tracing import known_false
+from llama_layers.arrays.types import Array, Namespace
 
 
-def embed(input_ids: Any, table: Any, /) -> Any:
+def embed(input_ids: Array, table: Array, /) -> Array:
     """Look up the embedding of each token.
 
     Parameters
@@ -61,6 +61,6 @@ def embed(input_ids: Any, table: Any, /) -> Any:
 
 
 @portable
-def activations(xp: Any, x: Any) -> Any:
+def activations(xp: Namespace, x: Array) -> Array:
     """Embeddings in the dtype of the activations: the checkpoint's, unless a backend widens it."""
     return x

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import Array, Namespace
 from llama_layers.layers.cache import KVCache, LayerCache
 from llama_layers.layers.decoder import decoder_layer
 from llama_layers.layers.linear import linear
@@ -21,7 +22,7 @@ from llama_layers.model.llama import Llama, check_model
 class Output(NamedTuple):
     """The result of a forward pass."""
 
-    logits: Any
+    logits: Array
     """Array [B, S, vocab_size], or [B, 1, vocab_size] of the last token only."""
     cache: KVCache | None
     """The valid cache, if one was given."""
@@ -29,12 +30,12 @@ class Output(NamedTuple):
 
 def forward(
     model: Llama,
-    input_ids: Any,
+    input_ids: Array,
     /,
     *,
     cache: KVCache | None = None,
-    positions: Any | None = None,
-    attention_mask: Any | None = None,
+    positions: Array | None = None,
+    attention_mask: Array | None = None,
     last_only: bool = False,
     tap: Tap | None = None,
 ) -> Output:
@@ -114,14 +115,14 @@ def forward(
 
 @portable
 def decoder_layers(
-    xp: Any,
-    x: Any,
+    xp: Namespace,
+    x: Array,
     model: Llama,
-    rope: tuple[Any, Any],
+    rope: tuple[Array, Array],
     masks: Mapping[int | None, Mask],
     cache: KVCache | None,
     tap: Tap,
-) -> tuple[Any, KVCache | None]:
+) -> tuple[Array, KVCache | None]:
     """The residual stream after all layers, and the cache with their keys and values."""
     config = model.config
     for index, layer in enumerate(model.weights.layers):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from array_api_compat import device
@@ -14,6 +14,7 @@ from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_integers
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
+from llama_layers.arrays.types import Array, Namespace
 from llama_layers.errors import shown
 from llama_layers.layers.cache import KVCache
 from llama_layers.model.forward import forward
@@ -26,7 +27,7 @@ CHUNK = 512
 
 def generate(
     model: Llama,
-    input_ids: Any,
+    input_ids: Array,
     /,
     *,
     max_new_tokens: int,
@@ -35,11 +36,11 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
-    rng: Any = None,
+    rng: np.random.Generator | int | None = None,
     eos_token_id: int | tuple[int, ...] | None = None,
-    attention_mask: Any | None = None,
+    attention_mask: Array | None = None,
     cache: KVCache | None = None,
-) -> Iterator[Any]:
+) -> Iterator[Array]:
     """Continue a batch of prompts.
 
     Parameters
@@ -120,7 +121,7 @@ def generate(
     return _until_ended(start, ends)
 
 
-def _check_prompts(xp: Any, input_ids: Any, attention_mask: Any) -> None:
+def _check_prompts(xp: Namespace, input_ids: Array, attention_mask: Array) -> None:
     if tuple(attention_mask.shape) != tuple(input_ids.shape):
         raise ValueError(
             f"attention_mask: expected shape {list(input_ids.shape)} of input_ids, "
@@ -145,8 +146,8 @@ def _ends(model: Llama, eos_token_id: int | tuple[int, ...] | None) -> tuple[int
 
 
 def _prefill(
-    model: Llama, input_ids: Any, attention_mask: Any | None, cache: KVCache | None, more: int
-) -> tuple[Any, KVCache]:
+    model: Llama, input_ids: Array, attention_mask: Array | None, cache: KVCache | None, more: int
+) -> tuple[Array, KVCache]:
     """The logits after the prompts, and the cache that holds them."""
     batch, count = input_ids.shape
     config = model.config
@@ -176,8 +177,8 @@ def _prefill(
 
 
 def _advance(
-    model: Llama, input_ids: Any, cache: KVCache, attention_mask: Any | None = None
-) -> tuple[Any, KVCache]:
+    model: Llama, input_ids: Array, cache: KVCache, attention_mask: Array | None = None
+) -> tuple[Array, KVCache]:
     """The logits [B, vocab_size] after some tokens, and the cache with them."""
     output = forward(model, input_ids, cache=cache, attention_mask=attention_mask, last_only=True)
     assert output.cache is not None  # since one was given
@@ -188,7 +189,7 @@ class Start(NamedTuple):
     """The state after the prompts, from which tokens are drawn."""
 
     model: Llama
-    logits: Any
+    logits: Array
     """Array [B, vocab_size], after the prompts."""
     cache: KVCache
     """Holds the prompts, and has room for the tokens to come."""
@@ -200,7 +201,7 @@ class Start(NamedTuple):
     """Which tokens [B, vocab_size] are penalised; None if none are. Drawn ones are added to it."""
 
 
-def _until_ended(start: Start, ends: tuple[int, ...]) -> Iterator[Any]:
+def _until_ended(start: Start, ends: tuple[int, ...]) -> Iterator[Array]:
     """Tokens until every sequence has ended, and padding for those that ended before others."""
     xp, config = namespace(logits=start.logits), start.model.config
     candidates = (config.pad_token_id, *ends)  # some published configs say -1 for none
@@ -218,7 +219,7 @@ def _until_ended(start: Start, ends: tuple[int, ...]) -> Iterator[Any]:
 
 
 @portable
-def decode_loop(xp: Any, start: Start) -> Iterator[tuple[Any, NDArray[Any]]]:
+def decode_loop(xp: Namespace, start: Start) -> Iterator[tuple[Array, np.ndarray]]:
     """Draw a token for each sequence, feed it back, and so on.
 
     Gives an array [B] of ids in each step, and the same in NumPy. Sequences that ended go on.
@@ -236,7 +237,7 @@ def decode_loop(xp: Any, start: Start) -> Iterator[tuple[Any, NDArray[Any]]]:
             logits, cache = _advance(model, xp.expand_dims(ids, axis=1), cache)
 
 
-def _used(model: Llama, input_ids: Any, attention_mask: Any | None) -> NDArray[np.bool_]:
+def _used(model: Llama, input_ids: Array, attention_mask: Array | None) -> NDArray[np.bool_]:
     """Which tokens of the vocabulary each prompt contains, [B, vocab_size]."""
     ids = to_numpy(input_ids)
     used = np.zeros((ids.shape[0], model.config.vocab_size), dtype=bool)
@@ -246,6 +247,6 @@ def _used(model: Llama, input_ids: Any, attention_mask: Any | None) -> NDArray[n
     return used
 
 
-def _penalised(xp: Any, logits: Any, used: Any, penalty: float) -> Any:
+def _penalised(xp: Namespace, logits: Array, used: NDArray[np.bool_], penalty: float) -> Array:
     lowered = xp.where(logits < 0, logits * penalty, logits / penalty)
     return xp.where(from_numpy(used, xp, device(logits)), lowered, logits)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from array_api_compat import device
 
 from llama_layers.arrays.dtypes import INTEGERS, dtype_name
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.tracing import known, known_false
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask, slot_range
@@ -18,9 +19,9 @@ from llama_layers.layers.rope import rope_table
 class Inputs(NamedTuple):
     """Where tokens stand, and which other tokens they see: the same for all layers."""
 
-    positions: Any
+    positions: Array
     """Array [S], [1, S] or [B, S] of integers, for RoPE."""
-    rope: tuple[Any, Any]
+    rope: tuple[Array, Array]
     """Cosines and sines of the positions."""
     masks: dict[int | None, Mask]
     """For each attention window that the layers of the model have."""
@@ -30,11 +31,11 @@ class Inputs(NamedTuple):
     @classmethod
     def of(
         cls,
-        x: Any,
+        x: Array,
         config: LlamaConfig,
         cache: KVCache | None = None,
-        positions: Any | None = None,
-        attention_mask: Any | None = None,
+        positions: Array | None = None,
+        attention_mask: Array | None = None,
         *,
         last_only: bool = False,
     ) -> Inputs:
@@ -56,7 +57,7 @@ class Inputs(NamedTuple):
         return cls(positions, rope, _masks(x, config, valid, cache), cache)
 
 
-def _valid_tokens(x: Any, attention_mask: Any | None, cache: KVCache | None) -> Any | None:
+def _valid_tokens(x: Array, attention_mask: Array | None, cache: KVCache | None) -> Array | None:
     """Which tokens are not padding, as bool [B, S]; None if all are valid."""
     if attention_mask is None:
         return None
@@ -79,7 +80,7 @@ def _valid_tokens(x: Any, attention_mask: Any | None, cache: KVCache | None) -> 
     return attention_mask[:, attention_mask.shape[1] - count :]
 
 
-def _token_positions(x: Any, valid: Any | None, cache: KVCache | None) -> Any:
+def _token_positions(x: Array, valid: Array | None, cache: KVCache | None) -> Array:
     """The position of each token, [S] or [B, S]: padding does not count."""
     xp, count = namespace(x=x), x.shape[1]
     if valid is None and (cache is None or cache.counts is None):
@@ -94,7 +95,7 @@ def _token_positions(x: Any, valid: Any | None, cache: KVCache | None) -> Any:
 
 
 def _masks(
-    x: Any, config: LlamaConfig, valid: Any | None, cache: KVCache | None
+    x: Array, config: LlamaConfig, valid: Array | None, cache: KVCache | None
 ) -> dict[int | None, Mask]:
     """The mask for each window; the cache has been extended already."""
     xp, count = namespace(x=x), x.shape[1]
@@ -107,7 +108,7 @@ def _masks(
     return {window: Mask(queries, keys, window, valid) for window in windows}
 
 
-def _check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
+def _check_cache(x: Array, config: LlamaConfig, cache: KVCache) -> None:
     """Raise unless a cache is for this model and for a batch of this size.
 
     Its arrays are looked at each time: their shapes can be changed in place.
@@ -143,7 +144,7 @@ def _check_cache(x: Any, config: LlamaConfig, cache: KVCache) -> None:
             )
 
 
-def _check_last(x: Any, valid: Any | None) -> None:
+def _check_last(x: Array, valid: Array | None) -> None:
     """Raise unless every sequence ends in a valid token, whose logits are of use."""
     if not x.shape[1]:
         raise ValueError("last_only: expected at least one token, got none")
@@ -154,7 +155,7 @@ def _check_last(x: Any, valid: Any | None) -> None:
         raise ValueError("last_only: expected prompts padded before their first token, not after")
 
 
-def _check_positions(x: Any, positions: Any) -> None:
+def _check_positions(x: Array, positions: Array) -> None:
     namespace(input_ids=x, positions=positions)
     batch, count = x.shape[:2]
     if tuple(positions.shape) not in ((count,), (1, count), (batch, count)):

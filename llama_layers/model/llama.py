@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.embedding import activations
 from llama_layers.model.state_dict import weights_of
@@ -83,7 +84,7 @@ class Llama:
     @classmethod
     def from_state_dict(
         cls,
-        mapping: Mapping[str, Any],
+        mapping: Mapping[str, Array],
         /,
         config: LlamaConfig | Mapping[str, Any] | str | os.PathLike[str] | HasDict,
     ) -> Llama:
@@ -141,7 +142,7 @@ class Llama:
             config = LlamaConfig.from_json(config)
         return cls(config, weights_of(mapping, config))
 
-    def activations_like(self) -> Any:
+    def activations_like(self) -> Array:
         """Give an empty array of the library, device and dtype of the activations."""
         empty = self.weights.embed_tokens[:0, :]
         return activations(namespace(embed_tokens=empty), empty)
@@ -172,7 +173,7 @@ class Llama:
         return self.open_tokenizer()
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Llama) -> None:
     """Raise unless this is a model, and not the name of one, say, that `load` takes.
 
     The layers may be a list, whose length can have changed since the model was made.

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from array_api_compat import device
+from numpy.typing import NDArray
 
 from llama_layers.arrays.checks import check_count, check_finite, check_number
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.errors import shown
 
 
 def sample(
-    logits: Any,
+    logits: Array,
     /,
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    rng: Any = None,
-) -> Any:
+    rng: np.random.Generator | int | None = None,
+) -> Array:
     r"""Draw a token for each sequence.
 
     .. math:: P(i) \propto e^{\ell_i / T}
@@ -102,7 +104,7 @@ class Sampling(NamedTuple):
     min_p: float | None
     rng: np.random.Generator
 
-    def draw(self, logits: Any) -> Any:
+    def draw(self, logits: Array) -> Array:
         """Draw a token for each sequence."""
         return sample(logits, **self._asdict())
 
@@ -123,7 +125,7 @@ def check_options(
         raise ValueError(f"min_p: expected 0 to 1, got {shown(min_p)}")
 
 
-def random_generator(rng: Any) -> np.random.Generator:
+def random_generator(rng: np.random.Generator | int | None) -> np.random.Generator:
     """The NumPy generator that is `rng`, or that it seeds."""
     try:
         if isinstance(rng, bool):
@@ -134,7 +136,7 @@ def random_generator(rng: Any) -> np.random.Generator:
         raise type(error)(f"rng: expected {expected}, got {shown(rng)}") from None
 
 
-def _below_largest(logits: Any, temperature: float) -> Any:
+def _below_largest(logits: Array, temperature: float) -> NDArray[np.float64]:
     """The logits minus the largest of their row, over the temperature, in NumPy's float64."""
     wide = to_numpy(logits).astype(np.float64)
     largest = wide.max(axis=-1, keepdims=True)
@@ -144,7 +146,9 @@ def _below_largest(logits: Any, temperature: float) -> Any:
         return (wide - largest) / temperature
 
 
-def _weights(scaled: Any, top_k: int | None, top_p: float | None, min_p: float | None) -> Any:
+def _weights(
+    scaled: NDArray[np.float64], top_k: int | None, top_p: float | None, min_p: float | None
+) -> NDArray[np.float64]:
     """Weights to which the probabilities of tokens are proportional; 0 where a filter drops one."""
     weights = np.exp(scaled)
     if top_k is not None and top_k < weights.shape[-1]:

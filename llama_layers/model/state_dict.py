@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from array_api_compat import is_torch_array
 
 from llama_layers.arrays.dtypes import dtype_name, float_format
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import detached
+from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.model.quantised import why_not_plain
@@ -16,7 +15,7 @@ from llama_layers.model.weight_checks import is_inert, misfit, unfusible
 from llama_layers.model.weights import EMBEDDING, HEAD, LlamaWeights
 
 
-def weights_of(mapping: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
+def weights_of(mapping: Mapping[str, Array], config: LlamaConfig) -> LlamaWeights:
     """The weights in a state dict; only queries, keys and values are copied."""
     arrays = _arrays(mapping)
     xp = namespace(**arrays)
@@ -31,7 +30,7 @@ def weights_of(mapping: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
     return LlamaWeights(read.embed_tokens, list(read.layers), read.norm, read.lm_head)
 
 
-def _arrays(mapping: Mapping[str, Any]) -> dict[str, Any]:
+def _arrays(mapping: Mapping[str, Array]) -> dict[str, Array]:
     """The arrays of the model, detached from what torch records for gradients."""
     if not isinstance(mapping, Mapping):
         raise TypeError(
@@ -43,7 +42,7 @@ def _arrays(mapping: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(name, str):
             raise TypeError(f"mapping: expected names that are str, got {name!r}")
         if not is_inert(name):
-            arrays[name] = _torch_data(name, array) if is_torch_array(array) else array
+            arrays[name] = detached(name, array)
     stored = {name: dtype_name(a.dtype) for name, a in arrays.items() if hasattr(a, "dtype")}
     if reason := why_not_plain(stored):
         raise CheckpointError(f"mapping: {reason}")
@@ -52,17 +51,7 @@ def _arrays(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return arrays
 
 
-def _torch_data(name: str, tensor: Any) -> Any:
-    """A tensor of torch without its gradients; raise unless it has data in a dense array."""
-    if tensor.is_meta:  # as where accelerate keeps the weights elsewhere
-        raise TypeError(f"{name}: expected a tensor with data, got one on the device meta")
-    if tensor.is_nested or str(tensor.layout) != "torch.strided":
-        kind = "a nested tensor" if tensor.is_nested else f"the layout {tensor.layout}"
-        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
-    return tensor.detach()
-
-
-def _check_tied(xp: Any, head: Any, table: Any) -> None:
+def _check_tied(xp: Namespace, head: Array, table: Array | None) -> None:
     """Raise unless a head that the config ties to the embedding equals it."""
     if table is None or head is table:
         return

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Protocol, overload, runtime_checkable
 
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.shapes import check_shape
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.layers.weights import (
@@ -48,10 +49,10 @@ class LlamaWeights:
         tuple makes when they are asked for are checked when they are used.
     """
 
-    embed_tokens: Any
+    embed_tokens: Array
     layers: Sequence[LayerWeights]
-    norm: Any
-    lm_head: Any
+    norm: Array
+    lm_head: Array
 
     def __post_init__(self) -> None:
         namespace(embed_tokens=self.embed_tokens, norm=self.norm, lm_head=self.lm_head)
@@ -64,15 +65,16 @@ class LlamaWeights:
                 f"layers: expected a sequence of LayerWeights, got {type(self.layers).__name__}"
             )
         for index, layer in enumerate(self.layers if isinstance(self.layers, list | tuple) else ()):
-            name = f"layers[{index}]"
             if not isinstance(layer, LayerWeights):
-                raise TypeError(f"{name}: expected LayerWeights, got {type(layer).__name__}")
-            first = {f"{name}.input_layernorm": layer.input_layernorm}
-            namespace(embed_tokens=self.embed_tokens, **first)
-            check_shape(*first, *first.values(), hidden)
+                raise TypeError(
+                    f"layers[{index}]: expected LayerWeights, got {type(layer).__name__}"
+                )
+            name = f"layers[{index}].input_layernorm"
+            namespace(embed_tokens=self.embed_tokens, **{name: layer.input_layernorm})
+            check_shape(name, layer.input_layernorm, hidden)
 
     @classmethod
-    def from_named(cls, arrays: Mapping[str, Any], config: LlamaConfig) -> LlamaWeights:
+    def from_named(cls, arrays: Mapping[str, Array], config: LlamaConfig) -> LlamaWeights:
         """Make a model's weights from arrays by the names that Hugging Face gives them.
 
         Each array is taken from the mapping when it is first used, and then kept. So the mapping
@@ -115,7 +117,7 @@ class LlamaWeights:
         vars(weights).update(arrays=arrays, config=config, layers=_Layers(arrays, config))
         return weights
 
-    def named(self) -> dict[str, Any]:
+    def named(self) -> dict[str, Array]:
         """Every tensor of the model under its name in Hugging Face's model.
 
         Returns
@@ -137,26 +139,26 @@ class LlamaWeights:
 class RowMapping(Protocol):
     """A mapping of names to arrays that may have several of them in one piece, as a file has."""
 
-    def rows(self, names: Names) -> Any:
+    def rows(self, names: Names) -> Array:
         """Give arrays, or a single one, as one array: their rows below each other."""
 
 
 class _ReadWhenUsed(LlamaWeights):
     """Weights from named arrays; `replace` makes another of values for the fields themselves."""
 
-    arrays: Mapping[str, Any]
+    arrays: Mapping[str, Array]
     config: LlamaConfig
 
     @cached_property
-    def embed_tokens(self) -> Any:
+    def embed_tokens(self) -> Array:
         return _joined(self.arrays, (EMBEDDING,))
 
     @cached_property
-    def norm(self) -> Any:
+    def norm(self) -> Array:
         return _joined(self.arrays, (NORM,))
 
     @cached_property
-    def lm_head(self) -> Any:
+    def lm_head(self) -> Array:
         tied = self.config.tie_word_embeddings
         return self.embed_tokens if tied else _joined(self.arrays, (HEAD,))
 
@@ -164,7 +166,7 @@ class _ReadWhenUsed(LlamaWeights):
 class _Layers(Sequence[LayerWeights]):
     """Layers from named arrays, each made when it is first used and then kept."""
 
-    def __init__(self, arrays: Mapping[str, Any], config: LlamaConfig) -> None:
+    def __init__(self, arrays: Mapping[str, Array], config: LlamaConfig) -> None:
         self._arrays, self._config = arrays, config
         self._made: dict[int, LayerWeights] = {}
 
@@ -179,12 +181,12 @@ class _Layers(Sequence[LayerWeights]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         number = range(len(self))[index]
-        if number not in self._made:
-            self._made[number] = self._make(number)
-        return self._made[number]
+        if (layer := self._made.get(number)) is None:
+            layer = self._made[number] = self._make(number)
+        return layer
 
     def _make(self, number: int) -> LayerWeights:
-        def read(names: Names) -> Any:
+        def read(names: Names) -> Array:
             return _joined(self._arrays, tuple(layer_name(number, name) for name in names))
 
         layer = read_layer(read, self._config)
@@ -193,7 +195,7 @@ class _Layers(Sequence[LayerWeights]):
         return layer
 
 
-def _joined(arrays: Mapping[str, Any], names: Names) -> Any:
+def _joined(arrays: Mapping[str, Array], names: Names) -> Array:
     if isinstance(arrays, RowMapping):
         return arrays.rows(names)
     parts = {name: arrays[name] for name in names}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.verify.bounds import Bound
 from llama_layers.verify.judge import judge
 
@@ -17,7 +17,7 @@ class UnusualErrorWarning(UserWarning):
     """An error that rounding can explain, but that correct code rarely makes."""
 
 
-def assert_within_bound(computed: Any, bound: Bound, /) -> None:
+def assert_within_bound(computed: Array, bound: Bound, /) -> None:
     """Assert that rounding can explain every element's error.
 
     Parameters
@@ -79,7 +79,7 @@ def assert_within_bound(computed: Any, bound: Bound, /) -> None:
     warnings.warn(message, UnusualErrorWarning, stacklevel=2)
 
 
-def assert_same_bits(first: Any, second: Any, /) -> None:
+def assert_same_bits(first: Array, second: Array, /) -> None:
     """Assert that two arrays are the same, signs of zeros and payloads of NaNs included.
 
     Parameters

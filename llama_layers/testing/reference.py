@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from llama_layers.arrays.types import Array
 from llama_layers.model.llama import Llama
 from llama_layers.testing.assertions import UnusualErrorWarning
 from llama_layers.verify.aliases import canonical_arrays
@@ -14,7 +15,7 @@ from llama_layers.verify.check import check
 from llama_layers.verify.profiles import RoundingProfile
 from llama_layers.verify.trace import Trace
 
-Port = Trace | Mapping[str, Any] | Callable[[Any], Trace | Mapping[str, Any]]
+Port = Trace | Mapping[str, Array] | Callable[[Any], Trace | Mapping[str, Array]]
 
 
 def assert_matches_reference(
@@ -22,9 +23,9 @@ def assert_matches_reference(
     model: Llama,
     /,
     *,
-    input_ids: Any | None = None,
-    positions: Any | None = None,
-    attention_mask: Any | None = None,
+    input_ids: Array | None = None,
+    positions: Array | None = None,
+    attention_mask: Array | None = None,
     dtype: str | None = None,
     accumulate: str | None = None,
     profile: str | RoundingProfile | None = None,
@@ -80,7 +81,7 @@ def assert_matches_reference(
                 f"got {type(port).__name__}"
             )
         port = Trace(canonical_arrays(port))
-    tokens = {
+    tokens: dict[str, Any] = {
         "input_ids": input_ids,
         "positions": positions,
         "attention_mask": attention_mask,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, dtype_of
 from llama_layers.arrays.transfer import from_numpy
+from llama_layers.arrays.types import Array, Device, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.weights import QKVWeights
 
@@ -100,10 +101,10 @@ def arrays(
     shape: Sequence[int],
     *,
     dtype: str = "float32",
-    xp: Any = np,
-    device: Any = None,
+    xp: Namespace = np,
+    device: Device | None = None,
     max_magnitude: float = 1024.0,
-) -> Any:
+) -> Array:
     """Arrays of floats, ordinary and awkward.
 
     Some are normally distributed, at a scale drawn from the whole range of the format, some are
@@ -167,10 +168,10 @@ def hidden_states(
     max_batch: int = 2,
     max_seq: int = 4,
     dtype: str = "float32",
-    xp: Any = np,
-    device: Any = None,
+    xp: Namespace = np,
+    device: Device | None = None,
     max_magnitude: float = 1024.0,
-) -> Any:
+) -> Array:
     """Hidden states that a layer of a model can be given.
 
     Parameters
@@ -209,8 +210,8 @@ def qkv_weights(
     config: LlamaConfig,
     *,
     dtype: str = "float32",
-    xp: Any = np,
-    device: Any = None,
+    xp: Namespace = np,
+    device: Device | None = None,
     max_magnitude: float = 1024.0,
 ) -> QKVWeights:
     """Query, key and value projections of a model.
@@ -236,7 +237,7 @@ def qkv_weights(
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     rows = (heads + 2 * kv_heads) * config.head_dim
 
-    def drawn(*shape: int) -> Any:
+    def drawn(*shape: int) -> Array:
         return draw(arrays(shape, dtype=dtype, xp=xp, device=device, max_magnitude=max_magnitude))
 
     bias = drawn(rows) if config.qkv_bias else None
@@ -250,9 +251,9 @@ def input_ids(
     *,
     max_batch: int = 2,
     max_seq: int = 4,
-    xp: Any = np,
-    device: Any = None,
-) -> Any:
+    xp: Namespace = np,
+    device: Device | None = None,
+) -> Array:
     """Token ids of a model's vocabulary.
 
     Parameters

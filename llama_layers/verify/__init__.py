@@ -17,7 +17,7 @@ from llama_layers.verify.bounds import (
 from llama_layers.verify.check import check
 from llama_layers.verify.compare import compare
 from llama_layers.verify.judge import Judgement, judge
-from llama_layers.verify.profiles import RoundingProfile
+from llama_layers.verify.profiles import Rounding, RoundingProfile
 from llama_layers.verify.qkv import examine_qkv
 from llama_layers.verify.record import record
 from llama_layers.verify.report import (
@@ -40,6 +40,7 @@ __all__ = [
     "Explanation",
     "Judgement",
     "Report",
+    "Rounding",
     "RoundingProfile",
     "Site",
     "SiteDifference",

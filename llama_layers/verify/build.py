@@ -30,7 +30,8 @@ from llama_layers.verify.validate import Recorded
 def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: Llama) -> Operation:
     """What the site should be, computed from the recorded arrays that the route names."""
     config = model.config
-    rows = info_of(recorded.arrays, site.name).shape[1]
+    known = site.name in recorded.arrays
+    rows = info_of(recorded.arrays, site.name).shape[1] if known else recorded.count
     inputs = [_last(recorded, name, rows) for name in route]
     if site.operation == "embedding":
         return Embedding(recorded.input_ids, to_numpy(model.weights.embed_tokens))

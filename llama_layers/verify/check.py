@@ -3,49 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
 from llama_layers.model.llama import Llama
-from llama_layers.verify.bounds import Bound
+from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.defined import where_defined
-from llama_layers.verify.diagnose import diagnose, diagnose_strictly, diagnose_unusual
+from llama_layers.verify.diagnose import diagnose
+from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.distance import distance
+from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.judge import Judgement, judge
-from llama_layers.verify.operations import Formats
-from llama_layers.verify.profiles import CONTRACT, PROFILES, RoundingProfile, profile_named
+from llama_layers.verify.profiles import (
+    CONTRACT,
+    PROFILES,
+    Rounding,
+    RoundingProfile,
+    profile_named,
+)
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
 from llama_layers.verify.report.wording import counted
-from llama_layers.verify.seen import Seen, Unlocated
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import info_of
-from llama_layers.verify.suspect import Suspect
 from llama_layers.verify.trace import Trace
+from llama_layers.verify.unbounded import Recomputed
 from llama_layers.verify.validate import Recorded, validated
 
 # Elements of a site that a report shows.
 WORST = 8
 # How many sites of one role are diagnosed, if what explained the first does not explain them.
 DIAGNOSED = 3
-
-T = TypeVar("T", Suspect, Seen, contravariant=True)
-
-
-class Diagnosis(Protocol[T]):
-    """What looks for mistakes, all or only some."""
-
-    __name__: str
-
-    def __call__(
-        self, subject: T, /, *, only: Collection[str] | None = None
-    ) -> tuple[Explanation, ...]:
-        """The mistakes that explain a site."""
 
 
 def check(
@@ -179,24 +174,24 @@ class _Checker:
         self._profile = profile or CONTRACT
         self._tries_profiles = profile is None
         self._explains = explains
-        self._explained: dict[tuple[str, str], list[Explanation]] = {}  # by role and diagnosis
-        self._diagnosed: dict[tuple[str, str], int] = {}
-        self._unlocated = Unlocated(recorded, model)
+        self._causes: dict[str, list[Explanation]] = {}  # by role
+        self._diagnosed: Counter[str] = Counter()
+        self._recomputed = Recomputed(recorded, model)
 
     def results(self) -> Iterator[SiteResult]:
         for site in sites(self._model.config):
             if site.name in self._recorded.arrays:
                 route = self._recorded.route(site)
                 if route is None:
-                    yield self._seen(site)
+                    yield self._unbounded(site)
                 else:
                     yield self._judged(site, route)
 
-    def _formats(self, array: NDArray[Any], inputs: Sequence[str] = ()) -> Formats:
+    def _formats(self, array: NDArray[Any], inputs: Sequence[str] = ()) -> Rounding:
         found, *read = (self._format(a) for a in (array, *map(self._recorded.array, inputs)))
         accumulate = self._accumulate or accumulate_format(found).name
         narrowest = min(read, key=lambda form: form.precision).name if read else None
-        return Formats(found.name, accumulate, self._profile, narrowest)
+        return Rounding(found.name, accumulate, self._profile, narrowest)
 
     def _format(self, array: NDArray[Any]) -> FloatFormat:
         """What an array was rounded to."""
@@ -210,23 +205,25 @@ class _Checker:
         array = self._recorded.array(site.name)
         formats = self._formats(array, route)
         operation = operation_of(site, route, self._recorded, self._model)
-        suspect = Suspect(site, operation, array, formats, self._recorded, self._model)
-        bound = where_defined(suspect.bound(formats), site, self._recorded)
+        failing = FailingSite(site, operation, array, formats, self._recorded, self._model)
+        bound = where_defined(failing.bound(formats), site, self._recorded)
         judgement = judge(array, bound)
         verdict: SiteVerdict = judgement.verdict
-        note = found_profile = ""
+        note = ""
+        theirs: RoundingProfile | None = None
         explanations: tuple[Explanation, ...] = ()
         if verdict != "PASS" and self._tries_profiles:
-            found_profile, note, explanations = self._as_profile(suspect)
-            if note:
-                verdict = "WARN"
+            theirs, explanations = self._as_profile(failing)
+            if theirs is not None:
+                habits = theirs.habits(operation, formats.narrower)
+                verdict, note = "WARN", f"rounds as {theirs.name} does: {habits}"
         judged = ~np.isinf(bound.limit)
         if verdict != "FAIL" and not np.isfinite(array.astype(np.float64)[judged]).all():
             verdict, note = "WARN", "the port has NaN or Inf here, as what it was given demands"
-        elif verdict != "FAIL" and (lost := _overflowed(suspect)):
+        elif verdict != "FAIL" and (lost := _overflowed(failing)):
             verdict, note = "WARN", f"{counted(lost, 'number')} overflowed {formats.dtype} here"
         if verdict == "FAIL" and self._explains:
-            explanations = explanations or self._diagnosis(suspect, diagnose)
+            explanations = explanations or self._diagnosis(site, partial(diagnose, failing))
         return SiteResult(
             site=site,
             verdict=verdict,
@@ -236,43 +233,48 @@ class _Checker:
             inputs=route,
             judgement=judgement,
             difference=distance(bound.exact, array),
-            note=note or self._unusual(suspect, judgement, verdict),
-            profile=found_profile,
+            note=note or self._unusual(failing, judgement, verdict),
+            profile="" if theirs is None else theirs.name,
             histogram=_histogram(bound.ratio(array)),
             worst=_worst(array, bound),
             explanations=explanations if self._explains else (),
         )
 
-    def _as_profile(self, suspect: Suspect) -> tuple[str, str, tuple[Explanation, ...]]:
-        """The engine whose own roundings explain the array, and a note; or what does better."""
-        profiles = suspect.formats.profiles
+    def _as_profile(
+        self, failing: FailingSite
+    ) -> tuple[RoundingProfile | None, tuple[Explanation, ...]]:
+        """The profile whose roundings explain the array; or mistakes that explain it better."""
+        profiles = failing.formats.profiles
         if self._recorded.metadata.get("flash_attention") == "yes":  # as `record_llama_cpp` says
             profiles += (PROFILES["llama.cpp with flash attention"],)
         for profile in profiles:
-            bound = suspect.operation.bound(replace(suspect.formats, profile=profile))
-            theirs = where_defined(bound, suspect.site, self._recorded)
-            if judge(suspect.computed, theirs).verdict == "PASS":
+            bound = failing.operation.bound(replace(failing.formats, profile=profile))
+            bound = where_defined(bound, failing.site, self._recorded)
+            if judge(failing.computed, bound).verdict == "PASS":
+                strictly = partial(diagnose, failing, strictly=True)
                 # Unrounded inputs excuse much: what explains without them is what it was.
-                strictly = profile.excess_precision and self._diagnosis(suspect, diagnose_strictly)
-                if strictly:
-                    return "", "", strictly
-                habits = profile.habits(suspect.operation, suspect.formats.narrower)
-                return profile.name, f"rounds as {profile.name} does: {habits}", ()
-        return "", "", ()
+                if profile.excess_precision and (
+                    found := self._diagnosis(failing.site, strictly, "strictly")
+                ):
+                    return None, found
+                return profile, ()
+        return None, ()
 
-    def _diagnosis(self, subject: T, diagnosed: Diagnosis[T]) -> tuple[Explanation, ...]:
+    def _diagnosis(
+        self, site: Site, diagnosis: Callable[..., tuple[Explanation, ...]], how: str = ""
+    ) -> tuple[Explanation, ...]:
         """What explains a site: what explained others of its role, or else any mistake."""
-        key = (subject.site.role, diagnosed.__name__)
-        known = self._explained.setdefault(key, [])
-        again = diagnosed(subject, only={explanation.name for explanation in known})
-        if again or self._diagnosed.get(key, 0) >= DIAGNOSED:
+        role = f"{site.role} {how}"
+        known = self._causes.setdefault(role, [])
+        again = diagnosis(only={cause.name for cause in known}) if known else ()
+        if again or self._diagnosed[role] >= DIAGNOSED:
             return again
-        self._diagnosed[key] = self._diagnosed.get(key, 0) + 1
-        found = diagnosed(subject)
+        self._diagnosed[role] += 1
+        found = diagnosis()
         known.extend(found)
         return found
 
-    def _unusual(self, suspect: Suspect, judgement: Judgement, verdict: SiteVerdict) -> str:
+    def _unusual(self, failing: FailingSite, judgement: Judgement, verdict: SiteVerdict) -> str:
         """What to say of errors that rounding can explain, and rarely does."""
         if verdict != "WARN":
             return ""
@@ -281,7 +283,7 @@ class _Checker:
                 "nothing could be judged: numbers can overflow, or sums have too few bits for a "
                 "limit"
             )
-        causes = diagnose_unusual(suspect) if self._explains else ()
+        causes = diagnose(failing, usually=True) if self._explains else ()
         said = "rounding can explain it, but errors are larger than usual"
         if not causes:
             return f"{said}: sums in fewer bits than stated, perhaps"
@@ -290,34 +292,36 @@ class _Checker:
         return f"{said}, and like those of {' or '.join(names)}. {detail}".removesuffix(". ")
 
     @np.errstate(invalid="ignore")
-    def _seen(self, site: Site) -> SiteResult:
+    def _unbounded(self, site: Site) -> SiteResult:
         """What can be said where the inputs of a site were not recorded."""
         array = self._recorded.array(site.name)
-        seen = self._unlocated.seen(site, array, self._formats(array))
+        found = self._recomputed.compared(site, array, self._formats(array))
         explanations: tuple[Explanation, ...] = ()
-        if seen.verdict == "DIFFERS" and self._explains:
-            explanations = self._diagnosis(seen, self._unlocated.diagnose)
+        if found.verdict == "DIFFERS" and self._explains:
+            walk, model = self._recomputed.walk, self._model
+            diagnosis = partial(diagnose_unbounded, found, self._recorded, walk, model)
+            explanations = self._diagnosis(site, diagnosis)
         return SiteResult(
             site=site,
-            verdict=seen.verdict,
+            verdict=found.verdict,
             shape=array.shape,
-            dtype=seen.formats.dtype,
-            accumulate=seen.formats.accumulate,
-            inputs=seen.inputs,
+            dtype=found.formats.dtype,
+            accumulate=found.formats.accumulate,
+            inputs=found.inputs,
             judgement=None,
-            difference=seen.difference,
-            yardstick=seen.yardstick,
-            note=seen.note,
+            difference=found.difference,
+            yardstick=found.yardstick,
+            note=found.note,
             explanations=explanations,
         )
 
 
-def _overflowed(suspect: Suspect) -> int:
+def _overflowed(failing: FailingSite) -> int:
     """How many numbers are none where the exact ones are, and none is ruled out by rounding."""
-    if suspect.site.pairwise:  # hidden keys have no limit either
+    if failing.site.pairwise:  # hidden keys have no limit either
         return 0
-    bound = suspect.bound(suspect.formats)
-    lost = ~np.isfinite(suspect.computed) & np.isfinite(bound.exact) & np.isinf(bound.limit)
+    bound = failing.bound(failing.formats)
+    lost = ~np.isfinite(failing.computed) & np.isfinite(bound.exact) & np.isinf(bound.limit)
     return int(np.count_nonzero(lost))
 
 

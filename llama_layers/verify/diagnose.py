@@ -9,36 +9,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.verify.bounds import Bound
+from llama_layers.verify.attention import OverHeads
+from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
-from llama_layers.verify.hypotheses import HYPOTHESES, ROUNDINGS
-from llama_layers.verify.hypotheses.hypothesis import (
-    Change,
-    Hypothesis,
-    Kind,
-    wide,
+from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
+from llama_layers.verify.mistakes.registry import Change
+from llama_layers.verify.operations import (
+    Attention,
+    Gate,
+    Linear,
+    Norm,
+    Operation,
+    Residual,
+    Rope,
 )
-from llama_layers.verify.operations import Formats, Linear
-from llama_layers.verify.profiles import CONTRACT, RoundingProfile
+from llama_layers.verify.profiles import CONTRACT, Rounding, RoundingProfile
+from llama_layers.verify.recompute import computed
 from llama_layers.verify.report import Explanation
-from llama_layers.verify.suspect import Suspect
 
 # Every rounding that any engine is known for, but for a cache: what is read from it is another
 # number, and no wider bound. A mistake that holds with neither of the two holds with no engine's.
 _ALL = RoundingProfile(
     "all",
-    True,
-    "float32",
-    True,
-    True,
-    True,
-    True,
-    True,
-    True,
+    norm_before_weight=True,
+    phases="float32",
+    rope_table=True,
+    rope_arithmetic=True,
+    scores=True,
+    probabilities=True,
+    sigmoid=True,
+    silu=True,
     flushes=True,
     excess_precision=True,
 )
 _CACHED = replace(_ALL, kv_cache="float16")
+# Operations that are computed in less time than their bounds.
+_QUICK = (Norm, Rope, Gate, Residual, Attention)
 # How much of a product is looked at before all of it: the worst tokens and the worst outputs.
 _TOKENS, _OUTPUTS = 3, 64
 # Explanations whose errors are this much larger than the least count as equally good.
@@ -59,9 +66,14 @@ class _Found:
 
 @np.errstate(all="ignore")  # with a mistake, numbers may overflow
 def diagnose(
-    suspect: Suspect, /, *, only: Collection[str] | None = None
+    failing: FailingSite,
+    /,
+    *,
+    only: Collection[str] | None = None,
+    strictly: bool = False,
+    usually: bool = False,
 ) -> tuple[Explanation, ...]:
-    """The mistakes that would explain a suspect, the likeliest first.
+    """The mistakes that would explain a failing site, the likeliest first.
 
     A mistake explains it if the bound of the operation with the mistake holds the port's array.
     Mistakes in the formula are tried first, then too few bits, then what can be read off the array
@@ -69,65 +81,32 @@ def diagnose(
 
     Parameters
     ----------
-    suspect : Suspect
+    failing : FailingSite
         A site that failed.
     only : collection of str, optional
-        Names of hypotheses to try; all if not given.
+        Names of mistakes to try; all if not given.
+    strictly : bool, optional
+        Whether to allow no engine's further roundings, and to read nothing off the array.
+    usually : bool, optional
+        Whether to hold errors that are larger than usual, and within the limit, against what is
+        usual instead of the limit, and to try roundings only.
 
     Returns
     -------
     tuple of Explanation
         Those that cannot be told apart from the port's array, by the error that they leave; none
-        if no hypothesis explains it.
+        if no mistake explains it.
     """
-    return _tried(_Trial(suspect), [h for h in HYPOTHESES if only is None or h.name in only])
-
-
-@np.errstate(all="ignore")
-def diagnose_strictly(
-    suspect: Suspect, /, *, only: Collection[str] | None = None
-) -> tuple[Explanation, ...]:
-    """The mistakes that would explain a suspect without any engine's further roundings.
-
-    Parameters
-    ----------
-    suspect : Suspect
-        A site that failed.
-    only : collection of str, optional
-        Names of hypotheses to try; all if not given.
-
-    Returns
-    -------
-    tuple of Explanation
-        Other formulas, weights and inputs, and fewer bits; not what is read off the array.
-    """
-    chosen = [h for h in HYPOTHESES if h.kind != Kind.SOLVED and not h.loosens]
-    trial = _Trial(suspect, profiles=(CONTRACT,))
-    return _tried(trial, [h for h in chosen if only is None or h.name in only])
-
-
-@np.errstate(all="ignore")
-def diagnose_unusual(suspect: Suspect, /) -> tuple[Explanation, ...]:
-    """The roundings that would explain errors within the limit and beyond what is usual.
-
-    Parameters
-    ----------
-    suspect : Suspect
-        A site that warns.
-
-    Returns
-    -------
-    tuple of Explanation
-        Those that leave no more than what is usual in the place of the limit; `ratio` is over that.
-    """
-    return _tried(_Trial(suspect, usually=True), ROUNDINGS)
-
-
-def _tried(trial: _Trial, chosen: Collection[Hypothesis]) -> tuple[Explanation, ...]:
+    chosen = [mistake for mistake in MISTAKES if only is None or mistake.name in only]
+    if strictly:
+        chosen = [m for m in chosen if m.kind != Kind.SOLVED and not m.loosens]
+    if usually:
+        chosen = [m for m in chosen if m.kind == Kind.ROUNDING or m.loosens]
+    trial = _Trial(failing, usually=usually, profiles=(CONTRACT,) if strictly else None)
     if not trial.fails:
         return ()
     for kind in Kind:
-        found = [f for h in chosen if h.kind == kind for f in trial.found(h)]
+        found = [f for m in chosen if m.kind == kind for f in trial.found(m)]
         if found:
             least = _ALIKE * min(f.error for f in found)
             found.sort(key=lambda f: max(f.error, least))
@@ -136,29 +115,29 @@ def _tried(trial: _Trial, chosen: Collection[Hypothesis]) -> tuple[Explanation, 
 
 
 class _Trial:
-    """One suspect, held against one mistake after the other: by limits, or by what is usual."""
+    """A failing site, held against one mistake after the other by limits, or by what is usual."""
 
     def __init__(
         self,
-        suspect: Suspect,
+        failing: FailingSite,
         *,
         usually: bool = False,
         profiles: tuple[RoundingProfile, ...] | None = None,
     ) -> None:
-        self._suspect = suspect
+        self._failing = failing
         self._usually = usually
-        self._formats = suspect.formats
-        profile = suspect.formats.profile
-        tried = (profile,) if profile is not CONTRACT else (CONTRACT, *suspect.formats.profiles)
+        self._formats = failing.formats
+        profile = failing.formats.profile
+        tried = (profile,) if profile is not CONTRACT else (CONTRACT, *failing.formats.profiles)
         self._profiles = tried if profiles is None else profiles
-        right = self._judged(suspect.bound(suspect.formats))
+        right = self._judged(failing.bound(failing.formats))
         self._right = right.exact
-        ratio = right.ratio(suspect.computed)
+        ratio = right.ratio(failing.computed)
         self._wrong = ratio > 1
         if not self.fails:
             return
-        self._error = _error(suspect.computed, right)
-        if isinstance(suspect.operation, Linear):
+        self._error = _error(failing.computed, right)
+        if isinstance(failing.operation, Linear):
             self._tokens = _largest(ratio.max(axis=(0, 2)), _TOKENS)
             self._outputs = _largest(ratio.max(axis=(0, 1)), _OUTPUTS)
 
@@ -167,31 +146,45 @@ class _Trial:
         """Whether there is anything to explain."""
         return bool(self._wrong.any())
 
-    def found(self, hypothesis: Hypothesis) -> list[_Found]:
-        """The ways in which a hypothesis explains the suspect: the best, and those as good."""
+    def found(self, mistake: Mistake) -> list[_Found]:
+        """The ways in which a mistake explains the site: the best, and those as good."""
         found = [
             result
-            for change in hypothesis.applied(self._suspect)
-            if self._possible(change)
-            for result in self._explained(hypothesis, change)
+            for change in mistake.applied(self._failing)
+            if self._possible(mistake, change)
+            for result in self._explained(mistake, change)
         ]
         found.sort(key=lambda f: f.error)
         best = {f.explanation.detail: f for f in reversed(found) if f.error <= 4 * found[0].error}
         return list(best.values())[::-1]
 
-    def _possible(self, change: Change) -> bool:
+    def _possible(self, mistake: Mistake, change: Change) -> bool:
+        """Whether a mistake survives a look at less than is needed to explain the site by it."""
+        operation = change.operation
+        if isinstance(operation, Linear):
+            return self._possible_product(operation)
+        if isinstance(operation, _QUICK) and not mistake.loosens and not self._is_near(operation):
+            return False
+        bounds = (self._judged(operation.bound(formats)) for formats in self._liberal())
+        computed = self._failing.computed
+        return any(self._holds(bound.ratio(computed), self._wrong) for bound in bounds)
+
+    def _is_near(self, operation: Operation) -> bool:
+        """Whether what is wrong would err less with a mistake, by the numbers alone."""
+        wrong = np.broadcast_to(self._token_axes(self._by_token(self._wrong)), self._wrong.shape)
+        exact = computed(operation, np.dtype(np.float64))
+        error = np.abs(wide(self._failing.computed)[wrong] - exact[wrong])
+        return bool(np.nansum(np.square(error)) < (_LESS * self._error) ** 2)
+
+    def _possible_product(self, linear: Linear) -> bool:
         """Whether a mistake survives a look at the worst tokens and outputs of a product."""
-        operation, computed = change.operation, self._suspect.computed
-        if not isinstance(operation, Linear):
-            bounds = (self._judged(operation.bound(formats)) for formats in self._liberal())
-            return any(self._holds(bound.ratio(computed), self._wrong) for bound in bounds)
         few = replace(
-            operation,
-            x=operation.x[:, self._tokens],
-            weight=operation.weight[self._outputs],
-            bias=None if operation.bias is None else operation.bias[self._outputs],
+            linear,
+            x=linear.x[:, self._tokens],
+            weight=linear.weight[self._outputs],
+            bias=None if linear.bias is None else linear.bias[self._outputs],
         )
-        theirs = computed[:, self._tokens][..., self._outputs]
+        theirs = self._failing.computed[:, self._tokens][..., self._outputs]
         ratio = self._limited(few.bound(self._liberal()[0])).ratio(theirs)
         return self._holds(ratio, self._wrong[:, self._tokens])
 
@@ -199,25 +192,25 @@ class _Trial:
         """Whether each token that is wrong is explained; others need no explanation."""
         return bool((self._by_token(ratio) <= 1)[self._by_token(wrong)].all())
 
-    def _explained(self, hypothesis: Hypothesis, change: Change) -> Iterator[_Found]:
+    def _explained(self, mistake: Mistake, change: Change) -> Iterator[_Found]:
         """The largest ratio and the error that are left, where the mistake explains the array."""
-        computed = self._suspect.computed
+        computed = self._failing.computed
         for profile in self._profiles:
             formats = replace(self._formats, profile=profile)
             bound = self._judged(change.operation.bound(formats))
             tokens, wrong = self._by_token(bound.ratio(computed)) <= 1, self._by_token(self._wrong)
             if not tokens.all():
-                bound = self._partly(bound, self._judged(self._suspect.bound(formats)), tokens)
+                bound = self._partly(bound, self._judged(self._failing.bound(formats)), tokens)
             ratio = bound.ratio(computed).max()
             if ratio <= 1:
                 # A bound that says nothing where the port is wrong explains nothing.
                 judged = np.count_nonzero(self._wrong & ~np.isinf(bound.limit))
                 error = _error(computed, bound)
-                less = hypothesis.loosens or error < _LESS * self._error
-                told = hypothesis.loosens or self._told_from_zero(bound)
+                less = mistake.loosens or error < _LESS * self._error
+                told = mistake.loosens or self._told_from_zero(bound)
                 if 2 * judged >= np.count_nonzero(self._wrong) and less and told:
                     detail = change.detail if tokens.all() else _at(wrong, tokens, change.detail)
-                    yield _Found(Explanation(hypothesis.name, detail, float(ratio)), error)
+                    yield _Found(Explanation(mistake.name, detail, float(ratio)), error)
                 return
 
     def _told_from_zero(self, bound: Bound) -> bool:
@@ -232,30 +225,36 @@ class _Trial:
 
     def _by_token(self, array: NDArray[Any]) -> NDArray[Any]:
         """The largest for each token, [B, S]."""
-        token = 2 if self._suspect.site.pairwise else 1
+        token = 2 if self._failing.site.pairwise else 1
         largest: NDArray[Any] = array.max(axis=tuple({1, 2, array.ndim - 1} - {token}))
         return largest
 
+    def _token_axes(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        """An array [B, S] with the axes of the site's."""
+        shape = [1] * self._failing.computed.ndim
+        shape[0], shape[2 if self._failing.site.pairwise else 1] = tokens.shape
+        return tokens.reshape(shape)
+
     def _partly(self, mistaken: Bound, right: Bound, tokens: NDArray[np.bool_]) -> Bound:
         """One bound at some tokens, and the other elsewhere: only a part of a run may be wrong."""
-        shape = [1] * mistaken.exact.ndim
-        shape[0], shape[2 if self._suspect.site.pairwise else 1] = tokens.shape
-        here = tokens.reshape(shape)
+        here = self._token_axes(tokens)
         return Bound(
             np.where(here, mistaken.exact, right.exact),
             np.where(here, mistaken.limit, right.limit),
             np.where(here, mistaken.usual, right.usual),
         )
 
-    def _liberal(self) -> list[Formats]:
+    def _liberal(self) -> list[Rounding]:
         if self._formats.profile is not CONTRACT:
             return [self._formats]
-        cached = any(profile.kv_cache is not None for profile in self._profiles)
+        cached = isinstance(self._failing.operation, OverHeads) and any(
+            profile.kv_cache is not None for profile in self._profiles
+        )
         profiles = (_ALL, _CACHED) if cached else (_ALL,)
         return [replace(self._formats, profile=profile) for profile in profiles]
 
     def _judged(self, bound: Bound) -> Bound:
-        return where_defined(self._limited(bound), self._suspect.site, self._suspect.recorded)
+        return where_defined(self._limited(bound), self._failing.site, self._failing.recorded)
 
     def _limited(self, bound: Bound) -> Bound:
         return replace(bound, limit=bound.usual) if self._usually else bound

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llama_layers.verify.bounds import Bound
+from llama_layers.verify.bound import Bound
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 

@@ -1,346 +1,255 @@
-"""Operations with all that they are computed from, ready to be recomputed in float64.
+"""The operations of a layer, each with its formula over tracked numbers.
 
-One dataclass an operation: its fields are what the operation reads, so that a hypothesis about a
-mistake is a copy with another field, and `bound` is its exact result and what rounding allows.
+An operation is a dataclass of what it is computed from. ``operation.read(how)`` is a view of it:
+the same fields as tracked numbers, in the formats and with the roundings of a `Rounding`.
+``operation.formula`` is a function of that view. ``operation.bound(how)`` evaluates it, rounds it
+into the result's format, and gives the exact result and what rounding allows.
+
+A mistake is a copy with another field, ``replace(operation, eps=0.0)``, or another formula on the
+same view, which has a bound without an analysis of its own:
+
+>>> import numpy as np
+>>> from llama_layers.verify.operations import Norm
+>>> from llama_layers.verify.profiles import Rounding
+>>> norm = Norm(np.float32([[3, 4]]), np.float32([1, 1]), eps=1.0)
+>>> outside = lambda n: n.x / ((n.x * n.x).mean().sqrt() + n.eps) * n.weight
+>>> norm.evaluate(outside, Rounding("float32", "float32")).exact.round(3)
+array([[0.661, 0.882]])
+
+A formula names the steps that a rounding profile may round, ``row.step("norm_before_weight")``:
+nothing happens where it does not.
+
+The views, in which x, weight and so on are tracked where nothing else is said:
+
+- `Embedding`: ``rows``, the chosen ones.
+- `Norm`: ``x``, ``weight``, and ``eps``, a number.
+- `Linear`: ``x``, and ``weight`` and ``bias``, arrays for ``matmul(x, weight, bias)``.
+- `Rope`: a `Rotation`.
+- `Gate`: ``gate``, ``up``.
+- `Residual`: ``x``, ``added``.
+- `Scores`, `Softmax`, `Probabilities`, `WeightedSum` and `Attention`: `Heads`, the query heads of
+  one key head at a time. Their formulas differ in what they make of ``heads.scores()`` and in
+  ``heads.weigh(...)``, which leaves probabilities as they are where they are the result:
+  ``lambda heads: heads.weigh(heads.scores().where(heads.allowed, 0.0))`` weighs with the scores
+  themselves, in each of the three operations that normalise them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from llama_layers.arrays.dtypes import FLOATS, FloatFormat
+import numpy as np
+
+from llama_layers.arrays.dtypes import float_format
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.verify.bounds import (
-    Bound,
-    attention_bound,
-    embedding_bound,
-    linear_bound,
-    probabilities_bound,
-    residual_bound,
-    rms_norm_bound,
-    rope_bound,
-    scores_bound,
-    softmax_bound,
-    swiglu_bound,
-    weighted_sum_bound,
+from llama_layers.layers.rope import attention_factor
+from llama_layers.verify.attention import (
+    Attention,
+    Heads,
+    Probabilities,
+    Scores,
+    Softmax,
+    WeightedSum,
 )
-from llama_layers.verify.profiles import CONTRACT, PROFILES, RoundingProfile
+from llama_layers.verify.operation import Operation
+from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.rotation import Rotation, rope_phases
+from llama_layers.verify.rules import gated, matmul
+from llama_layers.verify.tracked import Tracked, read
 
-
-@dataclass(frozen=True)
-class Formats:
-    """In what formats, and with which roundings, an engine computes.
-
-    Attributes
-    ----------
-    dtype : str
-        Of the result.
-    accumulate : str
-        Of sums and of everything between the inputs and the result.
-    profile : RoundingProfile
-        What is rounded beside that.
-    inputs : str or None
-        Of the narrowest input, where it was recorded; None if there is none.
-    """
-
-    dtype: str
-    accumulate: str
-    profile: RoundingProfile = CONTRACT
-    inputs: str | None = None
-
-    @property
-    def profiles(self) -> tuple[RoundingProfile, ...]:
-        """Those that an engine with these formats can have, in the order in which they are tried.
-
-        A cache is narrower than the results that it keeps, and no one narrows float64 on purpose;
-        nothing is kept in more digits than it was recorded in unless the sums have more. Narrow
-        sums excuse too much to be tried.
-        """
-        return tuple(
-            profile
-            for profile in PROFILES.values()
-            if profile.weighted_sums is None
-            and (profile.kv_cache is None or self._cached_in(FLOATS[profile.kv_cache]))
-            and (self._sums_have_more_digits or not profile.excess_precision)
-        )
-
-    def _cached_in(self, form: FloatFormat) -> bool:
-        return self.dtype != "float64" and form.precision < FLOATS[self.dtype].precision
-
-    @property
-    def unrounded_inputs(self) -> str | None:
-        """The format of the inputs, if the engine went on with what they were before it."""
-        excess = self.profile.excess_precision and self._sums_have_more_digits
-        return self.inputs if excess else None
-
-    @property
-    def _sums_have_more_digits(self) -> bool:
-        """Than an input was recorded in."""
-        narrowest = FLOATS[self.inputs or self.accumulate]
-        return narrowest.precision < FLOATS[self.accumulate].precision
-
-    @property
-    def narrower(self) -> str | None:
-        """The result's format, if it does not hold what sums are kept in."""
-        return None if FLOATS[self.dtype].holds(FLOATS[self.accumulate]) else self.dtype
-
-    def narrowed(self, rounds: bool) -> str | None:
-        """The format of a step that the profile rounds to the result's dtype, if it does."""
-        return self.dtype if rounds else None
+__all__ = [
+    "Attention",
+    "Embedding",
+    "Formats",
+    "Gate",
+    "Heads",
+    "Linear",
+    "Norm",
+    "Operation",
+    "Probabilities",
+    "Residual",
+    "Rope",
+    "Scores",
+    "Softmax",
+    "WeightedSum",
+]
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
-    """Rows of a table."""
+class Embedding(Operation):
+    """Rows of a table [N, H]."""
 
     ids: Any
     table: Any
 
-    def bound(self, formats: Formats) -> Bound:
-        """The exact rows, and what rounding into the result's format allows."""
-        return embedding_bound(self.ids, self.table, dtype=formats.dtype)
+    def read(self, how: Rounding) -> Rows:
+        """The rows that are chosen, which are exact."""
+        float_format("table", self.table)
+        table, ids = to_numpy(self.table), to_numpy(self.ids)
+        if table.ndim != 2:
+            raise ValueError(f"table: expected shape [N, H], got {list(table.shape)}")
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise TypeError(f"ids: expected an integer dtype, got {ids.dtype}")
+        if ids.size and not (ids.min() >= 0 and ids.max() < len(table)):
+            raise ValueError(
+                f"ids: expected numbers from 0 to {len(table) - 1}, got {ids.min()} to {ids.max()}"
+            )
+        return Rows(read("table", table[ids], how, recorded=False))
+
+    @staticmethod
+    def formula(view: Rows) -> Tracked:
+        """The rows themselves."""
+        return view.rows
 
 
 @dataclass(frozen=True, eq=False)
-class Norm:
-    """RMSNorm."""
+class Rows:
+    """The rows of a table that an embedding copies."""
+
+    rows: Tracked
+
+
+@dataclass(frozen=True, eq=False)
+class Norm(Operation):
+    """RMSNorm of x [..., H]."""
 
     x: Any
     weight: Any
     eps: float
 
-    def bound(self, formats: Formats) -> Bound:
-        """The exact norm, and what rounding allows."""
-        return rms_norm_bound(
-            self.x,
-            self.weight,
-            eps=self.eps,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            normed=formats.narrowed(formats.profile.norm_before_weight),
-            flushes=formats.profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
+    def read(self, how: Rounding) -> Norm:
+        """The view: x and the weight as tracked numbers."""
+        x, weight = read("x", self.x, how), read("weight", self.weight, how, recorded=False)
+        if len(x.shape) < 1 or weight.shape != x.shape[-1:]:
+            raise ValueError(
+                f"weight: expected shape [H] for x [..., H], got {list(weight.shape)} "
+                f"for x {list(x.shape)}"
+            )
+        return replace(self, x=x, weight=weight)
+
+    @staticmethod
+    def formula(norm: Norm) -> Tracked:
+        """Divide x by the root of its mean square and eps, and multiply with the weight."""
+        row: Tracked = norm.x * ((norm.x * norm.x).mean() + norm.eps).rsqrt()
+        product: Tracked = row.step("norm_before_weight") * norm.weight
+        return product
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
-    """A product with a matrix [out, in], and a bias."""
+class Linear(Operation):
+    """A product of x [..., K] with a matrix [N, K], and a bias [N]."""
 
     x: Any
     weight: Any
     bias: Any | None = None
 
-    def bound(self, formats: Formats) -> Bound:
-        """The exact product, and what rounding allows."""
-        return linear_bound(
-            self.x,
-            self.weight,
-            self.bias,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            flushes=formats.profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
+    def read(self, how: Rounding) -> Linear:
+        """The view: x as tracked numbers, the matrix and the bias as they are."""
+        x, weight = read("x", self.x, how), self.weight
+        float_format("weight", weight)
+        if len(x.shape) < 1 or len(weight.shape) != 2 or x.shape[-1] != weight.shape[1]:
+            raise ValueError(
+                f"weight: expected shape [N, K] for x [..., K], got {list(weight.shape)} "
+                f"for x {list(x.shape)}"
+            )
+        if self.bias is not None and tuple(self.bias.shape) != (weight.shape[0],):
+            raise ValueError(
+                f"bias: expected shape [{weight.shape[0]}], got {list(self.bias.shape)}"
+            )
+        return replace(self, x=x)
+
+    @staticmethod
+    def formula(linear: Linear) -> Tracked:
+        """The products of x with each row of the matrix."""
+        return matmul(linear.x, linear.weight, linear.bias)
 
 
 @dataclass(frozen=True, eq=False)
-class Rope:
-    """Rotary position embedding of x [B, S, heads, D] at positions [S] or [B, S]."""
+class Rope(Operation):
+    """Rotary position embedding of x [B, S, heads, D] at positions [S] or [B, S].
+
+    The positions are those of the whole call, since "dynamic" scaling depends on the largest.
+    """
 
     x: Any
     positions: Any
     config: LlamaConfig
     layout: Literal["half", "interleaved"] = "half"
 
-    def bound(self, formats: Formats) -> Bound:
-        """The exact rotation, and what rounding allows."""
-        profile = formats.profile
-        return rope_bound(
-            self.x,
-            self.positions,
-            self.config,
-            layout=self.layout,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            phases=profile.phases,
-            table=formats.narrowed(profile.rope_table),
-            arithmetic=formats.narrowed(profile.rope_arithmetic),
-            flushes=profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
+    def read(self, how: Rounding) -> Rotation:
+        """The view: x as tracked numbers, and by how much they are rotated."""
+        x, positions = read("x", self.x, how), to_numpy(self.positions)
+        if len(x.shape) != 4 or x.shape[3] != self.config.head_dim:
+            raise ValueError(
+                f"x: expected shape [B, S, heads, {self.config.head_dim}], got {list(x.shape)}"
+            )
+        if not np.issubdtype(positions.dtype, np.integer):
+            raise TypeError(f"positions: expected an integer dtype, got {positions.dtype}")
+        batch, length = x.shape[:2]
+        if positions.shape not in ((length,), (1, length), (batch, length)):
+            raise ValueError(
+                f"positions: expected shape [{length}] or [{batch}, {length}], "
+                f"got {list(positions.shape)}"
+            )
+        if self.layout not in ("half", "interleaved"):
+            raise ValueError(f"layout: expected 'half' or 'interleaved', got {self.layout!r}")
+        phases, off = rope_phases(positions, self.config, how.phases.unit_roundoff)
+        return Rotation(x, phases, off, attention_factor(self.config), self.layout)
+
+    @staticmethod
+    def formula(rotation: Rotation) -> Tracked:
+        """Each pair of channels, rotated by its phase."""
+        a, b = rotation.pairs
+        cos, sin = rotation.table
+        return rotation.joined(rotation.plus(a * cos, -b * sin), rotation.plus(b * cos, a * sin))
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
-    """Scaled products of queries and keys, of which those that a mask allows count."""
-
-    q: Any
-    k: Any
-    mask: Any | None
-    scale: float
-
-    def bound(self, formats: Formats) -> Bound:
-        """The exact scores, and what rounding allows."""
-        bound = scores_bound(
-            self.q,
-            self.k,
-            scale=self.scale,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            scores=formats.narrowed(formats.profile.scores),
-            operands=formats.profile.kv_cache,
-            flushes=formats.profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
-        return bound if self.mask is None else bound.only(self.mask[..., None, :, :])
-
-
-@dataclass(frozen=True, eq=False)
-class Softmax:
-    """Softmax over the keys that a mask allows."""
-
-    scores: Any
-    mask: Any | None
-
-    def bound(self, formats: Formats) -> Bound:
-        """The exact probabilities, and what rounding allows."""
-        return softmax_bound(
-            self.scores,
-            mask=self.mask,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            flushes=formats.profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Probabilities:
-    """Softmax of scaled products of queries and keys."""
-
-    q: Any
-    k: Any
-    mask: Any | None
-    scale: float
-
-    def bound(self, formats: Formats) -> Bound:
-        """The exact probabilities, and what rounding allows."""
-        return probabilities_bound(
-            self.q,
-            self.k,
-            mask=self.mask,
-            scale=self.scale,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            scores=formats.narrowed(formats.profile.scores),
-            operands=formats.profile.kv_cache,
-            flushes=formats.profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class WeightedSum:
-    """The values, weighed by probabilities [B, heads, S, T]."""
-
-    probabilities: Any
-    v: Any
-
-    def bound(self, formats: Formats) -> Bound:
-        """The exact sums, and what rounding allows."""
-        return weighted_sum_bound(
-            self.probabilities,
-            self.v,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            operands=formats.profile.kv_cache,
-            flushes=formats.profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Attention:
-    """Scores, softmax and weighted sum at once, as fused kernels compute them."""
-
-    q: Any
-    k: Any
-    v: Any
-    mask: Any | None
-    scale: float
-
-    def bound(self, formats: Formats) -> Bound:
-        """The exact attention, and what rounding allows."""
-        profile = formats.profile
-        return attention_bound(
-            self.q,
-            self.k,
-            self.v,
-            mask=self.mask,
-            scale=self.scale,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            scores=formats.narrowed(profile.scores),
-            probabilities=formats.narrowed(profile.probabilities),
-            operands=profile.kv_cache,
-            weighted_sums=profile.weighted_sums,
-            flushes=profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Gate:
+class Gate(Operation):
     """The gated product, silu(gate) times up."""
 
     gate: Any
     up: Any
 
-    def bound(self, formats: Formats) -> Bound:
-        """The exact product, and what rounding allows."""
-        return swiglu_bound(
-            self.gate,
-            self.up,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            sigmoid=formats.narrowed(formats.profile.sigmoid),
-            silu=formats.narrowed(formats.profile.silu),
-            flushes=formats.profile.flushes,
-            inputs=formats.unrounded_inputs,
-        )
+    def read(self, how: Rounding) -> Gate:
+        """Both as tracked numbers."""
+        gate, up = read("gate", self.gate, how), read("up", self.up, how)
+        _check_same("up", up, "gate", gate)
+        return replace(self, gate=gate, up=up)
+
+    @staticmethod
+    def formula(product: Gate) -> Tracked:
+        """Multiply silu(gate) with up."""
+        return gated(product.gate, product.up)
 
 
 @dataclass(frozen=True, eq=False)
-class Residual:
+class Residual(Operation):
     """The residual stream and what a block adds to it."""
 
     x: Any
     added: Any
 
-    def bound(self, formats: Formats) -> Bound:
-        """The exact sum, and what rounding allows."""
-        return residual_bound(
-            self.x,
-            self.added,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            flushes=formats.profile.flushes,
-            inputs=formats.unrounded_inputs,
+    def read(self, how: Rounding) -> Residual:
+        """Both as tracked numbers."""
+        x, added = read("x", self.x, how), read("added", self.added, how)
+        _check_same("added", added, "x", x)
+        return replace(self, x=x, added=added)
+
+    @staticmethod
+    def formula(residual: Residual) -> Tracked:
+        """Their sum."""
+        total: Tracked = residual.x + residual.added
+        return total
+
+
+def _check_same(name: str, array: Tracked, other: str, like: Tracked) -> None:
+    if array.shape != like.shape:
+        raise ValueError(
+            f"{name}: expected shape {list(like.shape)} of {other}, got {list(array.shape)}"
         )
 
 
-Operation = (
-    Embedding
-    | Norm
-    | Linear
-    | Rope
-    | Scores
-    | Softmax
-    | Probabilities
-    | WeightedSum
-    | Attention
-    | Gate
-    | Residual
-)
+Formats = Rounding

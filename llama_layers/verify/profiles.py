@@ -1,8 +1,12 @@
-"""Roundings that engines make on purpose, beyond the one into the result."""
+"""The formats that an engine computes in, and the roundings that it makes on purpose."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+from llama_layers.arrays.checks import check_count
+from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, float_format
 
 
 @dataclass(frozen=True)
@@ -16,22 +20,22 @@ class RoundingProfile:
     ----------
     name : str
         The engine.
-    norm_before_weight : bool
+    norm_before_weight : bool or str
         RMSNorm rounds the normalised row to the dtype before it multiplies with the weight.
     phases : str or None
         The format in which RoPE multiplies positions and frequencies; None for float64.
-    rope_table : bool
+    rope_table : bool or str
         Cosines and sines are rounded to the dtype.
-    rope_arithmetic : bool
+    rope_arithmetic : bool or str
         The products and the sum of RoPE are each rounded to the dtype.
-    scores : bool
+    scores : bool or str
         The scores of attention are rounded to the dtype, before and after they are scaled.
-    probabilities : bool
+    probabilities : bool or str
         The probabilities of attention are rounded to the dtype.
-    sigmoid : bool
+    sigmoid : bool or str
         The exponential, the sum and the quotient of silu(gate)'s sigmoid are each rounded to the
         dtype.
-    silu : bool
+    silu : bool or str
         silu(gate) is rounded to the dtype before it multiplies.
     kv_cache : str or None
         The format that attention rounds queries, keys and values to where it reads them; None for
@@ -44,21 +48,34 @@ class RoundingProfile:
     excess_precision : bool
         Inputs are rounded to the dtype where they are written out, but the engine goes on with what
         they were before, in the format of the sums. Weights and tables are what they are.
+    root_ulps : float
+        The error of a reciprocal root, in units in the last place. A root and a division that are
+        each rounded correctly are within 1.
+    exp_ulps : float
+        The error of exponentials and hyperbolic tangents, in units in the last place.
+    trig_ulps : float
+        The error of cosines and sines, in units in the last place.
+    block : int
+        The fewest keys after which attention rescales what it has summed.
     """
 
     name: str
-    norm_before_weight: bool = False
+    norm_before_weight: bool | str = False
     phases: str | None = None
-    rope_table: bool = False
-    rope_arithmetic: bool = False
-    scores: bool = False
-    probabilities: bool = False
-    sigmoid: bool = False
-    silu: bool = False
+    rope_table: bool | str = False
+    rope_arithmetic: bool | str = False
+    scores: bool | str = False
+    probabilities: bool | str = False
+    sigmoid: bool | str = False
+    silu: bool | str = False
     kv_cache: str | None = None
     weighted_sums: str | None = None
     flushes: bool = False
     excess_precision: bool = False
+    root_ulps: float = 1.0
+    exp_ulps: float = 4.0
+    trig_ulps: float = 1.0
+    block: int = 16
 
     def habits(self, operation: object, dtype: str | None) -> str:
         """What of this is done in an operation, in words; no `dtype` where it holds the sums."""
@@ -136,3 +153,163 @@ def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
     if profile not in PROFILES:
         raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}")
     return PROFILES[profile]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The formats in which an engine computes, and the roundings that it makes.
+
+    Attributes
+    ----------
+    dtype : str
+        The format of the result.
+    accumulate : str
+        The format of sums and of everything between the inputs and the result.
+    profile : RoundingProfile
+        The roundings beside these.
+    inputs : str or None
+        The format of the narrowest input, where it was recorded; None if there is none.
+    """
+
+    dtype: str
+    accumulate: str
+    profile: RoundingProfile = CONTRACT
+    inputs: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        array: Any,
+        /,
+        *,
+        dtype: str | None = None,
+        accumulate: str | None = None,
+        inputs: str | None = None,
+        profile: str | RoundingProfile = CONTRACT,
+        **steps: Any,
+    ) -> Rounding:
+        """What is stated of the computation of an array.
+
+        Parameters
+        ----------
+        name : str
+            The array's name in messages.
+        array : Array
+            An input, of a float dtype.
+        dtype : {"float16", "bfloat16", "float32", "float64"}, optional
+            The format of the result; that of `array` if not given.
+        accumulate : str, optional
+            The format of sums and of everything before the result; float32, or float64 for float64
+            arrays, if not given.
+        inputs : str, optional
+            The format that inputs were rounded to where they were stored, though the engine
+            computed from what they were before, in the format of the sums. A format that has all
+            digits of those changes nothing.
+        profile : str or RoundingProfile, optional
+            An engine's further roundings.
+        **steps : object
+            Fields of the profile that are to be others: ``flushes=True``, ``silu="bfloat16"``. A
+            step that is True is rounded to the result's format.
+
+        Returns
+        -------
+        Rounding
+            The formats, all of them known.
+
+        Raises
+        ------
+        TypeError
+            If the array holds no floats, or a profile has no such field.
+        ValueError
+            If a format or a profile is unknown, or `block` is not a positive integer.
+        """
+        stored = float_format(name, array)
+        formats = {"dtype": dtype, "accumulate": accumulate, "inputs": inputs}
+        for argument, value in {**formats, **steps}.items():
+            if isinstance(value, str) and value not in FLOATS:
+                raise ValueError(f"{argument}: expected one of {', '.join(FLOATS)}, got {value!r}")
+        if inputs is not None:
+            steps = {"excess_precision": True, **steps}
+        known = replace(profile_named(profile), **steps)
+        check_count("block", known.block)
+        sums = accumulate or accumulate_format(stored).name
+        return cls(dtype or stored.name, sums, known, inputs)
+
+    @property
+    def profiles(self) -> tuple[RoundingProfile, ...]:
+        """The profiles that an engine with these formats can have, in the order to try them.
+
+        A cache is narrower than the results that it keeps, and no one narrows float64 on purpose;
+        nothing is kept in more digits than it was recorded in unless the sums have more. Narrow
+        sums excuse too much to be tried.
+        """
+        return tuple(
+            profile
+            for profile in PROFILES.values()
+            if profile.weighted_sums is None
+            and (profile.kv_cache is None or self._cached_in(FLOATS[profile.kv_cache]))
+            and (self._sums_have_more_digits or not profile.excess_precision)
+        )
+
+    def _cached_in(self, form: FloatFormat) -> bool:
+        return self.dtype != "float64" and form.precision < FLOATS[self.dtype].precision
+
+    @property
+    def unrounded_inputs(self) -> str | None:
+        """The format of the inputs, if the engine went on with what they were before it."""
+        excess = self.profile.excess_precision and self._sums_have_more_digits
+        return self.inputs if excess else None
+
+    @property
+    def _sums_have_more_digits(self) -> bool:
+        """Whether sums have more digits than an input was recorded in."""
+        narrowest = FLOATS[self.inputs or self.accumulate]
+        return narrowest.precision < FLOATS[self.accumulate].precision
+
+    @property
+    def narrower(self) -> str | None:
+        """The result's format, if it does not hold what sums are kept in."""
+        return None if FLOATS[self.dtype].holds(FLOATS[self.accumulate]) else self.dtype
+
+    @property
+    def out(self) -> FloatFormat:
+        """The format of the result."""
+        return FLOATS[self.dtype]
+
+    @property
+    def sums(self) -> FloatFormat:
+        """The format of sums."""
+        return FLOATS[self.accumulate]
+
+    @property
+    def phases(self) -> FloatFormat:
+        """The format that phases are computed in."""
+        return FLOATS[self.profile.phases or "float64"]
+
+    @property
+    def unit(self) -> float:
+        """The relative error of one rounding in the sums' format, and of `exact`'s in float64."""
+        return self.sums.unit_roundoff + FLOATS["float64"].unit_roundoff
+
+    @property
+    def own(self) -> float:
+        """The factor by which errors in the sums' format grow, since `exact` errs in float64."""
+        return self.unit / self.sums.unit_roundoff
+
+    @property
+    def lost(self) -> float:
+        """The largest error of an operation whose result is below the smallest normal number."""
+        sums = self.sums
+        return sums.smallest_normal if self.profile.flushes else sums.smallest_subnormal
+
+    def step(self, name: str) -> FloatFormat | None:
+        """The format of the step of that name in the profile, if it is rounded."""
+        rounds: bool | str | None = getattr(self.profile, name)
+        return FLOATS[self.dtype if rounds is True else rounds] if rounds else None
+
+    @property
+    def before(self) -> FloatFormat | None:
+        """The format that inputs were rounded to after the engine had read them."""
+        form = self.unrounded_inputs
+        return None if form is None or FLOATS[form].holds(self.sums) else FLOATS[form]

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from typing import Any
 
 from llama_layers.arrays.describe import describe
@@ -167,8 +168,6 @@ def _softmax(xp: Any, scores: Any, allowed: Any) -> Any:
 
 
 def _metadata(model: Llama, xp: Any, logits: Any) -> dict[str, str]:
-    from importlib.metadata import version  # which takes milliseconds to import
-
     form = float_format("logits", logits)
     return {
         "engine": f"llama_layers {version('llama-layers')}",

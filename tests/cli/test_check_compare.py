@@ -290,7 +290,7 @@ def test_progress_is_shown_on_terminals_only(run, port, monkeypatch):
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
     assert run("check", port)[0] == 0
-    assert "checking layers" in screen.getvalue()
+    assert "checking sites" in screen.getvalue()
 
 
 def test_traces_that_agree(run, port, tmp_path):

@@ -246,7 +246,7 @@ def rounded_inputs(model, patch):
 
 BUGS = {
     "interleaved": (interleaved, "self_attn.q_rope", "RoPE layout interleaved"),
-    "other way": (other_way, "self_attn.q_rope", "RoPE turned the other way"),
+    "other way": (other_way, "self_attn.q_rope", "RoPE rotated the other way"),
     "theta": (theta, "self_attn.q_rope", "another rope_theta"),
     "late positions": (late_positions, "self_attn.q_rope", "RoPE position off by one"),
     "narrow phases": (narrow_phases, "self_attn.q_rope", "RoPE phases in bfloat16"),

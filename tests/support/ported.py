@@ -106,6 +106,11 @@ def run(mistake):
     return Trace(arrays, input_ids=ids, positions=positions, attention_mask=keep), model
 
 
+def told(report):
+    """The names of what explains the first failing site."""
+    return [explanation.name for explanation in report.first.explanations]
+
+
 def omega(config, theta=None):
     """Plain frequencies."""
     half = config.head_dim // 2

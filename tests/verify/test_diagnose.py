@@ -1,4 +1,4 @@
-"""Ports with a mistake made in naive code: it is found at its site, and named first."""
+"""What a diagnosis says of a failing site, and what it does not."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llama_layers import KVCache, forward
-from llama_layers.verify import Trace, check, sites
+from llama_layers.verify import Trace, check, mistakes, sites
+from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.diagnose import diagnose
-from llama_layers.verify.hypotheses import HYPOTHESES
-from llama_layers.verify.hypotheses.hypothesis import Formula, Hypothesis, Kind
-from llama_layers.verify.hypotheses.precision import tf32
-from llama_layers.verify.hypotheses.weighing import Weighed
-from llama_layers.verify.operations import Formats, Rope
-from llama_layers.verify.profiles import PROFILES
-from llama_layers.verify.suspect import Suspect
+from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.mistakes.registry import Computed
+from llama_layers.verify.mistakes.rounding import tf32
+from llama_layers.verify.operations import Rope
+from llama_layers.verify.profiles import PROFILES, Rounding
 from llama_layers.verify.validate import validated
 from tests.support.mistakes import MISTAKES, Mistake
 from tests.support.ported import (
     BASE,
-    CONFIGS,
     COUNT,
     LAYER,
     WEIGHTS,
@@ -33,253 +30,42 @@ from tests.support.ported import (
     narrow,
     omega,
     run,
-    softmax,
+    told,
 )
 from tests.support.random_models import model_of
 
 NAME = f"model.layers.{LAYER}.self_attn"
-# Named in tests of their own.
-ELSEWHERE = {
-    "another token's logits",
-    "NaN or Inf begins here",
-    "another token's norm",
-    "cache shared by all layers",
-    "hidden states one place late",
-    "other token ids",
-    "result cut off",
-}
 
 
-def told(report):
-    return [explanation.name for explanation in report.first.explanations]
-
-
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.name}, {m.role or 'layer'}")
-def test_named_first(mistake):
-    """And nothing else is named, but what leaves the same array."""
-    report = check(*run(mistake))
-    assert report.first.site.name == mistake.site
-    assert report.first.verdict == "FAIL"
-    assert [result.site.name for result in report.failures] == [mistake.site]
-    names = told(report)
-    assert names[:1] == [mistake.name]
-    assert set(names) == {mistake.name, *mistake.also}
-    for explanation in report.first.explanations:
-        assert 0 <= explanation.ratio <= 1
-        assert explanation.detail.endswith(".")
-
-
-def test_every_hypothesis_is_tested():
-    assert {h.name for h in HYPOTHESES} == {m.name for m in MISTAKES} | ELSEWHERE
-
-
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("padded", [False, True])
-def test_nothing_is_said_of_a_correct_port(config, padded):
-    right = Mistake("none", "input_layernorm", lambda p: p.right, config, padded=padded)
-    trace, model = run(right)
-    report = check(trace, model)
-    assert report.agrees
-    assert not any(result.explanations for result in report.results)
-
-
-def test_attention_of_padding_may_be_anything():
-    def wrong(p):
-        y = p.right.copy()
-        y[1, :4] = 7.0
-        return y
-
-    assert check(*run(Mistake("none", "self_attn.attention", wrong, padded=True))).agrees
-    assert not check(*run(Mistake("none", "self_attn.attention", wrong))).agrees
-
-
-ROUNDING = {h.name for h in HYPOTHESES if h.kind is Kind.ROUNDING or h.loosens}
-FLOAT64 = [
-    m
-    for m in MISTAKES
-    if m.config == "base" and not m.padded and not m.first and m.name not in ROUNDING
-][::4]
-
-
-@pytest.mark.parametrize("mistake", FLOAT64, ids=lambda m: f"{m.name}, {m.role or 'layer'}")
-def test_float64(mistake):
-    """A mistake made in float64 is explained within the bounds of float64."""
-    report = check(*run(mistake._replace(dtype=np.float64)))
-    assert report.first.site.name == mistake.site
-    assert told(report)[0] == mistake.name
-
-
-BFLOAT16 = """
-RoPE layout interleaved; RoPE turned the other way; another rope_theta; weight transposed;
-keys and values swapped; RoPE permutation left in; bias missing; mean subtracted;
-norm weight skipped; norm weight plus one; no causal mask; another scale of scores;
-key heads tiled; gelu for silu; gate and up swapped in the product; residual missing
-""".replace("\n", " ").split(";")
-
-
-@pytest.mark.parametrize("name", [name.strip() for name in BFLOAT16])
-def test_bfloat16(name):
-    """A port whose every array is rounded to bfloat16: only its own site is kept wrong."""
-    mistake = next(m for m in MISTAKES if m.name == name)
-    trace, model = run(mistake)
-    routes = next(r for r in check(trace, model).results if r.site.name == mistake.site).inputs
-    arrays = {n: trace.arrays[n].astype(ml_dtypes.bfloat16) for n in routes}
-    again = rounded_inputs(mistake, arrays)
-    report = check(Trace(arrays | {mistake.site: again}, trace.input_ids), model)
-    assert report.first.site.name == mistake.site
-    assert told(report)[0] == name
-
-
-def rounded_inputs(mistake, arrays):
-    """The mistaken array in bfloat16, of inputs that are rounded to it."""
-    wide = {name: array.astype(np.float32) for name, array in arrays.items()}
-
-    def wrong(port):
-        port.arrays = port.arrays | wide
-        return mistake.wrong(port)
-
-    trace, _ = run(mistake._replace(wrong=wrong))
-    return trace.arrays[mistake.site].astype(ml_dtypes.bfloat16)
-
-
-def test_result_cut_off():
-    rng = np.random.default_rng(0)
-    model = model_of(BASE, WEIGHTS["base"])
-    x = rng.standard_normal((1, 9, 32)).astype(ml_dtypes.bfloat16)
-    weight = WEIGHTS["base"][f"{NAME}.q_proj.weight"]
-    y = x.astype(np.float32) @ weight.T
-    cut = (y.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
-    for array, names in ((cut, ["result cut off"]), (y, [])):
-        arrays = {
-            f"model.layers.{LAYER}.input_layernorm": x,
-            f"{NAME}.q_proj": array.astype(ml_dtypes.bfloat16),
-        }
-        failures = check(Trace(arrays), model).failures
-        assert [e.name for result in failures for e in result.explanations] == names
-
-
-def test_token_of_the_last_norm():
-    """A port that keeps the logits of the last token only, and takes another for it."""
-    trace, model = run(Mistake("none", "input_layernorm", lambda p: p.right))
-    arrays = dict(trace.arrays)
-    for name in ("model.norm", "lm_head"):
-        arrays[name] = arrays[name][:, 3:4]
-    report = check(Trace(arrays, trace.input_ids), model)
-    assert report.first.site.name == "model.norm"
-    assert told(report) == ["another token's norm"]
-    assert "token 3;" in report.first.explanations[0].detail
-
-
-def test_logits_of_another_token():
-    """Of the last but one, and in a sequence of its own the first."""
-    trace, model = run(Mistake("none", "self_attn.attention", lambda p: p.right))
-    logits = trace.arrays["lm_head"]
-    wrong = np.stack([logits[0, -2], logits[1, 0]])[:, None]
-    report = check(replace(trace, arrays={**trace.arrays, "lm_head": wrong}), model)
-    assert told(report) == ["another token's logits"]
-    assert "of token 12, 0; they should be of the last, 13." in report.first.explanations[0].detail
-
-
-def test_cache_that_all_layers_share():
-    """Each layer writes to one memory, and reads what the last layer wrote of earlier tokens."""
-    model = model_of(BASE, WEIGHTS["base"])
-    ids = np.random.default_rng(5).integers(0, BASE.vocab_size, (2, COUNT))
-    memory = np.zeros((2, 2, COUNT, 2, 8))
-    parts = {}
-
-    def tap(name, array):
-        at = slice(start, stop)
-        if name.endswith("k_rope"):
-            memory[0, :, at] = array
-        if name.endswith("v_proj"):
-            memory[1, :, at] = array.reshape(2, -1, 2, 8)
-        if name.endswith("attention"):
-            q = parts[name.replace("attention", "q_rope")][-1]
-            keys = memory[:, :, :stop]
-            array = attended(q, *keys, causal(COUNT)[start:stop, :stop]).astype(np.float32)
-        parts.setdefault(name, []).append(array)
-        return array
-
-    cache = KVCache.create(model, 2, COUNT)
-    for start, stop in ((0, 5), (5, 6), (6, 10), (10, COUNT)):
-        cache = forward(model, ids[:, start:stop], cache=cache, tap=tap).cache
-    arrays = {name: np.concatenate(chunks, axis=1) for name, chunks in parts.items()}
-    report = check(Trace(arrays, ids), model)
-    assert report.first.site.name == "model.layers.0.self_attn.attention"
-    assert told(report) == ["cache shared by all layers"]
-    assert "start at tokens 0, 5, 6, 10." in report.first.explanations[0].detail
-
-
-def pairwise(q, k, allowed, scale):
-    """Scores [B, heads, S, T] of grouped heads."""
-    k = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
-    scores = np.einsum("bshd,bthd->bhst", q.astype(np.float64), k) * scale
-    return np.where(allowed, scores, -np.inf)
-
-
-@pytest.mark.parametrize(
-    ("site", "name"),
-    [
-        ("scores", "another scale of scores"),
-        ("probabilities", "no causal mask"),
-        ("probabilities", "softmax over the queries"),
-        ("attention", "key heads tiled"),
-        ("attention", "keys for values"),
-    ],
-)
-def test_sites_of_pairs(site, name):
-    trace, model = run(Mistake("none", "input_layernorm", lambda p: p.right))
-    arrays = dict(trace.arrays)
-    q, k = arrays[f"{NAME}.q_rope"], arrays[f"{NAME}.k_rope"]
-    v = arrays[f"{NAME}.v_proj"].reshape(k.shape)
-    allowed = np.ones((COUNT, COUNT), bool) if name == "no causal mask" else causal(COUNT)
-    scores = pairwise(q, k, causal(COUNT), 1.0 if "scale" in name else 8**-0.5)
-    arrays[f"{NAME}.scores"] = scores.astype(np.float32)
-    p = softmax(pairwise(q, k, allowed, 8**-0.5))
-    if "queries" in name:
-        e = np.exp(scores)
-        p = e / e.sum(axis=-2, keepdims=True)
-    arrays[f"{NAME}.probabilities"] = p.astype(np.float32)
-    if site == "probabilities":
-        del arrays[f"{NAME}.scores"]
-    if site == "attention":
-        v = k if "values" in name else v
-        order = [0, 1, 0, 1] if "tiled" in name else [0, 0, 1, 1]
-        y = np.einsum("bhst,bthd->bshd", p, v[:, :, order])
-        arrays[f"{NAME}.attention"] = y.astype(np.float32)
-    report = check(Trace(arrays, trace.input_ids), model)
-    assert report.first.site.name == f"{NAME}.{site}"
-    assert told(report)[0] == name
-
-
-def suspect_of(mistake):
+def failing_site_of(mistake):
     """What `check` hands over for the site of a mistake."""
     trace, model = run(mistake)
     recorded = validated(trace, model.config)
     (site,) = (site for site in sites(model.config) if site.name == mistake.site)
     operation = operation_of(site, recorded.route(site), recorded, model)
     array = recorded.array(site.name)
-    return Suspect(site, operation, array, Formats("float32", "float32"), recorded, model)
+    return FailingSite(site, operation, array, Rounding("float32", "float32"), recorded, model)
 
 
 INTERLEAVED = next(m for m in MISTAKES if m.name == "RoPE layout interleaved")
 
 
 def test_only_the_named_are_tried():
-    suspect = suspect_of(INTERLEAVED)
-    assert diagnose(suspect, only=[]) == ()
-    assert diagnose(suspect, only=["another rope_theta"]) == ()
-    (found,) = diagnose(suspect, only=["RoPE layout interleaved", "RoPE not applied"])
+    failing = failing_site_of(INTERLEAVED)
+    assert diagnose(failing, only=[]) == ()
+    assert diagnose(failing, only=["another rope_theta"]) == ()
+    (found,) = diagnose(failing, only=["RoPE layout interleaved", "RoPE not applied"])
     assert found.name == "RoPE layout interleaved"
     assert found.detail == (
-        "The port seems to pair channels 2i and 2i + 1; this checkpoint pairs i and i + D / 2."
+        "The port seems to pair channels 2i and 2i + 1; it should pair i and i + D / 2, as this "
+        "checkpoint does."
     )
 
 
 def test_an_array_within_its_bound_needs_no_explanation():
-    suspect = suspect_of(INTERLEAVED)
-    exact = suspect.bound(suspect.formats).exact.astype(np.float32)
-    assert diagnose(replace(suspect, computed=exact)) == ()
+    failing = failing_site_of(INTERLEAVED)
+    exact = failing.bound(failing.formats).exact.astype(np.float32)
+    assert diagnose(replace(failing, computed=exact)) == ()
 
 
 def test_noise_is_not_explained():
@@ -306,29 +92,36 @@ def test_small_noise_is_not_explained(size):
 
 
 def test_a_bound_that_holds_zero_explains_nothing(monkeypatch):
-    suspect = suspect_of(INTERLEAVED)
-    right = suspect.bound(suspect.formats).exact
-    suspect = replace(suspect, computed=(0.01 * right).astype(np.float32))
-    unit = 2.0**-23
+    failing = failing_site_of(INTERLEAVED)
+    right = failing.bound(failing.formats).exact
+    failing = replace(failing, computed=(0.01 * right).astype(np.float32))
     for size, names in ((0.5, ["vague"]), (2.0, [])):
-        formula = Formula(0.1 * right, size * 0.1 * np.abs(right) / unit, 1)
-        vague = Hypothesis("vague", Rope, lambda operation, suspect, y=formula: [y], "Of it.")
-        monkeypatch.setattr(sys.modules[diagnose.__module__], "HYPOTHESES", (vague,))
-        near = replace(suspect, computed=(0.08 * right).astype(np.float32))
+        limit = size * 0.1 * np.abs(right)
+        bound = Bound(0.1 * right, limit, limit)
+        vague = mistakes.Mistake(
+            "vague", Rope, lambda rope, at, y=bound: Computed(lambda how: y), "The port is vague."
+        )
+        monkeypatch.setattr(sys.modules[diagnose.__module__], "MISTAKES", (vague,))
+        near = replace(failing, computed=(0.08 * right).astype(np.float32))
         assert [found.name for found in diagnose(near)] == names
 
 
 def test_weights_err_as_those_of_attention():
     """The limit of another softmax is near that of attention, for the same softmax."""
     mistake = Mistake("none", "self_attn.attention", lambda p: p.right)
-    operation = suspect_of(mistake).operation
-    same = Weighed(operation, lambda s, allowed: softmax(np.where(allowed, s, -np.inf)), False)
+    operation = failing_site_of(mistake).operation
+
+    def same(heads):
+        scores = heads.scores().where(heads.allowed, -np.inf)
+        weights = (scores - scores.max()).exp()
+        return heads.weigh(weights / weights.sum())
+
     for formats in (
-        Formats("float32", "float32"),
-        Formats("bfloat16", "float32", PROFILES["transformers"]),
-        Formats("float32", "float32", PROFILES["llama.cpp"]),
+        Rounding("float32", "float32"),
+        Rounding("bfloat16", "float32", PROFILES["transformers"]),
+        Rounding("float32", "float32", PROFILES["llama.cpp"]),
     ):
-        ours, theirs = same.bound(formats), operation.bound(formats)
+        ours, theirs = operation.evaluate(same, formats), operation.bound(formats)
         assert np.allclose(ours.exact, theirs.exact, rtol=1e-12, atol=1e-14)
         share = ours.limit / theirs.limit
         assert 0.5 <= share.min() <= share.max() <= 10
@@ -385,7 +178,7 @@ def test_where_inf_begins():
     arrays["model.norm"][1, 3, 1] = np.nan
     results = check(Trace(arrays, trace.input_ids), model).results
     (found,) = next(r for r in results if r.site.name == "model.norm").explanations
-    assert found.detail.startswith("NaN and Inf begins here at token 3, channel 1: ")
+    assert found.detail.startswith("NaN and Inf begin here at token 3, channel 1: ")
 
 
 def test_a_scale_is_no_rounding():
@@ -432,7 +225,7 @@ def test_a_mistake_beside_an_engines_own_roundings():
     arrays = {name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()}
     for profile in (None, "transformers"):
         report = check(Trace(arrays, trace.input_ids), model, profile=profile)
-        assert told(report) == ["RoPE turned the other way"]
+        assert told(report) == ["RoPE rotated the other way"]
     assert told(check(Trace(arrays, trace.input_ids), model, profile="float32 phases")) == []
 
 
@@ -440,7 +233,7 @@ def test_positions_are_told():
     stale = next(m for m in MISTAKES if m.name == "RoPE at other positions")
     (found,) = check(*run(stale)).first.explanations
     assert found.detail == (
-        "The port seems to turn tokens 9..13 at positions 0..4 in the place of positions 9..13."
+        "The port seems to rotate tokens 9..13 at positions 0..4 instead of positions 9..13."
     )
 
 
@@ -448,7 +241,8 @@ def test_another_layer_is_told():
     layer = next(m for m in MISTAKES if m.name == "another layer's weights")
     (found,) = check(*run(layer)).first.explanations
     assert found.detail == (
-        "The port seems to multiply with the matrix of layer 2; this is layer 1."
+        "The port seems to multiply by the matrix of layer 2; it should multiply by that of "
+        "layer 1."
     )
 
 
@@ -467,8 +261,8 @@ def test_other_ids_are_told(dtype):
     assert told(report) == ["other token ids"]
     said = [ids[place] for place in places]
     assert report.first.explanations[0].detail == (
-        f"Token at (0, 3): the array is row 17, input_ids says {said[0]}; at (1, 0): the array is "
-        f"row 18, input_ids says {said[1]}; at (1, 1): the array is row 96, input_ids says "
+        f"The token at (0, 3): the array is row 17, input_ids says {said[0]}; at (1, 0): the array "
+        f"is row 18, input_ids says {said[1]}; at (1, 1): the array is row 96, input_ids says "
         f"{said[2]}; and 1 more."
     )
     array[1, 9] = 7.0

@@ -51,7 +51,7 @@ def test_layers_with_mistakes_of_their_own():
     arrays = {f"{n}q_rope": y.astype(np.float32) for n, y in zip(names, wrong, strict=True)}
     report = check(changed(trace, **arrays), model)
     told = [[e.name for e in result_of(report, name).explanations] for name in arrays]
-    other = "RoPE turned the other way"
+    other = "RoPE rotated the other way"
     assert told == [[other], ["RoPE layout interleaved"], [other]]
 
 

@@ -23,15 +23,17 @@ ones before its window, are left out of both products.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.cupy import cublas
 from llama_layers.backends.cupy.compile import CONSTANTS, launch
+from llama_layers.backends.libraries import CupyArray
 from llama_layers.backends.trust import takes
 from llama_layers.layers.mask import Mask
 
@@ -44,12 +46,26 @@ NO_WINDOW = 2**31 - 1
 _spans: WeakKeyDictionary[Mask, tuple[int, list[slice]]] = WeakKeyDictionary()
 
 
-def _taken(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> bool:
+def _taken(
+    xp: Namespace,
+    q: CupyArray,
+    k: CupyArray,
+    v: CupyArray,
+    mask: Mask | CupyArray | None,
+    scale: float,
+) -> bool:
     return bool(q.size and k.size) and dtype_name(q.dtype) != "float64" and cublas.available()
 
 
 @takes(_taken)
-def attend(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> Any:
+def attend(
+    xp: Namespace,
+    q: CupyArray,
+    k: CupyArray,
+    v: CupyArray,
+    mask: Mask | CupyArray | None,
+    scale: float,
+) -> CupyArray:
     """Attention one sequence after the other."""
     y = xp.empty(q.shape, dtype=q.dtype)
     for b in range(q.shape[0]):
@@ -58,7 +74,14 @@ def attend(xp: Any, q: Any, k: Any, v: Any, mask: Any | None, scale: float) -> A
 
 
 def _sequence(
-    xp: Any, q: Any, k: Any, v: Any, mask: Any | None, b: int, scale: float, y: Any
+    xp: Namespace,
+    q: CupyArray,
+    k: CupyArray,
+    v: CupyArray,
+    mask: Mask | CupyArray | None,
+    b: int,
+    scale: float,
+    y: CupyArray,
 ) -> None:
     """Attention of one sequence, q and y [S, heads, D], k and v [T, kv_heads, D]."""
     queries, heads, width = q.shape
@@ -90,7 +113,7 @@ def _sequence(
         ).transpose(1, 0, 2)
 
 
-def _seen(mask: Any | None, queries: int, keys: int, step: int) -> list[slice]:
+def _seen(mask: Mask | CupyArray | None, queries: int, keys: int, step: int) -> list[slice]:
     """The keys from the first to the last that each block of queries may see."""
     starts = range(0, queries, step)
     if not isinstance(mask, Mask):
@@ -115,14 +138,16 @@ class _Allowed(NamedTuple):
     """A mask as the kernel takes it, for the queries and keys of one product."""
 
     kind: int = 0
-    allowed: Any = None
-    queries: Any = None
-    keys: Any = None
-    keep: Any = None
+    allowed: CupyArray | None = None
+    queries: CupyArray | None = None
+    keys: CupyArray | None = None
+    keep: CupyArray | None = None
     window: int = NO_WINDOW
 
 
-def _allowed(xp: Any, mask: Any | None, b: int, start: int, stop: int, seen: slice) -> _Allowed:
+def _allowed(
+    xp: Namespace, mask: Mask | CupyArray | None, b: int, start: int, stop: int, seen: slice
+) -> _Allowed:
     if mask is None:
         return _Allowed()
     if isinstance(mask, Mask):
@@ -135,7 +160,7 @@ def _allowed(xp: Any, mask: Any | None, b: int, start: int, stop: int, seen: sli
     return _Allowed(1, allowed=xp.ascontiguousarray(rows[min(b, len(rows) - 1), start:stop]))
 
 
-def _softmax(scores: Any, parts: Any | None, group: int, mask: _Allowed) -> None:
+def _softmax(scores: CupyArray, parts: CupyArray | None, group: int, mask: _Allowed) -> None:
     """Scores [heads, R * group, T] to probabilities, in place or in three parts."""
     heads, rows, columns = scores.shape
     numbers = (np.int32(n) for n in (columns, rows, group, mask.window))

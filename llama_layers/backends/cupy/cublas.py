@@ -31,7 +31,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from llama_layers.arrays.dtypes import dtype_name
-from llama_layers.backends.libraries import cupy
+from llama_layers.arrays.types import Namespace
+from llama_layers.backends.libraries import CupyArray, cupy
 from llama_layers.errors import BackendError
 
 # Bytes of a workspace: what NVIDIA recommends for Hopper and Blackwell (cublasSetWorkspace).
@@ -93,7 +94,9 @@ def available() -> bool:
     return True
 
 
-def matmul(a: Any, b: Any, out: Any, *, alpha: float = 1.0, beta: float = 0.0) -> None:
+def matmul(
+    a: CupyArray, b: CupyArray, out: CupyArray, *, alpha: float = 1.0, beta: float = 0.0
+) -> None:
     """``out = alpha * (a @ b) + beta * out`` in one call, without a copy.
 
     Parameters
@@ -148,12 +151,12 @@ def _accumulator(name: str) -> str:
     return "float64" if name == "float64" else "float32"
 
 
-def readable(array: Any) -> Any:
+def readable(array: CupyArray) -> CupyArray:
     """The array, or a copy if cuBLAS cannot read it as it lies in memory."""
     return array.copy() if _layout(array) is None else array
 
 
-def _laid_out(name: str, array: Any) -> _Layout:
+def _laid_out(name: str, array: CupyArray) -> _Layout:
     if (found := _layout(array)) is None:
         raise ValueError(
             f"matmul: {name}: expected a matrix with a leading dimension, got shape "
@@ -162,7 +165,7 @@ def _laid_out(name: str, array: Any) -> _Layout:
     return found
 
 
-def _layout(array: Any) -> _Layout | None:
+def _layout(array: CupyArray) -> _Layout | None:
     """How to read a row-major array; an axis of one element has no stride to speak of."""
     rows, columns = array.shape[-2:]
     *batch, down, right = (stride // array.itemsize for stride in array.strides)
@@ -191,7 +194,7 @@ def _handle() -> int:
     return _handles[key].value
 
 
-def _create(cuda: Any, stream: int) -> _Handle:
+def _create(cuda: Namespace, stream: int) -> _Handle:
     """A handle for one stream; its workspace is set last, since setting a stream takes it away."""
     handle = c_void_p()
     _call("cublasCreate_v2", byref(handle))

@@ -13,16 +13,20 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.cupy import launch
 from llama_layers.backends.cupy.compile import FORMATS
-from llama_layers.backends.libraries import cupy
+from llama_layers.backends.libraries import CupyArray, cupy
 from llama_layers.backends.trust import takes
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.tap import Tap, untouched
-from llama_layers.layers.weights import layer_fits
+from llama_layers.layers.weights import known_arrays, layer_fits
 from llama_layers.model.llama import Llama
 from llama_layers.model.weights import LlamaWeights
+
+# The switches of a config that the kernels know; a layer with other arrays is left to others.
+SWITCHES = ("qkv_bias", "o_bias", "mlp_bias")
 
 
 class Step:
@@ -36,7 +40,7 @@ class Step:
         sequences, capacity, kv_heads, width = cache.keys[0].shape
         heads, hidden = config.num_attention_heads, config.hidden_size
 
-        def empty(columns: int) -> Any:
+        def empty(columns: int) -> CupyArray:
             return xp.empty((sequences, columns), dtype=cache.keys[0].dtype)
 
         self.x, self.normed = empty(hidden), empty(hidden)
@@ -57,7 +61,7 @@ class Step:
             and all(a is b for a, b in zip(self.layers, model.weights.layers, strict=True))
         )
 
-    def launch_layers(self, cos: Any, sin: Any) -> None:
+    def launch_layers(self, cos: CupyArray, sin: CupyArray) -> None:
         """Give the current stream all kernels from x, as it was embedded, to x after the layers."""
         count = len(self.layers)
         arrays = [known() for known in self.cache]
@@ -94,7 +98,7 @@ class LayersStep(Step):
         self.cos, self.sin = (xp.empty(shape, dtype=xp.float32) for _ in range(2))
         self.replay = Replay(lambda: self.launch_layers(self.cos, self.sin))
 
-    def run(self, x: Any, rope: tuple[Any, Any], length: int) -> Any:
+    def run(self, x: CupyArray, rope: tuple[CupyArray, CupyArray], length: int) -> CupyArray:
         """The layers on x [B, 1, H], tokens that come after `length` others."""
         self.x[...] = x.reshape(self.x.shape)
         for own, given in zip((self.cos, self.sin), rope, strict=True):
@@ -136,10 +140,10 @@ def _captured(launches: Callable[[], None]) -> Any:
 
 
 def _taken(
-    xp: Any,
-    x: Any,
+    xp: Namespace,
+    x: CupyArray,
     model: Llama,
-    rope: tuple[Any, Any],
+    rope: tuple[CupyArray, CupyArray],
     masks: Mapping[int | None, Mask],
     cache: KVCache | None,
     tap: Tap,
@@ -153,14 +157,14 @@ def _taken(
 
 @takes(_taken)
 def decoder_layers(
-    xp: Any,
-    x: Any,
+    xp: Namespace,
+    x: CupyArray,
     model: Llama,
-    rope: tuple[Any, Any],
+    rope: tuple[CupyArray, CupyArray],
     masks: Mapping[int | None, Mask],
     cache: KVCache | None,
     tap: Tap,
-) -> tuple[Any, KVCache | None]:
+) -> tuple[CupyArray, KVCache | None]:
     """The definition's result, by one graph for all layers."""
     assert cache is not None  # or it is not taken
     step = step_for(LayersStep, model, cache)
@@ -199,13 +203,16 @@ def fits(model: Llama, cache: KVCache) -> bool:
         or not all(layer_fits(layer, config) for layer in layers)
     ):
         return False
-    weights = [a for layer in layers for a in layer.arrays().values() if a is not None]
-    arrays = [*weights, *_arrays(cache)]
+    arrays = [*_arrays(cache)]
+    for layer in layers:
+        if (weights := known_arrays(layer, SWITCHES)) is None:
+            return False
+        arrays += [array for array in weights if array is not None]
     kinds = {dtype_name(array.dtype) for array in arrays if array is not cache.keep}
     contiguous = all(array.flags.c_contiguous for array in arrays)
     return len(kinds) == 1 and kinds.pop() in FORMATS and contiguous
 
 
-def _arrays(cache: KVCache) -> tuple[Any, ...]:
+def _arrays(cache: KVCache) -> tuple[CupyArray, ...]:
     """The arrays of a cache whose addresses a graph knows."""
     return (*cache.keys, *cache.values, *(() if cache.keep is None else (cache.keep,)))

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
-from llama_layers.backends.libraries import cupy
+from llama_layers.arrays.types import Namespace
+from llama_layers.backends.libraries import CupyArray, cupy
 
 OLDEST = 14
 """The first major version of CuPy that knows bfloat16."""
@@ -61,7 +61,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _of_version(module: Any) -> str | None:
+def _of_version(module: Namespace) -> str | None:
     if module.cuda.runtime.is_hip:
         return (
             f"this CuPy is built for AMD's ROCm, and the kernels are CUDA's: pip install {EITHER}"
@@ -74,7 +74,7 @@ def _of_version(module: Any) -> str | None:
     return None
 
 
-def _of_driver(module: Any) -> str | None:
+def _of_driver(module: Namespace) -> str | None:
     driver, needed = module.cuda.runtime.driverGetVersion(), module.cuda.runtime.runtimeGetVersion()
     if driver == 0:
         return "there is no NVIDIA driver: install it (and see that nvidia-smi lists the GPU)"
@@ -87,7 +87,7 @@ def _of_driver(module: Any) -> str | None:
     return None
 
 
-def _of_device(module: Any) -> str | None:
+def _of_device(module: Namespace) -> str | None:
     try:
         count = module.cuda.runtime.getDeviceCount()
     except RuntimeError as error:
@@ -101,8 +101,8 @@ def _of_device(module: Any) -> str | None:
     return f"the NVIDIA driver finds no GPU{hidden}: see what nvidia-smi lists"
 
 
-def _of_libraries(module: Any) -> str | None:
-    array: Any = None
+def _of_libraries(module: Namespace) -> str | None:
+    array: CupyArray = None
 
     def compile_kernel() -> None:
         module.RawModule(code=KERNEL).get_function("nothing")
@@ -133,7 +133,7 @@ def _of_libraries(module: Any) -> str | None:
     return None
 
 
-def _package(module: Any) -> str:
+def _package(module: Namespace) -> str:
     return f"cupy-cuda{module.cuda.runtime.runtimeGetVersion() // 1000}x"
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.cupy import launch
 from llama_layers.backends.cupy.decode import Replay, Step, fits
-from llama_layers.backends.libraries import cupy
+from llama_layers.backends.libraries import CupyArray, cupy
 from llama_layers.backends.trust import takes
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.rope import rope_table
@@ -23,7 +24,7 @@ from llama_layers.model.llama import Llama
 class Tokens(NamedTuple):
     """The tokens that a step draws."""
 
-    ids: Any
+    ids: CupyArray
     """On the device [B]."""
     host: NDArray[np.int32]
     """In main memory, once the event has come."""
@@ -36,7 +37,7 @@ class TokenStep(Step):
     Logits are float32 here, and not rounded before a token is drawn from them.
     """
 
-    def __init__(self, model: Llama, cache: KVCache, uniforms: NDArray[Any], temperature: float):
+    def __init__(self, model: Llama, cache: KVCache, uniforms: np.ndarray, temperature: float):
         xp = cupy()
         super().__init__(model, cache)
         self.weights = model.weights
@@ -86,12 +87,12 @@ class TokenStep(Step):
             return Tokens(ids, host, self.stream.record())
 
 
-def _taken(xp: Any, start: Start) -> bool:
+def _taken(xp: Namespace, start: Start) -> bool:
     return start.used is None and _offered(start)
 
 
 @takes(_taken)
-def decode_loop(xp: Any, start: Start) -> Iterator[tuple[Any, Any]]:
+def decode_loop(xp: Namespace, start: Start) -> Iterator[tuple[CupyArray, CupyArray]]:
     """The definition's tokens, those after the first from a graph for all of a step.
 
     They are drawn with the numbers that the definition would draw them with; a copy of the
@@ -130,6 +131,7 @@ def _offered(start: Start) -> bool:
         return False
     if cache.keep is not None and cache.window is not None:  # a ring forgets padding step by step
         return False
-    others = (model.weights.embed_tokens, model.weights.norm, model.weights.lm_head)
+    weights = model.weights
+    others: tuple[CupyArray, ...] = (weights.embed_tokens, weights.norm, weights.lm_head)
     same = all(a.dtype == cache.keys[0].dtype and a.flags.c_contiguous for a in others)
     return same and fits(model, cache)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.backends.cupy.compile import CONSTANTS, FORMATS, launch
-from llama_layers.backends.libraries import cupy
+from llama_layers.backends.libraries import CupyArray, cupy
 
 MAX_TOKENS = 8
 """Rows of x that the kernels take at once, and sequences that they decode."""
@@ -23,7 +22,7 @@ _ATTEND = CONSTANTS["attend"]
 _QUERY_NUMBERS = 2048
 
 
-def norm(x: Any, weight: Any, out: Any, eps: float) -> None:
+def norm(x: CupyArray, weight: CupyArray, out: CupyArray, eps: float) -> None:
     """RMSNorm of each row of x [M, H]."""
     count = _count(x.shape[1], x, weight, out)
     each = math.ceil(x.shape[1] / (count * _NORM_THREADS))
@@ -32,7 +31,9 @@ def norm(x: Any, weight: Any, out: Any, eps: float) -> None:
     launch("norm", "rms_norm", (x.shape[0],), (_NORM_THREADS,), arguments, **macros)
 
 
-def takes_gemv(x: Any, weight: Any, out: Any, bias: Any | None = None) -> bool:
+def takes_gemv(
+    x: CupyArray, weight: CupyArray, out: CupyArray, bias: CupyArray | None = None
+) -> bool:
     """Whether `gemv` multiplies these: a few rows, all of one dtype, and as they lie."""
     arrays = [a for a in (x, weight, bias) if a is not None]
     return (
@@ -46,7 +47,12 @@ def takes_gemv(x: Any, weight: Any, out: Any, bias: Any | None = None) -> bool:
 
 
 def gemv(
-    x: Any, weight: Any, out: Any, *, bias: Any | None = None, residual: Any | None = None
+    x: CupyArray,
+    weight: CupyArray,
+    out: CupyArray,
+    *,
+    bias: CupyArray | None = None,
+    residual: CupyArray | None = None,
 ) -> None:
     """``out = x @ weight.T + bias + residual`` for x [M, K], M <= 8; out may be float32."""
     rows = _rows(x.shape[0])
@@ -59,13 +65,13 @@ def gemv(
 
 
 def gemv_swiglu(
-    x: Any,
-    gate: Any,
-    up: Any,
-    out: Any,
+    x: CupyArray,
+    gate: CupyArray,
+    up: CupyArray,
+    out: CupyArray,
     *,
-    gate_bias: Any | None = None,
-    up_bias: Any | None = None,
+    gate_bias: CupyArray | None = None,
+    up_bias: CupyArray | None = None,
 ) -> None:
     """``silu(x @ gate.T + gate_bias) * (x @ up.T + up_bias)`` for x [M, K], M <= 8."""
     rows = _rows(x.shape[0])
@@ -77,7 +83,14 @@ def gemv_swiglu(
 
 
 def rope_cache(
-    qkv: Any, cos: Any, sin: Any, rows: Any, length: Any, keys: Any, values: Any, q: Any
+    qkv: CupyArray,
+    cos: CupyArray,
+    sin: CupyArray,
+    rows: CupyArray,
+    length: CupyArray,
+    keys: CupyArray,
+    values: CupyArray,
+    q: CupyArray,
 ) -> None:
     """Rotate queries and keys of qkv [M, (heads + 2 kv_heads) * D]; write keys and values."""
     sequences, capacity, kv_heads, width = keys.shape
@@ -91,7 +104,9 @@ def rope_cache(
     )  # fmt: skip
 
 
-def attend_scratch(sequences: int, heads: int, width: int, capacity: int) -> tuple[Any, Any]:
+def attend_scratch(
+    sequences: int, heads: int, width: int, capacity: int
+) -> tuple[CupyArray, CupyArray]:
     """Memory for the result of each piece of the context in `attend`."""
     xp = cupy()
     pieces = (sequences, heads, math.ceil(capacity / _ATTEND["CHUNK"]))
@@ -102,15 +117,15 @@ def attend_scratch(sequences: int, heads: int, width: int, capacity: int) -> tup
 
 
 def attend(
-    q: Any,
-    keys: Any,
-    values: Any,
-    length: Any,
-    out: Any,
-    scratch: tuple[Any, Any],
+    q: CupyArray,
+    keys: CupyArray,
+    values: CupyArray,
+    length: CupyArray,
+    out: CupyArray,
+    scratch: tuple[CupyArray, CupyArray],
     *,
     window: int | None = None,
-    keep: Any | None = None,
+    keep: CupyArray | None = None,
 ) -> None:
     """Attention of one query a sequence, q [M, heads * D], that comes after `length` others."""
     sequences, capacity, kv_heads, width = keys.shape
@@ -134,7 +149,7 @@ def attend(
     launch("attend", "attend_join", (sequences * heads,), block, joined, **macros)
 
 
-def embed(ids: Any, table: Any, out: Any) -> None:
+def embed(ids: CupyArray, table: CupyArray, out: CupyArray) -> None:
     """The rows of a table [V, H] for ids [M]; zeros for an id that is not in it."""
     sizes = np.int32(table.shape[1]), np.int32(table.shape[0])
     arguments = (ids, table, out, *sizes)
@@ -142,7 +157,7 @@ def embed(ids: Any, table: Any, out: Any) -> None:
     launch("tokens", "embed", grid, (_THREADS,), arguments, FORMAT=_format(table, out))
 
 
-def draw_scratch(sequences: int, vocabulary: int) -> tuple[Any, Any]:
+def draw_scratch(sequences: int, vocabulary: int) -> tuple[CupyArray, CupyArray]:
     """Memory for the result of each share of the logits in `argmax` and `sample`."""
     xp = cupy()
     shares = (sequences, math.ceil(vocabulary / _SHARE))
@@ -152,7 +167,7 @@ def draw_scratch(sequences: int, vocabulary: int) -> tuple[Any, Any]:
     )
 
 
-def argmax(logits: Any, ids: Any, scratch: tuple[Any, Any]) -> None:
+def argmax(logits: CupyArray, ids: CupyArray, scratch: tuple[CupyArray, CupyArray]) -> None:
     """The first of the largest of float32 logits [M, V]; -1 where one is NaN."""
     shares, _ = scratch
     _largest(logits, shares)
@@ -161,12 +176,12 @@ def argmax(logits: Any, ids: Any, scratch: tuple[Any, Any]) -> None:
 
 
 def sample(
-    logits: Any,
-    uniforms: Any,
-    step: Any,
+    logits: CupyArray,
+    uniforms: CupyArray,
+    step: CupyArray,
     temperature: np.float32,
-    ids: Any,
-    scratch: tuple[Any, Any],
+    ids: CupyArray,
+    scratch: tuple[CupyArray, CupyArray],
 ) -> None:
     """Draw ids [M] by the numbers in row step[0] of uniforms [steps, M], float64; -1 for none."""
     shares, sums = scratch
@@ -178,20 +193,20 @@ def sample(
     launch("tokens", "draw", ids.shape, (_THREADS,), drawn, FORMAT=0)
 
 
-def _largest(logits: Any, shares: Any) -> None:
+def _largest(logits: CupyArray, shares: CupyArray) -> None:
     """The largest of each share of the logits."""
     arguments = (logits, shares, np.int32(logits.shape[1]))
     grid = shares.shape[1], logits.shape[0]
     launch("tokens", "largest_of_shares", grid, (_THREADS,), arguments, FORMAT=0)
 
 
-def advance(length: Any, rows: Any, step: Any) -> None:
+def advance(length: CupyArray, rows: CupyArray, step: CupyArray) -> None:
     """Count one token more."""
     arguments = (length, rows, step, np.int32(rows.shape[0]))
     launch("tokens", "advance", (1,), (32,), arguments, FORMAT=0)
 
 
-def _format(*arrays: Any) -> int:
+def _format(*arrays: CupyArray) -> int:
     """The format of a kernel's numbers, which all of its arrays must have."""
     names = {dtype_name(array.dtype) for array in arrays}
     if len(names) > 1:
@@ -199,7 +214,7 @@ def _format(*arrays: Any) -> int:
     return FORMATS[names.pop()]
 
 
-def _count(columns: int, *arrays: Any) -> int:
+def _count(columns: int, *arrays: CupyArray) -> int:
     """The most numbers that a thread reads at once such that rows and addresses are multiples."""
     size = int(arrays[0].dtype.itemsize)
     count = math.gcd(columns, _LOAD // size)
@@ -211,11 +226,11 @@ def _rows(tokens: int) -> int:
     return 1 if tokens == 1 else 2 if tokens <= 4 else 4
 
 
-def _macros(rows: int, x: Any, *weights: Any) -> dict[str, int]:
+def _macros(rows: int, x: CupyArray, *weights: CupyArray) -> dict[str, int]:
     """How gemv.cu reads x [M, K] and weights [N, K]."""
     count = _count(x.shape[1], x, *weights)
     return {"FORMAT": _format(x), "COUNT": count, "TOKENS": x.shape[0], "ROWS": rows}
 
 
-def _sizes(weight: Any) -> tuple[np.int32, ...]:
+def _sizes(weight: CupyArray) -> tuple[np.int32, ...]:
     return np.int32(weight.shape[0]), np.int32(weight.shape[1])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llama_layers.arrays.dtypes import accumulate_format, dtype_of, float_format
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.cupy import cublas, launch
+from llama_layers.backends.libraries import CupyArray
 from llama_layers.backends.trust import takes
 
 # cuBLAS multiplies numbers of one dtype only: a weight narrower than x is widened a block of rows
@@ -13,24 +13,24 @@ from llama_layers.backends.trust import takes
 BLOCK_BYTES = 64 << 20
 
 
-def _few(xp: Any, x: Any, weight: Any, bias: Any | None) -> bool:
+def _few(xp: Namespace, x: CupyArray, weight: CupyArray, bias: CupyArray | None) -> bool:
     return launch.takes_gemv(x, weight, x, bias)
 
 
 @takes(_few)
-def by_kernel(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
+def by_kernel(xp: Namespace, x: CupyArray, weight: CupyArray, bias: CupyArray | None) -> CupyArray:
     """``x @ weight.T + bias`` for a few rows x [M, K], weight [N, K], which is read once."""
     y = xp.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
     launch.gemv(x, weight, y, bias=bias)
     return y
 
 
-def _multiplied(xp: Any, x: Any, weight: Any, bias: Any | None) -> bool:
+def _multiplied(xp: Namespace, x: CupyArray, weight: CupyArray, bias: CupyArray | None) -> bool:
     return bool(x.size and weight.size) and cublas.available()
 
 
 @takes(_multiplied)
-def by_cublas(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
+def by_cublas(xp: Namespace, x: CupyArray, weight: CupyArray, bias: CupyArray | None) -> CupyArray:
     """``x @ weight.T + bias`` by cuBLAS, without a copy of the weight.
 
     Sums are rounded once: a bias is in `total` before cuBLAS adds the products to it.
@@ -57,7 +57,7 @@ def by_cublas(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
 
 
 @takes(lambda xp, x, weight, bias: bool(x.size and weight.size))
-def by_cupy(xp: Any, x: Any, weight: Any, bias: Any | None) -> Any:
+def by_cupy(xp: Namespace, x: CupyArray, weight: CupyArray, bias: CupyArray | None) -> CupyArray:
     """``x @ weight.T + bias`` by CuPy's own product of two dimensions, which sums in float32 too.
 
     It rounds a 16-bit product before the bias is added: once more, which the bound of a linear map

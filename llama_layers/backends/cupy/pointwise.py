@@ -8,20 +8,22 @@ from typing import Any
 import numpy as np
 
 from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.cupy.compile import CONSTANTS, FORMATS, launch
 from llama_layers.backends.cupy.launch import norm
+from llama_layers.backends.libraries import CupyArray
 from llama_layers.backends.trust import takes
 
 THREADS = CONSTANTS["pointwise"]["THREADS"]
 
 
-def _taken(x: Any) -> bool:
+def _taken(x: CupyArray) -> bool:
     return dtype_name(x.dtype) in FORMATS and bool(x.size)
 
 
 # The kernel takes the rows of both tables from the same places.
 @takes(lambda xp, x, cos, sin, layout: _taken(x) and cos.shape == sin.shape)
-def rotate(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
+def rotate(xp: Namespace, x: CupyArray, cos: CupyArray, sin: CupyArray, layout: str) -> CupyArray:
     """RoPE in one pass over x [B, S, heads, D]."""
     y = xp.empty(x.shape, dtype=x.dtype)
     half = x.shape[3] // 2
@@ -34,7 +36,7 @@ def rotate(xp: Any, x: Any, cos: Any, sin: Any, layout: str) -> Any:
 
 
 @takes(lambda xp, gate, up: _taken(gate))
-def gate_with_silu(xp: Any, gate: Any, up: Any) -> Any:
+def gate_with_silu(xp: Namespace, gate: CupyArray, up: CupyArray) -> CupyArray:
     """``gate / (1 + exp(-gate)) * up`` in one pass."""
     form = FORMATS[dtype_name(gate.dtype)]
     y = xp.empty(gate.shape, dtype=gate.dtype)
@@ -44,7 +46,7 @@ def gate_with_silu(xp: Any, gate: Any, up: Any) -> Any:
 
 
 @takes(lambda xp, x, weight, eps: _taken(x) and weight.dtype == x.dtype)
-def normalise(xp: Any, x: Any, weight: Any, eps: float) -> Any:
+def normalise(xp: Namespace, x: CupyArray, weight: CupyArray, eps: float) -> CupyArray:
     """RMSNorm in one pass over x [..., H]."""
     y = xp.empty(x.shape, dtype=x.dtype)
     rows = (-1, x.shape[-1])

@@ -15,9 +15,9 @@ from itertools import accumulate, cycle
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llama_layers.backends.libraries import cupy
+from llama_layers.arrays.types import Namespace
+from llama_layers.backends.libraries import CupyArray, cupy
 
 # Bytes of each pinned buffer. A copy of fewer than some megabytes does not reach the bus's speed.
 STAGING = 64 << 20
@@ -31,7 +31,7 @@ class Part(NamedTuple):
     """Some of the numbers of an array, in C order, after those of the parts before."""
 
     nbytes: int
-    read: Callable[[], NDArray[Any]]
+    read: Callable[[], np.ndarray]
     """Called in a thread of its own, so that parts are read at the same time."""
 
 
@@ -39,7 +39,7 @@ class Source(NamedTuple):
     """An array to be: its shape and dtype, and a way to get its numbers."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: np.dtype
     parts: Sequence[Part]
 
 
@@ -47,7 +47,7 @@ def upload(
     sources: Mapping[Key, Source],
     device: Any,
     done: Callable[[Key, int], None],
-) -> dict[Key, Any]:
+) -> dict[Key, CupyArray]:
     """The arrays on a ``cupy.cuda.Device``; ``done`` gets what was read: of what, how many bytes.
 
     All of the device's memory is taken before the first byte is read. If anything fails, it is
@@ -63,10 +63,10 @@ def upload(
 
 
 def _uploaded(
-    xp: Any,
+    xp: Namespace,
     sources: Mapping[Key, Source],
     done: Callable[[Key, int], None],
-) -> dict[Key, Any]:
+) -> dict[Key, CupyArray]:
     arrays = {key: xp.empty(source.shape, source.dtype) for key, source in sources.items()}
     staging = max([STAGING, *(part.nbytes for s in sources.values() for part in s.parts)])
     buffers = cycle([_Buffer(xp, staging) for _ in range(2)])
@@ -91,7 +91,7 @@ def _uploaded(
 class _Buffer:
     """Pinned memory, and whether it may be written to."""
 
-    def __init__(self, xp: Any, nbytes: int) -> None:
+    def __init__(self, xp: Namespace, nbytes: int) -> None:
         # Not from CuPy's pool of pinned memory, which would keep it.
         memory = xp.cuda.PinnedMemoryPointer(xp.cuda.PinnedMemory(nbytes), 0)
         self._bytes = np.frombuffer(memory, np.uint8)

@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llama_layers.arrays.tracing import is_traced
+from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.rope import rope_table
 
+if TYPE_CHECKING:
+    import jax
 
-def write_tokens(xp: Any, buffer: Any, first: Any, block: Any) -> Any:
+
+def write_tokens(
+    xp: Namespace, buffer: jax.Array, first: int | jax.Array, block: jax.Array
+) -> jax.Array:
     """Write a block [B, S, ...] into a ring buffer [B, capacity, ...] from a slot on."""
     places = (first + xp.arange(block.shape[1])) % buffer.shape[1]
     return buffer.at[:, places].set(block)
 
 
-def angle_table(xp: Any, positions: Any, config: LlamaConfig, like: Any) -> Any:
+def angle_table(
+    xp: Namespace, positions: Array, config: LlamaConfig, like: Array
+) -> tuple[Array, Array]:
     """Take the rows of traced positions from the table of all positions of the config."""
     if not is_traced(positions):
         return NotImplemented
@@ -35,7 +43,7 @@ def angle_table(xp: Any, positions: Any, config: LlamaConfig, like: Any) -> Any:
 
 
 @cache
-def make_traceable(xp: Any, cls: type) -> None:
+def make_traceable(xp: Namespace, cls: type) -> None:
     """Make a dataclass a pytree, so that `jax.jit` takes and returns it."""
     import jax  # not at the top, so that this file can be imported where jax is not installed
 

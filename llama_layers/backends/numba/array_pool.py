@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -33,7 +32,7 @@ class _Block:
             blocks.append(self._memory)
 
 
-def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+def empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """Like ``numpy.empty``."""
     kind = np.dtype(dtype)
     nbytes = math.prod(shape) * kind.itemsize
@@ -44,7 +43,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         memory = _spare[size].pop()
     except IndexError:
         memory = _aligned(size)
-    array: NDArray[Any] = np.asarray(_Block(memory))[:nbytes].view(kind).reshape(shape)
+    array: np.ndarray = np.asarray(_Block(memory))[:nbytes].view(kind).reshape(shape)
     return array
 
 

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.numba import kernels
 from llama_layers.backends.numba.array_pool import empty
 from llama_layers.backends.numba.kernel_dtypes import FLOAT32, readable, ready
@@ -24,7 +24,12 @@ MAX_BLOCK = 96  # queries
 
 
 def _taken(
-    xp: Any, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], mask: Any | None, scale: float
+    xp: Namespace,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: Mask | np.ndarray | None,
+    scale: float,
 ) -> bool:
     """Whether the tiles are faster."""
     as_they_lie = all(readable(a) == FLOAT32 and a.strides[3] == 4 for a in (q, k, v))
@@ -36,8 +41,13 @@ def _taken(
 
 @takes(_taken)
 def attend(
-    xp: Any, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], mask: Any | None, scale: float
-) -> NDArray[Any]:
+    xp: Namespace,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: Mask | np.ndarray | None,
+    scale: float,
+) -> np.ndarray:
     """Attention of float32 numbers, a block of queries and a key head at a time."""
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
@@ -57,7 +67,7 @@ def attend(
     return y
 
 
-def _visible(mask: Any | None) -> tuple[Any, ...]:
+def _visible(mask: Mask | np.ndarray | None) -> tuple[Any, ...]:
     """The mask as the kernel takes it."""
     slots = np.zeros(0, np.int64)
     none, nothing = np.zeros((0, 0), np.uint8), np.zeros((0, 0, 0), np.uint8)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.numba import kernels
 from llama_layers.backends.numba.kernel_dtypes import readable, ready
 from llama_layers.backends.numba.sizes import MAX_DECODE_TOKENS, ROWS
@@ -19,9 +20,12 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.tap import Tap, untouched
-from llama_layers.layers.weights import LayerWeights, layer_fits
+from llama_layers.layers.weights import LayerWeights, known_arrays, layer_fits
 from llama_layers.model.llama import Llama
 from llama_layers.model.weights import LlamaWeights
+
+# The switches of a config that the kernel knows; a layer with other arrays is left to others.
+SWITCHES = ("qkv_bias", "o_bias", "mlp_bias")
 
 
 class Plan:
@@ -33,7 +37,11 @@ class Plan:
         # The kernel reads and writes as much memory as the config says.
         if not all(layer_fits(layer, config) for layer in layers):
             return
-        arrays = [list(layer.arrays().values()) for layer in layers]
+        arrays: list[list[Any]] = []
+        for layer in layers:
+            if (row := known_arrays(layer, SWITCHES)) is None:
+                return
+            arrays.append(row)
         present = [a for row in arrays for a in row if a is not None]
         kinds = {readable(a) if a.flags.c_contiguous else None for a in present}
         if len(kinds) == 1 and min(a.shape[0] for a in present if a.ndim == 2) >= ROWS:
@@ -41,7 +49,7 @@ class Plan:
         self.addresses = np.array([[0 if a is None else a.ctypes.data for a in r] for r in arrays])
         # While these are there, nobody can give the memory at the addresses another size.
         self._views = [a.view() for a in present]
-        self._last: tuple[list[ref[NDArray[Any]]], NDArray[np.int64]] = ([], np.empty((0, 2), int))
+        self._last: tuple[list[ref[np.ndarray]], NDArray[np.int64]] = ([], np.empty((0, 2), int))
 
     def is_for(self, layers: tuple[LayerWeights, ...], config: LlamaConfig) -> bool:
         """Whether these are the layers, and the config, that the plan was made for."""
@@ -55,7 +63,8 @@ class Plan:
         seeing that. The memory order is looked at each time, since it can be changed in place;
         `forward` has looked at the shapes.
         """
-        arrays = [array for pair in zip(cache.keys, cache.values, strict=True) for array in pair]
+        layers = zip(cache.keys, cache.values, strict=True)
+        arrays: list[Any] = [array for pair in layers for array in pair]
         if not all(a.flags.carray and a.dtype == np.float32 for a in arrays):
             return None
         buffers, found = self._last
@@ -80,7 +89,7 @@ def _plan(model: Llama) -> Plan:
 
 
 def _fitted(
-    model: Llama, x: NDArray[Any], cache: KVCache | None, tap: Tap
+    model: Llama, x: np.ndarray, cache: KVCache | None, tap: Tap
 ) -> tuple[Plan, NDArray[np.int64]] | None:
     """The plan and the places of the cache, if the kernel takes all layers."""
     config = model.config
@@ -95,10 +104,10 @@ def _fitted(
 
 
 def _taken(
-    xp: Any,
-    x: NDArray[Any],
+    xp: Namespace,
+    x: np.ndarray,
     model: Llama,
-    rope: tuple[Any, Any],
+    rope: tuple[np.ndarray, np.ndarray],
     masks: Mapping[int | None, Mask],
     cache: KVCache | None,
     tap: Tap,
@@ -108,14 +117,14 @@ def _taken(
 
 @takes(_taken)
 def decoder_layers(
-    xp: Any,
-    x: NDArray[Any],
+    xp: Namespace,
+    x: np.ndarray,
     model: Llama,
-    rope: tuple[Any, Any],
+    rope: tuple[np.ndarray, np.ndarray],
     masks: Mapping[int | None, Mask],
     cache: KVCache | None,
     tap: Tap,
-) -> tuple[NDArray[Any], KVCache | None]:
+) -> tuple[np.ndarray, KVCache | None]:
     """The definition's result, by one kernel for all layers."""
     found = _fitted(model, x, cache, tap)
     assert found is not None  # or it is not taken
@@ -125,23 +134,24 @@ def decoder_layers(
 
 
 def _run(
-    x: NDArray[Any],
+    x: np.ndarray,
     config: LlamaConfig,
     plan: Plan,
-    rope: tuple[Any, Any],
+    rope: tuple[np.ndarray, np.ndarray],
     masks: Mapping[int | None, Mask],
     cache: KVCache,
     caches: NDArray[np.int64],
-) -> NDArray[Any]:
+) -> np.ndarray:
     batch, seq, hidden = x.shape
     tokens, size = batch * seq, num_threads()
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     width, half = config.head_dim, config.head_dim // 2
     windows = list(masks)
     visible = masks[windows[0]].keys.shape[0]
-    allowed = np.stack(
-        [np.broadcast_to(masks[w].rows(0, seq), (batch, seq, visible)) for w in windows]
-    ).reshape(len(windows), tokens, visible)
+    rows: list[Any] = [masks[w].rows(0, seq) for w in windows]
+    allowed = np.stack([np.broadcast_to(r, (batch, seq, visible)) for r in rows]).reshape(
+        len(windows), tokens, visible
+    )
     cos, sin = (np.broadcast_to(t, (batch, seq, half)).reshape(tokens, half) for t in rope)
     assert plan.kind is not None  # or the plan is for nothing
     inputs = kernels.decode.Inputs(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import accumulate_format, dtype_name, float_format
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.numba import kernels
 from llama_layers.backends.numba.array_pool import empty
 from llama_layers.backends.numba.kernel_dtypes import FLOAT32, kernel_dtype, readable, ready
@@ -21,7 +19,7 @@ ONE_THREAD = 1 << 16  # numbers of a matrix that one thread multiplies before a 
 SMALL = 1 << 22
 
 
-def _multiplied(xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None) -> bool:
+def _multiplied(xp: Namespace, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> bool:
     """Whether a kernel multiplies them."""
     kind = readable(weight)
     if (
@@ -39,17 +37,15 @@ def _multiplied(xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[An
 
 @takes(_multiplied)
 def linear_2d(
-    xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None
-) -> NDArray[Any]:
+    xp: Namespace, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
+) -> np.ndarray:
     """``x @ weight.T + bias`` for x [M, K], weight [N, K]: each weight is read once."""
     size = num_threads() if weight.size > ONE_THREAD else 1
     multiply = _few if len(x) <= MAX_DECODE_TOKENS else _many
     return multiply(x, weight, bias, size)
 
 
-def _few(
-    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, size: int
-) -> NDArray[Any]:
+def _few(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, size: int) -> np.ndarray:
     """Multiply a few tokens: the reading of the weights is the limit."""
     rows = ready(x, np.float32)
     y = np.empty((len(x), len(weight)), np.float32)
@@ -60,9 +56,7 @@ def _few(
     return y.astype(x.dtype, copy=False)
 
 
-def _many(
-    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, size: int
-) -> NDArray[Any]:
+def _many(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, size: int) -> np.ndarray:
     """Multiply many tokens: arithmetic is the limit, and no weight is widened as a whole."""
     y = empty((len(x), len(weight)), x.dtype)
     wide = None if bias is None else bias.astype(np.float32, copy=False)
@@ -72,7 +66,7 @@ def _many(
     return y
 
 
-def _in_order(xp: Any, x: NDArray[Any]) -> bool:
+def _in_order(xp: Namespace, x: np.ndarray) -> bool:
     """Whether kernels will compute the products of as many tokens."""
     if x.size <= MAX_DECODE_TOKENS * x.shape[-1]:
         return True
@@ -80,6 +74,6 @@ def _in_order(xp: Any, x: NDArray[Any]) -> bool:
 
 
 @takes(_in_order)
-def activations(xp: Any, x: NDArray[Any]) -> NDArray[Any]:
+def activations(xp: Namespace, x: np.ndarray) -> np.ndarray:
     """Embeddings widened to float32 at least, in the order of memory that products will have."""
     return np.ascontiguousarray(x, accumulate_format(float_format("x", x)).name)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.numba import kernels
 from llama_layers.backends.numba.array_pool import empty
 from llama_layers.backends.numba.kernel_dtypes import FLOAT32, readable, ready
@@ -18,14 +16,14 @@ from llama_layers.backends.trust import takes
 SMALL = 1 << 17
 
 
-def _many(x: NDArray[Any]) -> bool:
+def _many(x: np.ndarray) -> bool:
     """Whether kernels read it without a copy (see `ready`), and it is worth loading them."""
     usable = readable(x) == FLOAT32 and x.flags.c_contiguous and x.flags.writeable
     return bool(usable and x.size and not small(x.size, SMALL))
 
 
 @takes(lambda xp, x, weight, eps: _many(x))
-def normalise(xp: Any, x: NDArray[Any], weight: NDArray[Any], eps: float) -> NDArray[Any]:
+def normalise(xp: Namespace, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """``x / sqrt(mean(x * x) + eps) * weight`` over the last axis."""
     y = empty(x.shape, np.float32)
     rows, results = (ready(array, np.float32).reshape(-1, x.shape[-1]) for array in (x, y))
@@ -34,7 +32,7 @@ def normalise(xp: Any, x: NDArray[Any], weight: NDArray[Any], eps: float) -> NDA
     return y
 
 
-def _rotated(xp: Any, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], layout: str) -> bool:
+def _rotated(xp: Namespace, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, layout: str) -> bool:
     """Whether the kernel takes x and the angles."""
     as_it_lies = readable(x) == FLOAT32 and x.strides[3] == 4
     many = x.size > 0 and not small(x.size, SMALL)
@@ -44,8 +42,8 @@ def _rotated(xp: Any, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], lay
 
 @takes(_rotated)
 def rotate(
-    xp: Any, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], layout: str
-) -> NDArray[Any]:
+    xp: Namespace, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, layout: str
+) -> np.ndarray:
     """RoPE of pairs i and i + D/2."""
     y = empty(x.shape, np.float32)
     angles = [ready(a, np.float32).reshape(-1, *a.shape[-2:]) for a in (cos, sin)]
@@ -55,7 +53,7 @@ def rotate(
 
 
 @takes(lambda xp, gate, up: _many(gate) and _many(up))
-def gate_with_silu(xp: Any, gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
+def gate_with_silu(xp: Namespace, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """``gate / (1 + exp(-gate)) * up``."""
     y = empty(gate.shape, np.float32)
     numbers = (ready(array, np.float32).reshape(-1) for array in (gate, up, y))

@@ -1,12 +1,18 @@
-"""Bodies for NumPy arrays that are faster than the portable ones."""
+"""Bodies for NumPy arrays that are faster than the portable ones.
+
+Memory order: BLAS multiplies ``(weight @ x.T).T`` faster than ``x @ weight.T``, and leaves the
+result in Fortran order, where the tokens of a channel are neighbours in memory. Adding two arrays
+in different orders takes many times as long as in the same. So all activations have this order:
+`activations` begins it, and the other bodies keep the order of their arguments. Only speed depends
+on it (docs/cpu.md).
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from llama_layers.arrays.dtypes import accumulate_format, float_format
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.numba import BODIES as COMPILED
 from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.backends.numpy.attention import attend
@@ -15,12 +21,8 @@ from llama_layers.backends.numpy.pointwise import gate_with_silu, normalise, rot
 from llama_layers.backends.trust import trusted
 
 
-def activations(xp: Any, x: Any) -> Any:
-    """Embeddings widened to float32 at least: NumPy is slow in narrower formats.
-
-    Tokens stand one beside another in memory, as `linear_2d` leaves them: a sum of two arrays in
-    different orders takes many times as long as one in the same.
-    """
+def activations(xp: Namespace, x: np.ndarray) -> np.ndarray:
+    """Embeddings in float32 at least, since NumPy is slow in narrower formats; in Fortran order."""
     wide = accumulate_format(float_format("x", x)).name
     return np.asarray(x.reshape(-1, x.shape[-1]), wide, order="F").reshape(x.shape)
 

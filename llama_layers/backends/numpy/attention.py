@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import accumulate_format, float_format
+from llama_layers.arrays.types import Namespace
 from llama_layers.layers.mask import Mask
 
 # Scores of a tile: 1 MiB of float32 stay in a core's second-level cache from the product with the
@@ -19,17 +20,22 @@ QUERIES = 64
 
 
 def attend(
-    xp: Any, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], mask: Any | None, scale: float
-) -> NDArray[Any]:
+    xp: Namespace,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: Mask | np.ndarray | None,
+    scale: float,
+) -> np.ndarray:
     """Attention a block of queries and a key head at a time, if it is more than one tile in all.
 
     Keys before the first or after the last that the mask allows to a block are left out.
     """
-    wide: np.dtype[Any] = np.dtype(accumulate_format(float_format("q", q)).name)
+    wide: np.dtype = np.dtype(accumulate_format(float_format("q", q)).name)
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
     group = heads // kv_heads
-    y: NDArray[Any] = np.zeros(q.shape, q.dtype)
+    y: np.ndarray = np.zeros(q.shape, q.dtype)
     if not q.size or not keys:
         return y
     by_group = (batch, queries, kv_heads, group, width)
@@ -63,13 +69,12 @@ def _parts(count: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def _rows(mask: Any | None, start: int, stop: int) -> NDArray[np.bool_] | None:
+def _rows(mask: Mask | np.ndarray | None, start: int, stop: int) -> NDArray[np.bool_] | None:
     """The mask of some queries, [1 or B, rows, T]."""
     if mask is None:
         return None
-    rows = mask.rows(start, stop) if isinstance(mask, Mask) else mask[..., start:stop, :]
-    found: NDArray[np.bool_] = rows.reshape(-1, *rows.shape[-2:])
-    return found
+    rows: Any = mask.rows(start, stop) if isinstance(mask, Mask) else mask[..., start:stop, :]
+    return rows.reshape(-1, *rows.shape[-2:])
 
 
 def _span(where: NDArray[np.bool_]) -> slice:
@@ -79,12 +84,12 @@ def _span(where: NDArray[np.bool_]) -> slice:
 
 
 def _tile(
-    q: NDArray[Any],
-    kt: NDArray[Any],
-    v: NDArray[Any],
+    q: np.ndarray,
+    kt: np.ndarray,
+    v: np.ndarray,
     hidden: NDArray[np.bool_] | None,
     scale: float,
-) -> NDArray[Any]:
+) -> np.ndarray:
     """Attention of q [..., group, rows, D] to kt [..., D, T] and v [..., T, D], in that shape."""
     # The queries of a group stand one below the other against the one key head that they read.
     scores = q.reshape(*q.shape[:-3], -1, q.shape[-1]) @ kt
@@ -100,6 +105,6 @@ def _tile(
     np.exp(scores, out=scores)
     total = scores.sum(axis=-1, keepdims=True)
     total[total == 0] = 1
-    y: NDArray[Any] = scores @ v
+    y: np.ndarray = scores @ v
     y /= total
     return y.reshape(q.shape)

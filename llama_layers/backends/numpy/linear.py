@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import accumulate_format, float_format
+from llama_layers.arrays.types import Namespace
 
 # 16-bit weights are widened a block of rows at a time: 4 MiB of float32 stay in the last-level
 # cache between the widening and the product, and the whole matrix never exists twice.
@@ -15,13 +13,13 @@ BLOCK_BYTES = 4 << 20
 
 
 def linear_2d(
-    xp: Any, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None
-) -> NDArray[Any]:
+    xp: Namespace, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
+) -> np.ndarray:
     """``x @ weight.T + bias`` for x [M, K], weight [N, K], as ``(weight @ x.T).T``.
 
     OpenBLAS takes up to 1.7 times as long for ``x @ weight.T`` (docs/cpu.md has the table).
     """
-    wide: np.dtype[Any] = np.dtype(accumulate_format(float_format("x", x)).name)
+    wide: np.dtype = np.dtype(accumulate_format(float_format("x", x)).name)
     xt = x.astype(wide, copy=False).T
     if weight.dtype == wide:
         yt = weight @ xt
@@ -33,5 +31,5 @@ def linear_2d(
             np.matmul(block, xt, out=yt[start : start + rows])
     if bias is not None:
         yt += bias.astype(wide, copy=False)[:, None]
-    y: NDArray[Any] = yt.T.astype(x.dtype, copy=False)
+    y: np.ndarray = yt.T.astype(x.dtype, copy=False)
     return y

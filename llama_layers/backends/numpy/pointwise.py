@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import accumulate_format, float_format
+from llama_layers.arrays.types import Namespace
 
 # Numbers that are gated at a time: four float32 arrays of them take 512 KiB and stay in a core's
 # second-level cache.
 BLOCK = 1 << 15
 
 
-def normalise(xp: Any, x: NDArray[Any], weight: NDArray[Any], eps: float) -> NDArray[Any]:
+def normalise(xp: Namespace, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """``x / sqrt(mean(x * x) + eps) * weight`` over the last axis, in two arrays."""
-    wide: np.dtype[Any] = np.dtype(accumulate_format(float_format("x", x)).name)
+    wide: np.dtype = np.dtype(accumulate_format(float_format("x", x)).name)
     wide_x = x.astype(wide, copy=False)
     y = np.square(wide_x)
     root = y.mean(axis=-1, keepdims=True)
@@ -24,13 +22,13 @@ def normalise(xp: Any, x: NDArray[Any], weight: NDArray[Any], eps: float) -> NDA
     np.sqrt(root, out=root)
     np.divide(wide_x, root, out=y)
     y *= weight.astype(wide, copy=False)
-    rounded: NDArray[Any] = y.astype(x.dtype, copy=False)
+    rounded: np.ndarray = y.astype(x.dtype, copy=False)
     return rounded
 
 
 def rotate(
-    xp: Any, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], layout: str
-) -> NDArray[Any]:
+    xp: Namespace, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, layout: str
+) -> np.ndarray:
     """RoPE in two arrays, both in the memory order of x."""
     wide_x = x.astype(cos.dtype, copy=False)
     if x.strides[1] < x.strides[3]:  # tokens stand one beside another; let the angles, too
@@ -47,9 +45,9 @@ def rotate(
     return y.astype(x.dtype, copy=False)
 
 
-def gate_with_silu(xp: Any, gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
+def gate_with_silu(xp: Namespace, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """``gate / (1 + exp(-gate)) * up``, a block at a time in the order of gate's memory."""
-    wide: np.dtype[Any] = np.dtype(accumulate_format(float_format("gate", gate)).name)
+    wide: np.dtype = np.dtype(accumulate_format(float_format("gate", gate)).name)
     axes = sorted(range(gate.ndim), key=lambda axis: -abs(gate.strides[axis]))
     gate, up = gate.transpose(axes), up.transpose(axes)
     y = np.empty(gate.shape, gate.dtype)

@@ -12,7 +12,6 @@ from math import log
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.checkpoint.gguf.metadata import GGUFStrings, Section, shown
 from llama_layers.checkpoint.gguf.unread_keys import unread_keys
@@ -52,7 +51,7 @@ class GGUFConfig(NamedTuple):
 def read_config(
     metadata: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
-    rope_factors: NDArray[Any] | None,
+    rope_factors: np.ndarray | None,
 ) -> GGUFConfig:
     """Read the config of one of the `ARCHITECTURES`.
 
@@ -183,7 +182,7 @@ def _yarn(own: Section, factor: float, attention_factor: float) -> RopeScaling:
     )
 
 
-def _with_llama3_scaling(config: LlamaConfig, factors: NDArray[Any]) -> LlamaConfig:
+def _with_llama3_scaling(config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:
     """The config with the "llama3" scaling that a file's table of divisors stands for.
 
     llama.cpp keeps the divisors of the frequencies and drops the four numbers they came from. The

@@ -207,7 +207,7 @@ def _found(walk: Walk, key: str) -> _Value:
     return _Value(kind, start, walk.at, length)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Make a value of the metadata fit into a message."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.size} numbers, {np.array2string(value, threshold=4)}"
@@ -280,7 +280,7 @@ class Section:
             raise self.error(key, f"expected an array of strings, got {shown(value)}")
         return value
 
-    def numbers(self, key: str, kind: type) -> NDArray[Any] | None:
+    def numbers(self, key: str, kind: type) -> np.ndarray | None:
         """Read an array of numbers of a kind; None if it is not there."""
         if key not in self:
             return None

@@ -162,7 +162,7 @@ def _check_vectors(stored: Mapping[str, TensorInfo]) -> None:
             )
 
 
-def _numbers(info: TensorInfo, data: NDArray[np.uint8]) -> NDArray[Any]:
+def _numbers(info: TensorInfo, data: NDArray[np.uint8]) -> np.ndarray:
     return viewed(data[info.offset : info.offset + info.nbytes], info.dtype, info.shape)
 
 

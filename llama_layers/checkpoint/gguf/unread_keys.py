@@ -54,7 +54,7 @@ def unread_keys(
     return tuple(ignored)
 
 
-def _neutral(key: str, config: LlamaConfig) -> tuple[Any, ...]:
+def _neutral(key: str, config: LlamaConfig) -> tuple[object, ...]:
     """The values of a key that change no number; nothing if all do not."""
     if key in _ZERO:
         return (0,)
@@ -71,7 +71,7 @@ def _neutral(key: str, config: LlamaConfig) -> tuple[Any, ...]:
     return ()
 
 
-def _is(value: Any, neutral: Any) -> bool:
+def _is(value: object, neutral: object) -> bool:
     if isinstance(value, np.ndarray):
         return all(_is(each, neutral) for each in np.unique(value).tolist())
     if isinstance(value, float):

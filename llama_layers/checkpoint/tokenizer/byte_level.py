@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from llama_layers.checkpoint.gguf.metadata import Section, shown
@@ -36,7 +37,7 @@ def read_pre_tokenizer(file: Path, tables: Section) -> PreTokenizer:
 
 
 def build_byte_level(
-    tokenizers: Any, tables: Section, vocabulary: Vocabulary, cut: PreTokenizer
+    tokenizers: ModuleType, tables: Section, vocabulary: Vocabulary, cut: PreTokenizer
 ) -> Any:
     """Build the tokenizers.Tokenizer, but for special tokens."""
     backend = tokenizers.Tokenizer(

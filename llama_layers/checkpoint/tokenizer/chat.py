@@ -154,7 +154,7 @@ def _said(error: Exception) -> str:
     return f"{'' if line is None else f'line {line}: '}{type(error).__name__}: {said}"
 
 
-def _check_mappings(name: str, values: Any) -> None:
+def _check_mappings(name: str, values: object) -> None:
     """Raise TypeError unless values are a sequence of mappings: not one text or one message."""
     if values is None and name != "messages":
         return
@@ -176,7 +176,7 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"thinking": thought, **plain, "reasoning_content": thought}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A copy made of JSON's types, so that a template reaches no method of anything else."""
     if value is None or type(value) in (str, int, float, bool):
         return value
@@ -192,9 +192,9 @@ def _plain(value: Any) -> Any:
 
 
 def _to_json(
-    value: Any,
+    value: object,
     ensure_ascii: bool = False,
-    indent: Any = None,
+    indent: str | int | None = None,
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:

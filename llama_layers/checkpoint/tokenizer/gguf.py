@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from llama_layers.checkpoint.extras import require
@@ -108,7 +109,7 @@ def _build(file: Path, metadata: Mapping[str, Any]) -> tuple[Any, Vocabulary]:
 
 
 def _add_ends(
-    tokenizers: Any, backend: Any, tables: Section, vocabulary: Vocabulary, adds_bos: bool
+    tokenizers: ModuleType, backend: Any, tables: Section, vocabulary: Vocabulary, adds_bos: bool
 ) -> None:
     """Put the tokens that begin and end a text around it, where the metadata says so."""
     tokens = vocabulary.special_tokens()

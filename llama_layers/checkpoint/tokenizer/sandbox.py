@@ -60,7 +60,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _check_widths(left, right)
         return super().call_binop(context, operator, left, right)
 
-    def joined(self, *values: Any) -> str:
+    def joined(self, *values: object) -> str:
         """Compute what the operator ``~`` gives."""
         texts = [str(value) for value in values]
         _check_length(sum(map(len, texts)))
@@ -113,7 +113,7 @@ class _Bounded(NodeTransformer):
         return call
 
 
-def _length(value: Any) -> int:
+def _length(value: object) -> int:
     return len(value) if isinstance(value, str | list | tuple) else 0
 
 
@@ -127,7 +127,7 @@ def _check_bits(bits: int) -> None:
         raise SecurityError(f"expected integers of at most {MOST_BITS} bits, got {bits}")
 
 
-def _check_product(left: Any, right: Any) -> None:
+def _check_product(left: object, right: object) -> None:
     if isinstance(left, int) and isinstance(right, int):
         _check_bits(left.bit_length() + right.bit_length())
     elif isinstance(left, int):
@@ -136,12 +136,12 @@ def _check_product(left: Any, right: Any) -> None:
         _check_length(_length(left) * right)
 
 
-def _check_power(left: Any, right: Any) -> None:
+def _check_power(left: object, right: object) -> None:
     if isinstance(left, int) and isinstance(right, int):
         _check_bits(left.bit_length() * right)
 
 
-def _check_widths(form: str, values: Any) -> None:
+def _check_widths(form: str, values: object) -> None:
     """Refuse to format values with a wide field: ``'%1000000000d' % 1``."""
     widths = [int(digits) for digits in re.findall(r"\d+", form) if len(digits) < 20]
     if "*" in form:  # the width is among the values

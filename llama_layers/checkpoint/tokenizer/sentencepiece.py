@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from llama_layers.checkpoint.tokenizer.vocabulary import Vocabulary, read_number
 _SPACE = "\u2581"
 
 
-def build_sentencepiece(tokenizers: Any, tables: Section, vocabulary: Vocabulary) -> Any:
+def build_sentencepiece(tokenizers: ModuleType, tables: Section, vocabulary: Vocabulary) -> Any:
     """Build the tokenizers.Tokenizer, but for special tokens.
 
     llama.cpp merges the neighbours whose token has the highest score, and the leftmost of those.

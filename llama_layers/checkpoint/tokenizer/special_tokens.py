@@ -82,7 +82,7 @@ def _sorted_out(
     return named, special
 
 
-def _by_id(file: Path, tokens: Any) -> dict[int, dict[str, Any]]:
+def _by_id(file: Path, tokens: object) -> dict[int, dict[str, Any]]:
     if not isinstance(tokens, dict):
         raise CheckpointError(f"{file}: added_tokens_decoder: expected an object, got {tokens!r}")
     name = "added_tokens_decoder"
@@ -98,7 +98,7 @@ def _added_tokens(file: Path, special: list[dict[str, Any] | None]) -> dict[int,
     }
 
 
-def _id(file: Path, value: Any) -> int:
+def _id(file: Path, value: object) -> int:
     number = value if isinstance(value, int) and not isinstance(value, bool) else None
     if isinstance(value, str) and value.isdecimal() and len(value) < 11:
         number = int(value)
@@ -107,7 +107,7 @@ def _id(file: Path, value: Any) -> int:
     return number
 
 
-def _token(file: Path, name: str, value: Any) -> dict[str, Any]:
+def _token(file: Path, name: str, value: object) -> dict[str, Any]:
     """A token that is given as a text, or as an object with its text and flags."""
     if isinstance(value, str):
         value = {"content": value}

@@ -169,7 +169,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
-        **variables: Any,
+        **variables: object,
     ) -> str:
         """Write a conversation in the model's chat format.
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.checkpoint.gguf.metadata import GGUFStrings, Section
 
@@ -103,7 +101,7 @@ def read_vocabulary(tables: Section) -> Vocabulary:
     return Vocabulary(ids, kinds, _special_ids(tables, len(tokens)))
 
 
-def read_numbers(tables: Section, name: str, count: int, kind: type) -> NDArray[Any] | None:
+def read_numbers(tables: Section, name: str, count: int, kind: type) -> np.ndarray | None:
     """Read a table of numbers, one for each token; None if the file has none."""
     table = tables.numbers(name, kind)
     if table is not None and len(table) < count:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dispatch import Function, definitions
 from llama_layers.arrays.dtypes import accumulate_format, float_format
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.rope import rope_table
@@ -109,7 +110,7 @@ def rotate(body: Function, place: Place) -> Iterator[Outcome]:
         if what is not None:
             fused[0, 1, 2, -1] = what
         positions = 3 + np.arange(seq) + 11 * np.arange(rows)[:, None]
-        cos, sin = rope_table(positions, config, like=fused)
+        cos, sin = map(to_numpy, rope_table(positions, config, like=fused))
         return Case(
             f"{dtype}, heads of {width}, {layout}",
             (fused, cos, sin),
@@ -215,7 +216,7 @@ def attend(body: Function, place: Place) -> Iterator[Outcome]:
         window = 5 if "window" in kind else None
         mask = Mask(*slots, window, keep if "padding" in kind else None)
         boolean = mask.rows(0, queries)
-        given: tuple[NDArray[Any], ...] = (*slots, *(() if mask.keep is None else (keep,)))
+        given: tuple[Any, ...] = (*slots, *(() if mask.keep is None else (keep,)))
         if kind in ("none", "boolean"):
             given = () if kind == "none" else (boolean,)
 

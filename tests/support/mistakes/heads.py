@@ -169,8 +169,8 @@ MISTAKES = [
     Mistake("values for keys", ATTENTION, _attention(k=V)),
     Mistake("queries before RoPE", ATTENTION, _attention(q=Q)),
     Mistake("keys before RoPE", ATTENTION, _attention(k=K)),
-    Mistake("values turned by RoPE", ATTENTION, _turned_values),
-    Mistake("keys turned twice", ATTENTION, _keys_twice),
+    Mistake("values rotated by RoPE", ATTENTION, _turned_values),
+    Mistake("keys rotated twice", ATTENTION, _keys_twice),
     Mistake("another layer's keys and values", ATTENTION, _layer_0),
     Mistake("cache written one place late", ATTENTION, _one_late),
     Mistake("hidden keys at -1e4", ATTENTION, _attention(hidden=-1e4), "huge"),
@@ -207,7 +207,7 @@ MISTAKES = [
         padded=True,
     ),
     Mistake(
-        "queries turned twice",
+        "queries rotated twice",
         ATTENTION,
         lambda p: attended(
             turned(p.heads(Q_ROPE), np.outer(PLACES, omega(p.config))),

@@ -101,6 +101,7 @@ MISTAKES = [
     Mistake("another projection's bias", Q, _wrong_biases, "biases"),
     Mistake("RoPE permutation left in", Q, _rows(Q, _permute, 4)),
     Mistake("RoPE permutation left in", K, _rows(K, _permute, 2)),
+    Mistake("values permuted as for RoPE", V, _rows(V, _permute, 2)),
     Mistake("RoPE permutation undone twice", Q, _rows(Q, _unpermute, 4)),
     Mistake(
         "RoPE permutation with the wrong head count",

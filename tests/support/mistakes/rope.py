@@ -100,9 +100,12 @@ def _yarn_sine(p):
 
 
 def _yarn_factor(power):
+    """RoPE with another power of yarn's attention factor."""
+
     def wrong(p):
-        factor = 0.1 * math.log(p.config.rope_scaling.factor) + 1
-        return p.right * factor**power
+        speeds, factor = frequencies(p.config)
+        phases = np.outer(PLACES, speeds)
+        return turned(p.heads("self_attn.q_proj"), phases, factor=factor**power)
 
     return wrong
 
@@ -127,7 +130,7 @@ MISTAKES = [
         _rope("self_attn.k_proj", layout="interleaved"),
     ),
     Mistake("RoPE pairs put back in the other layout", Q_ROPE, _put_back),
-    Mistake("RoPE turned the other way", Q_ROPE, _rope("self_attn.q_proj", sign=-1)),
+    Mistake("RoPE rotated the other way", Q_ROPE, _rope("self_attn.q_proj", sign=-1)),
     Mistake("another rope_theta", Q_ROPE, _theta(10000.0)),
     Mistake("another rope_theta", Q_ROPE, _theta(500000.0)),
     Mistake("RoPE exponent", Q_ROPE, _theta(2000.0**2)),
@@ -170,8 +173,8 @@ MISTAKES = [
         Q_ROPE,
         _rope("self_attn.q_proj", phases=lambda c: np.outer(PLACES, omega(c)[::-1] / 2)),
     ),
-    Mistake("attention factor of yarn missing", Q_ROPE, _yarn_factor(-1), "yarn"),
-    Mistake("attention factor of yarn misused", Q_ROPE, _yarn_factor(1), "yarn"),
+    Mistake("attention factor of yarn missing", Q_ROPE, _yarn_factor(0), "yarn"),
+    Mistake("attention factor of yarn misused", Q_ROPE, _yarn_factor(2), "yarn"),
     Mistake("attention factor of yarn misused", Q_ROPE, _yarn_sine, "yarn"),
     Mistake("RoPE not applied", Q_ROPE, lambda p: p.heads("self_attn.q_proj")),
     Mistake(

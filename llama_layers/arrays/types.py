@@ -1,0 +1,8 @@
+"""The types of arguments and results. Type checkers and editors read ``types.pyi`` instead."""
+
+from types import ModuleType
+from typing import Any, TypeVar
+
+Array = DType = Device = Any
+ArrayT = TypeVar("ArrayT")
+Namespace = ModuleType

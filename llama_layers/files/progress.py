@@ -1,0 +1,33 @@
+"""Progress of long work, on stderr, where that is a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress(what: str, total: int, *, count: bool = False) -> Iterator[Callable[[int], None]]:
+    """Show a bar, and give a function to call with what was done since the last call.
+
+    That is a number of bytes, or of items if `count` is true.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    done_of_all = (MofNCompleteColumn(),) if count else (DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), *done_of_all)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)

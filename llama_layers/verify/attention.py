@@ -1,0 +1,312 @@
+"""Operations of attention, computed a tile at a time: query heads that share a key head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llama_layers.arrays.checks import check_finite
+from llama_layers.arrays.dtypes import float_format
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.verify.bound import Bound
+from llama_layers.verify.operation import Operation
+from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.rules import Weights, dot
+from llama_layers.verify.tracked import Tracked, read
+
+# Scores held in float64 at a time, in each of the arrays that a bound is made of: 8 MiB.
+TILE = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """Some query heads, the key head that they read, and a mask; only what an operation reads.
+
+    Attributes
+    ----------
+    q : Tracked or None
+        Queries, [heads, S, D].
+    k, v : Tracked or None
+        Keys and values, [T, D].
+    given : Tracked or None
+        Scores or probabilities that were recorded, [heads, S, T].
+    mask : ndarray or None
+        Of bool, [S, T]: which keys may be seen. Of floats: added to the scores.
+    scale : float
+        The factor of the products of queries and keys.
+    """
+
+    q: Tracked | None = None
+    k: Tracked | None = None
+    v: Tracked | None = None
+    given: Tracked | None = None
+    mask: Any | None = None
+    scale: float = 1.0
+
+    @property
+    def allowed(self) -> Any | None:
+        """The keys that may be seen, [S, T]; None for all."""
+        return None if self.mask is None or self.mask.dtype != bool else self.mask
+
+    def scores(self) -> Tracked:
+        """The scores, with a mask added that is one to add."""
+        if self.q is None or self.k is None:
+            assert self.given is not None
+            scores = self.given
+        else:
+            scores = dot(self.q, self.k, scale=self.scale)
+        if self.mask is None or self.mask.dtype == bool:
+            return scores
+        total: Tracked = scores + self.mask.astype(np.float64)
+        return total.step("scores")
+
+    def softmax(self, blocks: int = 0) -> Weights:
+        """The softmax of the scores over the keys that are allowed."""
+        return Weights.of(self.scores(), self.allowed, blocks)
+
+    def weigh(self, weights: Tracked) -> Tracked:
+        """The values weighed, or the weights where an operation reads no values."""
+        if self.v is None:
+            return weights
+        return self.weighted_sum(weights.step("probabilities").step("kv_cache"))
+
+    def weighted_sum(self, weights: Tracked) -> Tracked:
+        """The values weighed; an engine may leave out keys that weigh nothing, and their NaN."""
+        assert self.v is not None
+        total = dot(weights, self.v.moved(lambda values: values.T))
+        return total.only(np.isfinite(total.exact))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some queries of the heads that read one key head."""
+
+    batch: int
+    kv: int
+    heads: slice
+    rows: slice
+
+    def read(self, arrays: dict[str, Any], how: Rounding) -> dict[str, Tracked]:
+        """The part of q, k, v and what is given that a tile reads, as tracked numbers."""
+        b, kv, heads, rows = self.batch, self.kv, self.heads, self.rows
+        parts: dict[str, Callable[[Any], Any]] = {
+            "q": lambda q: q[b, rows, heads].transpose(1, 0, 2),
+            "k": lambda k: k[b, :, kv],
+            "v": lambda v: v[b, :, kv],
+            "given": lambda given: given[b, heads, rows],
+        }
+        cached = len(arrays) > 1  # scores alone are not read from a cache
+        return {n: read(n, parts[n](array), how, cached=cached) for n, array in arrays.items()}
+
+
+def tiles(
+    batch: int, queries: int, keys: int, heads: int, kv_heads: int, rows: int | None = None
+) -> Iterator[Tile]:
+    """All queries of all heads: `rows` at a time, or as many as have some `TILE` scores."""
+    group = heads // kv_heads
+    step = max(1, TILE // max(1, group * keys) if rows is None else rows)
+    for b in range(batch):
+        for h in range(kv_heads):
+            for start in range(0, queries, step):
+                some = slice(start, min(start + step, queries))
+                yield Tile(b, h, slice(h * group, (h + 1) * group), some)
+
+
+def check_heads(q: Any, **others: Any) -> None:
+    """Raise ValueError unless arrays are [B, S, heads, D] and [B, T, kv_heads, D]."""
+    float_format("q", q)
+    if len(q.shape) != 4:
+        raise ValueError(f"q: expected shape [B, S, heads, D], got {list(q.shape)}")
+    batch, _, heads, width = q.shape
+    for name, array in others.items():
+        float_format(name, array)
+        shape = tuple(array.shape)
+        if len(shape) != 4 or (shape[0], shape[3]) != (batch, width):
+            raise ValueError(
+                f"{name}: expected shape [{batch}, T, kv_heads, {width}], got {list(shape)}"
+            )
+        if not shape[2] or heads % shape[2]:
+            raise ValueError(f"{name}: expected heads in a divisor of q's {heads}, got {shape[2]}")
+
+
+def broadcast_mask(mask: Any | None, batch: int, queries: int, keys: int) -> Any | None:
+    """The mask [B, S, T]; a ValueError unless it has that shape, or lacks B."""
+    if mask is None:
+        return None
+    array = to_numpy(mask)
+    if array.dtype != bool:
+        float_format("mask", mask)
+    expected = (queries, keys)
+    if array.shape not in (expected, (1, *expected), (batch, *expected)):
+        raise ValueError(
+            f"mask: expected shape {list(expected)} or {[batch, *expected]}, "
+            f"got {list(array.shape)}"
+        )
+    return np.broadcast_to(array, (batch, *expected))
+
+
+class OverHeads(Operation):
+    """An operation of attention, computed for some query heads at a time.
+
+    Its fields are some of ``q`` [B, S, heads, D], ``k`` and ``v`` [B, T, kv_heads, D], ``given``
+    scores or probabilities [B, heads, S, T], ``mask`` [S, T], [1, S, T] or [B, S, T], of bool or,
+    to be added to the scores, of floats, and ``scale``.
+    """
+
+    given: Any = None
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError unless the fields fit each other."""
+        fields = vars(self)
+        check_heads(fields["q"], k=fields["k"])
+        check_finite("scale", fields["scale"])
+
+    def evaluate(self, formula: Callable[[Heads], Tracked], how: Rounding) -> Bound:
+        """The exact result of a formula, and what rounding allows.
+
+        The operation's own is evaluated for some queries at a time, another for all of them.
+        """
+        self.check()
+        arrays = {n: to_numpy(a) for n, a in vars(self).items() if n in ("q", "k", "v")}
+        if self.given is not None:
+            arrays["given"] = to_numpy(self.given)
+            batch, heads, queries, keys = arrays["given"].shape
+        else:
+            (batch, queries, heads, _), keys = arrays["q"].shape, arrays["k"].shape[1]
+        mask = broadcast_mask(vars(self).get("mask"), batch, queries, keys)
+        kv_heads = next((arrays[name].shape[2] for name in ("k", "v") if name in arrays), heads)
+        if "v" in arrays:
+            shape = (batch, queries, heads, arrays["v"].shape[3])
+            results = [np.zeros(shape) for _ in range(3)]
+            by_head = [array.transpose(0, 2, 1, 3) for array in results]
+        else:
+            by_head = results = [np.zeros((batch, heads, queries, keys)) for _ in range(3)]
+        rows = None if formula is type(self).formula else queries
+        for tile in tiles(batch, queries, keys, heads, kv_heads, rows):
+            some = None if mask is None else mask[tile.batch, tile.rows]
+            scale = vars(self).get("scale", 1.0)
+            bound = formula(Heads(**tile.read(arrays, how), mask=some, scale=scale)).bound()
+            for array, part in zip(by_head, (bound.exact, bound.limit, bound.usual), strict=True):
+                array[tile.batch, tile.heads, tile.rows] = part
+        return Bound(*results)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(OverHeads):
+    """Scaled products of queries and keys, of which those that a mask allows count."""
+
+    q: Any
+    k: Any
+    mask: Any | None
+    scale: float
+
+    @staticmethod
+    def formula(heads: Heads) -> Tracked:
+        """The scores; those that are not allowed may be anything."""
+        scores = heads.scores()
+        return scores if heads.allowed is None else scores.only(heads.allowed)
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax(OverHeads):
+    """Softmax of scores [B, heads, S, T] over the keys that a mask allows."""
+
+    scores: Any
+    mask: Any | None
+
+    @property
+    def given(self) -> Any:
+        """The scores."""
+        return self.scores
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError unless the scores are [B, heads, S, T]."""
+        _check_pairwise("scores", self.scores)
+
+    @staticmethod
+    def formula(heads: Heads) -> Tracked:
+        """The probabilities."""
+        return heads.softmax().probabilities()
+
+
+@dataclass(frozen=True, eq=False)
+class Probabilities(OverHeads):
+    """Softmax of scaled products of queries and keys."""
+
+    q: Any
+    k: Any
+    mask: Any | None
+    scale: float
+
+    @staticmethod
+    def formula(heads: Heads) -> Tracked:
+        """The probabilities."""
+        return heads.softmax().probabilities()
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSum(OverHeads):
+    """The values, weighed by probabilities [B, heads, S, T]."""
+
+    probabilities: Any
+    v: Any
+
+    @property
+    def given(self) -> Any:
+        """The probabilities."""
+        return self.probabilities
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError unless there are values for the probabilities."""
+        _check_pairwise("probabilities", self.probabilities)
+        float_format("v", self.v)
+        batch, heads, _, keys = self.probabilities.shape
+        shape = tuple(self.v.shape)
+        fits = len(shape) == 4 and shape[:2] == (batch, keys)
+        if not fits or not shape[2] or heads % shape[2]:
+            raise ValueError(
+                f"v: expected shape [{batch}, {keys}, kv_heads, D], kv_heads a divisor of {heads}, "
+                f"got {list(shape)}"
+            )
+
+    @staticmethod
+    def formula(heads: Heads) -> Tracked:
+        """The sums."""
+        assert heads.given is not None
+        return heads.weighted_sum(heads.given)
+
+
+@dataclass(frozen=True, eq=False)
+class Attention(OverHeads):
+    """Scores, softmax and weighted sum at once, as fused kernels compute them."""
+
+    q: Any
+    k: Any
+    v: Any
+    mask: Any | None
+    scale: float
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError unless queries, keys and values fit each other."""
+        check_heads(self.q, k=self.k, v=self.v)
+        if tuple(self.k.shape) != tuple(self.v.shape):
+            raise ValueError(
+                f"v: expected shape {list(self.k.shape)} of k, got {list(self.v.shape)}"
+            )
+        check_finite("scale", self.scale)
+
+    @staticmethod
+    def formula(heads: Heads) -> Tracked:
+        """The values, weighed with the softmax of the scores."""
+        assert heads.v is not None
+        blocks = -(-len(heads.v.exact) // heads.v.how.profile.block)
+        return heads.softmax(blocks).weigh(heads.v)
+
+
+def _check_pairwise(name: str, array: Any) -> None:
+    float_format(name, array)
+    if len(array.shape) != 4:
+        raise ValueError(f"{name}: expected shape [B, heads, S, T], got {list(array.shape)}")

@@ -1,0 +1,102 @@
+"""A site that rounding does not explain, with everything that could tell why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.model.llama import Llama
+from llama_layers.verify.bound import Bound
+from llama_layers.verify.operations import Operation
+from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.sites import Site, sites
+from llama_layers.verify.validate import Recorded
+
+
+class Computable(Protocol):
+    """Anything with a bound: an operation, or what a mistake makes of one."""
+
+    def bound(self, formats: Rounding) -> Bound:
+        """The exact result, and what rounding allows."""
+
+
+@dataclass(frozen=True, eq=False)
+class FailingSite:
+    """A site that failed, with everything that could tell why.
+
+    Attributes
+    ----------
+    site : Site
+        Which.
+    operation : Operation
+        What it should be.
+    computed : ndarray
+        What the port has there.
+    formats : Rounding
+        In which formats it computes.
+    recorded : Recorded
+        The port's other arrays.
+    model : Llama
+        The model's other weights.
+    """
+
+    site: Site
+    operation: Operation
+    computed: NDArray[Any]
+    formats: Rounding
+    recorded: Recorded
+    model: Llama
+    _bounds: dict[Rounding, Bound] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The model's config."""
+        return self.model.config
+
+    def bound(self, formats: Rounding) -> Bound:
+        """The bound of the operation without a mistake, computed once."""
+        if formats not in self._bounds:
+            self._bounds[formats] = self.operation.bound(formats)
+        return self._bounds[formats]
+
+    def beside(self, role: str) -> NDArray[Any] | None:
+        """The port's array of another site in the same layer, if it was recorded."""
+        return self.array(f"model.layers.{self.site.layer}.{role}")
+
+    def array(self, name: str) -> NDArray[Any] | None:
+        """The port's array of a site, if it was recorded, of as many last tokens as here.
+
+        NaN are zeros in it: NaN of one site do not explain those of another.
+        """
+        if name not in self.recorded.arrays:
+            return None
+        array = self.recorded.array(name)
+        array = np.where(np.isnan(array), np.zeros_like(array), array)
+        rows = self.computed.shape[1]
+        return array[:, -rows:] if self.site.layer is None and rows < array.shape[1] else array
+
+    def streams(self, shape: tuple[int, ...]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Other arrays of a shape that could be mistaken for an input, the nearest first.
+
+        They are those of the same layer and of the one before it; heads lie side by side.
+        """
+        last = self.recorded.config.num_hidden_layers - 1
+        layer = last if self.site.layer is None else self.site.layer
+        for site in reversed(sites(self.recorded.config)):
+            near = site.layer in (layer, layer - 1) or (site.layer is None and layer in (0, last))
+            if site.pairwise or not near or site.name == self.site.name:
+                continue
+            array = self.array(site.name)
+            if array is not None and array.size == np.prod(shape):
+                yield site.name, array.reshape(shape)
+
+
+def wide(array: Any) -> NDArray[np.float64]:
+    """An array's numbers in float64."""
+    return to_numpy(array).astype(np.float64)

@@ -1,0 +1,139 @@
+"""Mistakes that any site can have, read off the port's own array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.verify.bound import Bound
+from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.registry import Computed, Kind, mistake, moved
+from llama_layers.verify.operations import Operation
+from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.roundoff import Float64Array
+from llama_layers.verify.sites import sites
+from llama_layers.verify.stored import info_of
+
+
+@mistake(Operation, "array of another site", kind=Kind.SOLVED)
+def _(operation: Operation, at: FailingSite) -> Iterator[Any]:
+    """The port has the array of {0} here, bit for bit."""
+    for site in sites(at.config):
+        if site.name == at.site.name or site.name not in at.recorded.arrays:
+            continue
+        if info_of(at.recorded.arrays, site.name).shape == at.computed.shape:
+            other = at.recorded.array(site.name)
+            same = other.ravel()[:8].tobytes() == at.computed.ravel()[:8].tobytes()
+            if same and np.array_equal(other, at.computed):  # which NaN never are
+                yield Computed(partial(_just, wide(other))), site.name
+
+
+def _just(numbers: Float64Array, how: Rounding) -> Bound:
+    """Numbers that are not off."""
+    return Bound(numbers, np.zeros(numbers.shape), np.zeros(numbers.shape))
+
+
+@mistake(Operation, "NaN or Inf begins here", kind=Kind.SOLVED)
+def _(operation: Operation, at: FailingSite) -> Any:
+    """{0}"""
+    # NaN, infinity, or both, where finite numbers give finite ones.
+    right, computed = at.bound(at.formats), wide(at.computed)
+    odd = ~np.isfinite(computed) & (right.ratio(computed) > 1)
+    names = [
+        name for name, is_so in (("NaN", np.isnan), ("Inf", np.isinf)) if is_so(computed[odd]).any()
+    ]
+    if not names or not np.isfinite(right.exact[odd]).all():
+        return None
+
+    def bound(how: Rounding) -> Bound:
+        right = at.bound(how)
+        limits = (np.where(odd, 0.0, y) for y in (right.limit, right.usual))
+        return Bound(np.where(odd, computed, right.exact), *limits)
+
+    begin = "begins" if len(names) == 1 else "begin"
+    said = (
+        f"{' and '.join(names)} {begin} here{_where(odd)}: the port's inputs give finite numbers."
+    )
+    return Computed(bound), said
+
+
+@mistake(Operation, "zeros", kind=Kind.SOLVED)
+def _(operation: Operation, at: FailingSite) -> Any:
+    """The port has zeros{0} that should be other numbers."""
+    wrong = at.bound(at.formats).ratio(at.computed) > 1
+    if not wrong.any() or wide(at.computed)[wrong].any():
+        return None
+    return moved(at, lambda y: np.where(wrong, 0.0, y)), _where(wrong)
+
+
+def _where(wrong: NDArray[np.bool_]) -> str:
+    """Along which axes the places are few."""
+    names = {3: ("sequence", "token", "channel"), 4: ("sequence", "token", "head", "channel")}
+    said = []
+    for axis, name in enumerate(names[wrong.ndim]):
+        others = tuple(i for i in range(wrong.ndim) if i != axis)
+        places = np.flatnonzero(wrong.any(axis=others))
+        if 0 < len(places) < wrong.shape[axis]:
+            numbers = ", ".join(map(str, places[:4])) + (" ..." if len(places) > 4 else "")
+            said.append(f"{name} {numbers}")
+    return f" at {', '.join(said)}" if said else ""
+
+
+@mistake(Operation, "everything scaled", kind=Kind.SOLVED)
+def _(operation: Operation, at: FailingSite) -> Any:
+    """The port has {0:.6g} times what it should have, everywhere."""
+    exact, computed = at.bound(at.formats).exact, wide(at.computed)
+    both = np.isfinite(exact) & np.isfinite(computed)
+    size = float(np.sum(np.square(exact[both])))
+    factor = float(np.sum(computed[both] * exact[both])) / size if size else 0.0
+    return (moved(at, lambda y: factor * y), factor) if factor else None
+
+
+@mistake(Operation, "tokens in another place", kind=Kind.SOLVED)
+def _(operation: Operation, at: FailingSite) -> Iterator[Any]:
+    """The port has {0}."""
+    if at.site.pairwise:
+        return
+    if at.computed.shape[1] > 1:
+        for step, which in ((1, "before"), (-1, "after")):
+            said = f"at each token what belongs to the one {which} it"
+            yield moved(at, partial(np.roll, shift=step, axis=1)), said
+    yield moved(at, lambda y: y[:, ::-1]), "the tokens in reverse order"
+    if len(at.computed) > 1:
+        yield moved(at, lambda y: y[::-1]), "the sequences in reverse order"
+
+
+@mistake(Operation, "heads in another order", kind=Kind.SOLVED)
+def _(operation: Operation, at: FailingSite) -> Any:
+    """The port has heads {0} instead of {1}."""
+    # For each head the one whose numbers it has.
+    exact, computed = at.bound(at.formats).exact, wide(at.computed)
+    flat = exact.ndim == 3
+    if at.site.pairwise or (flat and at.site.role not in _HEADED):
+        return None
+    if flat:
+        exact, computed = (
+            y.reshape(*y.shape[:2], -1, at.config.head_dim) for y in (exact, computed)
+        )
+    heads = exact.shape[2]
+    errors = [
+        [np.sum(np.square(computed[:, :, to] - exact[:, :, of])) for of in range(heads)]
+        for to in range(heads)
+    ]
+    order = np.argmin(np.nan_to_num(errors, nan=np.inf), axis=1)
+    if (order == np.arange(heads)).all():
+        return None
+    shape = at.computed.shape
+    found = moved(at, lambda y: y.reshape(*shape[:2], heads, -1)[:, :, order].reshape(shape))
+    return found, _listed(order), _listed(np.arange(heads))
+
+
+_HEADED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+def _listed(numbers: NDArray[Any]) -> str:
+    return ", ".join(map(str, numbers[:6])) + (" ..." if len(numbers) > 6 else "")

@@ -1,0 +1,191 @@
+"""Mistakes in attention: what it reads, what it scales by, and where it puts the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from llama_layers.verify.bound import Bound
+from llama_layers.verify.failing_site import Computable, FailingSite
+from llama_layers.verify.mistakes.registry import Computed, mistake, moved
+from llama_layers.verify.operations import Attention, Probabilities, Rope, Scores, WeightedSum
+from llama_layers.verify.profiles import Rounding
+
+SUMMED = Attention | WeightedSum
+KEYED = Attention | Probabilities | Scores
+GROUPED = Attention | Probabilities | Scores | WeightedSum
+_FLOAT64 = Rounding("float64", "float64")
+
+
+def _of(operation: Any, field: str, array: Any | None) -> Any | None:
+    """The operation with another array in a field; None where there is none."""
+    if array is None:
+        return None
+    return replace(operation, **{field: array.reshape(getattr(operation, field).shape)})
+
+
+@mistake(SUMMED, "keys for values")
+def _(operation: Any, at: FailingSite) -> Any:
+    """Weighs the keys; it should weigh the values."""
+    return _of(operation, "v", at.beside("self_attn.k_rope"))
+
+
+@mistake(SUMMED, "keys before RoPE for values")
+def _(operation: Any, at: FailingSite) -> Any:
+    """Weighs the keys before RoPE; it should weigh the values."""
+    return _of(operation, "v", at.beside("self_attn.k_proj"))
+
+
+@mistake(KEYED, "values for keys")
+def _(operation: Any, at: FailingSite) -> Any:
+    """Scores the values; it should score the keys."""
+    return _of(operation, "k", at.beside("self_attn.v_proj"))
+
+
+@mistake(KEYED, "queries before RoPE")
+def _(operation: Any, at: FailingSite) -> Any:
+    """Scores queries that RoPE has not rotated."""
+    return _of(operation, "q", at.beside("self_attn.q_proj"))
+
+
+@mistake(KEYED, "keys before RoPE")
+def _(operation: Any, at: FailingSite) -> Any:
+    """Scores keys that RoPE has not rotated."""
+    return _of(operation, "k", at.beside("self_attn.k_proj"))
+
+
+def _rotated(operation: Any, at: FailingSite, field: str) -> Iterator[Computable]:
+    """Queries, keys or values, rotated once more; what that rounds was not recorded."""
+    x, recorded = getattr(operation, field), at.recorded
+    for layout in ("half", "interleaved"):
+        exact = Rope(x, recorded.positions, recorded.config, layout).bound(_FLOAT64).exact
+        yield _widened(replace(operation, **{field: exact}))
+
+
+def _widened(operation: Computable) -> Computed:
+    """Four times the limit, for roundings of inputs that nobody recorded."""
+
+    def bound(how: Rounding) -> Bound:
+        right = operation.bound(how)
+        return Bound(right.exact, 4 * right.limit, 4 * right.usual)
+
+    return Computed(bound)
+
+
+@mistake(SUMMED, "values rotated by RoPE")
+def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+    """Rotates the values, too; it should rotate queries and keys only."""
+    return _rotated(operation, at, "v")
+
+
+@mistake(KEYED, "keys rotated twice")
+def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+    """Rotates keys that are rotated already."""
+    return _rotated(operation, at, "k")
+
+
+@mistake(KEYED, "queries rotated twice")
+def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+    """Rotates queries that are rotated already."""
+    return _rotated(operation, at, "q")
+
+
+@mistake(GROUPED, "another layer's keys and values")
+def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+    """Reads {0} of layer {1}; it should read those of layer {2}."""
+    words = {"k": "keys", "v": "values"}
+    for layer in range(at.config.num_hidden_layers):
+        if layer == at.site.layer:
+            continue
+        name = f"model.layers.{layer}.self_attn"
+        others = {"k": at.array(f"{name}.k_rope"), "v": at.array(f"{name}.v_proj")}
+        found = {
+            field: array.reshape(getattr(operation, field).shape)
+            for field, array in others.items()
+            if array is not None and getattr(operation, field) is not None
+        }
+        each = [{field: array} for field, array in found.items()]
+        for fields in [found, *each] if len(found) > 1 else each:
+            said = " and ".join(words[field] for field in fields)
+            yield replace(operation, **fields), said, layer, at.site.layer
+
+
+@mistake(SUMMED, "heads mixed up")
+def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+    """Puts the heads of the result in another order; it should give [B, S, heads, D]."""
+    for axes in ((0, 2, 1, 3), (0, 1, 3, 2)):
+        yield moved(at, lambda y, axes: y.transpose(axes).reshape(y.shape), axes)
+    heads, groups = at.computed.shape[2], at.config.num_key_value_heads
+    yield moved(at, lambda y: y[:, :, ::-1])
+    for split in (groups, heads // groups):
+        within = np.arange(heads).reshape(split, -1)
+        for order in (within.T.ravel(), within[:, ::-1].ravel()):
+            yield moved(at, lambda y, order: y[:, :, order], order)
+
+
+@mistake(KEYED, "another scale of scores", common=True)
+def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+    """Scales scores by {0}; it should scale them by 1 / sqrt(D)."""
+    config = at.config
+    heads, width = config.num_attention_heads, config.head_dim
+    words: dict[float, list[str]] = {}
+    for scale, said in (
+        (1.0, "1"),
+        (1 / width, "1 / D"),
+        (1 / math.sqrt(config.hidden_size), "1 / sqrt(hidden_size)"),
+        (1 / math.sqrt(heads * width), "1 / sqrt(num_attention_heads D)"),
+        (1 / math.sqrt(heads), "1 / sqrt(num_attention_heads)"),
+        (1 / math.sqrt(config.num_key_value_heads), "1 / sqrt(num_key_value_heads)"),
+        (1 / math.sqrt(width // 2), "1 / sqrt(D / 2)"),
+        (math.sqrt(width), "sqrt(D)"),
+        (operation.scale * math.log(2), "1 / sqrt(D), and raises 2 to the scores instead of e,"),
+    ):
+        words.setdefault(scale, []).append(said)
+    for scale, spellings in words.items():
+        if not math.isclose(scale, operation.scale):
+            yield replace(operation, scale=scale), " or ".join(spellings)
+
+
+def _with_heads(
+    operation: Any, at: FailingSite, of: Callable[[int, int], list[int]]
+) -> Iterator[Any]:
+    """Keys and values of other heads, or one of them: `of` gives one for each query head."""
+    heads, groups = at.config.num_attention_heads, at.config.num_key_value_heads
+    if groups == 1:
+        return
+    k, v = operation.k, operation.v
+    order = of(heads, groups)
+    each = [None if y is None else y[:, :, order] for y in (k, v)]
+    fields = {f: y for f, y in zip("kv", each, strict=True) if y is not None}
+    yield replace(operation, **fields)
+    if k is not None and v is not None:
+        right = [np.repeat(y, heads // groups, axis=2) for y in (k, v)]
+        yield replace(operation, k=each[0], v=right[1])
+        yield replace(operation, k=right[0], v=each[1])
+
+
+@mistake(GROUPED, "key heads tiled", common=True)
+def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+    """Gives query head h the key or value head h mod kv_heads; it should give it h // (heads /
+    kv_heads): repeat, do not tile."""
+    return _with_heads(operation, at, lambda heads, groups: [h % groups for h in range(heads)])
+
+
+@mistake(GROUPED, "first key head for all")
+def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+    """Gives the first key or value head to every query head."""
+    return _with_heads(operation, at, lambda heads, groups: [0] * heads)
+
+
+@mistake(GROUPED, "key heads in reverse order")
+def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+    """Takes key or value heads in reverse order."""
+
+    def of(heads: int, groups: int) -> list[int]:
+        return [groups - 1 - h * groups // heads for h in range(heads)]
+
+    return _with_heads(operation, at, of)

@@ -1,0 +1,98 @@
+"""What attention saw, and whose heads it has, read off the port's own array."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
+from llama_layers.verify.mistakes.masks import masked
+from llama_layers.verify.mistakes.registry import Kind, mistake
+from llama_layers.verify.operations import Attention
+from llama_layers.verify.roundoff import Float64Array
+
+# Tokens up to which every first key of every query is tried.
+_FEW_TOKENS = 512
+# Queries in which the heads of queries and keys are looked for.
+_FEW_QUERIES = 3
+
+
+@mistake(Attention, "other heads", kind=Kind.SOLVED)
+def _(operation: Attention, at: FailingSite) -> Any:
+    """Has in its heads the result of query heads {0} and key heads {1}."""
+    # For each head of the result, the query head and the key head that it is of.
+    ratio = at.bound(at.formats).ratio(at.computed).max(axis=(0, 2, 3))
+    few = np.argsort(-ratio, kind="stable")[:_FEW_QUERIES]
+    q, k, v = (wide(y).transpose(0, 2, 1, 3) for y in (operation.q, operation.k, operation.v))
+    scores = q[:, :, None, few] @ k[:, None].swapaxes(-1, -2) * operation.scale
+    allowed = np.broadcast_to(np.asarray(operation.mask)[:, None, None, few], scores.shape)
+    every = softmax(scores, allowed) @ v[:, None]  # [B, heads, kv, few, D]
+    computed = wide(at.computed)[:, few].transpose(0, 2, 1, 3)
+    errors = np.array(
+        [
+            np.sum(np.square(every - head[:, None, None]), axis=(0, 3, 4))
+            for head in computed.swapaxes(0, 1)
+        ]
+    )
+    queries, keys = np.divmod(errors.reshape(len(errors), -1).argmin(axis=1), k.shape[1])
+    found = {"q": queries, "k": keys, "v": keys}
+    fields = {name: getattr(operation, name)[:, :, heads] for name, heads in found.items()}
+    return replace(operation, **fields), _listed(queries), _listed(keys)
+
+
+def _listed(heads: NDArray[Any]) -> str:
+    return ", ".join(map(str, heads[:8])) + (" ..." if len(heads) > 8 else "")
+
+
+@mistake(Attention, "other tokens seen", kind=Kind.SOLVED)
+def _(operation: Attention, at: FailingSite) -> Any:
+    """Sees {0}."""
+    # For each query, the first key that it seems to see; or the last.
+    count = at.recorded.count
+    if count > _FEW_TOKENS or not np.isfinite(at.computed.astype(np.float64)).all():
+        return None
+    scores, v, computed = scores_of(operation), values_of(operation), wide(at.computed)
+    allowed = np.broadcast_to(np.asarray(operation.mask), (len(v), count, count))
+    found = np.array(allowed)
+    for batch, query in np.ndindex(len(v), count):
+        keys = np.flatnonzero(allowed[batch, query])
+        if keys.size:
+            theirs = computed[batch, query]
+            found[batch, query] = _best_run(scores[batch, :, query], v[batch], keys, theirs)
+    if (found == allowed).all():
+        return None
+    return masked(operation, found), _seen_by(found[0], allowed[0])
+
+
+def _best_run(
+    scores: Float64Array, v: Float64Array, keys: NDArray[Any], computed: Float64Array
+) -> NDArray[np.bool_]:
+    """The keys from some first one on, or up to some last one, that explain a query best."""
+    best, chosen = np.inf, np.zeros(scores.shape[-1], bool)
+    chosen[keys] = True
+    for order in (keys[::-1], keys):
+        weights = np.exp(scores[:, order] - scores[:, order].max())
+        sums = np.cumsum(weights[..., None] * v[:, order], axis=1)
+        with np.errstate(invalid="ignore"):
+            runs = sums / np.cumsum(weights, axis=1)[..., None]
+            errors = np.sum(np.square(runs - computed[:, None]), axis=(0, 2))
+        errors = np.where(np.isnan(errors), np.inf, errors)
+        length = len(keys) if errors[-1] <= 4 * errors.min() else int(np.argmin(errors)) + 1
+        if errors[length - 1] < best / 4:
+            best = errors[length - 1]
+            chosen = np.zeros_like(chosen)
+            chosen[order[:length]] = True
+    return chosen
+
+
+def _seen_by(found: NDArray[np.bool_], allowed: NDArray[np.bool_]) -> str:
+    said = []
+    for query in np.flatnonzero((found != allowed).any(axis=-1)):
+        seen = np.flatnonzero(found[query])
+        said.append(f"tokens {seen[0]}..{seen[-1]} from token {query}")
+    more = f" and others from {len(said) - 3} more tokens" if len(said) > 3 else ""
+    return ", ".join(said[:3]) + more

@@ -1,0 +1,105 @@
+"""Mistakes of one number, which is fitted to the port's own array: a scale, a cap, a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.verify.attention import Heads
+from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
+from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
+from llama_layers.verify.operations import Attention, Linear
+from llama_layers.verify.roundoff import Float64Array
+from llama_layers.verify.rules import Weights
+from llama_layers.verify.tracked import Tracked
+
+# Queries, and outputs, that numbers are fitted to: the last and the first.
+_FEW = 16
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+def _fitted(error: Callable[[float], float], low: float, high: float) -> float:
+    """Where an error is least: the best of a grid of ratios, and a golden section around it."""
+    grid = np.geomspace(low, high, 97)
+    best = int(np.argmin([error(float(number)) for number in grid]))
+    a, b = np.log(grid[max(best - 1, 0)]), np.log(grid[min(best + 1, len(grid) - 1)])
+    for _ in range(60):
+        c, d = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
+        a, b = (a, d) if error(float(np.exp(c))) <= error(float(np.exp(d))) else (c, b)
+    return float(np.exp((a + b) / 2))
+
+
+def _capped(y: Float64Array, cap: float) -> Float64Array:
+    return np.asarray(cap * np.tanh(y / cap))
+
+
+def _error_of_queries(
+    attention: Attention, at: FailingSite, change: Callable[[Float64Array, float], Float64Array]
+) -> Callable[[float], float]:
+    """How far attention with changed scores is from the port's, in its last queries."""
+    last = replace(attention, q=attention.q[:, -_FEW:])
+    scores = scores_of(last)
+    v, theirs = values_of(last), wide(at.computed)[:, -_FEW:]
+    mask = np.asarray(attention.mask)[:, None, -_FEW:]
+    allowed = np.broadcast_to(mask, scores.shape)
+
+    def error(number: float) -> float:
+        y = softmax(change(scores, number), allowed) @ v
+        return float(np.nansum(np.square(y.transpose(0, 2, 1, 3) - theirs)))
+
+    return error
+
+
+@mistake(Attention, "scores capped", kind=Kind.SOLVED)
+def _(attention: Attention, at: FailingSite) -> Any:
+    """Caps scores y as {0:.4g} tanh(y / {0:.4g}), as Gemma 2 does; it should leave them as they
+    are."""
+    cap = _fitted(_error_of_queries(attention, at, _capped), 1e-1, 1e3)
+
+    def formula(heads: Heads) -> Tracked:
+        scores = heads.scores().apply(partial(_capped, cap=cap))
+        found: Tracked = heads.weigh(Weights.of(scores, heads.allowed).probabilities())
+        return found
+
+    return evaluated(attention, formula), cap
+
+
+@mistake(Attention, "scores scaled", kind=Kind.SOLVED)
+def _(attention: Attention, at: FailingSite) -> Any:
+    """Scales scores by {0:.6g}; it should scale them by 1 / sqrt(D), {1:.6g}."""
+    times = _fitted(_error_of_queries(attention, at, np.multiply), 1e-2, 1e2)
+    scale = times * attention.scale
+    return replace(attention, scale=scale), scale, attention.scale
+
+
+@mistake(Linear, "logits capped", kind=Kind.SOLVED, roles=("lm_head",))
+def _(linear: Linear, at: FailingSite) -> Any:
+    """Caps logits y as {0:.4g} tanh(y / {0:.4g}), as Gemma 2 does; it should leave them as they
+    are."""
+    exact, theirs = at.bound(at.formats).exact, wide(at.computed)
+    exact, theirs = exact[:, -_FEW:], theirs[:, -_FEW:]
+    cap = _fitted(lambda c: float(np.nansum(np.square(_capped(exact, c) - theirs))), 1e-1, 1e3)
+    capped = evaluated(linear, lambda n: Linear.formula(n).apply(partial(_capped, cap=cap)))
+    return capped, cap
+
+
+@mistake(Linear, "another token's logits", roles=("lm_head",), kind=Kind.SOLVED)
+def _(linear: Linear, at: FailingSite) -> Any:
+    """Has the logits of token {0}; it should have those of the last, {1}."""
+    # Where one token was kept: for each sequence the one whose logits these are.
+    rows = at.recorded.arrays.get("model.norm")
+    if at.computed.shape[1] != 1 or rows is None:
+        return None
+    rows = to_numpy(rows)
+    exact = wide(rows) @ wide(linear.weight[:_FEW]).T
+    error = np.sum(np.square(exact - wide(at.computed[..., :_FEW])), axis=-1)
+    tokens = np.argmin(np.nan_to_num(error, nan=np.inf), axis=1)
+    said = ", ".join(map(str, tokens[:6])) + (" ..." if len(tokens) > 6 else "")
+    chosen = rows[np.arange(len(rows)), tokens][:, None]
+    return replace(linear, x=chosen), said, rows.shape[1] - 1

@@ -1,0 +1,74 @@
+"""RoPE in too few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from llama_layers.verify.failing_site import Computable, FailingSite, wide
+from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
+from llama_layers.verify.mistakes.rope import by_phases, omega_of, rotated
+from llama_layers.verify.mistakes.rounding import NARROW, narrowed
+from llama_layers.verify.operations import Rope
+from llama_layers.verify.rotation import Rotation
+from llama_layers.verify.roundoff import Float64Array
+from llama_layers.verify.tracked import Tracked
+
+
+def _phases_in(narrow: str) -> None:
+    def to(array: Any) -> Float64Array:
+        return wide(narrowed(np.asarray(array, np.float32), narrow))
+
+    @mistake(
+        Rope,
+        f"RoPE phases in {narrow}",
+        kind=Kind.ROUNDING,
+        says=f"Computes positions, frequencies or phases in {narrow}; they need float32 or more.",
+    )
+    def _(rope: Rope, at: FailingSite) -> Iterator[Computable]:
+        positions, omega = rope.positions[..., None, None], omega_of(rope)
+        for phases in (
+            to(to(positions) * to(omega)),
+            positions * to(omega),
+            to(positions) * omega,
+            to(positions * omega),
+            to(positions) * to(omega),
+            to(positions * to(omega)),
+        ):
+            yield by_phases(rope, phases)
+
+
+def _table_in(narrow: str) -> None:
+    def to(table: Tracked) -> Tracked:
+        return replace(table, exact=wide(narrowed(np.float32(table.exact), narrow)))
+
+    @mistake(
+        Rope,
+        f"RoPE table in {narrow}",
+        kind=Kind.ROUNDING,
+        says=f"Rounds cosines and sines to {narrow}.",
+    )
+    def _(r: Rotation) -> Tracked:
+        return rotated(r, *map(to, r.table))
+
+
+for _narrow in NARROW:
+    _phases_in(_narrow)
+for _narrow in NARROW:
+    _table_in(_narrow)
+
+
+@mistake(Rope, "RoPE table in few bits", kind=Kind.SOLVED, loosens=True)
+def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
+    """The port's cosines and sines seem to have {0} bits after the point; they need float32 at
+    the least."""
+    for bits in (10, 8):
+
+        def formula(r: Rotation, off: float = 2.0 ** -(bits + 1)) -> Tracked:
+            table = (t.with_errors((t.off + off, t.usual + off)) for t in r.table)
+            return rotated(r, *table)
+
+        yield evaluated(rope, formula), bits

@@ -1,0 +1,201 @@
+"""The right formula in too few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.verify.bound import Bound
+from llama_layers.verify.failing_site import Computable, FailingSite, wide
+from llama_layers.verify.mistakes.registry import Computed, Kind, evaluated, mistake
+from llama_layers.verify.operations import (
+    Attention,
+    Embedding,
+    Gate,
+    Linear,
+    Norm,
+    Operation,
+    Probabilities,
+    Residual,
+    Rope,
+    Scores,
+    WeightedSum,
+)
+from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.roundoff import read_in
+
+NARROW = ("bfloat16", "float16")
+_INPUTS: dict[type, tuple[str, ...]] = {
+    Linear: ("x", "weight"),
+    Norm: ("x", "weight"),
+    Attention: ("q", "k", "v"),
+    Scores: ("q", "k"),
+    Probabilities: ("q", "k"),
+    WeightedSum: ("probabilities", "v"),
+    Gate: ("gate", "up"),
+    Residual: ("x", "added"),
+    Rope: ("x",),
+    Embedding: ("table",),
+}
+_READING = (
+    Linear | Norm | Attention | Scores | Probabilities | WeightedSum | Gate | Residual | Rope
+    | Embedding
+)  # fmt: skip
+_PRODUCTS = Linear | Attention | Scores | Probabilities | WeightedSum
+_WEIGHTS = {"weight", "table", "bias"}
+
+
+def tf32(array: NDArray[Any], half: int) -> NDArray[np.float32]:
+    """Numbers of 10 bits after the point: the other 13 are cut off, after `half` was added."""
+    numbers = np.array(array, np.float32)
+    odd = ~np.isfinite(numbers)
+    kept = numbers[odd]
+    bits = numbers.view(np.uint32)
+    bits += np.uint32(half)
+    bits &= np.uint32(0xFFFFE000)
+    numbers[odd] = kept
+    return numbers
+
+
+def narrowed(array: Any, narrow: str) -> NDArray[np.float32]:
+    """An array's numbers in a narrow format, as float32."""
+    with np.errstate(over="ignore"):
+        return read_in(wide(array), FLOATS[narrow]).astype(np.float32)
+
+
+def _rounded(
+    operation: Any, rounding: Callable[[Any], Any], *, parts: bool
+) -> Iterator[Computable]:
+    """All inputs rounded, and if `parts` some of them; but weights alone are another mistake."""
+    names = _INPUTS[type(operation)]
+    rounded = {name: rounding(getattr(operation, name)) for name in names}
+    told = {
+        name
+        for name in set(names) - _WEIGHTS
+        if not parts or not np.array_equal(rounded[name], wide(getattr(operation, name)))
+    }
+    for count in range(len(names), 0, -1) if parts else (len(names),):
+        for some in combinations(names, count):
+            if told.intersection(some):
+                yield replace(operation, **{n: rounded[n] for n in some})
+
+
+@mistake(_PRODUCTS, "inputs rounded to TF32", kind=Kind.ROUNDING)
+def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+    """Multiplies in TF32, with 10 bits after the point; it should multiply in float32."""
+    for half in (0x1000, 0):  # to nearest, or cut off
+        yield from _rounded(operation, partial(tf32, half=half), parts=False)
+
+
+def _inputs_in(narrow: str) -> None:
+    @mistake(
+        _READING,
+        f"inputs rounded to {narrow}",
+        kind=Kind.ROUNDING,
+        says=f"Rounds inputs to {narrow} before it computes.",
+    )
+    def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+        return _rounded(operation, lambda y: narrowed(y, narrow), parts=True)
+
+
+def _weights_in(narrow: str) -> None:
+    @mistake(
+        Linear | Norm | Embedding,
+        f"weights rounded to {narrow}",
+        kind=Kind.ROUNDING,
+        says=f"The port seems to have rounded the model's weights to {narrow} when it loaded them. "
+        f"If that is meant, hold it against those: --weights-dtype {narrow}, in Python "
+        f"load(..., dtype={narrow!r}).",
+    )
+    def _(operation: Any, at: FailingSite) -> Computable:
+        weights = {n: y for n in _WEIGHTS if (y := getattr(operation, n, None)) is not None}
+        rounded: Computable = replace(
+            operation, **{n: narrowed(y, narrow) for n, y in weights.items()}
+        )
+        return rounded
+
+
+def _result_in(narrow: str) -> None:
+    @mistake(
+        Operation,
+        f"result rounded to {narrow}",
+        kind=Kind.ROUNDING,
+        loosens=True,
+        says=f"The port's numbers are all numbers of {narrow}, and within its rounding.",
+    )
+    def _(operation: Any, at: FailingSite) -> Computable | None:
+        narrower = FLOATS[narrow].precision < FLOATS[at.formats.dtype].precision
+        if not narrower or not are_numbers_of(narrow, at.computed):
+            return None
+        return Computed(lambda how: operation.bound(replace(how, dtype=narrow)))
+
+
+def are_numbers_of(narrow: str, array: NDArray[Any]) -> bool:
+    """Whether every finite number of an array is one of a narrower format."""
+    numbers = wide(array)
+    numbers = numbers[np.isfinite(numbers)]
+    return bool((narrowed(numbers, narrow) == numbers).all())
+
+
+def _mean_in(narrow: str) -> None:
+    @mistake(
+        Norm,
+        f"norm's mean in {narrow}",
+        kind=Kind.ROUNDING,
+        says=f"The mean square of each token seems to be a number of {narrow}; sums need float32 "
+        "or more.",
+    )
+    def _(norm: Norm, at: FailingSite) -> Computable | None:
+        """The mean square of each token as a narrow number, read off the port's rows."""
+        square = np.mean(np.square(wide(norm.x)), axis=-1, keepdims=True)
+        normed = wide(norm.x) * wide(norm.weight)
+        with np.errstate(all="ignore"):
+            factor = np.sum(wide(at.computed) * normed, axis=-1, keepdims=True)
+            factor /= np.sum(np.square(normed), axis=-1, keepdims=True)
+            mean = wide(narrowed(factor**-2.0 - norm.eps, narrow))
+            off = np.abs(mean / square - 1)
+        # Whatever is summed in so few bits: the sum may stop to grow long before its end.
+        coarse = narrow != "bfloat16" and np.array_equal(narrowed(mean, "bfloat16"), mean)
+        if coarse or not np.isfinite(off).all() or not 0 < off.max() < 0.9:
+            return None  # numbers of both formats: the coarser one tells more
+        root = np.sqrt(mean + norm.eps)
+        return evaluated(norm, lambda n: n.x / root * n.weight)
+
+
+for _narrow in NARROW:
+    _inputs_in(_narrow)
+for _narrow in NARROW:
+    _weights_in(_narrow)
+for _narrow in NARROW:
+    _result_in(_narrow)
+
+
+@mistake(Operation, "result cut off", kind=Kind.ROUNDING)
+def _(operation: Any, at: FailingSite) -> Computable | None:
+    """Cuts results off to their format; it should round them to nearest."""
+    # Half a unit in the last place below the exact result, and as much around it.
+    out = FLOATS[at.formats.dtype]
+    if out.precision >= FLOATS[at.formats.accumulate].precision:
+        return None
+
+    def bound(how: Rounding) -> Bound:
+        right = operation.bound(replace(how, dtype=how.accumulate))
+        with np.errstate(all="ignore"):
+            _, exponent = np.frexp(right.exact)
+            unit = np.ldexp(2.0 * out.unit_roundoff, exponent - 1)
+            unit = np.maximum(unit, out.smallest_subnormal)
+        below = right.exact - np.sign(right.exact) * unit / 2
+        return Bound(below, unit / 2 + right.limit, unit / 2 + right.usual)
+
+    return Computed(bound)
+
+
+for _narrow in NARROW:
+    _mean_in(_narrow)

@@ -1,0 +1,162 @@
+"""Mistakes in the residual stream: what enters it, and what is added to what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
+from llama_layers.verify.operations import Embedding, Residual
+from llama_layers.verify.roundoff import Float64Array
+from llama_layers.verify.tracked import Tracked, read
+
+# Where more tokens than that are wrong, their ids are not looked for.
+_IDS = 64
+
+
+@mistake(Residual, "residual missing")
+def _(r: Residual) -> Any:
+    """Passes on what the block computes; it should add it to the residual stream."""
+    return r.added
+
+
+@mistake(Residual, "block not added", common=True)
+def _(r: Residual) -> Any:
+    """Passes the residual stream on; it should add what the block computes."""
+    return r.x
+
+
+@mistake(Residual, "added twice")
+def _(r: Residual) -> Any:
+    """Adds the residual stream twice; it should add it once."""
+    return 2 * r.x + r.added
+
+
+@mistake(Residual, "added twice")
+def _(r: Residual) -> Any:
+    """Adds the block's output twice; it should add it once."""
+    return r.x + 2 * r.added
+
+
+@mistake(Residual, "subtracted for added")
+def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
+    """Subtracts what it should add."""
+    yield evaluated(residual, lambda r: r.x - r.added)
+    yield evaluated(residual, lambda r: r.added - r.x)
+
+
+@mistake(Residual, "residual from the wrong place")
+def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
+    """Adds what the block computes to {0}; it should add it to {1}."""
+    for name, x in at.streams(residual.x.shape):
+        yield replace(residual, x=x), name, at.site.routes[0][0]
+
+
+@mistake(Residual, "another block added")
+def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
+    """Adds {0}; it should add {1}."""
+    for name, added in at.streams(residual.x.shape):
+        yield replace(residual, added=added), name, at.site.routes[0][1]
+
+
+def _with_more(r: Residual, more: NDArray[Any]) -> Tracked:
+    total: Tracked = Residual.formula(r) + read("more", more, r.x.how)
+    return total
+
+
+@mistake(Residual, "one array more added")
+def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
+    """Adds {0}, too."""
+    for name, more in at.streams(residual.x.shape):
+        if name not in at.site.routes[0]:
+            yield (
+                evaluated(residual, _with_more, more),
+                name,
+            )
+
+
+@mistake(Residual, "added block scaled", kind=Kind.SOLVED)
+def _(residual: Residual, at: FailingSite) -> Any:
+    """Adds {0:.6g} times what the block computes; it should add it as it is."""
+    # The factor of the block's output that fits best.
+    x, added, computed = wide(residual.x), wide(residual.added), wide(at.computed)
+    size = float(np.sum(np.square(added)))
+    if not size or not np.isfinite(computed).all():
+        return None
+    factor = float(np.sum((computed - x) * added)) / size
+    return (evaluated(residual, lambda r: r.x + factor * r.added), factor)
+
+
+@mistake(Embedding, "embedding scaled by the root of hidden_size", common=True)
+def _(embedding: Embedding, at: FailingSite) -> Iterator[Any]:
+    """Multiplies the embedding by the root of hidden_size, as Gemma does; it should take it as
+    it is."""
+    root = math.sqrt(embedding.table.shape[1])
+    for dtype in (np.float64, np.float32, ml_dtypes.bfloat16, np.float16):
+        yield evaluated(embedding, lambda e, by: e.rows * by, float(np.asarray(root, dtype)))
+
+
+@mistake(Embedding, "token ids shifted")
+def _(embedding: Embedding, at: FailingSite) -> Iterator[Any]:
+    """Reads the row of id {0:+d} for each id."""
+    for step in (1, -1):
+        yield replace(embedding, ids=(embedding.ids + step) % len(embedding.table)), step
+
+
+@mistake(Embedding, "tokens shifted")
+def _(embedding: Embedding, at: FailingSite) -> Iterator[Any]:
+    """Reads the row of the token {0} each; it should read its own."""
+    yield replace(embedding, ids=np.roll(embedding.ids, 1, axis=1)), "before"
+    yield replace(embedding, ids=np.roll(embedding.ids, -1, axis=1)), "after"
+
+
+@mistake(Embedding, "other token ids", kind=Kind.SOLVED)
+def _(embedding: Embedding, at: FailingSite) -> Any:
+    """The token at {0}."""
+    # The row of the table that each wrong token has, where there is one.
+    bound = at.bound(at.formats)
+    wrong = np.argwhere((bound.ratio(at.computed) > 1).any(axis=-1))
+    if not 0 < len(wrong) <= _IDS:
+        return None
+    ids, said = embedding.ids.copy(), []
+    for b, s in wrong:
+        row = _row_of(wide(at.computed[b, s]), embedding.table, at.formats.dtype)
+        if row is None:
+            return None
+        said.append(f"({b}, {s}): the array is row {row}, input_ids says {ids[b, s]}")
+        ids[b, s] = row
+    more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
+    return (replace(embedding, ids=ids), f"{'; at '.join(said[:3])}{more}")
+
+
+def _row_of(row: Float64Array, table: NDArray[Any], dtype: str) -> int | None:
+    """Which row of a table it may be in a format: the nearest of those that begin like it."""
+    start = row[:4]
+    off = np.abs(table[:, : len(start)].astype(np.float64) - start)
+    near = np.flatnonzero((off <= 2 * FLOATS[dtype].unit_roundoff * np.abs(start)).all(axis=-1))
+    if not len(near):
+        return None
+    return int(near[np.argmin(np.abs(table[near].astype(np.float64) - row).sum(axis=-1))])
+
+
+@mistake(Embedding, "another embedding table")
+def _(embedding: Embedding, at: FailingSite) -> Embedding:
+    """Reads rows of the head; it should read those of the embedding."""
+    return replace(embedding, table=to_numpy(at.model.weights.lm_head))
+
+
+@mistake(Embedding, "another embedding table")
+def _(embedding: Embedding, at: FailingSite) -> Embedding:
+    """Reads the embedding as if it were stored [hidden, vocabulary]; it should read it as
+    [vocabulary, hidden]."""
+    rows, columns = embedding.table.shape
+    return replace(embedding, table=embedding.table.reshape(columns, rows).T)

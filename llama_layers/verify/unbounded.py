@@ -1,0 +1,161 @@
+"""A site whose inputs were not recorded: no bound holds, but it can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.model.llama import Llama
+from llama_layers.verify.distance import distance
+from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.recompute import Recomputation
+from llama_layers.verify.sites import Site
+from llama_layers.verify.validate import Recorded
+
+# Such a site may differ from the exact array this many times as much as our own run does.
+CLOSE = 30.0
+
+
+@dataclass(frozen=True, eq=False)
+class Unbounded:
+    """How far an array is from a recomputation through sites that were not recorded.
+
+    Attributes
+    ----------
+    site : Site
+        Which.
+    array : ndarray
+        What the port has there.
+    formats : Rounding
+        In which formats it computes.
+    inputs : tuple of str
+        The recorded sites that it was recomputed from.
+    difference : float
+        Relative, of the whole array; NaN where nothing was recorded to recompute it from.
+    yardstick : float or None
+        The same of our own run in the port's dtype.
+    odd : bool
+        Whether it has NaN or Inf that nothing recorded and no weight accounts for.
+    lacks_ids : bool
+        Whether it could be recomputed if `input_ids` were recorded.
+    """
+
+    site: Site
+    array: NDArray[Any]
+    formats: Rounding
+    inputs: tuple[str, ...]
+    difference: float
+    yardstick: float | None
+    odd: bool = False
+    lacks_ids: bool = False
+
+    @property
+    def allowed(self) -> float:
+        """The largest difference that looks like rounding."""
+        floor = FLOATS[self.formats.dtype].unit_roundoff
+        return CLOSE * max(self.yardstick or 0.0, floor)
+
+    @property
+    def verdict(self) -> Literal["SEEN", "DIFFERS"]:
+        """DIFFERS if the difference is larger."""
+        if math.isnan(self.difference):
+            return "DIFFERS" if self.odd else "SEEN"
+        return "SEEN" if self.difference <= self.allowed else "DIFFERS"
+
+    @property
+    def note(self) -> str:
+        """What this rests on, as a sentence."""
+        if not math.isnan(self.difference):
+            return (
+                "inputs were not recorded, so that only inherited error could be seen, for which "
+                "no bound holds"
+            )
+        if self.odd:
+            return "the port has NaN or Inf here, and nothing that it could come from was recorded"
+        if self.lacks_ids:
+            return "input_ids were not recorded, and it could be recomputed from nothing else"
+        return "nothing that it could be recomputed from was recorded"
+
+
+class Recomputed:
+    """The sites of a trace whose inputs were not recorded."""
+
+    def __init__(self, recorded: Recorded, model: Llama) -> None:
+        self._recorded = recorded
+        self._model = model
+        self._exact = Recomputation(recorded, model)
+        self._own: dict[str, Recomputation] = {}
+
+    def compared(self, site: Site, array: NDArray[Any], formats: Rounding) -> Unbounded:
+        """Compare a site with its recomputation. Ask for sites in the order of a forward pass."""
+        if not self._exact.knows(site):
+            odd = not _is_finite(self._recorded, site, array) and _weights_are_finite(
+                self._model, site
+            )
+            lacks_ids = self._recorded.input_ids is None and not site.pairwise
+            return Unbounded(site, array, formats, (), math.nan, None, odd, lacks_ids)
+        own = self._own.setdefault(
+            formats.dtype, Recomputation(self._recorded, self._model, formats.dtype)
+        )
+        exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in (self._exact, own))
+        return Unbounded(
+            site,
+            array,
+            formats,
+            self._exact.gap(site).sources,
+            apart(self._recorded, array, exact),
+            distance(exact, ours),
+        )
+
+    @property
+    def walk(self) -> Recomputation:
+        """The exact recomputation."""
+        return self._exact
+
+
+def apart(recorded: Recorded, array: NDArray[Any], exact: NDArray[Any]) -> float:
+    """How far apart two arrays are at tokens that are not padding."""
+    exact = exact[:, -array.shape[1] :]
+    if recorded.keep is None:
+        return distance(exact, array)
+    keep = recorded.keep[:, -array.shape[1] :]
+    return distance(exact[keep], array[keep])
+
+
+def _is_finite(recorded: Recorded, site: Site, array: NDArray[Any]) -> bool:
+    """Whether each number that depends on no padding and no hidden key is finite."""
+    finite = np.isfinite(array.astype(np.float64))
+    if site.pairwise:
+        assert site.layer is not None  # pairs are of a layer's tokens
+        window = recorded.config.window_of(site.layer)
+        finite |= ~recorded.allowed(window)[:, None]
+    if recorded.keep is None:
+        return bool(finite.all())
+    finite = np.swapaxes(finite, 1, 2) if site.pairwise else finite
+    return bool(finite[recorded.keep[:, -finite.shape[1] :]].all())
+
+
+def _weights_are_finite(model: Llama, site: Site) -> bool:
+    """Whether every weight that a site is computed with is finite."""
+    weights = model.weights
+    last = model.config.num_hidden_layers - 1 if site.layer is None else site.layer
+    arrays = chain([weights.embed_tokens], *(_arrays(weights.layers[i]) for i in range(last + 1)))
+    return all(np.isfinite(to_numpy(a).astype(np.float32)).all() for a in arrays)
+
+
+def _arrays(weights: Any) -> Iterator[Any]:
+    """The arrays in a dataclass of weights."""
+    for field in fields(weights):
+        part = getattr(weights, field.name)
+        if is_dataclass(part):
+            yield from _arrays(part)
+        elif hasattr(part, "dtype"):
+            yield part
