@@ -103,10 +103,11 @@ def _(operation: Any, at: FailingSite) -> Iterator[Any]:
             continue
         name = f"model.layers.{layer}.self_attn"
         others = {"k": at.array(f"{name}.k_rope"), "v": at.array(f"{name}.v_proj")}
+        read = dict(zip("kv", _keys_and_values(operation), strict=True))
         found = {
-            field: array.reshape(getattr(operation, field).shape)
+            field: array.reshape(own.shape)
             for field, array in others.items()
-            if array is not None and getattr(operation, field) is not None
+            if array is not None and (own := read[field]) is not None
         }
         each = [{field: array} for field, array in found.items()]
         for fields in [found, *each] if len(found) > 1 else each:
@@ -150,6 +151,11 @@ def _(operation: Any, at: FailingSite) -> Iterator[Any]:
             yield replace(operation, scale=scale), " or ".join(spellings)
 
 
+def _keys_and_values(operation: Any) -> tuple[Any, Any]:
+    """The keys and values that an operation reads; None for those that it does not."""
+    return getattr(operation, "k", None), getattr(operation, "v", None)
+
+
 def _with_heads(
     operation: Any, at: FailingSite, of: Callable[[int, int], list[int]]
 ) -> Iterator[Any]:
@@ -157,7 +163,7 @@ def _with_heads(
     heads, groups = at.config.num_attention_heads, at.config.num_key_value_heads
     if groups == 1:
         return
-    k, v = operation.k, operation.v
+    k, v = _keys_and_values(operation)
     order = of(heads, groups)
     each = [None if y is None else y[:, :, order] for y in (k, v)]
     fields = {f: y for f, y in zip("kv", each, strict=True) if y is not None}
