@@ -24,7 +24,7 @@ FLOORS = (
     ("model",),
     ("backends", "checkpoint", "parallel"),
     ("verify",),
-    ("testing", "bench"),
+    ("testing", "bench", "trial"),
     ("cli",),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -32,7 +32,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 # What stands above and is loaded by name, here alone, when it is first needed.
 LOADED_BY_NAME = {
     ("llama_layers.arrays.dispatch", "llama_layers.backends."),
-    ("llama_layers.backends.trust", "llama_layers.verify.bodies"),
+    ("llama_layers.backends.trust", "llama_layers.trial"),
 }
 # Libraries that need not be installed: a function may import them.
 OPTIONAL = frozenset(

@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from llama_layers import trial
 from llama_layers.arrays.dispatch import only, routes
 from llama_layers.backends import machine, trust
 from llama_layers.backends.numpy import BODIES
@@ -19,7 +20,6 @@ from llama_layers.backends.trust import Body, settled, takes, trusted
 from llama_layers.layers.norm import normalise
 from llama_layers.layers.rope import rotate
 from llama_layers.testing import assert_same_bits
-from llama_layers.verify import bodies
 from tests.support.watched_bodies import (
     DEFINITIONS,
     forget,
@@ -47,7 +47,7 @@ def test_the_right_ones_serve(name):
 def test_every_body_is_tried():
     for library in ("numpy", "cupy"):
         for offers in routes(library).values():
-            assert set(offers) <= set(bodies.OPERATIONS)
+            assert set(offers) <= set(trial.OPERATIONS)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no such\ninstruction"), ValueError(), KeyError(3)])
@@ -119,7 +119,7 @@ def test_a_caller_s_error_state_does_not_count():
 
 
 def tries():
-    return mock.patch.object(bodies, "verdict_on", side_effect=bodies.verdict_on)
+    return mock.patch.object(trial, "verdict_on", side_effect=trial.verdict_on)
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -345,7 +345,7 @@ def test_later_processes_read_a_file_and_nothing_else(tmp_path):
 import sys, numpy
 from llama_layers import rms_norm
 rms_norm(numpy.ones((1, 8), "f4"), numpy.ones(8, "f4"), eps=1e-5)
-print("llama_layers.verify.bodies" in sys.modules)
+print("llama_layers.trial" in sys.modules)
 """
     environment = os.environ | {"LLAMA_LAYERS_CACHE": str(tmp_path), "LLAMA_LAYERS_VERIFY": "1"}
     found = [

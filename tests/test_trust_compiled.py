@@ -32,7 +32,7 @@ from llama_layers.backends.numba.sizes import of_any_size, small
 from llama_layers.backends.numpy import BODIES
 from llama_layers.backends.trust import Body, settled
 from llama_layers.testing import assert_same_bits
-from llama_layers.verify.bodies import verdict_on
+from llama_layers.trial import verdict_on
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 TILES = gemm.problem("float32", "float32")

@@ -17,7 +17,7 @@ CHOICES = (
 )  # fmt: skip
 PACKAGES = ("llvmlite", "numba", "numpy")
 # Rooms whose sources verdicts depend on.
-ROOMS = ("arrays", "config", "layers", "model", "backends", "verify")
+ROOMS = ("arrays", "config", "layers", "model", "backends", "verify", "trial")
 
 
 def describe(library: str) -> dict[str, str]:

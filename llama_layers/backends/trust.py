@@ -161,7 +161,7 @@ def _found(body: Body) -> Verdict:
 
 def tried(body: Body) -> tuple[Verdict, bool]:
     """The verdict on a body, and whether it would be the same another time."""
-    trials: Any = importlib.import_module("llama_layers.verify.bodies")
+    trials: Any = importlib.import_module("llama_layers.trial")
     try:
         verdict: Verdict = trials.verdict_on(body)
     except Exception as error:  # a compiler or a driver raises errors of its own

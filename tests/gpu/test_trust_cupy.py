@@ -8,14 +8,13 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from llama_layers import BackendError, KVCache, Mask, forward, generate
+from llama_layers import BackendError, KVCache, Mask, forward, generate, trial
 from llama_layers.arrays.dispatch import routes
 from llama_layers.backends.cupy import BODIES, ROUTES, compile, cublas
 from llama_layers.backends.trust import Body, settled, trusted
 from llama_layers.testing import assert_same_bits
-from llama_layers.verify import bodies
-from llama_layers.verify.bodies import verdict_on
-from llama_layers.verify.bodies.place import Place
+from llama_layers.trial import verdict_on
+from llama_layers.trial.place import Place
 from tests.support.emulator import needs_compiler
 from tests.support.installed import on_device, stand_in_alone
 from tests.support.random_models import CONFIGS, model_of, random_weights
@@ -179,7 +178,7 @@ def test_without_any_body_cupy_computes_all():
 def test_another_gpu_or_driver_is_another_verdict(cupy, monkeypatch):
     xp = Place.of("cupy").xp
     arguments = [there(value) for value in inputs("rotate")]
-    tried = mock.patch.object(bodies, "verdict_on", side_effect=bodies.verdict_on)
+    tried = mock.patch.object(trial, "verdict_on", side_effect=trial.verdict_on)
     with tried as tries, planted("cupy", "CUDA", "rotate", BODIES["rotate"]):
         DEFINITIONS["rotate"](xp, *arguments)
         forget()

@@ -54,7 +54,7 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Any]:
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.{index}.{name}"] = getattr(layer, name)
     for name, weight in weights.items():
-        if name != at.site.name:
+        if name != at.site.name and weight.shape == norm.weight.shape:
             yield replace(norm, weight=to_numpy(weight)), name, at.site.name
 
 

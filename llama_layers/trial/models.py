@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.llama import Llama
 from llama_layers.model.weights import EMBEDDING, LlamaWeights, expected_tensors
-from llama_layers.verify.bodies.operations import DTYPES
-from llama_layers.verify.bodies.place import Place
+from llama_layers.trial.operations import DTYPES
+from llama_layers.trial.place import Place
 
 Move = Callable[[NDArray[Any]], Any]
 

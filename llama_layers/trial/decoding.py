@@ -24,8 +24,8 @@ from llama_layers.layers.cache import KVCache
 from llama_layers.model.forward import forward
 from llama_layers.model.generate import generate
 from llama_layers.model.llama import Llama
-from llama_layers.verify.bodies.models import EVEN, ODD, Move, TinyModel
-from llama_layers.verify.bodies.place import Outcome, Place
+from llama_layers.trial.models import EVEN, ODD, Move, TinyModel
+from llama_layers.trial.place import Outcome, Place
 
 ALLOWED, ROUNDINGS = 4, 8
 

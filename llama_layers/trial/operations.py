@@ -17,7 +17,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.rope import rope_table
-from llama_layers.verify.bodies.place import Case, Outcome, Place, outcome
+from llama_layers.trial.place import Case, Outcome, Place, outcome
 from llama_layers.verify.bounds import (
     Bound,
     attention_bound,

@@ -11,8 +11,8 @@ from llama_layers.arrays.dispatch import Function
 from llama_layers.backends.numba.sizes import of_any_size
 from llama_layers.backends.trust import Body
 from llama_layers.backends.verdicts import Verdict
-from llama_layers.verify.bodies import decoding, operations
-from llama_layers.verify.bodies.place import Outcome, Place
+from llama_layers.trial import decoding, operations
+from llama_layers.trial.place import Outcome, Place
 
 OPERATIONS: dict[str, Callable[[Function, Place], Iterator[Outcome]]] = {
     "activations": operations.activations,
