@@ -176,7 +176,11 @@ orphan: true
 [cosmic-ray](https://cosmic-ray.readthedocs.io) changes the source at one place, and the tests that
 execute this place should fail. Each line below is a change that none of them noticed, and why that
 is right or what is missing. `python tests/mutation/run.py` draws the sample, runs the tests and
-writes this page. The last run was of `{arguments}`.
+writes this page. The last run:
+
+```sh
+python tests/mutation/{arguments}
+```
 
 | Package | Mutants | Killed | Survived |
 | --- | --- | --- | --- |
