@@ -1,4 +1,4 @@
-"""Checks of arguments that are numbers, Python's or NumPy's but not bools, or words."""
+"""Checks of arguments: numbers (Python's or NumPy's, but no bools), words and arrays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from numbers import Integral, Real
 from typing import TypeGuard
 
+from llama_layers.arrays.dtypes import dtype_name, float_format
+from llama_layers.arrays.types import Array
 from llama_layers.errors import shown
 
 # Slots and positions of a cache are counted in int32, which every library has.
@@ -50,3 +52,25 @@ def check_choice(name: str, value: object, *choices: str) -> None:
     if not isinstance(value, str) or value not in choices:
         expected = " or ".join(map(repr, choices))
         raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+
+
+def check_shape(name: str, array: Array, *expected: int | str) -> None:
+    """Raise unless an array has floats and a shape, in which a name stands for any number."""
+    float_format(name, array)
+    if array.ndim != len(expected) or any(
+        not isinstance(size, str) and size != found
+        for size, found in zip(expected, array.shape, strict=True)
+    ):
+        shape = ", ".join(map(str, expected))
+        raise ValueError(f"{name}: expected shape [{shape}], got {list(array.shape)}")
+
+
+def check_same_dtype(**arrays: Array) -> None:
+    """Raise TypeError unless all arrays have the format of the first, in any byte order."""
+    (first, array), *others = arrays.items()
+    for name, other in others:
+        if dtype_name(other.dtype) != dtype_name(array.dtype):
+            raise TypeError(
+                f"{name}: expected the dtype of {first}, {dtype_name(array.dtype)}, "
+                f"got {dtype_name(other.dtype)}"
+            )

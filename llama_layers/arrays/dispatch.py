@@ -80,5 +80,4 @@ def routes(library_name: str) -> dict[str, dict[str, Function]]:
     if library_name not in LIBRARIES:
         return {}
     backend: Any = importlib.import_module(f"llama_layers.backends.{library_name}")
-    found: dict[str, dict[str, Function]] = backend.ROUTES
-    return found
+    return backend.ROUTES

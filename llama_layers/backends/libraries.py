@@ -1,8 +1,9 @@
-"""Array libraries that need not be installed, imported when they are first needed."""
+"""Libraries that need not be installed or may be switched off; none is imported before its use."""
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any, TypeAlias
 
 from llama_layers.arrays.types import Namespace
@@ -14,3 +15,9 @@ CupyArray: TypeAlias = Any
 def cupy() -> Namespace:
     """CuPy: a module that only loads where it is installed."""
     return importlib.import_module("cupy")
+
+
+def switched_off(variable: str) -> str | None:
+    """The value of an environment variable if it means no; None otherwise."""
+    said = os.environ.get(variable, "1")
+    return said if said.lower() in ("0", "false", "off", "no") else None

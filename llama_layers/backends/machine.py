@@ -1,4 +1,4 @@
-"""What bodies run on: the processor or GPU, and the versions of everything that compiles them."""
+"""The machine that bodies run on: its processor or GPU, and the versions of their compilers."""
 
 from __future__ import annotations
 
@@ -103,8 +103,3 @@ def _gpu() -> dict[str, str]:
         "CUDA": str(runtime.runtimeGetVersion()),
         "CuPy": cupy().__version__,
     }
-
-
-def captures() -> bool:
-    """Whether CuPy's current stream records what it is given and does not run it."""
-    return bool(cupy().cuda.get_current_stream().is_capturing())

@@ -1,4 +1,4 @@
-"""Whether a body may serve on this machine: only if it was seen to be right.
+"""Whether a body may serve on this machine: only after a trial has shown that it is right.
 
 Before a body first serves it is tried on small inputs, where it has to stay within the bound of its
 definition. The verdict is remembered for this machine. ``LLAMA_LAYERS_VERIFY=0`` in the environment
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from llama_layers.arrays.dispatch import Function, definitions
-from llama_layers.arrays.switches import switched_off
 from llama_layers.backends import machine
-from llama_layers.backends.announce import announce
+from llama_layers.backends.libraries import cupy, switched_off
 from llama_layers.backends.verdicts import Verdict, Verdicts
 from llama_layers.errors import BackendError, one_line
+from llama_layers.files.progress import announce
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -146,7 +146,7 @@ def _found(body: Body) -> Verdict:
     ours = _is_ours(body)
     verdict = verdicts.get(str(body)) if ours else None
     if verdict is None:
-        if body.library == "cupy" and machine.captures():
+        if body.library == "cupy" and cupy().cuda.get_current_stream().is_capturing():
             raise BackendError(
                 f"{body} was not tried on this GPU yet, and cannot be while a stream captures: "
                 "run it once before"
@@ -163,10 +163,9 @@ def tried(body: Body) -> tuple[Verdict, bool]:
     """The verdict on a body, and whether it would be the same another time."""
     trials: Any = importlib.import_module("llama_layers.trial")
     try:
-        verdict: Verdict = trials.verdict_on(body)
+        return trials.verdict_on(body), True
     except Exception as error:  # a compiler or a driver raises errors of its own
         return Verdict(None, reason(error)), not isinstance(error, MemoryError | OSError)
-    return verdict, True
 
 
 def remember(body: Body, verdict: Verdict) -> None:

@@ -15,18 +15,12 @@ from llama_layers.files.output import cache_directory, write_atomically
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a body was within the bound of its definition.
-
-    Attributes
-    ----------
-    ratio : float or None
-        The largest error over its limit; None if the body raised.
-    problem : str or None
-        Why it is not used.
-    """
+    """Whether a body was within the bound of its definition."""
 
     ratio: float | None
+    """The largest error over its limit; None if the body raised."""
     problem: str | None = None
+    """Why it is not used."""
 
     @property
     def passed(self) -> bool:
@@ -37,8 +31,8 @@ class Verdict:
 class Verdicts:
     """The verdicts on the bodies for a library's arrays, in a file named after what they depend on.
 
-    A file that cannot be read or makes no sense counts as empty. If it cannot be written, each
-    process finds out for itself.
+    A file that cannot be read or makes no sense counts as empty. If none can be written, each
+    process tries the bodies again.
     """
 
     def __init__(self, library: str) -> None:

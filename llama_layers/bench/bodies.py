@@ -58,8 +58,7 @@ def times_as_fast(body: Body) -> float | None:
 def _waiting(library: str) -> Callable[[], Any]:
     if library != "cupy":
         return lambda: None
-    synchronize: Callable[[], Any] = cupy().cuda.Device().synchronize
-    return synchronize
+    return cupy().cuda.Device().synchronize
 
 
 Pair = tuple[Callable[[], Any], Callable[[], Any]]
@@ -75,7 +74,7 @@ def _operation(body: Body, dtype: str) -> Pair | None:
 
 
 def _inputs(xp: Any, dtype: str, tokens: int) -> dict[str, tuple[Any, ...]]:
-    """What each operation gets in a model, apart from the namespace."""
+    """The arguments of each operation in a model, apart from the namespace."""
     rng = np.random.default_rng(0)
     kind = np.dtype(RandomWeights(dtype).ones(1).dtype)
     heads, kv_heads, width = (

@@ -11,20 +11,14 @@ from llama_layers.model.weights import expected_tensors
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes and operations.
-
-    Attributes
-    ----------
-    nbytes : int
-        Weights, each once, and cached keys and values. Activations are not counted: they can stay
-        in the processor's cache.
-    flops : int
-        Additions and multiplications of the products with matrices and of attention; the rest of
-        a layer is a few for each number, and not counted.
-    """
+    """Bytes and operations."""
 
     nbytes: int
+    """Weights, each once, and cached keys and values. Activations are not counted: they can stay
+    in the processor's cache."""
     flops: int
+    """Additions and multiplications of the products with matrices and of attention; the rest of
+    a layer is a few for each number, and not counted."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.nbytes + other.nbytes, self.flops + other.flops)

@@ -14,11 +14,11 @@ import numpy as np
 from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.bench.machine import load, system
 from llama_layers.bench.result import Limit
-from llama_layers.bench.threads import Threads
+from llama_layers.bench.threads import BlasThreads
 
 # OpenBLAS's idle threads spin for about 0.1 s before they sleep, and take a core from others.
 REST = 0.15
-# What the limits are probed with: more bytes than caches hold, and matrices that they do hold.
+# Sizes for probing the limits: more bytes than caches hold, and matrices that they do hold.
 READ_BYTES = 256 << 20
 SQUARE = 1024
 TRIES = 3
@@ -32,17 +32,17 @@ class Cpu:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._pool = Threads(threads)
+        self._blas = BlasThreads()
         self._load = load()
         numbers = np.ones(READ_BYTES // 4, np.float32)
         self._parts = [np.array_split(part, 2) for part in np.array_split(numbers, threads)]
         self._square = np.ones((SQUARE, SQUARE), np.float32)
-        self._reading = Limit("dot products over an array that no cache holds", [])
-        self._multiplying = Limit(f"float32 products of {SQUARE} x {SQUARE} matrices in NumPy", [])
+        self.reading = Limit("dot products over an array that no cache holds", [])
+        self.multiplying = Limit(f"float32 products of {SQUARE} x {SQUARE} matrices in NumPy", [])
 
     def pinned(self) -> AbstractContextManager[Any]:
         """Set the number of threads of every BLAS."""
-        return self._pool.applied()
+        return self._blas.limited_to(self.threads)
 
     def settle(self) -> None:
         """Wait until idle threads sleep."""
@@ -56,24 +56,20 @@ class Cpu:
 
     def probe(self) -> None:
         """Try a few times how fast it reads and multiplies."""
-        with self._pool.one_for_blas(), ThreadPoolExecutor(self.threads) as pool:
+        with self._blas.limited_to(1), ThreadPoolExecutor(self.threads) as pool:
             for _ in range(TRIES):
                 seconds = self.timed(lambda: list(pool.map(_dot, self._parts)))
-                self._reading.rates.append(READ_BYTES / seconds)
+                self.reading.rates.append(READ_BYTES / seconds)
         for _ in range(TRIES):
             seconds = self.timed(lambda: self._square @ self._square)
-            self._multiplying.rates.append(2 * SQUARE**3 / seconds)
-
-    def limits(self) -> tuple[Limit, Limit]:
-        """Return the limits of reading and multiplying, as they were probed."""
-        return self._reading, self._multiplying
+            self.multiplying.rates.append(2 * SQUARE**3 / seconds)
 
     def describe(self) -> dict[str, str]:
         """Describe the processor and what it computes with."""
         compiled = compiled_problem() or f"by numba {version('numba')}"
         return {
             **system(),
-            "BLAS": self._pool.blas(),
+            "BLAS": self._blas.names(),
             "our compiled bodies": compiled,
             **self._load,
         }

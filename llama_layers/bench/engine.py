@@ -22,25 +22,16 @@ WAKING = 3
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine that is ready for a job.
-
-    Attributes
-    ----------
-    name : str
-        Its name.
-    numbers : str
-        The formats that it stores and computes in.
-    prepare : callable
-        ``prepare(size)`` does what is not timed, and some of the same work, so that the engine's
-        threads are awake; it returns the call that is timed, which returns the last result.
-    to_numpy : callable
-        The numbers of that result.
-    """
+    """An engine that is ready for a job."""
 
     name: str
     numbers: str
+    """The formats that it stores and computes in."""
     prepare: Callable[[int], Call]
+    """``prepare(size)`` does what is not timed, and some of the same work, so that the engine's
+    threads are awake; it returns the call that is timed, which returns the last result."""
     to_numpy: Callable[[Any], NDArray[Any]] = np.asarray
+    """The numbers of that result."""
 
 
 class ModelRunner(Protocol[State]):
@@ -50,10 +41,10 @@ class ModelRunner(Protocol[State]):
     numbers: str
 
     def start(self, length: int) -> State:
-        """Make an empty cache for as many tokens."""
+        """Make an empty cache for this number of tokens."""
 
     def copy(self, state: State) -> State:
-        """Make a cache that can be fed without a change to this one."""
+        """Copy a cache, so that feeding the copy does not change it."""
 
     def feed(self, state: State, ids: NDArray[np.int64]) -> tuple[Any, State]:
         """Run tokens [B, S]; return the logits of the last ones, and the cache with all."""
@@ -63,7 +54,7 @@ class ModelRunner(Protocol[State]):
 
 
 class DrawingRunner(ModelRunner[State], Protocol[State]):
-    """Also draws tokens, and feeds them to the model without a look at them."""
+    """Also draws tokens, and feeds them to the model without looking at them."""
 
     def draw(self, state: State, ids: NDArray[np.int64], count: int) -> Call:
         """Start from the tokens [B, 1] before; each call draws the likeliest and feeds them."""

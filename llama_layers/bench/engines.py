@@ -28,24 +28,16 @@ _PACKAGE = "llama_layers_engines"
 
 @dataclass(frozen=True)
 class OtherEngine:
-    """An engine to measure against.
-
-    Attributes
-    ----------
-    kinds : tuple of str
-        The jobs that it can do on a CPU.
-    packages : dict of str to str
-        The packages that it needs: the name to import, and the name to install.
-    module : str
-        Has a function ``engine(job, threads, closing)`` that returns an `Engine`.
-    on_gpu : tuple of str
-        The jobs that it can do on a GPU, with torch.
-    """
+    """An engine to measure against."""
 
     kinds: tuple[Kind, ...]
+    """The jobs that it can do on a CPU."""
     packages: dict[str, str]
+    """The packages that it needs: the name to import, and the name to install."""
     module: str
+    """Has a function ``engine(job, threads, closing)`` that returns an `Engine`."""
     on_gpu: tuple[Kind, ...] = ()
+    """The jobs that it can do on a GPU, with torch."""
 
     def versions(self) -> dict[str, str]:
         """The versions of its packages."""
@@ -68,8 +60,7 @@ def other_engines() -> dict[str, OtherEngine]:
         assert spec.loader is not None
         module = sys.modules[_PACKAGE] = module_from_spec(spec)
         spec.loader.exec_module(module)
-    engines: dict[str, OtherEngine] = module.ENGINES
-    return engines
+    return module.ENGINES
 
 
 def check_engines(names: Sequence[str], kind: Kind, backend: Backend = "numpy") -> None:

@@ -11,18 +11,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from llama_layers.backends.cupy import cublas
-from llama_layers.backends.cupy.detect import device_name
+from llama_layers.backends.cupy.detect import device_name, dotted
 from llama_layers.bench.job import Kind
 from llama_layers.bench.machine import load, system
 from llama_layers.bench.models import RandomWeights
 from llama_layers.bench.result import Limit
 
-# What the limits are probed with: more than a cache holds, and matrices that keep all
+# Sizes for probing the limits: more bytes than a cache holds, and matrices that keep all
 # multiprocessors busy.
 COPIED = 512 << 20
 SQUARE = 8192
 TRIES = 3
-# Copies that keep the GPU busy meanwhile: as many as are enough, within these.
+# The fewest and the most copies that keep the GPU busy meanwhile.
 FEWEST_AHEAD, MOST_AHEAD = 16, 256
 
 
@@ -46,8 +46,8 @@ class Gpu:
         self._a, self._b = (weights.matrix(SQUARE, SQUARE) for _ in range(2))
         self._product = self._cupy.empty((SQUARE, SQUARE), dtype=self._a.dtype)
         self._multiply()  # once untimed: cuBLAS takes its memory
-        self._reading = Limit(f"copies of {COPIED >> 20} MiB on the GPU, read and written", [])
-        self._multiplying = Limit(
+        self.reading = Limit(f"copies of {COPIED >> 20} MiB on the GPU, read and written", [])
+        self.multiplying = Limit(
             f"{dtype} products of {SQUARE} x {SQUARE} matrices of random numbers in cuBLAS", []
         )
 
@@ -88,13 +88,9 @@ class Gpu:
     def probe(self) -> None:
         """Try how fast it reads and multiplies."""
         for _ in range(TRIES):
-            self._reading.rates.append(2 * COPIED / self.timed_by_events(self._copy))
+            self.reading.rates.append(2 * COPIED / self.timed_by_events(self._copy))
             seconds = self.timed_by_events(self._multiply)
-            self._multiplying.rates.append(2 * SQUARE**3 / seconds)
-
-    def limits(self) -> tuple[Limit, Limit]:
-        """Return the limits of reading and multiplying, as they were probed."""
-        return self._reading, self._multiplying
+            self.multiplying.rates.append(2 * SQUARE**3 / seconds)
 
     def describe(self) -> dict[str, str]:
         """Describe the GPU and what it computes with."""
@@ -102,7 +98,7 @@ class Gpu:
         return {
             "GPU": device_name(),
             "driver": driver(),
-            "CUDA": _dotted(runtime.runtimeGetVersion()),
+            "CUDA": dotted(runtime.runtimeGetVersion()),
             "CuPy": self._cupy.__version__,
             **system(),
             **self._load,
@@ -121,14 +117,9 @@ class Gpu:
 
 
 def driver() -> str:
-    """Return the version of NVIDIA's driver, as its own tool tells it."""
+    """Ask NVIDIA's tool for the version of its driver."""
     if (tool := shutil.which("nvidia-smi")) is None:
         return "unknown"
     command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.partition("\n")[0].strip() or "unknown"
-
-
-def _dotted(version: int) -> str:
-    """12040 is 12.4."""
-    return f"{version // 1000}.{version % 1000 // 10}"

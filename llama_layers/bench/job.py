@@ -1,4 +1,4 @@
-"""What is computed: the same for every engine."""
+"""The computation that is timed: the same for every engine."""
 
 from __future__ import annotations
 
@@ -45,18 +45,12 @@ def placed(array: NDArray[Any], like: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class QKVJob:
-    """Hidden states times the fused query, key and value matrix.
-
-    Attributes
-    ----------
-    weights : sequence of QKVWeights
-        Copies of one size, each used once in a timed call.
-    sizes : sequence of int
-        Tokens of the cases.
-    """
+    """Hidden states times the fused query, key and value matrix."""
 
     weights: Sequence[QKVWeights]
+    """Copies of one size, each used once in a timed call."""
     sizes: Sequence[int]
+    """Tokens of the cases."""
     kind: Kind = "qkv"
 
     @property
@@ -97,30 +91,20 @@ class QKVJob:
 
 @dataclass(frozen=True, eq=False)
 class ModelJob:
-    """Tokens through a model, in one pass or one by one, after others that its cache holds.
-
-    Attributes
-    ----------
-    model : Llama
-        The model; for "layer", copies of one layer and a small vocabulary.
-    kind : {"layer", "decode", "prefill"}
-        The kind of a unit: a layer, a token, or a prompt.
-    sizes : sequence of int
-        Tokens of the cases; for "decode" the tokens in the cache before.
-    context : int
-        For "layer": tokens in the cache before.
-    steps : int
-        For "decode": tokens of each sequence in a timed call.
-    batch : int
-        For "decode": sequences.
-    """
+    """Tokens through a model, in one pass or one by one, after others that its cache holds."""
 
     model: Llama
+    """The model; for "layer", copies of one layer and a small vocabulary."""
     kind: Kind
+    """The kind of a unit: a layer, a token, or a prompt."""
     sizes: Sequence[int]
+    """Tokens of the cases; for "decode" the tokens in the cache before."""
     context: int = 0
+    """For "layer": tokens in the cache before."""
     steps: int = 1
+    """For "decode": tokens of each sequence in a timed call."""
     batch: int = 1
+    """For "decode": sequences."""
 
     @property
     def config(self) -> LlamaConfig:

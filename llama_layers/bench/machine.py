@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on, and what is said of it."""
+"""The machine that a benchmark runs on, and its description."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from llama_layers.bench.threads import available_threads
 
 
 class Machine(Protocol):
-    """A processor or a GPU: its clock, its limits, and what it is."""
+    """A processor or a GPU: its clock, its limits as they were probed, and what it is."""
+
+    reading: Limit
+    multiplying: Limit
 
     @property
     def threads(self) -> int | None:
@@ -25,16 +28,13 @@ class Machine(Protocol):
         """Hold the settings under which engines are made and timed."""
 
     def settle(self) -> None:
-        """Wait until what was done before no longer disturbs."""
+        """Wait until earlier work no longer disturbs."""
 
     def timed(self, call: Callable[[], Any]) -> float:
         """Return the seconds that a call takes."""
 
     def probe(self) -> None:
         """Try how fast it reads and multiplies."""
-
-    def limits(self) -> tuple[Limit, Limit]:
-        """Return the limits of reading and multiplying, as they were probed."""
 
     def describe(self) -> dict[str, str]:
         """Describe the machine and what it computes with."""
@@ -60,5 +60,5 @@ def own_version() -> str:
 
 
 def load() -> dict[str, str]:
-    """How many threads wanted to run in the last minute, where the system tells."""
+    """The number of threads that wanted to run in the last minute, where the system tells."""
     return {"load before": f"{os.getloadavg()[0]:.1f}"} if hasattr(os, "getloadavg") else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from llama_layers.bench.result import Case, Result
 from llama_layers.bench.threads import available_threads
 from llama_layers.errors import BackendError
 
-T = TypeVar("T")
 # Relative to the norm of the result. Other work, such as a transposed matrix, is off by about 1.4;
 # a model of many layers in 16-bit formats by some 0.05.
 TOLERANCES = {"float32": 1e-2, "bfloat16": 0.3, "float16": 0.3}
@@ -28,32 +27,12 @@ def measure(
     *,
     machine: Machine,
     rounds: int,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[], None],
 ) -> Result:
-    """Time our own engine and others.
+    """Time our own engine and the others of these names, each once in a round at each size.
 
-    Parameters
-    ----------
-    job : QKVJob or ModelJob
-        What to compute, with weights on the machine.
-    names : sequence of str
-        The other engines.
-    machine : Machine
-        The machine that computes it.
-    rounds : int
-        How often each engine is timed, at each size.
-    progress : callable, optional
-        Called before each round.
-
-    Returns
-    -------
-    Result
-        The times and the limits.
-
-    Raises
-    ------
-    BackendError
-        If the results of two engines differ.
+    `progress` is called before each round. Raises BackendError if the results of two engines
+    differ.
     """
 
     def between() -> None:
@@ -74,13 +53,12 @@ def measure(
             settle=machine.settle,
             between=between,
         )
-    reading, multiplying = machine.limits()
     return Result(
         title=job.title(),
         threads=machine.threads,
         machine=machine.describe() | versions,
-        reading=reading,
-        multiplying=multiplying,
+        reading=machine.reading,
+        multiplying=machine.multiplying,
         numbers={engine.name: engine.numbers for engine in engines},
         cases=[
             Case(
@@ -95,7 +73,7 @@ def measure(
 
 
 def check_agreement(engines: Sequence[Engine], sizes: Sequence[int], dtype: str) -> None:
-    """Run each engine once, which warms it up; raise BackendError if its result is another.
+    """Run each engine once, which warms it up; raise BackendError if its result differs.
 
     This sees that all do the same work. It is a quick look, and not a check by bounds.
     """
@@ -137,15 +115,10 @@ def run_rounds(
     }
     for number in range(rounds):
         between()
+        first = number % len(engines)
         for size in sizes:
-            for engine in rotated(engines, number):
+            for engine in (*engines[first:], *engines[:first]):
                 settle()
                 call = engine.prepare(size)
                 found[size][engine.name].append(timed(call))
     return found
-
-
-def rotated(items: Sequence[T], by: int) -> list[T]:
-    """Return the items from another one on, around the end."""
-    first = by % len(items)
-    return [*items[first:], *items[:first]]

@@ -44,8 +44,7 @@ def config_of(name: str) -> LlamaConfig:
             f"--model: {name}: expected a directory, a file, org/name on the Hugging Face Hub, "
             f"or one of {', '.join(sorted({*PRESETS, *KNOWN_MODELS}))}"
         )
-    config: LlamaConfig = getattr(LlamaConfig, PRESETS[name])()
-    return config
+    return getattr(LlamaConfig, PRESETS[name])()
 
 
 def with_layers(config: LlamaConfig, count: int) -> LlamaConfig:
@@ -75,8 +74,8 @@ class RandomWeights:
     """Random weights of a dtype: normal numbers from a block that is used again and again.
 
     Drawing each of billions would take minutes, and no speed depends on it. Each matrix begins
-    elsewhere in the block: an engine that finds two equal ones might keep only one. What fills a
-    matrix is copied as integers, since a GPU's library might have to compile a kernel for others.
+    elsewhere in the block: an engine that finds two equal ones might keep only one. Numbers are
+    copied as integers, since a GPU's library might have to compile a kernel for other types.
     """
 
     def __init__(self, dtype: str, backend: Backend = "numpy") -> None:
@@ -154,9 +153,8 @@ def random_model(
 ) -> Llama:
     """Make a model of some size with random weights.
 
-    It has a number of layers, or without one as many of the config's as fit into memory: on a
-    CPU each engine holds the weights, on a GPU they share them. Raises MemoryError if not even
-    one layer fits.
+    Without a number of layers it has all of the config's that fit into memory: on a CPU each
+    engine holds the weights, on a GPU they share them. Raises MemoryError if not even one fits.
     """
     config = without_biases(config)
     if layers is None:

@@ -68,8 +68,8 @@ class _Model:
         return KVCache.create(self.model, self.batch, length)
 
     def copy(self, state: KVCache) -> KVCache:
-        # What comes after the tokens that count is overwritten, so that on a GPU, where memory is
-        # short and graphs know a cache by its address, the same memory is used again.
+        # On a GPU, where memory is short and graphs know a cache by its address, the same memory is
+        # used again: feeding overwrites what comes after the tokens that count.
         return state if is_cupy_array(state.keys[0]) else state.copy()
 
     def feed(self, state: KVCache, ids: NDArray[np.int64]) -> tuple[Any, KVCache]:

@@ -28,24 +28,16 @@ class Limit:
 
 @dataclass(frozen=True)
 class Case:
-    """The times of one size.
-
-    Attributes
-    ----------
-    name : str
-        For example "S = 8".
-    cost : Cost
-        The cost of one unit: a product, a layer, a token or a prompt.
-    tokens : int or None
-        Tokens of a unit, where a rate of them means something.
-    seconds : dict of str to list of float
-        Seconds of one unit, by engine, in each round.
-    """
+    """The times of one size."""
 
     name: str
+    """For example "S = 8"."""
     cost: Cost
+    """The cost of one unit: a product, a layer, a token or a prompt."""
     tokens: int | None
+    """Tokens of a unit, where a rate of them means something."""
     seconds: dict[str, list[float]]
+    """Seconds of one unit, by engine, in each round."""
 
     def best(self, name: str) -> float:
         """The shortest time of an engine."""
@@ -62,31 +54,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """A benchmark.
-
-    Attributes
-    ----------
-    title : str
-        What was measured.
-    threads : int or None
-        Threads of every engine; None on a GPU.
-    machine : dict of str to str
-        Processor, system and versions.
-    reading, multiplying : Limit
-        The limits of the machine in the same run.
-    numbers : dict of str to str
-        The formats that each engine stores and computes in; ours first.
-    cases : list of Case
-        One for each size.
-    """
+    """A benchmark."""
 
     title: str
     threads: int | None
+    """Threads of every engine; None on a GPU."""
     machine: dict[str, str]
+    """Processor, system and versions."""
     reading: Limit
     multiplying: Limit
+    """Both limits were probed in the same run."""
     numbers: dict[str, str]
+    """The formats that each engine stores and computes in; ours first."""
     cases: list[Case]
+    """One for each size."""
 
     @property
     def rounds(self) -> int:

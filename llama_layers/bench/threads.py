@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 
 def available_threads() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-class Threads:
-    """A number of threads, and the BLAS libraries that it is set for.
+class BlasThreads:
+    """The BLAS libraries, whose threads can be limited; other engines limit their own."""
 
-    Engines with threads of their own get the number when they are made.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self) -> None:
         try:
             self._controller: Any = importlib.import_module("threadpoolctl").ThreadpoolController()
         except ModuleNotFoundError:
@@ -32,18 +27,11 @@ class Threads:
                 "pip install 'llama-layers[bench]', or threadpoolctl alone"
             ) from None
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Give every BLAS this number of threads."""
-        with self._controller.limit(limits=self.count, user_api="blas"):
-            yield
+    def limited_to(self, count: int) -> AbstractContextManager[Any]:
+        """Give every BLAS this number of threads, within a block."""
+        return self._controller.limit(limits=count, user_api="blas")
 
-    def one_for_blas(self) -> AbstractContextManager[Any]:
-        """Give every BLAS one thread, for threads that call it."""
-        limit: AbstractContextManager[Any] = self._controller.limit(limits=1, user_api="blas")
-        return limit
-
-    def blas(self) -> str:
+    def names(self) -> str:
         """Name the BLAS libraries that are loaded, and the processor that they detected."""
         found = {
             " ".join(

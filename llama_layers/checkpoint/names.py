@@ -35,10 +35,10 @@ lm_head                                      output                     output
 """.strip().splitlines()
 ]
 META_NAMES = {hugging_face: meta for hugging_face, meta, _ in MODULES}
-_GGUF_NAMES = {hugging_face: gguf for hugging_face, _, gguf in MODULES}
+GGUF_NAMES = {hugging_face: gguf for hugging_face, _, gguf in MODULES}
 _TO_HUGGING_FACE = {
     "meta": {meta: hugging_face for hugging_face, meta in META_NAMES.items()},
-    "gguf": {gguf: hugging_face for hugging_face, gguf in _GGUF_NAMES.items()},
+    "gguf": {gguf: hugging_face for hugging_face, gguf in GGUF_NAMES.items()},
 }
 
 
@@ -46,23 +46,16 @@ def telling_names(names: Iterable[str]) -> tuple[str | None, str | None]:
     """A name that only Meta gives and one that only Hugging Face gives, where there are such."""
     # The last norm of Meta's is also that of a Hugging Face model without its prefix.
     names = [name for name in names if name != "norm.weight"]
-    meta = next((name for name in names if _renamed(name, _TO_HUGGING_FACE["meta"])), None)
-    return meta, next((name for name in names if _renamed(name, META_NAMES)), None)
+    meta = next((name for name in names if renamed(name, _TO_HUGGING_FACE["meta"])), None)
+    return meta, next((name for name in names if renamed(name, META_NAMES)), None)
 
 
 def to_hugging_face(name: str, convention: str) -> str:
     """The Hugging Face name for a name of "meta" or "gguf"; other names stay as they are."""
-    return _renamed(name, _TO_HUGGING_FACE[convention]) or name
+    return renamed(name, _TO_HUGGING_FACE[convention]) or name
 
 
-def to_gguf(name: str) -> str:
-    """GGUF's name for a Hugging Face name."""
-    if (found := _renamed(name, _GGUF_NAMES)) is None:
-        raise ValueError(f"name: expected that of a model's tensor, got {name!r}")
-    return found
-
-
-def _renamed(name: str, modules: dict[str, str]) -> str | None:
+def renamed(name: str, modules: dict[str, str]) -> str | None:
     """The name of a tensor after its module was looked up in a table; None if it is not there."""
     module, _, kind = name.rpartition(".")
     numbered = re.fullmatch(r"((?:model\.layers|layers|blk)\.)(0|[1-9]\d*)(\..+)", module)
@@ -89,9 +82,3 @@ def deinterleave(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
     """
     pairs = array.reshape(heads, -1, 2, *array.shape[1:])
     return pairs.swapaxes(1, 2).reshape(array.shape)
-
-
-def interleave(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
-    """The reverse of `deinterleave`."""
-    halves = array.reshape(heads, 2, -1, *array.shape[1:])
-    return halves.swapaxes(1, 2).reshape(array.shape)

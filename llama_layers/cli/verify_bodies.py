@@ -15,30 +15,20 @@ from llama_layers.bench.bodies import times_as_fast
 
 @dataclass(frozen=True)
 class Row:
-    """The verdict on a body.
-
-    Attributes
-    ----------
-    body : str
-        The name of what it computes; "all" for a route that is not here.
-    route : str
-        What computes it.
-    verdict : str
-        Whether it may be used.
-    error_over_limit : float or None
-        The largest.
-    times_as_fast : float or None
-        The time of the definition over its own.
-    problem : str or None
-        Why it may not, or is not here.
-    """
+    """The verdict on a body."""
 
     body: str
+    """The name of what it computes; "all" for a route that is not here."""
     route: str
+    """What computes it."""
     verdict: Literal["PASS", "FAIL", "not here"]
+    """Whether it may be used."""
     error_over_limit: float | None = None
+    """The largest."""
     times_as_fast: float | None = None
+    """The time of the definition over its own."""
     problem: str | None = None
+    """Why it may not, or is not here."""
 
 
 def verify(as_json: bool) -> int:

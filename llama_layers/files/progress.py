@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr, where that is a terminal."""
+"""Progress of long work, on stderr, where somebody may be watching."""
 
 from __future__ import annotations
 
@@ -31,3 +31,9 @@ def progress(what: str, total: int, *, count: bool = False) -> Iterator[Callable
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+def announce(message: str) -> None:
+    """Write a line to stderr, if that is a terminal or a notebook."""
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        print(f"llama_layers: {message} ...", file=sys.stderr)

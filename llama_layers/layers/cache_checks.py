@@ -8,10 +8,15 @@ from typing import Any
 
 from array_api_compat import is_jax_array
 
-from llama_layers.arrays.checks import MOST_TOKENS, check_count, is_integer
+from llama_layers.arrays.checks import (
+    MOST_TOKENS,
+    check_count,
+    check_same_dtype,
+    check_shape,
+    is_integer,
+)
 from llama_layers.arrays.dtypes import check_bools, check_integers
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.shapes import check_same_dtype, check_shape
 from llama_layers.arrays.tracing import is_traced, known_false
 from llama_layers.arrays.types import Array
 from llama_layers.errors import shown

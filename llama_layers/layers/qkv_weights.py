@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llama_layers.arrays.checks import check_choice, check_count
+from llama_layers.arrays.checks import check_choice, check_count, check_same_dtype, check_shape
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.shapes import check_same_dtype, check_shape
 from llama_layers.arrays.types import Array, Namespace
 from llama_layers.errors import shown
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.shapes import check_shape
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.qkv_weights import QKVWeights

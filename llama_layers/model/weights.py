@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, overload, runtime_checkable
 
+from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.shapes import check_shape
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError

@@ -71,7 +71,7 @@ def configs(
     groups = draw(st.integers(1, max_heads // num_kv_heads))
     head_dim = 2 * draw(st.integers(1, max_head_dim // 2))
     num_heads = num_kv_heads * groups
-    # Where head_dim is given, hidden_size need be no multiple of anything.
+    # Where head_dim is given, hidden_size can be any number.
     derived = draw(st.booleans())
     hidden_size = num_heads * head_dim if derived else draw(st.integers(1, 3 * max_head_dim))
     model_type = draw(st.sampled_from(model_types))

@@ -10,19 +10,18 @@ import pytest
 from llama_layers import load
 from llama_layers.bench.engines import other_engines
 from llama_layers.checkpoint import expected_tensors
-from llama_layers.checkpoint.names import to_gguf
 from tests.support import random_models, tiny
 
 engines = other_engines()["llama.cpp"].module.rpartition(".")[0]
-write_gguf = importlib.import_module(f"{engines}.gguf_writer").write_gguf
+writer = importlib.import_module(f"{engines}.gguf_writer")
 
 
 def test_names_in_gguf_are_those_of_its_own_package():
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 12)
     for name in expected_tensors(replace(tiny.BIASED, num_hidden_layers=12)):
-        assert to_gguf(name) == names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert writer.to_gguf(name) == names.get_name(name, try_suffixes=(".weight", ".bias"))
     with pytest.raises(ValueError, match="name: expected that of a model's tensor, got 'x"):
-        to_gguf("x.weight")
+        writer.to_gguf("x.weight")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -30,7 +29,7 @@ def test_names_in_gguf_are_those_of_its_own_package():
 def test_gguf_comes_back(tmp_path, config, dtype):
     tiny.write_single(tmp_path, tiny.arrays(config, "float32"), config)
     model = load(tmp_path, dtype=dtype)
-    write_gguf(tmp_path / "m.gguf", model)
+    writer.write_gguf(tmp_path / "m.gguf", model)
     found = load(tmp_path / "m.gguf")
     theirs = tiny.all_arrays(found)
     for name, array in tiny.all_arrays(model).items():
@@ -44,5 +43,5 @@ def test_gguf_comes_back(tmp_path, config, dtype):
 def test_gguf_of_other_families_is_refused(tmp_path):
     model = random_models.model_of(tiny.QWEN2, random_models.random_weights(tiny.QWEN2))
     with pytest.raises(ValueError, match=r"expected a Llama without RoPE scaling .* got qwen2"):
-        write_gguf(tmp_path / "m.gguf", model)
+        writer.write_gguf(tmp_path / "m.gguf", model)
     assert list(tmp_path.iterdir()) == []

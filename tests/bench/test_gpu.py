@@ -79,7 +79,7 @@ def test_limits(dtype):
     machine = Gpu("decode", dtype)
     machine.probe()
     machine.probe()
-    reading, multiplying = machine.limits()
+    reading, multiplying = machine.reading, machine.multiplying
     # A copy of 1 KiB is read and written in a millisecond, and a product of 8 x 8 takes another.
     assert reading.rates == [2048 / 1e-3] * 6
     assert multiplying.rates == pytest.approx([2 * 8**3 / 1e-3] * 6)

@@ -10,7 +10,7 @@ from llama_layers.bench import cpu, machine
 from llama_layers.bench.cost import Cost
 from llama_layers.bench.result import Case, Limit, Result
 from llama_layers.bench.table import markdown, milliseconds
-from llama_layers.bench.threads import Threads
+from llama_layers.bench.threads import BlasThreads
 
 
 def result(**seconds):
@@ -125,7 +125,7 @@ def test_rates_are_work_over_time(small, monkeypatch):
     monkeypatch.setattr(cpu.time, "perf_counter", times.__next__)
     probed = cpu.Cpu(1)
     probed.probe()
-    reading, multiplying = probed.limits()
+    reading, multiplying = probed.reading, probed.multiplying
     assert reading.rates == [2048, 1024, 512]
     assert multiplying.rates == [1024, 512, 1024 / 5]
 
@@ -140,7 +140,7 @@ def test_each_thread_reads_its_part_with_one_blas_thread(count, small, monkeypat
 
     monkeypatch.setattr("llama_layers.bench.cpu._dot", dot)
     probed = cpu.Cpu(count)
-    with Threads(2).applied():
+    with BlasThreads().limited_to(2):
         probed.probe()
     assert len(read) == count * cpu.TRIES
     assert sum(read) == cpu.TRIES * (1 << 12) // 4
@@ -148,10 +148,10 @@ def test_each_thread_reads_its_part_with_one_blas_thread(count, small, monkeypat
 
 
 def test_threads_are_set_and_put_back():
-    before, threads = blas_threads(), Threads(2)
-    with threads.applied():
+    before, threads = blas_threads(), BlasThreads()
+    with threads.limited_to(2):
         assert blas_threads() == {2}
-        with threads.one_for_blas():
+        with threads.limited_to(1):
             assert blas_threads() == {1}
         assert blas_threads() == {2}
     assert blas_threads() == before

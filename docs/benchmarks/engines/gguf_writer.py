@@ -9,8 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.names import interleave, permuted_heads, to_gguf
+from llama_layers.checkpoint.names import GGUF_NAMES, permuted_heads, renamed
 from llama_layers.model.llama import Llama
+
+
+def to_gguf(name: str) -> str:
+    """GGUF's name for a Hugging Face name."""
+    if (found := renamed(name, GGUF_NAMES)) is None:
+        raise ValueError(f"name: expected that of a model's tensor, got {name!r}")
+    return found
+
+
+def interleave(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
+    """Rows of heads whose pairs lie half a head apart, as in Hugging Face's order, side by side."""
+    halves = array.reshape(heads, 2, -1, *array.shape[1:])
+    return halves.swapaxes(1, 2).reshape(array.shape)
 
 
 def write_gguf(file: Path, model: Llama) -> None:

@@ -30,7 +30,7 @@ from ctypes import POINTER, byref, c_double, c_float, c_int, c_longlong, c_size_
 from functools import cache
 from typing import Any, NamedTuple
 
-from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.dtypes import accumulate_format, dtype_name, float_format
 from llama_layers.arrays.types import Namespace
 from llama_layers.backends.libraries import CupyArray, cupy
 from llama_layers.errors import BackendError
@@ -103,9 +103,9 @@ def matmul(
     ----------
     a, b, out : Array, [M, K], [K, N] and [M, N], or [P, M, K], [P, K, N] and [P, M, N]
         CuPy arrays on the current device. Operands are of one dtype, and `out` of the same or, for
-        16-bit ones, float32. Of the last two axes one must have its numbers side by side, for `out`
-        the last; the other's stride is free, and so is that over P, which may be zero for an
-        operand.
+        16-bit ones, float32. One of the last two axes must have its numbers side by side: for
+        `out`, the last. The other's stride is free, and so is that over P, which may be zero for
+        an operand.
     alpha, beta : float, optional
         In the format of the sums. Without a `beta` the numbers in `out` are not read.
 
@@ -120,7 +120,8 @@ def matmul(
     """
     (rows, inner), columns = a.shape[-2:], b.shape[-1]
     name, out_name = dtype_name(a.dtype), dtype_name(out.dtype)
-    if dtype_name(b.dtype) != name or out_name not in (name, _accumulator(name)):
+    sums = accumulate_format(float_format("a", a)).name
+    if dtype_name(b.dtype) != name or out_name not in (name, sums):
         raise TypeError(f"matmul: no product of {name} and {dtype_name(b.dtype)} in {out_name}")
     shapes = ((rows, inner), (inner, columns), (rows, columns))
     batch = tuple(out.shape[:-2])
@@ -131,7 +132,7 @@ def matmul(
     of_a, of_b, of_out = _laid_out("a", a), _laid_out("b", b), _laid_out("out", out)
     if of_out.operation != _OP_N:
         raise ValueError("matmul: out: expected the numbers of a row side by side")
-    scalar = c_double if name == "float64" else c_float
+    scalar = c_double if sums == "float64" else c_float
     operands = [(array.data.ptr, _DATA_TYPE[dtype_name(array.dtype)]) for array in (b, a, out)]
     matrices = [
         (*operand, layout.leading, layout.batch)
@@ -142,13 +143,9 @@ def matmul(
         *(_handle(), of_b.operation, of_a.operation, columns, rows, inner),
         *(byref(scalar(alpha)), *matrices[0][:keep], *matrices[1][:keep]),
         *(byref(scalar(beta)), *matrices[2][:keep], *batch),
-        *(_COMPUTE_64F if name == "float64" else _COMPUTE_32F, _GEMM_DEFAULT),
+        *(_COMPUTE_64F if sums == "float64" else _COMPUTE_32F, _GEMM_DEFAULT),
     )
     _call("cublasGemmStridedBatchedEx" if batch else "cublasGemmEx", *arguments)
-
-
-def _accumulator(name: str) -> str:
-    return "float64" if name == "float64" else "float32"
 
 
 def readable(array: CupyArray) -> CupyArray:

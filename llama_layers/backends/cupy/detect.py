@@ -80,7 +80,7 @@ def _of_driver(module: Namespace) -> str | None:
         return "there is no NVIDIA driver: install it (and see that nvidia-smi lists the GPU)"
     if driver // 1000 < needed // 1000:
         return (
-            f"the NVIDIA driver is too old, it supports CUDA {_dotted(driver)} and this CuPy needs "
+            f"the NVIDIA driver is too old, it supports CUDA {dotted(driver)} and this CuPy needs "
             f"{needed // 1000}.0: update the driver, or pip uninstall {_package(module)} and "
             f"pip install cupy-cuda{driver // 1000}x"
         )
@@ -137,7 +137,7 @@ def _package(module: Namespace) -> str:
     return f"cupy-cuda{module.cuda.runtime.runtimeGetVersion() // 1000}x"
 
 
-def _dotted(cuda: int) -> str:
+def dotted(cuda: int) -> str:
     """12040 is CUDA 12.4."""
     return f"{cuda // 1000}.{cuda % 1000 // 10}"
 

@@ -59,7 +59,7 @@ class TokenStep(Step):
         positions = np.arange(first.min(), first.max() + len(uniforms))
         self.cos, self.sin = rope_table(positions, model.config, like=self.x)
         self.rows = xp.asarray((first - first.min()).astype(np.int32))
-        if cache.keep is not None:  # none of the tokens to come is padding
+        if cache.keep is not None:  # later tokens are never padding
             cache.keep[:, cache.length :] = True
         self.replay = Replay(self._launch)
 

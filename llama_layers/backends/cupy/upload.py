@@ -123,7 +123,7 @@ class _Buffer:
 
 
 def _blocks(parts: Sequence[Part], most: int) -> Iterator[list[Part]]:
-    """The parts in blocks, of as many as fit into `most` bytes."""
+    """Group the parts into blocks of at most `most` bytes."""
     block: list[Part] = []
     size = 0
     for part in parts:

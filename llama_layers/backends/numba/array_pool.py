@@ -43,8 +43,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         memory = _spare[size].pop()
     except IndexError:
         memory = _aligned(size)
-    array: np.ndarray = np.asarray(_Block(memory))[:nbytes].view(kind).reshape(shape)
-    return array
+    return np.asarray(_Block(memory))[:nbytes].view(kind).reshape(shape)
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from llama_layers.arrays.switches import switched_off
+from llama_layers.backends.libraries import switched_off
 
 
 def compiled_problem() -> str | None:

@@ -67,7 +67,7 @@ def _many(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, size: int)
 
 
 def _in_order(xp: Namespace, x: np.ndarray) -> bool:
-    """Whether kernels will compute the products of as many tokens."""
+    """Whether kernels will compute the products of this number of tokens."""
     if x.size <= MAX_DECODE_TOKENS * x.shape[-1]:
         return True
     return kernels.gemm.problem("float32", "float32") is None

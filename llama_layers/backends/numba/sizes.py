@@ -9,7 +9,7 @@ from contextvars import ContextVar
 MAX_DECODE_TOKENS = 16
 """With more tokens arithmetic is the limit, and not the reading of the weights."""
 ROWS = 4
-"""Rows of weights that are multiplied at once: a matrix needs at least as many."""
+"""The rows of weights that are multiplied at once; a matrix needs at least this many."""
 CHUNK = 256
 """Keys in a unit of attention of a few tokens."""
 

@@ -31,5 +31,4 @@ def linear_2d(
             np.matmul(block, xt, out=yt[start : start + rows])
     if bias is not None:
         yt += bias.astype(wide, copy=False)[:, None]
-    y: np.ndarray = yt.T.astype(x.dtype, copy=False)
-    return y
+    return yt.T.astype(x.dtype, copy=False)

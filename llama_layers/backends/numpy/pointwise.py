@@ -22,8 +22,7 @@ def normalise(xp: Namespace, x: np.ndarray, weight: np.ndarray, eps: float) -> n
     np.sqrt(root, out=root)
     np.divide(wide_x, root, out=y)
     y *= weight.astype(wide, copy=False)
-    rounded: np.ndarray = y.astype(x.dtype, copy=False)
-    return rounded
+    return y.astype(x.dtype, copy=False)
 
 
 def rotate(
@@ -37,11 +36,11 @@ def rotate(
     y = np.empty_like(wide_x)
     half = x.shape[3] // 2
     places = (np.s_[:half], np.s_[half:]) if layout == "half" else (np.s_[0::2], np.s_[1::2])
-    (a, b), (turned_a, turned_b) = ([z[..., place] for place in places] for z in (wide_x, y))
-    np.multiply(a, cos, out=turned_a)
-    turned_a -= b * sin
-    np.multiply(b, cos, out=turned_b)
-    turned_b += a * sin
+    (a, b), (rotated_a, rotated_b) = ([z[..., place] for place in places] for z in (wide_x, y))
+    np.multiply(a, cos, out=rotated_a)
+    rotated_a -= b * sin
+    np.multiply(b, cos, out=rotated_b)
+    rotated_b += a * sin
     return y.astype(x.dtype, copy=False)
 
 

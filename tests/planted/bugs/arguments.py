@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.planted.planting import wrong
 
 
-@wrong("llama_layers.arrays.shapes:check_shape", "test_weights.py::test_mlp_weights_refuse")
+@wrong("llama_layers.arrays.checks:check_shape", "test_weights.py::test_mlp_weights_refuse")
 def weights_that_do_not_fit_each_other_accepted(right, name, array, *expected):
     return None
 

@@ -11,7 +11,7 @@ from typing import Any
 from numba import njit
 from numba.core import event
 
-from llama_layers.backends.announce import announce
+from llama_layers.files.progress import announce
 
 
 def _digest() -> str:
