@@ -15,10 +15,10 @@ from functools import lru_cache
 from llama_layers.config.llama_config import LlamaConfig
 
 # In a layer, in the order of a forward pass: name, operation, shape, and the ways in which it can
-# be recomputed, the most local first. "x" is the input of the layer. Sites marked with a star hold a
-# number for each pair of tokens, and are recorded only when asked for. A row that begins with
-# "switch?" is there only if the config has that switch on. If it is off, the sites computed from that
-# row are computed from the inputs of that row instead.
+# be recomputed, the most local first. "x" is the input of the layer. Sites marked with a star hold
+# a number for each pair of tokens, and are recorded only when asked for. A row that begins with
+# "switch?" is there only if the config has that switch on. If it is off, the sites computed from
+# that row are computed from the inputs of that row instead.
 _LAYER = """
 input_layernorm           norm         B S hidden   x
 self_attn.q_proj          linear       B S queries  input_layernorm
