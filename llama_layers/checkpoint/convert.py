@@ -81,8 +81,8 @@ def convert(
 def new_checkpoint_directory(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary directory that takes the name of the path if the block ends well.
 
-    Only a checkpoint is overwritten, and only if no file but its weights is lost. What a process
-    that was killed left here is put in order first.
+    Only a checkpoint is overwritten, and only if no file but its weights is lost. First the
+    leftovers of a process that was killed are put in order.
     """
     for parent in (path.parent, path.resolve().parent):  # which differ where it is a link
         if not parent.is_dir():

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-
 from llama_layers.arrays.types import Array, Device, DType, Namespace
 from llama_layers.backends.cupy.upload import Part, Source, upload
 from llama_layers.backends.placement import cupy_device, is_cupy, placement
@@ -98,11 +96,7 @@ def load(
         raise TypeError(f"path: expected a str or path, got {type(path).__name__}")
     if not isinstance(layers, Iterable | None):
         raise TypeError(f"layers: expected an iterable of int, got {type(layers).__name__}")
-    reading: Callable[[Checkpoint, frozenset[int], str | None], _Read]
-    if is_cupy(backend):  # a GPU that cannot compute is named before a download
-        reading = partial(_uploaded, cupy_device(device))
-    else:
-        reading = partial(_placed, placement(backend, device))
+    place = placement(backend, device)  # a GPU that cannot compute is named before a download
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     chosen = _chosen(layers, config.num_hidden_layers)
@@ -110,7 +104,13 @@ def load(
         dtypes = {key: info.read_dtype for key, info in checkpoint.tensors.items()}
         if difference := unfusible(dtypes, chosen):
             raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
-    tensors = _Tensors(checkpoint, chosen, reading(checkpoint, chosen, name))
+
+    def read(names: Names) -> Array:
+        """Read tensors when they are asked for."""
+        return place(checkpoint.read_rows(names, name))
+
+    on_gpu = _uploaded(cupy_device(device), checkpoint, chosen, name) if is_cupy(backend) else None
+    tensors = _Tensors(checkpoint, chosen, on_gpu or read)
     weights = LlamaWeights.from_named(tensors, config)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
@@ -153,16 +153,6 @@ class _Tensors(Mapping[str, Array]):
                 f"{', '.join(map(str, sorted(self._layers))) or 'none'}"
             )
         return self._read(names)
-
-
-def _placed(
-    place: Callable[[np.ndarray], Array],
-    checkpoint: Checkpoint,
-    layers: frozenset[int],
-    dtype: str | None,
-) -> _Read:
-    """Read tensors when they are asked for, and move them to the backend's device."""
-    return lambda names: place(checkpoint.read_rows(names, dtype))
 
 
 def _uploaded(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llama_layers.checkpoint.checkpoint import Checkpoint
 from llama_layers.checkpoint.directory import advice_on, open_directory, open_safetensors
+from llama_layers.checkpoint.gguf.header import read_gguf
 from llama_layers.checkpoint.gguf.open import open_gguf
 from llama_layers.checkpoint.hub import fetch, hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
@@ -15,7 +16,7 @@ from llama_layers.checkpoint.tokenizer.directory import (
     open_tokenizer_directory,
     open_tokenizer_json,
 )
-from llama_layers.checkpoint.tokenizer.gguf import load_gguf_tokenizer
+from llama_layers.checkpoint.tokenizer.gguf import open_tokenizer
 from llama_layers.errors import CheckpointError
 from llama_layers.files.kinds import kind_of_file
 
@@ -26,10 +27,7 @@ def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
     Parameters
     ----------
     path : str or path
-        A Hugging Face directory (one safetensors file, or shards with an index), a .safetensors
-        file with config.json beside it, a .gguf file, the name of a known model, or that of a
-        model on the Hugging Face Hub: "org/name", "org/name/file.gguf", each with "@revision" if
-        one is wanted. A path that exists comes first, then the Hub's cache on this computer.
+        A directory, a file or the name of a model, as `llama_layers.load` takes it.
 
     Returns
     -------
@@ -74,7 +72,7 @@ def load_tokenizer(path: str | os.PathLike[str], /) -> Tokenizer:
     path : str or path
         A Hugging Face directory, which needs no config.json and no weights, a tokenizer.json, a
         .gguf file, also one of a vocabulary only, or a name as `load` takes it; no weights are
-        downloaded for it. What lies beside a tokenizer.json is read like that of a directory.
+        downloaded for it. Files beside a tokenizer.json are read as in a directory.
 
     Returns
     -------
@@ -102,7 +100,7 @@ def load_tokenizer(path: str | os.PathLike[str], /) -> Tokenizer:
     if found.is_dir():
         return open_tokenizer_directory(found)
     if found.suffix == ".gguf":
-        return load_gguf_tokenizer(found)
+        return open_tokenizer(found, read_gguf(found).metadata)
     if found.name == "tokenizer.json" or found.suffix == ".safetensors":
         return open_tokenizer_directory(found.parent)
     return open_tokenizer_json(found)

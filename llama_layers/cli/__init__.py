@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         _settle(sys.stdout)
-        found: int = getattr(args, "status", 0)  # what a check had found by then
-        return found
+        return getattr(args, "status", 0)  # that of a check, which is known by then
     except BaseException as error:  # tokenizers raises one that is not an Exception
         with suppress(OSError):  # a stderr that fails leaves the exit status
             print(f"llama-layers {args.command}: {_said(error)}", file=sys.stderr)
@@ -77,7 +76,7 @@ def _warnings_on_one_line(command: str) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    """What the user is told of an error, on one line."""
+    """The message for an error, on one line."""
     said = str(error)
     if isinstance(error, OverwriteError):
         said = f"{error.path} exists; --force overwrites it"

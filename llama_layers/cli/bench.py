@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_layers.cli.options import MODEL, Commands, add_backend, add_force, resolve_backend
-from llama_layers.cli.outputs import check_plot
-from llama_layers.files.output import check_output, write_atomically
+from llama_layers.cli.outputs import check_data_and_plot
+from llama_layers.files.output import write_atomically
 from llama_layers.files.progress import progress
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def add_parser(commands: Commands) -> None:
         "bench",
         help="measure speed, next to the machine's limits and to other engines",
         description="Time the Q/K/V projection, a layer, decoding or prefill, and other engines "
-        "that are installed, in turns. What the machine can do, reading from memory and "
-        "multiplying, is measured in the same run. With --backend cupy all of it on a GPU.",
+        "that are installed, in turns. The machine's limits, of reading from memory and of "
+        "multiplying, are measured in the same run. With --backend cupy all of it on a GPU.",
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
 
@@ -111,7 +111,7 @@ def _add_layers(parser: argparse.ArgumentParser) -> None:
         "--layers",
         type=_count,
         metavar="N",
-        help="only so many (default: all; of a published size as many as fit in memory)",
+        help="the first N only (default: all; for a published size, all that fit in memory)",
     )
 
 
@@ -132,11 +132,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, and print, write and draw the result."""
     from llama_layers.bench.engines import check_engines
 
-    for output in (args.json, args.plot):
-        check_output(output, args.force)
-    if args.json is not None and args.json == args.plot:
-        raise ValueError(f"--json and --plot: expected two files, got {args.json} twice")
-    check_plot(args.plot)
+    check_data_and_plot("--json", args.json, args.plot, args.force)
     args.backend = resolve_backend(args.backend)
     check_threads(args)
     if args.backend == "cupy":

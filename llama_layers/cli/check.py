@@ -15,7 +15,7 @@ from llama_layers.files.progress import progress
 
 if TYPE_CHECKING:
     from llama_layers.checkpoint import Checkpoint
-    from llama_layers.verify import SiteResult, Trace
+    from llama_layers.verify import Trace
 
 
 def add_parser(commands: Commands) -> None:
@@ -82,10 +82,6 @@ def run(args: argparse.Namespace) -> int:
         weights = rounded = narrower_dtype(trace, args.dtype, checkpoint)
     model = load(args.model, dtype=weights)
     with progress("checking sites", len(trace.arrays), count=True) as advance:
-
-        def tell(_: SiteResult) -> None:
-            advance(1)
-
         report = check(
             trace,
             model,
@@ -93,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             accumulate=args.accumulate,
             profile=args.profile,
             explain=not args.no_diagnose,
-            progress=tell,
+            progress=lambda _: advance(1),
         )
     args.status = report.exit_status
     if args.html is not None:

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from llama_layers.arrays.dtypes import FLOATS
 
 Backend = Literal["numpy", "cupy"]
-# What `ArgumentParser.add_subparsers` gives.
+# The type that `ArgumentParser.add_subparsers` returns.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # The models that `load` takes, for help texts.

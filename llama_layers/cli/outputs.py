@@ -20,10 +20,19 @@ def check_outputs(
             raise ValueError(f"{output}: expected a file to write, got one that is read here")
 
 
-def check_plot(path: Path | None) -> None:
+def check_data_and_plot(
+    option: str, data: Path | None, plot: Path | None, force: bool, *, model: str | None = None
+) -> None:
+    """Raise unless both files can be written, the one of an option and that of --plot."""
+    check_outputs((data, plot), force, model=model)
+    if data is not None and data == plot:
+        raise ValueError(f"{option} and --plot: expected two files, got {data} twice")
+    if plot is not None:
+        _check_plot(plot)
+
+
+def _check_plot(path: Path) -> None:
     """Raise unless matplotlib is installed and writes the format that a path's ending names."""
-    if path is None:
-        return
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

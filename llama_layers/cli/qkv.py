@@ -18,7 +18,7 @@ from llama_layers.cli.options import (
     add_model,
     resolve_backend,
 )
-from llama_layers.cli.outputs import check_outputs, check_plot
+from llama_layers.cli.outputs import check_data_and_plot
 from llama_layers.files.output import write_atomically
 
 if TYPE_CHECKING:
@@ -57,10 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.model is None) != (args.text is None):
         raise ValueError("--model and a text go together; give both, or neither")
-    check_outputs((args.save, args.plot), args.force, model=args.model)
-    if args.save is not None and args.save == args.plot:
-        raise ValueError(f"--save and --plot: expected two files, got {args.save} twice")
-    check_plot(args.plot)
+    check_data_and_plot("--save", args.save, args.plot, args.force, model=args.model)
     backend = resolve_backend(args.backend)
     if args.model is None:
         cases = qkv_cases.builtin_cases(backend, args.dtype or "float32")

@@ -24,7 +24,7 @@ class Row:
     verdict: Literal["PASS", "FAIL", "not here"]
     """Whether it may be used."""
     error_over_limit: float | None = None
-    """The largest."""
+    """The largest of all trials."""
     times_as_fast: float | None = None
     """The time of the definition over its own."""
     problem: str | None = None

@@ -20,8 +20,8 @@ from llama_layers import CheckpointError, load
 from llama_layers.backends.cupy import upload
 from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.checkpoint import open_checkpoint
+from tests.support import cupy_memory, tiny
 from tests.support import cupy_stand_in as stand_in
-from tests.support import tiny
 from tests.support.installed import stand_in_alone
 
 LOADING = importlib.import_module("llama_layers.checkpoint.load")  # the name is a function too
@@ -61,7 +61,7 @@ class Watched:
                 assert not watched.memories, "the pool was emptied while arrays were alive"
 
         patch.setattr(cupy.cuda, "PinnedMemory", PinnedMemory)
-        patch.setattr(cupy, "Memory", Memory)
+        patch.setattr(cupy_memory, "Memory", Memory)  # where `alloc` finds it
         patch.setattr(cupy, "get_default_memory_pool", Pool)
 
 

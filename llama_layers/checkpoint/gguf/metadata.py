@@ -44,13 +44,11 @@ class Walk:
 
     def u32(self) -> int:
         """Read a number of 32 bits."""
-        number: int = _U32.unpack_from(self.bytes, self.skip(4))[0]
-        return number
+        return _U32.unpack_from(self.bytes, self.skip(4))[0]
 
     def u64(self) -> int:
         """Read a number of 64 bits."""
-        number: int = _U64.unpack_from(self.bytes, self.skip(8))[0]
-        return number
+        return _U64.unpack_from(self.bytes, self.skip(8))[0]
 
     def text(self, what: str) -> str:
         """Read a string; messages call it `what`."""
@@ -252,18 +250,15 @@ class Section:
 
     def integer(self, key: str, default: int = 0, expected: str = "an integer") -> int:
         """Read an integer."""
-        value: int = self._checked(key, default, int, expected)
-        return value
+        return self._checked(key, default, int, expected)
 
     def number(self, key: str, default: float = 0.0) -> float:
         """Read a number."""
-        value: float = self._checked(key, default, int | float, "a number")
-        return value
+        return self._checked(key, default, int | float, "a number")
 
     def text(self, key: str, default: str) -> str:
         """Read a string."""
-        value: str = self._checked(key, default, str, "a string")
-        return value
+        return self._checked(key, default, str, "a string")
 
     def flag(self, key: str, default: bool) -> bool:
         """Read a switch."""
@@ -294,10 +289,3 @@ class Section:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise self.error(key, f"expected {expected}, got {shown(value)}")
         return value
-
-
-def tokenizer_section(file: Path, metadata: Mapping[str, Any]) -> Section:
-    """The tables of the tokenizer in a file."""
-    return Section(
-        metadata, "tokenizer.ggml.", lambda message: CheckpointError(f"{file}: {message}")
-    )

@@ -113,5 +113,4 @@ def _token_of(backend: Any, config: Mapping[str, Any], key: str) -> str | None:
         i = i[0]
     if not isinstance(i, int) or not 0 <= i < 2**32:
         return None
-    token: str | None = backend.id_to_token(i)
-    return token
+    return backend.id_to_token(i)

@@ -10,8 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.gguf.header import read_gguf
-from llama_layers.checkpoint.gguf.metadata import Section, shown, tokenizer_section
+from llama_layers.checkpoint.gguf.metadata import Section, shown
 from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer.byte_level import (
     INSTEAD,
@@ -28,11 +27,6 @@ from llama_layers.checkpoint.tokenizer.vocabulary import (
 from llama_layers.errors import CheckpointError
 
 _TEMPLATE = "tokenizer.chat_template"
-
-
-def load_gguf_tokenizer(file: Path) -> Tokenizer:
-    """Load the tokenizer of a GGUF file, which may be one of a vocabulary alone."""
-    return open_tokenizer(file, read_gguf(file).metadata)
 
 
 def open_tokenizer(file: Path, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -74,12 +68,11 @@ def tokenizer_files(file: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]
 
 def _build(file: Path, metadata: Mapping[str, Any]) -> tuple[Any, Vocabulary]:
     """The tokenizers.Tokenizer of a file, and the tables that it is made of."""
-    tables = tokenizer_section(file, metadata)
+    tables = Section(metadata, "tokenizer.ggml.", lambda said: CheckpointError(f"{file}: {said}"))
     model = tables.get("model")
     if model is None or model == "none":
-        problem = (
-            "missing tokenizer.ggml.model" if model is None else "tokenizer.ggml.model is 'none'"
-        )
+        key = "tokenizer.ggml.model"
+        problem = f"missing {key}" if model is None else f"{key} is 'none'"
         raise CheckpointError(f"{file}: {problem}: this file has no tokenizer")
     if not isinstance(model, str) or model not in ("llama", "gpt2"):
         raise tables.error("model", f"expected 'llama' or 'gpt2', got {shown(model)}; {INSTEAD}")
@@ -156,9 +149,8 @@ def read_chat_template(file: Path, metadata: Mapping[str, Any]) -> str | dict[st
 def _written(file: Path, backend: Any) -> str:
     """The content of a tokenizer.json."""
     try:
-        text: str = backend.to_str(pretty=True)
+        return backend.to_str(pretty=True)
     except Exception:  # tokenizers raises nothing narrower, where a step is in Python
         raise CheckpointError(
             f"{file}: merges by scores that are equal, which tokenizer.json cannot express"
         ) from None
-    return text

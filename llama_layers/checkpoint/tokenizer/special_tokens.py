@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_layers.arrays.checks import is_integer
 from llama_layers.errors import CheckpointError
 from llama_layers.files.json_files import read_json_if_there
 
@@ -99,7 +100,7 @@ def _added_tokens(file: Path, special: list[dict[str, Any] | None]) -> dict[int,
 
 
 def _id(file: Path, value: object) -> int:
-    number = value if isinstance(value, int) and not isinstance(value, bool) else None
+    number = value if is_integer(value) else None
     if isinstance(value, str) and value.isdecimal() and len(value) < 11:
         number = int(value)
     if number is None or not 0 <= number < 2**32:

@@ -1,4 +1,4 @@
-"""Text to token ids and back, with the tokenizer that came with a checkpoint."""
+"""The tokenizer that came with a checkpoint: text to token ids and back."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ class Tokenizer:
                 f"text: expected valid Unicode, got {text[error.start]!r} at position {error.start}"
             ) from None
         with backend_errors("the tokenizer cannot encode this text"):
-            encoding = self._backend.encode(text, add_special_tokens=bool(add_special_tokens))
-        ids: list[int] = encoding.ids
-        return ids
+            return self._backend.encode(text, add_special_tokens=bool(add_special_tokens)).ids
 
     def decode(self, ids: Iterable[int], /, *, skip_special_tokens: bool = False) -> str:
         """Turn token ids into the text they stand for.
@@ -129,8 +127,7 @@ class Tokenizer:
         """
         known = [i for i in map(_checked_id, ids) if i < 2**32]
         with backend_errors("the tokenizer cannot decode these ids"):
-            text: str = self._backend.decode(known, skip_special_tokens=bool(skip_special_tokens))
-        return text
+            return self._backend.decode(known, skip_special_tokens=bool(skip_special_tokens))
 
     def stream(self, ids: Iterable[int], /) -> Iterator[str]:
         """Turn token ids into text as they come.
@@ -228,8 +225,7 @@ class Tokenizer:
         )
 
     def _token(self, i: int) -> str | None:
-        token: str | None = self._backend.id_to_token(i) if i < 2**32 else None
-        return token
+        return self._backend.id_to_token(i) if i < 2**32 else None
 
 
 @contextmanager
