@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import Any
 
 from llama_layers.arrays.transfer import to_numpy
@@ -36,7 +37,8 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if site.operation == "embedding":
         return Embedding(recorded.input_ids, to_numpy(model.weights.embed_tokens))
     if site.operation == "norm":
-        return Norm(inputs[0], to_numpy(norm_weight(site, model)), config.rms_norm_eps)
+        x = _heads(inputs[0], config.head_dim) if len(site.shape) == 4 else inputs[0]
+        return Norm(x, to_numpy(norm_weight(site, model)), config.rms_norm_eps)
     if site.operation == "linear":
         weight, bias = matrix(site, model)
         bias = None if bias is None else to_numpy(bias)
@@ -66,7 +68,7 @@ def norm_weight(site: Site, model: Llama) -> Any:
     """The weight of the norm at a site."""
     if site.layer is None:
         return model.weights.norm
-    return getattr(model.weights.layers[site.layer], site.role)
+    return attrgetter(site.role)(model.weights.layers[site.layer])
 
 
 def matrix(site: Site, model: Llama) -> tuple[Any, Any | None]:
@@ -104,4 +106,4 @@ def _flat(array: Any) -> Any:
 
 
 def _heads(array: Any, head_dim: int) -> Any:
-    return array.reshape(*array.shape[:2], array.shape[2] // head_dim, head_dim)
+    return array.reshape(*array.shape[:2], math.prod(array.shape[2:]) // head_dim, head_dim)

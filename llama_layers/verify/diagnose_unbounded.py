@@ -7,6 +7,7 @@ from collections import ChainMap, Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -231,8 +232,8 @@ class _Between:
 
     def _left_by(self, change: Change, recorded: Recorded | None = None) -> float:
         """The difference that a walk with a mistake leaves: of some tokens first, then of all."""
+        short = first_tokens(recorded, _TOKENS) if recorded else self._short
         recorded = recorded or self._recorded
-        short = first_tokens(recorded, _TOKENS)
         looks_ahead = False
 
         def noted(site: Site, operation: Operation, known: Recorded) -> Computable:
@@ -255,10 +256,10 @@ class _Between:
 
 
 def _forms(mistake: Mistake, failing: FailingSite) -> dict[tuple[str, int], Computable]:
-    """What a mistake makes of an operation, by its sentence and its number among those alike."""
+    """What a common mistake makes of an operation: by its sentence, and its number among alike."""
     forms: dict[tuple[str, int], Computable] = {}
     counts: Counter[str] = Counter()
-    for change in mistake.applied(failing):
+    for change in islice(mistake.applied(failing), mistake.common):
         forms[change.detail, counts[change.detail]] = change.operation
         counts[change.detail] += 1
     return forms

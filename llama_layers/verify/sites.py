@@ -7,14 +7,18 @@ they are projected out, the sum after attention), a name beside them does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llama_layers.config.llama_config import LlamaConfig
 
 # In a layer, in the order of a forward pass: name, operation, shape, and the ways in which it can
-# be recomputed, the most local first. "x" is what comes into the layer. Sites marked with a star
-# hold a number for each pair of tokens, and are recorded only when asked for.
+# be recomputed, the most local first. "x" is the input of the layer. Sites marked with a star hold
+# a number for each pair of tokens, and are recorded only when asked for. A row that begins with
+# "switch?" is there only if the config has that switch on. If it is off, the sites computed from
+# that row are computed from the inputs of that row instead.
 _LAYER = """
 input_layernorm           norm         B S hidden   x
 self_attn.q_proj          linear       B S queries  input_layernorm
@@ -92,6 +96,11 @@ def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
     >>> len(found), found[2].name, found[2].shape
     (513, 'model.layers.0.self_attn.q_proj', ('B', 'S', 576))
     """
+    return _of_model(config)
+
+
+@lru_cache(maxsize=8)
+def _of_model(config: LlamaConfig) -> tuple[Site, ...]:
     hidden, vocabulary = config.hidden_size, config.vocab_size
     last = f"model.layers.{config.num_hidden_layers - 1}"
     return (
@@ -114,13 +123,20 @@ def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
         "D": config.head_dim,
         "inner": config.intermediate_size,
     }
+    instead: dict[str, str] = {}
     for line in _LAYER.splitlines():
-        role, operation, *axes, routes = line.split()
+        *switch, role, operation, axes, routes = re.split(r"\? +|  +", line)
+        if switch and not getattr(config, switch[0]):
+            instead[role] = routes
+            continue
         inputs = (
-            tuple(before if part == "x" else f"{name}.{part}" for part in route.split(","))
+            tuple(
+                before if part == "x" else f"{name}.{instead.get(part, part)}"
+                for part in route.split(",")
+            )
             for route in routes.split(";")
         )
-        shape = tuple(sizes.get(axis, axis) for axis in axes)
+        shape = tuple(sizes.get(axis, axis) for axis in axes.split())
         starred = role.endswith("*")
         yield Site(f"{name}.{role.rstrip('*')}", layer, operation, shape, tuple(inputs), starred)
     residual = (f"{name}.attention_residual", f"{name}.mlp.down_proj")

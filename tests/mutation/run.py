@@ -22,11 +22,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from cosmic_ray.commands import init
 from cosmic_ray.mutating import mutate_and_test
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import MutationSpec, WorkResult
-from coverage import CoverageData
+from coverage import Coverage, CoverageData
 
 ROOT = Path(__file__).parents[2]
 COPY = ROOT / "build" / "mutation"
@@ -97,15 +98,26 @@ def copied() -> None:
             shutil.copy2(ROOT / name, COPY / name)
 
 
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """Let coverage note which test executes a line: this file is a pytest plugin, too."""
+    measurement = Coverage.current()
+    assert measurement is not None
+    measurement.switch_context(item.nodeid.partition("[")[0])
+
+
 def measured(tests: list[str]) -> Tests:
     """Run the tests once, and see which lines each of them executes."""
-    settings = COPY / ".coveragerc"
-    settings.write_text("[run]\nsource = llama_layers\ndynamic_context = test_function\n")
     command = shlex.split(CONFIG["test-command"])
     command[command.index("tests") : command.index("tests") + 1] = tests
     command.remove("-x")
-    coverage = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}"]
-    status = subprocess.run([*coverage, *command[1:]], cwd=COPY, check=False).returncode
+    coverage = [sys.executable, "-m", "coverage", "run", "--source=llama_layers"]
+    environment = os.environ | {"HYPOTHESIS_PROFILE": "default"}  # few examples show most lines
+    status = subprocess.run(
+        [*coverage, *command[1:], "-p", "tests.mutation.run"],
+        cwd=COPY,
+        env=environment,
+        check=False,
+    ).returncode
     if status:
         raise SystemExit(f"the tests must pass before anything is changed; pytest gave {status}")
     data = CoverageData(str(COPY / ".coverage"))
@@ -115,17 +127,6 @@ def measured(tests: list[str]) -> Tests:
         of_lines[Path(file).relative_to(COPY)] = lines = data.contexts_by_lineno(file)
         breadth.update({test for tests in lines.values() for test in tests})
     return Tests(of_lines, breadth)
-
-
-def node_of(test: str) -> str:
-    """A test's module and name, as coverage has them, as pytest has them."""
-    module, _, name = test.rpartition(".")
-    if (COPY / (file := module.replace(".", "/") + ".py")).is_file():
-        return f"{file}::{name}"
-    found = list((COPY / "tests").rglob(module.rpartition(".")[2] + ".py"))
-    if len(found) != 1:
-        raise SystemExit(f"{test}: expected one file of tests, found {len(found)}")
-    return f"{found[0].relative_to(COPY)}::{name}"
 
 
 def sample(path: Path, count: int, seed: int) -> list[MutationSpec]:
@@ -148,7 +149,7 @@ def sample(path: Path, count: int, seed: int) -> list[MutationSpec]:
 
 def run(mutation: MutationSpec, tests: Tests) -> WorkResult | None:
     """What the tests say of a mutant; None if no test executes it."""
-    nodes = [node_of(test) for test in tests.of(mutation)]
+    nodes = tests.of(mutation)
     if not nodes:
         return None
     options = [part for part in shlex.split(CONFIG["test-command"]) if part != "tests"]
@@ -175,7 +176,11 @@ orphan: true
 [cosmic-ray](https://cosmic-ray.readthedocs.io) changes the source at one place, and the tests that
 execute this place should fail. Each line below is a change that none of them noticed, and why that
 is right or what is missing. `python tests/mutation/run.py` draws the sample, runs the tests and
-writes this page. The last run was of `{arguments}`.
+writes this page. The last run:
+
+```sh
+python tests/mutation/{arguments}
+```
 
 | Package | Mutants | Killed | Survived |
 | --- | --- | --- | --- |

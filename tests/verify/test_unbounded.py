@@ -163,9 +163,10 @@ def test_nothing_but_logits(name):
         assert told(report.first) == [name]
 
 
+@pytest.mark.parametrize("names", [None, ["lm_head"]])
 @pytest.mark.parametrize("block", ["attention", "mlp"])
-def test_a_block_that_is_not_added(block):
-    report = checked(**{block: 0.0})
+def test_a_block_that_is_not_added(block, names):
+    report = checked(names=names, **{block: 0.0})
     assert "block not added" in told(report.first)
 
 

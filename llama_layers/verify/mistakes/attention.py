@@ -106,7 +106,7 @@ def _(operation: Any, at: FailingSite) -> Iterator[Any]:
         found = {
             field: array.reshape(getattr(operation, field).shape)
             for field, array in others.items()
-            if array is not None and getattr(operation, field) is not None
+            if array is not None and hasattr(operation, field)
         }
         each = [{field: array} for field, array in found.items()]
         for fields in [found, *each] if len(found) > 1 else each:
@@ -127,7 +127,7 @@ def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
             yield moved(at, lambda y, order: y[:, :, order], order)
 
 
-@mistake(KEYED, "another scale of scores", common=True)
+@mistake(KEYED, "another scale of scores", common=3)
 def _(operation: Any, at: FailingSite) -> Iterator[Any]:
     """Scales scores by {0}; it should scale them by 1 / sqrt(D)."""
     config = at.config
@@ -157,7 +157,7 @@ def _with_heads(
     heads, groups = at.config.num_attention_heads, at.config.num_key_value_heads
     if groups == 1:
         return
-    k, v = operation.k, operation.v
+    k, v = (getattr(operation, field, None) for field in "kv")
     order = of(heads, groups)
     each = [None if y is None else y[:, :, order] for y in (k, v)]
     fields = {f: y for f, y in zip("kv", each, strict=True) if y is not None}
@@ -168,7 +168,7 @@ def _with_heads(
         yield replace(operation, k=right[0], v=each[1])
 
 
-@mistake(GROUPED, "key heads tiled", common=True)
+@mistake(GROUPED, "key heads tiled", common=1)
 def _(operation: Any, at: FailingSite) -> Iterator[Any]:
     """Gives query head h the key or value head h mod kv_heads; it should give it h // (heads /
     kv_heads): repeat, do not tile."""

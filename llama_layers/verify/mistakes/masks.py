@@ -41,7 +41,7 @@ def masked(operation: Any, mask: NDArray[Any]) -> Computable:
     return Computed(lambda how: changed.bound(how).only(~empty[axes]))
 
 
-@mistake(_MASKED, "no causal mask", common=True)
+@mistake(_MASKED, "no causal mask", common=1)
 def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
     """Lets a token see later ones; it should let it see itself and earlier ones."""
     yield masked(operation, _seen(at, None, _window(at), False))
@@ -61,7 +61,7 @@ def _(operation: Any, at: FailingSite) -> Computable:
     return masked(operation, _seen(at, 1, _window(at), False))
 
 
-@mistake(_MASKED, "another window", common=True)
+@mistake(_MASKED, "another window", common=1)
 def _(operation: Any, at: FailingSite) -> Iterator[Any]:
     """Attends over {0}; it should attend over {1} in this layer."""
     window = _window(at)

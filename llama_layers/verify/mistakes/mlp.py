@@ -28,14 +28,14 @@ def _relu(g: Tracked) -> Tracked:
     return g.apply(lambda g: np.maximum(g, 0))
 
 
-@mistake(Gate, "gelu for silu", common=True)
+@mistake(Gate, "gelu for silu", common=1)
 def _(g: Gate) -> Any:
     """Computes gelu(gate) * up; it should compute silu(gate) * up."""
     normal = 1 + (g.gate * math.sqrt(0.5)).apply(_erf, slope=1.13)
     return (g.gate * 0.5 * normal).step("silu") * g.up
 
 
-@mistake(Gate, "gelu (tanh) for silu", common=True)
+@mistake(Gate, "gelu (tanh) for silu", common=1)
 def _(g: Gate) -> Any:
     """Computes gelu_tanh(gate) * up; it should compute silu(gate) * up."""
     inner = math.sqrt(2 / math.pi) * (g.gate + 0.044715 * (g.gate * g.gate * g.gate))
@@ -72,7 +72,7 @@ def _(g: Gate) -> Any:
     return g.gate.apply(np.tanh).step("silu") * g.up
 
 
-@mistake(Gate, "gate and up swapped in the product", common=True)
+@mistake(Gate, "gate and up swapped in the product", common=1)
 def _(g: Gate) -> Any:
     """Computes gate * silu(up); it should compute silu(gate) * up."""
     return gated(g.up, g.gate)

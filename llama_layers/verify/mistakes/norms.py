@@ -22,7 +22,7 @@ def _square(n: Norm) -> Tracked:
     return (n.x * n.x).mean()
 
 
-@mistake(Norm, "another eps", common=True)
+@mistake(Norm, "another eps", common=2)
 def _(norm: Norm, at: FailingSite) -> Iterator[Any]:
     """Adds an eps of {0:g}; it should add {1:g}."""
     yield from ((replace(norm, eps=eps), eps, norm.eps) for eps in _EPS if eps != norm.eps)
@@ -34,13 +34,13 @@ def _(n: Norm) -> Any:
     return n.x / (_square(n).sqrt() + n.eps) * n.weight
 
 
-@mistake(Norm, "norm weight plus one", common=True)
+@mistake(Norm, "norm weight plus one", common=1)
 def _(n: Norm) -> Any:
     """Scales with the weight plus one, as Gemma does; it should scale with the weight."""
     return n.x * (_square(n) + n.eps).rsqrt() * (n.weight + 1)
 
 
-@mistake(Norm, "norm weight skipped", common=True)
+@mistake(Norm, "norm weight skipped", common=1)
 def _(norm: Norm, at: FailingSite) -> Norm:
     """Normalises without scaling; it should scale with the weight, too."""
     return replace(norm, weight=np.ones_like(norm.weight))
@@ -54,7 +54,7 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Any]:
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.{index}.{name}"] = getattr(layer, name)
     for name, weight in weights.items():
-        if name != at.site.name:
+        if name != at.site.name and weight.shape == norm.weight.shape:
             yield replace(norm, weight=to_numpy(weight)), name, at.site.name
 
 

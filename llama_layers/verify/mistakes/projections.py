@@ -43,7 +43,7 @@ def _(linear: Linear, at: FailingSite) -> Linear:
     return replace(linear, weight=linear.weight.reshape(columns, rows).T)
 
 
-def _swapped(one: str, other: str, *, common: bool = False) -> None:
+def _swapped(one: str, other: str, *, common: int = 0) -> None:
     @mistake(
         Linear,
         f"{_WORDS[one]} and {_WORDS[other]} swapped",
@@ -59,7 +59,7 @@ def _swapped(one: str, other: str, *, common: bool = False) -> None:
                 yield replace(found, bias=linear.bias)
 
 
-_swapped("self_attn.k_proj", "self_attn.v_proj", common=True)
+_swapped("self_attn.k_proj", "self_attn.v_proj", common=1)
 _swapped("mlp.gate_proj", "mlp.up_proj")
 _swapped("self_attn.q_proj", "self_attn.k_proj")
 _swapped("self_attn.q_proj", "self_attn.v_proj")
@@ -72,7 +72,7 @@ def _(linear: Linear, at: FailingSite) -> Linear:
     return replace(linear, weight=to_numpy(at.model.weights.embed_tokens))
 
 
-@mistake(Linear, "bias missing", common=True)
+@mistake(Linear, "bias missing", common=1)
 def _(linear: Linear, at: FailingSite) -> Linear | None:
     """Adds no bias; it should add one."""
     return None if linear.bias is None else replace(linear, bias=None)
@@ -122,7 +122,7 @@ def _heads(at: FailingSite) -> int:
     return at.config.num_attention_heads if queries else at.config.num_key_value_heads
 
 
-@mistake(Linear, "RoPE permutation left in", roles=_QKV[:2], common=True)
+@mistake(Linear, "RoPE permutation left in", roles=_QKV[:2], common=1)
 def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
     """Uses rows whose channels are in pairs 2i and 2i + 1, as in a file of Meta or llama.cpp; it
     should put them back to i and i + D / 2."""

@@ -89,8 +89,9 @@ class Mistake:
     loosens : bool
         Whether it allows larger errors around the same result, not another result; the port's
         array must show it in another way, then.
-    common : bool
-        Whether it is looked for in all operations at once, too, where inputs were not recorded.
+    common : int
+        How many of its first forms are also looked for in all operations at once, where inputs
+        were not recorded.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Mistake:
     roles: Collection[str] = ()
     kind: Kind = Kind.FORMULA
     loosens: bool = False
-    common: bool = False
+    common: int = 0
 
     @cached_property
     def formula(self) -> bool:

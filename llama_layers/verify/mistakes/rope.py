@@ -47,7 +47,7 @@ def by_phases(rope: Rope, phases: Float64Array, factor: float | None = None) -> 
     return evaluated(rope, formula)
 
 
-@mistake(Rope, "RoPE layout interleaved", common=True)
+@mistake(Rope, "RoPE layout interleaved", common=1)
 def _(rope: Rope, at: FailingSite) -> Rope | None:
     """Pairs channels 2i and 2i + 1; it should pair i and i + D / 2, as this checkpoint does."""
     return replace(rope, layout="interleaved") if rope.layout == "half" else None
@@ -61,14 +61,14 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
     yield moved(rope, lambda y: y[..., np.argsort(halves)])
 
 
-@mistake(Rope, "RoPE rotated the other way", common=True)
+@mistake(Rope, "RoPE rotated the other way", common=1)
 def _(r: Rotation) -> Any:
     """Rotates by minus the phase, with the wrong sign of the sine; it should rotate by the
     phase."""
     return Rope.formula(replace(r, phases=-r.phases))
 
 
-@mistake(Rope, "another rope_theta", common=True)
+@mistake(Rope, "another rope_theta", common=3)
 def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
     """Computes with rope_theta {0:g}; it should take this model's, {1:g}."""
     right = rope.config.rope_theta
@@ -113,7 +113,7 @@ def _scaled(rope: Rope, scaling: RopeScaling | None) -> Rope:
     return replace(rope, config=replace(rope.config, rope_scaling=scaling))
 
 
-@mistake(Rope, "RoPE scaling ignored", common=True)
+@mistake(Rope, "RoPE scaling ignored", common=1)
 def _(rope: Rope, at: FailingSite) -> Rope | None:
     """Computes plain frequencies; it should scale them as rope_scaling says."""
     return None if rope.config.rope_scaling is None else _scaled(rope, None)
@@ -184,7 +184,7 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
     yield evaluated(rope, lambda r: rotated(r, r.table[0] / r.factor, r.table[1]))
 
 
-@mistake(Rope, "RoPE not applied", common=True)
+@mistake(Rope, "RoPE not applied", common=1)
 def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
     """Leaves queries or keys as they are; it should rotate them."""
     still = np.zeros((1, 1, 1, rope.x.shape[-1] // 2))

@@ -29,7 +29,7 @@ def _(r: Residual) -> Any:
     return r.added
 
 
-@mistake(Residual, "block not added", common=True)
+@mistake(Residual, "block not added", common=1)
 def _(r: Residual) -> Any:
     """Passes the residual stream on; it should add what the block computes."""
     return r.x
@@ -96,7 +96,7 @@ def _(residual: Residual, at: FailingSite) -> Any:
     return (evaluated(residual, lambda r: r.x + factor * r.added), factor)
 
 
-@mistake(Embedding, "embedding scaled by the root of hidden_size", common=True)
+@mistake(Embedding, "embedding scaled by the root of hidden_size", common=1)
 def _(embedding: Embedding, at: FailingSite) -> Iterator[Any]:
     """Multiplies the embedding by the root of hidden_size, as Gemma does; it should take it as
     it is."""

@@ -13,7 +13,7 @@ PENALISED = "llama_layers.model.generate:_penalised"
 SEEN = "llama_layers.model.generate:_used"
 PREFILL = "llama_layers.model.generate:_prefill"
 REPETITION = "test_generation.py::test_repetition_penalty"
-ENDS = "test_generation.py::test_eos_is_the_last_token_given"
+ENDS = "test_generation_ends.py::test_eos_is_the_last_token_given"
 AT_THE_CALL = "test_generation.py::test_refuses_at_the_call"
 
 
@@ -114,12 +114,14 @@ def ends_forgotten_in_the_next_step(right, model, input_ids, **options):
             return
 
 
-@wrong("llama_layers.model.generate:_ends", "test_generation.py::test_token_0_may_be_the_end")
+@wrong("llama_layers.model.generate:_ends", "test_generation_ends.py::test_token_0_may_be_the_end")
 def token_0_never_ends_a_sequence(right, model, eos_token_id):
     return tuple(end for end in right(model, eos_token_id) if end)
 
 
-@wrong(GENERATE, "test_generation.py::test_a_row_that_has_ended_is_padded_without_a_padding_id")
+@wrong(
+    GENERATE, "test_generation_ends.py::test_a_row_that_has_ended_is_padded_without_a_padding_id"
+)
 def rows_that_have_ended_go_on_without_a_padding_id(right, model, input_ids, **options):
     if model.config.pad_token_id is not None:
         return right(model, input_ids, **options)

@@ -36,7 +36,7 @@ def in_heads(array, config):
     return array.reshape(*array.shape[:2], -1, config.head_dim)
 
 
-@wrong(LAYER, "test_layer.py::test_values_are_not_turned", "values turned by RoPE")
+@wrong(LAYER, "test_layer.py::test_values_are_not_turned", "values rotated by RoPE")
 def values_rotated_too(right, x, w, *, config, rope, tap=None, **rest):
     def change(v, _):
         return apply_rope(in_heads(v, config), *rope).reshape(v.shape)
@@ -71,7 +71,7 @@ def keys_rotated_in_another_layout_than_queries(right, x, w, *, config, rope, ta
     return right(x, w, config=config, rope=rope, tap=tap, **rest)
 
 
-@wrong(LAYER, "test_forward.py::test_like_naive_loops", "keys turned twice")
+@wrong(LAYER, "test_forward.py::test_like_naive_loops", "keys rotated twice")
 def keys_rotated_again_on_their_way_to_the_cache(right, x, w, *, rope, tap=None, **rest):
     tap = tampered(tap, "self_attn.k_rope", lambda k, _: apply_rope(k, *rope), after=True)
     return right(x, w, rope=rope, tap=tap, **rest)

@@ -38,7 +38,7 @@ def a_norm_that_subtracts_the_mean(right, xp, x, weight, eps):
 @wrong(
     NORMALISE,
     "test_norm.py::test_constant_row_becomes_signed_ones[definition-numpy-3.0]",
-    "sum in the place of the mean",
+    "sum instead of the mean",
 )
 def the_sum_of_squares_instead_of_their_mean(right, xp, x, weight, eps):
     count = x.shape[-1]

@@ -23,7 +23,7 @@ OF_TABLE = "test_rope.py::test_table_is_of_these_frequencies"
 PUBLISHED = "test_rope.py::test_published_frequencies_of_llama3_1"
 
 
-@wrong(ROTATE, BASIS, "RoPE turned the other way")
+@wrong(ROTATE, BASIS, "RoPE rotated the other way")
 def rotated_the_other_way(right, xp, x, cos, sin, layout):
     return right(xp, x, cos, -sin, layout)
 

@@ -1,0 +1,45 @@
+"""The table of sites: rows that only some models have."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from llama_layers import LlamaConfig
+from llama_layers.verify import sites
+
+CONFIG = replace(LlamaConfig.smollm2_135m(), num_hidden_layers=2)
+
+
+@pytest.fixture
+def with_a_switch(monkeypatch):
+    """A norm of the query heads, as if the switch mlp_bias brought it."""
+    module = sys.modules[sites.__module__]
+    rows = module._LAYER.splitlines()
+    at = next(i for i, row in enumerate(rows) if row.startswith("self_attn.q_rope"))
+    rows[at : at + 1] = [
+        "mlp_bias? self_attn.q_norm  norm  B S heads D  self_attn.q_proj",
+        "self_attn.q_rope  rope  B S heads D  self_attn.q_norm",
+    ]
+    monkeypatch.setattr(module, "_LAYER", "\n".join(rows))
+    module._of_model.cache_clear()
+    yield
+    module._of_model.cache_clear()
+
+
+def test_a_row_that_is_switched_off_is_passed_over(with_a_switch):
+    found = {site.name: site for site in sites(CONFIG)}
+    assert not any("q_norm" in name for name in found)
+    rope = found["model.layers.1.self_attn.q_rope"]
+    assert rope.routes == (("model.layers.1.self_attn.q_proj",),)
+
+
+def test_a_row_that_is_switched_on_stands_between(with_a_switch):
+    found = {site.name: site for site in sites(replace(CONFIG, mlp_bias=True))}
+    norm = found["model.layers.1.self_attn.q_norm"]
+    assert (norm.operation, norm.shape) == ("norm", ("B", "S", 9, 64))
+    assert norm.routes == (("model.layers.1.self_attn.q_proj",),)
+    rope = found["model.layers.1.self_attn.q_rope"]
+    assert rope.routes == (("model.layers.1.self_attn.q_norm",),)
