@@ -36,7 +36,7 @@ def test_what_is_refused(tmp_path, content, message):
 
 def test_keys_that_come_twice():
     assert without_duplicates([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
-    with pytest.raises(ValueError, match="'b' is there twice"):
+    with pytest.raises(ValueError, match="'b' appears twice"):
         without_duplicates([("a", 1), ("b", 2), ("b", 2)])
 
 
@@ -52,6 +52,6 @@ def test_keys_that_come_twice_are_found_in_a_few_looks_at_each():
             return super().__hash__()
 
     keys = [Key(i) for i in range(1000)]
-    with pytest.raises(ValueError, match="'999' is there twice"):
+    with pytest.raises(ValueError, match="'999' appears twice"):
         without_duplicates([(key, None) for key in [*keys, keys[-1]]])
     assert looks < 20 * len(keys)

@@ -23,8 +23,8 @@ from llama_layers.layers.weights import QKVWeights
 from llama_layers.model.llama import Llama
 
 Kind = Literal["qkv", "layer", "decode", "prefill"]
-# Copies of weights take turns until they are as large as this, lest they stay in the cache. On a
-# GPU more of them, so that they are read for long enough to be timed.
+# Bytes of all copies of the weights, which take turns so that none stays in the cache. A GPU has
+# more of them, so that reading takes long enough to be timed.
 UNCACHED = {"numpy": 256 << 20, "cupy": 1 << 30}
 MOST_COPIES = 64
 

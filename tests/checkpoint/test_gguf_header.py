@@ -288,7 +288,7 @@ def with_tensors(*tensors, alignment=32, data=bytes(256)):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ([("a", [8], 0, 0), ("a", [8], 0, 32)], "tensor 'a' is there twice"),
+        ([("a", [8], 0, 0), ("a", [8], 0, 32)], "tensor 'a' appears twice"),
         ([("a", [8], 0, 0), ("b", [8], 0, 0)], "b overlaps a"),
         ([("a", [9], 0, 32), ("b", [9], 0, 0)], "a overlaps b"),
         ([("a", [8], 0, 4)], "a: expected an offset that is a multiple of 32, .* got 4"),

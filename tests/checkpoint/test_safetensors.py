@@ -183,7 +183,7 @@ def test_a_tensor_that_the_header_names_twice(directory):
     other = header["model.layers.0.mlp.gate_proj.weight"]
     twice = f'{{"{name}":{json.dumps(other)},'.encode() + content[9:end]
     file.write_bytes(len(twice).to_bytes(8, "little") + twice + content[end:])
-    with refused(file, f"expected a safetensors file: '{name}' is there twice"):
+    with refused(file, f"expected a safetensors file: '{name}' appears twice"):
         load(directory)
 
 

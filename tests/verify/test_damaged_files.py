@@ -254,7 +254,7 @@ class TestOtherFiles:
         header = f"{{{tensor},{tensor}}}".encode()
         path = tmp_path / "t.safetensors"
         path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-        assert "'lm_head' is there twice" in refused(path)
+        assert "'lm_head' appears twice" in refused(path)
 
 
 def test_a_full_disk_names_the_file(tmp_path):

@@ -1,4 +1,4 @@
-"""Matrix products by cuBLAS, of CuPy arrays as they lie in memory.
+"""Matrix products by cuBLAS, of CuPy arrays where they are, without copies.
 
 A few functions of the libcublas that CuPy itself loads, of CUDA 12 or 13, through ctypes.
 

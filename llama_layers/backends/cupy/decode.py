@@ -140,13 +140,7 @@ def _captured(launches: Callable[[], None]) -> Any:
 
 
 def _taken(
-    xp: Namespace,
-    x: CupyArray,
-    model: Llama,
-    rope: tuple[CupyArray, CupyArray],
-    masks: Mapping[int | None, Mask],
-    cache: KVCache | None,
-    tap: Tap,
+    x: CupyArray, model: Llama, rope: tuple[CupyArray, CupyArray], cache: KVCache | None, tap: Tap
 ) -> bool:
     """Whether a graph can do it; once there is one, only its addresses are looked at."""
     one_each = x.shape[1] == 1 and rope[0].ndim > 0
@@ -155,7 +149,7 @@ def _taken(
     return _known(LayersStep, model, cache) is not None or fits(model, cache)
 
 
-@takes(_taken)
+@takes(lambda xp, x, model, rope, masks, cache, tap: _taken(x, model, rope, cache, tap))
 def decoder_layers(
     xp: Namespace,
     x: CupyArray,

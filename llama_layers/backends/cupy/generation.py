@@ -87,11 +87,7 @@ class TokenStep(Step):
             return Tokens(ids, host, self.stream.record())
 
 
-def _taken(xp: Namespace, start: Start) -> bool:
-    return start.used is None and _offered(start)
-
-
-@takes(_taken)
+@takes(lambda xp, start: start.used is None and _offered(start))
 def decode_loop(xp: Namespace, start: Start) -> Iterator[tuple[CupyArray, CupyArray]]:
     """The definition's tokens, those after the first from a graph for all of a step.
 

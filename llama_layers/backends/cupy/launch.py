@@ -34,7 +34,7 @@ def norm(x: CupyArray, weight: CupyArray, out: CupyArray, eps: float) -> None:
 def takes_gemv(
     x: CupyArray, weight: CupyArray, out: CupyArray, bias: CupyArray | None = None
 ) -> bool:
-    """Whether `gemv` multiplies these: a few rows, all of one dtype, and as they lie."""
+    """Whether `gemv` multiplies these: a few rows, contiguous and of one dtype."""
     arrays = [a for a in (x, weight, bias) if a is not None]
     return (
         0 < x.shape[0] <= MAX_TOKENS

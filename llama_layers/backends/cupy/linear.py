@@ -13,11 +13,7 @@ from llama_layers.backends.trust import takes
 BLOCK_BYTES = 64 << 20
 
 
-def _few(xp: Namespace, x: CupyArray, weight: CupyArray, bias: CupyArray | None) -> bool:
-    return launch.takes_gemv(x, weight, x, bias)
-
-
-@takes(_few)
+@takes(lambda xp, x, weight, bias: launch.takes_gemv(x, weight, x, bias))
 def by_kernel(xp: Namespace, x: CupyArray, weight: CupyArray, bias: CupyArray | None) -> CupyArray:
     """``x @ weight.T + bias`` for a few rows x [M, K], weight [N, K], which is read once."""
     y = xp.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
@@ -25,11 +21,7 @@ def by_kernel(xp: Namespace, x: CupyArray, weight: CupyArray, bias: CupyArray | 
     return y
 
 
-def _multiplied(xp: Namespace, x: CupyArray, weight: CupyArray, bias: CupyArray | None) -> bool:
-    return bool(x.size and weight.size) and cublas.available()
-
-
-@takes(_multiplied)
+@takes(lambda xp, x, weight, bias: bool(x.size and weight.size) and cublas.available())
 def by_cublas(xp: Namespace, x: CupyArray, weight: CupyArray, bias: CupyArray | None) -> CupyArray:
     """``x @ weight.T + bias`` by cuBLAS, without a copy of the weight.
 

@@ -103,19 +103,7 @@ def _fitted(
     return None if caches is None else (plan, caches)
 
 
-def _taken(
-    xp: Namespace,
-    x: np.ndarray,
-    model: Llama,
-    rope: tuple[np.ndarray, np.ndarray],
-    masks: Mapping[int | None, Mask],
-    cache: KVCache | None,
-    tap: Tap,
-) -> bool:
-    return _fitted(model, x, cache, tap) is not None
-
-
-@takes(_taken)
+@takes(lambda xp, x, model, rope, masks, cache, tap: _fitted(model, x, cache, tap) is not None)
 def decoder_layers(
     xp: Namespace,
     x: np.ndarray,

@@ -57,7 +57,7 @@ class ThreadPool:
             except BaseException:
                 if stop is not None:
                     stop[-1] = 1
-                self._wait()  # they have addresses of arrays that the caller may let go
+                self._wait()  # they have addresses of arrays that the caller may free
                 raise
         for problem in problems:
             if problem is not None:

@@ -91,7 +91,7 @@ def _read_tensors(walk: Walk, count: int, alignment: int) -> dict[str, TensorInf
     for _ in range(count):
         tensor = _read_tensor(walk)
         if tensor.name in tensors:
-            raise CheckpointError(f"{walk.file}: tensor {tensor.name!r} is there twice")
+            raise CheckpointError(f"{walk.file}: tensor {tensor.name!r} appears twice")
         if tensor.offset % alignment:
             raise CheckpointError(
                 f"{walk.file}: {tensor.name}: expected an offset that is a multiple of "

@@ -260,9 +260,9 @@ def stream_text(
     """Pieces of the text of some ids, which joined are what `decode` gives for all of them.
 
     Text waits while tokens to come may still change it: while it ends within a character, and
-    while it ends in tokens of one byte each, ``<0x0A>``, of which a wrong one spoils those before
-    it. Only ids since the piece before the last are decoded again: those of the last piece are
-    the context of the next, since many decoders drop a space that begins a text.
+    while it ends in tokens of one byte each, ``<0x0A>``, since a wrong one spoils those before it.
+    Only ids since the piece before the last are decoded again: those of the last piece are the
+    context of the next, since many decoders drop a space that begins a text.
     """
     window: list[int] = []
     given, seen = 0, ""  # how many of the ids in the window have been given, and their text
