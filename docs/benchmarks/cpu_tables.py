@@ -1,4 +1,4 @@
-"""Measure all that docs/cpu_tables.md shows, and write the page.
+"""Measure all that docs/evidence/cpu_tables.md shows, and write the page.
 
 ``python docs/benchmarks/cpu_tables.py DIR`` keeps every time measured in DIR, and what is there
 already is not measured again. Two threads; torch, transformers, onnxruntime, openvino and
@@ -17,7 +17,7 @@ from llama_layers.bench.own_engine import NAME
 from llama_layers.bench.result import Result
 from llama_layers.bench.table import markdown
 
-PAGE = Path(__file__).parents[1] / "cpu_tables.md"
+PAGE = Path(__file__).parents[1] / "evidence" / "cpu_tables.md"
 SMALL = "--model smollm2-135m --against llama.cpp,transformers"
 LARGE = "--model llama2-7b --rounds 4 --against llama.cpp,transformers"
 MANY = "--seq 1,2,4,8,32,128,512 --rounds 8"
@@ -37,7 +37,7 @@ HEAD = """\
 # Measured on a CPU
 
 Written by `python docs/benchmarks/cpu_tables.py`, from runs of `llama-layers bench` as they came.
-[](bench.md) says how it measures and what the columns mean, [](cpu.md) why it is as fast as it is.
+[](../bench.md) says how it measures and what the columns mean, [](../cpu.md) why it is as fast as it is.
 """
 
 

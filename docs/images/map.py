@@ -1,4 +1,4 @@
-"""Draw the map of a report for the README: python docs/images/map.py
+"""Draw the map of a report for the README, and print the report: python docs/images/map.py
 
 The port is our own forward pass of SmolLM2 135M with one mistake: in layer 17 it rotates pairs of
 neighbouring channels of the queries (RoPE layout interleaved). There is one picture for light pages
@@ -34,6 +34,7 @@ def main() -> None:
     for name, colours in SCHEMES.items():
         path = Path(__file__).with_name(f"map_{name}.svg")
         path.write_text(drawn(report, colours), encoding="utf-8")
+    print(report)
 
 
 def port(model: Any, ids: Any) -> dict[str, Any]:
