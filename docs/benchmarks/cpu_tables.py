@@ -34,6 +34,10 @@ SERIES = {
     "decode_7b_bfloat16": f"decode {LARGE} --layers 6 --context 64 --tokens 4 {NARROW}",
 }
 HEAD = """\
+---
+orphan: true
+---
+
 # Measured on a CPU
 
 Written by `python docs/benchmarks/cpu_tables.py`, from runs of `llama-layers bench` as they came.

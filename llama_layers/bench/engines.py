@@ -1,7 +1,8 @@
 """The engines of a benchmark: our own, and others that are installed.
 
 The code that drives other engines is not part of the package. It is in ``docs/benchmarks/engines``
-of a checkout, and ``LLAMA_LAYERS_ENGINES`` names that directory for an installed package.
+of a checkout: the one that the package is imported from, or the one that is the current directory.
+Elsewhere ``LLAMA_LAYERS_ENGINES`` names that directory.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from llama_layers.bench.job import Job, Kind
 from llama_layers.bench.models import Backend
 
 VARIABLE = "LLAMA_LAYERS_ENGINES"
-CHECKOUT = Path(__file__).parents[2] / "docs" / "benchmarks" / "engines"
+FOLDER = Path("docs", "benchmarks", "engines")
+CHECKOUT = Path(__file__).parents[2]
 _PACKAGE = "llama_layers_engines"
 
 
@@ -46,7 +48,9 @@ class OtherEngine:
 
 def other_engines() -> dict[str, OtherEngine]:
     """Load the directory of other engines, and return them by name."""
-    folder = Path(os.environ.get(VARIABLE, CHECKOUT))
+    checkouts = [checkout / FOLDER for checkout in (CHECKOUT, Path.cwd())]
+    folder = next((path for path in checkouts if path.is_dir()), checkouts[0])
+    folder = Path(os.environ.get(VARIABLE, folder))
     file = folder / "__init__.py"
     if not file.is_file():
         raise ValueError(

@@ -213,10 +213,11 @@ def test_engines_that_are_not_installed(model, capsys, monkeypatch):
 def test_an_installed_package_is_told_where_engines_are(model, capsys, monkeypatch, tmp_path):
     arguments = ("qkv", "--model", model, "--seq", "1", "--rounds", "1", "--threads", "1")
     monkeypatch.setattr(engines, "CHECKOUT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert refusal(capsys, *arguments, "--against", "copy") == (
         "llama-layers bench: --against: other engines are not part of the installed package; "
         f"expected LLAMA_LAYERS_ENGINES to name docs/benchmarks/engines of a checkout, got "
-        f"{tmp_path}\n"
+        f"{tmp_path / 'docs' / 'benchmarks' / 'engines'}\n"
     )
     folder = tmp_path / "engines"
     folder.mkdir()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-import transformers
+import pytest
 
 from llama_layers.arrays.transfer import to_numpy
 from tests.support import tiny
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 FAMILY = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
 
