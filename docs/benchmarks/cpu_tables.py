@@ -41,7 +41,7 @@ orphan: true
 # Measured on a CPU
 
 Written by `python docs/benchmarks/cpu_tables.py`, from runs of `llama-layers bench` as they came.
-[](../bench.md) says how it measures and what the columns mean, [](../cpu.md) why it is as fast as it is.
+[](../bench.md) says how it measures and what the columns mean, [](../cpu.md) what makes it fast.
 """
 
 
