@@ -198,6 +198,8 @@ class OverHeads(Operation):
 class Scores(OverHeads):
     """Scaled products of queries and keys, of which those that a mask allows count."""
 
+    inputs = ("q", "k")
+    steps = ("kv_cache", "scores")
     q: Any
     k: Any
     mask: Any | None
@@ -233,24 +235,18 @@ class Softmax(OverHeads):
 
 
 @dataclass(frozen=True, eq=False)
-class Probabilities(OverHeads):
+class Probabilities(Scores):
     """Softmax of scaled products of queries and keys."""
 
-    q: Any
-    k: Any
-    mask: Any | None
-    scale: float
-
-    @staticmethod
-    def formula(heads: Heads) -> Tracked:
-        """The probabilities."""
-        return heads.softmax().probabilities()
+    formula = Softmax.formula
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedSum(OverHeads):
     """The values, weighed by probabilities [B, heads, S, T]."""
 
+    inputs = ("probabilities", "v")
+    steps = ("kv_cache",)
     probabilities: Any
     v: Any
 
@@ -283,6 +279,8 @@ class WeightedSum(OverHeads):
 class Attention(OverHeads):
     """Scores, softmax and weighted sum at once, as fused kernels compute them."""
 
+    inputs = ("q", "k", "v")
+    steps = ("kv_cache", "scores", "probabilities", "weighted_sums")
     q: Any
     k: Any
     v: Any

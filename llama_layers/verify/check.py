@@ -215,7 +215,7 @@ class _Checker:
         if verdict != "PASS" and self._tries_profiles:
             theirs, explanations = self._as_profile(failing)
             if theirs is not None:
-                habits = theirs.habits(operation, formats.narrower)
+                habits = theirs.habits(operation.steps, formats.narrower)
                 verdict, note = "WARN", f"rounds as {theirs.name} does: {habits}"
         judged = ~np.isinf(bound.limit)
         if verdict != "FAIL" and not np.isfinite(array.astype(np.float64)[judged]).all():

@@ -289,8 +289,7 @@ def _positions(
     if given is None:
         if keep is None:
             return np.arange(count)
-        counted: NDArray[np.int64] = np.maximum(np.cumsum(keep, axis=1) - 1, 0)
-        return counted
+        return np.maximum(np.cumsum(keep, axis=1) - 1, 0)
     positions = to_numpy(given)
     if positions.dtype.kind not in "iu" or positions.shape not in ((count,), (batch, count)):
         raise TraceError(

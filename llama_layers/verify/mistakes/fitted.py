@@ -64,8 +64,7 @@ def _(attention: Attention, at: FailingSite) -> Any:
 
     def formula(heads: Heads) -> Tracked:
         scores = heads.scores().apply(partial(_capped, cap=cap))
-        found: Tracked = heads.weigh(Weights.of(scores, heads.allowed).probabilities())
-        return found
+        return heads.weigh(Weights.of(scores, heads.allowed).probabilities())
 
     return evaluated(attention, formula), cap
 

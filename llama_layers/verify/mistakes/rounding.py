@@ -15,16 +15,14 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import Computable, FailingSite, wide
 from llama_layers.verify.mistakes.registry import Computed, Kind, evaluated, mistake
+from llama_layers.verify.operation import WEIGHTS
 from llama_layers.verify.operations import (
     Attention,
     Embedding,
-    Gate,
     Linear,
     Norm,
     Operation,
     Probabilities,
-    Residual,
-    Rope,
     Scores,
     WeightedSum,
 )
@@ -32,24 +30,7 @@ from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import read_in
 
 NARROW = ("bfloat16", "float16")
-_INPUTS: dict[type, tuple[str, ...]] = {
-    Linear: ("x", "weight"),
-    Norm: ("x", "weight"),
-    Attention: ("q", "k", "v"),
-    Scores: ("q", "k"),
-    Probabilities: ("q", "k"),
-    WeightedSum: ("probabilities", "v"),
-    Gate: ("gate", "up"),
-    Residual: ("x", "added"),
-    Rope: ("x",),
-    Embedding: ("table",),
-}
-_READING = (
-    Linear | Norm | Attention | Scores | Probabilities | WeightedSum | Gate | Residual | Rope
-    | Embedding
-)  # fmt: skip
 _PRODUCTS = Linear | Attention | Scores | Probabilities | WeightedSum
-_WEIGHTS = {"weight", "table", "bias"}
 
 
 def tf32(array: NDArray[Any], half: int) -> NDArray[np.float32]:
@@ -74,11 +55,11 @@ def _rounded(
     operation: Any, rounding: Callable[[Any], Any], *, parts: bool
 ) -> Iterator[Computable]:
     """All inputs rounded, and if `parts` some of them; but weights alone are another mistake."""
-    names = _INPUTS[type(operation)]
+    names = operation.inputs
     rounded = {name: rounding(getattr(operation, name)) for name in names}
     told = {
         name
-        for name in set(names) - _WEIGHTS
+        for name in set(names) - WEIGHTS
         if not parts or not np.array_equal(rounded[name], wide(getattr(operation, name)))
     }
     for count in range(len(names), 0, -1) if parts else (len(names),):
@@ -96,7 +77,7 @@ def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
 
 def _inputs_in(narrow: str) -> None:
     @mistake(
-        _READING,
+        Operation,
         f"inputs rounded to {narrow}",
         kind=Kind.ROUNDING,
         says=f"Rounds inputs to {narrow} before it computes.",
@@ -115,11 +96,8 @@ def _weights_in(narrow: str) -> None:
         f"load(..., dtype={narrow!r}).",
     )
     def _(operation: Any, at: FailingSite) -> Computable:
-        weights = {n: y for n in _WEIGHTS if (y := getattr(operation, n, None)) is not None}
-        rounded: Computable = replace(
-            operation, **{n: narrowed(y, narrow) for n, y in weights.items()}
-        )
-        return rounded
+        weights = {n: y for n in WEIGHTS if (y := getattr(operation, n, None)) is not None}
+        return replace(operation, **{n: narrowed(y, narrow) for n, y in weights.items()})
 
 
 def _result_in(narrow: str) -> None:
