@@ -23,28 +23,14 @@ TILE = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """Some query heads, the key head that they read, and a mask; only what an operation reads.
+    """Some query heads, the key head that they read, and a mask; only what an operation reads."""
 
-    Attributes
-    ----------
-    q : Tracked or None
-        Queries, [heads, S, D].
-    k, v : Tracked or None
-        Keys and values, [T, D].
-    given : Tracked or None
-        Scores or probabilities that were recorded, [heads, S, T].
-    mask : ndarray or None
-        Of bool, [S, T]: which keys may be seen. Of floats: added to the scores.
-    scale : float
-        The factor of the products of queries and keys.
-    """
-
-    q: Tracked | None = None
-    k: Tracked | None = None
-    v: Tracked | None = None
-    given: Tracked | None = None
-    mask: Any | None = None
-    scale: float = 1.0
+    q: Tracked | None = None  # queries, [heads, S, D]
+    k: Tracked | None = None  # keys, [T, D]
+    v: Tracked | None = None  # values, [T, D]
+    given: Tracked | None = None  # recorded scores or probabilities, [heads, S, T]
+    mask: Any | None = None  # [S, T]: which keys may be seen, or floats to add to the scores
+    scale: float = 1.0  # of the products of queries and keys
 
     @property
     def allowed(self) -> Any | None:

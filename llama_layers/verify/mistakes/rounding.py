@@ -33,6 +33,12 @@ NARROW = ("bfloat16", "float16")
 _PRODUCTS = Linear | Attention | Scores | Probabilities | WeightedSum
 
 
+def in_each_narrow_format(register: Callable[[str], None]) -> None:
+    """Register a mistake for each of the formats that have fewer bits than sums need."""
+    for narrow in NARROW:
+        register(narrow)
+
+
 def tf32(array: NDArray[Any], half: int) -> NDArray[np.float32]:
     """Numbers of 10 bits after the point: the other 13 are cut off, after `half` was added."""
     numbers = np.array(array, np.float32)
@@ -75,6 +81,7 @@ def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
         yield from _rounded(operation, partial(tf32, half=half), parts=False)
 
 
+@in_each_narrow_format
 def _inputs_in(narrow: str) -> None:
     @mistake(
         Operation,
@@ -86,6 +93,7 @@ def _inputs_in(narrow: str) -> None:
         return _rounded(operation, lambda y: narrowed(y, narrow), parts=True)
 
 
+@in_each_narrow_format
 def _weights_in(narrow: str) -> None:
     @mistake(
         Linear | Norm | Embedding,
@@ -100,6 +108,7 @@ def _weights_in(narrow: str) -> None:
         return replace(operation, **{n: narrowed(y, narrow) for n, y in weights.items()})
 
 
+@in_each_narrow_format
 def _result_in(narrow: str) -> None:
     @mistake(
         Operation,
@@ -122,6 +131,27 @@ def are_numbers_of(narrow: str, array: NDArray[Any]) -> bool:
     return bool((narrowed(numbers, narrow) == numbers).all())
 
 
+@mistake(Operation, "result cut off", kind=Kind.ROUNDING)
+def _(operation: Any, at: FailingSite) -> Computable | None:
+    """Cuts results off to their format; it should round them to nearest."""
+    # Half a unit in the last place below the exact result, and as much around it.
+    out = FLOATS[at.formats.dtype]
+    if out.precision >= FLOATS[at.formats.accumulate].precision:
+        return None
+
+    def bound(how: Rounding) -> Bound:
+        right = operation.bound(replace(how, dtype=how.accumulate))
+        with np.errstate(all="ignore"):
+            _, exponent = np.frexp(right.exact)
+            unit = np.ldexp(2.0 * out.unit_roundoff, exponent - 1)
+            unit = np.maximum(unit, out.smallest_subnormal)
+        below = right.exact - np.sign(right.exact) * unit / 2
+        return Bound(below, unit / 2 + right.limit, unit / 2 + right.usual)
+
+    return Computed(bound)
+
+
+@in_each_narrow_format
 def _mean_in(narrow: str) -> None:
     @mistake(
         Norm,
@@ -145,35 +175,3 @@ def _mean_in(narrow: str) -> None:
             return None  # numbers of both formats: the coarser one tells more
         root = np.sqrt(mean + norm.eps)
         return evaluated(norm, lambda n: n.x / root * n.weight)
-
-
-for _narrow in NARROW:
-    _inputs_in(_narrow)
-for _narrow in NARROW:
-    _weights_in(_narrow)
-for _narrow in NARROW:
-    _result_in(_narrow)
-
-
-@mistake(Operation, "result cut off", kind=Kind.ROUNDING)
-def _(operation: Any, at: FailingSite) -> Computable | None:
-    """Cuts results off to their format; it should round them to nearest."""
-    # Half a unit in the last place below the exact result, and as much around it.
-    out = FLOATS[at.formats.dtype]
-    if out.precision >= FLOATS[at.formats.accumulate].precision:
-        return None
-
-    def bound(how: Rounding) -> Bound:
-        right = operation.bound(replace(how, dtype=how.accumulate))
-        with np.errstate(all="ignore"):
-            _, exponent = np.frexp(right.exact)
-            unit = np.ldexp(2.0 * out.unit_roundoff, exponent - 1)
-            unit = np.maximum(unit, out.smallest_subnormal)
-        below = right.exact - np.sign(right.exact) * unit / 2
-        return Bound(below, unit / 2 + right.limit, unit / 2 + right.usual)
-
-    return Computed(bound)
-
-
-for _narrow in NARROW:
-    _mean_in(_narrow)
