@@ -9,7 +9,7 @@ import numpy as np
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
-from llama_layers.verify.bounds import Bound
+from llama_layers.verify.bound import Bound
 from llama_layers.verify.judge import judge
 
 

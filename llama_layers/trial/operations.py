@@ -18,7 +18,7 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.rope import rope_table
 from llama_layers.trial.place import Case, Outcome, Place, outcome
-from llama_layers.verify.bounds import (
+from llama_layers.verify import (
     Bound,
     attention_bound,
     linear_bound,

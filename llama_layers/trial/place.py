@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dispatch import Function
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
-from llama_layers.verify.bounds import Bound
+from llama_layers.verify.bound import Bound
 
 
 class Outcome(NamedTuple):

@@ -1,18 +1,20 @@
 """Rounding bounds, results held against them, and ports held against a model."""
 
-from llama_layers.verify.bounds import (
-    Bound,
+from llama_layers.verify.bound import Bound
+from llama_layers.verify.bounds.attention import (
     attention_bound,
+    probabilities_bound,
+    scores_bound,
+    softmax_bound,
+    weighted_sum_bound,
+)
+from llama_layers.verify.bounds.layer import (
     embedding_bound,
     linear_bound,
-    probabilities_bound,
     residual_bound,
     rms_norm_bound,
     rope_bound,
-    scores_bound,
-    softmax_bound,
     swiglu_bound,
-    weighted_sum_bound,
 )
 from llama_layers.verify.check import check
 from llama_layers.verify.compare import compare

@@ -23,28 +23,14 @@ TILE = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """Some query heads, the key head that they read, and a mask; only what an operation reads.
+    """Some query heads, the key head that they read, and a mask; only what an operation reads."""
 
-    Attributes
-    ----------
-    q : Tracked or None
-        Queries, [heads, S, D].
-    k, v : Tracked or None
-        Keys and values, [T, D].
-    given : Tracked or None
-        Scores or probabilities that were recorded, [heads, S, T].
-    mask : ndarray or None
-        Of bool, [S, T]: which keys may be seen. Of floats: added to the scores.
-    scale : float
-        The factor of the products of queries and keys.
-    """
-
-    q: Tracked | None = None
-    k: Tracked | None = None
-    v: Tracked | None = None
-    given: Tracked | None = None
-    mask: Any | None = None
-    scale: float = 1.0
+    q: Tracked | None = None  # queries, [heads, S, D]
+    k: Tracked | None = None  # keys, [T, D]
+    v: Tracked | None = None  # values, [T, D]
+    given: Tracked | None = None  # recorded scores or probabilities, [heads, S, T]
+    mask: Any | None = None  # [S, T]: which keys may be seen, or floats to add to the scores
+    scale: float = 1.0  # of the products of queries and keys
 
     @property
     def allowed(self) -> Any | None:
@@ -198,6 +184,8 @@ class OverHeads(Operation):
 class Scores(OverHeads):
     """Scaled products of queries and keys, of which those that a mask allows count."""
 
+    inputs = ("q", "k")
+    steps = ("kv_cache", "scores")
     q: Any
     k: Any
     mask: Any | None
@@ -233,24 +221,18 @@ class Softmax(OverHeads):
 
 
 @dataclass(frozen=True, eq=False)
-class Probabilities(OverHeads):
+class Probabilities(Scores):
     """Softmax of scaled products of queries and keys."""
 
-    q: Any
-    k: Any
-    mask: Any | None
-    scale: float
-
-    @staticmethod
-    def formula(heads: Heads) -> Tracked:
-        """The probabilities."""
-        return heads.softmax().probabilities()
+    formula = Softmax.formula
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedSum(OverHeads):
     """The values, weighed by probabilities [B, heads, S, T]."""
 
+    inputs = ("probabilities", "v")
+    steps = ("kv_cache",)
     probabilities: Any
     v: Any
 
@@ -283,6 +265,8 @@ class WeightedSum(OverHeads):
 class Attention(OverHeads):
     """Scores, softmax and weighted sum at once, as fused kernels compute them."""
 
+    inputs = ("q", "k", "v")
+    steps = ("kv_cache", "scores", "probabilities", "weighted_sums")
     q: Any
     k: Any
     v: Any

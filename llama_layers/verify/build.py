@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from operator import attrgetter
 from typing import Any
 
 from llama_layers.arrays.transfer import to_numpy
@@ -66,33 +65,20 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
 
 def norm_weight(site: Site, model: Llama) -> Any:
     """The weight of the norm at a site."""
-    if site.layer is None:
-        return model.weights.norm
-    return attrgetter(site.role)(model.weights.layers[site.layer])
+    return matrix(site, model)[0]
 
 
 def matrix(site: Site, model: Llama) -> tuple[Any, Any | None]:
-    """The matrix and the bias of the projection at a site."""
+    """The weight at a site, and the bias of its projection."""
     if site.layer is None:
-        return model.weights.lm_head, None
+        return getattr(model.weights, site.name.removeprefix("model.")), None
     return layer_matrix(model.weights.layers[site.layer], site.role)
 
 
 def layer_matrix(layer: LayerWeights, role: str) -> tuple[Any, Any | None]:
-    """The matrix and the bias of a layer's projection."""
-    block, _, name = role.partition(".")
-    if block == "mlp":
-        return getattr(layer.mlp, name), getattr(layer.mlp, name.replace("proj", "bias"))
-    if name == "o_proj":
-        return layer.self_attn.o_proj, layer.self_attn.o_bias
-    qkv = layer.self_attn.qkv
-    queries, keys = qkv.num_heads * qkv.head_dim, qkv.num_kv_heads * qkv.head_dim
-    rows = {
-        "q_proj": slice(0, queries),
-        "k_proj": slice(queries, queries + keys),
-        "v_proj": slice(queries + keys, None),
-    }[name]
-    return qkv.fused[rows, :], None if qkv.bias is None else qkv.bias[rows]
+    """The weight and the bias of one of a layer's modules."""
+    named = layer.named()
+    return named[f"{role}.weight"], named.get(f"{role}.bias")
 
 
 def _last(recorded: Recorded, name: str, rows: int) -> Any:

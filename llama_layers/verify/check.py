@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -155,43 +155,38 @@ def _check_dtype(dtype: str, recorded: Recorded) -> None:
         )
 
 
+@dataclass
 class _Checker:
     """The results of all sites, one after the other; a layer's arrays are read when it is due."""
 
-    def __init__(
-        self,
-        recorded: Recorded,
-        model: Llama,
-        dtype: str | None,
-        accumulate: str | None,
-        profile: RoundingProfile | None,
-        explains: bool,
-    ) -> None:
-        self._recorded = recorded
-        self._model = model
-        self._dtype = dtype or recorded.metadata.get("dtype")
-        self._accumulate = accumulate or recorded.metadata.get("accumulate")
-        self._profile = profile or CONTRACT
-        self._tries_profiles = profile is None
-        self._explains = explains
+    recorded: Recorded
+    model: Llama
+    dtype: str | None
+    accumulate: str | None
+    profile: RoundingProfile | None  # every engine's is tried where none is given
+    explains: bool
+
+    def __post_init__(self) -> None:
+        self._dtype = self.dtype or self.recorded.metadata.get("dtype")
+        self._accumulate = self.accumulate or self.recorded.metadata.get("accumulate")
         self._causes: dict[str, list[Explanation]] = {}  # by role
         self._diagnosed: Counter[str] = Counter()
-        self._recomputed = Recomputed(recorded, model)
+        self._recomputed = Recomputed(self.recorded, self.model)
 
     def results(self) -> Iterator[SiteResult]:
-        for site in sites(self._model.config):
-            if site.name in self._recorded.arrays:
-                route = self._recorded.route(site)
+        for site in sites(self.model.config):
+            if site.name in self.recorded.arrays:
+                route = self.recorded.route(site)
                 if route is None:
                     yield self._unbounded(site)
                 else:
                     yield self._judged(site, route)
 
     def _formats(self, array: NDArray[Any], inputs: Sequence[str] = ()) -> Rounding:
-        found, *read = (self._format(a) for a in (array, *map(self._recorded.array, inputs)))
+        found, *read = (self._format(a) for a in (array, *map(self.recorded.array, inputs)))
         accumulate = self._accumulate or accumulate_format(found).name
         narrowest = min(read, key=lambda form: form.precision).name if read else None
-        return Rounding(found.name, accumulate, self._profile, narrowest)
+        return Rounding(found.name, accumulate, self.profile or CONTRACT, narrowest)
 
     def _format(self, array: NDArray[Any]) -> FloatFormat:
         """What an array was rounded to."""
@@ -202,27 +197,27 @@ class _Checker:
 
     @np.errstate(invalid="ignore")  # the port may have signalling NaN
     def _judged(self, site: Site, route: tuple[str, ...]) -> SiteResult:
-        array = self._recorded.array(site.name)
+        array = self.recorded.array(site.name)
         formats = self._formats(array, route)
-        operation = operation_of(site, route, self._recorded, self._model)
-        failing = FailingSite(site, operation, array, formats, self._recorded, self._model)
-        bound = where_defined(failing.bound(formats), site, self._recorded)
+        operation = operation_of(site, route, self.recorded, self.model)
+        failing = FailingSite(site, operation, array, formats, self.recorded, self.model)
+        bound = where_defined(failing.bound(formats), site, self.recorded)
         judgement = judge(array, bound)
         verdict: SiteVerdict = judgement.verdict
         note = ""
         theirs: RoundingProfile | None = None
         explanations: tuple[Explanation, ...] = ()
-        if verdict != "PASS" and self._tries_profiles:
+        if verdict != "PASS" and self.profile is None:
             theirs, explanations = self._as_profile(failing)
             if theirs is not None:
-                habits = theirs.habits(operation, formats.narrower)
+                habits = theirs.habits(operation.steps, formats.narrower)
                 verdict, note = "WARN", f"rounds as {theirs.name} does: {habits}"
         judged = ~np.isinf(bound.limit)
         if verdict != "FAIL" and not np.isfinite(array.astype(np.float64)[judged]).all():
             verdict, note = "WARN", "the port has NaN or Inf here, as what it was given demands"
         elif verdict != "FAIL" and (lost := _overflowed(failing)):
             verdict, note = "WARN", f"{counted(lost, 'number')} overflowed {formats.dtype} here"
-        if verdict == "FAIL" and self._explains:
+        if verdict == "FAIL" and self.explains:
             explanations = explanations or self._diagnosis(site, partial(diagnose, failing))
         return SiteResult(
             site=site,
@@ -237,7 +232,7 @@ class _Checker:
             profile="" if theirs is None else theirs.name,
             histogram=_histogram(bound.ratio(array)),
             worst=_worst(array, bound),
-            explanations=explanations if self._explains else (),
+            explanations=explanations if self.explains else (),
         )
 
     def _as_profile(
@@ -245,11 +240,11 @@ class _Checker:
     ) -> tuple[RoundingProfile | None, tuple[Explanation, ...]]:
         """The profile whose roundings explain the array; or mistakes that explain it better."""
         profiles = failing.formats.profiles
-        if self._recorded.metadata.get("flash_attention") == "yes":  # as `record_llama_cpp` says
+        if self.recorded.metadata.get("flash_attention") == "yes":  # as `record_llama_cpp` says
             profiles += (PROFILES["llama.cpp with flash attention"],)
         for profile in profiles:
             bound = failing.operation.bound(replace(failing.formats, profile=profile))
-            bound = where_defined(bound, failing.site, self._recorded)
+            bound = where_defined(bound, failing.site, self.recorded)
             if judge(failing.computed, bound).verdict == "PASS":
                 strictly = partial(diagnose, failing, strictly=True)
                 # Unrounded inputs excuse much: what explains without them is what it was.
@@ -283,7 +278,7 @@ class _Checker:
                 "nothing could be judged: numbers can overflow, or sums have too few bits for a "
                 "limit"
             )
-        causes = diagnose(failing, usually=True) if self._explains else ()
+        causes = diagnose(failing, usually=True) if self.explains else ()
         said = "rounding can explain it, but errors are larger than usual"
         if not causes:
             return f"{said}: sums in fewer bits than stated, perhaps"
@@ -294,12 +289,12 @@ class _Checker:
     @np.errstate(invalid="ignore")
     def _unbounded(self, site: Site) -> SiteResult:
         """What can be said where the inputs of a site were not recorded."""
-        array = self._recorded.array(site.name)
+        array = self.recorded.array(site.name)
         found = self._recomputed.compared(site, array, self._formats(array))
         explanations: tuple[Explanation, ...] = ()
-        if found.verdict == "DIFFERS" and self._explains:
-            walk, model = self._recomputed.walk, self._model
-            diagnosis = partial(diagnose_unbounded, found, self._recorded, walk, model)
+        if found.verdict == "DIFFERS" and self.explains:
+            walk, model = self._recomputed.walk, self.model
+            diagnosis = partial(diagnose_unbounded, found, self.recorded, walk, model)
             explanations = self._diagnosis(site, diagnosis)
         return SiteResult(
             site=site,

@@ -28,30 +28,14 @@ class Computable(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FailingSite:
-    """A site that failed, with everything that could tell why.
-
-    Attributes
-    ----------
-    site : Site
-        Which.
-    operation : Operation
-        What it should be.
-    computed : ndarray
-        What the port has there.
-    formats : Rounding
-        In which formats it computes.
-    recorded : Recorded
-        The port's other arrays.
-    model : Llama
-        The model's other weights.
-    """
+    """A site that failed, with everything that could tell why."""
 
     site: Site
-    operation: Operation
-    computed: NDArray[Any]
-    formats: Rounding
-    recorded: Recorded
-    model: Llama
+    operation: Operation  # what it should be
+    computed: NDArray[Any]  # what the port has there
+    formats: Rounding  # that the port computes in
+    recorded: Recorded  # the port's other arrays
+    model: Llama  # with the other weights
     _bounds: dict[Rounding, Bound] = field(default_factory=dict, init=False, repr=False)
 
     @property

@@ -30,24 +30,12 @@ _SIZE = re.compile(r"\s*(0|[1-9]\d{0,18})L?\s*", re.ASCII)
 
 @dataclass(frozen=True)
 class Header:
-    """The content of an .npy file's header.
+    """The content of an .npy file's header."""
 
-    Attributes
-    ----------
-    dtype : dtype
-        Of the numbers, in the byte order of the file.
-    shape : tuple of int
-        Of the array.
-    order : {"C", "F"}
-        Whether the last or the first axis is contiguous.
-    start : int
-        Where the numbers begin in the file.
-    """
-
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any]  # in the byte order of the file
     shape: tuple[int, ...]
-    order: Literal["C", "F"]
-    start: int
+    order: Literal["C", "F"]  # whether the last or the first axis is contiguous
+    start: int  # where the numbers begin in the file
 
     @property
     def nbytes(self) -> int:

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.profiles import Rounding
-from llama_layers.verify.tracked import Tracked
+from llama_layers.verify.tracked import Tracked, read
+
+WEIGHTS = {"weight", "bias", "table"}
+"""Fields that hold arrays of the model, not of the trace."""
 
 
+@dataclass(frozen=True, eq=False)
 class Operation:
     """What operations have in common: a view of what they read, and a formula over it."""
 
-    formula: Callable[[Any], Tracked]
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """The fields whose numbers an engine may round before it computes."""
+    steps: ClassVar[tuple[str, ...]] = ()
+    """The steps that a rounding profile may round."""
+
+    @staticmethod
+    def formula(view: Any) -> Tracked:
+        """What is computed of the view."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError unless the fields fit each other."""
 
     def read(self, how: Rounding) -> Any:
-        """The view that `formula` is evaluated on."""
-        raise NotImplementedError
+        """The view that `formula` is evaluated on: by default all inputs as tracked numbers."""
+        arrays = {name: getattr(self, name) for name in self.inputs}
+        numbers = {n: read(n, a, how, recorded=n not in WEIGHTS) for n, a in arrays.items()}
+        view = replace(self, **numbers)
+        view.check()
+        return view
 
     def evaluate(self, formula: Callable[[Any], Tracked], how: Rounding) -> Bound:
         """The exact result of a formula, right or wrong, and what rounding allows."""

@@ -62,7 +62,6 @@ from llama_layers.verify.tracked import Tracked, read
 __all__ = [
     "Attention",
     "Embedding",
-    "Formats",
     "Gate",
     "Heads",
     "Linear",
@@ -81,6 +80,7 @@ __all__ = [
 class Embedding(Operation):
     """Rows of a table [N, H]."""
 
+    inputs = ("table",)
     ids: Any
     table: Any
 
@@ -115,32 +115,32 @@ class Rows:
 class Norm(Operation):
     """RMSNorm of x [..., H]."""
 
+    inputs = ("x", "weight")
+    steps = ("norm_before_weight",)
     x: Any
     weight: Any
     eps: float
 
-    def read(self, how: Rounding) -> Norm:
-        """The view: x and the weight as tracked numbers."""
-        x, weight = read("x", self.x, how), read("weight", self.weight, how, recorded=False)
-        if len(x.shape) < 1 or weight.shape != x.shape[-1:]:
+    def check(self) -> None:
+        """Raise ValueError unless there is a weight for each channel."""
+        if len(self.x.shape) < 1 or self.weight.shape != self.x.shape[-1:]:
             raise ValueError(
-                f"weight: expected shape [H] for x [..., H], got {list(weight.shape)} "
-                f"for x {list(x.shape)}"
+                f"weight: expected shape [H] for x [..., H], got {list(self.weight.shape)} "
+                f"for x {list(self.x.shape)}"
             )
-        return replace(self, x=x, weight=weight)
 
     @staticmethod
     def formula(norm: Norm) -> Tracked:
         """Divide x by the root of its mean square and eps, and multiply with the weight."""
         row: Tracked = norm.x * ((norm.x * norm.x).mean() + norm.eps).rsqrt()
-        product: Tracked = row.step("norm_before_weight") * norm.weight
-        return product
+        return row.step("norm_before_weight") * norm.weight
 
 
 @dataclass(frozen=True, eq=False)
 class Linear(Operation):
     """A product of x [..., K] with a matrix [N, K], and a bias [N]."""
 
+    inputs = ("x", "weight")
     x: Any
     weight: Any
     bias: Any | None = None
@@ -173,6 +173,8 @@ class Rope(Operation):
     The positions are those of the whole call, since "dynamic" scaling depends on the largest.
     """
 
+    inputs = ("x",)
+    steps = ("phases", "rope_table", "rope_arithmetic")
     x: Any
     positions: Any
     config: LlamaConfig
@@ -210,14 +212,14 @@ class Rope(Operation):
 class Gate(Operation):
     """The gated product, silu(gate) times up."""
 
+    inputs = ("gate", "up")
+    steps = ("sigmoid", "silu")
     gate: Any
     up: Any
 
-    def read(self, how: Rounding) -> Gate:
-        """Both as tracked numbers."""
-        gate, up = read("gate", self.gate, how), read("up", self.up, how)
-        _check_same("up", up, "gate", gate)
-        return replace(self, gate=gate, up=up)
+    def check(self) -> None:
+        """Raise ValueError unless both have one shape."""
+        _check_same("up", self.up, "gate", self.gate)
 
     @staticmethod
     def formula(product: Gate) -> Tracked:
@@ -229,20 +231,18 @@ class Gate(Operation):
 class Residual(Operation):
     """The residual stream and what a block adds to it."""
 
+    inputs = ("x", "added")
     x: Any
     added: Any
 
-    def read(self, how: Rounding) -> Residual:
-        """Both as tracked numbers."""
-        x, added = read("x", self.x, how), read("added", self.added, how)
-        _check_same("added", added, "x", x)
-        return replace(self, x=x, added=added)
+    def check(self) -> None:
+        """Raise ValueError unless both have one shape."""
+        _check_same("added", self.added, "x", self.x)
 
     @staticmethod
     def formula(residual: Residual) -> Tracked:
         """Their sum."""
-        total: Tracked = residual.x + residual.added
-        return total
+        return residual.x + residual.added
 
 
 def _check_same(name: str, array: Tracked, other: str, like: Tracked) -> None:
@@ -250,6 +250,3 @@ def _check_same(name: str, array: Tracked, other: str, like: Tracked) -> None:
         raise ValueError(
             f"{name}: expected shape {list(like.shape)} of {other}, got {list(array.shape)}"
         )
-
-
-Formats = Rounding

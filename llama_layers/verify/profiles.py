@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from llama_layers.arrays.checks import check_count
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, float_format
+
+
+def _step(words: str, default: Any = False) -> Any:
+    """A field of a profile, and what an engine rounds there, to a format in braces."""
+    return field(default=default, metadata={"words": words})
 
 
 @dataclass(frozen=True)
@@ -60,60 +66,36 @@ class RoundingProfile:
     """
 
     name: str
-    norm_before_weight: bool | str = False
-    phases: str | None = None
-    rope_table: bool | str = False
-    rope_arithmetic: bool | str = False
-    scores: bool | str = False
-    probabilities: bool | str = False
-    sigmoid: bool | str = False
-    silu: bool | str = False
-    kv_cache: str | None = None
-    weighted_sums: str | None = None
-    flushes: bool = False
-    excess_precision: bool = False
+    norm_before_weight: bool | str = _step("the normalised row to {} before the weight")
+    phases: str | None = _step("phases to {}", None)
+    rope_table: bool | str = _step("cosines and sines to {}")
+    rope_arithmetic: bool | str = _step("each product to {}")
+    scores: bool | str = _step("scores to {}")
+    probabilities: bool | str = _step("probabilities to {}")
+    sigmoid: bool | str = _step("each step of the sigmoid to {}")
+    silu: bool | str = _step("silu(gate) to {}")
+    kv_cache: str | None = _step("queries, keys and values to {}", None)
+    weighted_sums: str | None = _step("weighted sums to {}", None)
+    flushes: bool = _step("subnormal numbers to zero")
+    excess_precision: bool = _step("inputs only where they are written out")
     root_ulps: float = 1.0
     exp_ulps: float = 4.0
     trig_ulps: float = 1.0
     block: int = 16
 
-    def habits(self, operation: object, dtype: str | None) -> str:
-        """What of this is done in an operation, in words; no `dtype` where it holds the sums."""
-        cache = (self.kv_cache is not None, f"queries, keys and values to {self.kv_cache}")
-        scores = (self.scores and dtype, f"scores to {dtype}")
-        probabilities = (self.probabilities and dtype, f"probabilities to {dtype}")
-        said: dict[str, list[tuple[object, str]]] = {
-            "Norm": [
-                (
-                    self.norm_before_weight and dtype,
-                    f"the normalised row to {dtype} before the weight",
-                ),
-            ],
-            "Rope": [
-                (self.phases is not None, f"phases to {self.phases}"),
-                (self.rope_table and dtype, f"cosines and sines to {dtype}"),
-                (self.rope_arithmetic and dtype, f"each product to {dtype}"),
-            ],
-            "Gate": [
-                (self.sigmoid and dtype, f"each step of the sigmoid to {dtype}"),
-                (self.silu and dtype, f"silu(gate) to {dtype}"),
-            ],
-            "Scores": [cache, scores],
-            "Probabilities": [cache, scores],
-            "WeightedSum": [cache],
-            "Attention": [
-                cache,
-                scores,
-                probabilities,
-                (self.weighted_sums is not None, f"weighted sums to {self.weighted_sums}"),
-            ],
-        }
-        found = [text for does, text in said.get(type(operation).__name__, []) if does]
-        if self.flushes:
-            found.append("subnormal numbers to zero")
-        if self.excess_precision:
-            found.append("inputs only where they are written out")
-        return ", ".join(found)
+    def habits(self, steps: Iterable[str], dtype: str | None) -> str:
+        """What of this is done in some steps, in words; no `dtype` where it holds the sums."""
+        said = []
+        for name in (*steps, *_IN_EVERY_OPERATION):
+            does: Any = getattr(self, name)
+            form = does if isinstance(does, str) else dtype
+            if does and (form or name in _IN_EVERY_OPERATION):
+                said.append(_WORDS[name].format(form))
+        return ", ".join(said)
+
+
+_WORDS = {step.name: step.metadata["words"] for step in fields(RoundingProfile) if step.metadata}
+_IN_EVERY_OPERATION = ("flushes", "excess_precision")
 
 
 CONTRACT = RoundingProfile("contract")

@@ -26,27 +26,13 @@ STEP = 3
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """What RoPE rotates, and by how much.
+    """What RoPE rotates, and by how much."""
 
-    Attributes
-    ----------
-    x : Tracked
-        Queries or keys, [B, S, heads, D].
-    phases : ndarray of float64
-        By how much each pair is rotated, [..., S, 1, D / 2].
-    off : ndarray of float64
-        How far off the phases can be.
-    factor : float
-        What cosines and sines are multiplied by.
-    layout : {"half", "interleaved"}
-        Which channels are a pair.
-    """
-
-    x: Tracked
-    phases: Float64Array
-    off: Float64Array
-    factor: float
-    layout: str
+    x: Tracked  # queries or keys, [B, S, heads, D]
+    phases: Float64Array  # by how much each pair is rotated, [..., S, 1, D / 2]
+    off: Float64Array  # how far off the phases can be
+    factor: float  # of cosines and sines
+    layout: str  # which channels are a pair: "half" or "interleaved"
 
     @property
     def pairs(self) -> tuple[Tracked, Tracked]:

@@ -349,5 +349,4 @@ class Weights:
 
     def _share(self, grown: Float64Array) -> Float64Array:
         """By how much the sum of the exponentials can be off, relative to itself; [..., S, 1]."""
-        share: Float64Array = grown.sum(axis=-1, keepdims=True) + self.how.lost * grown.shape[-1]
-        return share
+        return grown.sum(axis=-1, keepdims=True) + self.how.lost * grown.shape[-1]

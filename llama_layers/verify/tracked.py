@@ -50,30 +50,14 @@ from llama_layers.verify.roundoff import (
 
 @dataclass(frozen=True, eq=False)
 class Tracked:
-    """Numbers, and how far an engine's can be from them.
+    """Numbers, and how far an engine's can be from them."""
 
-    Attributes
-    ----------
-    exact : ndarray of float64
-        The exact numbers, computed in float64.
-    off : ndarray of float64
-        The largest error, of a shape that broadcasts to that of `exact`.
-    usual : ndarray of float64
-        The error that is rarely exceeded.
-    how : Rounding
-        The formats of the engine.
-    form : FloatFormat
-        The format that holds the engine's numbers.
-    stored : bool
-        Whether they were stored, so that an engine that flushes reads subnormal ones as 0.
-    """
-
-    exact: Float64Array
-    off: Float64Array
-    usual: Float64Array
-    how: Rounding
-    form: FloatFormat
-    stored: bool = False
+    exact: Float64Array  # computed in float64
+    off: Float64Array  # the largest error, of a shape that broadcasts to that of `exact`
+    usual: Float64Array  # the error that is rarely exceeded
+    how: Rounding  # the formats of the engine
+    form: FloatFormat  # the format that holds the engine's numbers
+    stored: bool = False  # so that an engine that flushes reads subnormal numbers as 0
 
     @property
     def shape(self) -> tuple[int, ...]:

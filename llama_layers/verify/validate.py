@@ -30,36 +30,16 @@ _FARTHEST = 2**53
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A trace that fits its model.
+    """A trace that fits its model."""
 
-    Attributes
-    ----------
-    arrays : mapping of str to Array
-        By the name of their site.
-    config : LlamaConfig
-        The model's.
-    batch, count : int
-        Sequences, and tokens in each.
-    input_ids : ndarray of int64, shape [B, S], or None
-        The tokens.
-    positions : ndarray of int64, shape [S] or [B, S]
-        Of the tokens, for RoPE.
-    positions_given : bool
-        Whether the trace says them.
-    keep : ndarray of bool, shape [B, S], or None
-        Which tokens are not padding.
-    metadata : mapping of str to str
-        The trace's.
-    """
-
-    arrays: Mapping[str, Any]
+    arrays: Mapping[str, Any]  # by the name of their site
     config: LlamaConfig
     batch: int
-    count: int
-    input_ids: NDArray[np.int64] | None
-    positions: NDArray[np.int64]
-    positions_given: bool
-    keep: NDArray[np.bool_] | None
+    count: int  # of the tokens in each sequence
+    input_ids: NDArray[np.int64] | None  # [B, S]
+    positions: NDArray[np.int64]  # of the tokens, for RoPE: [S] or [B, S]
+    positions_given: bool  # whether the trace has them
+    keep: NDArray[np.bool_] | None  # which tokens are not padding, [B, S]
     metadata: Mapping[str, str]
 
     def array(self, name: str) -> NDArray[Any]:
@@ -289,8 +269,7 @@ def _positions(
     if given is None:
         if keep is None:
             return np.arange(count)
-        counted: NDArray[np.int64] = np.maximum(np.cumsum(keep, axis=1) - 1, 0)
-        return counted
+        return np.maximum(np.cumsum(keep, axis=1) - 1, 0)
     positions = to_numpy(given)
     if positions.dtype.kind not in "iu" or positions.shape not in ((count,), (batch, count)):
         raise TraceError(

@@ -10,8 +10,7 @@ import pytest
 
 from llama_layers import forward
 from llama_layers.verify import Trace, check, record
-from llama_layers.verify.operations import Formats
-from llama_layers.verify.profiles import CONTRACT, PROFILES
+from llama_layers.verify.profiles import CONTRACT, PROFILES, Rounding
 from tests.support.random_models import GQA, model_of, random_weights
 
 BFLOAT16 = ml_dtypes.bfloat16
@@ -129,7 +128,7 @@ def test_no_cache_is_an_excuse_for_float64(narrow):
 
 
 def tried(*formats, inputs=None):
-    return {profile.name for profile in Formats(*formats, inputs=inputs).profiles}
+    return {profile.name for profile in Rounding(*formats, inputs=inputs).profiles}
 
 
 def test_profiles_that_formats_allow():
@@ -156,4 +155,4 @@ def test_profiles_that_formats_allow():
     ],
 )
 def test_inputs_of_which_more_is_known(profile, inputs, expected):
-    assert Formats("float32", "float32", profile, inputs).unrounded_inputs == expected
+    assert Rounding("float32", "float32", profile, inputs).unrounded_inputs == expected

@@ -14,6 +14,7 @@ from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Computed, Kind, mistake, moved
 from llama_layers.verify.operations import Operation
 from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.sites import sites
 from llama_layers.verify.stored import info_of
@@ -78,8 +79,7 @@ def _where(wrong: NDArray[np.bool_]) -> str:
         others = tuple(i for i in range(wrong.ndim) if i != axis)
         places = np.flatnonzero(wrong.any(axis=others))
         if 0 < len(places) < wrong.shape[axis]:
-            numbers = ", ".join(map(str, places[:4])) + (" ..." if len(places) > 4 else "")
-            said.append(f"{name} {numbers}")
+            said.append(f"{name} {listed(places.tolist(), 4)}")
     return f" at {', '.join(said)}" if said else ""
 
 
@@ -129,11 +129,7 @@ def _(operation: Operation, at: FailingSite) -> Any:
         return None
     shape = at.computed.shape
     found = moved(at, lambda y: y.reshape(*shape[:2], heads, -1)[:, :, order].reshape(shape))
-    return found, _listed(order), _listed(np.arange(heads))
+    return found, listed(order.tolist(), 6), listed(range(heads), 6)
 
 
 _HEADED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-
-
-def _listed(numbers: NDArray[Any]) -> str:
-    return ", ".join(map(str, numbers[:6])) + (" ..." if len(numbers) > 6 else "")

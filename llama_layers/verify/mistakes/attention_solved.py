@@ -13,6 +13,7 @@ from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, va
 from llama_layers.verify.mistakes.masks import masked
 from llama_layers.verify.mistakes.registry import Kind, mistake
 from llama_layers.verify.operations import Attention
+from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
 
 # Tokens up to which every first key of every query is tried.
@@ -41,11 +42,7 @@ def _(operation: Attention, at: FailingSite) -> Any:
     queries, keys = np.divmod(errors.reshape(len(errors), -1).argmin(axis=1), k.shape[1])
     found = {"q": queries, "k": keys, "v": keys}
     fields = {name: getattr(operation, name)[:, :, heads] for name, heads in found.items()}
-    return replace(operation, **fields), _listed(queries), _listed(keys)
-
-
-def _listed(heads: NDArray[Any]) -> str:
-    return ", ".join(map(str, heads[:8])) + (" ..." if len(heads) > 8 else "")
+    return replace(operation, **fields), listed(queries.tolist(), 8), listed(keys.tolist(), 8)
 
 
 @mistake(Attention, "other tokens seen", kind=Kind.SOLVED)

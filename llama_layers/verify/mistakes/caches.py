@@ -19,6 +19,7 @@ from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
 from llama_layers.verify.mistakes.registry import Kind, mistake
 from llama_layers.verify.operations import Attention
+from llama_layers.verify.report.wording import listed
 
 # Tokens up to which chunks are looked for.
 _FEW_TOKENS = 256
@@ -138,8 +139,7 @@ def _cached(name: str, does: str, *caches: _Cache) -> None:
             counts, starts = found
             with np.errstate(divide="ignore"):
                 mask = np.log(counts)  # what is in two slots counts twice
-            said = ", ".join(map(str, starts[:7])) + (" ..." if len(starts) > 7 else "")
-            yield replace(operation, k=replay.k, v=replay.v, mask=mask), said
+            yield replace(operation, k=replay.k, v=replay.v, mask=mask), listed(starts, 7)
 
 
 _cached(

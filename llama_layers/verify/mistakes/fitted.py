@@ -15,6 +15,7 @@ from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
 from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
 from llama_layers.verify.operations import Attention, Linear
+from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.rules import Weights
 from llama_layers.verify.tracked import Tracked
@@ -64,8 +65,7 @@ def _(attention: Attention, at: FailingSite) -> Any:
 
     def formula(heads: Heads) -> Tracked:
         scores = heads.scores().apply(partial(_capped, cap=cap))
-        found: Tracked = heads.weigh(Weights.of(scores, heads.allowed).probabilities())
-        return found
+        return heads.weigh(Weights.of(scores, heads.allowed).probabilities())
 
     return evaluated(attention, formula), cap
 
@@ -100,6 +100,5 @@ def _(linear: Linear, at: FailingSite) -> Any:
     exact = wide(rows) @ wide(linear.weight[:_FEW]).T
     error = np.sum(np.square(exact - wide(at.computed[..., :_FEW])), axis=-1)
     tokens = np.argmin(np.nan_to_num(error, nan=np.inf), axis=1)
-    said = ", ".join(map(str, tokens[:6])) + (" ..." if len(tokens) > 6 else "")
     chosen = rows[np.arange(len(rows)), tokens][:, None]
-    return replace(linear, x=chosen), said, rows.shape[1] - 1
+    return replace(linear, x=chosen), listed(tokens.tolist(), 6), rows.shape[1] - 1

@@ -13,7 +13,7 @@ from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Computed, Kind, mistake
-from llama_layers.verify.mistakes.rounding import NARROW, are_numbers_of
+from llama_layers.verify.mistakes.rounding import are_numbers_of, in_each_narrow_format
 from llama_layers.verify.operations import (
     Attention,
     Linear,
@@ -29,6 +29,7 @@ from llama_layers.verify.roundoff import Float64Array
 _SUMMING = Linear | Norm | Attention | Scores | Probabilities | Softmax | WeightedSum
 
 
+@in_each_narrow_format
 def _sums_in(narrow: str) -> None:
     @mistake(
         _SUMMING,
@@ -95,7 +96,3 @@ def _like_rounding(error: Float64Array, exact: Float64Array, narrow: str, terms:
     axes = (-1,) if error.ndim == 3 else (-1, -2)
     each = np.sqrt(np.sum(error**2, axis=axes) / np.maximum(np.sum(exact**2, axis=axes), 1e-300))
     return bool(each.max() <= 8 * np.median(each[each > 0]))
-
-
-for _narrow in NARROW:
-    _sums_in(_narrow)

@@ -26,8 +26,7 @@ _ROUNDINGS_OF_PHASES = 64
 
 def omega_of(rope: Rope) -> Float64Array:
     """The frequencies [D / 2]."""
-    omega: Float64Array = inv_freq(rope.config, length=int(rope.positions.max()) + 1)
-    return omega
+    return inv_freq(rope.config, length=int(rope.positions.max()) + 1)
 
 
 def rotated(r: Rotation, cos: Tracked, sin: Tracked) -> Tracked:

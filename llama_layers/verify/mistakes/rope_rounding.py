@@ -11,13 +11,14 @@ import numpy as np
 from llama_layers.verify.failing_site import Computable, FailingSite, wide
 from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
 from llama_layers.verify.mistakes.rope import by_phases, omega_of, rotated
-from llama_layers.verify.mistakes.rounding import NARROW, narrowed
+from llama_layers.verify.mistakes.rounding import in_each_narrow_format, narrowed
 from llama_layers.verify.operations import Rope
 from llama_layers.verify.rotation import Rotation
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked
 
 
+@in_each_narrow_format
 def _phases_in(narrow: str) -> None:
     def to(array: Any) -> Float64Array:
         return wide(narrowed(np.asarray(array, np.float32), narrow))
@@ -41,6 +42,7 @@ def _phases_in(narrow: str) -> None:
             yield by_phases(rope, phases)
 
 
+@in_each_narrow_format
 def _table_in(narrow: str) -> None:
     def to(table: Tracked) -> Tracked:
         return replace(table, exact=wide(narrowed(np.float32(table.exact), narrow)))
@@ -53,12 +55,6 @@ def _table_in(narrow: str) -> None:
     )
     def _(r: Rotation) -> Tracked:
         return rotated(r, *map(to, r.table))
-
-
-for _narrow in NARROW:
-    _phases_in(_narrow)
-for _narrow in NARROW:
-    _table_in(_narrow)
 
 
 @mistake(Rope, "RoPE table in few bits", kind=Kind.SOLVED, loosens=True)

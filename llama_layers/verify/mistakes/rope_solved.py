@@ -30,8 +30,7 @@ def _rotations(rope: Rope, at: FailingSite) -> NDArray[np.complex128]:
     what it is now has that phase, and all heads share it.
     """
     (a, b), (c, d) = (np.split(wide(y), 2, axis=-1) for y in (rope.x, at.computed))
-    rotations: NDArray[np.complex128] = np.sum((a - 1j * b) * (c + 1j * d), axis=2)
-    return rotations
+    return np.sum((a - 1j * b) * (c + 1j * d), axis=2)
 
 
 @mistake(Rope, "RoPE at other positions", kind=Kind.SOLVED)

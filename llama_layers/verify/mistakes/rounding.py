@@ -15,16 +15,14 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import Computable, FailingSite, wide
 from llama_layers.verify.mistakes.registry import Computed, Kind, evaluated, mistake
+from llama_layers.verify.operation import WEIGHTS
 from llama_layers.verify.operations import (
     Attention,
     Embedding,
-    Gate,
     Linear,
     Norm,
     Operation,
     Probabilities,
-    Residual,
-    Rope,
     Scores,
     WeightedSum,
 )
@@ -32,24 +30,13 @@ from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import read_in
 
 NARROW = ("bfloat16", "float16")
-_INPUTS: dict[type, tuple[str, ...]] = {
-    Linear: ("x", "weight"),
-    Norm: ("x", "weight"),
-    Attention: ("q", "k", "v"),
-    Scores: ("q", "k"),
-    Probabilities: ("q", "k"),
-    WeightedSum: ("probabilities", "v"),
-    Gate: ("gate", "up"),
-    Residual: ("x", "added"),
-    Rope: ("x",),
-    Embedding: ("table",),
-}
-_READING = (
-    Linear | Norm | Attention | Scores | Probabilities | WeightedSum | Gate | Residual | Rope
-    | Embedding
-)  # fmt: skip
 _PRODUCTS = Linear | Attention | Scores | Probabilities | WeightedSum
-_WEIGHTS = {"weight", "table", "bias"}
+
+
+def in_each_narrow_format(register: Callable[[str], None]) -> None:
+    """Register a mistake for each of the formats that have fewer bits than sums need."""
+    for narrow in NARROW:
+        register(narrow)
 
 
 def tf32(array: NDArray[Any], half: int) -> NDArray[np.float32]:
@@ -74,11 +61,11 @@ def _rounded(
     operation: Any, rounding: Callable[[Any], Any], *, parts: bool
 ) -> Iterator[Computable]:
     """All inputs rounded, and if `parts` some of them; but weights alone are another mistake."""
-    names = _INPUTS[type(operation)]
+    names = operation.inputs
     rounded = {name: rounding(getattr(operation, name)) for name in names}
     told = {
         name
-        for name in set(names) - _WEIGHTS
+        for name in set(names) - WEIGHTS
         if not parts or not np.array_equal(rounded[name], wide(getattr(operation, name)))
     }
     for count in range(len(names), 0, -1) if parts else (len(names),):
@@ -94,9 +81,10 @@ def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
         yield from _rounded(operation, partial(tf32, half=half), parts=False)
 
 
+@in_each_narrow_format
 def _inputs_in(narrow: str) -> None:
     @mistake(
-        _READING,
+        Operation,
         f"inputs rounded to {narrow}",
         kind=Kind.ROUNDING,
         says=f"Rounds inputs to {narrow} before it computes.",
@@ -105,6 +93,7 @@ def _inputs_in(narrow: str) -> None:
         return _rounded(operation, lambda y: narrowed(y, narrow), parts=True)
 
 
+@in_each_narrow_format
 def _weights_in(narrow: str) -> None:
     @mistake(
         Linear | Norm | Embedding,
@@ -115,13 +104,11 @@ def _weights_in(narrow: str) -> None:
         f"load(..., dtype={narrow!r}).",
     )
     def _(operation: Any, at: FailingSite) -> Computable:
-        weights = {n: y for n in _WEIGHTS if (y := getattr(operation, n, None)) is not None}
-        rounded: Computable = replace(
-            operation, **{n: narrowed(y, narrow) for n, y in weights.items()}
-        )
-        return rounded
+        weights = {n: y for n in WEIGHTS if (y := getattr(operation, n, None)) is not None}
+        return replace(operation, **{n: narrowed(y, narrow) for n, y in weights.items()})
 
 
+@in_each_narrow_format
 def _result_in(narrow: str) -> None:
     @mistake(
         Operation,
@@ -144,6 +131,27 @@ def are_numbers_of(narrow: str, array: NDArray[Any]) -> bool:
     return bool((narrowed(numbers, narrow) == numbers).all())
 
 
+@mistake(Operation, "result cut off", kind=Kind.ROUNDING)
+def _(operation: Any, at: FailingSite) -> Computable | None:
+    """Cuts results off to their format; it should round them to nearest."""
+    # Half a unit in the last place below the exact result, and as much around it.
+    out = FLOATS[at.formats.dtype]
+    if out.precision >= FLOATS[at.formats.accumulate].precision:
+        return None
+
+    def bound(how: Rounding) -> Bound:
+        right = operation.bound(replace(how, dtype=how.accumulate))
+        with np.errstate(all="ignore"):
+            _, exponent = np.frexp(right.exact)
+            unit = np.ldexp(2.0 * out.unit_roundoff, exponent - 1)
+            unit = np.maximum(unit, out.smallest_subnormal)
+        below = right.exact - np.sign(right.exact) * unit / 2
+        return Bound(below, unit / 2 + right.limit, unit / 2 + right.usual)
+
+    return Computed(bound)
+
+
+@in_each_narrow_format
 def _mean_in(narrow: str) -> None:
     @mistake(
         Norm,
@@ -167,35 +175,3 @@ def _mean_in(narrow: str) -> None:
             return None  # numbers of both formats: the coarser one tells more
         root = np.sqrt(mean + norm.eps)
         return evaluated(norm, lambda n: n.x / root * n.weight)
-
-
-for _narrow in NARROW:
-    _inputs_in(_narrow)
-for _narrow in NARROW:
-    _weights_in(_narrow)
-for _narrow in NARROW:
-    _result_in(_narrow)
-
-
-@mistake(Operation, "result cut off", kind=Kind.ROUNDING)
-def _(operation: Any, at: FailingSite) -> Computable | None:
-    """Cuts results off to their format; it should round them to nearest."""
-    # Half a unit in the last place below the exact result, and as much around it.
-    out = FLOATS[at.formats.dtype]
-    if out.precision >= FLOATS[at.formats.accumulate].precision:
-        return None
-
-    def bound(how: Rounding) -> Bound:
-        right = operation.bound(replace(how, dtype=how.accumulate))
-        with np.errstate(all="ignore"):
-            _, exponent = np.frexp(right.exact)
-            unit = np.ldexp(2.0 * out.unit_roundoff, exponent - 1)
-            unit = np.maximum(unit, out.smallest_subnormal)
-        below = right.exact - np.sign(right.exact) * unit / 2
-        return Bound(below, unit / 2 + right.limit, unit / 2 + right.usual)
-
-    return Computed(bound)
-
-
-for _narrow in NARROW:
-    _mean_in(_narrow)

@@ -69,8 +69,7 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
 
 
 def _with_more(r: Residual, more: NDArray[Any]) -> Tracked:
-    total: Tracked = Residual.formula(r) + read("more", more, r.x.how)
-    return total
+    return Residual.formula(r) + read("more", more, r.x.how)
 
 
 @mistake(Residual, "one array more added")

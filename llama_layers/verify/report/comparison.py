@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llama_layers.verify.report.blocks import Block, Headline, Sentences, Table, section
-from llama_layers.verify.report.plain import plain
+from llama_layers.verify.report.plain import as_json, plain
 from llama_layers.verify.report.text import Readable
 from llama_layers.verify.report.wording import (
     counted,
@@ -156,15 +156,7 @@ class Comparison(Readable):
         dict
             The verdict, the exit status and the first suspect first, then the attributes.
         """
-        return {
-            "verdict": self.verdict,
-            "agrees": self.agrees,
-            "exit_status": self.exit_status,
-            "headline": str(_headline(self)),
-            "first": None if self.first is None else self.first.to_json(),
-            **plain(self),
-            "results": [result.to_json() for result in self.results],
-        }
+        return as_json(self, _headline(self))
 
     def blocks(self) -> list[Block]:
         """Return the parts of the comparison, the verdict first."""

@@ -19,3 +19,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def as_json(found: Any, headline: object) -> dict[str, Any]:
+    """Return a report as plain JSON values: the verdict first, then each result as its own."""
+    return {
+        "verdict": found.verdict,
+        "agrees": found.agrees,
+        "exit_status": found.exit_status,
+        "headline": str(headline),
+        "first": None if found.first is None else found.first.to_json(),
+        **plain(found),
+        "results": [result.to_json() for result in found.results],
+    }

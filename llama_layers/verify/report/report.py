@@ -20,6 +20,7 @@ from llama_layers.verify.report.blocks import (
     Sentences,
     section,
 )
+from llama_layers.verify.report.plain import as_json
 from llama_layers.verify.report.results import EDGES, SITE_VERDICTS, Explanation, SiteResult
 from llama_layers.verify.report.tables import (
     element_rows,
@@ -112,21 +113,9 @@ class Report(Readable):
             The verdict, the exit status and the first failure first, then the attributes.
         """
         counts = Counter(result.verdict for result in self.results)
-        return {
-            "verdict": self.verdict,
-            "agrees": self.agrees,
-            "exit_status": self.exit_status,
-            "headline": str(_headline(self)),
-            "first": None if self.first is None else self.first.to_json(),
+        return as_json(self, _headline(self)) | {
             "counts": {verdict: counts[verdict] for verdict in SITE_VERDICTS},
-            "profile": self.profile,
-            "weights": self.weights,
-            "diagnosed": self.diagnosed,
-            "seconds": self.seconds,
-            "metadata": dict(self.metadata),
-            "missing": list(self.missing),
             "histogram_edges": list(EDGES),
-            "results": [result.to_json() for result in self.results],
         }
 
     def blocks(self) -> list[Block]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -37,6 +37,11 @@ def apart(first: float, second: float) -> tuple[str, str]:
 def counted(number: int, what: str) -> str:
     """Write a number of things: 1 site, 2 sites."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def listed(numbers: Sequence[Any], most: int) -> str:
+    """Write the first of some numbers: 0, 1, 2 ..."""
+    return ", ".join(map(str, numbers[:most])) + (" ..." if len(numbers) > most else "")
 
 
 def grouped(values: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
