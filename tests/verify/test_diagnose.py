@@ -246,6 +246,29 @@ def test_another_layer_is_told():
     )
 
 
+@pytest.mark.parametrize("said", ["keys", "values", "keys and values"])
+def test_arrays_with_tiled_heads_are_told(said):
+    repeated, tiled = [0, 0, 1, 1], [0, 1, 0, 1]
+    trace, model = run(Mistake("none", "input_layernorm", lambda p: p.right))
+    arrays = dict(trace.arrays)
+    q, k = arrays[f"{NAME}.q_rope"].astype(np.float64), arrays[f"{NAME}.k_rope"]
+    v = arrays[f"{NAME}.v_proj"].reshape(k.shape)
+    k, v = (
+        x[:, :, tiled if word in said else repeated] for x, word in ((k, "keys"), (v, "values"))
+    )
+    scores = np.einsum("bshd,bthd->bhst", q, k) / np.sqrt(8)
+    e = np.where(causal(COUNT), np.exp(scores), 0.0)
+    y = np.einsum("bhst,bthd->bshd", e / e.sum(axis=-1, keepdims=True), v)
+    arrays[f"{NAME}.attention"] = y.astype(np.float32)
+    report = check(Trace(arrays, trace.input_ids), model)
+    assert told(report) == ["key heads tiled"]
+    (found,) = report.first.explanations
+    assert found.detail == (
+        f"The port seems to give query head h the {said} of head h mod kv_heads; it should give "
+        "it those of head h // (heads / kv_heads): repeat, do not tile."
+    )
+
+
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_other_ids_are_told(dtype):
     ids = np.random.default_rng(5).integers(0, BASE.vocab_size, (2, COUNT))
