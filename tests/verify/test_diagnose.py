@@ -195,11 +195,11 @@ def test_a_scale_is_no_rounding():
 @pytest.mark.parametrize(
     ("places", "said"),
     [
-        (np.s_[:, 8:], "at tokens 8..13"),
-        (np.s_[:, 5], "at token 5"),
-        (np.s_[1], "in sequence 1"),
-        (np.s_[1, 8:], "at tokens 8..13 of sequence 1"),
-        (np.s_[:, [2, 9]], "at 2 tokens, the first 2 and the last 9"),
+        (np.s_[:, 8:], "At tokens 8..13"),
+        (np.s_[:, 5], "At token 5"),
+        (np.s_[1], "In sequence 1"),
+        (np.s_[1, 8:], "At tokens 8..13 of sequence 1"),
+        (np.s_[:, [2, 9]], "At 2 tokens, the first 2 and the last 9"),
     ],
 )
 def test_a_mistake_in_a_part_of_the_tokens(places, said):
@@ -210,7 +210,7 @@ def test_a_mistake_in_a_part_of_the_tokens(places, said):
 
     report = check(*run(INTERLEAVED._replace(wrong=wrong)))
     assert told(report) == ["RoPE layout interleaved"]
-    assert report.first.explanations[0].detail.endswith(f", but only {said}.")
+    assert report.first.explanations[0].detail.startswith(f"{said} only: the port seems to ")
 
 
 def test_a_mistake_beside_an_engines_own_roundings():
