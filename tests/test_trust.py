@@ -119,11 +119,11 @@ def test_a_caller_s_error_state_does_not_count():
 
 
 def tries():
-    return mock.patch.object(trial, "verdict_on", side_effect=trial.verdict_on)
+    return mock.patch.object(trial, "try_body", side_effect=trial.try_body)
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_a_verdict_is_remembered(watched, monkeypatch, right):
+def test_a_result_is_remembered(watched, monkeypatch, right):
     monkeypatch.setattr(trust, "_is_ours", lambda body: True)
     body = BODIES["normalise"] if right else spoiled(BODIES["normalise"], shuffled)
     x = inputs("normalise")
@@ -143,7 +143,7 @@ def test_a_verdict_is_remembered(watched, monkeypatch, right):
 
 
 @pytest.mark.usefixtures("watched")
-def test_a_verdict_is_not_that_of_a_body_put_in_by_a_caller():
+def test_a_result_is_not_that_of_a_body_put_in_by_a_caller():
     x, right = inputs("normalise"), BODIES["normalise"]
     with tries() as tried, planted("numpy", "NumPy", "normalise", right):
         normalise(np, *x)
@@ -163,7 +163,7 @@ def test_a_verdict_is_not_that_of_a_body_put_in_by_a_caller():
 
 @pytest.mark.parametrize("change", ["numpy", "numba", "processor", "sources", "instructions"])
 @pytest.mark.usefixtures("watched")
-def test_another_machine_or_version_is_another_verdict(monkeypatch, change):
+def test_another_machine_or_version_has_another_result(monkeypatch, change):
     found = machine.describe("numpy")
     with tries() as tried, planted("numpy", "NumPy", "rotate", BODIES["rotate"]):
         rotate(np, *inputs("rotate"))
@@ -226,16 +226,16 @@ def test_where_nothing_can_be_written(watched, monkeypatch):
 
 
 @pytest.mark.usefixtures("watched")
-def test_processes_keep_each_other_s_verdicts():
+def test_processes_keep_each_other_s_results():
     """Two that read the file before either wrote to it."""
     x, y = inputs("normalise"), inputs("rotate")
     found = {}
     for name in ("normalise", "rotate"):
         forget()
-        found[name] = trust._verdicts("numpy")
-    for name, verdicts in found.items():
+        found[name] = trust._results("numpy")
+    for name, results in found.items():
         body = Body("numpy", "NumPy", name, BODIES[name])
-        verdicts.put(str(body), trust.tried(body)[0])
+        results.put(str(body), trust.tried(body)[0])
     forget()
     chain = trusted("numpy", NumPy={name: BODIES[name] for name in ("normalise", "rotate")})
     with tries() as tried, mock.patch.dict(routes("numpy"), chain, clear=True):
@@ -269,7 +269,7 @@ def test_what_is_compiled_and_tried_is_announced_where_somebody_watches(watching
 
 
 @pytest.mark.usefixtures("watched")
-def test_threads_wait_for_one_verdict():
+def test_threads_wait_for_one_result():
     x = inputs("normalise")
     found, barrier = [], threading.Barrier(6)
 

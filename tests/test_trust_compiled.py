@@ -32,7 +32,7 @@ from llama_layers.backends.numba.sizes import of_any_size, small
 from llama_layers.backends.numpy import BODIES
 from llama_layers.backends.trust import Body, settled
 from llama_layers.testing import assert_same_bits
-from llama_layers.trial import verdict_on
+from llama_layers.trial import try_body
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 TILES = gemm.problem("float32", "float32")
@@ -120,8 +120,8 @@ def test_the_definition_serves_where_all_layers_at_once_are_wrong():
 )
 def test_what_is_wrong_in_all_layers(monkeypatch, change):
     monkeypatch.setattr(decode, "_run", change(decode._run))
-    verdict = verdict_on(Body("numpy", "numba", "decoder_layers", fast.decoder_layers))
-    assert not verdict.passed
+    result = try_body(Body("numpy", "numba", "decoder_layers", fast.decoder_layers))
+    assert not result.passed
 
 
 @pytest.mark.usefixtures("watched")
@@ -149,7 +149,7 @@ def test_a_body_that_does_not_compile():
 def test_the_right_ones_pass(name):
     if TILES is not None and name == "attend":
         pytest.skip(TILES)
-    assert verdict_on(Body("numpy", "numba", name, fast.BODIES[name])).passed
+    assert try_body(Body("numpy", "numba", name, fast.BODIES[name])).passed
 
 
 def test_of_any_size():

@@ -105,7 +105,7 @@ def float_format(name: str, array: Array) -> FloatFormat:
     return FLOATS[found]
 
 
-def check_widens(x: Array, **arrays: Array) -> None:
+def check_sums_hold(x: Array, **arrays: Array) -> None:
     """Raise TypeError if the sums for x do not hold the numbers of an array exactly."""
     form = float_format("x", x)
     sums = accumulate_format(form)

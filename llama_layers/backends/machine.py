@@ -16,12 +16,12 @@ CHOICES = (
     "NUMBA_ENABLE_AVX", "NUMBA_OPT", "OPENBLAS_CORETYPE",
 )  # fmt: skip
 PACKAGES = ("llvmlite", "numba", "numpy")
-# Rooms whose sources verdicts depend on.
+# Rooms whose sources results of trials depend on.
 ROOMS = ("arrays", "config", "layers", "model", "backends", "verify", "trial")
 
 
 def describe(library: str) -> dict[str, str]:
-    """Everything that a verdict on the bodies for a library's arrays depends on."""
+    """Everything that results of trials for a library's arrays depend on."""
     found = {
         "processor": processor(),
         "instructions": _cpu_info("flags") or _cpu_info("Features") or platform.machine(),
@@ -80,7 +80,7 @@ def _version(package: str) -> str:
 
 
 def _digest() -> str:
-    """A digest of the sources that verdicts depend on: definitions, bodies and their trials.
+    """A digest of the sources that results depend on: definitions, bodies and their trials.
 
     Our own version number stays the same while they change.
     """

@@ -1,7 +1,7 @@
 """Whether a body may serve on this machine: only after a trial has shown that it is right.
 
 Before a body first serves it is tried on small inputs, where it has to stay within the bound of its
-definition. The verdict is remembered for this machine. ``LLAMA_LAYERS_VERIFY=0`` in the environment
+definition. The result is remembered for this machine. ``LLAMA_LAYERS_VERIFY=0`` in the environment
 trusts all bodies untried.
 
 The trials need the bounds, which stand above the backends. So they are loaded by name, here alone,
@@ -23,7 +23,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from llama_layers.arrays.dispatch import Function, definitions
 from llama_layers.backends import machine
 from llama_layers.backends.libraries import cupy, switched_off
-from llama_layers.backends.verdicts import Verdict, Verdicts
+from llama_layers.backends.trial_results import TrialResult, TrialResults
 from llama_layers.errors import BackendError, one_line
 from llama_layers.files.progress import announce
 
@@ -111,10 +111,10 @@ def _may_serve(body: Body, args: tuple[Any, ...]) -> bool:
     with _lock:
         if (known := settled.get(body.function)) is not None:
             return known
-        verdict = None if _unwatched() else _found(body)
-        use = settled[body.function] = verdict is None or verdict.passed
-        if verdict is not None and not use:
-            _warn(body, str(verdict.problem))
+        result = None if _unwatched() else _found(body)
+        use = settled[body.function] = result is None or result.passed
+        if result is not None and not use:
+            _warn(body, str(result.problem))
         return use
 
 
@@ -132,7 +132,7 @@ def _rescued(body: Body, error: Exception, args: tuple[Any, ...]) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """An error as the reason of a verdict, on one line."""
+    """An error as the problem of a result, on one line."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return one_line(f"{type(error).__name__}: {first}" if first else type(error).__name__)
 
@@ -141,11 +141,11 @@ def _unwatched() -> bool:
     return switched_off("LLAMA_LAYERS_VERIFY") is not None
 
 
-def _found(body: Body) -> Verdict:
-    verdicts = _verdicts(body.library)
+def _found(body: Body) -> TrialResult:
+    results = _results(body.library)
     ours = _is_ours(body)
-    verdict = verdicts.get(str(body)) if ours else None
-    if verdict is None:
+    result = results.get(str(body)) if ours else None
+    if result is None:
         if body.library == "cupy" and cupy().cuda.get_current_stream().is_capturing():
             raise BackendError(
                 f"{body} was not tried on this GPU yet, and cannot be while a stream captures: "
@@ -153,31 +153,31 @@ def _found(body: Body) -> Verdict:
             )
         if body.route not in ("NumPy", "CuPy"):  # it is compiled first
             announce(f"trying {body} on this machine, once")
-        verdict, lasts = tried(body)
+        result, lasts = tried(body)
         if lasts and ours:
-            verdicts.put(str(body), verdict)
-    return verdict
+            results.put(str(body), result)
+    return result
 
 
-def tried(body: Body) -> tuple[Verdict, bool]:
-    """The verdict on a body, and whether it would be the same another time."""
+def tried(body: Body) -> tuple[TrialResult, bool]:
+    """The result of a body's trial, and whether it would be the same another time."""
     trials: Any = importlib.import_module("llama_layers.trial")
     try:
-        return trials.verdict_on(body), True
+        return trials.try_body(body), True
     except Exception as error:  # a compiler or a driver raises errors of its own
-        return Verdict(None, reason(error)), not isinstance(error, MemoryError | OSError)
+        return TrialResult(None, reason(error)), not isinstance(error, MemoryError | OSError)
 
 
-def remember(body: Body, verdict: Verdict) -> None:
-    """Replace the verdict on a body on this machine."""
+def remember(body: Body, result: TrialResult) -> None:
+    """Replace the result of a body's trial on this machine."""
     with _lock:
         if _is_ours(body):
-            _verdicts(body.library).put(str(body), verdict)
-        settled[body.function] = verdict.passed
+            _results(body.library).put(str(body), result)
+        settled[body.function] = result.passed
 
 
 def _is_ours(body: Body) -> bool:
-    """Whether a body is of our sources, on which verdicts depend, and not put in by a caller."""
+    """Whether a body is of our sources, on which results depend, and not put in by a caller."""
     function: Any = body.function
     while function is not None:
         code = getattr(function, "__code__", None)
@@ -188,9 +188,9 @@ def _is_ours(body: Body) -> bool:
 
 
 @cache
-def _verdicts(library: str) -> Verdicts:
-    """The verdicts of this machine, read once in a process."""
-    return Verdicts(library)
+def _results(library: str) -> TrialResults:
+    """The results of this machine, read once in a process."""
+    return TrialResults(library)
 
 
 def _warn(body: Body, problem: str) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS, dtype_name, dtype_of
 from llama_layers.arrays.types import DType
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.names import deinterleave
+from llama_layers.checkpoint.rope_rows import unpermute_rope_rows
 from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
@@ -48,7 +48,7 @@ class TensorInfo:
     offset, nbytes : int
         The bytes that it takes there.
     permuted_heads : int or None
-        The number of heads whose rows the file interleaves; None where rows are in order.
+        The number of heads whose rows the file permutes for RoPE; None where rows are in order.
     """
 
     name: str
@@ -67,7 +67,7 @@ class TensorInfo:
 
     @property
     def rows_at_once(self) -> int:
-        """The number of rows that must be read together, since they are interleaved."""
+        """The number of rows that must be read together, since they are permuted."""
         return 1 if self.permuted_heads is None else self.shape[0] // self.permuted_heads
 
 
@@ -216,7 +216,7 @@ class Checkpoint(ABC):
             with np.errstate(all="ignore"):  # a file may hold scales of Inf and NaN
                 array = gguf.dequantize(rows, kind)
         if info.permuted_heads is not None:
-            array = deinterleave(array, (stop - start) // info.rows_at_once)
+            array = unpermute_rope_rows(array, (stop - start) // info.rows_at_once)
         return array if dtype is None else _cast(name, array, dtype)
 
     def read_rows(self, names: Sequence[str], /, dtype: str | None = None) -> np.ndarray:

@@ -8,10 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-import numpy as np
-from numpy.typing import NDArray
-
-from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.weights import expected_tensors
 
 __all__ = ["expected_tensors"]  # for the package
@@ -64,21 +60,3 @@ def renamed(name: str, modules: dict[str, str]) -> str | None:
     if found is None or ("{}" in template) != bool(numbered):
         return None
     return f"{found.format(numbered[2]) if numbered else found}.{kind}"
-
-
-def permuted_heads(name: str, config: LlamaConfig) -> int | None:
-    """The number of heads whose rows Meta interleaves; None for tensors without RoPE."""
-    if re.search(r"\.self_attn\.q_proj\.", name):
-        return config.num_attention_heads
-    if re.search(r"\.self_attn\.k_proj\.", name):
-        return config.num_key_value_heads
-    return None
-
-
-def deinterleave(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
-    """Rows in Meta's order (pairs of a rotation adjacent) to Hugging Face's (half a head apart).
-
-    Row 2i + j of a head becomes its row i + j * head_dim / 2.
-    """
-    pairs = array.reshape(heads, -1, 2, *array.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(array.shape)

@@ -57,12 +57,12 @@ def _missing() -> list[Row]:
 
 
 def _tried(body: Body) -> Row:
-    verdict, lasts = tried(body)
+    result, lasts = tried(body)
     if lasts:
-        remember(body, verdict)
-    if not verdict.passed:
-        return Row(body.name, body.route, "FAIL", verdict.ratio, None, verdict.problem)
-    return Row(body.name, body.route, "PASS", verdict.ratio, times_as_fast(body))
+        remember(body, result)
+    if not result.passed:
+        return Row(body.name, body.route, "FAIL", result.ratio, None, result.problem)
+    return Row(body.name, body.route, "PASS", result.ratio, times_as_fast(body))
 
 
 def _print(rows: list[Row]) -> None:

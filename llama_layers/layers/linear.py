@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from llama_layers.arrays.dispatch import portable
-from llama_layers.arrays.dtypes import accumulate_format, check_widens, dtype_of, float_format
+from llama_layers.arrays.dtypes import accumulate_format, check_sums_hold, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, ArrayT, Namespace
 from llama_layers.layers.weights import QKVWeights
@@ -64,9 +64,9 @@ def linear(x: ArrayT, weight: Array, bias: Array | None = None, /) -> ArrayT:
     array([3., 6., 5.])
     """
     xp = namespace(x=x, weight=weight, bias=bias)
-    check_widens(x, weight=weight)
+    check_sums_hold(x, weight=weight)
     if bias is not None:
-        check_widens(x, bias=bias)
+        check_sums_hold(x, bias=bias)
     if x.ndim < 1:
         raise ValueError("x: expected shape [..., K], got a scalar")
     if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
@@ -85,7 +85,8 @@ def linear(x: ArrayT, weight: Array, bias: Array | None = None, /) -> ArrayT:
 def linear_2d(xp: Namespace, x: ArrayT, weight: Array, bias: Array | None) -> ArrayT:
     """The definition of `linear`, for x [M, K] and arguments already checked."""
     wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
-    y = xp.astype(x, wide, copy=False) @ xp.astype(weight, wide, copy=False).T
+    widened = xp.astype(weight, wide, copy=False)  # exactly: bfloat16 to float32, for example
+    y = xp.astype(x, wide, copy=False) @ widened.T
     if bias is not None:
         y = y + xp.astype(bias, wide, copy=False)
     return xp.astype(y, x.dtype, copy=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llama_layers.arrays.checks import check_finite
 from llama_layers.arrays.dispatch import portable
-from llama_layers.arrays.dtypes import accumulate_format, check_widens, dtype_of, float_format
+from llama_layers.arrays.dtypes import accumulate_format, check_sums_hold, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, ArrayT, Namespace
 
@@ -57,7 +57,7 @@ def rms_norm(x: ArrayT, weight: Array, /, *, eps: float) -> ArrayT:
     array([ 3., 40.])
     """
     xp = namespace(x=x, weight=weight)
-    check_widens(x, weight=weight)
+    check_sums_hold(x, weight=weight)
     if x.ndim < 1:
         raise ValueError("x: expected shape [..., H], got a scalar")
     if tuple(weight.shape) != (x.shape[-1],):

@@ -4,6 +4,6 @@ operations.py has the cases of each operation, decoding.py those of whole models
 everything that they try; backends/trust.py loads them by name before a body first serves.
 """
 
-from llama_layers.trial.verdict import OPERATIONS, verdict_on
+from llama_layers.trial.one_body import OPERATIONS, try_body
 
-__all__ = ["OPERATIONS", "verdict_on"]
+__all__ = ["OPERATIONS", "try_body"]

@@ -312,7 +312,7 @@ class _Checker:
 
 
 def _overflowed(failing: FailingSite) -> int:
-    """How many numbers are none where the exact ones are, and none is ruled out by rounding."""
+    """Count the non-finite values where the exact value is finite and overflow is possible."""
     if failing.site.pairwise:  # hidden keys have no limit either
         return 0
     bound = failing.bound(failing.formats)

@@ -261,17 +261,18 @@ class _Trial:
 
 
 def _at(tokens: NDArray[np.bool_], explained: NDArray[np.bool_], detail: str) -> str:
-    """The detail, with the sequences and tokens that show the mistake, if some have it not."""
+    """The detail, after the sequences and tokens that show the mistake, if some do not."""
     rows, numbers = (np.flatnonzero(tokens.any(axis=axis)) for axis in (1, 0))
     places = _counted("token", numbers) if not explained[rows].all() else ""
     sequences = _counted("sequence", rows) if len(rows) < len(tokens) else ""
     if places:
-        where = f"at {places}" + (f" of {sequences}" if sequences else "")
+        where = f"At {places}" + (f" of {sequences}" if sequences else "")
     elif sequences:
-        where = f"in {sequences}"
+        where = f"In {sequences}"
     else:
         return detail
-    return f"{detail.removesuffix('.')}, but only {where}."
+    said = f"the {detail.removeprefix('The ')}" if detail.startswith("The ") else detail
+    return f"{where} only: {said}"
 
 
 def _counted(what: str, numbers: NDArray[np.intp]) -> str:

@@ -83,6 +83,14 @@ class Trace:
                 )
         object.__setattr__(self, "arrays", canonical_arrays(self.arrays))  # frozen
 
+    def __repr__(self) -> str:
+        facts = [f"arrays: {len(self.arrays)}"]
+        if self.input_ids is not None:
+            facts.append(f"input_ids: {list(self.input_ids.shape)}")
+        if "engine" in self.metadata:
+            facts.append(f"engine: {self.metadata['engine']!r}")
+        return f"Trace({', '.join(facts)})"
+
     def save(self, path: str | os.PathLike[str], /, *, force: bool = False) -> None:
         """Write a safetensors file, whole or not at all.
 

@@ -24,7 +24,7 @@ def write_parts(directory, most_tensors=5, **options):
     for key, value in tiny.gguf_keys(tiny.CONFIG, "llama").items():
         add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
         add(f"llama.{key}", value)
-    for name, array in tiny.rotary_interleaved(weights, tiny.CONFIG).items():
+    for name, array in tiny.with_permuted_rope_rows(weights, tiny.CONFIG).items():
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -1,15 +1,12 @@
-"""Names and orders of three conventions."""
+"""Names of three conventions."""
 
 from __future__ import annotations
 
 import gguf
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llama_layers.checkpoint import expected_tensors
-from llama_layers.checkpoint.names import deinterleave, to_hugging_face
+from llama_layers.checkpoint.names import to_hugging_face
 from tests.support import tiny
 
 
@@ -55,16 +52,3 @@ def test_the_gguf_package_takes_meta_names_for_the_same():
 )
 def test_other_names_stay(name):
     assert to_hugging_face(name, "meta") == name
-
-
-@given(
-    groups=st.integers(1, 4),
-    kv_heads=st.integers(1, 3),
-    pairs=st.integers(1, 4),
-    columns=st.sampled_from([None, 1, 3]),
-)
-def test_rows_come_back_for_all_head_ratios(groups, kv_heads, pairs, columns):
-    for heads in (groups * kv_heads, kv_heads):
-        shape = (heads * 2 * pairs,) if columns is None else (heads * 2 * pairs, columns)
-        rows = np.arange(np.prod(shape)).reshape(shape)
-        assert np.array_equal(deinterleave(tiny.interleaved(rows, heads), heads), rows)

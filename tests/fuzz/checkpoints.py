@@ -82,7 +82,7 @@ def run(path: Path) -> bool:
         expected = stored[_meta_name(name) if meta else name]
         if meta and name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
-            array = tiny.interleaved(np.asarray(array), getattr(model.config, heads))
+            array = tiny.permuted(np.asarray(array), getattr(model.config, heads))
         assert np.asarray(array).tobytes() == expected.tobytes(), name
         assert math.prod(array.shape) == expected.size, name
     return True

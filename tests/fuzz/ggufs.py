@@ -22,7 +22,7 @@ _CONFIG = replace(tiny.CONFIG, vocab_size=12)
 _NAMES = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, _CONFIG.num_hidden_layers)
 _TENSORS = {
     _NAMES.get_name(name, try_suffixes=(".weight", ".bias")): array
-    for name, array in tiny.rotary_interleaved(tiny.arrays(_CONFIG), _CONFIG).items()
+    for name, array in tiny.with_permuted_rope_rows(tiny.arrays(_CONFIG), _CONFIG).items()
 }
 _KEYS: dict[str, Any] = {
     "general.architecture": "llama",
@@ -148,7 +148,7 @@ def run(path: Path) -> bool:
         tensor = stored[_NAMES.get_name(name, try_suffixes=(".weight", ".bias"))]
         for kind, count in heads.items():
             if kind in name:
-                array = tiny.interleaved(np.asarray(array), getattr(model.config, count))
+                array = tiny.permuted(np.asarray(array), getattr(model.config, count))
         with np.errstate(all="ignore"):
             expected = gguf.dequantize(tensor.data, tensor.tensor_type)
         assert np.array_equal(np.asarray(array, np.float32), expected, equal_nan=True), name

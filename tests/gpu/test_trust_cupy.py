@@ -13,7 +13,7 @@ from llama_layers.arrays.dispatch import routes
 from llama_layers.backends.cupy import BODIES, ROUTES, compile, cublas
 from llama_layers.backends.trust import Body, settled, trusted
 from llama_layers.testing import assert_same_bits
-from llama_layers.trial import verdict_on
+from llama_layers.trial import try_body
 from llama_layers.trial.place import Place
 from tests.support.emulator import needs_compiler
 from tests.support.installed import on_device, stand_in_alone
@@ -130,8 +130,8 @@ def test_uniform_numbers_of_another_order():
 
     original = TokenStep.__init__
     with mock.patch.object(TokenStep, "__init__", mirrored):
-        verdict = verdict_on(Body("cupy", "CUDA", "decode_loop", BODIES["decode_loop"]))
-    assert not verdict.passed
+        result = try_body(Body("cupy", "CUDA", "decode_loop", BODIES["decode_loop"]))
+    assert not result.passed
 
 
 def test_a_kernel_that_does_not_compile(monkeypatch):
@@ -150,7 +150,7 @@ def test_a_kernel_that_does_not_compile(monkeypatch):
     ("route", "name"), [(route, name) for route, offers in ROUTES.items() for name in offers]
 )
 def test_the_right_ones_pass(route, name):
-    assert verdict_on(ROUTES[route][name]).passed
+    assert try_body(ROUTES[route][name]).passed
 
 
 def test_without_any_body_cupy_computes_all():
@@ -175,10 +175,10 @@ def test_without_any_body_cupy_computes_all():
     np.testing.assert_array_equal(found, tokens(on_cpu, np.asarray, temperature=0.7))
 
 
-def test_another_gpu_or_driver_is_another_verdict(cupy, monkeypatch):
+def test_another_gpu_or_driver_has_another_result(cupy, monkeypatch):
     xp = Place.of("cupy").xp
     arguments = [there(value) for value in inputs("rotate")]
-    tried = mock.patch.object(trial, "verdict_on", side_effect=trial.verdict_on)
+    tried = mock.patch.object(trial, "try_body", side_effect=trial.try_body)
     with tried as tries, planted("cupy", "CUDA", "rotate", BODIES["rotate"]):
         DEFINITIONS["rotate"](xp, *arguments)
         forget()
@@ -196,7 +196,7 @@ def test_another_gpu_or_driver_is_another_verdict(cupy, monkeypatch):
 )
 def test_tf32_where_it_was_asked_for_is_no_fault(monkeypatch, route, name):
     monkeypatch.setenv("CUPY_TF32", "1")
-    assert verdict_on(ROUTES[route][name]).passed
+    assert try_body(ROUTES[route][name]).passed
 
 
 def test_nothing_is_tried_in_a_capture(cupy):

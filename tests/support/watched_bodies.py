@@ -31,7 +31,7 @@ DEFINITIONS = {
 def forget():
     """As a new process would begin."""
     trust.settled.clear()
-    trust._verdicts.cache_clear()
+    trust._results.cache_clear()
 
 
 @pytest.fixture

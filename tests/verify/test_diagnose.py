@@ -195,11 +195,11 @@ def test_a_scale_is_no_rounding():
 @pytest.mark.parametrize(
     ("places", "said"),
     [
-        (np.s_[:, 8:], "at tokens 8..13"),
-        (np.s_[:, 5], "at token 5"),
-        (np.s_[1], "in sequence 1"),
-        (np.s_[1, 8:], "at tokens 8..13 of sequence 1"),
-        (np.s_[:, [2, 9]], "at 2 tokens, the first 2 and the last 9"),
+        (np.s_[:, 8:], "At tokens 8..13"),
+        (np.s_[:, 5], "At token 5"),
+        (np.s_[1], "In sequence 1"),
+        (np.s_[1, 8:], "At tokens 8..13 of sequence 1"),
+        (np.s_[:, [2, 9]], "At 2 tokens, the first 2 and the last 9"),
     ],
 )
 def test_a_mistake_in_a_part_of_the_tokens(places, said):
@@ -210,7 +210,7 @@ def test_a_mistake_in_a_part_of_the_tokens(places, said):
 
     report = check(*run(INTERLEAVED._replace(wrong=wrong)))
     assert told(report) == ["RoPE layout interleaved"]
-    assert report.first.explanations[0].detail.endswith(f", but only {said}.")
+    assert report.first.explanations[0].detail.startswith(f"{said} only: the port seems to ")
 
 
 def test_a_mistake_beside_an_engines_own_roundings():
@@ -243,6 +243,29 @@ def test_another_layer_is_told():
     assert found.detail == (
         "The port seems to multiply by the matrix of layer 2; it should multiply by that of "
         "layer 1."
+    )
+
+
+@pytest.mark.parametrize("said", ["keys", "values", "keys and values"])
+def test_arrays_with_tiled_heads_are_told(said):
+    repeated, tiled = [0, 0, 1, 1], [0, 1, 0, 1]
+    trace, model = run(Mistake("none", "input_layernorm", lambda p: p.right))
+    arrays = dict(trace.arrays)
+    q, k = arrays[f"{NAME}.q_rope"].astype(np.float64), arrays[f"{NAME}.k_rope"]
+    v = arrays[f"{NAME}.v_proj"].reshape(k.shape)
+    k, v = (
+        x[:, :, tiled if word in said else repeated] for x, word in ((k, "keys"), (v, "values"))
+    )
+    scores = np.einsum("bshd,bthd->bhst", q, k) / np.sqrt(8)
+    e = np.where(causal(COUNT), np.exp(scores), 0.0)
+    y = np.einsum("bhst,bthd->bshd", e / e.sum(axis=-1, keepdims=True), v)
+    arrays[f"{NAME}.attention"] = y.astype(np.float32)
+    report = check(Trace(arrays, trace.input_ids), model)
+    assert told(report) == ["key heads tiled"]
+    (found,) = report.first.explanations
+    assert found.detail == (
+        f"The port seems to give query head h the {said} of head h mod kv_heads; it should give "
+        "it those of head h // (heads / kv_heads): repeat, do not tile."
     )
 
 

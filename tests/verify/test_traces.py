@@ -41,6 +41,13 @@ def test_a_file_keeps_all_of_a_trace(tmp_path):
     assert dict(found.metadata) == {"format": "llama_layers.trace 1", **trace.metadata}
 
 
+def test_the_repr_is_short():
+    arrays = {"model.norm": np.zeros((2, 5, 4), np.float32)}
+    assert repr(Trace(arrays)) == "Trace(arrays: 1)"
+    found = Trace({**arrays, "lm_head": np.zeros((2, 5, 9))}, IDS, metadata={"engine": "mine\n1"})
+    assert repr(found) == r"Trace(arrays: 2, input_ids: [2, 5], engine: 'mine\n1')"
+
+
 def test_a_file_is_not_overwritten_unless_asked(tmp_path):
     _, trace = traced()
     file = tmp_path / "port.safetensors"

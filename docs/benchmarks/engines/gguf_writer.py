@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.names import GGUF_NAMES, permuted_heads, renamed
+from llama_layers.checkpoint.names import GGUF_NAMES, renamed
+from llama_layers.checkpoint.rope_rows import permuted_heads
 from llama_layers.model.llama import Llama
 
 
@@ -20,8 +21,8 @@ def to_gguf(name: str) -> str:
     return found
 
 
-def interleave(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
-    """Rows of heads whose pairs lie half a head apart, as in Hugging Face's order, side by side."""
+def permute_rope_rows(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
+    """Put the rows of Q or K from Hugging Face's order into Meta's and GGUF's."""
     halves = array.reshape(heads, 2, -1, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
 
@@ -58,7 +59,7 @@ def write_gguf(file: Path, model: Llama) -> None:
     types = gguf.GGMLQuantizationType
     for name, array in model.weights.named().items():
         heads = permuted_heads(name, c)
-        rows = array if heads is None else interleave(array, heads)
+        rows = array if heads is None else permute_rope_rows(array, heads)
         if rows.ndim == 1:
             rows = rows.astype(np.float32)
         if rows.dtype.name == "bfloat16":

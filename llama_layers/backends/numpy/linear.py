@@ -27,8 +27,8 @@ def linear_2d(
         yt = np.empty((weight.shape[0], x.shape[0]), wide)
         rows = max(1, BLOCK_BYTES // (wide.itemsize * max(1, weight.shape[1])))
         for start in range(0, weight.shape[0], rows):
-            block = weight[start : start + rows].astype(wide)
-            np.matmul(block, xt, out=yt[start : start + rows])
+            widened = weight[start : start + rows].astype(wide)
+            np.matmul(widened, xt, out=yt[start : start + rows])
     if bias is not None:
         yt += bias.astype(wide, copy=False)[:, None]
     return yt.T.astype(x.dtype, copy=False)

@@ -21,7 +21,8 @@ from llama_layers.checkpoint.extras import require_installed
 from llama_layers.checkpoint.gguf.config import ARCHITECTURES, read_config
 from llama_layers.checkpoint.gguf.header import GGUFHeader, read_gguf
 from llama_layers.checkpoint.gguf.metadata import shown
-from llama_layers.checkpoint.names import permuted_heads, to_hugging_face
+from llama_layers.checkpoint.names import to_hugging_face
+from llama_layers.checkpoint.rope_rows import permuted_heads
 from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer.gguf import (
     open_tokenizer,

@@ -19,6 +19,7 @@ SUMMED = Attention | WeightedSum
 KEYED = Attention | Probabilities | Scores
 GROUPED = Attention | Probabilities | Scores | WeightedSum
 _FLOAT64 = Rounding("float64", "float64")
+_ARRAYS = {"k": "keys", "v": "values"}
 
 
 def _of(operation: Any, field: str, array: Any | None) -> Any | None:
@@ -97,7 +98,6 @@ def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
 @mistake(GROUPED, "another layer's keys and values")
 def _(operation: Any, at: FailingSite) -> Iterator[Any]:
     """Reads {0} of layer {1}; it should read those of layer {2}."""
-    words = {"k": "keys", "v": "values"}
     for layer in range(at.config.num_hidden_layers):
         if layer == at.site.layer:
             continue
@@ -110,7 +110,7 @@ def _(operation: Any, at: FailingSite) -> Iterator[Any]:
         }
         each = [{field: array} for field, array in found.items()]
         for fields in [found, *each] if len(found) > 1 else each:
-            said = " and ".join(words[field] for field in fields)
+            said = " and ".join(_ARRAYS[field] for field in fields)
             yield replace(operation, **fields), said, layer, at.site.layer
 
 
@@ -153,7 +153,7 @@ def _(operation: Any, at: FailingSite) -> Iterator[Any]:
 def _with_heads(
     operation: Any, at: FailingSite, of: Callable[[int, int], list[int]]
 ) -> Iterator[Any]:
-    """Keys and values of other heads, or one of them: `of` gives one for each query head."""
+    """Keys and values of other heads, or one of them: `of` gives a head for each query head."""
     heads, groups = at.config.num_attention_heads, at.config.num_key_value_heads
     if groups == 1:
         return
@@ -161,29 +161,29 @@ def _with_heads(
     order = of(heads, groups)
     each = [None if y is None else y[:, :, order] for y in (k, v)]
     fields = {f: y for f, y in zip("kv", each, strict=True) if y is not None}
-    yield replace(operation, **fields)
+    yield replace(operation, **fields), " and ".join(_ARRAYS[field] for field in fields)
     if k is not None and v is not None:
         right = [np.repeat(y, heads // groups, axis=2) for y in (k, v)]
-        yield replace(operation, k=each[0], v=right[1])
-        yield replace(operation, k=right[0], v=each[1])
+        yield replace(operation, k=each[0], v=right[1]), "keys"
+        yield replace(operation, k=right[0], v=each[1]), "values"
 
 
 @mistake(GROUPED, "key heads tiled", common=1)
 def _(operation: Any, at: FailingSite) -> Iterator[Any]:
-    """Gives query head h the key or value head h mod kv_heads; it should give it h // (heads /
-    kv_heads): repeat, do not tile."""
+    """Gives query head h the {0} of head h mod kv_heads; it should give it those of head
+    h // (heads / kv_heads): repeat, do not tile."""
     return _with_heads(operation, at, lambda heads, groups: [h % groups for h in range(heads)])
 
 
 @mistake(GROUPED, "first key head for all")
 def _(operation: Any, at: FailingSite) -> Iterator[Any]:
-    """Gives the first key or value head to every query head."""
+    """Gives the {0} of the first head to every query head."""
     return _with_heads(operation, at, lambda heads, groups: [0] * heads)
 
 
 @mistake(GROUPED, "key heads in reverse order")
 def _(operation: Any, at: FailingSite) -> Iterator[Any]:
-    """Takes key or value heads in reverse order."""
+    """Takes the heads of {0} in reverse order."""
 
     def of(heads: int, groups: int) -> list[int]:
         return [groups - 1 - h * groups // heads for h in range(heads)]

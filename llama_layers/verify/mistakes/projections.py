@@ -43,10 +43,10 @@ def _(linear: Linear, at: FailingSite) -> Linear:
     return replace(linear, weight=linear.weight.reshape(columns, rows).T)
 
 
-def _swapped(one: str, other: str, *, common: int = 0) -> None:
+def _swapped(name: str, one: str, other: str, *, common: int = 0) -> None:
     @mistake(
         Linear,
-        f"{_WORDS[one]} and {_WORDS[other]} swapped",
+        name,
         roles=(one, other),
         common=common,
         says=f"Swaps the matrices of {_WORDS[one]} and {_WORDS[other]}.",
@@ -59,11 +59,11 @@ def _swapped(one: str, other: str, *, common: int = 0) -> None:
                 yield replace(found, bias=linear.bias)
 
 
-_swapped("self_attn.k_proj", "self_attn.v_proj", common=1)
-_swapped("mlp.gate_proj", "mlp.up_proj")
-_swapped("self_attn.q_proj", "self_attn.k_proj")
-_swapped("self_attn.q_proj", "self_attn.v_proj")
-_swapped("self_attn.q_proj", "self_attn.o_proj")
+_swapped("keys and values swapped", "self_attn.k_proj", "self_attn.v_proj", common=1)
+_swapped("gate and up swapped", "mlp.gate_proj", "mlp.up_proj")
+_swapped("queries and keys swapped", "self_attn.q_proj", "self_attn.k_proj")
+_swapped("queries and values swapped", "self_attn.q_proj", "self_attn.v_proj")
+_swapped("queries and the output of attention swapped", "self_attn.q_proj", "self_attn.o_proj")
 
 
 @mistake(Linear, "embedding used as the head", roles=("lm_head",))

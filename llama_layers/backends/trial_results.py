@@ -1,4 +1,4 @@
-"""Verdicts on bodies on this machine, kept in the cache directory."""
+"""Results of trials of bodies on this machine, kept in the cache directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llama_layers.files.output import cache_directory, write_atomically
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TrialResult:
     """Whether a body was within the bound of its definition."""
 
     ratio: float | None
@@ -28,8 +28,8 @@ class Verdict:
         return self.problem is None
 
 
-class Verdicts:
-    """The verdicts on the bodies for a library's arrays, in a file named after what they depend on.
+class TrialResults:
+    """Results of trials for a library's arrays, in a file named after what they depend on.
 
     A file that cannot be read or makes no sense counts as empty. If none can be written, each
     process tries the bodies again.
@@ -41,13 +41,13 @@ class Verdicts:
         self._path = cache_directory() / "bodies" / f"{library}-{key}.json"
         self._known = _read(self._path)
 
-    def get(self, body: str) -> Verdict | None:
-        """The verdict on a body, if it is known."""
+    def get(self, body: str) -> TrialResult | None:
+        """The result of a body's trial, if it is known."""
         return self._known.get(body)
 
-    def put(self, body: str, verdict: Verdict) -> None:
+    def put(self, body: str, result: TrialResult) -> None:
         """Remember it, beside what other processes may have found since."""
-        self._known = _read(self._path) | self._known | {body: verdict}
+        self._known = _read(self._path) | self._known | {body: result}
         content = {
             "machine": self._facts,
             "bodies": {name: asdict(found) for name, found in self._known.items()},
@@ -58,18 +58,18 @@ class Verdicts:
             write_atomically(self._path, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _read(path: Path) -> dict[str, Verdict]:
+def _read(path: Path) -> dict[str, TrialResult]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: Verdict(**fields) for name, fields in content["bodies"].items()}
+        found = {name: TrialResult(**fields) for name, fields in content["bodies"].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
     return found if all(map(_makes_sense, found.values())) else {}
 
 
-def _makes_sense(verdict: Verdict) -> bool:
-    """A passing verdict has its ratio: nothing else is believed."""
-    ratio, problem = verdict.ratio, verdict.problem
+def _makes_sense(result: TrialResult) -> bool:
+    """A result that passes has its ratio: nothing else is believed."""
+    ratio, problem = result.ratio, result.problem
     if problem is None:
         return isinstance(ratio, float | int) and not isinstance(ratio, bool) and 0 <= ratio <= 1
     return isinstance(problem, str)

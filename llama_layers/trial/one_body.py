@@ -9,8 +9,8 @@ import numpy as np
 
 from llama_layers.arrays.dispatch import Function
 from llama_layers.backends.numba.sizes import of_any_size
+from llama_layers.backends.trial_results import TrialResult
 from llama_layers.backends.trust import Body
-from llama_layers.backends.verdicts import Verdict
 from llama_layers.trial import decoding, operations
 from llama_layers.trial.place import Outcome, Place
 
@@ -26,7 +26,7 @@ OPERATIONS: dict[str, Callable[[Function, Place], Iterator[Outcome]]] = {
 }
 
 
-def verdict_on(body: Body) -> Verdict:
+def try_body(body: Body) -> TrialResult:
     """Try a body on work of any size, and say how its errors compare with their limits.
 
     Parameters
@@ -36,7 +36,7 @@ def verdict_on(body: Body) -> Verdict:
 
     Returns
     -------
-    Verdict
+    TrialResult
         With the largest error over its limit, or the first that is beyond it. Errors that the body
         raises are left to the caller.
     """
@@ -48,9 +48,9 @@ def verdict_on(body: Body) -> Verdict:
             if not worst.ratio <= 1:
                 break
     if worst.ratio == -math.inf:
-        return Verdict(None, "it takes none of the inputs that it would be tried on")
+        return TrialResult(None, "it takes none of the inputs that it would be tried on")
     problem = None
     if not worst.ratio <= 1:
         by = f"{worst.ratio:.3g} times the limit" if worst.ratio < math.inf else "no number"
         problem = worst.problem or f"its error is {by} ({worst.label})"
-    return Verdict(worst.ratio if math.isfinite(worst.ratio) else None, problem)
+    return TrialResult(worst.ratio if math.isfinite(worst.ratio) else None, problem)
