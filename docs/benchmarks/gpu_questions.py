@@ -98,7 +98,7 @@ def few_rows(sizes: Sizes) -> dict[str, Any]:
     weights = list(matrices(*[(outputs, inputs)] * sizes.copies))
     gpu = Gpu("qkv", DTYPE)
     gpu.probe()
-    copied = gpu.limits()[0].best
+    copied = gpu.reading.best
     found: dict[str, Any] = {"copy, GB/s": copied / 1e9}
     for rows in (1, 2, 4, 8):
         (x,) = matrices((rows, inputs))
