@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from llama_layers.arrays.dispatch import routes
@@ -29,11 +29,13 @@ class Row:
     """The time of the definition over its own."""
     problem: str | None = None
     """Why it may not, or is not here."""
+    serves: Literal["first", "next"] | None = None
+    """Its turn among those that may: next for arguments that the ones before it do not take."""
 
 
 def verify(as_json: bool) -> int:
     """Try all bodies, remember what was found, and print it; 1 if one fails."""
-    rows = [_tried(body) for body in _bodies()] + _missing()
+    rows = _rows() + _missing()
     if as_json:
         print(json.dumps({"bodies": [asdict(row) for row in rows]}, indent=2))
     else:
@@ -45,6 +47,17 @@ def _bodies() -> list[Body]:
     libraries = ["numpy"] if gpu_problem() else ["numpy", "cupy"]
     found = [route.values() for library in libraries for route in routes(library).values()]
     return [body for bodies in found for body in bodies if isinstance(body, Body)]
+
+
+def _rows() -> list[Row]:
+    rows, served = [], set()
+    for body in _bodies():  # in the order in which they are asked
+        row, operation = _tried(body), (body.library, body.name)
+        if row.verdict == "PASS":
+            row = replace(row, serves="next" if operation in served else "first")
+            served.add(operation)
+        rows.append(row)
+    return rows
 
 
 def _missing() -> list[Row]:
@@ -70,13 +83,14 @@ def _print(rows: list[Row]) -> None:
 
     from llama_layers.cli.terminal import Terminal
 
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("body", "by", "verdict", "error over limit", "speed over the definition"):
-        table.add_column(heading, justify="right" if " " in heading else "left")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    headings = ("body", "by", "verdict", "serves", "error/limit", "speed over definition")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in headings[-2:] else "left")
     for row in rows:
         error = "" if row.error_over_limit is None else f"{row.error_over_limit:.3g}"
         speed = "" if row.times_as_fast is None else f"{row.times_as_fast:.1f} x"
-        table.add_row(row.body, row.route, row.verdict, error, speed)
+        table.add_row(row.body, row.route, row.verdict, row.serves or "", error, speed)
     console = Terminal(highlight=False)
     console.print(table)
     for row in rows:

@@ -37,12 +37,13 @@ def put(by_numpy, name, function):
 def test_the_table(capsys):
     assert main(["info", "--verify"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == "body by verdict error over limit speed over the definition".split()
-    body, route, verdict, error, speed, times = lines[1].split()
-    assert (body, route, verdict, times) == ("normalise", "NumPy", "PASS", "x")
+    assert lines[0].split() == ("body by verdict serves error/limit speed over definition".split())
+    body, route, verdict, serves, error, speed, times = lines[1].split()
+    assert (body, route, verdict, serves) == ("normalise", "NumPy", "PASS", "first")
+    assert times == "x"
     assert 0 < float(error) <= 1
     assert float(speed) > 0
-    assert lines[2].split() == ["activations", "NumPy", "PASS", "0"]
+    assert lines[2].split() == ["activations", "NumPy", "PASS", "first", "0"]
     assert [line.split() for line in lines[3:5]] == [
         ["all", "numba", "not", "here"], ["all", "CUDA", "not", "here"],
     ]  # fmt: skip
@@ -57,6 +58,23 @@ def test_for_a_program(capsys):
     ]  # fmt: skip
     assert 0 < rows[0]["error_over_limit"] <= 1
     assert rows[1]["times_as_fast"] is None
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_which_body_serves_first(right, capsys):
+    """The first that passes, of those that are asked for the same."""
+    faster = spoiled(BODIES["normalise"], lambda y, *_: y if right else 2 * y)
+    chain = trusted("numpy", faster={"normalise": faster}, NumPy=BODIES)
+    with mock.patch.dict(routes("numpy"), chain, clear=True):
+        main(["info", "--verify", "--json"])
+    rows = json.loads(capsys.readouterr().out)["bodies"]
+    found = [(row["route"], row["serves"]) for row in rows if row["body"] == "normalise"]
+    assert found == [
+        ("faster", "first" if right else None),
+        ("NumPy", "next" if right else "first"),
+    ]
+    assert {row["serves"] for row in rows if row["body"] == "attend"} == {"first"}
+    assert {row["serves"] for row in rows if row["body"] == "all"} == {None}
 
 
 def test_a_wrong_body_and_one_that_raises(by_numpy, capsys):
