@@ -65,19 +65,11 @@ _NUMBER = re.compile(r"(?<=[.-])(0|[1-9]\d*)(?=\.|$)")
 _OCCURRENCE = re.compile(r"(.+-\d+)#(\d+)")
 
 
-def alias_table() -> tuple[tuple[str, ...], ...]:
-    """Return a row for each site, with its name in each of `SCHEMES`.
-
-    Returns
-    -------
-    tuple of tuple of str
-        With ``{}`` for the number of a layer and an empty text where a scheme has no name.
-    """
-    rows = []
+def alias_table() -> Iterator[tuple[str, ...]]:
+    """Yield the names of each site in `SCHEMES`: {} for its layer, an empty text for none."""
     for line in _TABLE.splitlines():
         site, *others = ("" if name == "-" else name for name in line.split())
-        rows.append((site, _META.get(site, ""), *others))
-    return tuple(rows)
+        yield site, _META.get(site, ""), *others
 
 
 def _columns() -> Iterator[tuple[str, str, str, int]]:
@@ -170,10 +162,6 @@ def _sites_of(plain: str, names: list[str]) -> Iterator[tuple[str, str]]:
         yield site.format(number), names[place]
 
 
-def _template(name: str) -> str:
-    return _split(name)[0]
-
-
 def _split(name: str) -> tuple[str, str]:
     """Split a name into one with {} for the number of its layer, and that number."""
     number = _NUMBER.search(name)
@@ -195,7 +183,7 @@ def _forgiving(template: str) -> list[tuple[str, str, int]]:
 
 def schemes_of(name: str) -> set[str]:
     """Return the schemes that know a name."""
-    return {scheme for scheme, _, _ in _MEANINGS.get(_template(name), [])}
+    return {scheme for scheme, _, _ in _MEANINGS.get(_split(name)[0], [])}
 
 
 def no_site(name: str) -> str | None:

@@ -91,7 +91,7 @@ class Tile:
 def tiles(
     batch: int, queries: int, keys: int, heads: int, kv_heads: int, rows: int | None = None
 ) -> Iterator[Tile]:
-    """All queries of all heads: `rows` at a time, or as many as have some `TILE` scores."""
+    """All queries of all heads: `rows` at a time, or as many as give `TILE` scores."""
     group = heads // kv_heads
     step = max(1, TILE // max(1, group * keys) if rows is None else rows)
     for b in range(batch):
@@ -137,12 +137,10 @@ def broadcast_mask(mask: Any | None, batch: int, queries: int, keys: int) -> Any
 class OverHeads(Operation):
     """An operation of attention, computed for some query heads at a time.
 
-    Its fields are some of ``q`` [B, S, heads, D], ``k`` and ``v`` [B, T, kv_heads, D], ``given``
-    scores or probabilities [B, heads, S, T], ``mask`` [S, T], [1, S, T] or [B, S, T], of bool or,
-    to be added to the scores, of floats, and ``scale``.
+    Its fields are some of ``q`` [B, S, heads, D], ``k`` and ``v`` [B, T, kv_heads, D], ``scores``
+    or ``probabilities`` [B, heads, S, T], ``mask`` [S, T], [1, S, T] or [B, S, T], of bool or, to
+    be added to the scores, of floats, and ``scale``.
     """
-
-    given: Any = None
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless the fields fit each other."""
@@ -156,9 +154,9 @@ class OverHeads(Operation):
         The operation's own is evaluated for some queries at a time, another for all of them.
         """
         self.check()
-        arrays = {n: to_numpy(a) for n, a in vars(self).items() if n in ("q", "k", "v")}
-        if self.given is not None:
-            arrays["given"] = to_numpy(self.given)
+        names = {n: n if n in ("q", "k", "v") else "given" for n in self.inputs}
+        arrays = {name: to_numpy(getattr(self, n)) for n, name in names.items()}
+        if "given" in arrays:
             batch, heads, queries, keys = arrays["given"].shape
         else:
             (batch, queries, heads, _), keys = arrays["q"].shape, arrays["k"].shape[1]
@@ -202,13 +200,9 @@ class Scores(OverHeads):
 class Softmax(OverHeads):
     """Softmax of scores [B, heads, S, T] over the keys that a mask allows."""
 
+    inputs = ("scores",)
     scores: Any
     mask: Any | None
-
-    @property
-    def given(self) -> Any:
-        """The scores."""
-        return self.scores
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless the scores are [B, heads, S, T]."""
@@ -235,11 +229,6 @@ class WeightedSum(OverHeads):
     steps = ("kv_cache",)
     probabilities: Any
     v: Any
-
-    @property
-    def given(self) -> Any:
-        """The probabilities."""
-        return self.probabilities
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless there are values for the probabilities."""

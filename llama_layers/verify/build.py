@@ -28,7 +28,7 @@ from llama_layers.verify.validate import Recorded
 
 
 def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: Llama) -> Operation:
-    """What the site should be, computed from the recorded arrays that the route names."""
+    """The operation that gives a site, on the recorded arrays that the route names."""
     config = model.config
     known = site.name in recorded.arrays
     rows = info_of(recorded.arrays, site.name).shape[1] if known else recorded.count

@@ -63,7 +63,7 @@ def check(
     Parameters
     ----------
     trace : Trace
-        What the port computed.
+        The port's arrays.
     model : Llama
         The model, with the weights that the port computed with: a port that rounds them to
         bfloat16 is held against ``load(..., dtype="bfloat16")``.
@@ -79,7 +79,7 @@ def check(
     explain : bool, optional
         Whether to look for the mistakes that explain a FAIL.
     progress : callable, optional
-        What is called with each result as soon as it is known.
+        Called with each result as soon as it is known.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def check(
     would grow with each layer by the product of norms, and exceed the activations themselves.
     Where the inputs of a site were not recorded, it is recomputed through all sites since those
     that were, and its difference is held against that of our own run in the same dtype; that is
-    an experience, and no bound.
+    experience, not a bound.
 
     Examples
     --------
@@ -189,7 +189,7 @@ class _Checker:
         return Rounding(found.name, accumulate, self.profile or CONTRACT, narrowest)
 
     def _format(self, array: NDArray[Any]) -> FloatFormat:
-        """What an array was rounded to."""
+        """The format that an array was rounded to."""
         found = FLOATS[dtype_name(array.dtype)]
         if self._dtype is not None and FLOATS[self._dtype].precision < found.precision:
             return FLOATS[self._dtype]
@@ -258,7 +258,7 @@ class _Checker:
     def _diagnosis(
         self, site: Site, diagnosis: Callable[..., tuple[Explanation, ...]], how: str = ""
     ) -> tuple[Explanation, ...]:
-        """What explains a site: what explained others of its role, or else any mistake."""
+        """Mistakes that explain a site: those that explained others of its role, or else any."""
         role = f"{site.role} {how}"
         known = self._causes.setdefault(role, [])
         again = diagnosis(only={cause.name for cause in known}) if known else ()
@@ -270,7 +270,7 @@ class _Checker:
         return found
 
     def _unusual(self, failing: FailingSite, judgement: Judgement, verdict: SiteVerdict) -> str:
-        """What to say of errors that rounding can explain, and rarely does."""
+        """A note on errors that rounding can explain, but rarely does."""
         if verdict != "WARN":
             return ""
         if judgement.usual_ratio <= 1:
@@ -288,7 +288,7 @@ class _Checker:
 
     @np.errstate(invalid="ignore")
     def _unbounded(self, site: Site) -> SiteResult:
-        """What can be said where the inputs of a site were not recorded."""
+        """The result at a site whose inputs were not recorded."""
         array = self.recorded.array(site.name)
         found = self._recomputed.compared(site, array, self._formats(array))
         explanations: tuple[Explanation, ...] = ()
@@ -312,7 +312,11 @@ class _Checker:
 
 
 def _overflowed(failing: FailingSite) -> int:
+<<<<<<< HEAD
     """Count the non-finite values where the exact value is finite and overflow is possible."""
+=======
+    """The number of NaN and Inf where the exact result is finite and rounding may overflow."""
+>>>>>>> vtrim
     if failing.site.pairwise:  # hidden keys have no limit either
         return 0
     bound = failing.bound(failing.formats)

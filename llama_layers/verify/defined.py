@@ -13,7 +13,7 @@ from llama_layers.verify.validate import Recorded
 def where_defined(bound: Bound, site: Site, recorded: Recorded) -> Bound:
     """A site's bound, without limits where engines may do as they like.
 
-    What attention gives to padding differs between engines: there it sees nothing or everything,
+    Engines differ in the result of attention at padding: there it sees nothing or everything,
     at a position that each chooses for itself.
     """
     places = _places(site, recorded)

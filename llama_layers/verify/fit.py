@@ -23,9 +23,9 @@ from llama_layers.verify.stored import StoredArrays, info_of, stored
 # Sites of which an engine may have kept the last token only.
 OF_LAST_TOKEN = ("model.norm", "lm_head")
 # Sites of which an axis holds heads side by side.
-_FLAT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+FLAT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # Sites that hold heads, side by side or not.
-HEADED = (*_FLAT, "self_attn.q_rope", "self_attn.k_rope", "self_attn.attention")
+HEADED = (*FLAT, "self_attn.q_rope", "self_attn.k_rope", "self_attn.attention")
 # Sites whose heads hold pairs that RoPE rotates.
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_attn.k_rope")
 
@@ -102,7 +102,7 @@ def _transposed(site: Site, shape: tuple[int, ...], extent: tuple[int, int], wid
 def _spellings(site: Site, shape: tuple[int, ...], width: int) -> list[tuple[int, ...]]:
     """Return the shapes in which a site's numbers may come, in the same order."""
     found = [shape]
-    if site.role in _FLAT:
+    if site.role in FLAT:
         found.append((*shape[:-1], shape[-1] // width, width))
     elif len(shape) == 4 and not site.pairwise:
         found.append((*shape[:2], shape[2] * shape[3]))

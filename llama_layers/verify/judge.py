@@ -14,7 +14,7 @@ Verdict = Literal["PASS", "WARN", "FAIL"]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a bound says of a whole array.
+    """The verdict of a bound on a whole array.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ def judge(computed: Any, bound: Bound, /) -> Judgement:
     computed : Array, the shape of ``bound.exact``
         The result, of any library and float dtype.
     bound : Bound
-        What it should be, and how far from that it may lie.
+        The exact result, and how far from it the computed one may lie.
 
     Returns
     -------

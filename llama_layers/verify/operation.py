@@ -1,4 +1,4 @@
-"""What all operations have in common."""
+"""The base of all operations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEIGHTS = {"weight", "bias", "table"}
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """What operations have in common: a view of what they read, and a formula over it."""
+    """The base of all operations: a view of what an operation reads, and a formula over it."""
 
     inputs: ClassVar[tuple[str, ...]] = ()
     """The fields whose numbers an engine may round before it computes."""
@@ -25,7 +25,7 @@ class Operation:
 
     @staticmethod
     def formula(view: Any) -> Tracked:
-        """What is computed of the view."""
+        """Compute the result from the view."""
         raise NotImplementedError
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ def _step(words: str, default: Any = False) -> Any:
 
 @dataclass(frozen=True)
 class RoundingProfile:
-    """What an engine rounds beyond the contract of this package.
+    """The roundings of an engine beyond the contract of this package.
 
     The contract: the phases of RoPE in float64, every other step in the format of the sums, one
     rounding into the format of the result. "The dtype" below is that of the result.
@@ -50,7 +50,7 @@ class RoundingProfile:
         The format that attention keeps its sums of weighted values in; None for that of all sums.
         With it a profile allows much, and counts only where it is named.
     flushes : bool
-        Subnormal numbers are taken for zero.
+        Subnormal numbers are read as zero.
     excess_precision : bool
         Inputs are rounded to the dtype where they are written out, but the engine goes on with what
         they were before, in the format of the sums. Weights and tables are what they are.
@@ -84,7 +84,7 @@ class RoundingProfile:
     block: int = 16
 
     def habits(self, steps: Iterable[str], dtype: str | None) -> str:
-        """What of this is done in some steps, in words; no `dtype` where it holds the sums."""
+        """Say which roundings some steps make; `dtype` is None where it holds the sums."""
         said = []
         for name in (*steps, *_IN_EVERY_OPERATION):
             does: Any = getattr(self, name)
@@ -99,10 +99,9 @@ _IN_EVERY_OPERATION = ("flushes", "excess_precision")
 
 
 CONTRACT = RoundingProfile("contract")
-_XLA = (
-    RoundingProfile(  # what jax computes from plain code: the result of each operation is rounded
-        "XLA", scores=True, probabilities=True, sigmoid=True, silu=True, flushes=True
-    )
+# What jax computes from plain code: the result of each operation is rounded.
+_XLA = RoundingProfile(
+    "XLA", scores=True, probabilities=True, sigmoid=True, silu=True, flushes=True
 )
 _SDPA = RoundingProfile(
     "transformers with sdpa",
@@ -171,7 +170,7 @@ class Rounding:
         profile: str | RoundingProfile = CONTRACT,
         **steps: Any,
     ) -> Rounding:
-        """What is stated of the computation of an array.
+        """Collect the formats and roundings of the computation of an array.
 
         Parameters
         ----------
@@ -226,16 +225,14 @@ class Rounding:
         nothing is kept in more digits than it was recorded in unless the sums have more. Narrow
         sums excuse too much to be tried.
         """
+        digits = 0 if self.dtype == "float64" else self.out.precision
         return tuple(
             profile
             for profile in PROFILES.values()
             if profile.weighted_sums is None
-            and (profile.kv_cache is None or self._cached_in(FLOATS[profile.kv_cache]))
+            and (profile.kv_cache is None or FLOATS[profile.kv_cache].precision < digits)
             and (self._sums_have_more_digits or not profile.excess_precision)
         )
-
-    def _cached_in(self, form: FloatFormat) -> bool:
-        return self.dtype != "float64" and form.precision < FLOATS[self.dtype].precision
 
     @property
     def unrounded_inputs(self) -> str | None:

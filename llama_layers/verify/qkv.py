@@ -25,21 +25,11 @@ APART = 1e-6
 
 @dataclass(frozen=True)
 class Examined:
-    """Q, K and V, and what was found of them.
-
-    Attributes
-    ----------
-    qkv : QKV
-        The result of `llama_layers.qkv_projection`.
-    results : dict of str to SiteResult
-        What a check would find, for "q", "k" and "v".
-    same_bits : bool
-        Whether a second run gave the same bits.
-    """
+    """Q, K and V, and what was found of them."""
 
     qkv: QKV
-    results: dict[str, SiteResult]
-    same_bits: bool
+    results: dict[str, SiteResult]  # what a check would find, for "q", "k" and "v"
+    same_bits: bool  # whether a second run gave the same bits
 
 
 def examine_qkv(x: Any, w: QKVWeights, /, *, layer: int = 0) -> Examined:

@@ -117,7 +117,7 @@ def chosen_sites(
         return [site for site in every if not site.pairwise]
     found: set[str] = set()
     for pattern in patterns:
-        matches = {site.name for site in every if _matches(site, pattern)}
+        matches = {site.name for site in every for n in _names_of(site) if fnmatchcase(n, pattern)}
         if not matches:
             names = {name for site in every for name in _names_of(site)}
             close = difflib.get_close_matches(pattern, sorted(names), n=1)
@@ -135,10 +135,6 @@ def _known_layers(layers: Iterable[int], count: int) -> Iterator[int]:
         if layer not in range(count):
             raise ValueError(f"layers: expected numbers from 0 to {count - 1}, got {layer!r}")
         yield layer
-
-
-def _matches(site: Site, pattern: str) -> bool:
-    return any(fnmatchcase(name, pattern) for name in _names_of(site))
 
 
 def _names_of(site: Site) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""What RoPE rotates by, and how far off that is in an engine's arithmetic."""
+"""The phases that RoPE rotates by, and how far off they are in an engine's arithmetic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEP = 3
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """What RoPE rotates, and by how much."""
+    """Queries or keys, and by how much RoPE rotates them."""
 
     x: Tracked  # queries or keys, [B, S, heads, D]
     phases: Float64Array  # by how much each pair is rotated, [..., S, 1, D / 2]

@@ -111,7 +111,7 @@ def _contiguous(array: Float64Array) -> Float64Array:
 def _moved(
     x: Tracked, rows: Tracked, size_x: Float64Array, size_w: Float64Array
 ) -> tuple[Any, Any]:
-    """What errors of x and of the rows, of these sizes, add to products, at most and usually."""
+    """The errors of products that errors of x and of the rows cause, at most and usually."""
     pairs = []
     if x.off.any():
         exact = finite_magnitude(rows.exact) if rows.off.any() else size_w
@@ -217,7 +217,7 @@ class Weights:
     grown: tuple[Float64Array, Float64Array]
     """By how much each grows if its exponential errs by most, or usually, and no other does."""
     unlimited: Any
-    """Rows of which nothing can be said, [..., S, 1]: with NaN, infinity, or no finite score."""
+    """Rows without a bound, [..., S, 1]: with NaN, infinity, or no finite score."""
     allowed: Any
     """The keys that may be seen, [S, T], or None; a row without any has exact zeros."""
     blocks: int

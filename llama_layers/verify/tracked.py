@@ -336,7 +336,7 @@ class Tracked:
         return (size - self.off < self.how.sums.smallest_normal) & (size > 0)
 
     def _flushed(self) -> Any:
-        """What is lost where an engine flushes."""
+        """The numbers that an engine loses where it flushes."""
         if not (vanishes := self._vanishes()).any():
             return 0.0
         return vanishes * np.minimum(np.abs(self.exact), self.how.sums.smallest_normal)

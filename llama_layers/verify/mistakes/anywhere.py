@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.fit import FLAT
 from llama_layers.verify.mistakes.registry import Computed, Kind, mistake, moved
 from llama_layers.verify.operations import Operation
 from llama_layers.verify.profiles import Rounding
@@ -113,7 +114,7 @@ def _(operation: Operation, at: FailingSite) -> Any:
     # For each head the one whose numbers it has.
     exact, computed = at.bound(at.formats).exact, wide(at.computed)
     flat = exact.ndim == 3
-    if at.site.pairwise or (flat and at.site.role not in _HEADED):
+    if at.site.pairwise or (flat and at.site.role not in FLAT):
         return None
     if flat:
         exact, computed = (
@@ -130,6 +131,3 @@ def _(operation: Operation, at: FailingSite) -> Any:
     shape = at.computed.shape
     found = moved(at, lambda y: y.reshape(*shape[:2], heads, -1)[:, :, order].reshape(shape))
     return found, listed(order.tolist(), 6), listed(range(heads), 6)
-
-
-_HEADED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

@@ -12,59 +12,33 @@ import numpy as np
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.mistakes.registry import Computed, mistake, moved
-from llama_layers.verify.operations import Attention, Probabilities, Rope, Scores, WeightedSum
+from llama_layers.verify.operations import Attention, Rope, Scores, WeightedSum
 from llama_layers.verify.profiles import Rounding
 
 SUMMED = Attention | WeightedSum
-KEYED = Attention | Probabilities | Scores
-GROUPED = Attention | Probabilities | Scores | WeightedSum
+KEYED = Attention | Scores
+GROUPED = KEYED | WeightedSum
 _FLOAT64 = Rounding("float64", "float64")
 _ARRAYS = {"k": "keys", "v": "values"}
 
 
-def _of(operation: Any, field: str, array: Any | None) -> Any | None:
-    """The operation with another array in a field; None where there is none."""
-    if array is None:
-        return None
-    return replace(operation, **{field: array.reshape(getattr(operation, field).shape)})
+def _reads(operations: Any, field: str, role: str, name: str, says: str) -> None:
+    @mistake(operations, name, says=says)
+    def _(operation: Any, at: FailingSite) -> Any:
+        array = at.beside(f"self_attn.{role}")
+        if array is None:
+            return None
+        return replace(operation, **{field: array.reshape(getattr(operation, field).shape)})
 
 
-@mistake(SUMMED, "keys for values")
-def _(operation: Any, at: FailingSite) -> Any:
-    """Weighs the keys; it should weigh the values."""
-    return _of(operation, "v", at.beside("self_attn.k_rope"))
-
-
-@mistake(SUMMED, "keys before RoPE for values")
-def _(operation: Any, at: FailingSite) -> Any:
-    """Weighs the keys before RoPE; it should weigh the values."""
-    return _of(operation, "v", at.beside("self_attn.k_proj"))
-
-
-@mistake(KEYED, "values for keys")
-def _(operation: Any, at: FailingSite) -> Any:
-    """Scores the values; it should score the keys."""
-    return _of(operation, "k", at.beside("self_attn.v_proj"))
-
-
-@mistake(KEYED, "queries before RoPE")
-def _(operation: Any, at: FailingSite) -> Any:
-    """Scores queries that RoPE has not rotated."""
-    return _of(operation, "q", at.beside("self_attn.q_proj"))
-
-
-@mistake(KEYED, "keys before RoPE")
-def _(operation: Any, at: FailingSite) -> Any:
-    """Scores keys that RoPE has not rotated."""
-    return _of(operation, "k", at.beside("self_attn.k_proj"))
-
-
-def _rotated(operation: Any, at: FailingSite, field: str) -> Iterator[Computable]:
-    """Queries, keys or values, rotated once more; what that rounds was not recorded."""
-    x, recorded = getattr(operation, field), at.recorded
-    for layout in ("half", "interleaved"):
-        exact = Rope(x, recorded.positions, recorded.config, layout).bound(_FLOAT64).exact
-        yield _widened(replace(operation, **{field: exact}))
+for _keys, _role in (("keys", "k_rope"), ("keys before RoPE", "k_proj")):
+    _says = f"Weighs the {_keys}; it should weigh the values."
+    _reads(SUMMED, "v", _role, f"{_keys} for values", _says)
+_says = "Scores the values; it should score the keys."
+_reads(KEYED, "k", "v_proj", "values for keys", _says)
+for _field, _what in (("q", "queries"), ("k", "keys")):
+    _says = f"Scores {_what} that RoPE has not rotated."
+    _reads(KEYED, _field, f"{_field}_proj", f"{_what} before RoPE", _says)
 
 
 def _widened(operation: Computable) -> Computed:
@@ -77,22 +51,19 @@ def _widened(operation: Computable) -> Computed:
     return Computed(bound)
 
 
-@mistake(SUMMED, "values rotated by RoPE")
-def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
-    """Rotates the values, too; it should rotate queries and keys only."""
-    return _rotated(operation, at, "v")
+def _rotates(operations: Any, field: str, name: str, says: str) -> None:
+    @mistake(operations, name, says=says)
+    def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+        x, recorded = getattr(operation, field), at.recorded
+        for layout in ("half", "interleaved"):
+            exact = Rope(x, recorded.positions, recorded.config, layout).bound(_FLOAT64).exact
+            yield _widened(replace(operation, **{field: exact}))
 
 
-@mistake(KEYED, "keys rotated twice")
-def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
-    """Rotates keys that are rotated already."""
-    return _rotated(operation, at, "k")
-
-
-@mistake(KEYED, "queries rotated twice")
-def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
-    """Rotates queries that are rotated already."""
-    return _rotated(operation, at, "q")
+_says = "Rotates the values, too; it should rotate queries and keys only."
+_rotates(SUMMED, "v", "values rotated by RoPE", _says)
+for _field, _what in (("k", "keys"), ("q", "queries")):
+    _rotates(KEYED, _field, f"{_what} rotated twice", f"Rotates {_what} that are rotated already.")
 
 
 @mistake(GROUPED, "another layer's keys and values")

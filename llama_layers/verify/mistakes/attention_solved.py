@@ -1,4 +1,4 @@
-"""What attention saw, and whose heads it has, read off the port's own array."""
+"""The tokens that attention saw, and whose heads it has, read off the port's own array."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class _Cache:
-    """What a cache does with the tokens from `start` to before `stop`."""
+    """The way a cache treats the tokens from `start` to before `stop`."""
 
     write: Callable[[Indices, int, int], None]
     """Puts tokens into slots; count + token stands for a token of the last layer."""

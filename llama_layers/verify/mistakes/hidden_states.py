@@ -67,7 +67,7 @@ def _(norm: Norm, at: FailingSite) -> Computable | None:
 
 @mistake(Residual, LATE, says=DETAIL, roles=("layer",))
 def _(residual: Residual, at: FailingSite) -> Iterator[Computable]:
-    """What goes into the layer, which the trace has nowhere else."""
+    """The input of the layer, which the trace has nowhere else."""
     layer = at.site.layer
     if not layer:
         if _is_one_too_far(at, "model.layers.1"):

@@ -17,7 +17,7 @@ _MASKED = Attention | Probabilities | Softmax
 
 
 def _seen(at: FailingSite, causal: int | None, window: int | None, padding: bool) -> Any:
-    """Which keys are seen: up to so many tokens ahead, within a window, padding or not."""
+    """The keys that are seen: up to `causal` tokens ahead, within a window, padding or not."""
     queries, keys = np.indices((at.recorded.count,) * 2)
     seen = np.ones(queries.shape, bool) if causal is None else keys <= queries + causal
     if window is not None:

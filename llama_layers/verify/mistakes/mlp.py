@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,93 +29,52 @@ def _relu(g: Tracked) -> Tracked:
     return g.apply(lambda g: np.maximum(g, 0))
 
 
-@mistake(Gate, "gelu for silu", common=1)
-def _(g: Gate) -> Any:
-    """Computes gelu(gate) * up; it should compute silu(gate) * up."""
-    normal = 1 + (g.gate * math.sqrt(0.5)).apply(_erf, slope=1.13)
-    return (g.gate * 0.5 * normal).step("silu") * g.up
+def _silu(g: Tracked) -> Tracked:
+    return silu(g).step("silu")
 
 
-@mistake(Gate, "gelu (tanh) for silu", common=1)
-def _(g: Gate) -> Any:
-    """Computes gelu_tanh(gate) * up; it should compute silu(gate) * up."""
-    inner = math.sqrt(2 / math.pi) * (g.gate + 0.044715 * (g.gate * g.gate * g.gate))
-    return (g.gate * 0.5 * (1 + inner.apply(np.tanh))).step("silu") * g.up
+def _gelu(g: Tracked) -> Tracked:
+    return (g * 0.5 * (1 + (g * math.sqrt(0.5)).apply(_erf, slope=1.13))).step("silu")
 
 
-@mistake(Gate, "gelu (sigmoid) for silu")
-def _(g: Gate) -> Any:
-    """Computes gate * sigmoid(1.702 * gate) * up; it should compute silu(gate) * up."""
-    return (silu(1.702 * g.gate) / 1.702).step("silu") * g.up
+def _gelu_tanh(g: Tracked) -> Tracked:
+    inner = math.sqrt(2 / math.pi) * (g + 0.044715 * (g * g * g))
+    return (g * 0.5 * (1 + inner.apply(np.tanh))).step("silu")
 
 
-@mistake(Gate, "relu for silu")
-def _(g: Gate) -> Any:
-    """Computes relu(gate) * up; it should compute silu(gate) * up."""
-    return _relu(g.gate) * g.up
+def _gelu_sigmoid(g: Tracked) -> Tracked:
+    return (silu(1.702 * g) / 1.702).step("silu")
 
 
-@mistake(Gate, "relu squared for silu")
-def _(g: Gate) -> Any:
-    """Computes relu(gate)^2 * up; it should compute silu(gate) * up."""
-    return (_relu(g.gate) * _relu(g.gate)).step("silu") * g.up
+def _computes(name: str, what: str, formula: Callable[[Gate], Any], *, common: int = 0) -> None:
+    says = f"Computes {what}; it should compute silu(gate) * up."
+    mistake(Gate, name, says=says, common=common)(formula)
 
 
-@mistake(Gate, "sigmoid for silu")
-def _(g: Gate) -> Any:
-    """Computes sigmoid(gate) * up; it should compute silu(gate) * up."""
-    return _sigmoid(g.gate).step("silu") * g.up
-
-
-@mistake(Gate, "tanh for silu")
-def _(g: Gate) -> Any:
-    """Computes tanh(gate) * up; it should compute silu(gate) * up."""
-    return g.gate.apply(np.tanh).step("silu") * g.up
-
-
-@mistake(Gate, "gate and up swapped in the product", common=1)
-def _(g: Gate) -> Any:
-    """Computes gate * silu(up); it should compute silu(gate) * up."""
-    return gated(g.up, g.gate)
-
-
-@mistake(Gate, "up left out")
-def _(g: Gate) -> Any:
-    """Computes silu(gate); it should compute silu(gate) * up."""
-    return silu(g.gate).step("silu")
-
-
-@mistake(Gate, "gate left out")
-def _(g: Gate) -> Any:
-    """Computes up; it should compute silu(gate) * up."""
-    return g.up
-
-
-@mistake(Gate, "no activation")
-def _(g: Gate) -> Any:
-    """Computes gate * up; it should compute silu(gate) * up."""
-    return g.gate * g.up
-
-
-@mistake(Gate, "silu of the product")
-def _(g: Gate) -> Any:
-    """Computes silu(gate * up); it should compute silu(gate) * up."""
-    return silu(g.gate * g.up)
-
-
-@mistake(Gate, "silu twice")
-def _(g: Gate) -> Any:
-    """Computes silu(silu(gate)) * up; it should compute silu(gate) * up."""
-    return gated(silu(g.gate).step("silu"), g.up)
-
-
-@mistake(Gate, "silu of both")
-def _(g: Gate) -> Any:
-    """Computes silu(gate) * silu(up); it should compute silu(gate) * up."""
-    return silu(g.gate).step("silu") * silu(g.up).step("silu")
-
-
-@mistake(Gate, "gate and up added")
-def _(g: Gate) -> Any:
-    """Computes silu(gate) + up; it should compute silu(gate) * up."""
-    return silu(g.gate).step("silu") + g.up
+_computes("gelu for silu", "gelu(gate) * up", lambda g: _gelu(g.gate) * g.up, common=1)
+_computes(
+    "gelu (tanh) for silu", "gelu_tanh(gate) * up", lambda g: _gelu_tanh(g.gate) * g.up, common=1
+)
+_computes(
+    "gelu (sigmoid) for silu",
+    "gate * sigmoid(1.702 * gate) * up",
+    lambda g: _gelu_sigmoid(g.gate) * g.up,
+)
+_computes("relu for silu", "relu(gate) * up", lambda g: _relu(g.gate) * g.up)
+_computes(
+    "relu squared for silu",
+    "relu(gate)^2 * up",
+    lambda g: (_relu(g.gate) * _relu(g.gate)).step("silu") * g.up,
+)
+_computes("sigmoid for silu", "sigmoid(gate) * up", lambda g: _sigmoid(g.gate).step("silu") * g.up)
+_computes("tanh for silu", "tanh(gate) * up", lambda g: g.gate.apply(np.tanh).step("silu") * g.up)
+_computes(
+    "gate and up swapped in the product", "gate * silu(up)", lambda g: gated(g.up, g.gate), common=1
+)
+_computes("up left out", "silu(gate)", lambda g: _silu(g.gate))
+_computes("gate left out", "up", lambda g: g.up)
+_computes("no activation", "gate * up", lambda g: g.gate * g.up)
+_computes("silu of the product", "silu(gate * up)", lambda g: silu(g.gate * g.up))
+_computes("silu twice", "silu(silu(gate)) * up", lambda g: gated(_silu(g.gate), g.up))
+_computes("silu of both", "silu(gate) * silu(up)", lambda g: _silu(g.gate) * _silu(g.up))
+_computes("gate and up added", "silu(gate) + up", lambda g: _silu(g.gate) + g.up)

@@ -9,30 +9,21 @@ from typing import Any
 import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
+from llama_layers.verify.attention import OverHeads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Computed, Kind, mistake
 from llama_layers.verify.mistakes.rounding import are_numbers_of, in_each_narrow_format
-from llama_layers.verify.operations import (
-    Attention,
-    Linear,
-    Norm,
-    Probabilities,
-    Scores,
-    Softmax,
-    WeightedSum,
-)
+from llama_layers.verify.operations import Linear, Norm
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import Float64Array
-
-_SUMMING = Linear | Norm | Attention | Scores | Probabilities | Softmax | WeightedSum
 
 
 @in_each_narrow_format
 def _sums_in(narrow: str) -> None:
     @mistake(
-        _SUMMING,
+        Linear | Norm | OverHeads,
         f"sums kept in {narrow}",
         kind=Kind.SOLVED,
         loosens=True,
@@ -42,10 +33,10 @@ def _sums_in(narrow: str) -> None:
     def _(operation: Any, at: FailingSite) -> Iterator[Any]:
         r"""Errors as sums in a narrow format leave them.
 
-        No bound tells: it is vacuous from n = 1 / u on. What is asked for, with u of the narrow
+        A bound cannot tell: it is vacuous from n = 1 / u on. Conditions, with u of the narrow
         format and n products an element: every error within what is usual in that format; all
         together between u / 8 and sqrt(n) u / 2 of the result; no correlation with the result above
-        0.3, since a scaled result is no rounding; and no token that errs by over 8 times the
+        0.3, since a scaled result is not a rounding; and no token that errs by over 8 times the
         median.
         """
         if FLOATS[narrow].precision >= FLOATS[at.formats.accumulate].precision:
@@ -54,7 +45,8 @@ def _sums_in(narrow: str) -> None:
         judged = np.isfinite(right.limit) & np.isfinite(right.exact)
         with np.errstate(invalid="ignore"):
             error = np.where(judged, wide(at.computed) - right.exact, 0.0)
-        exact, terms = np.where(judged, right.exact, 0.0), _terms(operation)
+        exact = np.where(judged, right.exact, 0.0)
+        terms = getattr(operation, operation.inputs[0]).shape[-1]  # products an element
         coarse = are_numbers_of("bfloat16", at.computed) or _are_coarse(error, exact, terms)
         if coarse != (narrow == "bfloat16") or not _like_rounding(error, exact, narrow, terms):
             return
@@ -78,12 +70,6 @@ def _are_coarse(error: Float64Array, exact: Float64Array, terms: int) -> bool:
     """
     size = 0.07 * np.sqrt(terms) * FLOATS["bfloat16"].unit_roundoff * np.linalg.norm(exact)
     return bool(np.linalg.norm(error) >= size)
-
-
-def _terms(operation: Any) -> int:
-    """How many products an element is summed from."""
-    names = {WeightedSum: "probabilities", Softmax: "scores", Linear: "x", Norm: "x"}
-    return int(getattr(operation, names.get(type(operation), "q")).shape[-1])
 
 
 def _like_rounding(error: Float64Array, exact: Float64Array, narrow: str, terms: int) -> bool:

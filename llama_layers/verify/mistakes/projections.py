@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.build import layer_matrix
 from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.fit import FLAT
 from llama_layers.verify.mistakes.registry import mistake, moved
 from llama_layers.verify.operations import Linear
 
-_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _WORDS = {
     "self_attn.q_proj": "queries",
     "self_attn.k_proj": "keys",
@@ -85,10 +85,10 @@ def _(linear: Linear, at: FailingSite) -> Linear | None:
     return None if bias is None else replace(linear, bias=2 * bias.astype(np.float64))
 
 
-@mistake(Linear, "another projection's bias", roles=_QKV)
+@mistake(Linear, "another projection's bias", roles=FLAT)
 def _(linear: Linear, at: FailingSite) -> Iterator[Linear]:
     """Adds the biases of queries, keys and values in another order than their matrices."""
-    biases = [b for role in _QKV if (b := _with(linear, at, role).bias) is not None]
+    biases = [b for role in FLAT if (b := _with(linear, at, role).bias) is not None]
     if linear.bias is not None:
         rows = _rows(at, biases)
         for order in permutations(biases):
@@ -97,7 +97,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Linear]:
 
 def _rows(at: FailingSite, parts: list[Any]) -> slice:
     """Where the rows of a projection are in the joined matrix."""
-    index = _QKV.index(at.site.role)
+    index = FLAT.index(at.site.role)
     start = sum(len(part) for part in parts[:index])
     return slice(start, start + len(parts[index]))
 
@@ -122,21 +122,21 @@ def _heads(at: FailingSite) -> int:
     return at.config.num_attention_heads if queries else at.config.num_key_value_heads
 
 
-@mistake(Linear, "RoPE permutation left in", roles=_QKV[:2], common=1)
+@mistake(Linear, "RoPE permutation left in", roles=FLAT[:2], common=1)
 def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
     """Uses rows whose channels are in pairs 2i and 2i + 1, as in a file of Meta or llama.cpp; it
     should put them back to i and i + D / 2."""
     return _reordered(linear, at, _rope_rows(len(linear.weight), _heads(at)))
 
 
-@mistake(Linear, "values permuted as for RoPE", roles=_QKV[2:])
+@mistake(Linear, "values permuted as for RoPE", roles=FLAT[2:])
 def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
     """Puts the rows of values in pairs 2i and 2i + 1, as for RoPE; it should leave them as they
     are."""
     return _reordered(linear, at, _rope_rows(len(linear.weight), _heads(at)))
 
 
-@mistake(Linear, "RoPE permutation undone twice", roles=_QKV)
+@mistake(Linear, "RoPE permutation undone twice", roles=FLAT)
 def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
     """Moves the rows of each head from pairs 2i and 2i + 1 to i and i + D / 2; it should leave
     them, since they are so already."""
@@ -144,7 +144,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
     return _reordered(linear, at, None if rows is None else np.argsort(rows))
 
 
-@mistake(Linear, "RoPE permutation with the wrong head count", roles=_QKV[:2])
+@mistake(Linear, "RoPE permutation with the wrong head count", roles=FLAT[:2])
 def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
     """Permutes the rows of {0} for RoPE as if there were {1} heads; it should count {2}."""
     right, count = _heads(at), len(linear.weight)
@@ -157,7 +157,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
                     yield operation, _WORDS[at.site.role], heads, right
 
 
-@mistake(Linear, "channels before heads", roles=_QKV)
+@mistake(Linear, "channels before heads", roles=FLAT)
 def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
     """Splits rows as [D, heads]; it should split them as [heads, D]."""
     rows = np.arange(len(linear.weight)).reshape(_heads(at), -1).T.ravel()
@@ -165,18 +165,18 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
     yield from _reordered(linear, at, np.argsort(rows))
 
 
-@mistake(Linear, "heads in reverse order", roles=_QKV)
+@mistake(Linear, "heads in reverse order", roles=FLAT)
 def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
     """Takes the heads in reverse order."""
     rows = np.arange(len(linear.weight)).reshape(_heads(at), -1)
     return _reordered(linear, at, rows[::-1].ravel())
 
 
-@mistake(Linear, "joined matrix split in another order", roles=_QKV)
+@mistake(Linear, "joined matrix split in another order", roles=FLAT)
 def _(linear: Linear, at: FailingSite) -> Iterator[Linear]:
     """Splits the joined matrix in another order than it was joined in."""
     # The rows where they would be if the matrix were joined in another order, or by group.
-    parts = [_with(linear, at, role).weight for role in _QKV]
+    parts = [_with(linear, at, role).weight for role in FLAT]
     rows = _rows(at, parts)
     for order in list(permutations(parts))[1:]:
         yield replace(linear, weight=np.concatenate(order)[rows])
@@ -196,9 +196,9 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Linear]:
 
 
 def _before_norm(at: FailingSite) -> str | None:
-    """The site that this projection's input is the norm of; None if it is no norm's."""
+    """The site that this projection's input is the norm of; None if it is not a norm."""
     role, layer = at.site.role, at.site.layer
-    if role in _QKV:
+    if role in FLAT:
         return f"model.layers.{layer - 1}" if layer else "model.embed_tokens"
     return {
         "lm_head": f"model.layers.{at.config.num_hidden_layers - 1}",

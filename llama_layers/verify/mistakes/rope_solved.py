@@ -65,7 +65,7 @@ def _candidates(stated: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _mapping(found: NDArray[Any], stated: NDArray[Any]) -> str:
-    """Which tokens use which positions, as runs in which both go up by one."""
+    """Name the tokens and the positions that they use, as runs in which both go up by one."""
     parts: list[str] = []
     for row in range(found.shape[0]):
         runs: list[list[int]] = []

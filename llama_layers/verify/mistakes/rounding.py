@@ -14,23 +14,14 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import Computable, FailingSite, wide
+from llama_layers.verify.mistakes.attention import GROUPED
 from llama_layers.verify.mistakes.registry import Computed, Kind, evaluated, mistake
 from llama_layers.verify.operation import WEIGHTS
-from llama_layers.verify.operations import (
-    Attention,
-    Embedding,
-    Linear,
-    Norm,
-    Operation,
-    Probabilities,
-    Scores,
-    WeightedSum,
-)
+from llama_layers.verify.operations import Embedding, Linear, Norm, Operation
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import read_in
 
 NARROW = ("bfloat16", "float16")
-_PRODUCTS = Linear | Attention | Scores | Probabilities | WeightedSum
 
 
 def in_each_narrow_format(register: Callable[[str], None]) -> None:
@@ -74,7 +65,7 @@ def _rounded(
                 yield replace(operation, **{n: rounded[n] for n in some})
 
 
-@mistake(_PRODUCTS, "inputs rounded to TF32", kind=Kind.ROUNDING)
+@mistake(Linear | GROUPED, "inputs rounded to TF32", kind=Kind.ROUNDING)
 def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
     """Multiplies in TF32, with 10 bits after the point; it should multiply in float32."""
     for half in (0x1000, 0):  # to nearest, or cut off

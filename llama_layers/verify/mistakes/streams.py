@@ -17,7 +17,7 @@ from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
 from llama_layers.verify.operations import Embedding, Residual
 from llama_layers.verify.roundoff import Float64Array
-from llama_layers.verify.tracked import Tracked, read
+from llama_layers.verify.tracked import read
 
 # Where more tokens than that are wrong, their ids are not looked for.
 _IDS = 64
@@ -68,19 +68,13 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
         yield replace(residual, added=added), name, at.site.routes[0][1]
 
 
-def _with_more(r: Residual, more: NDArray[Any]) -> Tracked:
-    return Residual.formula(r) + read("more", more, r.x.how)
-
-
 @mistake(Residual, "one array more added")
 def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
     """Adds {0}, too."""
     for name, more in at.streams(residual.x.shape):
         if name not in at.site.routes[0]:
-            yield (
-                evaluated(residual, _with_more, more),
-                name,
-            )
+            wrong = evaluated(residual, lambda r, y: r.x + r.added + read("y", y, r.x.how), more)
+            yield wrong, name
 
 
 @mistake(Residual, "added block scaled", kind=Kind.SOLVED)
@@ -138,7 +132,7 @@ def _(embedding: Embedding, at: FailingSite) -> Any:
 
 
 def _row_of(row: Float64Array, table: NDArray[Any], dtype: str) -> int | None:
-    """Which row of a table it may be in a format: the nearest of those that begin like it."""
+    """The row of a table that it may be in a format: the nearest of those that begin like it."""
     start = row[:4]
     off = np.abs(table[:, : len(start)].astype(np.float64) - start)
     near = np.flatnonzero((off <= 2 * FLOATS[dtype].unit_roundoff * np.abs(start)).all(axis=-1))

@@ -1,4 +1,4 @@
-"""What a check or a comparison found, as data; and the same as text, JSON and a page."""
+"""The findings of a check or a comparison as data, text, JSON and a page."""
 
 from llama_layers.verify.report.comparison import Comparison, SiteDifference
 from llama_layers.verify.report.html import to_html, write_html

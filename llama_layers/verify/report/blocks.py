@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 Rows = Sequence[Sequence[str]]  # the first holds the heads
 
@@ -16,7 +15,6 @@ Rows = Sequence[Sequence[str]]  # the first holds the heads
 class Headline:
     """The verdict, the reason for it in a sentence, and what it is a verdict on."""
 
-    kind: ClassVar = "headline"
     verdict: str
     said: str
     about: str
@@ -29,15 +27,13 @@ class Headline:
 class Heading:
     """The title of the blocks that follow."""
 
-    kind: ClassVar = "heading"
     title: str
 
 
 @dataclass(frozen=True)
 class Cause:
-    """What would explain the first failure: a title, and sentences below it."""
+    """A mistake that would explain the first failure: a title, and sentences below it."""
 
-    kind: ClassVar = "cause"
     title: str
     sentences: tuple[str, ...]
 
@@ -46,7 +42,6 @@ class Cause:
 class Sentences:
     """Sentences, each a paragraph of its own."""
 
-    kind: ClassVar = "sentences"
     sentences: tuple[str, ...]
 
 
@@ -54,7 +49,6 @@ class Sentences:
 class Table:
     """Rows of words and numbers, with a remark below."""
 
-    kind: ClassVar = "table"
     rows: Rows
     left: Sequence[int] = (0,)  # the columns that are aligned to the left
     remark: str = ""
@@ -66,7 +60,6 @@ class Table:
 class Facts:
     """Terms and what they are."""
 
-    kind: ClassVar = "facts"
     facts: Mapping[str, str]
 
 
@@ -83,7 +76,6 @@ class Cell:
 class Map:
     """Roles down, layers across; one cell for a role outside the layers."""
 
-    kind: ClassVar = "map"
     layers: Sequence[int]
     rows: Mapping[str, Sequence[Cell | None]]
 
@@ -97,7 +89,6 @@ class Map:
 class Elements:
     """The worst elements of a site, with a remark above."""
 
-    kind: ClassVar = "elements"
     title: str
     rows: Rows
     remark: str = ""
@@ -109,7 +100,6 @@ class Elements:
 class Panel:
     """Blocks that belong together."""
 
-    kind: ClassVar = "panel"
     blocks: tuple[Block, ...]
 
 

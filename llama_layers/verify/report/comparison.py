@@ -33,7 +33,7 @@ class SiteDifference:
     site : Site
         The site.
     dtypes : tuple of str
-        What each trace computed it in.
+        The dtype in each trace.
     difference : float
         The root of the sum of squared differences over that of the first trace's squares; Inf
         where one is NaN or Inf and the other is not.
@@ -113,7 +113,7 @@ class Comparison(Readable):
     same_tokens : bool
         Whether both say that they are of the same `input_ids`; if not, that was taken for granted.
     metadata_a, metadata_b : mapping of str to str
-        What the traces say of their origin.
+        The metadata of the traces.
     """
 
     results: tuple[SiteDifference, ...]

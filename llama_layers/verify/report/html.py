@@ -82,11 +82,7 @@ def write_html(
     """
     file, page = Path(path), to_html(report)
     check_output(file, force)
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(page, encoding="utf-8")
-
-    write_atomically(file, write)
+    write_atomically(file, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 @cache
@@ -106,6 +102,7 @@ def _template() -> Template:
         "bin_labels": _bin_labels(),
         "limit_bin": EDGES.index(1.0),
         "heights": _heights,
+        "kind_of": lambda block: type(block).__name__.lower(),
         "marks": _MARKS,
         "role_name": role_name,
     }

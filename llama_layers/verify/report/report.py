@@ -48,7 +48,7 @@ class Report(Readable):
     missing : tuple of str
         Sites of the model that were not recorded; those of all pairs of tokens are not counted.
     metadata : mapping of str to str
-        What the trace says of its origin.
+        The metadata of the trace.
     seconds : float
         How long the check took.
     profile : str

@@ -60,19 +60,16 @@ def role_name(role: str) -> str:
 def roles_and_layers(sites: Iterable[Site]) -> str:
     """Name sites in few words: self_attn.q_rope in layers 0-3, 7."""
     roles = grouped(sites, lambda site: site.role)
-    return ", ".join(
-        _in_layers(role, [site.layer for site in found]) for role, found in roles.items()
-    )
+    said = []
+    for role, found in roles.items():
+        layers = [site.layer for site in found if site.layer is not None]
+        said.append(f"{role_name(role)} in {layer_ranges(layers)}" if layers else role_name(role))
+    return ", ".join(said)
 
 
 def layer_of(site: Site) -> str:
     """Write the layer of a site; nothing for a site outside the layers."""
     return "" if site.layer is None else str(site.layer)
-
-
-def _in_layers(role: str, layers: Iterable[int | None]) -> str:
-    numbers = [layer for layer in layers if layer is not None]
-    return f"{role_name(role)} in {layer_ranges(numbers)}" if numbers else role_name(role)
 
 
 def layer_ranges(layers: Iterable[int]) -> str:
