@@ -312,11 +312,7 @@ class _Checker:
 
 
 def _overflowed(failing: FailingSite) -> int:
-<<<<<<< HEAD
     """Count the non-finite values where the exact value is finite and overflow is possible."""
-=======
-    """The number of NaN and Inf where the exact result is finite and rounding may overflow."""
->>>>>>> vtrim
     if failing.site.pairwise:  # hidden keys have no limit either
         return 0
     bound = failing.bound(failing.formats)
