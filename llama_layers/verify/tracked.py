@@ -145,8 +145,9 @@ class Tracked:
             exact = np.sqrt(self.exact)
 
             def error(e: Float64Array) -> Float64Array:
-                part = np.minimum(e / finite_magnitude(self.exact), 1.0)
-                return np.where(self.exact == 0, np.sqrt(e), -exact * np.expm1(np.log1p(-part) / 2))
+                part = np.minimum(e / self._divisor(), 1.0)
+                shrunk = -finite_magnitude(exact) * np.expm1(np.log1p(-part) / 2)
+                return np.where((self.exact == 0) | np.isinf(e), np.sqrt(e), shrunk)
 
             return self._result(exact, self.errors(error), 2 * self.how.profile.root_ulps, 0.0)
 
@@ -159,9 +160,9 @@ class Tracked:
             exact = 1 / np.sqrt(self.exact)
 
             def error(e: Float64Array) -> Float64Array:
-                part = e / np.where(np.isfinite(self.exact), self.exact, np.inf)
-                grown = exact * np.expm1(-np.log1p(-np.minimum(part, 1.0)) / 2)
-                return np.where(e == 0, 0.0, np.where(part >= 1, np.inf, grown))
+                part = e / self._divisor()
+                grown = finite_magnitude(exact) * np.expm1(-np.log1p(-np.minimum(part, 1.0)) / 2)
+                return np.where(e == 0, 0.0, np.where((part >= 1) | np.isinf(e), np.inf, grown))
 
             return self._result(exact, self.errors(error), 2 * self.how.profile.root_ulps, 0.0)
 
@@ -218,7 +219,8 @@ class Tracked:
             u = self.how.sums.unit_roundoff
             size, lost, most = (total(e) for e in (self.size, self._flushed(), self.off))
             inherited = (most, np.minimum(4 * np.sqrt(total(np.square(self.usual))), most))
-            fits = size * (1 + gamma(roundings, u)) < self.how.sums.max
+            # An infinite sum may be one of a number that overflowed only where it was stored.
+            fits = (size * (1 + gamma(roundings, u)) < self.how.sums.max) & ~np.isinf(exact)
             errors = [
                 np.where(fits, e + self.how.own * grow(roundings, u) * size + lost, np.inf)
                 for e, grow in zip(inherited, GROWTHS, strict=True)
@@ -321,6 +323,10 @@ class Tracked:
             error[infinite | ~(size + error < sums.max)] = np.inf
             found.append(error)
         return Tracked(exact, found[0], found[-1], self.how, sums)
+
+    def _divisor(self) -> Float64Array:
+        """The numbers, to divide errors by; of what is not finite no error is a part."""
+        return np.where(np.isfinite(self.exact), self.exact, np.inf)
 
     def certainly(self, magnitude: float) -> Any:
         """Where the numbers are certainly that, or less that."""

@@ -297,3 +297,16 @@ def test_the_shape_and_the_size():
     assert x.shape == (1, 2)
     np.testing.assert_array_equal(x.size, [[2.5, 0.5]])
     np.testing.assert_array_equal(x.only([True, False]).off, [[0.5, np.inf]][0])
+
+
+def test_a_norm_of_nan_is_nan_and_one_of_an_overflow_may_be_anything():
+    x = np.ones((1, 64), np.float32)
+    x[0, 1] = np.nan
+    weight = np.ones(64, np.float32)
+    bound = Norm(x, weight, 1e-5).bound(FLOAT32)
+    assert np.isinf(bound.ratio(np.ones((1, 64), np.float32))).all()
+    assert (bound.ratio(np.full((1, 64), np.nan, np.float32)) == 0).all()
+    # The stream may have overflowed where it was stored, and not where the engine went on.
+    x[0, 1] = np.inf
+    bound = Norm(x, weight, 1e-5).bound(FLOAT32)
+    assert (bound.ratio(np.full((1, 64), 0.01, np.float32))[0, 2:] == 0).all()
