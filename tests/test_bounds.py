@@ -227,6 +227,8 @@ X, W = np.zeros((2, 3), np.float32), np.zeros((4, 3), np.float32)
         (lambda: linear_bound(X, W.T), ValueError, r"weight: expected shape \[N, K\] .*\[3, 4\]"),
         (lambda: linear_bound(X, W, W), ValueError, r"bias: expected shape \[4\], got \[4, 3\]"),
         (lambda: linear_bound(X.astype(int), W), TypeError, "x: expected one of the dtypes"),
+        (lambda: linear_bound(X, W, dtyp="float16"), TypeError, "dtyp: no such keyword"),
+        (lambda: linear_bound(X, W, name="float16"), TypeError, "name: no such keyword"),
         (lambda: linear_bound(X, W.astype(int)), TypeError, "weight: expected one of the dtypes"),
         (lambda: linear_bound(X, W, dtype="int8"), ValueError, "dtype: .*float16.*, got 'int8'"),
         (lambda: linear_bound(X, W, accumulate="x"), ValueError, "accumulate: .*, got 'x'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import fields, replace
 
 import pytest
@@ -305,3 +306,9 @@ def test_presets_agree_with_published_files():
         config = getattr(LlamaConfig, preset)()
         assert (config.max_position_embeddings, config.rms_norm_eps) == (context, eps)
         assert (config.vocab_size, config.rope_theta) == (32000, 10000.0)
+
+
+def test_presets_can_be_pickled():
+    preset = pickle.loads(pickle.dumps(LlamaConfig.llama2_7b))
+    assert preset() == LlamaConfig.llama2_7b()
+    assert preset.__name__ == "llama2_7b"

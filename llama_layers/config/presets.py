@@ -8,6 +8,7 @@ checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
@@ -67,9 +68,10 @@ class Preset:
         self._description = description
         self._arguments = shared | dict(zip(_SIZES, sizes, strict=True))
 
-    def __get__(self, _: Config | None, kind: type[Config]) -> Callable[[], Config]:
-        def preset() -> Config:
-            return kind(**self._arguments)
+    def __set_name__(self, _: type[object], name: str) -> None:
+        self._name = name
 
-        preset.__doc__ = self._description
+    def __get__(self, _: Config | None, kind: type[Config]) -> Callable[[], Config]:
+        preset: Any = partial(kind, **self._arguments)  # which can be pickled
+        preset.__name__, preset.__doc__ = self._name, self._description
         return preset

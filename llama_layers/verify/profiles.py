@@ -206,6 +206,9 @@ class Rounding:
             If a format or a profile is unknown, or `block` is not a positive integer.
         """
         stored = float_format(name, array)
+        fields_of_profiles = {f.name for f in fields(RoundingProfile)} - {"name"}
+        if unknown := sorted(steps.keys() - fields_of_profiles):
+            raise TypeError(f"{unknown[0]}: no such keyword of a bound or field of a profile")
         formats = {"dtype": dtype, "accumulate": accumulate, "inputs": inputs}
         for argument, value in {**formats, **steps}.items():
             if isinstance(value, str) and value not in FLOATS:

@@ -29,7 +29,10 @@ def write_tokens(
 def angle_table(
     xp: Namespace, positions: Array, config: LlamaConfig, like: Array
 ) -> tuple[Array, Array]:
-    """Take the rows of traced positions from the table of all positions of the config."""
+    """Take the rows of traced positions from the table of all positions of the config.
+
+    Nobody can refuse positions that are not known yet, so those outside the table give NaN.
+    """
     if not is_traced(positions):
         return NotImplemented
     if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
@@ -38,7 +41,8 @@ def angle_table(
             "on the largest, got traced ones"
         )
     every = np.arange(config.max_position_embeddings)
-    cos, sin = (xp.take(t, positions, axis=0) for t in rope_table(every, config, like=like))
+    rows = xp.where(positions < 0, len(every), positions)  # `take` would count from the end
+    cos, sin = (xp.take(t, rows, axis=0) for t in rope_table(every, config, like=like))
     return cos, sin
 
 
