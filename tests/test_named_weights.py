@@ -100,7 +100,7 @@ def test_a_missing_array_and_one_of_another_shape():
         LlamaWeights.from_named(without, config)
     wider = replace(config, intermediate_size=15)
     weights = LlamaWeights.from_named(arrays, wider)
-    message = r"layers\[1\]\.mlp\.gate_proj: expected shape \[15, 10\], as config says, got \[14, 1"
+    message = r"layers\.1\.mlp\.gate_proj\.weight: expected shape \[15, 10\], got \[14, 10\]"
     with pytest.raises(ValueError, match=message):
         weights.layers[1]
 
@@ -130,3 +130,26 @@ def test_a_kernel_is_told_of_arrays_that_it_does_not_know():
     for found, array in zip(known_arrays(bare, ()), present, strict=True):
         assert found is array
     assert len(known_arrays(bare, every)) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("lm_head.weight", (50, 16)),
+        ("model.norm.weight", (3,)),
+        ("model.layers.0.self_attn.q_proj.weight", (8, 16)),
+    ],
+)
+def test_an_array_of_another_shape_is_refused_when_it_is_used(name, shape):
+    config = CONFIGS["gqa"]
+    arrays = {n: np.ones(s, np.float32) for n, s in expected_tensors(config).items()}
+    arrays[name] = np.ones(shape, np.float32)
+    model = Llama(config, LlamaWeights.from_named(arrays, config))
+    with pytest.raises(ValueError, match=f"{name}: expected shape "):
+        forward(model, IDS)
+
+
+@pytest.mark.parametrize("arguments", [(3, CONFIGS["gqa"]), ({}, 3)])
+def test_arguments_of_another_type_are_refused(arguments):
+    with pytest.raises(TypeError, match=r"(arrays|config): expected a \w+, got int"):
+        LlamaWeights.from_named(*arguments)

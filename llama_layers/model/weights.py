@@ -91,13 +91,15 @@ class LlamaWeights:
         Returns
         -------
         LlamaWeights
-            The weights. A layer raises ValueError when it is first used if its shapes are not those
-            of the config.
+            The weights. An array of another shape than the config's raises ValueError when it is
+            first used.
 
         Raises
         ------
         CheckpointError
             If an array is missing.
+        TypeError
+            If an argument has a wrong type.
 
         Examples
         --------
@@ -110,11 +112,21 @@ class LlamaWeights:
         >>> LlamaWeights.from_named(arrays, config).layers[0].self_attn.qkv.fused.shape
         (960, 576)
         """
-        for name in expected_tensors(config):
+        for argument, value, kind in (
+            ("arrays", arrays, Mapping),
+            ("config", config, LlamaConfig),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"{argument}: expected a {kind.__name__}, got {type(value).__name__}"
+                )
+        shapes = expected_tensors(config)
+        for name in shapes:
             if name not in arrays:
                 raise CheckpointError(f"arrays: expected {name}, got no array of that name")
         weights = object.__new__(_ReadWhenUsed)
-        vars(weights).update(arrays=arrays, config=config, layers=_Layers(arrays, config))
+        source = _Source(arrays, shapes)
+        vars(weights).update(source=source, config=config, layers=_Layers(source, config))
         return weights
 
     def named(self) -> dict[str, Array]:
@@ -143,31 +155,49 @@ class RowMapping(Protocol):
         """Give arrays, or a single one, as one array: their rows below each other."""
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Arrays by name, and the shapes that they should have."""
+
+    arrays: Mapping[str, Array]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def rows(self, names: Names) -> Array:
+        """Give arrays as one: their rows below each other. A file's shapes are checked already."""
+        if isinstance(self.arrays, RowMapping):
+            return self.arrays.rows(names)
+        parts = {name: self.arrays[name] for name in names}
+        xp = namespace(**parts)
+        for name, array in parts.items():
+            check_shape(name, array, *self.shapes[name])
+        return parts[names[0]] if len(names) == 1 else xp.concat([*parts.values()])
+
+
 class _ReadWhenUsed(LlamaWeights):
     """Weights from named arrays; `replace` makes another of values for the fields themselves."""
 
-    arrays: Mapping[str, Array]
+    source: _Source
     config: LlamaConfig
 
     @cached_property
     def embed_tokens(self) -> Array:
-        return _joined(self.arrays, (EMBEDDING,))
+        return self.source.rows((EMBEDDING,))
 
     @cached_property
     def norm(self) -> Array:
-        return _joined(self.arrays, (NORM,))
+        return self.source.rows((NORM,))
 
     @cached_property
     def lm_head(self) -> Array:
         tied = self.config.tie_word_embeddings
-        return self.embed_tokens if tied else _joined(self.arrays, (HEAD,))
+        return self.embed_tokens if tied else self.source.rows((HEAD,))
 
 
 class _Layers(Sequence[LayerWeights]):
     """Layers from named arrays, each made when it is first used and then kept."""
 
-    def __init__(self, arrays: Mapping[str, Array], config: LlamaConfig) -> None:
-        self._arrays, self._config = arrays, config
+    def __init__(self, source: _Source, config: LlamaConfig) -> None:
+        self._source, self._config = source, config
         self._made: dict[int, LayerWeights] = {}
 
     def __len__(self) -> int:
@@ -187,19 +217,12 @@ class _Layers(Sequence[LayerWeights]):
 
     def _make(self, number: int) -> LayerWeights:
         def read(names: Names) -> Array:
-            return _joined(self._arrays, tuple(layer_name(number, name) for name in names))
+            return self._source.rows(tuple(layer_name(number, name) for name in names))
 
         layer = read_layer(read, self._config)
         if (problem := layer_problem(layer, self._config)) is not None:
             raise ValueError(f"weights: layers[{number}]{problem}")
         return layer
-
-
-def _joined(arrays: Mapping[str, Array], names: Names) -> Array:
-    if isinstance(arrays, RowMapping):
-        return arrays.rows(names)
-    parts = {name: arrays[name] for name in names}
-    return parts[names[0]] if len(names) == 1 else namespace(**parts).concat([*parts.values()])
 
 
 def check_layer_count(weights: LlamaWeights, config: LlamaConfig) -> None:
