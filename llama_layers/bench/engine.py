@@ -35,7 +35,7 @@ class Engine:
 
 
 class ModelRunner(Protocol[State]):
-    """Runs a whole model, with a cache of its own kind."""
+    """An engine that runs a whole model, with its own kind of cache."""
 
     name: str
     numbers: str

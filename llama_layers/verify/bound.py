@@ -22,8 +22,8 @@ class Bound:
         The operation in float64, on the numbers as they were stored.
     limit : ndarray of float64
         No correct computation errs by more: beyond it is a FAIL. Infinite where nothing can be
-        said: the computation can overflow, or sums so many products in so few bits that all may
-        be lost.
+        said: the computation can overflow, or a sum of many products in few bits can lose all of
+        them.
     usual : ndarray of float64
         Correct computations stay within it in practice, since rounding errors cancel (N. Higham
         and T. Mary, "A New Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci.

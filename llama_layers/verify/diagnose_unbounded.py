@@ -34,7 +34,7 @@ _LESS = 0.5
 _CONSEQUENCE = "input from the wrong place"
 # Explanations that leave up to this many times the least difference count as equally good.
 _ALIKE = 4.0
-# Where so many layers or fewer were not recorded, each is tried with the weights of every other.
+# If at most this many layers were not recorded, each is tried with the weights of every other.
 _FEW_LAYERS = 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ WEIGHTS = {"weight", "bias", "table"}
 
 
 @dataclass(frozen=True, eq=False)
-class Operation:
+class Operation(ABC):
     """The base of all operations: a view of what an operation reads, and a formula over it."""
 
     inputs: ClassVar[tuple[str, ...]] = ()
@@ -24,11 +25,11 @@ class Operation:
     """The steps that a rounding profile may round."""
 
     @staticmethod
+    @abstractmethod
     def formula(view: Any) -> Tracked:
         """Compute the result from the view."""
-        raise NotImplementedError
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  # not every operation has something to check
         """Raise ValueError or TypeError unless the fields fit each other."""
 
     def read(self, how: Rounding) -> Any:

@@ -325,7 +325,7 @@ class Tracked:
         return Tracked(exact, found[0], found[-1], self.how, sums)
 
     def _divisor(self) -> Float64Array:
-        """The numbers, to divide errors by; of what is not finite no error is a part."""
+        """The numbers to divide errors by: infinity where a number is not finite."""
         return np.where(np.isfinite(self.exact), self.exact, np.inf)
 
     def certainly(self, magnitude: float) -> Any:

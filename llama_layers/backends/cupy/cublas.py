@@ -189,7 +189,7 @@ def _create(cuda: Namespace, stream: int) -> _Handle:
         _call("cublasSetMathMode", handle, mode | _NO_REDUCED_PRECISION_REDUCTION)
         _call("cublasSetStream_v2", handle, stream)
         _call("cublasSetWorkspace_v2", handle, workspace.ptr, WORKSPACE)
-    except Exception:
+    except Exception:  # whatever went wrong, nobody else can free the handle
         _call("cublasDestroy_v2", handle)
         raise
     return _Handle(handle.value, workspace)
