@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from llama_layers.arrays.types import Array, Device, DType, Namespace
 from llama_layers.backends.cupy.upload import Part, Source, upload
@@ -17,10 +21,17 @@ from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, Checkpoint, checked
 from llama_layers.checkpoint.open import open_checkpoint
 from llama_layers.errors import CheckpointError
 from llama_layers.files.progress import progress
+from llama_layers.layers.group import Group
 from llama_layers.layers.weights import Names
 from llama_layers.model.llama import Llama
 from llama_layers.model.weight_checks import unfusible
 from llama_layers.model.weights import LlamaWeights, layer_arrays
+from llama_layers.parallel.connect import check_same, connect
+from llama_layers.parallel.plan import Shard
+from llama_layers.parallel.weights import Parts
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 # Bytes that a thread reads at a time on their way to a GPU, where rows are not larger.
 PART = 4 << 20
@@ -37,6 +48,7 @@ def load(
     dtype: str | DType | None = None,
     device: Device | None = None,
     layers: Iterable[int] | None = None,
+    parallel: MPI.Comm | Group | None = None,
 ) -> Llama:
     """Load a model.
 
@@ -62,11 +74,16 @@ def load(
     layers : iterable of int, optional
         Which layers to load: all, if not given. The others cost nothing, and using one raises
         CheckpointError.
+    parallel : mpi4py.MPI.Comm or Group, optional
+        Ranks that split the model among them, ``MPI.COMM_WORLD`` for one: each gets some of the
+        heads of attention and some of the channels of the MLP of every layer. All of them have to
+        make the same calls with the same arguments, and get the same results. On CuPy each rank
+        takes a GPU of its computer.
 
     Returns
     -------
     Llama
-        The model.
+        The model, or with `parallel` this rank's part of it.
 
     Raises
     ------
@@ -96,6 +113,9 @@ def load(
         raise TypeError(f"path: expected a str or path, got {type(path).__name__}")
     if not isinstance(layers, Iterable | None):
         raise TypeError(f"layers: expected an iterable of int, got {type(layers).__name__}")
+    group = None if parallel is None else connect(parallel, backend)
+    if device is None:
+        device = getattr(group, "device", None)
     place = placement(backend, device)  # a GPU that cannot compute is named before a download
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
@@ -104,6 +124,8 @@ def load(
         dtypes = {key: info.read_dtype for key, info in checkpoint.tensors.items()}
         if difference := unfusible(dtypes, chosen):
             raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
+    if group is not None:
+        return _one_rank(checkpoint, group, chosen, name, place)
 
     def read(names: Names) -> Array:
         """Read tensors when they are asked for."""
@@ -113,6 +135,35 @@ def load(
     tensors = _Tensors(checkpoint, chosen, on_gpu or read)
     weights = LlamaWeights.from_named(tensors, config)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
+
+
+def _one_rank(
+    checkpoint: Checkpoint,
+    group: Group,
+    layers: frozenset[int],
+    dtype: str | None,
+    place: Callable[[np.ndarray], Array],
+) -> Llama:
+    """The part of a model that a rank has; only that is copied to a GPU, or kept in memory."""
+    check_same(group, asdict(checkpoint.config) | {"the norms' SHA-256": _digest(checkpoint)})
+    shard = Shard(checkpoint.config, group.rank, group.size)
+
+    def finish(name: str, part: np.ndarray) -> Array:
+        checkpoint.forget(name)
+        return place(part)
+
+    tensors = _Tensors(checkpoint, layers, partial(checkpoint.read_rows, dtype=dtype))
+    weights = LlamaWeights.from_named(Parts(tensors, shard, finish), shard.config, group=group)
+    return Llama(shard.config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    """A hash of the tensors with one axis: other weights of the same shapes have others."""
+    digest = hashlib.sha256()
+    for name, info in checkpoint.tensors.items():
+        if len(info.shape) == 1:
+            digest.update(checkpoint.read(name).tobytes())
+    return digest.hexdigest()
 
 
 def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:

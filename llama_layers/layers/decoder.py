@@ -6,6 +6,7 @@ from llama_layers.arrays.types import Array, ArrayT
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.attention import attention
 from llama_layers.layers.cache import LayerCache
+from llama_layers.layers.group import reduce_partial
 from llama_layers.layers.linear import flat_qkv, linear, merge_heads, split_heads
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.mlp import mlp
@@ -145,7 +146,8 @@ def _self_attention(
     if cache is not None:
         k, v = cache.append(k, v)
     heads = tap("attention", attention(q, k, v, mask=mask))
-    return tap("o_proj", linear(merge_heads(heads), w.o_proj, w.o_bias))
+    y = linear(merge_heads(heads), w.o_proj, w.o_bias)
+    return tap("o_proj", reduce_partial(y, w.group))
 
 
 def _check(

@@ -6,6 +6,7 @@ from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import accumulate_format, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, ArrayT, Namespace
+from llama_layers.layers.group import reduce_partial
 from llama_layers.layers.linear import linear
 from llama_layers.layers.tap import Tap, checked
 from llama_layers.layers.weights import MLPWeights
@@ -113,4 +114,5 @@ def mlp(x: ArrayT, w: MLPWeights, /, *, tap: Tap | None = None) -> ArrayT:
     gate = tap("gate_proj", linear(x, w.gate_proj, w.gate_bias))
     up = tap("up_proj", linear(x, w.up_proj, w.up_bias))
     gated = tap("act", swiglu(gate, up))
-    return tap("down_proj", linear(gated, w.down_proj, w.down_bias))
+    y = linear(gated, w.down_proj, w.down_bias)
+    return tap("down_proj", reduce_partial(y, w.group))

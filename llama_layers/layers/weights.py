@@ -16,6 +16,7 @@ from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.group import Group
 from llama_layers.layers.qkv_weights import QKVWeights
 
 __all__ = ["AttentionWeights", "LayerWeights", "MLPWeights", "QKVWeights"]
@@ -103,6 +104,8 @@ class AttentionWeights:
         Out of the heads.
     o_bias : Array, shape [hidden_size], or None
         Added to the output of `o_proj`.
+    group : Group or None
+        Where set, the heads are those of one rank, and the output is summed over the ranks.
 
     Raises
     ------
@@ -116,6 +119,7 @@ class AttentionWeights:
     qkv: QKVWeights
     o_proj: Array
     o_bias: Array | None = None
+    group: Group | None = None
 
     def __post_init__(self) -> None:
         _check_types(self, qkv=QKVWeights)
@@ -134,6 +138,8 @@ class MLPWeights:
         Back to the hidden size.
     gate_bias, up_bias, down_bias : Array or None
         One number for each output of the matrix of that name.
+    group : Group or None
+        Where set, the channels are those of one rank, and the output is summed over the ranks.
 
     Raises
     ------
@@ -149,6 +155,7 @@ class MLPWeights:
     gate_bias: Array | None = None
     up_bias: Array | None = None
     down_bias: Array | None = None
+    group: Group | None = None
 
     def __post_init__(self) -> None:
         _check_arrays(self, "mlp.", {})
@@ -242,10 +249,13 @@ class LayerWeights:
         """
         arrays = self.arrays()
         changed = {path: None if a is None else change(a) for path, a in arrays.items()}
-        return _assembled(changed, self.self_attn.qkv.num_heads, self.self_attn.qkv.num_kv_heads)
+        qkv, group = self.self_attn.qkv, self.self_attn.group
+        return _assembled(changed, qkv.num_heads, qkv.num_kv_heads, group)
 
 
-def read_layer(read: Callable[[Names], Array], config: LlamaConfig) -> LayerWeights:
+def read_layer(
+    read: Callable[[Names], Array], config: LlamaConfig, group: Group | None
+) -> LayerWeights:
     """A layer from a function that gives tensors, by their names below it, as one array."""
     arrays = {
         path: read(tuple(tensor.name for tensor in tensors))
@@ -253,7 +263,7 @@ def read_layer(read: Callable[[Names], Array], config: LlamaConfig) -> LayerWeig
         else None
         for path, tensors in ARRAYS.items()
     }
-    return _assembled(arrays, config.num_attention_heads, config.num_key_value_heads)
+    return _assembled(arrays, config.num_attention_heads, config.num_key_value_heads, group)
 
 
 def layer_problem(layer: LayerWeights, config: LlamaConfig) -> str | None:
@@ -282,8 +292,10 @@ def layer_fits(layer: LayerWeights, config: LlamaConfig) -> bool:
 def known_arrays(layer: LayerWeights, switches: Collection[str]) -> list[Array | None] | None:
     """A layer's arrays, in order, for a kernel that knows some switches of the config.
 
-    None if the layer has an array that the kernel would not use.
+    None if the layer has an array that the kernel would not use, or is one rank's part.
     """
+    if layer.self_attn.group is not None or layer.mlp.group is not None:
+        return None
     known = []
     for path, array in layer.arrays().items():
         switch = ARRAYS[path][0].switch
@@ -295,13 +307,15 @@ def known_arrays(layer: LayerWeights, switches: Collection[str]) -> list[Array |
 
 
 def _assembled(
-    arrays: Mapping[str, Array | None], num_heads: int, num_kv_heads: int
+    arrays: Mapping[str, Array | None], num_heads: int, num_kv_heads: int, group: Group | None
 ) -> LayerWeights:
     """A layer of arrays by path: its parts from the innermost to the outermost."""
     values: dict[str, Any] = {
         **arrays,
         "self_attn.qkv.num_heads": num_heads,
         "self_attn.qkv.num_kv_heads": num_kv_heads,
+        "self_attn.group": group,
+        "mlp.group": group,
     }
     parts: dict[str, Callable[..., Any]] = {
         "self_attn.qkv.": QKVWeights,

@@ -111,7 +111,10 @@ def generate(
     if not repetition_penalty > 0:
         raise ValueError(f"repetition_penalty: expected more than 0, got {repetition_penalty}")
     check_options(temperature, top_k, top_p, min_p)
-    sampling = Sampling(temperature, top_k, top_p, min_p, random_generator(rng))
+    generator = random_generator(rng)
+    if (group := model.weights.group) is not None:  # all ranks draw the same tokens
+        generator = group.broadcast(generator)
+    sampling = Sampling(temperature, top_k, top_p, min_p, generator)
     ends = _ends(model, eos_token_id)
     if attention_mask is not None:
         _check_prompts(xp, input_ids, attention_mask)

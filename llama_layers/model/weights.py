@@ -12,6 +12,7 @@ from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
+from llama_layers.layers.group import Group
 from llama_layers.layers.weights import (
     ARRAYS,
     LayerWeights,
@@ -38,6 +39,8 @@ class LlamaWeights:
         Weight of the norm after the last layer.
     lm_head : Array, shape [vocab_size, hidden_size]
         Into logits; the very array of `embed_tokens` where the config ties the two.
+    group : Group or None
+        Where set, the layers are the parts of one rank of a group.
 
     Raises
     ------
@@ -53,6 +56,7 @@ class LlamaWeights:
     layers: Sequence[LayerWeights]
     norm: Array
     lm_head: Array
+    group: Group | None = None
 
     def __post_init__(self) -> None:
         namespace(embed_tokens=self.embed_tokens, norm=self.norm, lm_head=self.lm_head)
@@ -74,7 +78,9 @@ class LlamaWeights:
             check_shape(name, layer.input_layernorm, hidden)
 
     @classmethod
-    def from_named(cls, arrays: Mapping[str, Array], config: LlamaConfig) -> LlamaWeights:
+    def from_named(
+        cls, arrays: Mapping[str, Array], config: LlamaConfig, *, group: Group | None = None
+    ) -> LlamaWeights:
         """Make a model's weights from arrays by the names that Hugging Face gives them.
 
         Each array is taken from the mapping when it is first used, and then kept. So the mapping
@@ -87,6 +93,8 @@ class LlamaWeights:
             At least the `expected_tensors` of the config.
         config : LlamaConfig
             The numbers of the model.
+        group : Group, optional
+            Where given, `arrays` and `config` are the part of one of its ranks.
 
         Returns
         -------
@@ -126,7 +134,8 @@ class LlamaWeights:
                 raise CheckpointError(f"arrays: expected {name}, got no array of that name")
         weights = object.__new__(_ReadWhenUsed)
         source = _Source(arrays, shapes)
-        vars(weights).update(source=source, config=config, layers=_Layers(source, config))
+        vars(weights).update(source=source, config=config, group=group)
+        vars(weights).update(layers=_Layers(source, config, group))
         return weights
 
     def named(self) -> dict[str, Array]:
@@ -196,8 +205,8 @@ class _ReadWhenUsed(LlamaWeights):
 class _Layers(Sequence[LayerWeights]):
     """Layers from named arrays, each made when it is first used and then kept."""
 
-    def __init__(self, source: _Source, config: LlamaConfig) -> None:
-        self._source, self._config = source, config
+    def __init__(self, source: _Source, config: LlamaConfig, group: Group | None) -> None:
+        self._source, self._config, self._group = source, config, group
         self._made: dict[int, LayerWeights] = {}
 
     def __len__(self) -> int:
@@ -219,7 +228,7 @@ class _Layers(Sequence[LayerWeights]):
         def read(names: Names) -> Array:
             return self._source.rows(tuple(layer_name(number, name) for name in names))
 
-        layer = read_layer(read, self._config)
+        layer = read_layer(read, self._config, self._group)
         if (problem := layer_problem(layer, self._config)) is not None:
             raise ValueError(f"weights: layers[{number}]{problem}")
         return layer

@@ -1,0 +1,45 @@
+"""The ranks among which a layer's weights are split: the one place where layers communicate."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar, runtime_checkable
+
+from llama_layers.arrays.dtypes import accumulate_format, dtype_of, float_format
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import ArrayT
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Group(Protocol):
+    """Processes that hold parts of one model; each of them is a rank."""
+
+    @property
+    def rank(self) -> int:
+        """Which of the ranks this is, from 0 on."""
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+
+    def all_reduce(self, array: ArrayT, /) -> ArrayT:
+        """Sum the arrays of all ranks, float32 or float64; every rank gets the sum."""
+
+    def broadcast(self, value: T, /) -> T:
+        """Give the value of rank 0, which may be any object, to every rank."""
+
+    def gather(self, value: T, /) -> list[T]:
+        """Give every rank the values of all ranks, in their order."""
+
+
+def reduce_partial(y: ArrayT, group: Group | None) -> ArrayT:
+    """Sum partial products over the ranks of a group; without a group y is whole already.
+
+    Numbers narrower than float32 are added in float32, and the sum is rounded once.
+    """
+    if group is None:
+        return y
+    xp = namespace(y=y)
+    wide = dtype_of(xp, accumulate_format(float_format("y", y)).name)
+    return xp.astype(group.all_reduce(xp.astype(y, wide, copy=False)), y.dtype, copy=False)
