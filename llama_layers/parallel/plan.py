@@ -1,9 +1,9 @@
 """Which part of each tensor a rank has.
 
-Query heads and the channels of the MLP are split as evenly as possible. A rank has the key and value
-heads that its query heads read; where ranks do not divide them, two ranks have the same one. The
-output projections (``o_proj``, ``down_proj``) are split by columns, so that each rank gets a partial
-sum of their results. Norms, the embedding and the head are whole on every rank.
+Query heads and the channels of the MLP are split as evenly as possible. A rank has the key and
+value heads that its query heads read; where ranks do not divide them, two ranks have the same one.
+The output projections (``o_proj``, ``down_proj``) are split by columns, so that each rank gets a
+partial sum of their results. Norms, the embedding and the head are whole on every rank.
 
 M. Shoeybi et al., "Megatron-LM", section 3. `arXiv:1909.08053 <https://arxiv.org/abs/1909.08053>`_
 """
@@ -81,9 +81,9 @@ class Shard:
     def query_heads(self) -> tuple[int | None, ...]:
         """The query heads of this rank; None for a head of zeros.
 
-        Every key and value head is read by the same number of query heads, as the layers expect it.
-        Where a rank has a few of the queries of one key head and all of another, heads of zeros make
-        up for the difference.
+        Each key and value head is read by the same number of query heads, as the layers expect.
+        Where a rank has a few of the queries of one key head and all of another, heads of zeros
+        make up for the difference.
         """
         group = self.whole.num_attention_heads // self.whole.num_key_value_heads
         heads = _share(self.whole.num_attention_heads, self.rank, self.size)

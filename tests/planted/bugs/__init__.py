@@ -13,6 +13,7 @@ from tests.planted.bugs import (  # noqa: F401
     mlp,
     model,
     norm,
+    parallel,
     rope,
     sampling,
 )

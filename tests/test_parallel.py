@@ -1,0 +1,177 @@
+"""A model split among ranks gives what the whole model gives; the ranks are threads."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_layers import KVCache, LlamaConfig, forward, generate, load
+from llama_layers.parallel import run_ranks, sharded
+from llama_layers.parallel.plan import Shard
+from llama_layers.testing import configs
+from tests.support import decoder_oracle, random_models
+
+MOST_RANKS = 16
+sizes = st.integers(1, MOST_RANKS)
+
+
+def close(found, expected):
+    """As float64 sums in another order are: no mistake in a plan is as small."""
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@given(configs(max_heads=16, max_head_dim=4), sizes, st.integers(0, 99))
+def test_logits_are_those_of_naive_loops(config, size, seed):
+    weights = random_models.random_weights(config, seed)
+    ids = np.random.default_rng(seed).integers(0, config.vocab_size, (1, 3))
+    found = run_ranks(size, lambda group: forward(sharded(weights, config, group), ids).logits)
+    close(found[0][0], decoder_oracle.logits(weights, config, ids[0]))
+    for logits in found[1:]:
+        np.testing.assert_array_equal(logits, found[0])
+
+
+@given(configs(max_heads=16), sizes)
+def test_a_reduce_after_each_output_projection(config, size):
+    weights = random_models.random_weights(config, dtype=np.float32)
+    ids = np.zeros((2, 3), dtype=int) % config.vocab_size
+
+    def reduced(group):
+        forward(sharded(weights, config, group), ids)
+        return group.reduced
+
+    nbytes = 2 * 3 * config.hidden_size * 4
+    assert run_ranks(size, reduced) == [[nbytes] * 2 * config.num_hidden_layers] * size
+
+
+@given(configs(max_heads=16), sizes)
+def test_parts_are_even_and_cover_the_model(config, size):
+    shards = [Shard(config, rank, size) for rank in range(size)]
+    heads = [h for shard in shards for h in shard.query_heads if h is not None]
+    assert heads == list(range(config.num_attention_heads))
+    channels = [c for shard in shards for c in shard.channels]
+    assert channels == list(range(config.intermediate_size))
+    group = config.num_attention_heads // config.num_key_value_heads
+    for shard in shards:
+        own = [h for h in shard.query_heads if h is not None]
+        assert len(own) in (len(heads) // size, len(heads) // size + 1)
+        assert len(shard.channels) in (len(channels) // size, len(channels) // size + 1)
+        assert {h // group for h in own} <= set(shard.kv_heads)
+        assert len(shard.kv_heads) <= max(1, len(own))
+
+
+@pytest.mark.parametrize("kind", random_models.CONFIGS)
+def test_a_cache_on_every_rank(kind):
+    config = random_models.CONFIGS[kind]
+    weights = random_models.random_weights(config)
+    ids = np.random.default_rng(1).integers(0, config.vocab_size, (2, 7))
+    whole = forward(random_models.model_of(config, weights), ids).logits
+    for size in (2, 3):
+        for logits in run_ranks(
+            size,
+            lambda group: random_models.run_in_chunks(
+                sharded(weights, config, group), ids, [2, 3, 6]
+            ),
+        ):
+            close(logits, whole)
+
+
+def test_the_cache_has_the_heads_of_the_rank():
+    config = replace(random_models.GQA, num_attention_heads=9, num_key_value_heads=3)
+    weights = random_models.random_weights(config)
+
+    def heads(group):
+        return KVCache.create(sharded(weights, config, group), 1, 4).keys[0].shape[2]
+
+    assert run_ranks(3, heads) == [1, 1, 1]
+    assert run_ranks(2, heads) == [2, 2]  # heads 0 to 3, 4 to 8, of which 3 and 4 share keys
+    assert run_ranks(9, heads) == [1] * 9
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_numbers_are_summed_in_float32(dtype):
+    """1 + 2**-12 sixteen times is 16 + 2**-8: float16 holds it, and no sum of float16 finds it."""
+    from llama_layers.arrays.dtypes import dtype_of
+    from llama_layers.layers.group import reduce_partial
+
+    kind = dtype_of(np, dtype)
+
+    def summed(group):
+        part = 256.0 if group.rank == 0 else 1.0
+        return reduce_partial(np.asarray([part], kind), group)
+
+    for result in run_ranks(16, summed):  # in bfloat16 256 + 1 is 256; in all 271
+        assert result.dtype == kind
+        assert result[0] == np.asarray(271.0, kind)
+
+
+def test_ranks_draw_the_same_tokens():
+    config = random_models.GQA
+    weights = random_models.random_weights(config)
+    ids = np.array([[1, 2, 3]])
+
+    def drawn(group):
+        options = {"max_new_tokens": 6, "temperature": 2.0, "eos_token_id": ()}
+        model = sharded(weights, config, group)
+        return [int(step[0]) for step in generate(model, ids, rng=group.rank, **options)]
+
+    first, *others = run_ranks(4, drawn)
+    assert others == [first] * 3
+
+
+def test_a_loaded_model(tmp_path):
+    from safetensors.numpy import save_file
+
+    config = replace(random_models.CONFIGS["biases"], num_key_value_heads=1)
+    weights = random_models.random_weights(config, dtype=np.float32)
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    ids = np.array([[1, 2, 3]])
+    whole = forward(load(tmp_path), ids).logits
+    for logits in run_ranks(3, lambda group: forward(load(tmp_path, parallel=group), ids).logits):
+        np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_ranks_with_other_models_are_named(tmp_path):
+    from safetensors.numpy import save_file
+
+    config = random_models.GQA
+    for rank in range(3):
+        path = tmp_path / str(rank)
+        path.mkdir()
+        save_file(
+            random_models.random_weights(config, rank // 2, np.float32), path / "model.safetensors"
+        )
+        (path / "config.json").write_text(json.dumps(replace(config, rms_norm_eps=1e-2).to_json()))
+    with pytest.raises(ValueError, match="rank 2: expected the model of rank 0, got another: the"):
+        run_ranks(3, lambda group: load(tmp_path / str(group.rank), parallel=group))
+    (tmp_path / "1" / "config.json").write_text(
+        json.dumps(replace(config, rms_norm_eps=1e-3).to_json())
+    )
+    with pytest.raises(ValueError, match=r"rank 1: .*rms_norm_eps is 0.001, not 0.01"):
+        run_ranks(2, lambda group: load(tmp_path / str(group.rank), parallel=group))
+
+
+def test_an_error_on_one_rank_ends_all():
+    def run(group):
+        if group.rank == 1:
+            raise FileNotFoundError("the third shard")
+        return group.all_reduce(np.zeros(3, np.float32))
+
+    with pytest.raises(FileNotFoundError, match="the third shard"):
+        run_ranks(3, run)
+
+
+def test_refuses():
+    config = LlamaConfig.smollm2_135m()
+    with pytest.raises(ValueError, match=re.escape("rank: expected an integer from 0 to 1, got 2")):
+        Shard(config, 2, 2)
+    with pytest.raises(ValueError, match=r"size: expected a positive integer, got 0"):
+        Shard(config, 0, 0)
+    with pytest.raises(TypeError, match="parallel: expected a communicator of mpi4py"):
+        load("smollm2-135m", parallel=4)
