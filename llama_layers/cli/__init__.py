@@ -15,7 +15,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from llama_layers.cli import bench, check, compare, convert, generate, info, pull, qkv, trace
+from llama_layers.cli import (
+    bench,
+    check,
+    compare,
+    convert,
+    generate,
+    info,
+    pull,
+    qkv,
+    ranks,
+    trace,
+)
 from llama_layers.errors import BackendError, one_line
 from llama_layers.files.output import OverwriteError
 
@@ -30,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     args = _parser().parse_args(argv)
     try:
+        ranks.connect(args.command)
         with _warnings_on_one_line(args.command):
             status: int = args.run(args)
         sys.stdout.flush()
@@ -43,11 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(args, "status", 0)  # that of a check, which is known by then
     except BaseException as error:  # tokenizers raises one that is not an Exception
         with suppress(OSError):  # a stderr that fails leaves the exit status
-            print(f"llama-layers {args.command}: {_said(error)}", file=sys.stderr)
+            said = f"llama-layers {args.command}: {ranks.named_rank()}{_said(error)}"
+            print(said, file=sys.__stderr__ if ranks.named_rank() else sys.stderr)
             if "LLAMA_LAYERS_TRACEBACK" in os.environ:
                 traceback.print_exc()
         for stream in (sys.stderr, sys.stdout):
             _settle(stream)
+        ranks.end_all(2)
         return 2
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from llama_layers.arrays.types import Array
 from llama_layers.cli.options import Commands, add_backend, add_dtype, add_model, resolve_backend
+from llama_layers.cli.ranks import world
 from llama_layers.cli.suggested import SETTINGS, suggested_options
 
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if args.use_generation_config:
         suggested = suggested_options(open_checkpoint(args.model).generation_config)
     options = _options(args, suggested)
-    model = load(args.model, backend=backend, dtype=args.dtype)
+    model = load(args.model, backend=backend, dtype=args.dtype, parallel=world())
     tokenizer = model.tokenizer
     if args.chat or args.chat_template is not None:
         prompt = tokenizer.apply_chat_template(

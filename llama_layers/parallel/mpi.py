@@ -6,7 +6,6 @@ Computing in Science & Engineering 23(4), 2021.
 
 from __future__ import annotations
 
-import os
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -23,17 +22,6 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 T = TypeVar("T")
-
-# Set by the launchers of MPICH and its relatives, of Open MPI, and of Slurm's PMIx.
-SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
-
-
-def launched_ranks() -> int:
-    """How many ranks a launcher of MPI says that it started; 1 without one."""
-    for name in SIZES:
-        if (value := os.environ.get(name, "")).isdecimal():
-            return int(value)
-    return 1
 
 
 class MPIGroup:
@@ -68,11 +56,11 @@ class MPIGroup:
         """Give every rank the values of all ranks."""
         return self._comm.allgather(value)
 
-    def abort(self) -> None:
-        """End the processes of all ranks, with exit status 1."""
+    def abort(self, status: int = 1) -> None:
+        """End the processes of all ranks."""
         sys.stdout.flush()
         sys.stderr.flush()
-        self._comm.Abort(1)
+        self._comm.Abort(status)
 
 
 def end_together(group: MPIGroup) -> None:

@@ -61,6 +61,6 @@ class NCCLGroup:
         """Give every rank the values of all ranks, by way of main memory."""
         return self._mpi.gather(value)
 
-    def abort(self) -> None:
-        """End the processes of all ranks, with exit status 1."""
-        self._mpi.abort()
+    def abort(self, status: int = 1) -> None:
+        """End the processes of all ranks."""
+        self._mpi.abort(status)
