@@ -34,7 +34,7 @@ def copies(nbytes: int, backend: Backend = "numpy") -> int:
     return min(MOST_COPIES, math.ceil(UNCACHED[backend] / nbytes))
 
 
-def placed(array: NDArray[Any], like: Any) -> Any:
+def placed(array: np.ndarray, like: Any) -> Any:
     """Move a NumPy array to where another array is."""
     return (
         array

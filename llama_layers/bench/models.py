@@ -80,7 +80,7 @@ class RandomWeights:
 
     def __init__(self, dtype: str, backend: Backend = "numpy") -> None:
         self._xp: Any = importlib.import_module(backend)
-        self._dtype: np.dtype[Any] = np.dtype(dtype_of(np, dtype))
+        self._dtype: np.dtype = np.dtype(dtype_of(np, dtype))
         self._block = np.random.default_rng(0).standard_normal((1 << 20) + 7, np.float32)
         self._made = 0
 

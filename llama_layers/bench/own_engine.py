@@ -48,7 +48,7 @@ def _projection(job: QKVJob, numbers: str) -> Engine:
 
         return call
 
-    def joined(qkv: QKV) -> NDArray[Any]:
+    def joined(qkv: QKV) -> np.ndarray:
         return np.concatenate([to_numpy(a).reshape(*a.shape[:2], -1) for a in qkv], axis=2)
 
     return Engine(NAME, numbers, prepare, joined)
@@ -84,7 +84,7 @@ class _Model:
         )
         return lambda: next(steps)
 
-    def to_numpy(self, logits: Any) -> NDArray[Any]:
+    def to_numpy(self, logits: Any) -> np.ndarray:
         return to_numpy(logits)
 
     def _placed(self, ids: NDArray[np.int64]) -> Any:

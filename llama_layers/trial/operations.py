@@ -9,7 +9,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dispatch import Function, definitions
 from llama_layers.arrays.dtypes import accumulate_format, float_format
@@ -38,7 +37,7 @@ PAIRS = (*((name, name) for name in DTYPES), ("float32", "bfloat16"), ("float32"
 POISON = (math.nan, math.inf, -math.inf)
 
 
-def _drawn(seed: int, *shape: int, dtype: str = "float32", scale: float = 1.0) -> NDArray[Any]:
+def _drawn(seed: int, *shape: int, dtype: str = "float32", scale: float = 1.0) -> np.ndarray:
     numbers = np.random.default_rng(seed).standard_normal(shape) * scale
     return numbers.astype(DTYPES[dtype])
 
@@ -53,7 +52,7 @@ def _outcomes(body: Function, name: str, cases: Iterable[Case], place: Place) ->
 def activations(body: Function, place: Place) -> Iterator[Outcome]:
     """Embeddings, widened and not changed; the definition leaves their format to the backend."""
 
-    def widened(xp: Any, x: NDArray[Any]) -> NDArray[Any]:
+    def widened(xp: Any, x: np.ndarray) -> np.ndarray:
         return x.astype(accumulate_format(float_format("x", x)).name)
 
     def case(dtype: str, shape: tuple[int, ...]) -> Case:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dispatch import Function
 from llama_layers.arrays.namespaces import namespace
@@ -46,7 +45,7 @@ class Place:
         """Whether float32 products have all their digits, which TF32 takes away where asked to."""
         return self.xp is np or os.environ.get("CUPY_TF32") != "1"
 
-    def array(self, numbers: NDArray[Any]) -> Any:
+    def array(self, numbers: np.ndarray) -> Any:
         """The numbers in memory of their own, in C order."""
         return from_numpy(numbers.copy(), self.xp)
 
@@ -55,7 +54,7 @@ class Case(NamedTuple):
     """Small inputs of an operation."""
 
     label: str
-    arrays: tuple[NDArray[Any], ...]
+    arrays: tuple[np.ndarray, ...]
     arguments: Callable[..., tuple[Any, ...]]
     """The arguments of a body, after the namespace, from the arrays where it is tried."""
     bound: Callable[[], Bound]

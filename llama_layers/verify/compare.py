@@ -211,11 +211,11 @@ def _nearest(
 
 def _rows(
     site: Site,
-    a: NDArray[Any],
-    b: NDArray[Any],
+    a: np.ndarray,
+    b: np.ndarray,
     keep: NDArray[np.bool_] | None,
     config: LlamaConfig | None,
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None]:
+) -> tuple[np.ndarray, np.ndarray, NDArray[np.bool_] | None]:
     """Return both arrays with a row for each token that counts, and which keys count in a row."""
     if site.name in OF_LAST_TOKEN and a.ndim == b.ndim == 3 and 1 in (a.shape[1], b.shape[1]):
         a, b = a[:, -1:], b[:, -1:]
@@ -251,7 +251,7 @@ def _rows(
     return a, b, None if allowed is None else allowed.reshape(-1, *allowed.shape[2:])
 
 
-def _pairwise(site: Site, array: NDArray[Any]) -> NDArray[Any]:
+def _pairwise(site: Site, array: np.ndarray) -> np.ndarray:
     """Return an array of pairs of tokens with all four axes."""
     whole = array if array.ndim == 4 else array[None]
     if whole.ndim != 4 or whole.shape[2] != whole.shape[3]:
@@ -259,7 +259,7 @@ def _pairwise(site: Site, array: NDArray[Any]) -> NDArray[Any]:
     return whole
 
 
-def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
+def _identical(a: np.ndarray, b: np.ndarray) -> bool:
     """Tell whether two arrays have the same bits: a zero of the other sign differs."""
     bits = np.dtype(f"u{a.dtype.itemsize}")
     return a.dtype == b.dtype and np.array_equal(
@@ -267,7 +267,7 @@ def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
     )
 
 
-def _odd(a: NDArray[Any], b: NDArray[Any], allowed: NDArray[np.bool_] | None) -> int:
+def _odd(a: np.ndarray, b: np.ndarray, allowed: NDArray[np.bool_] | None) -> int:
     """Count the NaN and Inf in either array, among the numbers that count."""
     with np.errstate(invalid="ignore"):  # a signalling NaN
         odd = ~(np.isfinite(a) & np.isfinite(b))

@@ -223,13 +223,13 @@ class _Trial:
         vague = bound.limit >= np.abs(np.where(bound.exact == 0, self._right, bound.exact))
         return bool(np.count_nonzero(judged & ~vague) >= _TOLD * np.count_nonzero(judged))
 
-    def _by_token(self, array: NDArray[Any]) -> NDArray[Any]:
+    def _by_token(self, array: np.ndarray) -> np.ndarray:
         """The largest for each token, [B, S]."""
         token = 2 if self._failing.site.pairwise else 1
-        largest: NDArray[Any] = array.max(axis=tuple({1, 2, array.ndim - 1} - {token}))
+        largest: np.ndarray = array.max(axis=tuple({1, 2, array.ndim - 1} - {token}))
         return largest
 
-    def _token_axes(self, tokens: NDArray[Any]) -> NDArray[Any]:
+    def _token_axes(self, tokens: np.ndarray) -> np.ndarray:
         """An array [B, S] with the axes of the site's."""
         shape = [1] * self._failing.computed.ndim
         shape[0], shape[2 if self._failing.site.pairwise else 1] = tokens.shape
@@ -284,7 +284,7 @@ def _counted(what: str, numbers: NDArray[np.intp]) -> str:
     return f"{len(numbers)} {what}s, the first {first} and the last {last}"
 
 
-def _largest(values: NDArray[Any], count: int) -> NDArray[np.intp]:
+def _largest(values: np.ndarray, count: int) -> NDArray[np.intp]:
     return np.sort(np.argsort(-values, kind="stable")[:count])
 
 

@@ -32,7 +32,7 @@ class FailingSite:
 
     site: Site
     operation: Operation  # what it should be
-    computed: NDArray[Any]  # what the port has there
+    computed: np.ndarray  # what the port has there
     formats: Rounding  # that the port computes in
     recorded: Recorded  # the port's other arrays
     model: Llama  # with the other weights
@@ -49,11 +49,11 @@ class FailingSite:
             self._bounds[formats] = self.operation.bound(formats)
         return self._bounds[formats]
 
-    def beside(self, role: str) -> NDArray[Any] | None:
+    def beside(self, role: str) -> np.ndarray | None:
         """The port's array of another site in the same layer, if it was recorded."""
         return self.array(f"model.layers.{self.site.layer}.{role}")
 
-    def array(self, name: str) -> NDArray[Any] | None:
+    def array(self, name: str) -> np.ndarray | None:
         """The port's array of a site, if it was recorded, of as many last tokens as here.
 
         NaN are zeros in it: NaN of one site do not explain those of another.
@@ -65,7 +65,7 @@ class FailingSite:
         rows = self.computed.shape[1]
         return array[:, -rows:] if self.site.layer is None and rows < array.shape[1] else array
 
-    def streams(self, shape: tuple[int, ...]) -> Iterator[tuple[str, NDArray[Any]]]:
+    def streams(self, shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
         """Other arrays of a shape that could be mistaken for an input, the nearest first.
 
         They are those of the same layer and of the one before it; heads lie side by side.

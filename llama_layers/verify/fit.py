@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
@@ -60,7 +59,7 @@ def fitted(
     return StoredArrays(found)
 
 
-def _fit(shape: tuple[int, ...], interleaved: int | None, array: Any) -> NDArray[Any]:
+def _fit(shape: tuple[int, ...], interleaved: int | None, array: Any) -> np.ndarray:
     """Bring an array into a shape, and put pairs half a head apart where they are interleaved."""
     array = to_numpy(array).reshape(shape)
     if not array.dtype.isnative:
@@ -111,7 +110,7 @@ def _spellings(site: Site, shape: tuple[int, ...], width: int) -> list[tuple[int
     return found
 
 
-def in_halves(array: NDArray[Any], width: int) -> NDArray[Any]:
+def in_halves(array: np.ndarray, width: int) -> np.ndarray:
     """Put pairs that are next to each other half a head apart."""
     pairs = array.reshape(*array.shape[:2], -1, width // 2, 2)
     return np.ascontiguousarray(np.swapaxes(pairs, -1, -2)).reshape(array.shape)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import dtype_of
 from llama_layers.arrays.transfer import to_numpy
@@ -95,7 +94,7 @@ class Recomputation:
         self._dtype = dtype_of(np, dtype)
         self._change = change
         self._sites = {site.name: site for site in sites(model.config)}
-        self._computed: dict[str, NDArray[Any]] = {}
+        self._computed: dict[str, np.ndarray] = {}
         self._layer: int | None = None  # that the computed arrays belong to
 
     def gap(self, site: Site) -> Gap:
@@ -108,7 +107,7 @@ class Recomputation:
         return given and not site.pairwise
 
     @np.errstate(all="ignore")  # the port may have NaN or Inf
-    def array(self, site: Site) -> NDArray[Any]:
+    def array(self, site: Site) -> np.ndarray:
         """Compute a site from the arrays before it."""
         for step in self._gap(site, self.known().arrays).sites:
             if step.layer != self._layer:
@@ -147,13 +146,13 @@ class Recomputation:
         )
 
 
-def computed(operation: Computable, dtype: Any) -> NDArray[Any]:
+def computed(operation: Computable, dtype: Any) -> np.ndarray:
     """Compute an operation in a dtype; in float64 that is its exact result."""
 
-    def x(array: Any) -> NDArray[Any]:
+    def x(array: Any) -> np.ndarray:
         return np.asarray(to_numpy(array).astype(dtype, copy=False))
 
-    def w(array: Any) -> NDArray[Any]:
+    def w(array: Any) -> np.ndarray:
         """Weights are wider than a narrow dtype: they are what they are in the sums."""
         if dtype == np.float64 or array.dtype == np.float64:
             return np.asarray(array, np.float64 if dtype == np.float64 else np.float32)

@@ -9,7 +9,6 @@ from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
@@ -49,7 +48,7 @@ class Unbounded:
     """
 
     site: Site
-    array: NDArray[Any]
+    array: np.ndarray
     formats: Rounding
     inputs: tuple[str, ...]
     difference: float
@@ -94,7 +93,7 @@ class Recomputed:
         self._exact = Recomputation(recorded, model)
         self._own: dict[str, Recomputation] = {}
 
-    def compared(self, site: Site, array: NDArray[Any], formats: Rounding) -> Unbounded:
+    def compared(self, site: Site, array: np.ndarray, formats: Rounding) -> Unbounded:
         """Compare a site with its recomputation. Ask for sites in the order of a forward pass."""
         if not self._exact.knows(site):
             odd = not _is_finite(self._recorded, site, array) and _weights_are_finite(
@@ -121,7 +120,7 @@ class Recomputed:
         return self._exact
 
 
-def apart(recorded: Recorded, array: NDArray[Any], exact: NDArray[Any]) -> float:
+def apart(recorded: Recorded, array: np.ndarray, exact: np.ndarray) -> float:
     """How far apart two arrays are at tokens that are not padding."""
     exact = exact[:, -array.shape[1] :]
     if recorded.keep is None:
@@ -130,7 +129,7 @@ def apart(recorded: Recorded, array: NDArray[Any], exact: NDArray[Any]) -> float
     return distance(exact[keep], array[keep])
 
 
-def _is_finite(recorded: Recorded, site: Site, array: NDArray[Any]) -> bool:
+def _is_finite(recorded: Recorded, site: Site, array: np.ndarray) -> bool:
     """Whether each number that depends on no padding and no hidden key is finite."""
     finite = np.isfinite(array.astype(np.float64))
     if site.pairwise:

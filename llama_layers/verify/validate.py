@@ -42,7 +42,7 @@ class Recorded:
     keep: NDArray[np.bool_] | None  # which tokens are not padding, [B, S]
     metadata: Mapping[str, str]
 
-    def array(self, name: str) -> NDArray[Any]:
+    def array(self, name: str) -> np.ndarray:
         """Return the array of a site, as NumPy's."""
         return to_numpy(self.arrays[name])
 

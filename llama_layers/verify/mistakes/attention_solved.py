@@ -66,7 +66,7 @@ def _(operation: Attention, at: FailingSite) -> Any:
 
 
 def _best_run(
-    scores: Float64Array, v: Float64Array, keys: NDArray[Any], computed: Float64Array
+    scores: Float64Array, v: Float64Array, keys: np.ndarray, computed: Float64Array
 ) -> NDArray[np.bool_]:
     """The keys from some first one on, or up to some last one, that explain a query best."""
     best, chosen = np.inf, np.zeros(scores.shape[-1], bool)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.mistakes.registry import Computed, mistake
@@ -31,7 +30,7 @@ def _window(at: FailingSite) -> int | None:
     return at.config.window_of(at.site.layer)
 
 
-def masked(operation: Any, mask: NDArray[Any]) -> Computable:
+def masked(operation: Any, mask: np.ndarray) -> Computable:
     """The operation with another mask; rows that see nothing may be anything, then."""
     changed: Computable = replace(operation, mask=mask)
     empty = np.asarray(~mask.any(axis=-1) if mask.dtype == bool else False)

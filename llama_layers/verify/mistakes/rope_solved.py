@@ -54,7 +54,7 @@ def _(rope: Rope, at: FailingSite) -> Any:
     return replace(rope, positions=found), _mapping(found, stated)
 
 
-def _candidates(stated: NDArray[Any]) -> NDArray[np.int64]:
+def _candidates(stated: np.ndarray) -> NDArray[np.int64]:
     """Positions that a token may stand at: the first ones, and those around the stated ones.
 
     Their number does not grow with the positions.
@@ -64,7 +64,7 @@ def _candidates(stated: NDArray[Any]) -> NDArray[np.int64]:
     return np.union1d(np.arange(last + 1), near[near >= 0])
 
 
-def _mapping(found: NDArray[Any], stated: NDArray[Any]) -> str:
+def _mapping(found: np.ndarray, stated: np.ndarray) -> str:
     """Name the tokens and the positions that they use, as runs in which both go up by one."""
     parts: list[str] = []
     for row in range(found.shape[0]):

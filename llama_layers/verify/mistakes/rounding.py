@@ -30,7 +30,7 @@ def in_each_narrow_format(register: Callable[[str], None]) -> None:
         register(narrow)
 
 
-def tf32(array: NDArray[Any], half: int) -> NDArray[np.float32]:
+def tf32(array: np.ndarray, half: int) -> NDArray[np.float32]:
     """Numbers of 10 bits after the point: the other 13 are cut off, after `half` was added."""
     numbers = np.array(array, np.float32)
     odd = ~np.isfinite(numbers)
@@ -115,7 +115,7 @@ def _result_in(narrow: str) -> None:
         return Computed(lambda how: operation.bound(replace(how, dtype=narrow)))
 
 
-def are_numbers_of(narrow: str, array: NDArray[Any]) -> bool:
+def are_numbers_of(narrow: str, array: np.ndarray) -> bool:
     """Whether every finite number of an array is one of a narrower format."""
     numbers = wide(array)
     numbers = numbers[np.isfinite(numbers)]

@@ -9,7 +9,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
@@ -131,7 +130,7 @@ def _(embedding: Embedding, at: FailingSite) -> Any:
     return (replace(embedding, ids=ids), f"{'; at '.join(said[:3])}{more}")
 
 
-def _row_of(row: Float64Array, table: NDArray[Any], dtype: str) -> int | None:
+def _row_of(row: Float64Array, table: np.ndarray, dtype: str) -> int | None:
     """The row of a table that it may be in a format: the nearest of those that begin like it."""
     start = row[:4]
     off = np.abs(table[:, : len(start)].astype(np.float64) - start)

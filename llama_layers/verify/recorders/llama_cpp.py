@@ -18,7 +18,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.config.llama_config import LlamaConfig
@@ -181,7 +180,7 @@ def _context(
         api.llama_free(context)
 
 
-def _decode(api: Any, context: Any, row: NDArray[Any]) -> int:
+def _decode(api: Any, context: Any, row: np.ndarray) -> int:
     batch = api.llama_batch_init(len(row), 0, 1)
     try:
         batch.n_tokens = len(row)
@@ -200,7 +199,7 @@ class _Callback:
     """A callback that keeps the tensors of sites, in the order in which they are computed."""
 
     def __init__(self) -> None:
-        self.tensors: list[tuple[str, NDArray[Any]]] = []
+        self.tensors: list[tuple[str, np.ndarray]] = []
         self.error: Exception | None = None
         self._ggml = _ggml()
 
@@ -225,7 +224,7 @@ class _Callback:
         # Probabilities are over a cache that is longer than the text, and large.
         return name if "llama.cpp" in schemes_of(name) and "soft_max" not in name else None
 
-    def _array(self, name: str, address: int) -> NDArray[Any]:
+    def _array(self, name: str, address: int) -> np.ndarray:
         tensor = _Tensor.from_address(address)
         if tensor.type not in _DTYPES:
             raise RuntimeError(f"{name}: expected floats, got ggml_type {tensor.type}")
@@ -255,10 +254,10 @@ def _ggml() -> Any:
 
 
 def _arrays(
-    tensors: list[tuple[str, NDArray[Any]]], config: LlamaConfig, count: int, layout: str
-) -> dict[str, NDArray[Any]]:
+    tensors: list[tuple[str, np.ndarray]], config: LlamaConfig, count: int, layout: str
+) -> dict[str, np.ndarray]:
     """Return the sites of one run, from its tensors in the order of computation."""
-    numbered: dict[str, NDArray[Any]] = {}
+    numbered: dict[str, np.ndarray] = {}
     for place, (name, array) in enumerate(tensors):
         numbered[f"{name}#{place}" if "-" in name else name] = array
     for name in [n for n in numbered if "_b-" in n]:  # with its bias, instead of the one without
