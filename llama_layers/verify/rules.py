@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from llama_layers.arrays.dtypes import FloatFormat
-from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import (
     GROWTHS,
@@ -30,9 +29,9 @@ from llama_layers.verify.tracked import Tracked
 BLOCK_ROWS = 1024
 
 
-def matmul(x: Tracked, weight: Any, bias: Any | None = None) -> Tracked:
+def matmul(x: Tracked, w: np.ndarray, bias: np.ndarray | None = None) -> Tracked:
     """Products of x [..., K] with the rows of a matrix [N, K], some at a time; see `dot`."""
-    w, b = to_numpy(weight), None if bias is None else to_numpy(bias).astype(np.float64)
+    b = None if bias is None else bias.astype(np.float64)
     rows = x.moved(lambda array: array.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
     arrays = [np.empty((len(rows.exact), len(w))) for _ in range(3)]
     for start in range(0, len(w), BLOCK_ROWS):
