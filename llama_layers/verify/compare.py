@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
@@ -134,7 +134,7 @@ def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
     )
 
 
-def _arrays(trace: Trace, config: LlamaConfig | None, every: Sequence[Site]) -> Mapping[str, Any]:
+def _arrays(trace: Trace, config: LlamaConfig | None, every: Sequence[Site]) -> Mapping[str, Array]:
     """Return the arrays of a trace, in the shapes of a config if there is one."""
     if config is not None:
         return validated(trace, config).arrays
@@ -190,7 +190,7 @@ def _format(site: Site, found: str, trace: Trace) -> FloatFormat:
 
 
 def _nearest(
-    site: Site, every: Sequence[Site], common: Mapping[str, Any]
+    site: Site, every: Sequence[Site], common: Mapping[str, object]
 ) -> tuple[tuple[str, ...], int]:
     """Find the nearest common sites that a site is computed from; count the operations since."""
     for route in site.routes:

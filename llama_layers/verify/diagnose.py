@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -288,7 +287,7 @@ def _largest(values: np.ndarray, count: int) -> NDArray[np.intp]:
     return np.sort(np.argsort(-values, kind="stable")[:count])
 
 
-def _error(computed: Any, bound: Bound) -> float:
+def _error(computed: np.ndarray, bound: Bound) -> float:
     """The root of the sum of squared errors; infinite for numbers that are none and should be."""
     values = wide(computed)
     judged = ~np.isinf(bound.limit)

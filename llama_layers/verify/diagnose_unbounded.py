@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -214,7 +214,7 @@ class _Between:
         exact = computed(operation, np.dtype(np.float64))
         if place == self._site:
             return apart(self._recorded, self._unbounded.array, exact)
-        arrays: Any = ChainMap({place.name: exact}, self._recorded.arrays)  # type: ignore[arg-type]
+        arrays = ChainMap({place.name: exact}, self._recorded.arrays)  # type: ignore[arg-type]
         return self._left_by(same, replace(self._recorded, arrays=arrays))
 
     def _possible(self, operation: Computable) -> bool:

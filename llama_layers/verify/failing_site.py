@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
@@ -81,6 +82,6 @@ class FailingSite:
                 yield site.name, array.reshape(shape)
 
 
-def wide(array: Any) -> NDArray[np.float64]:
+def wide(array: Array) -> NDArray[np.float64]:
     """An array's numbers in float64."""
     return to_numpy(array).astype(np.float64)

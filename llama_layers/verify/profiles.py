@@ -8,6 +8,7 @@ from typing import Any
 
 from llama_layers.arrays.checks import check_count
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, float_format
+from llama_layers.arrays.types import Array
 
 
 def _step(words: str, default: Any = False) -> Any:
@@ -87,7 +88,7 @@ class RoundingProfile:
         """Say which roundings some steps make; `dtype` is None where it holds the sums."""
         said = []
         for name in (*steps, *_IN_EVERY_OPERATION):
-            does: Any = getattr(self, name)
+            does: bool | str | None = getattr(self, name)
             form = does if isinstance(does, str) else dtype
             if does and (form or name in _IN_EVERY_OPERATION):
                 said.append(_WORDS[name].format(form))
@@ -161,7 +162,7 @@ class Rounding:
     def of(
         cls,
         name: str,
-        array: Any,
+        array: Array,
         /,
         *,
         dtype: str | None = None,

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from llama_layers.arrays.dtypes import dtype_of
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.layers.attention import attention
 from llama_layers.layers.linear import linear
 from llama_layers.layers.mlp import swiglu
@@ -119,7 +119,7 @@ class Recomputation:
 
     def known(self) -> Recorded:
         """The trace, with what was computed where the port recorded nothing."""
-        arrays: Any = ChainMap(self._recorded.arrays, self._computed)  # type: ignore[arg-type]
+        arrays = ChainMap(self._recorded.arrays, self._computed)  # type: ignore[arg-type]
         return replace(self._recorded, arrays=arrays)
 
     def _begin(self, layer: int | None) -> None:
@@ -130,7 +130,7 @@ class Recomputation:
         self._computed = {n: a for n, a in self._computed.items() if n == stream}
         self._layer = layer
 
-    def _gap(self, site: Site, known: Mapping[str, Any]) -> Gap:
+    def _gap(self, site: Site, known: Mapping[str, Array]) -> Gap:
         found: set[str] = set()
         waiting = [site.name]
         while waiting:
@@ -146,13 +146,13 @@ class Recomputation:
         )
 
 
-def computed(operation: Computable, dtype: Any) -> np.ndarray:
+def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
     """Compute an operation in a dtype; in float64 that is its exact result."""
 
-    def x(array: Any) -> np.ndarray:
+    def x(array: Array) -> np.ndarray:
         return np.asarray(to_numpy(array).astype(dtype, copy=False))
 
-    def w(array: Any) -> np.ndarray:
+    def w(array: Array) -> np.ndarray:
         """Weights are wider than a narrow dtype: they are what they are in the sums."""
         if dtype == np.float64 or array.dtype == np.float64:
             return np.asarray(array, np.float64 if dtype == np.float64 else np.float32)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -146,15 +145,6 @@ def _weights_are_finite(model: Llama, site: Site) -> bool:
     """Whether every weight that a site is computed with is finite."""
     weights = model.weights
     last = model.config.num_hidden_layers - 1 if site.layer is None else site.layer
-    arrays = chain([weights.embed_tokens], *(_arrays(weights.layers[i]) for i in range(last + 1)))
+    layers = (weights.layers[i].named().values() for i in range(last + 1))
+    arrays = chain([weights.embed_tokens], *layers)
     return all(np.isfinite(to_numpy(a).astype(np.float32)).all() for a in arrays)
-
-
-def _arrays(weights: Any) -> Iterator[Any]:
-    """The arrays in a dataclass of weights."""
-    for field in fields(weights):
-        part = getattr(weights, field.name)
-        if is_dataclass(part):
-            yield from _arrays(part)
-        elif hasattr(part, "dtype"):
-            yield part

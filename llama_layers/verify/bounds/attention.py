@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llama_layers.arrays.types import Array
 from llama_layers.verify import operations
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.profiles import Rounding
 
 
-def scores_bound(q: Any, k: Any, /, *, scale: float, **rounding: Any) -> Bound:
+def scores_bound(q: Array, k: Array, /, *, scale: float, **rounding: Any) -> Bound:
     """Bound the scores of attention, scaled products of queries and keys.
 
     Parameters
@@ -48,7 +49,7 @@ def scores_bound(q: Any, k: Any, /, *, scale: float, **rounding: Any) -> Bound:
     return operations.Scores(q, k, None, scale).bound(Rounding.of("q", q, **rounding))
 
 
-def softmax_bound(scores: Any, /, *, mask: Any | None = None, **rounding: Any) -> Bound:
+def softmax_bound(scores: Array, /, *, mask: Array | None = None, **rounding: Any) -> Bound:
     """Bound the softmax over the keys that a mask allows.
 
     Parameters
@@ -85,7 +86,7 @@ def softmax_bound(scores: Any, /, *, mask: Any | None = None, **rounding: Any) -
 
 
 def probabilities_bound(
-    q: Any, k: Any, /, *, mask: Any | None = None, scale: float, **rounding: Any
+    q: Array, k: Array, /, *, mask: Array | None = None, scale: float, **rounding: Any
 ) -> Bound:
     """Bound the probabilities of attention, from queries and keys.
 
@@ -123,7 +124,7 @@ def probabilities_bound(
     return both.bound(Rounding.of("q", q, **rounding))
 
 
-def weighted_sum_bound(probabilities: Any, v: Any, /, **rounding: Any) -> Bound:
+def weighted_sum_bound(probabilities: Array, v: Array, /, **rounding: Any) -> Bound:
     """Bound the values weighed by probabilities.
 
     Parameters
@@ -159,12 +160,12 @@ def weighted_sum_bound(probabilities: Any, v: Any, /, **rounding: Any) -> Bound:
 
 
 def attention_bound(
-    q: Any,
-    k: Any,
-    v: Any,
+    q: Array,
+    k: Array,
+    v: Array,
     /,
     *,
-    mask: Any | None = None,
+    mask: Array | None = None,
     scale: float | None = None,
     **rounding: Any,
 ) -> Bound:

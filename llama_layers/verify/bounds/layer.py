@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify import operations
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.profiles import Rounding
 
 
-def embedding_bound(ids: Any, table: Any, /, **rounding: Any) -> Bound:
+def embedding_bound(ids: Array, table: Array, /, **rounding: Any) -> Bound:
     """Bound rows of a table, which are copied, and rounded if the result's format is narrower.
 
     Parameters
@@ -43,7 +44,7 @@ def embedding_bound(ids: Any, table: Any, /, **rounding: Any) -> Bound:
     return operations.Embedding(ids, table).bound(Rounding.of("table", table, **rounding))
 
 
-def rms_norm_bound(x: Any, weight: Any, /, *, eps: float, **rounding: Any) -> Bound:
+def rms_norm_bound(x: Array, weight: Array, /, *, eps: float, **rounding: Any) -> Bound:
     r"""Bound `llama_layers.rms_norm`.
 
     The mean square is a sum of positive numbers, so that its error is relative to itself,
@@ -83,7 +84,7 @@ def rms_norm_bound(x: Any, weight: Any, /, *, eps: float, **rounding: Any) -> Bo
     return operations.Norm(x, weight, eps).bound(Rounding.of("x", x, **rounding))
 
 
-def linear_bound(x: Any, weight: Any, bias: Any | None = None, /, **rounding: Any) -> Bound:
+def linear_bound(x: Array, weight: Array, bias: Array | None = None, /, **rounding: Any) -> Bound:
     r"""Bound `llama_layers.linear`.
 
     With n products an element, :math:`A = |x| |W|^\top + |b|` and :math:`u_o` the unit roundoff of
@@ -129,8 +130,8 @@ def linear_bound(x: Any, weight: Any, bias: Any | None = None, /, **rounding: An
 
 
 def rope_bound(
-    x: Any,
-    positions: Any,
+    x: Array,
+    positions: Array,
     config: LlamaConfig,
     /,
     *,
@@ -179,7 +180,7 @@ def rope_bound(
     return rope.bound(Rounding.of("x", x, **rounding))
 
 
-def swiglu_bound(gate: Any, up: Any, /, **rounding: Any) -> Bound:
+def swiglu_bound(gate: Array, up: Array, /, **rounding: Any) -> Bound:
     """Bound `llama_layers.swiglu`.
 
     Parameters
@@ -211,7 +212,7 @@ def swiglu_bound(gate: Any, up: Any, /, **rounding: Any) -> Bound:
     return operations.Gate(gate, up).bound(Rounding.of("gate", gate, **rounding))
 
 
-def residual_bound(x: Any, added: Any, /, **rounding: Any) -> Bound:
+def residual_bound(x: Array, added: Array, /, **rounding: Any) -> Bound:
     """Bound the sum of two arrays.
 
     Parameters

@@ -18,7 +18,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import ArrayLike
 
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.aliases import canonical_arrays, schemes_of
@@ -49,7 +51,7 @@ class _Tensor(ctypes.Structure):
 
 def record_llama_cpp(
     path: str | os.PathLike[str],
-    input_ids: Any,
+    input_ids: ArrayLike,
     /,
     *,
     kv_cache: str = "float16",
@@ -203,7 +205,7 @@ class _Callback:
         self.error: Exception | None = None
         self._ggml = _ggml()
 
-    def __call__(self, address: int, asking: bool, _: Any) -> bool:
+    def __call__(self, address: int, asking: bool, _: object) -> bool:
         try:
             name = self._name(address)
             if not asking and name is not None:
@@ -273,12 +275,13 @@ def _arrays(
                 f"{site.name}: llama.cpp showed no tensor of its name; this version may name it "
                 "otherwise"
             )
-        shape = (1, count, *site.shape[2:])
-        if found[site.name].size != math.prod(shape):
+        shape = (1, count, *(axis for axis in site.shape if isinstance(axis, int)))
+        array = to_numpy(found[site.name])
+        if array.size != math.prod(shape):
             raise RuntimeError(
-                f"{site.name}: expected shape {list(shape)}, got {list(found[site.name].shape)}"
+                f"{site.name}: expected shape {list(shape)}, got {list(array.shape)}"
             )
-        array = found[site.name].reshape(shape)
+        array = array.reshape(shape)
         rotated = layout == "interleaved" and site.role in ROTATED
         arrays[site.name] = in_halves(array, config.head_dim) if rotated else array
     return arrays
