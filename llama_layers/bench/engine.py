@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llama_layers.bench.job import ModelJob
 
-Call = Callable[[], Any]
+Call = Callable[[], object]
 State = TypeVar("State")
 # Tokens drawn before those that are timed. Ours captures a graph with the second of them; torch
 # warms up, captures and replays one.
@@ -111,7 +111,7 @@ def model_engine(runner: ModelRunner[State], job: ModelJob) -> Engine:
         ends = np.cumsum([before, *parts])
         pieces = [job.ids[:, a:b] for a, b in pairwise(ends)]
 
-        def call() -> Any:
+        def call() -> object:
             state = start
             for piece in pieces:
                 logits, state = runner.feed(state, piece)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.llama import Llama
 from llama_layers.model.weights import EMBEDDING, LlamaWeights, expected_tensors
 from llama_layers.trial.operations import DTYPES
 from llama_layers.trial.place import Place
 
-Move = Callable[[np.ndarray], Any]
+Move = Callable[[np.ndarray], Array]
 
 # Biases, groups of three heads, a window on one layer; sizes that fill vectors of 8.
 EVEN = LlamaConfig(

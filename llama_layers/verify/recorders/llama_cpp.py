@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Namespace
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.aliases import canonical_arrays, schemes_of
@@ -153,7 +154,7 @@ def record_llama_cpp(
 
 
 @contextmanager
-def _model(api: Any, path: str | os.PathLike[str]) -> Iterator[Any]:
+def _model(api: Namespace, path: str | os.PathLike[str]) -> Iterator[Any]:
     model = api.llama_model_load_from_file(os.fsencode(path), api.llama_model_default_params())
     if not model:
         raise RuntimeError(f"{path}: llama.cpp cannot load it; it says why on stderr")
@@ -165,7 +166,7 @@ def _model(api: Any, path: str | os.PathLike[str]) -> Iterator[Any]:
 
 @contextmanager
 def _context(
-    api: Any, model: Any, count: int, callback: _Callback, kv_type: int, flash_attention: bool
+    api: Namespace, model: Any, count: int, callback: _Callback, kv_type: int, flash_attention: bool
 ) -> Iterator[Any]:
     """Open a context that computes `count` tokens at once."""
     params = api.llama_context_default_params()
@@ -182,7 +183,7 @@ def _context(
         api.llama_free(context)
 
 
-def _decode(api: Any, context: Any, row: np.ndarray) -> int:
+def _decode(api: Namespace, context: Any, row: np.ndarray) -> int:
     batch = api.llama_batch_init(len(row), 0, 1)
     try:
         batch.n_tokens = len(row)
