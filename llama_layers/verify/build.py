@@ -40,7 +40,7 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         return Embedding(recorded.input_ids, to_numpy(model.weights.embed_tokens))
     if site.operation == "norm":
         x = _heads(inputs[0], config.head_dim) if len(site.shape) == 4 else inputs[0]
-        return Norm(x, to_numpy(norm_weight(site, model)), config.rms_norm_eps)
+        return Norm(x, to_numpy(matrix(site, model)[0]), config.rms_norm_eps)
     if site.operation == "linear":
         weight, bias = matrix(site, model)
         added = None if bias is None else to_numpy(bias)
@@ -64,11 +64,6 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if len(inputs) == 2:
         return WeightedSum(inputs[0], v)
     return Attention(inputs[0], inputs[1], v, mask, scale)
-
-
-def norm_weight(site: Site, model: Llama) -> Array:
-    """The weight of the norm at a site."""
-    return matrix(site, model)[0]
 
 
 def matrix(site: Site, model: Llama) -> tuple[Array, Array | None]:

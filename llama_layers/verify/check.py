@@ -292,7 +292,7 @@ class _Checker:
         found = self._recomputed.compared(site, array, self._formats(array))
         explanations: tuple[Explanation, ...] = ()
         if found.verdict == "DIFFERS" and self.explains:
-            walk, model = self._recomputed.walk, self.model
+            walk, model = self._recomputed.exact, self.model
             diagnosis = partial(diagnose_unbounded, found, self.recorded, walk, model)
             explanations = self._diagnosis(site, diagnosis)
         return SiteResult(
@@ -334,11 +334,6 @@ def _worst(array: np.ndarray, bound: Bound) -> tuple[Element, ...]:
     places = places[np.argsort(-ratio.ravel()[places], kind="stable")]
     indices = [np.unravel_index(int(place), ratio.shape) for place in places]
     return tuple(
-        Element(
-            tuple(int(i) for i in index),
-            float(array[index]),
-            float(bound.exact[index]),
-            float(bound.limit[index]),
-        )
-        for index in indices
+        Element(tuple(map(int, at)), *(float(y[at]) for y in (array, bound.exact, bound.limit)))
+        for at in indices
     )

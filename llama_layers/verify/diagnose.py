@@ -225,8 +225,7 @@ class _Trial:
     def _by_token(self, array: np.ndarray) -> np.ndarray:
         """The largest for each token, [B, S]."""
         token = 2 if self._failing.site.pairwise else 1
-        largest: np.ndarray = array.max(axis=tuple({1, 2, array.ndim - 1} - {token}))
-        return largest
+        return np.asarray(array.max(axis=tuple({1, 2, array.ndim - 1} - {token})))
 
     def _token_axes(self, tokens: np.ndarray) -> np.ndarray:
         """An array [B, S] with the axes of the site's."""

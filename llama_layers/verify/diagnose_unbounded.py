@@ -14,7 +14,7 @@ import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.model.llama import Llama
-from llama_layers.verify.build import matrix, norm_weight, operation_of
+from llama_layers.verify.build import matrix, operation_of
 from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
@@ -292,7 +292,7 @@ def _weights_of(model: Llama, layer: int, other: int) -> Change:
 
     def change(site: Site, operation: Operation, known: Recorded) -> Operation:
         if site.layer == layer and isinstance(operation, Norm):
-            return replace(operation, weight=to_numpy(norm_weight(twins[site.role], model)))
+            return replace(operation, weight=to_numpy(matrix(twins[site.role], model)[0]))
         if site.layer == layer and isinstance(operation, Linear):
             weight, bias = matrix(twins[site.role], model)
             return replace(

@@ -50,6 +50,7 @@ from llama_layers.verify.roundoff import (
 )
 
 Operand: TypeAlias = "Tracked | ArrayLike"
+Errors = tuple[Float64Array, Float64Array]
 Places = NDArray[np.bool_] | np.bool_
 
 
@@ -179,9 +180,7 @@ class Tracked:
             tiny = self.how.sums.smallest_subnormal * ~((exact == 0) & (self.off == 0))
             return self._result(exact, errors, 2 * self.how.profile.exp_ulps, tiny, self)
 
-    def apply(
-        self, function: Callable[[Float64Array], Float64Array], slope: float = 1.0
-    ) -> Tracked:
+    def apply(self, function: Callable[[Float64Array], np.ndarray], slope: float = 1.0) -> Tracked:
         """A function that changes by `slope` times its argument at most, as exact as `exp`."""
         with np.errstate(all="ignore"):
             exact = np.asarray(function(self.exact), np.float64)
@@ -290,16 +289,12 @@ class Tracked:
     def _number(self, other: Operand) -> Tracked:
         return other if isinstance(other, Tracked) else constant(other, self.how)
 
-    def with_errors(
-        self, errors: tuple[Float64Array, Float64Array], exact: Float64Array | None = None
-    ) -> Tracked:
+    def with_errors(self, errors: Errors, exact: Float64Array | None = None) -> Tracked:
         """The same numbers, or others, with other errors."""
         exact = self.exact if exact is None else exact
         return replace(self, exact=exact, off=errors[0], usual=errors[1])
 
-    def errors(
-        self, rule: Callable[..., Float64Array], *others: Tracked
-    ) -> tuple[Float64Array, Float64Array]:
+    def errors(self, rule: Callable[..., Float64Array], *others: Tracked) -> Errors:
         """The largest and the usual error by a rule for the errors of operands."""
         operands = (self, *others)
         most = rule(*(number.off for number in operands))
@@ -310,7 +305,7 @@ class Tracked:
     def _result(
         self,
         exact: Float64Array,
-        errors: tuple[Float64Array, Float64Array],
+        errors: Errors,
         roundings: float | Places,
         lost: float | NDArray[np.floating],
         *operands: Tracked,

@@ -89,12 +89,12 @@ class Recomputed:
     def __init__(self, recorded: Recorded, model: Llama) -> None:
         self._recorded = recorded
         self._model = model
-        self._exact = Recomputation(recorded, model)
+        self.exact = Recomputation(recorded, model)
         self._own: dict[str, Recomputation] = {}
 
     def compared(self, site: Site, array: np.ndarray, formats: Rounding) -> Unbounded:
         """Compare a site with its recomputation. Ask for sites in the order of a forward pass."""
-        if not self._exact.knows(site):
+        if not self.exact.knows(site):
             odd = not _is_finite(self._recorded, site, array) and _weights_are_finite(
                 self._model, site
             )
@@ -103,20 +103,9 @@ class Recomputed:
         own = self._own.setdefault(
             formats.dtype, Recomputation(self._recorded, self._model, formats.dtype)
         )
-        exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in (self._exact, own))
-        return Unbounded(
-            site,
-            array,
-            formats,
-            self._exact.gap(site).sources,
-            apart(self._recorded, array, exact),
-            distance(exact, ours),
-        )
-
-    @property
-    def walk(self) -> Recomputation:
-        """The exact recomputation."""
-        return self._exact
+        exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in (self.exact, own))
+        sources, far = self.exact.gap(site).sources, apart(self._recorded, array, exact)
+        return Unbounded(site, array, formats, sources, far, distance(exact, ours))
 
 
 def apart(recorded: Recorded, array: np.ndarray, exact: np.ndarray) -> float:

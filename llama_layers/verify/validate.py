@@ -104,17 +104,8 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
     keep = _keep(trace.attention_mask, batch, count)
     ids = _ids(trace.input_ids, batch, count, config)
     positions = _positions(trace.positions, keep, batch, count)
-    return Recorded(
-        arrays,
-        config,
-        batch,
-        count,
-        ids,
-        positions,
-        trace.positions is not None,
-        keep,
-        trace.metadata,
-    )
+    given = trace.positions is not None
+    return Recorded(arrays, config, batch, count, ids, positions, given, keep, trace.metadata)
 
 
 def stated_config(metadata: Mapping[str, str]) -> LlamaConfig | None:

@@ -157,9 +157,7 @@ _cached(
     _Cache(_one_late_in_a_ring),
 )
 _cached(
-    "cache shared by all layers",
-    "reads earlier keys and values of the last layer",
-    _Cache(_shared),
+    "cache shared by all layers", "reads earlier keys and values of the last layer", _Cache(_shared)
 )
 _cached(
     "no causal mask",
