@@ -12,7 +12,9 @@ from llama_layers.verify.bound import Bound
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.tracked import Tracked, read
 
-if TYPE_CHECKING:  # Python 3.11 knows no default
+# What a formula gets; what the fields hold: arrays, or in the view tracked numbers; and what they
+# hold where the view is of another class.
+if TYPE_CHECKING:  # TypeVars of Python 3.11 have no default
     import numpy as np
     from typing_extensions import TypeVar
 

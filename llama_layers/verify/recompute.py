@@ -150,7 +150,7 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
     """Compute an operation in a dtype; in float64 that is its exact result."""
 
     def x(array: Array) -> np.ndarray:
-        return np.asarray(to_numpy(array).astype(dtype, copy=False))
+        return to_numpy(array).astype(dtype, copy=False)
 
     def w(array: Array) -> np.ndarray:
         """Weights are wider than a narrow dtype: they are what they are in the sums."""
@@ -162,19 +162,19 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
         case Embedding():
             return x(embed(operation.ids, operation.table))
         case Norm():
-            return np.asarray(rms_norm(x(operation.x), w(operation.weight), eps=operation.eps))
+            return rms_norm(x(operation.x), w(operation.weight), eps=operation.eps)
         case Linear():
             bias = None if operation.bias is None else w(operation.bias)
-            return np.asarray(linear(x(operation.x), w(operation.weight), bias))
+            return linear(x(operation.x), w(operation.weight), bias)
         case Rope():
             rows = x(operation.x)
             table = rope_table(operation.positions, operation.config, like=rows)
-            return np.asarray(apply_rope(rows, *table, layout=operation.layout))
+            return apply_rope(rows, *table, layout=operation.layout)
         case Attention() if operation.mask is not None and operation.mask.dtype == bool:
             q, k, v = x(operation.q), x(operation.k), x(operation.v)
-            return np.asarray(attention(q, k, v, mask=operation.mask, scale=operation.scale))
+            return attention(q, k, v, mask=operation.mask, scale=operation.scale)
         case Gate():
-            return np.asarray(swiglu(x(operation.gate), x(operation.up)))
+            return swiglu(x(operation.gate), x(operation.up))
         case Residual():
-            return np.asarray(x(operation.x) + x(operation.added))
+            return x(operation.x) + x(operation.added)
     return x(operation.bound(Rounding("float64", "float64")).exact)
