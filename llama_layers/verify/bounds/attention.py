@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array
 from llama_layers.verify import operations
 from llama_layers.verify.bound import Bound
@@ -82,6 +83,7 @@ def softmax_bound(scores: Array, /, *, mask: Array | None = None, **rounding: An
     >>> bool(np.all(softmax_bound(scores).ratio(e / e.sum(axis=-1, keepdims=True)) <= 1))
     True
     """
+    namespace(mask=mask)
     return operations.Softmax(scores, mask).bound(Rounding.of("scores", scores, **rounding))
 
 
@@ -120,6 +122,7 @@ def probabilities_bound(
     >>> probabilities_bound(q, k, mask=causal, scale=0.25).limit[0, 0, 0, 1]
     np.float64(0.0)
     """
+    namespace(mask=mask)
     both = operations.Probabilities(q, k, mask, scale)
     return both.bound(Rounding.of("q", q, **rounding))
 
@@ -206,6 +209,7 @@ def attention_bound(
     >>> bool(np.all(attention_bound(q, k, v).ratio(attention(q, k, v)) <= 1))
     True
     """
+    namespace(mask=mask)
     how = Rounding.of("q", q, **rounding)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return operations.Attention(q, k, v, mask, scale).bound(how)

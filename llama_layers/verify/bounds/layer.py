@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify import operations
@@ -41,6 +42,7 @@ def embedding_bound(ids: Array, table: Array, /, **rounding: Any) -> Bound:
     >>> bool(np.all(embedding_bound(np.array([[3, 1]]), table).limit == 0))
     True
     """
+    namespace(ids=ids)
     return operations.Embedding(ids, table).bound(Rounding.of("table", table, **rounding))
 
 
@@ -126,6 +128,7 @@ def linear_bound(x: Array, weight: Array, bias: Array | None = None, /, **roundi
     >>> bool(np.all(linear_bound(x, w).ratio(linear(x, w)) <= 1))
     True
     """
+    namespace(bias=bias)
     return operations.Linear(x, weight, bias).bound(Rounding.of("x", x, **rounding))
 
 
@@ -176,6 +179,7 @@ def rope_bound(
     >>> bool(np.all(rope_bound(x, places, config).ratio(y) <= 1))
     True
     """
+    namespace(positions=positions)
     rope = operations.Rope(x, positions, config, layout)
     return rope.bound(Rounding.of("x", x, **rounding))
 
