@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from importlib.metadata import version
-from typing import Any
 
 from llama_layers.arrays.describe import describe
 from llama_layers.arrays.dtypes import accumulate_format, dtype_name, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.attention import shifted_exp
 from llama_layers.model.forward import forward
@@ -25,13 +25,13 @@ from llama_layers.verify.trace import Trace
 
 def record(
     model: Llama,
-    input_ids: Any,
+    input_ids: Array,
     /,
     *,
     sites: Iterable[str] | None = None,
     layers: Iterable[int] | None = None,
-    positions: Any | None = None,
-    attention_mask: Any | None = None,
+    positions: Array | None = None,
+    attention_mask: Array | None = None,
 ) -> Trace:
     """Run a model and keep the array of every site.
 
@@ -74,9 +74,9 @@ def record(
     wanted = {site.name for site in chosen}
     pairwise = [site for site in chosen if site.pairwise]
     needed = wanted | {name for site in pairwise for name in _inputs_of_scores(site)}
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Array] = {}
 
-    def keep(name: str, array: Any) -> Any:
+    def keep(name: str, array: Array) -> Array:
         if name in needed:
             arrays[name] = array
         return array
@@ -146,7 +146,7 @@ def _inputs_of_scores(site: Site) -> tuple[str, str]:
     return f"{name}.q_rope", f"{name}.k_rope"
 
 
-def _scores(xp: Any, q: Any, k: Any) -> Any:
+def _scores(xp: Namespace, q: Array, k: Array) -> Array:
     """Return scaled products [B, heads, S, T] in the format of sums, all at once."""
     wide = dtype_of(xp, accumulate_format(float_format("q", q)).name)
     batch, count, heads, width = q.shape
@@ -157,13 +157,13 @@ def _scores(xp: Any, q: Any, k: Any) -> Any:
     return xp.reshape(q @ kt * (1 / math.sqrt(width)), (batch, heads, count, k.shape[1]))
 
 
-def _softmax(xp: Any, scores: Any, allowed: Any) -> Any:
+def _softmax(xp: Namespace, scores: Array, allowed: Array) -> Array:
     weights = shifted_exp(xp, scores, xp.expand_dims(allowed, axis=1))
     total = xp.sum(weights, axis=-1, keepdims=True)
     return weights / xp.where(total == 0, xp.ones_like(total), total)
 
 
-def _metadata(model: Llama, xp: Any, logits: Any) -> dict[str, str]:
+def _metadata(model: Llama, xp: Namespace, logits: Array) -> dict[str, str]:
     form = float_format("logits", logits)
     return {
         "engine": f"llama_layers {version('llama-layers')}",
