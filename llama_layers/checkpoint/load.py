@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -132,7 +133,7 @@ def load(
         return place(checkpoint.read_rows(names, name))
 
     on_gpu = _uploaded(cupy_device(device), checkpoint, chosen, name) if is_cupy(backend) else None
-    tensors = _Tensors(checkpoint, chosen, on_gpu or read)
+    tensors = _Tensors(checkpoint, chosen, on_gpu or read, name)
     weights = LlamaWeights.from_named(tensors, config)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
@@ -180,8 +181,18 @@ def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
 class _Tensors(Mapping[str, Array]):
     """The tensors of a checkpoint as arrays, read when they are asked for."""
 
-    def __init__(self, checkpoint: Checkpoint, layers: frozenset[int], read: _Read) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layers: frozenset[int],
+        read: _Read,
+        dtype: str | None = None,
+    ) -> None:
         self._checkpoint, self._layers, self._read = checkpoint, layers, read
+        self._dtype = dtype
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _tensors_again, (self._checkpoint.path.absolute(), self._layers, self._dtype)
 
     def __len__(self) -> int:
         return len(self._checkpoint.tensors)
@@ -204,6 +215,12 @@ class _Tensors(Mapping[str, Array]):
                 f"{', '.join(map(str, sorted(self._layers))) or 'none'}"
             )
         return self._read(names)
+
+
+def _tensors_again(path: Path, layers: frozenset[int], dtype: str | None) -> _Tensors:
+    """Tensors from their pickle: those of the same files, for NumPy."""
+    checkpoint = open_checkpoint(path)
+    return _Tensors(checkpoint, layers, partial(checkpoint.read_rows, dtype=dtype), dtype)
 
 
 def _uploaded(

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.cli.options import Commands, add_force, add_json, add_model
 from llama_layers.cli.outputs import check_outputs
+from llama_layers.cli.workers import add_jobs, workers
 from llama_layers.files.progress import progress
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from llama_layers.checkpoint import Checkpoint
     from llama_layers.verify import Trace
 
@@ -61,6 +64,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--no-diagnose", action="store_true", help="do not look for what explains a failure"
     )
+    add_jobs(parser)
     add_force(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -68,6 +72,11 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, print the report, and write the page if asked for."""
+    with workers(args.jobs, "llama_layers.verify") as executor:
+        return _run(args, executor)
+
+
+def _run(args: argparse.Namespace, executor: Executor | None) -> int:
     from llama_layers.checkpoint import load, open_checkpoint
     from llama_layers.cli.terminal import print_report
     from llama_layers.verify import Trace, check, write_html
@@ -90,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
             profile=args.profile,
             explain=not args.no_diagnose,
             progress=lambda _: advance(1),
+            executor=executor,
         )
     args.status = report.exit_status
     if args.html is not None:

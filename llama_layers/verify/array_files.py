@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -97,6 +97,9 @@ class _Array:
             self._set_header(opened)
         if self._header.start + self._header.nbytes > file.stat().st_size:
             raise self._error(f"got a file that is cut off: {file.stat().st_size} bytes")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"file": self.file.absolute()}
 
     def _set_name(self, name: str) -> None:
         self.name = name.removesuffix(_BFLOAT16)

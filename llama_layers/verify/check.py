@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
-from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
+from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.model.llama import Llama
-from llama_layers.verify.bound import Bound
-from llama_layers.verify.build import operation_of
-from llama_layers.verify.defined import where_defined
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
-from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.judge import Judgement, judge
-from llama_layers.verify.profiles import (
-    CONTRACT,
-    PROFILES,
-    Rounding,
-    RoundingProfile,
-    profile_named,
-)
-from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
-from llama_layers.verify.report.wording import counted
-from llama_layers.verify.sites import Site, sites
+from llama_layers.verify.jobs import looks
+from llama_layers.verify.look import Asked, Look, Sites
+from llama_layers.verify.profiles import CONTRACT, RoundingProfile, profile_named
+from llama_layers.verify.report import Explanation, Report, SiteResult
+from llama_layers.verify.sites import sites
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.trace import Trace
-from llama_layers.verify.unbounded import Recomputed
 from llama_layers.verify.validate import Recorded, validated
 
-# Elements of a site that a report shows.
-WORST = 8
 # How many sites of one role are diagnosed, if what explained the first does not explain them.
 DIAGNOSED = 3
 
@@ -52,6 +37,7 @@ def check(
     profile: str | RoundingProfile | None = None,
     explain: bool = True,
     progress: Callable[[SiteResult], object] | None = None,
+    executor: Executor | None = None,
 ) -> Report:
     r"""Hold each recorded site against what it should be.
 
@@ -78,7 +64,12 @@ def check(
     explain : bool, optional
         Whether to look for the mistakes that explain a FAIL.
     progress : callable, optional
-        Called with each result as soon as it is known.
+        Called with each result as soon as it and all before it are known.
+    executor : concurrent.futures.Executor, optional
+        Where layers are judged, each in a job of its own: a `ProcessPoolExecutor`, say, or one of
+        Dask or mpi4py. A job is sent the places of files and reads its layer from them, so the
+        model should be one that `load` gave, and the trace one from a file; arrays in memory are
+        sent along. The report is that of a check without an executor.
 
     Returns
     -------
@@ -122,9 +113,13 @@ def check(
             raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
     if dtype is not None:
         _check_dtype(dtype, recorded)
-    checker = _Checker(recorded, model, dtype, accumulate, chosen, explain)
+    dtype = dtype or recorded.metadata.get("dtype")
+    accumulate = accumulate or recorded.metadata.get("accumulate")
+    judged = Sites(recorded, model, Asked(dtype, accumulate, chosen, explain))
+    diagnosis = _Diagnosis(judged)
     results = []
-    for result in checker.results():
+    for look in looks(judged, executor):
+        result = diagnosis.result(look)
         results.append(result)
         if progress is not None:
             progress(result)
@@ -155,111 +150,32 @@ def _check_dtype(dtype: str, recorded: Recorded) -> None:
 
 
 @dataclass
-class _Checker:
-    """The results of all sites, one after the other; a layer's arrays are read when it is due."""
+class _Diagnosis:
+    """What explains sites, one after the other: a mistake is made in one layer as in another."""
 
-    recorded: Recorded
-    model: Llama
-    dtype: str | None
-    accumulate: str | None
-    profile: RoundingProfile | None  # every engine's is tried where none is given
-    explains: bool
+    sites: Sites
+    _causes: dict[str, list[Explanation]] = field(default_factory=dict)  # by role
+    _diagnosed: Counter[str] = field(default_factory=Counter)
 
-    def __post_init__(self) -> None:
-        self._dtype = self.dtype or self.recorded.metadata.get("dtype")
-        self._accumulate = self.accumulate or self.recorded.metadata.get("accumulate")
-        self._causes: dict[str, list[Explanation]] = {}  # by role
-        self._diagnosed: Counter[str] = Counter()
-        self._recomputed = Recomputed(self.recorded, self.model)
+    def result(self, look: Look) -> SiteResult:
+        """The result at a site, with the mistakes that explain it."""
+        result = look.result
+        if look.unexcused is not None:
+            if found := self._explanations(look, "strictly"):
+                return replace(
+                    look.unexcused, explanations=found if self.sites.asked.explains else ()
+                )
+        elif result.verdict in ("FAIL", "DIFFERS") and self.sites.asked.explains:
+            return replace(result, explanations=self._explanations(look))
+        return result
 
-    def results(self) -> Iterator[SiteResult]:
-        for site in sites(self.model.config):
-            if site.name in self.recorded.arrays:
-                route = self.recorded.route(site)
-                if route is None:
-                    yield self._unbounded(site)
-                else:
-                    yield self._judged(site, route)
-
-    def _formats(self, array: np.ndarray, inputs: Sequence[str] = ()) -> Rounding:
-        found, *read = (self._format(a) for a in (array, *map(self.recorded.array, inputs)))
-        accumulate = self._accumulate or accumulate_format(found).name
-        narrowest = min(read, key=lambda form: form.precision).name if read else None
-        return Rounding(found.name, accumulate, self.profile or CONTRACT, narrowest)
-
-    def _format(self, array: np.ndarray) -> FloatFormat:
-        """The format that an array was rounded to."""
-        found = FLOATS[dtype_name(array.dtype)]
-        if self._dtype is not None and FLOATS[self._dtype].precision < found.precision:
-            return FLOATS[self._dtype]
-        return found
-
-    @np.errstate(invalid="ignore")  # the port may have signalling NaN
-    def _judged(self, site: Site, route: tuple[str, ...]) -> SiteResult:
-        array = self.recorded.array(site.name)
-        formats = self._formats(array, route)
-        operation = operation_of(site, route, self.recorded, self.model)
-        failing = FailingSite(site, operation, array, formats, self.recorded, self.model)
-        bound = where_defined(failing.bound(formats), site, self.recorded)
-        judgement = judge(array, bound)
-        verdict: SiteVerdict = judgement.verdict
-        note = ""
-        theirs: RoundingProfile | None = None
-        explanations: tuple[Explanation, ...] = ()
-        if verdict != "PASS" and self.profile is None:
-            theirs, explanations = self._as_profile(failing)
-            if theirs is not None:
-                habits = theirs.habits(operation.steps, formats.narrower)
-                verdict, note = "WARN", f"rounds as {theirs.name} does: {habits}"
-        judged = ~np.isinf(bound.limit)
-        if verdict != "FAIL" and not np.isfinite(array.astype(np.float64)[judged]).all():
-            verdict, note = "WARN", "the port has NaN or Inf here, as what it was given demands"
-        elif verdict != "FAIL" and (lost := _overflowed(failing)):
-            verdict, note = "WARN", f"{counted(lost, 'number')} overflowed {formats.dtype} here"
-        if verdict == "FAIL" and self.explains:
-            explanations = explanations or self._diagnosis(site, partial(diagnose, failing))
-        return SiteResult(
-            site=site,
-            verdict=verdict,
-            shape=array.shape,
-            dtype=formats.dtype,
-            accumulate=formats.accumulate,
-            inputs=route,
-            judgement=judgement,
-            difference=distance(bound.exact, array),
-            note=note or self._unusual(failing, judgement, verdict),
-            profile="" if theirs is None else theirs.name,
-            histogram=_histogram(bound.ratio(array)),
-            worst=_worst(array, bound),
-            explanations=explanations if self.explains else (),
-        )
-
-    def _as_profile(
-        self, failing: FailingSite
-    ) -> tuple[RoundingProfile | None, tuple[Explanation, ...]]:
-        """The profile whose roundings explain the array; or mistakes that explain it better."""
-        profiles = failing.formats.profiles
-        if self.recorded.metadata.get("flash_attention") == "yes":  # as `record_llama_cpp` says
-            profiles += (PROFILES["llama.cpp with flash attention"],)
-        for profile in profiles:
-            bound = failing.operation.bound(replace(failing.formats, profile=profile))
-            bound = where_defined(bound, failing.site, self.recorded)
-            if judge(failing.computed, bound).verdict == "PASS":
-                strictly = partial(diagnose, failing, strictly=True)
-                # Unrounded inputs excuse much: what explains without them is what it was.
-                if profile.excess_precision and (
-                    found := self._diagnosis(failing.site, strictly, "strictly")
-                ):
-                    return None, found
-                return profile, ()
-        return None, ()
-
-    def _diagnosis(
-        self, site: Site, diagnosis: Callable[..., tuple[Explanation, ...]], how: str = ""
-    ) -> tuple[Explanation, ...]:
+    def _explanations(self, look: Look, how: str = "") -> tuple[Explanation, ...]:
         """Mistakes that explain a site: those that explained others of its role, or else any."""
-        role = f"{site.role} {how}"
+        role = f"{look.result.site.role} {how}"
         known = self._causes.setdefault(role, [])
+        if not known and self._diagnosed[role] >= DIAGNOSED:
+            return ()
+        diagnosis = self._diagnosis(look, strictly=bool(how))
         again = diagnosis(only={cause.name for cause in known}) if known else ()
         if again or self._diagnosed[role] >= DIAGNOSED:
             return again
@@ -268,72 +184,9 @@ class _Checker:
         known.extend(found)
         return found
 
-    def _unusual(self, failing: FailingSite, judgement: Judgement, verdict: SiteVerdict) -> str:
-        """A note on errors that rounding can explain, but rarely does."""
-        if verdict != "WARN":
-            return ""
-        if judgement.usual_ratio <= 1:
-            return (
-                "nothing could be judged: numbers can overflow, or sums have too few bits for a "
-                "limit"
-            )
-        causes = diagnose(failing, usually=True) if self.explains else ()
-        said = "rounding can explain it, but errors are larger than usual"
-        if not causes:
-            return f"{said}: sums in fewer bits than stated, perhaps"
-        names = list(dict.fromkeys(cause.name for cause in causes))
-        detail = causes[0].detail.removesuffix(".") if len(names) == 1 else ""
-        return f"{said}, and like those of {' or '.join(names)}. {detail}".removesuffix(". ")
-
-    @np.errstate(invalid="ignore")
-    def _unbounded(self, site: Site) -> SiteResult:
-        """The result at a site whose inputs were not recorded."""
-        array = self.recorded.array(site.name)
-        found = self._recomputed.compared(site, array, self._formats(array))
-        explanations: tuple[Explanation, ...] = ()
-        if found.verdict == "DIFFERS" and self.explains:
-            walk, model = self._recomputed.exact, self.model
-            diagnosis = partial(diagnose_unbounded, found, self.recorded, walk, model)
-            explanations = self._diagnosis(site, diagnosis)
-        return SiteResult(
-            site=site,
-            verdict=found.verdict,
-            shape=array.shape,
-            dtype=found.formats.dtype,
-            accumulate=found.formats.accumulate,
-            inputs=found.inputs,
-            judgement=None,
-            difference=found.difference,
-            yardstick=found.yardstick,
-            note=found.note,
-            explanations=explanations,
-        )
-
-
-def _overflowed(failing: FailingSite) -> int:
-    """Count the non-finite values where the exact value is finite and overflow is possible."""
-    if failing.site.pairwise:  # hidden keys have no limit either
-        return 0
-    bound = failing.bound(failing.formats)
-    lost = ~np.isfinite(failing.computed) & np.isfinite(bound.exact) & np.isinf(bound.limit)
-    return int(np.count_nonzero(lost))
-
-
-def _histogram(ratio: NDArray[np.float64]) -> tuple[int, ...]:
-    edges = np.asarray([-np.inf, *EDGES, np.inf])
-    places = np.searchsorted(edges[1:-1], ratio.ravel(), side="left")
-    return tuple(int(n) for n in np.bincount(places, minlength=len(EDGES) + 1))
-
-
-def _worst(array: np.ndarray, bound: Bound) -> tuple[Element, ...]:
-    ratio = bound.ratio(array)
-    count = min(WORST, ratio.size)
-    if not count:
-        return ()
-    places = np.argpartition(-ratio, count - 1, axis=None)[:count]
-    places = places[np.argsort(-ratio.ravel()[places], kind="stable")]
-    indices = [np.unravel_index(int(place), ratio.shape) for place in places]
-    return tuple(
-        Element(tuple(map(int, at)), *(float(y[at]) for y in (array, bound.exact, bound.limit)))
-        for at in indices
-    )
+    def _diagnosis(self, look: Look, strictly: bool) -> Callable[..., tuple[Explanation, ...]]:
+        evidence = look.evidence or self.sites.evidence(look.result.site)
+        if isinstance(evidence, FailingSite):
+            return partial(diagnose, evidence, strictly=strictly)
+        walk = self.sites.recomputed.exact
+        return partial(diagnose_unbounded, evidence, self.sites.recorded, walk, self.sites.model)

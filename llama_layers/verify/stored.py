@@ -22,7 +22,10 @@ class ArrayInfo(NamedTuple):
 
 
 class StoredArray(NamedTuple):
-    """An array that is read when it is used; its shape and dtype are known before."""
+    """An array that is read when it is used; its shape and dtype are known before.
+
+    One in a file is pickled as the place of the file and its name there.
+    """
 
     info: Callable[[], ArrayInfo]
     read: Callable[[], Array]
@@ -30,7 +33,15 @@ class StoredArray(NamedTuple):
     def changed(self, shape: tuple[int, ...], change: Callable[[Array], Array]) -> StoredArray:
         """Return the array as a function changes it, to another shape, when it is read."""
         info = ArrayInfo(shape, self.info().dtype)
-        return StoredArray(lambda: info, lambda: change(self.read()))
+        return StoredArray(partial(_same, info), partial(_changed, self.read, change))
+
+
+def _same(info: ArrayInfo) -> ArrayInfo:
+    return info
+
+
+def _changed(read: Callable[[], Array], change: Callable[[Array], Array]) -> Array:
+    return change(read())
 
 
 class StoredArrays(Mapping[str, Array]):
@@ -53,8 +64,11 @@ class StoredArrays(Mapping[str, Array]):
 
 
 def stored(arrays: Mapping[str, Array], name: str) -> StoredArray:
-    """Return one of some arrays, to be read when it is used."""
-    return StoredArray(partial(info_of, arrays, name), partial(arrays.__getitem__, name))
+    """Return one of some arrays, to be read when it is used, without the others."""
+    if isinstance(arrays, StoredArrays):
+        return arrays.stored[name]
+    one = {name: arrays[name]} if isinstance(arrays, dict) else arrays
+    return StoredArray(partial(info_of, one, name), partial(one.__getitem__, name))
 
 
 def info_of(arrays: Mapping[str, Array], name: str) -> ArrayInfo:

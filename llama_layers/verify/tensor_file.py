@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +33,48 @@ def open_tensors(file: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
     if not file.is_file():
         raise TraceError(f"{file}: expected a safetensors file, got no regular file")
     try:
-        opened: Any = safe_open(file, framework="numpy")
+        tensors = _Tensors(file)
     except (SafetensorError, OSError) as error:
         raise TraceError(f"{file}: expected a safetensors file{_found(file, error)}") from None
     _check_names(file)
     stored = {
-        name: StoredArray(partial(_info, opened, name), partial(_read, file, opened, name))
-        for name in opened.keys()  # noqa: SIM118  # it is not a mapping
+        name: StoredArray(partial(tensors.info, name), partial(tensors.read, name))
+        for name in tensors.opened.keys()  # noqa: SIM118  # it is not a mapping
     }
-    return stored, opened.metadata() or {}
+    metadata = tensors.opened.metadata() or {}
+    return stored, dict(sorted(metadata.items()))  # in no order as it comes
 
 
-def _info(opened: Any, name: str) -> ArrayInfo:
-    tensor = opened.get_slice(name)
-    dtype = tensor.get_dtype()
-    return ArrayInfo(tuple(tensor.get_shape()), _DTYPES.get(dtype, dtype))
+class _Tensors:
+    """The tensors of an open file; a pickle opens it again."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.changed = file.stat().st_mtime_ns
+        self.opened: Any = safe_open(file, framework="numpy")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (self.file.absolute(), self.changed)
+
+    def info(self, name: str) -> ArrayInfo:
+        tensor = self.opened.get_slice(name)
+        dtype = tensor.get_dtype()
+        return ArrayInfo(tuple(tensor.get_shape()), _DTYPES.get(dtype, dtype))
+
+    def read(self, name: str) -> np.ndarray:
+        if (dtype := self.info(name).dtype) not in STORED:
+            raise TraceError(
+                f"{self.file}: {name}: expected one of the dtypes {', '.join(_DTYPES)}, got {dtype}"
+            )
+        return self.opened.get_tensor(name)
 
 
-def _read(file: Path, opened: Any, name: str) -> np.ndarray:
-    if (dtype := _info(opened, name).dtype) not in STORED:
-        raise TraceError(
-            f"{file}: {name}: expected one of the dtypes {', '.join(_DTYPES)}, got {dtype}"
-        )
-    return opened.get_tensor(name)
+@lru_cache(maxsize=16)  # many arrays come from one file
+def _opened_again(file: Path, changed: int) -> _Tensors:
+    tensors = _Tensors(file)
+    if tensors.changed != changed:
+        raise TraceError(f"{file}: expected the file that was opened, got another since")
+    return tensors
 
 
 def _check_names(file: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import ml_dtypes
@@ -94,6 +97,26 @@ def test_check_as_json(run, port, wrong):
     assert [r["site"]["name"] for r in content["results"]] == NAMES
     failing = [r["site"]["name"] for r in content["results"] if r["verdict"] == "FAIL"]
     assert failing == ([Q_ROPE, "model.layers.1.self_attn.attention"] if wrong else [])
+
+
+def test_processes_give_the_report_of_one(run, port, monkeypatch):
+    wrong = spoilt(port)
+    pages = [wrong.with_name(f"{jobs}.html") for jobs in (1, 2)]
+    texts, contents = [], []
+    for jobs, page in enumerate(pages, start=1):
+        status, out, err = run("check", wrong, "--all", "--jobs", jobs, "--html", page)
+        assert (status, err) == (1, "")
+        texts.append(re.sub(r"in \d+\.\d s|\d\.html", "", out))
+        contents.append(re.sub(r"in \d+\.\d s", "", page.read_text(encoding="utf-8")))
+    assert texts[0] == texts[1]
+    assert contents[0] == contents[1]
+    submit = ProcessPoolExecutor.submit
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", lambda self, job: submit(self, os._exit, 9))
+    said = "--jobs: one of the processes ended before its work was done: killed, perhaps"
+    assert said in trouble(run, "check", port, "--jobs", 2)
+    for count in ("0", "-1", "two", "1.5"):
+        with pytest.raises(SystemExit):
+            run("check", port, f"--jobs={count}")
 
 
 def test_check_as_a_page(run, port):

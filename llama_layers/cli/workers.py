@@ -1,0 +1,68 @@
+"""Processes that take a part of the work, for ``--jobs``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+# What sets the number of threads of BLAS libraries and of numba, before they are loaded.
+_THREADS = ("OPENBLAS", "OMP", "MKL", "BLIS", "NUMBA", "VECLIB_MAXIMUM")
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add --jobs."""
+    parser.add_argument(
+        "--jobs",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="how many processes share the work; each has one thread (default: 1)",
+    )
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 10_000):
+        raise argparse.ArgumentTypeError(f"expected a positive number of processes, got {text!r}")
+    return int(text)
+
+
+@contextmanager
+def workers(count: int, module: str) -> Iterator[Executor | None]:
+    """Give processes that import a module, which they start to do now; None where one is enough.
+
+    They are not forked from this one, whose threads might hold locks.
+    """
+    if count == 1:
+        yield None
+        return
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+    from multiprocessing import get_all_start_methods, get_context
+
+    usual = {name: os.environ.get(name) for name in (f"{of}_NUM_THREADS" for of in _THREADS)}
+    os.environ.update(dict.fromkeys(usual, "1"))
+    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+    try:
+        if method == "forkserver":
+            from multiprocessing import forkserver
+
+            forkserver.set_forkserver_preload([module])
+            forkserver.ensure_running()
+        with ProcessPoolExecutor(count, get_context(method)) as pool:
+            yield pool
+    except BrokenExecutor:
+        raise ChildProcessError(
+            "--jobs: one of the processes ended before its work was done: killed, perhaps because "
+            "memory was short"
+        ) from None
+    finally:
+        for name, value in usual.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

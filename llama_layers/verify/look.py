@@ -1,0 +1,237 @@
+"""What can be said of each site by itself, before mistakes are looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
+from llama_layers.model.llama import Llama
+from llama_layers.verify.bound import Bound
+from llama_layers.verify.build import operation_of
+from llama_layers.verify.defined import where_defined
+from llama_layers.verify.diagnose import diagnose
+from llama_layers.verify.distance import distance
+from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.judge import Judgement, judge
+from llama_layers.verify.profiles import CONTRACT, PROFILES, Rounding, RoundingProfile
+from llama_layers.verify.report import EDGES, Element, SiteResult, SiteVerdict
+from llama_layers.verify.report.wording import counted
+from llama_layers.verify.sites import Site
+from llama_layers.verify.unbounded import Recomputed, Unbounded
+from llama_layers.verify.validate import Recorded
+
+# Elements of a site that a report shows.
+WORST = 8
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of a site before mistakes are looked for.
+
+    Attributes
+    ----------
+    result : SiteResult
+        Without explanations.
+    unexcused : SiteResult or None
+        The result that holds instead if a mistake explains the site without the roundings that
+        `result` excuses it by: they would excuse much.
+    evidence : FailingSite, Unbounded or None
+        What mistakes are to explain; None where it was left behind, to be computed again.
+    """
+
+    result: SiteResult
+    unexcused: SiteResult | None = None
+    evidence: FailingSite | Unbounded | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a check was asked for.
+
+    Attributes
+    ----------
+    dtype, accumulate : str or None
+        What the port rounds results to, and keeps sums in; as the arrays are, if None.
+    profile : RoundingProfile or None
+        The engine; every engine's roundings are tried where none is given.
+    explains : bool
+        Whether to look for mistakes.
+    """
+
+    dtype: str | None
+    accumulate: str | None
+    profile: RoundingProfile | None
+    explains: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Sites:
+    """The recorded sites of a trace, each held against the model by itself."""
+
+    recorded: Recorded
+    model: Llama
+    asked: Asked
+
+    @cached_property
+    def recomputed(self) -> Recomputed:
+        """The sites whose inputs were not recorded. Ask in the order of a forward pass."""
+        return Recomputed(self.recorded, self.model)
+
+    def look(self, site: Site) -> Look:
+        """Hold a recorded site against its bound, or else against a recomputation."""
+        evidence = self.evidence(site)
+        if isinstance(evidence, Unbounded):
+            return Look(_compared(evidence), evidence=evidence)
+        return self._judged(evidence)
+
+    @np.errstate(invalid="ignore")  # the port may have signalling NaN
+    def evidence(self, site: Site) -> FailingSite | Unbounded:
+        """A recorded site with all that it is held against."""
+        array, route = self.recorded.array(site.name), self.recorded.route(site)
+        if route is None:
+            return self.recomputed.compared(site, array, self._formats(array))
+        operation = operation_of(site, route, self.recorded, self.model)
+        formats = self._formats(array, route)
+        return FailingSite(site, operation, array, formats, self.recorded, self.model)
+
+    def _formats(self, array: np.ndarray, inputs: Sequence[str] = ()) -> Rounding:
+        found, *read = (self._format(a) for a in (array, *map(self.recorded.array, inputs)))
+        accumulate = self.asked.accumulate or accumulate_format(found).name
+        narrowest = min(read, key=lambda form: form.precision).name if read else None
+        return Rounding(found.name, accumulate, self.asked.profile or CONTRACT, narrowest)
+
+    def _format(self, array: np.ndarray) -> FloatFormat:
+        """The format that an array was rounded to."""
+        found = FLOATS[dtype_name(array.dtype)]
+        if self.asked.dtype is not None and FLOATS[self.asked.dtype].precision < found.precision:
+            return FLOATS[self.asked.dtype]
+        return found
+
+    @np.errstate(invalid="ignore")
+    def _judged(self, failing: FailingSite) -> Look:
+        array, formats = failing.computed, failing.formats
+        bound = where_defined(failing.bound(formats), failing.site, self.recorded)
+        judgement = judge(array, bound)
+        theirs = None
+        if judgement.verdict != "PASS" and self.asked.profile is None:
+            theirs = self._profile_of(failing)
+        route = self.recorded.route(failing.site)
+        assert route is not None  # or else it is not judged
+        failed = SiteResult(
+            site=failing.site,
+            verdict="FAIL",
+            shape=array.shape,
+            dtype=formats.dtype,
+            accumulate=formats.accumulate,
+            inputs=route,
+            judgement=judgement,
+            difference=distance(bound.exact, array),
+            histogram=_histogram(bound.ratio(array)),
+            worst=_worst(array, bound),
+        )
+        if theirs is None and judgement.verdict == "FAIL":
+            return Look(failed, evidence=failing)
+        verdict, note = self._remark(failing, judgement, bound, theirs)
+        result = replace(
+            failed, verdict=verdict, note=note, profile="" if theirs is None else theirs.name
+        )
+        if theirs is None or not theirs.excess_precision:
+            return Look(result)
+        return Look(result, failed, failing)
+
+    def _remark(
+        self,
+        failing: FailingSite,
+        judgement: Judgement,
+        bound: Bound,
+        theirs: RoundingProfile | None,
+    ) -> tuple[SiteVerdict, str]:
+        """The verdict on a site that does not fail, and what there is to say of it."""
+        array, formats = failing.computed, failing.formats
+        if not np.isfinite(array.astype(np.float64)[~np.isinf(bound.limit)]).all():
+            return "WARN", "the port has NaN or Inf here, as what it was given demands"
+        if lost := _overflowed(failing):
+            return "WARN", f"{counted(lost, 'number')} overflowed {formats.dtype} here"
+        if theirs is not None:
+            habits = theirs.habits(failing.operation.steps, formats.narrower)
+            return "WARN", f"rounds as {theirs.name} does: {habits}"
+        return judgement.verdict, self._unusual(failing, judgement)
+
+    def _profile_of(self, failing: FailingSite) -> RoundingProfile | None:
+        """The profile whose roundings explain an array."""
+        profiles = failing.formats.profiles
+        if self.recorded.metadata.get("flash_attention") == "yes":  # as `record_llama_cpp` says
+            profiles += (PROFILES["llama.cpp with flash attention"],)
+        for profile in profiles:
+            bound = failing.operation.bound(replace(failing.formats, profile=profile))
+            bound = where_defined(bound, failing.site, self.recorded)
+            if judge(failing.computed, bound).verdict == "PASS":
+                return profile
+        return None
+
+    def _unusual(self, failing: FailingSite, judgement: Judgement) -> str:
+        """A note on errors that rounding can explain, but rarely does."""
+        if judgement.verdict != "WARN":
+            return ""
+        if judgement.usual_ratio <= 1:
+            return (
+                "nothing could be judged: numbers can overflow, or sums have too few bits for a "
+                "limit"
+            )
+        causes = diagnose(failing, usually=True) if self.asked.explains else ()
+        said = "rounding can explain it, but errors are larger than usual"
+        if not causes:
+            return f"{said}: sums in fewer bits than stated, perhaps"
+        names = list(dict.fromkeys(cause.name for cause in causes))
+        detail = causes[0].detail.removesuffix(".") if len(names) == 1 else ""
+        return f"{said}, and like those of {' or '.join(names)}. {detail}".removesuffix(". ")
+
+
+def _compared(found: Unbounded) -> SiteResult:
+    """The result at a site whose inputs were not recorded."""
+    return SiteResult(
+        site=found.site,
+        verdict=found.verdict,
+        shape=found.array.shape,
+        dtype=found.formats.dtype,
+        accumulate=found.formats.accumulate,
+        inputs=found.inputs,
+        judgement=None,
+        difference=found.difference,
+        yardstick=found.yardstick,
+        note=found.note,
+    )
+
+
+def _overflowed(failing: FailingSite) -> int:
+    """Count the non-finite values where the exact value is finite and overflow is possible."""
+    if failing.site.pairwise:  # hidden keys have no limit either
+        return 0
+    bound = failing.bound(failing.formats)
+    lost = ~np.isfinite(failing.computed) & np.isfinite(bound.exact) & np.isinf(bound.limit)
+    return int(np.count_nonzero(lost))
+
+
+def _histogram(ratio: NDArray[np.float64]) -> tuple[int, ...]:
+    edges = np.asarray([-np.inf, *EDGES, np.inf])
+    places = np.searchsorted(edges[1:-1], ratio.ravel(), side="left")
+    return tuple(int(n) for n in np.bincount(places, minlength=len(EDGES) + 1))
+
+
+def _worst(array: np.ndarray, bound: Bound) -> tuple[Element, ...]:
+    ratio = bound.ratio(array)
+    count = min(WORST, ratio.size)
+    if not count:
+        return ()
+    places = np.argpartition(-ratio, count - 1, axis=None)[:count]
+    places = places[np.argsort(-ratio.ravel()[places], kind="stable")]
+    indices = [np.unravel_index(int(place), ratio.shape) for place in places]
+    return tuple(
+        Element(tuple(map(int, at)), *(float(y[at]) for y in (array, bound.exact, bound.limit)))
+        for at in indices
+    )
