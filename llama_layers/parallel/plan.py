@@ -145,7 +145,8 @@ class Shard:
         for axis, size in enumerate(axes):
             if size in self.pieces:
                 array = _taken(array, axis, self.pieces[size])
-        if self.rank and _below_layer(name) in _AFTER_THE_SUM:  # rank 0 adds it, once
+        module, _, kind = _below_layer(name).rpartition(".")
+        if self.rank and kind == "bias" and module in SUMMED:  # rank 0 adds it, once
             return namespace(array=array).zeros_like(array)
         return array
 
@@ -153,12 +154,12 @@ class Shard:
 # The names of the axes of the tensors below a layer.
 _AXES = {tensor.name: tuple(tensor.axes.split()) for tensor in TENSORS}
 _SPLIT = ("q_size", "kv_size", "intermediate_size")
-# Biases of matrices whose columns are split: each belongs to the sum over all ranks.
-_AFTER_THE_SUM = {
-    name.removesuffix("weight") + "bias"
+# Modules whose matrix is split by columns: each rank has a partial sum of what they give.
+SUMMED = frozenset(
+    name.removesuffix(".weight")
     for name, axes in _AXES.items()
     if len(axes) == 2 and axes[1] in _SPLIT
-}
+)
 
 
 def _below_layer(name: str) -> str:

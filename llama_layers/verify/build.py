@@ -10,6 +10,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.layers.weights import LayerWeights
 from llama_layers.model.llama import Llama
+from llama_layers.parallel.plan import SUMMED
 from llama_layers.verify.operations import (
     Attention,
     Embedding,
@@ -44,7 +45,7 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if site.operation == "linear":
         weight, bias = matrix(site, model)
         added = None if bias is None else to_numpy(bias)
-        return Linear(_flat(inputs[0]), to_numpy(weight), added)
+        return Linear(_flat(inputs[0]), to_numpy(weight), added, site.role in SUMMED)
     if site.operation == "residual":
         return Residual(inputs[0], inputs[1])
     if site.operation == "gate":

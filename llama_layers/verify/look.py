@@ -18,7 +18,13 @@ from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.judge import Judgement, judge
-from llama_layers.verify.profiles import CONTRACT, PROFILES, Rounding, RoundingProfile
+from llama_layers.verify.profiles import (
+    CONTRACT,
+    PROFILES,
+    Rounding,
+    RoundingProfile,
+    profile_named,
+)
 from llama_layers.verify.report import EDGES, Element, SiteResult, SiteVerdict
 from llama_layers.verify.report.wording import counted
 from llama_layers.verify.sites import Site
@@ -164,9 +170,11 @@ class Sites:
 
     def _profile_of(self, failing: FailingSite) -> RoundingProfile | None:
         """The profile whose roundings explain an array."""
-        profiles = failing.formats.profiles
-        if self.recorded.metadata.get("flash_attention") == "yes":  # as `record_llama_cpp` says
+        profiles, said = failing.formats.profiles, self.recorded.metadata
+        if said.get("flash_attention") == "yes":  # as `record_llama_cpp` says
             profiles += (PROFILES["llama.cpp with flash attention"],)
+        if "tensor_parallel" in said and "reduce" in failing.operation.steps:
+            profiles += (profile_named(f"tensor parallel, {said['tensor_parallel']}"),)
         for profile in profiles:
             bound = failing.operation.bound(replace(failing.formats, profile=profile))
             bound = where_defined(bound, failing.site, self.recorded)

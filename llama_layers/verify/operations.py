@@ -139,12 +139,17 @@ class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
 
 @dataclass(frozen=True, eq=False)
 class Linear(Operation["Product"], Generic[Stored]):
-    """A product of x [..., K] with a matrix [N, K], and a bias [N]."""
+    """A product of x [..., K] with a matrix [N, K], and a bias [N].
+
+    It is `summed` where ranks that share the work add their parts of it.
+    """
 
     inputs = ("x", "weight")
+    steps = ("reduce",)
     x: Stored
     weight: Stored
     bias: Stored | None = None
+    summed: bool = False
 
     def read(self, how: Rounding) -> Product:
         """The view: x as tracked numbers, the matrix and the bias as they are."""
@@ -159,12 +164,13 @@ class Linear(Operation["Product"], Generic[Stored]):
             raise ValueError(
                 f"bias: expected shape [{weight.shape[0]}], got {list(self.bias.shape)}"
             )
-        return Product(x, to_numpy(weight), None if self.bias is None else to_numpy(self.bias))
+        bias = None if self.bias is None else to_numpy(self.bias)
+        return Product(x, to_numpy(weight), bias, self.summed)
 
     @staticmethod
     def formula(product: Product) -> Tracked:
         """The products of x with each row of the matrix."""
-        return matmul(product.x, product.weight, product.bias)
+        return matmul(product.x, product.weight, product.bias, summed=product.summed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +180,7 @@ class Product:
     x: Tracked
     weight: np.ndarray
     bias: np.ndarray | None
+    summed: bool = False
 
 
 @dataclass(frozen=True, eq=False)

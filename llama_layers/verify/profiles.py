@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -65,6 +66,11 @@ class RoundingProfile:
         The error of cosines and sines, in units in the last place.
     block : int
         The fewest keys after which attention rescales what it has summed.
+    ranks : int
+        How many ranks share the work (tensor parallelism): each has a partial sum of what
+        ``o_proj`` and ``down_proj`` give.
+    reduce : str or None
+        The format that ranks round partial sums to, and add them in; None for that of all sums.
     """
 
     name: str
@@ -84,6 +90,8 @@ class RoundingProfile:
     exp_ulps: float = 4.0
     trig_ulps: float = 1.0
     block: int = 16
+    ranks: int = 1
+    reduce: str | None = _step("partial sums of ranks to {}", None)
 
     def habits(self, steps: Iterable[str], dtype: str | None) -> str:
         """Say which roundings some steps make; `dtype` is None where it holds the sums."""
@@ -129,12 +137,22 @@ PROFILES = {
 }
 
 
+# An engine whose ranks add partial sums: "transformers, tensor parallel, 2 ranks, float32 reduce".
+_PARALLEL = re.compile(r"(?:(.+), )?tensor parallel, ([1-9]\d{0,5}) ranks?, (\w+) reduce")
+
+
 def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
     """The profile of a name; a ValueError if there is none."""
     if isinstance(profile, RoundingProfile):
         return profile
+    if (found := _PARALLEL.fullmatch(profile)) and found[3] in FLOATS:
+        engine = CONTRACT if found[1] is None else profile_named(found[1])
+        return replace(engine, name=profile, ranks=int(found[2]), reduce=found[3])
     if profile not in PROFILES:
-        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}")
+        raise ValueError(
+            f"profile: expected one of {', '.join(PROFILES)}, or one such as 'tensor parallel, "
+            f"2 ranks, bfloat16 reduce', got {profile!r}"
+        )
     return PROFILES[profile]
 
 
@@ -205,7 +223,7 @@ class Rounding:
         TypeError
             If the array holds no floats, or a profile has no such field.
         ValueError
-            If a format or a profile is unknown, or `block` is not a positive integer.
+            If a format or a profile is unknown, or `block` or `ranks` is not a positive integer.
         """
         stored = float_format(name, array)
         fields_of_profiles = {f.name for f in fields(RoundingProfile)} - {"name"}
@@ -221,6 +239,7 @@ class Rounding:
             steps = {"excess_precision": True, **steps}
         known = replace(profile_named(profile), **steps)
         check_count("block", known.block)
+        check_count("ranks", known.ranks)
         sums = accumulate or accumulate_format(stored).name
         return cls(dtype or stored.name, sums, known, inputs)
 

@@ -8,12 +8,13 @@ probability.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dtypes import FloatFormat
+from llama_layers.arrays.dtypes import FLOATS, FloatFormat
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import (
     GROWTHS,
@@ -29,8 +30,14 @@ from llama_layers.verify.tracked import Tracked
 BLOCK_ROWS = 1024
 
 
-def matmul(x: Tracked, w: np.ndarray, bias: np.ndarray | None = None) -> Tracked:
-    """Products of x [..., K] with the rows of a matrix [N, K], some at a time; see `dot`."""
+def matmul(
+    x: Tracked, w: np.ndarray, bias: np.ndarray | None = None, *, summed: bool = False
+) -> Tracked:
+    """Products of x [..., K] with the rows of a matrix [N, K], some at a time; see `dot`.
+
+    Where ranks sum them, see `Ranks`.
+    """
+    ranks = Ranks.of(x.how, bias is not None) if summed else None
     b = None if bias is None else bias.astype(np.float64)
     rows = x.moved(lambda array: array.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
     arrays = [np.empty((len(rows.exact), len(w))) for _ in range(3)]
@@ -38,15 +45,56 @@ def matmul(x: Tracked, w: np.ndarray, bias: np.ndarray | None = None) -> Tracked
         block = slice(start, start + BLOCK_ROWS)
         none = np.zeros(())
         matrix = Tracked(w[block].astype(np.float64), none, none, x.how, x.how.sums)
-        part = dot(rows, matrix, None if b is None else b[block])
+        part = dot(rows, matrix, None if b is None else b[block], ranks=ranks)
         for array, values in zip(arrays, (part.exact, part.off, part.usual), strict=True):
             array[:, block] = values
     exact, off, usual = (array.reshape(*x.shape[:-1], len(w)) for array in arrays)
-    return Tracked(exact, off, usual, x.how, x.how.sums)
+    return Tracked(exact, off, usual, x.how, x.how.sums if ranks is None else ranks.form)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    r"""Ranks that each compute a part of a sum, and add their parts in a format of their own.
+
+    In a part each product takes part in at most n roundings, however the n products are split.
+    Then p parts are rounded to the format of the reduce, with roundoff :math:`u_r`, and each
+    takes part in at most p - 1 of the roundings of their additions, in any order (Higham, section
+    4.2). So each product is multiplied with :math:`(1 + \theta_n)(1 + \theta^{(r)}_p)`, and
+
+    .. math:: |\hat y - y| \le \bigl((1 + \gamma_n)(1 + \gamma^{(r)}_p) - 1\bigr) A
+        + 2 p \eta_r .
+
+    Where the format of the reduce holds that of the sums, parts are not rounded, and p is p - 1. A
+    bias may be one term more of either sum. A single rank adds nothing.
+    """
+
+    roundings: int
+    """How many each product meets in the reduce."""
+    form: FloatFormat
+    """That of the reduce."""
+    lost: float
+    """What parts and their sums lose where they underflow."""
+
+    @classmethod
+    def of(cls, how: Rounding, biased: bool) -> Ranks | None:
+        """The ranks of a profile; None for one."""
+        count, form = how.profile.ranks, FLOATS[how.profile.reduce or how.accumulate]
+        if count == 1:
+            return None
+        tiny = form.smallest_normal if how.profile.flushes else form.smallest_subnormal
+        return cls(count - form.holds(how.sums) + biased, form, 2 * count * tiny)
+
+    def grown(self, error: float, grow: Callable[[int, float], float]) -> float:
+        """The relative error of a product after the reduce."""
+        return compounded(error, grow(self.roundings, self.form.unit_roundoff))
 
 
 def dot(
-    x: Tracked, rows: Tracked, bias: Float64Array | None = None, scale: float | None = None
+    x: Tracked,
+    rows: Tracked,
+    bias: Float64Array | None = None,
+    scale: float | None = None,
+    ranks: Ranks | None = None,
 ) -> Tracked:
     r"""Products of x [..., S, K] with rows [N, K], a bias [N] added, or scaled.
 
@@ -67,11 +115,12 @@ def dot(
 
     A scale is itself rounded, and multiplies before or after the sum, in two roundings; two more
     allow its root in both factors: n + 4. The products are rounded as the profile rounds "scores",
-    before and after they are scaled.
+    before and after they are scaled. What ranks add is in `Ranks`.
     """
     how, sums, out = x.how, x.how.sums, x.how.out
     n = x.shape[-1] + (bias is not None) + 4 * (scale is not None)
     size_x, size_w = x.size, rows.size
+    form = sums if ranks is None else ranks.form
     with np.errstate(all="ignore"):
         # In another order than the result is summed in: a float64 result is not its own judge.
         product = _contiguous(x.exact) @ _contiguous(rows.exact).swapaxes(-1, -2)
@@ -82,11 +131,16 @@ def dot(
         underflow: float | Float64Array = n * how.lost
         if how.profile.flushes or scale is not None:
             underflow = how.lost * (size_x.sum(-1)[..., None] + size_w.sum(-1) + 2 * n)
+        if ranks is not None:
+            underflow = underflow + ranks.lost
         zero = (magnitude == 0) & (sums.name != "float64")
         errors = []
         for grow, moved in zip(GROWTHS, _moved(x, rows, size_x, size_w), strict=True):
-            error = how.own * grow(n, sums.unit_roundoff) * magnitude + moved
-            fits = max(1.0, abs(scale or 0.0)) * (magnitude + error) < sums.max
+            growth = how.own * grow(n, sums.unit_roundoff)
+            if ranks is not None:
+                growth = ranks.grown(growth, grow)
+            error = growth * magnitude + moved
+            fits = max(1.0, abs(scale or 0.0)) * (magnitude + error) < min(sums.max, form.max)
             error = error + underflow
             if bias is not None and not out.holds(sums):
                 error = error * (1 + out.unit_roundoff) + out.unit_roundoff * np.abs(product)
@@ -95,7 +149,7 @@ def dot(
             error[zero] = 0.0
             errors.append(error)
         if scale is None:
-            return Tracked(exact, errors[0], errors[1], how, sums)
+            return Tracked(exact, errors[0], errors[1], how, form)
         rounded = Tracked(exact, errors[0], errors[1], how, sums).step("scores")
         most, usual = (
             np.where(zero, 0.0, e * abs(scale) + underflow) for e in (rounded.off, rounded.usual)

@@ -106,7 +106,8 @@ def linear_bound(x: Array, weight: Array, bias: Array | None = None, /, **roundi
     bias : Array, shape [N], optional
         Added to each row.
     **rounding : object
-        Keywords of `Rounding.of`.
+        Keywords of `Rounding.of`. With ``ranks=4, reduce="bfloat16"`` the sum is one of partial
+        sums that four ranks add in bfloat16.
 
     Returns
     -------
@@ -129,7 +130,8 @@ def linear_bound(x: Array, weight: Array, bias: Array | None = None, /, **roundi
     True
     """
     namespace(bias=bias)
-    return operations.Linear(x, weight, bias).bound(Rounding.of("x", x, **rounding))
+    linear = operations.Linear(x, weight, bias, summed=True)
+    return linear.bound(Rounding.of("x", x, **rounding))
 
 
 def rope_bound(

@@ -15,6 +15,7 @@ from tests.planted.bugs import (  # noqa: F401
     model,
     norm,
     parallel,
+    reduce,
     rope,
     sampling,
 )
