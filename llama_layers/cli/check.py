@@ -32,7 +32,16 @@ def add_parser(commands: Commands) -> None:
         epilog="Exit status: 0 agrees, 1 a site fails, 2 nothing could be checked.",
     )
     parser.add_argument(
-        "trace", type=Path, help="a safetensors or .npz file, or a directory of .npy files"
+        "trace",
+        type=Path,
+        nargs="+",
+        help="a safetensors or .npz file, or a directory of .npy files; with --tensor-parallel one "
+        "of each rank, in their order",
+    )
+    parser.add_argument(
+        "--tensor-parallel",
+        action="store_true",
+        help="join the traces of ranks that split the model among them",
     )
     add_model(parser)
     formats = tuple(FLOATS)
@@ -79,12 +88,17 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, executor: Executor | None) -> int:
     from llama_layers.checkpoint import load, open_checkpoint
     from llama_layers.cli.terminal import print_report
-    from llama_layers.verify import Trace, check, write_html
+    from llama_layers.verify import Trace, check, join_ranks, write_html
 
-    read = [args.trace, *(args.trace.iterdir() if args.trace.is_dir() else ())]
-    check_outputs([args.html], args.force, model=args.model, read=read)
-    trace = Trace.load(args.trace)
+    if len(args.trace) > 1 and not args.tensor_parallel:
+        raise ValueError(
+            f"trace: expected one, or --tensor-parallel for those of ranks, got {len(args.trace)}"
+        )
+    inside = (file for place in args.trace if place.is_dir() for file in place.iterdir())
+    check_outputs([args.html], args.force, model=args.model, read=[*args.trace, *inside])
+    traces = [Trace.load(path) for path in args.trace]
     checkpoint = open_checkpoint(args.model)
+    trace = join_ranks(traces, checkpoint.config) if args.tensor_parallel else traces[0]
     rounded = None
     weights = args.weights_dtype or stated_weights(trace)
     if weights is None:

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from llama_layers.cli import ranks
 from llama_layers.cli.options import (
     Commands,
     add_backend,
@@ -85,18 +86,23 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from llama_layers.backends.placement import placement
-    from llama_layers.checkpoint import load
+    from llama_layers.checkpoint import load, open_checkpoint
     from llama_layers.cli.prompt import prompt_ids
-    from llama_layers.verify import record
+    from llama_layers.verify import join_ranks, record
 
     if (args.text is None) == (args.ids is None):
         raise ValueError("text: expected a text or --ids, and not both")
     check_outputs([args.output], args.force, model=args.model)
     backend = resolve_backend(args.backend)
-    model = load(args.model, backend=backend, dtype=args.dtype)
+    model = load(args.model, backend=backend, dtype=args.dtype, parallel=ranks.world())
     ids = prompt_ids(model, args.text) if args.ids is None else args.ids
     layers = None if args.layers is None else chain.from_iterable(args.layers)
     trace = record(model, placement(backend)(np.asarray([ids])), sites=args.sites, layers=layers)
+    if (group := model.weights.group) is not None:
+        traces = group.gather(trace)
+        if group.rank:
+            return 0
+        trace = join_ranks(traces, open_checkpoint(args.model).config)
     said = {"model": args.model} | ({} if args.text is None else {"text": args.text})
     replace(trace, metadata={**trace.metadata, **said}).save(args.output, force=args.force)
     if args.json:

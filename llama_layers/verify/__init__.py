@@ -18,6 +18,7 @@ from llama_layers.verify.bounds.layer import (
 )
 from llama_layers.verify.check import check
 from llama_layers.verify.compare import compare
+from llama_layers.verify.join import JoinedTrace, join_ranks
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.profiles import Rounding, RoundingProfile
 from llama_layers.verify.qkv import examine_qkv
@@ -40,6 +41,7 @@ __all__ = [
     "Comparison",
     "Element",
     "Explanation",
+    "JoinedTrace",
     "Judgement",
     "Report",
     "Rounding",
@@ -53,6 +55,7 @@ __all__ = [
     "compare",
     "embedding_bound",
     "examine_qkv",
+    "join_ranks",
     "judge",
     "linear_bound",
     "probabilities_bound",

@@ -47,7 +47,10 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         added = None if bias is None else to_numpy(bias)
         return Linear(_flat(inputs[0]), to_numpy(weight), added, site.role in SUMMED)
     if site.operation == "residual":
-        return Residual(inputs[0], inputs[1])
+        x, added = inputs
+        error = recorded.errors.get(route[1])
+        off = None if error is None else to_numpy(error.read()).reshape(added.shape)
+        return Residual(x, added, off)
     if site.operation == "gate":
         return Gate(inputs[0], inputs[1])
     if site.operation == "rope":

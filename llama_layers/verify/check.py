@@ -11,17 +11,19 @@ from functools import partial
 
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.model.llama import Llama
+from llama_layers.verify.by_rank import named_ranks
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.jobs import looks
+from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
 from llama_layers.verify.look import Asked, Look, Sites
 from llama_layers.verify.profiles import CONTRACT, RoundingProfile, profile_named
 from llama_layers.verify.report import Explanation, Report, SiteResult
 from llama_layers.verify.sites import sites
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.trace import Trace
-from llama_layers.verify.validate import Recorded, validated
+from llama_layers.verify.validate import Recorded
 
 # How many sites of one role are diagnosed, if what explained the first does not explain them.
 DIAGNOSED = 3
@@ -106,7 +108,7 @@ def check(
     start = time.perf_counter()
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
-    recorded = validated(trace, model.config)
+    recorded = recorded_by_ranks(trace, model.config)
     chosen = None if profile is None else profile_named(profile)
     for name, value in (("dtype", dtype), ("accumulate", accumulate)):
         if value is not None and value not in FLOATS:
@@ -118,7 +120,10 @@ def check(
     judged = Sites(recorded, model, Asked(dtype, accumulate, chosen, explain))
     diagnosis = _Diagnosis(judged)
     results = []
-    for look in looks(judged, executor):
+    found = looks(judged, executor)
+    if isinstance(trace, JoinedTrace):
+        found = named_ranks(trace, judged, found)
+    for look in found:
         result = diagnosis.result(look)
         results.append(result)
         if progress is not None:

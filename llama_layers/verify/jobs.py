@@ -46,7 +46,7 @@ class _Job:
     part: tuple[Site, ...]  # recorded or not
     asked: Asked
     model: bytes
-    recorded: Recorded  # without arrays
+    recorded: Recorded  # without the arrays of other sites
     arrays: Mapping[str, StoredArray]
 
     @classmethod
@@ -56,7 +56,9 @@ class _Job:
         inputs = {name for site in part for route in site.routes for name in route}
         names = inputs.union(site.name for site in part) & recorded.arrays.keys()
         arrays = {name: stored(recorded.arrays, name) for name in names}
-        return cls(part, judged.asked, model, replace(recorded, arrays={}), arrays)
+        errors = {name: recorded.errors[name] for name in names & recorded.errors.keys()}
+        without = replace(recorded, arrays={}, errors=errors)
+        return cls(part, judged.asked, model, without, arrays)
 
     def looks(self) -> list[Look]:
         """Look at the sites, in a worker; evidence is too large to be sent back."""

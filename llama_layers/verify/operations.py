@@ -246,11 +246,15 @@ class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
 
 @dataclass(frozen=True, eq=False)
 class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
-    """The residual stream and what a block adds to it."""
+    """The residual stream and what a block adds to it.
+
+    What is added may be `off` from what was recorded.
+    """
 
     inputs = ("x", "added")
     x: Numbers
     added: Numbers
+    off: np.ndarray | None = None
 
     def check(self) -> None:
         """Raise ValueError unless both have one shape."""
@@ -259,7 +263,10 @@ class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
     @staticmethod
     def formula(residual: Residual[Tracked]) -> Tracked:
         """Their sum."""
-        return residual.x + residual.added
+        x, added, off = residual.x, residual.added, residual.off
+        if off is not None:
+            added = added.with_errors(added.errors(lambda e: e + off))
+        return x + added
 
 
 def _check_same(name: str, array: Array | Tracked, other: str, like: Array | Tracked) -> None:

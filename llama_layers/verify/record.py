@@ -164,7 +164,8 @@ def _softmax(xp: Namespace, scores: Array, allowed: Array) -> Array:
 
 
 def _metadata(model: Llama, xp: Namespace, logits: Array) -> dict[str, str]:
-    form = float_format("logits", logits)
+    form, group = float_format("logits", logits), model.weights.group
+    ranks = {} if group is None else {"tensor_parallel": f"{group.size} ranks, {form.name} reduce"}
     return {
         "engine": f"llama_layers {version('llama-layers')}",
         "config": json.dumps(model.config.to_json()),
@@ -173,4 +174,5 @@ def _metadata(model: Llama, xp: Namespace, logits: Array) -> dict[str, str]:
         "weights": dtype_name(model.weights.embed_tokens.dtype),
         "numpy_version": version("numpy"),
         **describe(xp, logits),
+        **ranks,
     }

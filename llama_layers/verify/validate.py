@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ class Recorded:
     positions_given: bool  # whether the trace has them
     keep: NDArray[np.bool_] | None  # which tokens are not padding, [B, S]
     metadata: Mapping[str, str]
+    errors: Mapping[str, StoredArray] = field(default_factory=dict)  # of what was not recorded
 
     def array(self, name: str) -> np.ndarray:
         """Return the array of a site, as NumPy's."""
@@ -94,7 +95,7 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
     _check_formats(trace.metadata)
     known = {site.name: site for site in sites(config)}
     check_names(trace.arrays, known)
-    batch, count = _extent(trace, known)
+    batch, count = extent(trace, known)
     if not batch or not count:
         raise TraceError(
             f"trace: expected at least one sequence of one token, got {batch} of {count}"
@@ -152,7 +153,7 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
             )
 
 
-def _extent(trace: Trace, known: Mapping[str, Site]) -> tuple[int, int]:
+def extent(trace: Trace, known: Mapping[str, Site]) -> tuple[int, int]:
     """Return batch and sequence, from the ids or else the first array that has every token."""
     found = _extent_of_arrays(trace.arrays, known)
     if trace.input_ids is not None:

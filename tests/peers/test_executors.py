@@ -1,4 +1,4 @@
-"""`check` over the executors of Dask and of mpi4py, as docs/scale.md has them."""
+"""`check` over the executors of Dask and of mpi4py, and a trace by ranks: docs/scale.md."""
 
 from __future__ import annotations
 
@@ -71,3 +71,24 @@ def test_mpi(files, expected, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == expected + "\n"
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_trace_by_ranks(files, tmp_path, size):
+    """Three ranks have heads of zeros, and key heads twice."""
+    pytest.importorskip("mpi4py")
+    if (mpiexec := shutil.which("mpiexec")) is None:
+        pytest.skip("needs mpiexec")
+    path = tmp_path / "port.safetensors"
+    command = [mpiexec, "-n", str(size), sys.executable, "-m", "llama_layers", "trace"]
+    options = ["--ids", "3,1,4,1,5", "--model", files[0], "-o", path]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{path}: 48 sites of 5 tokens in float32")
+    trace, model = Trace.load(path), load(files[0])
+    whole = record(model, np.array([[3, 1, 4, 1, 5]]))
+    assert set(trace.arrays) == set(whole.arrays)
+    for name, array in whole.arrays.items():
+        np.testing.assert_allclose(trace.arrays[name], array, rtol=1e-4, atol=1e-4, err_msg=name)
+    assert check(trace, model).verdict == "PASS"
+    assert trace.metadata["tensor_parallel"] == f"{size} ranks, float32 reduce"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import pickle
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
@@ -19,49 +18,14 @@ from hypothesis import strategies as st
 from llama_layers import load
 from llama_layers.checkpoint.checkpoint import Checkpoint
 from llama_layers.errors import TraceError
-from llama_layers.verify import Trace, check, linear_bound, record, to_html
+from llama_layers.verify import Trace, check, linear_bound, record
 from llama_layers.verify.jobs import opened_once
 from tests.support import tiny
 from tests.support.random_models import CONFIGS, GQA, model_of, random_weights
+from tests.support.remote import Remote, same
 
 DEEP = replace(GQA, num_hidden_layers=4)
 IDS = np.array([[3, 1, 4, 1, 5]])
-
-
-class Remote(Executor):
-    """Runs jobs here, from the last to the first, with what a worker would get and give."""
-
-    def __init__(self):
-        self.sent, self.waiting = [], []
-
-    def submit(self, job, /):
-        self.sent.append(pickle.dumps(job))
-        future = _Lazy(self)
-        self.waiting.append((future, self.sent[-1]))
-        return future
-
-    def run(self):
-        while self.waiting:
-            future, job = self.waiting.pop()
-            future.set_result(pickle.loads(pickle.dumps(pickle.loads(job)())))
-
-
-class _Lazy(Future):
-    def __init__(self, executor):
-        super().__init__()
-        self.executor = executor
-
-    def result(self):
-        self.executor.run()
-        return super().result()
-
-
-def same(serial, parallel):
-    """Two reports, but for the time that they took, in every form."""
-    a, b = (replace(report, seconds=0.0) for report in (serial, parallel))
-    assert json.dumps(a.to_json()) == json.dumps(b.to_json())
-    assert a.text(every=True) == b.text(every=True)
-    assert to_html(a) == to_html(b)
 
 
 def both(trace, model, executor=None, **options):

@@ -178,6 +178,8 @@ def _first_failure(report: Report) -> Iterator[Panel]:
     for i, explanation in enumerate(first.explanations):
         title = f"{'Or' if i else 'Likely cause'}: {explanation.name}"
         blocks.append(Cause(title, (explanation.detail, _remainder(first, explanation))))
+    if first.judgement is not None and first.note:
+        blocks.append(Sentences((f"{first.note[0].upper()}{first.note[1:]}.",)))
     if first.judgement is None:
         said = "The sites between were not recorded; with them, the first wrong one would be found."
         blocks.append(Sentences((said,)))

@@ -8,6 +8,7 @@ from tests.planted.bugs import (  # noqa: F401
     compiled,
     generate,
     jobs,
+    join,
     layer,
     linear,
     mask,
