@@ -6,6 +6,7 @@ Nothing here runs. Mypy reports a comment for an error that it does not find.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Literal, assert_type
 
 import numpy as np
@@ -96,6 +97,8 @@ def a_port(
     port = verify.Trace(tensors, input_ids=ids, metadata={"dtype": "bfloat16"})
     report = verify.check(port, model, progress=lambda result: print(result.site.name))
     assert_type(report, verify.Report)
+    with ProcessPoolExecutor() as pool:
+        verify.check(verify.join_ranks([port, ours], model.config), model, executor=pool)
     assert_type(verify.compare(ours, verify.Trace.load("port.npz")), verify.Comparison)
     assert_type(verify.examine_qkv(tensors["x"], w).results, dict[str, verify.SiteResult])
     testing.assert_matches_reference(tensors, model, input_ids=ids)

@@ -9,24 +9,24 @@ from tests.planted.planting import wrong
 WORST = "verify/test_reduce.py::test_the_worst_that_can_happen_is_just_allowed"
 
 
-@wrong("llama_layers.verify.rules:Ranks.of", WORST)
+@wrong("llama_layers.verify.ranks:Ranks.of", WORST)
 def one_rounding_too_few(right, cls, how, biased):
     ranks = right(cls, how, biased)
     return ranks and replace(ranks, roundings=ranks.roundings - 1)
 
 
-@wrong("llama_layers.verify.rules:Ranks.of", WORST)
+@wrong("llama_layers.verify.ranks:Ranks.of", WORST)
 def the_reduce_in_the_format_of_sums(right, cls, how, biased):
     return right(cls, replace(how, profile=replace(how.profile, reduce=None)), biased)
 
 
-@wrong("llama_layers.verify.rules:Ranks.of", "verify/test_reduce.py::test_a_bias_is_one_more_term")
+@wrong("llama_layers.verify.ranks:Ranks.of", "verify/test_reduce.py::test_a_bias_is_one_more_term")
 def a_bias_that_nobody_adds(right, cls, how, biased):
     return right(cls, how, False)
 
 
 @wrong(
-    "llama_layers.verify.rules:Ranks.of",
+    "llama_layers.verify.ranks:Ranks.of",
     "verify/test_reduce.py::test_float32_is_rounded_where_it_is_added_only",
 )
 def parts_rounded_to_their_own_format(right, cls, how, biased):

@@ -1,0 +1,47 @@
+"""The bound of sums whose parts several ranks compute, and add in a stated format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llama_layers.arrays.dtypes import FLOATS, FloatFormat
+from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.roundoff import compounded
+
+
+@dataclass(frozen=True)
+class Ranks:
+    r"""Ranks that each compute a part of a sum, and add their parts in a format of their own.
+
+    In a part each product takes part in at most n roundings, however the n products are split.
+    Then p parts are rounded to the format of the reduce, with roundoff :math:`u_r`, and each
+    takes part in at most p - 1 of the roundings of their additions, in any order (Higham, section
+    4.2). So each product is multiplied with :math:`(1 + \theta_n)(1 + \theta^{(r)}_p)`, and
+
+    .. math:: |\hat y - y| \le \bigl((1 + \gamma_n)(1 + \gamma^{(r)}_p) - 1\bigr) A
+        + 2 p \eta_r .
+
+    Where the format of the reduce holds that of the sums, parts are not rounded, and p is p - 1. A
+    bias may be one term more of either sum. A single rank adds nothing.
+    """
+
+    roundings: int
+    """How many each product meets in the reduce."""
+    form: FloatFormat
+    """That of the reduce."""
+    lost: float
+    """What parts and their sums lose where they underflow."""
+
+    @classmethod
+    def of(cls, how: Rounding, biased: bool) -> Ranks | None:
+        """The ranks of a profile; None for one."""
+        count, form = how.profile.ranks, FLOATS[how.profile.reduce or how.accumulate]
+        if count == 1:
+            return None
+        tiny = form.smallest_normal if how.profile.flushes else form.smallest_subnormal
+        return cls(count - form.holds(how.sums) + biased, form, 2 * count * tiny)
+
+    def grown(self, error: float, grow: Callable[[int, float], float]) -> float:
+        """The relative error of a product after the reduce."""
+        return compounded(error, grow(self.roundings, self.form.unit_roundoff))
