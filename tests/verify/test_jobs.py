@@ -62,7 +62,7 @@ def spoilt(trace, *names, change=lambda array: array + 1):
     return replace(trace, arrays=arrays | {name: change(arrays[name]) for name in names})
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(kind=st.sampled_from(sorted(CONFIGS)), seed=st.integers(0, 1000), data=st.data())
 def test_the_report_is_that_of_a_serial_check(kind, seed, data):
     """Of any sites, right or wrong, in any format."""
@@ -112,6 +112,7 @@ def test_a_mistake_in_every_layer(model, port):
     both(spoilt(Trace.load(port), *names, change=np.zeros_like), model, explain=False)
 
 
+@pytest.mark.slow
 def test_processes(model, port, tmp_path):
     """As users have them; the trace in a file, in memory, and in NumPy's files."""
     arrays = tmp_path / "arrays"
