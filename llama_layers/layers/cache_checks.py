@@ -46,11 +46,13 @@ def checked_rows(rows: Any, like: Array) -> Array:
     if rows.ndim != 1 or not rows.shape[0]:
         raise ValueError(f"rows: expected shape [n] with n > 0, got {list(rows.shape)}")
     check_integers("rows", rows)
-    if known_false((xp.min(rows) >= -batch) & (xp.max(rows) < batch)):
-        raise ValueError(
-            f"rows: expected numbers of sequences from {-batch} to {batch - 1}, got "
-            f"{int(xp.min(rows))} to {int(xp.max(rows))}"
-        )
+    if not is_traced(rows):
+        lowest, highest = int(xp.min(rows)), int(xp.max(rows))
+        if lowest < -batch or highest >= batch:
+            raise ValueError(
+                f"rows: expected numbers of sequences from {-batch} to {batch - 1}, got {lowest} "
+                f"to {highest}"
+            )
     rows = xp.astype(rows, xp.asarray(0).dtype)
     rows = xp.where(rows < 0, rows + batch, rows)
     if isinstance(rows, np.ndarray):
