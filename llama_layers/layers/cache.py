@@ -12,7 +12,7 @@ from llama_layers.arrays.checks import MOST_TOKENS, check_count, is_integer
 from llama_layers.arrays.dtypes import check_bools, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.tracing import is_traced, known, known_false
-from llama_layers.arrays.types import Array, Namespace
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import shown
 from llama_layers.layers.cache_buffers import (
@@ -156,8 +156,7 @@ class KVCache(CacheState):
             raise ValueError(f"cache: expected at most {most} tokens at a time, got {count}")
         length, first = self.length + count, self.first
         if self.window is not None:
-            xp = namespace(cache=self.keys[0])
-            first = _later(xp, first, length - self.capacity)
+            first = _later(first, length - self.capacity, self.keys[0])
         longer = changed(self, length=length, first=first, room=count)
         if keep is None and self.keep is None:
             return longer
@@ -182,6 +181,8 @@ class KVCache(CacheState):
 
     def truncate(self, length: int | Array, /) -> KVCache:
         """Keep the first tokens of every sequence and forget the others.
+
+        A ring can forget the last `rolling` of the tokens that it has ever seen.
 
         Parameters
         ----------
@@ -374,6 +375,6 @@ def _with_arrays(cache: KVCache, function: Callable[[Array], Array]) -> KVCache:
     )
 
 
-def _later(xp: Namespace, first: int | Array, other: int | Array) -> int | Array:
+def _later(first: int | Array, other: int | Array, like: Array) -> int | Array:
     """The greater of two slots, which a compiler may trace."""
-    return xp.maximum(first, other) if is_traced(other) else max(first, other)
+    return namespace(cache=like).maximum(first, other) if is_traced(other) else max(first, other)
