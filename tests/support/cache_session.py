@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llama_layers import KVCache, forward
 from llama_layers.arrays.transfer import to_numpy
-from tests.support.random_models import CONFIGS, model_of, random_weights, unmoved
+from tests.support.random_models import CONFIGS, model_of, random_weights
 
 METHODS = (*["feed"] * 6, *["truncate"] * 4, "take", "repeat", "grow", "copy")
 
@@ -18,8 +18,8 @@ METHODS = (*["feed"] * 6, *["truncate"] * 4, "take", "repeat", "grow", "copy")
 class Session:
     """Each method changes the cache and the tokens; logits are those of a pass without a cache."""
 
-    def __init__(self, data, close, *, array=unmoved, dtype=np.float64, run=forward):
-        self.data, self.close, self.array, self.run = data, close, array, run
+    def __init__(self, data, close, *, array, dtype):
+        self.data, self.close, self.array = data, close, array
         self.window = data.draw(st.sampled_from([2, 3, 4, None]), label="window")
         self.rolling = self.window and data.draw(st.integers(1, 3), label="rolling")
         config = replace(CONFIGS["biases"], sliding_window=self.window, max_position_embeddings=64)
@@ -68,9 +68,9 @@ class Session:
         mask = self.array(keep) if padded else None
         if count > fits:
             with pytest.raises(ValueError, match=r"^cache: expected"):
-                self.run(self.model, self.array(ids), cache=self.cache, attention_mask=mask)
+                forward(self.model, self.array(ids), cache=self.cache, attention_mask=mask)
             return
-        output = self.run(self.model, self.array(ids), cache=self.cache, attention_mask=mask)
+        output = forward(self.model, self.array(ids), cache=self.cache, attention_mask=mask)
         self.cache = output.cache
         for slot in range(len(self.tokens), len(self.tokens) + count):
             self.made += 1
@@ -82,7 +82,7 @@ class Session:
         self.close(to_numpy(output.logits)[keep], expected[:, -count:][keep])
         if self.old is not None:  # what is done to it must not matter
             ids = self.array(np.full((self.old.keys[0].shape[0], 1), 5))
-            self.run(self.model, ids, cache=self.old)
+            forward(self.model, ids, cache=self.old)
             self.old = None
 
     def truncate(self):
