@@ -3,8 +3,9 @@ from .config.llama_config import LlamaConfig
 from .config.rope_scaling import RopeScaling
 from .errors import BackendError, CheckpointError, ConfigError, TraceError
 from .layers.attention import attention
-from .layers.cache import KVCache, LayerCache
+from .layers.cache import KVCache
 from .layers.decoder import decoder_layer
+from .layers.layer_cache import LayerCache
 from .layers.linear import QKV, linear, qkv_projection
 from .layers.mask import Mask
 from .layers.mlp import mlp, swiglu

@@ -60,7 +60,9 @@ def a_conversation(ids: NDArray[np.int64]) -> str:
         return array
 
     cache = ll.KVCache.create(model, 1, 16)
-    logits, _ = ll.forward(model, ids, cache=cache, tap=tap)
+    logits, longer = ll.forward(model, ids, cache=cache, tap=tap)
+    assert longer is not None
+    cache = longer.truncate(1).take([0, -1]).take(np.array([1])).repeat(2).grow(32).copy()
     first = ll.sample(logits[:, -1, :], temperature=0, rng=0)
     steps = ll.generate(model, ids, max_new_tokens=8, rng=np.random.default_rng(0))
     return model.tokenizer.decode([int(first[0]), *(int(step[0]) for step in steps)])
@@ -121,6 +123,8 @@ def wrong_calls(x: Floats, model: ll.Llama) -> None:
     ll.forward(model, [[1, 2]])  # type: ignore[arg-type]
     ll.forward("smollm2-135m", x)  # type: ignore[arg-type]
     ll.sample(x, rng="0")  # type: ignore[arg-type]
+    ll.KVCache.create(model, 1, 16).truncate("1")  # type: ignore[arg-type]
+    ll.KVCache.create(model, 1, 16).take(1)  # type: ignore[arg-type]
     ll.load("smollm2-135m", backend="torch")  # type: ignore[arg-type]
     verify.linear_bound([1.0, 2.0], x)  # type: ignore[arg-type]
     verify.rms_norm_bound(x, x)  # type: ignore[call-arg]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llama_layers.arrays.types import Array, ArrayT
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.attention import attention
-from llama_layers.layers.cache import LayerCache
+from llama_layers.layers.layer_cache import LayerCache
 from llama_layers.layers.linear import flat_qkv, linear, merge_heads, split_heads
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.mlp import mlp

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, Namespace
-from llama_layers.layers.cache import KVCache, LayerCache
+from llama_layers.layers.cache import KVCache
 from llama_layers.layers.decoder import decoder_layer
+from llama_layers.layers.layer_cache import LayerCache
 from llama_layers.layers.linear import linear
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.norm import rms_norm

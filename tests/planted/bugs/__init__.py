@@ -5,6 +5,7 @@ from tests.planted.bugs import (  # noqa: F401
     attention,
     attention_by_numpy,
     cache,
+    cache_changes,
     compiled,
     generate,
     layer,
