@@ -1,11 +1,12 @@
 """Open thousands of files that are wrong, and call functions with arguments that do not fit.
 
     python tests/fuzz --seed 0 --count 10000 checkpoints ggufs tokenizer_files traces
-    python tests/fuzz --seconds 20
+    python tests/fuzz --seconds 10
 
-An input must be refused by a ValueError, a TypeError or an OSError, or read as an independent
-reader reads it; within two seconds, and within ten times its size of memory. What fails is printed
-with the seed that makes it again. The exit status is 1 if anything failed.
+The kinds run at once, as many as there are cores. An input must be refused by a ValueError, a
+TypeError or an OSError, or read as an independent reader reads it; within two seconds, and within
+ten times its size of memory. What fails is printed with the seed that makes it again. The exit
+status is 1 if anything failed.
 """
 
 from __future__ import annotations
