@@ -18,8 +18,9 @@ from .layers.weights import (
 )
 from .model.embedding import embed
 from .model.forward import Output, forward
-from .model.generate import generate
+from .model.generate import Step, generate
 from .model.llama import Llama
+from .model.logprobs import logprobs
 from .model.sampling import sample
 from .model.weights import LlamaWeights
 from .verify import Report, Trace, check, compare, record
@@ -42,6 +43,7 @@ __all__ = [
     "QKVWeights",
     "Report",
     "RopeScaling",
+    "Step",
     "Trace",
     "TraceError",
     "apply_rope",
@@ -55,6 +57,7 @@ __all__ = [
     "inv_freq",
     "linear",
     "load",
+    "logprobs",
     "mlp",
     "qkv_projection",
     "record",

@@ -171,7 +171,7 @@ def test_tokens_in_main_memory_are_those_on_the_device():
     sampling = Sampling(3.0, None, None, None, np.random.default_rng(0))
     start = Start(on_gpu, output.logits[:, 0, :], output.cache, 6, sampling)
     steps = list(generation.decode_loop(stand_in, start))
-    for ids, drawn in steps:  # now, since get waits for all that was asked for
+    for ids, drawn, _ in steps:  # now, since get waits for all that was asked for
         np.testing.assert_array_equal(drawn, ids.get())
 
 

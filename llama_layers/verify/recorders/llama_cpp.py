@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.sites import sites
 from llama_layers.verify.aliases import canonical_arrays, schemes_of
 from llama_layers.verify.fit import ROTATED, in_halves
-from llama_layers.verify.sites import sites
 from llama_layers.verify.trace import Trace
 
 # enum ggml_type
