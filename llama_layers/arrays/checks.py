@@ -82,12 +82,12 @@ def check_like(name: str, result: Any, array: Array) -> None:
 
     `name` says which function.
     """
-    expected = tuple(array.shape), array.dtype
-    found = tuple(getattr(result, "shape", ())), getattr(result, "dtype", None)
-    if found != expected:
-        got = f"{list(found[0])}, {found[1]}" if found[1] else type(result).__name__
-        raise ValueError(
-            f"{name}: expected an array of shape and dtype {list(expected[0])}, "
-            f"{expected[1]}, got {got}"
-        )
-    namespace(**{"its argument": array, name: result})
+    is_array = hasattr(result, "shape") and hasattr(result, "dtype")
+    if is_array:
+        namespace(**{"its argument": array, name: result})
+        if tuple(result.shape) == tuple(array.shape) and result.dtype == array.dtype:
+            return
+    got = f"{list(result.shape)}, {result.dtype}" if is_array else type(result).__name__
+    raise ValueError(
+        f"{name}: expected an array of shape and dtype {list(array.shape)}, {array.dtype}, got {got}"
+    )
