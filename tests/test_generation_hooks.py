@@ -220,5 +220,5 @@ def test_refuses_arrays_of_another_library():
         max_new_tokens=2,
         logits_processor=lambda ids, logits: to_numpy(logits),
     )
-    with pytest.raises(TypeError, match="logits_processor: .* same library as its argument, arr"):
+    with pytest.raises(TypeError, match=r"logits_processor: .* same library as its argument, arr"):
         next(steps)

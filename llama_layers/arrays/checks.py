@@ -88,6 +88,5 @@ def check_like(name: str, result: Any, array: Array) -> None:
         if tuple(result.shape) == tuple(array.shape) and result.dtype == array.dtype:
             return
     got = f"{list(result.shape)}, {result.dtype}" if is_array else type(result).__name__
-    raise ValueError(
-        f"{name}: expected an array of shape and dtype {list(array.shape)}, {array.dtype}, got {got}"
-    )
+    expected = f"{list(array.shape)}, {array.dtype}"
+    raise ValueError(f"{name}: expected an array of shape and dtype {expected}, got {got}")
