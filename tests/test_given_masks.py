@@ -14,7 +14,7 @@ from llama_layers import KVCache, Mask, forward
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.testing import assert_same_bits
 from tests.support import decoder_oracle
-from tests.support.random_models import CONFIGS, GQA, model_of, random_weights, unmoved
+from tests.support.random_models import CONFIGS, GQA, model_of, random_weights, run_in_chunks
 from tests.test_forward import FLOAT32, assert_close
 
 KINDS = ["gqa", "window", "some windows", "mqa"]
@@ -25,18 +25,6 @@ def random_rule(rng, batch=None):
     """Any keys, later ones too; some queries see none."""
     shape = (COUNT, COUNT) if batch is None else (batch, COUNT, COUNT)
     return (rng.random(shape) < 0.5) & (rng.random((*shape[:-1], 1)) < 0.9)
-
-
-def in_chunks(model, ids, rule, cuts, *, array=unmoved, rolling=None, columns=None, **options):
-    """The logits of ids fed from cut to cut; the mask has the columns of all tokens by then."""
-    batch, count = ids.shape
-    cache, parts = KVCache.create(model, batch, count, rolling=rolling), []
-    for start, stop in zip([0, *cuts], [*cuts, count], strict=True):
-        mask = array(np.ascontiguousarray(rule[..., start:stop, : columns or stop]))
-        own = {name: array(value[:, start:stop]) for name, value in options.items()}
-        logits, cache = forward(model, array(ids[:, start:stop]), cache=cache, mask=mask, **own)
-        parts.append(to_numpy(logits))
-    return np.concatenate(parts, axis=1)
 
 
 def expected(weights, config, ids, rule, positions=None):
@@ -64,8 +52,7 @@ def test_like_naive_loops(kind, batch, rng):
     rule &= np.tri(COUNT, dtype=bool)
     exact = expected(weights, config, ids, rule)
     for cuts in ([3, 4], range(1, COUNT)):
-        assert_close(in_chunks(model, ids, rule, [*cuts]), exact)
-        assert_close(in_chunks(model, ids, rule, [*cuts], columns=COUNT), exact)
+        assert_close(run_in_chunks(model, ids, [*cuts], rule=rule), exact)
 
 
 @pytest.mark.parametrize("kind", ["gqa", "some windows"])
@@ -80,7 +67,22 @@ def test_on_every_library(backend, kind, rng):
     output = forward(model, backend.array(ids), mask=backend.array(rule))
     assert backend.holds(output.logits)
     assert_close(output.logits, exact, FLOAT32)
-    assert_close(in_chunks(model, ids, rule, [2, 5], array=backend.array), exact, FLOAT32)
+    assert_close(run_in_chunks(model, ids, [2, 5], rule=rule, array=backend.array), exact, FLOAT32)
+
+
+def test_columns_may_be_all_places_of_a_cache(rng):
+    """Those of tokens that have not come yet hide them, whatever they say."""
+    model = model_of(GQA, random_weights(GQA))
+    ids = rng.integers(13, size=(2, COUNT))
+    rule = random_rule(rng) & np.tri(COUNT, dtype=bool)
+    wide = np.concatenate([rule, np.ones((COUNT, 2), bool)], axis=1) | ~np.tri(
+        COUNT, COUNT + 2, dtype=bool
+    )
+    cache = KVCache.create(model, 2, COUNT + 2)
+    exact = run_in_chunks(model, ids, range(1, COUNT), rule=rule)
+    for i in range(COUNT):
+        logits, cache = forward(model, ids[:, i : i + 1], cache=cache, mask=wide[i : i + 1])
+        assert_close(logits[:, 0], exact[:, i])
 
 
 @given(seed=st.integers(0, 2**32 - 1), window=st.integers(1, 4), rolling=st.integers(1, 3))
@@ -93,7 +95,7 @@ def test_columns_of_a_ring_are_slots(seed, window, rolling):
     rule = random_rule(rng) & np.tri(COUNT, dtype=bool)
     cuts = list(range(rolling, COUNT, rolling))
     exact = expected(weights, config, ids, rule)
-    assert_close(in_chunks(model, ids, rule, cuts, rolling=rolling), exact)
+    assert_close(run_in_chunks(model, ids, cuts, rule=rule, rolling=rolling), exact)
 
 
 def test_padding_stays_hidden(rng):
@@ -111,7 +113,7 @@ def test_padding_stays_hidden(rng):
     assert_close(logits[1, 3:], exact[1])
     causal = rule & np.tri(COUNT, dtype=bool)
     exact = expected(weights, GQA, ids[1:, 3:], causal[3:, 3:])[0]
-    logits = in_chunks(model, ids, causal, [2, 5], attention_mask=keep)
+    logits = run_in_chunks(model, ids, [2, 5], rule=causal, keep=keep)
     assert_close(logits[1, 3:], exact)
 
 

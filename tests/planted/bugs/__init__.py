@@ -7,6 +7,7 @@ from tests.planted.bugs import (  # noqa: F401
     cache,
     compiled,
     generate,
+    hooks,
     layer,
     linear,
     mask,
