@@ -96,10 +96,10 @@ class Mask:
         return self._within(xp, keys <= queries, queries, keys)
 
     def with_rule(self, allowed: Array, /) -> Array:
-        """Make all rows [1 or B, S, T] with another rule in place of causality, of that shape.
+        """Make all rows [1 or B, S, T] by another rule than causality.
 
-        Keys outside the window, before the query, and keys that do not exist or are not valid stay
-        hidden.
+        `allowed` [S, T], [1, S, T] or [B, S, T] says which keys a query may attend to. It does not
+        show keys before the window of a query, keys that do not exist yet, or padding.
         """
         xp, queries, keys = self._slots(0, self.queries.shape[0])
         return self._within(xp, allowed, queries, keys)

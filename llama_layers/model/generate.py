@@ -40,7 +40,7 @@ class Step(NamedTuple):
 
 
 @overload
-def generate(
+def generate(  # numpydoc ignore=GL08
     model: Llama,
     input_ids: Array,
     /,
@@ -60,7 +60,7 @@ def generate(
     return_logprobs: Literal[False] = ...,
 ) -> Iterator[Array]: ...
 @overload
-def generate(
+def generate(  # numpydoc ignore=GL08
     model: Llama,
     input_ids: Array,
     /,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from array_api_compat import device
@@ -23,7 +24,7 @@ class Inputs(NamedTuple):
     """Array [S], [1, S] or [B, S] of integers, for RoPE."""
     rope: tuple[Array, Array]
     """Cosines and sines of the positions."""
-    masks: dict[int | None, Mask | Array]
+    masks: Mapping[int | None, Mask | Array]
     """For each attention window that the layers of the model have; arrays are [1 or B, S, T]."""
     cache: KVCache | None
     """Already extended by the tokens."""
@@ -103,12 +104,12 @@ def _masks(
     given: Mask | Array | None,
     valid: Array | None,
     cache: KVCache | None,
-) -> dict[int | None, Mask | Array]:
+) -> Mapping[int | None, Mask | Array]:
     """The mask for each window; the cache has been extended already."""
     xp, count = namespace(x=x), x.shape[1]
     windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
     if isinstance(given, Mask):
-        # Bodies for all layers know a cache's own masks, which are Masks; others are arrays.
+        # With a cache a body may make the masks by itself, unless they are arrays.
         return dict.fromkeys(windows, given if cache is None else given.rows(0, count))
     if cache is None:
         queries = keys = slot_range(xp, 0, count, x)
@@ -117,7 +118,7 @@ def _masks(
         keys, valid = cache.key_slots(), cache.visible_keep()
     causal = {window: Mask(queries, keys, window, valid) for window in windows}
     if given is None:
-        return {**causal}
+        return causal
     rule = given
     if cache is not None:
         exists = (keys >= 0) & (keys < cache.length)
@@ -163,10 +164,10 @@ def _check_cache(x: Array, config: LlamaConfig, cache: KVCache) -> None:
 
 def _check_mask(x: Array, mask: Mask | Array, valid: Array | None, cache: KVCache | None) -> None:
     """Raise unless a mask is for these tokens after those of a cache."""
-    count = x.shape[1]
+    batch, count = x.shape[:2]
     most = count if cache is None else cache.max_len
     past = 0 if cache is None else known(cache.length)
-    total = most if past is None else past + count  # `jax.jit` sees all places of a cache
+    total = most if past is None else past + count  # under `jax.jit` all places are visible
     if isinstance(mask, Mask):
         mask.check(x, total if cache is None else min(total, cache.capacity))
         if valid is not None:
@@ -181,11 +182,10 @@ def _check_mask(x: Array, mask: Mask | Array, valid: Array | None, cache: KVCach
         return
     namespace(input_ids=x, mask=mask)
     check_bools("mask", mask)
-    *first, rows, columns = (0, 0, *mask.shape)
-    fits = rows == count and columns in {total, most} and mask.ndim in (2, 3)
-    if not fits or (mask.ndim == 3 and first[-1] not in (1, x.shape[0])):
+    shapes = {(*first, count, n) for n in (total, most) for first in ((), (1,), (batch,))}
+    if tuple(mask.shape) not in shapes:
         raise ValueError(
-            f"mask: expected shape {[count, total]} or {[x.shape[0], count, total]}, "
+            f"mask: expected shape {[count, total]} or {[batch, count, total]}, "
             f"got {list(mask.shape)}"
         )
 
