@@ -5,12 +5,14 @@ Nothing here runs. Mypy reports a comment for an error that it does not find.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_type
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
 
 import llama_layers as ll
+from llama_layers import testing, verify
 from llama_layers.arrays.types import Array, ArrayT
 
 if TYPE_CHECKING:
@@ -97,6 +99,43 @@ def scalars_of_numpy(model: ll.Llama, ids: NDArray[np.int64], x: Floats) -> None
     ll.sample(x, top_p="0.5")  # type: ignore[arg-type]
 
 
+def bounds_of_any_library(
+    x: Floats, tensor: torch.Tensor, traced: jax.Array, config: ll.LlamaConfig
+) -> None:
+    bound = verify.linear_bound(tensor, tensor, dtype="bfloat16", profile="transformers")
+    assert_type(bound, verify.Bound)
+    assert_type(bound.exact, NDArray[np.float64])
+    assert_type(bound.ratio(tensor), NDArray[np.float64])
+    assert_type(bound.only(bound.limit < 1), verify.Bound)
+    assert_type(verify.judge(traced, bound).verdict, Literal["PASS", "WARN", "FAIL"])
+    verify.embedding_bound(x, x)
+    verify.rms_norm_bound(traced, x, eps=1e-5)
+    verify.rope_bound(x, np.arange(3), config, layout="interleaved")
+    verify.swiglu_bound(x, x, silu=True, accumulate="float64")
+    verify.residual_bound(tensor, tensor)
+    verify.scores_bound(x, x, scale=0.5)
+    verify.softmax_bound(x, mask=np.ones((3, 3), bool))
+    verify.probabilities_bound(x, x, scale=0.5)
+    verify.weighted_sum_bound(x, x)
+    verify.attention_bound(tensor, tensor, tensor, mask=tensor)
+    testing.assert_within_bound(tensor, bound)
+
+
+def a_port(
+    model: ll.Llama, ids: NDArray[np.int64], tensors: dict[str, torch.Tensor], w: ll.QKVWeights
+) -> bool:
+    ours = verify.record(model, ids, sites=["mlp.*"], layers=range(2))
+    assert_type(ours.arrays, Mapping[str, Array])
+    port = verify.Trace(tensors, input_ids=ids, metadata={"dtype": "bfloat16"})
+    report = verify.check(port, model, progress=lambda result: print(result.site.name))
+    assert_type(report, verify.Report)
+    assert_type(verify.compare(ours, verify.Trace.load("port.npz")), verify.Comparison)
+    assert_type(verify.examine_qkv(tensors["x"], w).results, dict[str, verify.SiteResult])
+    testing.assert_matches_reference(tensors, model, input_ids=ids)
+    verify.write_html(report, "report.html")
+    return report.agrees
+
+
 def own_function(x: ArrayT, gain: Array) -> ArrayT:
     """A user's own step, for arrays of any library."""
     return ll.rms_norm(x, gain * 2 + 1, eps=1e-5)
@@ -117,3 +156,13 @@ def wrong_calls(x: Floats, model: ll.Llama) -> None:
     ll.forward(model, x, tap=["scores"])  # type: ignore[arg-type]
     ll.sample(x, rng="0")  # type: ignore[arg-type]
     ll.load("smollm2-135m", backend="torch")  # type: ignore[arg-type]
+    verify.linear_bound([1.0, 2.0], x)  # type: ignore[arg-type]
+    verify.rms_norm_bound(x, x)  # type: ignore[call-arg]
+    verify.rope_bound(x, x, model.config, layout="Half")  # type: ignore[arg-type]
+    verify.judge("logits", verify.linear_bound(x, x))  # type: ignore[arg-type]
+    verify.judge(x, x)  # type: ignore[arg-type]
+    verify.Trace(x)  # type: ignore[arg-type]
+    verify.Trace({"lm_head": x}, [[1, 2]])  # type: ignore[arg-type]
+    verify.record(model, [[1, 2]])  # type: ignore[arg-type]
+    verify.check("port.safetensors", model)  # type: ignore[arg-type]
+    verify.compare(verify.Trace({}), {"lm_head": x})  # type: ignore[arg-type]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from typing import Any
 
 from llama_layers.arrays.describe import describe
 from llama_layers.arrays.dtypes import accumulate_format, dtype_name, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.sites import Site, names_matching, sites
 from llama_layers.model.forward import forward
@@ -21,13 +21,13 @@ from llama_layers.verify.trace import Trace
 
 def record(
     model: Llama,
-    input_ids: Any,
+    input_ids: Array,
     /,
     *,
     sites: Iterable[str] | None = None,
     layers: Iterable[int] | None = None,
-    positions: Any | None = None,
-    attention_mask: Any | None = None,
+    positions: Array | None = None,
+    attention_mask: Array | None = None,
 ) -> Trace:
     """Run a model and keep the array of every site.
 
@@ -67,9 +67,9 @@ def record(
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
     chosen = chosen_sites(model.config, sites, layers)
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Array] = {}
 
-    def keep(name: str, array: Any) -> Any:
+    def keep(name: str, array: Array) -> Array:
         arrays[name] = array
         return array
 
@@ -116,7 +116,7 @@ def _known_layers(layers: Iterable[int], count: int) -> Iterator[int]:
         yield layer
 
 
-def _metadata(model: Llama, xp: Any, logits: Any) -> dict[str, str]:
+def _metadata(model: Llama, xp: Namespace, logits: Array) -> dict[str, str]:
     form = float_format("logits", logits)
     return {
         "engine": f"llama_layers {version('llama-layers')}",
