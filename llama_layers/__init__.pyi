@@ -19,8 +19,9 @@ from .layers.weights import (
 )
 from .model.embedding import embed
 from .model.forward import Output, forward
-from .model.generate import generate
+from .model.generate import Step, generate
 from .model.llama import Llama
+from .model.logprobs import logprobs
 from .model.sampling import sample
 from .model.weights import LlamaWeights
 from .verify import Report, Trace, check, compare, record
@@ -43,6 +44,7 @@ __all__ = [
     "QKVWeights",
     "Report",
     "RopeScaling",
+    "Step",
     "Trace",
     "TraceError",
     "apply_rope",
@@ -56,6 +58,7 @@ __all__ = [
     "inv_freq",
     "linear",
     "load",
+    "logprobs",
     "mlp",
     "qkv_projection",
     "record",

@@ -70,6 +70,9 @@ def _generate(rng: np.random.Generator) -> Made:
         "attention_mask": None if rng.random() < 0.6 else np.ones((batch, count), np.int64),
         "cache": None,
         "top_k": None,
+        "tap": None,
+        "logits_processor": None,
+        "return_logprobs": bool(rng.random() < 0.3),
     }
 
     def run(a: Arguments) -> Any:
@@ -77,7 +80,8 @@ def _generate(rng: np.random.Generator) -> Made:
         built = model_of(a, c.num_hidden_layers)
         steps = ll.generate(built, a["input_ids"], **{name: a[name] for name in options})
         # Rounding may choose another token; how many there are may depend on it then.
-        return [(ids.shape, str(ids.dtype)) for ids in steps][:1]
+        ids = [step if isinstance(step, np.ndarray) else step.ids for step in steps]
+        return [(step.shape, str(step.dtype)) for step in ids][:1]
 
     return arguments, run
 
@@ -124,15 +128,19 @@ def _forward(rng: np.random.Generator) -> Made:
         "input_ids": rng.integers(c.vocab_size, size=(batch, count)),
         "positions": None if rng.random() < 0.7 else rng.integers(30, size=(batch, count)),
         "attention_mask": None if rng.random() < 0.7 else rng.random((batch, count)) < 0.8,
+        "mask": None,
         "last_only": False,
         "tap": None,
     }
+    if rng.random() < 0.3:
+        past = arguments["length"] + 1 if cached else 0
+        arguments["mask"] = rng.random((batch, count, past + count)) < 0.6
     edit = one_of(rng, EDITS if rng.random() < 0.2 else [_unedited])
 
     def run(a: Arguments) -> Any:
         built = model_of(a, c.num_hidden_layers)
         cache = _cache_of(a, c) if cached else None
-        options = {n: a[n] for n in ("positions", "attention_mask", "last_only", "tap")}
+        options = {n: a[n] for n in ("positions", "attention_mask", "mask", "last_only", "tap")}
         if cache is not None:  # with the plan of this model and cache as they were
             cache = ll.forward(built, np.ones((batch, 1), np.int64), cache=cache).cache
         edit(built, cache)

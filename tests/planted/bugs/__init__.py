@@ -8,6 +8,7 @@ from tests.planted.bugs import (  # noqa: F401
     cache_changes,
     compiled,
     generate,
+    hooks,
     layer,
     linear,
     mask,
