@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
+from llama_layers.layers.sites import Site, sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
@@ -30,7 +31,6 @@ from llama_layers.verify.profiles import (
 )
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
 from llama_layers.verify.report.wording import counted
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unbounded import Recomputed
