@@ -47,15 +47,3 @@ def from_numpy(array: np.ndarray, xp: Namespace, device: Device | None = None) -
     if is_torch_namespace(xp) and dtype_name(array.dtype) == "bfloat16":
         return xp.asarray(array.view(np.int16).copy(), device=device).view(xp.bfloat16)
     return xp.asarray(array.copy(), device=device)
-
-
-def detached(name: str, array: Any) -> Any:
-    """An array as it is; a tensor of torch without its gradients. It must hold dense data."""
-    if not is_torch_array(array):
-        return array
-    if array.is_meta:  # as where accelerate keeps the weights elsewhere
-        raise TypeError(f"{name}: expected a tensor with data, got one on the device meta")
-    if array.is_nested or str(array.layout) != "torch.strided":
-        kind = "a nested tensor" if array.is_nested else f"the layout {array.layout}"
-        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
-    return array.detach()

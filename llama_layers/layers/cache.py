@@ -6,21 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from array_api_compat import device
 
 from llama_layers.arrays.checks import MOST_TOKENS, check_count, is_integer
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_bools, float_format
-from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.tracing import known, known_false
+from llama_layers.arrays.namespaces import device, namespace
+from llama_layers.arrays.pytrees import STATIC, traceable
+from llama_layers.arrays.tracing import is_recorded, known, known_false
 from llama_layers.arrays.types import Array, ArrayT, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import shown
 from llama_layers.layers.cache_checks import checked_fields
 from llama_layers.layers.mask import slot_range
-
-# Marks fields that are numbers while `jax.jit` compiles; the others are arrays of unknown numbers.
-STATIC = {"static": True}
 
 
 @runtime_checkable
@@ -35,6 +32,7 @@ class Model(Protocol):
         """Give an array of the library, device and dtype of the activations."""
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class KVCache:
     """Keys and values of every layer, in memory that is taken once.
@@ -154,7 +152,6 @@ class KVCache:
             capacity = min(max_len, window + rolling - 1)
         xp = namespace(like=like)
         float_format("like", like)
-        make_traceable(xp, cls)
         shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
         layers, where = range(config.num_hidden_layers), device(like)
         keys = tuple(xp.zeros(shape, dtype=like.dtype, device=where) for _ in layers)
@@ -313,8 +310,13 @@ class KVCache:
 
 @portable
 def write_tokens(xp: Namespace, buffer: ArrayT, first: int | Array, block: Array) -> ArrayT:
-    """Write a block [B, S, ...] into a ring buffer [B, capacity, ...] from a slot on, in place."""
+    """Write a block [B, S, ...] into a ring buffer [B, capacity, ...] from a slot on.
+
+    In place, unless a gradient needs the buffer as it was.
+    """
     capacity, count = buffer.shape[1], block.shape[1]
+    if count and (is_recorded(buffer) or is_recorded(block)):
+        return _written_copy(xp, buffer, first, block)
     place = int(first) % capacity
     before_end = min(count, capacity - place)
     buffer[:, place : place + before_end, ...] = block[:, :before_end, ...]
@@ -323,9 +325,13 @@ def write_tokens(xp: Namespace, buffer: ArrayT, first: int | Array, block: Array
     return buffer
 
 
-@portable
-def make_traceable(xp: Namespace, cls: type) -> None:
-    """Let a library compile functions of a dataclass, some of whose fields are `STATIC`."""
+def _written_copy(xp: Namespace, buffer: ArrayT, first: int | Array, block: Array) -> ArrayT:
+    """The same in a new array."""
+    capacity, count = buffer.shape[1], block.shape[1]
+    row = (slot_range(xp, 0, capacity, buffer) - first) % capacity
+    written = xp.reshape(row < count, (1, capacity, *(1 for _ in buffer.shape[2:])))
+    rows = xp.take(block, xp.where(row < count, row, xp.zeros_like(row)), axis=1)
+    return xp.where(written, rows, buffer)
 
 
 class LayerCache:

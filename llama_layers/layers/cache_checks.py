@@ -93,6 +93,8 @@ def _checked_length(length: Any, max_len: int) -> int | Array:
     """The length as Python's integer, or as jax's array, which `jax.jit` may trace."""
     if is_traced(length):
         return length
+    if type(length) is int and 0 <= length <= max_len:
+        return length
     try:
         if isinstance(length, bool):
             raise TypeError

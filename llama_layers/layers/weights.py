@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.pytrees import traceable
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.qkv_weights import QKVWeights
@@ -91,6 +92,7 @@ def array_shape(path: str, sizes: Mapping[str, int]) -> tuple[int | str, ...]:
     return (count, *(sizes.get(axes[0], axes[0]) for axes in others))
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class AttentionWeights:
     """The projections of an attention block.
@@ -122,6 +124,7 @@ class AttentionWeights:
         _check_arrays(self, "self_attn.", self.qkv.sizes)
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class MLPWeights:
     """The projections of a gated MLP.
@@ -154,6 +157,7 @@ class MLPWeights:
         _check_arrays(self, "mlp.", {})
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
     """The parameters of one decoder layer.

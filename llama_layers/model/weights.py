@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, overload, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.pytrees import Tree, offer, offer_to_jax, unchecked
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
@@ -124,9 +125,12 @@ class LlamaWeights:
         for name in shapes:
             if name not in arrays:
                 raise CheckpointError(f"arrays: expected {name}, got no array of that name")
-        weights = object.__new__(_ReadWhenUsed)
+        offer_to_jax()  # since no array has come yet
         source = _Source(arrays, shapes)
-        vars(weights).update(source=source, config=config, layers=_Layers(source, config))
+        layers = _Layers(source, config)
+        weights: LlamaWeights = unchecked(
+            _ReadWhenUsed, source=source, config=config, layers=layers
+        )
         return weights
 
     def named(self) -> dict[str, Array]:
@@ -223,6 +227,30 @@ class _Layers(Sequence[LayerWeights]):
         if (problem := layer_problem(layer, self._config)) is not None:
             raise ValueError(f"weights: layers[{number}]{problem}")
         return layer
+
+
+def _split(weights: LlamaWeights) -> tuple[dict[str, Any], bool]:
+    """The parts of weights as jax may change them, and whether one array is embedding and head.
+
+    That array is one part, so that its gradient is the sum of both uses. What it was is remembered
+    where jax puts other things than arrays into weights.
+    """
+    tied = vars(weights).get("tied", weights.lm_head is weights.embed_tokens)
+    layers = weights.layers
+    if isinstance(layers, Sequence) and not isinstance(layers, list | tuple | str):
+        layers = list(layers)
+    parts = {"embed_tokens": weights.embed_tokens, "layers": layers, "norm": weights.norm}
+    return parts if tied else parts | {"lm_head": weights.lm_head}, tied
+
+
+def _join(parts: dict[str, Any], tied: bool) -> LlamaWeights:
+    head = {"lm_head": parts["embed_tokens"]} if tied else {}
+    weights: LlamaWeights = unchecked(LlamaWeights, **parts, **head, tied=tied)
+    return weights
+
+
+for _kind in (LlamaWeights, _ReadWhenUsed):
+    offer(Tree(_kind, _split, _join))
 
 
 def check_layer_count(weights: LlamaWeights, config: LlamaConfig) -> None:
