@@ -14,7 +14,7 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.embedding import activations
 from llama_layers.model.state_dict import weights_of
-from llama_layers.model.weights import LlamaWeights, check_layer_count, check_weights
+from llama_layers.model.weights import LlamaWeights, all_read, check_layer_count, check_weights
 
 
 class Tokenizer(Protocol):
@@ -189,12 +189,16 @@ class _Static:
         return hash(self.fields["config"])  # the others may be dicts
 
 
+def _split(model: Llama) -> tuple[dict[str, Any], _Static]:
+    return {"weights": all_read(model.weights)}, _Static(model)
+
+
 def _join(parts: dict[str, Any], static: _Static) -> Llama:
     model: Llama = unchecked(Llama, **parts, **static.fields)
     return model
 
 
-offer(Tree(Llama, lambda model: ({"weights": model.weights}, _Static(model)), _join))
+offer(Tree(Llama, _split, _join))
 
 
 def check_model(model: Llama) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, overload, runtime_checkable
 
 from llama_layers.arrays.checks import check_shape
@@ -243,14 +243,20 @@ def _split(weights: LlamaWeights) -> tuple[dict[str, Any], bool]:
     return parts if tied else parts | {"lm_head": weights.lm_head}, tied
 
 
-def _join(parts: dict[str, Any], tied: bool) -> LlamaWeights:
+def _join(kind: type[LlamaWeights], parts: dict[str, Any], tied: bool) -> LlamaWeights:
     head = {"lm_head": parts["embed_tokens"]} if tied else {}
-    weights: LlamaWeights = unchecked(LlamaWeights, **parts, **head, tied=tied)
+    weights: LlamaWeights = unchecked(kind, **parts, **head, tied=tied)
     return weights
 
 
-for _kind in (LlamaWeights, _ReadWhenUsed):
-    offer(Tree(_kind, _split, _join))
+for _kind in (LlamaWeights, _ReadWhenUsed):  # jax tells kinds apart, so each stays what it is
+    offer(Tree(_kind, _split, partial(_join, _kind)))
+
+
+def all_read(weights: LlamaWeights) -> LlamaWeights:
+    """The weights with every array read."""
+    lazy = isinstance(weights, _ReadWhenUsed)
+    return _join(LlamaWeights, *_split(weights)) if lazy else weights
 
 
 def check_layer_count(weights: LlamaWeights, config: LlamaConfig) -> None:
