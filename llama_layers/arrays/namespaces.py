@@ -50,7 +50,7 @@ def _own_namespace(name: str, array: Any) -> Namespace:
         return np
     if is_tensor(array):
         check_dense(name, array)
-        return sys.modules.get("array_api_compat.torch") or _load_namespace(name, array)
+        return _namespace_of_tensors(name)
     try:
         own = array_namespace(array)
     except TypeError:
@@ -82,15 +82,16 @@ def check_dense(name: str, tensor: Any) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got {kind}")
 
 
-def _load_namespace(name: str, tensor: Any) -> Namespace:
+def _namespace_of_tensors(name: str) -> Namespace:
     try:
-        return array_namespace(tensor)
+        import array_api_compat.torch as xp  # not by `array_namespace`: see `device`
     except (ImportError, AttributeError) as error:  # of a version that has not all of the standard
         version = getattr(sys.modules["torch"], "__version__", "of an unknown version")
         raise TypeError(
             f"{name}: expected a tensor of a newer torch, got one of torch {version}, which "
             f"array-api-compat {array_api_compat.__version__} cannot use ({error})"
         ) from None
+    return xp
 
 
 def device(array: Any) -> Device | None:
