@@ -45,9 +45,9 @@ def to_namespace(array: Array, xp: Namespace, /, *, device: Device | None = None
     Array, shape and dtype of array
         The array itself if it is of that library and on that device. Else memory is shared if both
         libraries allow it: then write to neither afterwards, since jax relies on its arrays never
-        changing, or pass a copy. The numbers are copied where the device is another, and where
-        an array of NumPy is read-only, runs backwards, is not in native byte order, or has a dtype
-        of ml_dtypes. Gradients do not flow between libraries.
+        changing, or pass a copy. The numbers are copied where the device is another, and where an
+        array of NumPy is read-only, runs backwards, is not aligned, has a foreign byte order or a
+        dtype of ml_dtypes. Gradients do not flow between libraries.
 
     Raises
     ------
@@ -112,8 +112,8 @@ def _shared(array: Any, xp: Namespace) -> Array | None:
     if library(xp) not in _BY_DLPACK:
         return None
     if isinstance(array, np.ndarray):
-        # torch would write to read-only memory, and ends the process for steps backwards.
-        if not array.flags.writeable or min(array.strides, default=0) < 0:
+        # Aligned, and one may write to it, as torch would; for steps backwards it ends the process.
+        if not array.flags.behaved or min(array.strides, default=0) < 0:
             return None
     elif library(namespace(array=array)) not in _BY_DLPACK:
         return None
