@@ -60,13 +60,10 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=20, deadline=None)
-@given(
-    data=st.data(),
-    layout=st.sampled_from(sorted(LAYOUTS)),
-    shape=st.tuples(st.integers(0, 3), st.integers(0, 3)),
-)
-def test_numpy_there_and_back(dtype, data, layout, shape):
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data(), shape=st.tuples(st.integers(0, 3), st.integers(0, 3)))
+def test_numpy_there_and_back(dtype, layout, data, shape):
     """Any bits: NaN with payloads, signalling ones, negative zeros and subnormal numbers."""
     count = shape[0] * shape[1]
     size = np.dtype(getattr(ml_dtypes, dtype, None) or dtype).itemsize
