@@ -61,10 +61,45 @@ def a_conversation(ids: NDArray[np.int64]) -> str:
         return array
 
     cache = ll.KVCache.create(model, 1, 16)
-    logits, _ = ll.forward(model, ids, cache=cache, tap=tap)
+    logits, longer = ll.forward(model, ids, cache=cache, tap=tap)
+    assert longer is not None
+    cache = longer.truncate(1).take([0, -1]).take(np.array([1])).repeat(2).grow(32).copy()
     first = ll.sample(logits[:, -1, :], temperature=0, rng=0)
     steps = ll.generate(model, ids, max_new_tokens=8, rng=np.random.default_rng(0))
     return model.tokenizer.decode([int(first[0]), *(int(step[0]) for step in steps)])
+
+
+def inside_a_model(model: ll.Llama, ids: NDArray[np.int64], x: Floats) -> None:
+    seen: dict[str, Floats] = {}
+
+    def keep(name: str, array: Floats) -> Floats:
+        return seen.setdefault(name, array)
+
+    taps = {"model.layers.3.self_attn.probabilities": keep, "*.q_rope": keep}
+    ll.forward(model, ids, mask=ids > 0, tap=taps)
+    ll.forward(model, inputs_embeds=x, mask=ll.Mask(ids, ids), tap={"scores": keep})
+    for step in ll.generate(model, ids, max_new_tokens=8, tap=taps):
+        assert_type(step, Array)
+    for step_ids, logprobs in ll.generate(
+        model,
+        ids,
+        max_new_tokens=8,
+        logits_processor=lambda so_far, logits: logits,
+        return_logprobs=True,
+    ):
+        assert_type(step_ids, Array)
+        assert_type(logprobs, Array)
+    assert_type(ll.logprobs(model, ids, attention_mask=ids > 0), Array)
+
+
+def scalars_of_numpy(model: ll.Llama, ids: NDArray[np.int64], x: Floats) -> None:
+    half, count = np.float32(0.5), np.int64(3)
+    ll.sample(x, temperature=half, top_k=count, top_p=np.float64(0.9), min_p=np.float16(0.1))
+    ll.generate(model, ids, max_new_tokens=count, temperature=half, repetition_penalty=half)
+    ll.rms_norm(x, x, eps=np.float32(1e-5))
+    ll.attention(x, x, x, scale=half)
+    ll.sample(x, temperature=np.array(0.5))  # type: ignore[arg-type]
+    ll.sample(x, top_p="0.5")  # type: ignore[arg-type]
 
 
 def bounds_of_any_library(
@@ -123,7 +158,10 @@ def wrong_calls(x: Floats, model: ll.Llama) -> None:
     ll.MLPWeights(x, x, None)  # type: ignore[arg-type]
     ll.forward(model, [[1, 2]])  # type: ignore[arg-type]
     ll.forward("smollm2-135m", x)  # type: ignore[arg-type]
+    ll.forward(model, x, tap=["scores"])  # type: ignore[arg-type]
     ll.sample(x, rng="0")  # type: ignore[arg-type]
+    ll.KVCache.create(model, 1, 16).truncate("1")  # type: ignore[arg-type]
+    ll.KVCache.create(model, 1, 16).take(1)  # type: ignore[arg-type]
     ll.load("smollm2-135m", backend="torch")  # type: ignore[arg-type]
     verify.linear_bound([1.0, 2.0], x)  # type: ignore[arg-type]
     verify.rms_norm_bound(x, x)  # type: ignore[call-arg]

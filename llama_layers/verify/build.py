@@ -8,6 +8,7 @@ import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
+from llama_layers.layers.sites import Site
 from llama_layers.layers.weights import LayerWeights
 from llama_layers.model.llama import Llama
 from llama_layers.parallel.plan import SUMMED
@@ -25,7 +26,6 @@ from llama_layers.verify.operations import (
     Softmax,
     WeightedSum,
 )
-from llama_layers.verify.sites import Site
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.validate import Recorded
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
+from llama_layers.layers.sites import sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.by_rank import named_ranks
 from llama_layers.verify.diagnose import diagnose
@@ -20,7 +21,6 @@ from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
 from llama_layers.verify.look import Asked, Look, Sites
 from llama_layers.verify.profiles import CONTRACT, RoundingProfile, profile_named
 from llama_layers.verify.report import Explanation, Report, SiteResult
-from llama_layers.verify.sites import sites
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.validate import Recorded

@@ -14,10 +14,10 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
+from llama_layers.layers.sites import Site, sites
 from llama_layers.verify.distance import distance
 from llama_layers.verify.fit import OF_LAST_TOKEN
 from llama_layers.verify.report.comparison import Comparison, SiteDifference
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import TOKENS, info_of
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.sites import Site, sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.build import matrix, operation_of
 from llama_layers.verify.distance import distance
@@ -22,7 +23,6 @@ from llama_layers.verify.mistakes.hidden_states import DETAIL, LATE, are_late
 from llama_layers.verify.operations import Attention, Linear, Norm, Operation, Residual
 from llama_layers.verify.recompute import Change, Recomputation, computed, same
 from llama_layers.verify.report import Explanation
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.unbounded import Unbounded, apart
 from llama_layers.verify.validate import Recorded, first_tokens
 

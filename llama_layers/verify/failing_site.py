@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.sites import Site, sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.operations import Operation
 from llama_layers.verify.profiles import Rounding
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.validate import Recorded
 
 

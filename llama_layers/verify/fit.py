@@ -16,7 +16,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
-from llama_layers.verify.sites import Site
+from llama_layers.layers.sites import Site
 from llama_layers.verify.stored import StoredArrays, info_of, stored
 
 # Sites of which an engine may have kept the last token only.

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 
+from llama_layers.layers.sites import Site, sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.look import Asked, Look, Sites
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import StoredArray, StoredArrays, stored
 from llama_layers.verify.validate import Recorded
 

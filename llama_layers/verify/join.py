@@ -21,10 +21,10 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
+from llama_layers.layers.sites import Site, sites
 from llama_layers.parallel.plan import SUMMED, Shard
 from llama_layers.verify.distance import distance
 from llama_layers.verify.roundoff import gamma
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import TOKENS, StoredArray, StoredArrays, stored
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
+from llama_layers.layers.sites import Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
@@ -27,7 +28,6 @@ from llama_layers.verify.profiles import (
 )
 from llama_layers.verify.report import EDGES, Element, SiteResult, SiteVerdict
 from llama_layers.verify.report.wording import counted
-from llama_layers.verify.sites import Site
 from llama_layers.verify.unbounded import Recomputed, Unbounded
 from llama_layers.verify.validate import Recorded
 

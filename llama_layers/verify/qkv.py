@@ -12,13 +12,13 @@ from llama_layers.arrays.dtypes import accumulate_format, float_format
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.layers.linear import QKV, qkv_projection
+from llama_layers.layers.sites import Site
 from llama_layers.layers.weights import QKVWeights
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.bounds.layer import linear_bound
 from llama_layers.verify.distance import distance
 from llama_layers.verify.judge import judge
 from llama_layers.verify.report import SiteResult
-from llama_layers.verify.sites import Site
 
 # Elements that are further apart than this differ.
 APART = 1e-6

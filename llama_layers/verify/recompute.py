@@ -20,6 +20,7 @@ from llama_layers.layers.linear import linear
 from llama_layers.layers.mlp import swiglu
 from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope, rope_table
+from llama_layers.layers.sites import Site, sites
 from llama_layers.model.embedding import embed
 from llama_layers.model.llama import Llama
 from llama_layers.verify.build import operation_of
@@ -35,7 +36,6 @@ from llama_layers.verify.operations import (
     Rope,
 )
 from llama_layers.verify.profiles import Rounding
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.validate import Recorded
 
 # What is computed at a site, from its right operation and the arrays that are known by then.

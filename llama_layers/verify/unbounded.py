@@ -11,11 +11,11 @@ import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.sites import Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.distance import distance
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.recompute import Recomputation
-from llama_layers.verify.sites import Site
 from llama_layers.verify.validate import Recorded
 
 # Such a site may differ from the exact array this many times as much as our own run does.

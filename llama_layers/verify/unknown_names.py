@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from llama_layers.arrays.types import Array
 from llama_layers.errors import TraceError
+from llama_layers.layers.sites import Site
 from llama_layers.verify.aliases import no_site
-from llama_layers.verify.sites import Site
 
 # How many names a message lists.
 _LISTED = 5

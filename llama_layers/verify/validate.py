@@ -16,8 +16,8 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
+from llama_layers.layers.sites import Site, sites
 from llama_layers.verify.fit import HEADED, OF_LAST_TOKEN, fitted
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names

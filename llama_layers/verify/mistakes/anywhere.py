@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.layers.sites import sites
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.fit import FLAT
@@ -16,7 +17,6 @@ from llama_layers.verify.operations import Operation
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
-from llama_layers.verify.sites import sites
 from llama_layers.verify.stored import info_of
 
 

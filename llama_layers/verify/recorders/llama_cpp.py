@@ -24,9 +24,9 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Namespace
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.sites import sites
 from llama_layers.verify.aliases import canonical_arrays, schemes_of
 from llama_layers.verify.fit import ROTATED, in_halves
-from llama_layers.verify.sites import sites
 from llama_layers.verify.trace import Trace
 
 # enum ggml_type

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TypeVar
 
-from llama_layers.verify.sites import Site
+from llama_layers.layers.sites import Site
 
 T = TypeVar("T")
 K = TypeVar("K")
