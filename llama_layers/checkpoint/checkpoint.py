@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.model.weight_checks import is_inert, misfit
-from llama_layers.model.weights import EMBEDDING, HEAD, expected_tensors
+from llama_layers.model.weights import EMBEDDING, HEAD, TABLES, expected_tensors
 
 # The dtypes that hold weights: the words of safetensors and GGUF, and ours.
 STORED_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -49,6 +49,8 @@ class TensorInfo:
         The bytes that it takes there.
     permuted_heads : int or None
         The number of heads whose rows the file permutes for RoPE; None where rows are in order.
+    padding : int
+        Rows that follow in the file, and belong to no token.
     """
 
     name: str
@@ -59,6 +61,7 @@ class TensorInfo:
     offset: int
     nbytes: int
     permuted_heads: int | None = None
+    padding: int = 0
 
     @property
     def read_dtype(self) -> str:
@@ -69,6 +72,15 @@ class TensorInfo:
     def rows_at_once(self) -> int:
         """The number of rows that must be read together, since they are permuted."""
         return 1 if self.permuted_heads is None else self.shape[0] // self.permuted_heads
+
+    def first_rows(self, count: int) -> TensorInfo:
+        """The tensor without the rows after the first, which are padding; itself if it has none."""
+        rows = self.shape[0] if len(self.shape) == 2 else 0
+        if rows <= count:
+            return self
+        nbytes = self.nbytes // rows * count
+        shape = (count, *self.shape[1:])
+        return replace(self, shape=shape, nbytes=nbytes, padding=rows - count)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -85,7 +97,8 @@ class Checkpoint(ABC):
     config : LlamaConfig
         Its config.
     tensors : Mapping of str to TensorInfo
-        By Hugging Face name, in the order of `expected_tensors`: exactly those.
+        By Hugging Face name, in the order of `expected_tensors`: exactly those. Embedding and head
+        are without rows beyond ``vocab_size``, which are padding.
     maps : Mapping of Path to Array
         The bytes of each file, which are read as they are used.
     chat_template : str, mapping of str to str, or None
@@ -263,6 +276,8 @@ class Checkpoint(ABC):
     def _weights(self) -> dict[str, TensorInfo]:
         """The tensors of the config, in its order; a CheckpointError if the file differs."""
         found = {name: info for name, info in self.tensors.items() if not is_inert(name)}
+        for name in found.keys() & TABLES:
+            found[name] = found[name].first_rows(self.config.vocab_size)
         if self.config.tie_word_embeddings and HEAD in found:
             self._check_tied_head(found.pop(HEAD), found.get(EMBEDDING))
         shapes = {name: info.shape for name, info in found.items()}

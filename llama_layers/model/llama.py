@@ -13,7 +13,12 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.embedding import activations
 from llama_layers.model.state_dict import weights_of
-from llama_layers.model.weights import LlamaWeights, check_layer_count, check_weights
+from llama_layers.model.weights import (
+    LlamaWeights,
+    check_layer_count,
+    check_weights,
+    weights_without_padding,
+)
 
 
 class Tokenizer(Protocol):
@@ -50,7 +55,8 @@ class Llama:
     config : LlamaConfig
         The numbers of the model.
     weights : LlamaWeights
-        The parameters of the model.
+        The parameters of the model. Rows of embedding and head beyond ``config.vocab_size`` are
+        padding: no token is theirs, and the model is made without them.
     open_tokenizer : callable or None
         Opens the tokenizer that came with the weights.
     generation_config : Mapping of str to Any
@@ -79,7 +85,9 @@ class Llama:
                 f"open_tokenizer: expected a callable or None, "
                 f"got {type(self.open_tokenizer).__name__}"
             )
-        check_weights(self.weights, self.config)
+        weights = weights_without_padding(self.weights, self.config)
+        check_weights(weights, self.config)
+        object.__setattr__(self, "weights", weights)  # since the dataclass is frozen
 
     @classmethod
     def from_state_dict(
@@ -99,7 +107,8 @@ class Llama:
             The ``state_dict()`` of transformers' ``LlamaForCausalLM``, ``MistralForCausalLM`` or
             ``Qwen2ForCausalLM``, or arrays of any one library by the same names. Tensors of torch
             are detached: no gradient flows through the model. Buffers of RoPE are ignored, and so
-            is a head that the config ties to the embedding.
+            are a head that the config ties to the embedding, and rows of the two beyond
+            ``vocab_size``.
         config : LlamaConfig, config of transformers, mapping, str or path
             The numbers of the model: anything that `LlamaConfig.from_json` takes, or an object
             with a method ``to_dict`` that returns it, as transformers' configs have.

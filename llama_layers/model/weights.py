@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, overload, runtime_checkable
 
@@ -22,6 +22,9 @@ from llama_layers.layers.weights import (
 )
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+# The tensors with a row for each token. More rows than tokens are padding, often to a multiple of
+# 64: no token is theirs, and they are dropped where weights come in.
+TABLES = (EMBEDDING, HEAD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,8 @@ class LlamaWeights:
     norm : Array, shape [hidden_size]
         Weight of the norm after the last layer.
     lm_head : Array, shape [vocab_size, hidden_size]
-        Into logits; the very array of `embed_tokens` where the config ties the two.
+        Into logits; the very array of `embed_tokens` where the config ties the two. It and
+        `embed_tokens` may have rows of padding below, which `Llama` drops.
 
     Raises
     ------
@@ -57,9 +61,9 @@ class LlamaWeights:
     def __post_init__(self) -> None:
         namespace(embed_tokens=self.embed_tokens, norm=self.norm, lm_head=self.lm_head)
         check_shape("embed_tokens", self.embed_tokens, "vocab_size", "hidden_size")
-        vocabulary, hidden = self.embed_tokens.shape
+        hidden = self.embed_tokens.shape[1]
         check_shape("norm", self.norm, hidden)
-        check_shape("lm_head", self.lm_head, vocabulary, hidden)
+        check_shape("lm_head", self.lm_head, "vocab_size", hidden)
         if not isinstance(self.layers, Sequence):
             raise TypeError(
                 f"layers: expected a sequence of LayerWeights, got {type(self.layers).__name__}"
@@ -84,7 +88,8 @@ class LlamaWeights:
         Parameters
         ----------
         arrays : Mapping of str to Array
-            At least the `expected_tensors` of the config.
+            At least the `expected_tensors` of the config. Rows of embedding and head beyond its
+            ``vocab_size`` are padding, and left out.
         config : LlamaConfig
             The numbers of the model.
 
@@ -164,9 +169,11 @@ class _Source:
 
     def rows(self, names: Names) -> Array:
         """Give arrays as one: their rows below each other. A file's shapes are checked already."""
-        if isinstance(self.arrays, RowMapping):
+        if isinstance(self.arrays, RowMapping) and names[0] not in TABLES:
             return self.arrays.rows(names)
         parts = {name: self.arrays[name] for name in names}
+        for name in parts.keys() & TABLES:
+            parts[name] = without_padding(parts[name], self.shapes[name][0])
         xp = namespace(**parts)
         for name, array in parts.items():
             check_shape(name, array, *self.shapes[name])
@@ -223,6 +230,27 @@ class _Layers(Sequence[LayerWeights]):
         if (problem := layer_problem(layer, self._config)) is not None:
             raise ValueError(f"weights: layers[{number}]{problem}")
         return layer
+
+
+def without_padding(table: Array, tokens: int) -> Array:
+    """The first rows of a table, one for each token."""
+    padded = getattr(table, "ndim", None) == 2 and table.shape[0] > tokens
+    return table[:tokens, :] if padded else table
+
+
+def weights_without_padding(weights: LlamaWeights, config: LlamaConfig) -> LlamaWeights:
+    """The weights with embedding and head of `vocab_size` rows, if they have as many."""
+    read, tokens = vars(weights), config.vocab_size
+    if isinstance(weights, _ReadWhenUsed) and "source" in read:
+        if weights.config.vocab_size == tokens:
+            return weights
+        return LlamaWeights.from_named(weights.source.arrays, config)
+    embedding, head = weights.embed_tokens, weights.lm_head
+    if max(embedding.shape[0], head.shape[0]) <= tokens:
+        return weights
+    table = without_padding(embedding, tokens)
+    head = table if head is embedding else without_padding(head, tokens)
+    return replace(weights, embed_tokens=table, lm_head=head)
 
 
 def check_layer_count(weights: LlamaWeights, config: LlamaConfig) -> None:
