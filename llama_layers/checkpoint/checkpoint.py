@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,10 @@ from llama_layers.model.weights import EMBEDDING, HEAD, TABLES, expected_tensors
 # The dtypes that hold weights: the words of safetensors and GGUF, and ours.
 STORED_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 NUMPY_DTYPES: dict[str, np.dtype] = {name: np.dtype(dtype_of(np, name)) for name in FLOATS}
+
+
+# Bytes of each tensor that tell whether a file is still the same.
+_SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,8 @@ class Checkpoint(ABC):
     ignored_tensors : tuple of str
         Names in the file of tensors that change no number: buffers of RoPE, scales of 8-bit
         caches, and a head that is the embedding again.
+    place : Path
+        `path` from the root, which the working directory does not change.
 
     Raises
     ------
@@ -127,6 +134,7 @@ class Checkpoint(ABC):
     generation_config: Mapping[str, Any] = field(repr=False)
     ignored_keys: tuple[str, ...]
     ignored_tensors: tuple[str, ...] = field(init=False)
+    place: Path = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         weights = self._weights()
@@ -134,6 +142,38 @@ class Checkpoint(ABC):
         ignored = tuple(info.stored_name for name, info in stored if name not in weights)
         object.__setattr__(self, "tensors", weights)  # since the dataclass is frozen
         object.__setattr__(self, "ignored_tensors", ignored)
+        object.__setattr__(self, "place", self.path.absolute())
+
+    def __deepcopy__(self, memo: object) -> Checkpoint:
+        return self  # nothing in it changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (type(self), self.place, self._digest())
+
+    def _digest(self) -> str:
+        """Config and tensors, with a few numbers of each, as a text that differs if they do."""
+        found = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
+        for name, info in self.tensors.items():
+            found.update(f"{name} {info.dtype} {info.shape}".encode())
+            middle = info.nbytes // 2
+            found.update(self._bytes(info)[middle : middle + _SAMPLE].tobytes())
+        return found.hexdigest()
+
+    @classmethod
+    @abstractmethod
+    def opened(cls, path: Path) -> Checkpoint:
+        """Open the checkpoint of this format at a path.
+
+        Parameters
+        ----------
+        path : Path
+            The `path` of a checkpoint of this class.
+
+        Returns
+        -------
+        Checkpoint
+            As `open_checkpoint` opens it.
+        """
 
     @abstractmethod
     def open_tokenizer(self) -> Tokenizer:
@@ -299,6 +339,22 @@ class Checkpoint(ABC):
 
     def _bytes(self, info: TensorInfo) -> NDArray[np.uint8]:
         return self.maps[info.file][info.offset : info.offset + info.nbytes]
+
+
+def _opened_again(kind: type[Checkpoint], place: Path, digest: str) -> Checkpoint:
+    """A checkpoint from its pickle, which has its path only; the files must be the same still."""
+    if not place.exists():
+        raise CheckpointError(
+            f"{place}: no such file or directory; a model that was loaded is pickled as its path, "
+            f"and read there again"
+        )
+    checkpoint = kind.opened(place)
+    if checkpoint._digest() != digest:
+        raise CheckpointError(
+            f"{place} has changed since the model was pickled, which keeps its path only: load the "
+            f"model again"
+        )
+    return checkpoint
 
 
 def map_file(file: Path) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import operator
 import os
@@ -96,7 +97,7 @@ def load(
         raise TypeError(f"path: expected a str or path, got {type(path).__name__}")
     if not isinstance(layers, Iterable | None):
         raise TypeError(f"layers: expected an iterable of int, got {type(layers).__name__}")
-    place = placement(backend, device)  # a GPU that cannot compute is named before a download
+    placement(backend, device)  # a GPU that cannot compute is named before a download
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     chosen = _chosen(layers, config.num_hidden_layers)
@@ -104,14 +105,7 @@ def load(
         dtypes = {key: info.read_dtype for key, info in checkpoint.tensors.items()}
         if difference := unfusible(dtypes, chosen):
             raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
-
-    def read(names: Names) -> Array:
-        """Read tensors when they are asked for."""
-        return place(checkpoint.read_rows(names, name))
-
-    on_gpu = _uploaded(cupy_device(device), checkpoint, chosen, name) if is_cupy(backend) else None
-    tensors = _Tensors(checkpoint, chosen, on_gpu or read)
-    weights = LlamaWeights.from_named(tensors, config)
+    weights = LlamaWeights.from_named(_Tensors(checkpoint, chosen, name, backend, device), config)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
 
@@ -127,10 +121,38 @@ def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
 
 
 class _Tensors(Mapping[str, Array]):
-    """The tensors of a checkpoint as arrays, read when they are asked for."""
+    """The tensors of a checkpoint as arrays, read when they are asked for, or now for a GPU.
 
-    def __init__(self, checkpoint: Checkpoint, layers: frozenset[int], read: _Read) -> None:
-        self._checkpoint, self._layers, self._read = checkpoint, layers, read
+    A pickle holds the arguments, with which the files are read again. A deep copy reads the files
+    that are mapped already.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layers: frozenset[int],
+        dtype: str | None,
+        backend: str | Namespace,
+        device: Device | None,
+    ) -> None:
+        self._checkpoint, self._layers, self._dtype = checkpoint, layers, dtype
+        self._backend, self._device = backend, device
+        self._read = self._reader()
+
+    def _reader(self) -> _Read:
+        checkpoint, dtype = self._checkpoint, self._dtype
+        if is_cupy(self._backend):
+            return _uploaded(cupy_device(self._device), checkpoint, self._layers, dtype)
+        place = placement(self._backend, self._device)
+        return lambda names: place(checkpoint.read_rows(names, dtype))
+
+    def __deepcopy__(self, memo: object) -> _Tensors:
+        place = self._backend, self._device
+        return _Tensors(self._checkpoint, self._layers, self._dtype, *place)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        backend = self._backend if isinstance(self._backend, str) else self._backend.__name__
+        return _tensors_again, (self._checkpoint, self._layers, self._dtype, backend, self._device)
 
     def __len__(self) -> int:
         return len(self._checkpoint.tensors)
@@ -153,6 +175,18 @@ class _Tensors(Mapping[str, Array]):
                 f"{', '.join(map(str, sorted(self._layers))) or 'none'}"
             )
         return self._read(names)
+
+
+def _tensors_again(
+    checkpoint: Checkpoint,
+    layers: frozenset[int],
+    dtype: str | None,
+    backend: str,
+    device: Device | None,
+) -> _Tensors:
+    """Tensors from their pickle, which has the name of a module instead of it."""
+    module = backend if backend in ("numpy", "cupy") else importlib.import_module(backend)
+    return _Tensors(checkpoint, layers, dtype, module, device)
 
 
 def _uploaded(

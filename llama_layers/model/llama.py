@@ -89,6 +89,10 @@ class Llama:
         check_weights(weights, self.config)
         object.__setattr__(self, "weights", weights)  # since the dataclass is frozen
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and copy all but the tokenizer, which is opened again when it is used."""
+        return {name: value for name, value in vars(self).items() if name != "tokenizer"}
+
     @classmethod
     def from_state_dict(
         cls,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, overload, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
@@ -186,6 +186,12 @@ class _ReadWhenUsed(LlamaWeights):
     source: _Source
     config: LlamaConfig
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle where the arrays come from; by value if `replace` made these weights."""
+        if "source" in vars(self):
+            return LlamaWeights.from_named, (self.source.arrays, self.config)
+        return LlamaWeights, (self.embed_tokens, self.layers, self.norm, self.lm_head)
+
     @cached_property
     def embed_tokens(self) -> Array:
         return self.source.rows((EMBEDDING,))
@@ -206,6 +212,9 @@ class _Layers(Sequence[LayerWeights]):
     def __init__(self, source: _Source, config: LlamaConfig) -> None:
         self._source, self._config = source, config
         self._made: dict[int, LayerWeights] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Layers, (self._source, self._config)
 
     def __len__(self) -> int:
         return self._config.num_hidden_layers

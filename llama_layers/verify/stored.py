@@ -38,6 +38,9 @@ class StoredArrays(Mapping[str, Any]):
     def __init__(self, stored: Mapping[str, StoredArray]) -> None:
         self.stored = stored
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, ({name: self[name] for name in self},)  # their files may be gone by then
+
     def __getitem__(self, name: str) -> Any:
         return self.stored[name].read()
 

@@ -79,6 +79,10 @@ class _GGUFCheckpoint(Checkpoint):
 
     metadata: Mapping[str, Any] = field(repr=False)
 
+    @classmethod
+    def opened(cls, path: Path) -> Checkpoint:
+        return open_gguf(path)
+
     def open_tokenizer(self) -> Tokenizer:
         return open_tokenizer(self.path, self.metadata)
 
