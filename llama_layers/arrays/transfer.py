@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import ml_dtypes
@@ -47,6 +48,13 @@ def from_numpy(array: np.ndarray, xp: Namespace, device: Device | None = None) -
     if is_torch_namespace(xp) and dtype_name(array.dtype) == "bfloat16":
         return xp.asarray(array.view(np.int16).copy(), device=device).view(xp.bfloat16)
     return xp.asarray(array.copy(), device=device)
+
+
+def writable_like(array: Array, others: Iterable[Array]) -> Array:
+    """A new array, read-only if one of the others is: of NumPy's, since no other library tells."""
+    if isinstance(array, np.ndarray):
+        array.flags.writeable = all(np.asarray(other).flags.writeable for other in others)
+    return array
 
 
 def detached(name: str, array: Any) -> Any:

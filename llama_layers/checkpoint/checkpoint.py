@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dtypes import FLOATS, dtype_name, dtype_of
-from llama_layers.arrays.types import DType
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.rope_rows import unpermute_rope_rows
+from llama_layers.checkpoint.stored_numbers import (
+    NUMPY_DTYPES,
+    cast,
+    equal_bytes,
+    read_only,
+    viewed,
+)
 from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.model.weight_checks import is_inert, misfit
 from llama_layers.model.weights import EMBEDDING, HEAD, TABLES, expected_tensors
-
-# The dtypes that hold weights: the words of safetensors and GGUF, and ours.
-STORED_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-NUMPY_DTYPES: dict[str, np.dtype] = {name: np.dtype(dtype_of(np, name)) for name in FLOATS}
-
 
 # Bytes of each tensor that tell whether a file is still the same.
 _SAMPLE = 64
@@ -225,8 +225,8 @@ class Checkpoint(ABC):
         Returns
         -------
         Array
-            An array of the tensor's shape. Where the file holds the numbers as they are, a
-            read-only view of the file, which costs nothing until it is used.
+            An array of the tensor's shape, read-only. Where the file holds the numbers as they
+            are, a view of the file, which costs nothing until it is used.
 
         Raises
         ------
@@ -270,7 +270,7 @@ class Checkpoint(ABC):
                 array = gguf.dequantize(rows, kind)
         if info.permuted_heads is not None:
             array = unpermute_rope_rows(array, (stop - start) // info.rows_at_once)
-        return array if dtype is None else _cast(name, array, dtype)
+        return read_only(array if dtype is None else cast(name, array, dtype))
 
     def read_rows(self, names: Sequence[str], /, dtype: str | None = None) -> np.ndarray:
         """Read tensors as one, their rows below each other.
@@ -285,7 +285,7 @@ class Checkpoint(ABC):
         Returns
         -------
         Array
-            One read-only view where the file holds the tensors one right after the other in the
+            Read-only; one view where the file holds the tensors one right after the other in the
             dtype wanted, a copy otherwise.
         """
         if len(names) == 1:
@@ -293,10 +293,10 @@ class Checkpoint(ABC):
         infos = [self.tensors[name] for name in names]
         first = infos[0]
         if not _adjacent(infos) or dtype not in (None, first.dtype):
-            return np.concatenate([self.read(name, dtype) for name in names])
+            return read_only(np.concatenate([self.read(name, dtype) for name in names]))
         raw = self.maps[first.file][first.offset : infos[-1].offset + infos[-1].nbytes]
         shape = (sum(info.shape[0] for info in infos), *first.shape[1:])
-        return viewed(raw, first.dtype, shape)
+        return read_only(viewed(raw, first.dtype, shape))
 
     def forget(self, name: str, /) -> None:
         """Free the memory that reading a tensor took; reading it again takes it again.
@@ -355,50 +355,6 @@ def _opened_again(kind: type[Checkpoint], place: Path, digest: str) -> Checkpoin
             f"model again"
         )
     return checkpoint
-
-
-def map_file(file: Path) -> NDArray[np.uint8]:
-    """The bytes of a file that is not empty, read-only, paged in as they are used."""
-    with file.open("rb") as stream:
-        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-
-
-def equal_bytes(first: NDArray[np.uint8], second: NDArray[np.uint8], step: int = 1 << 24) -> bool:
-    """Whether two stretches of bytes of one length are equal, without an array of that length."""
-    starts = range(0, first.size, step)
-    return all(np.array_equal(first[i : i + step], second[i : i + step]) for i in starts)
-
-
-def viewed(raw: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes as numbers of a dtype; a copy only if they are not aligned."""
-    array = raw.view(NUMPY_DTYPES[dtype])
-    if not array.flags.aligned:
-        array = array.copy()
-    return array.reshape(shape)
-
-
-def checked_dtype(dtype: str | DType) -> str:
-    """The name of a dtype to load weights in; a ValueError if they cannot have it."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", dtype_name(dtype))
-    if name not in FLOATS:
-        raise ValueError(f"dtype: expected one of {', '.join(FLOATS)}, got {name!r}")
-    return name
-
-
-def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    """Round or widen a tensor to a dtype; a CheckpointError if a finite number would overflow."""
-    if array.dtype == NUMPY_DTYPES[dtype]:
-        return array
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        result = array.astype(NUMPY_DTYPES[dtype])
-    if FLOATS[dtype].max < FLOATS[dtype_name(array.dtype)].max:
-        overflowed = np.isinf(result) & ~np.isinf(array)
-        if overflowed.any():
-            raise CheckpointError(
-                f"{name}: {float(array[overflowed][0]):g} is too large for {dtype}; "
-                f"bfloat16 has the range of float32"
-            )
-    return result
 
 
 def _adjacent(infos: Sequence[TensorInfo]) -> bool:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from llama_layers.arrays.types import Array, Device, DType, Namespace
 from llama_layers.backends.cupy.upload import Part, Source, upload
 from llama_layers.backends.placement import cupy_device, is_cupy, placement
-from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, Checkpoint, checked_dtype
+from llama_layers.checkpoint.checkpoint import Checkpoint
 from llama_layers.checkpoint.open import open_checkpoint
+from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, checked_dtype
 from llama_layers.errors import CheckpointError
 from llama_layers.files.progress import progress
 from llama_layers.layers.weights import Names
@@ -42,8 +43,8 @@ def load(
     """Load a model.
 
     Everything is checked at once, from the headers; a weight is read when it is first used, and
-    then kept. On NumPy, weights that the file holds as they are needed stay views of the file. On
-    CuPy, all are copied to the GPU at once, in parts, so that main memory holds few of them.
+    then kept. On NumPy, weights that the file holds as they are needed stay views of the file, and
+    all are read-only, so that no layer is so in part. On CuPy, all are copied to the GPU at once, in parts, so that main memory holds few of them.
 
     Parameters
     ----------

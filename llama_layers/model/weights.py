@@ -9,6 +9,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import writable_like
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
@@ -177,7 +178,9 @@ class _Source:
         xp = namespace(**parts)
         for name, array in parts.items():
             check_shape(name, array, *self.shapes[name])
-        return parts[names[0]] if len(names) == 1 else xp.concat([*parts.values()])
+        if len(names) == 1:
+            return parts[names[0]]
+        return writable_like(xp.concat([*parts.values()]), parts.values())
 
 
 class _ReadWhenUsed(LlamaWeights):
