@@ -44,7 +44,8 @@ def load(
 
     Everything is checked at once, from the headers; a weight is read when it is first used, and
     then kept. On NumPy, weights that the file holds as they are needed stay views of the file, and
-    all are read-only, so that no layer is so in part. On CuPy, all are copied to the GPU at once, in parts, so that main memory holds few of them.
+    all are read-only. On CuPy, all are copied to the GPU at once, in parts, so that main memory
+    holds few of them.
 
     Parameters
     ----------

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from array_api_compat import device
 
+from llama_layers.arrays.brief import brief, megabytes
 from llama_layers.arrays.checks import MOST_TOKENS, check_count, is_integer
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_bools, float_format
@@ -82,6 +83,9 @@ class KVCache:
     def __post_init__(self) -> None:
         for name, value in checked_fields(**vars(self)).items():
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"{brief(self)[:-1]}, {megabytes([*self.keys, *self.values])})"
 
     @classmethod
     def create(

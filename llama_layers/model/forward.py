@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from llama_layers.arrays.brief import brief
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, Namespace
@@ -26,6 +27,9 @@ class Output(NamedTuple):
     """Array [B, S, vocab_size], or [B, 1, vocab_size] of the last token only."""
     cache: KVCache | None
     """The valid cache, if one was given."""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def forward(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from array_api_compat import device
 
+from llama_layers.arrays.brief import brief
 from llama_layers.arrays.dtypes import INTEGERS, dtype_name
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.tracing import known, known_false
@@ -27,6 +28,9 @@ class Inputs(NamedTuple):
     """For each attention window that the layers of the model have."""
     cache: KVCache | None
     """Already extended by the tokens."""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @classmethod
     def of(

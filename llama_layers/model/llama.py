@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from llama_layers.model.weights import (
     LlamaWeights,
     check_layer_count,
     check_weights,
+    expected_tensors,
     weights_without_padding,
 )
 
@@ -88,6 +90,14 @@ class Llama:
         weights = weights_without_padding(self.weights, self.config)
         check_weights(weights, self.config)
         object.__setattr__(self, "weights", weights)  # since the dataclass is frozen
+
+    def __repr__(self) -> str:
+        config, shapes = self.config, expected_tensors(self.config).values()
+        return (
+            f"Llama({config.model_type}: {config.num_hidden_layers} layers, hidden size "
+            f"{config.hidden_size}, vocabulary {config.vocab_size}, "
+            f"{sum(map(math.prod, shapes)):,} parameters, {self.weights!r})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and copy all but the tokenizer, which is opened again when it is used."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, overload, runtime_checkable
 
+from llama_layers.arrays.brief import brief_value
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import writable_like
@@ -77,6 +78,18 @@ class LlamaWeights:
             name = f"layers[{index}].input_layernorm"
             namespace(embed_tokens=self.embed_tokens, **{name: layer.input_layernorm})
             check_shape(name, layer.input_layernorm, hidden)
+
+    def __repr__(self) -> str:
+        """What is known without reading an array."""
+        said = {name: brief_value(value) for name, value in vars(self).items()}
+        said = {
+            name: said.get(name, "not read yet") for name in ("embed_tokens", "norm", "lm_head")
+        }
+        return (
+            f"LlamaWeights({len(self.layers)} layers, "
+            + ", ".join(f"{name}={value}" for name, value in said.items())
+            + ")"
+        )
 
     @classmethod
     def from_named(cls, arrays: Mapping[str, Array], config: LlamaConfig) -> LlamaWeights:
@@ -215,6 +228,9 @@ class _Layers(Sequence[LayerWeights]):
     def __init__(self, source: _Source, config: LlamaConfig) -> None:
         self._source, self._config = source, config
         self._made: dict[int, LayerWeights] = {}
+
+    def __repr__(self) -> str:
+        return f"{len(self)} layers, {len(self._made)} of them read"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Layers, (self._source, self._config)

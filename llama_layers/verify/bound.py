@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_layers.arrays.brief import brief
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.roundoff import Float64Array
@@ -33,6 +34,9 @@ class Bound:
     exact: Float64Array
     limit: Float64Array
     usual: Float64Array
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def ratio(self, computed: Any, /) -> Float64Array:
         """The error of each element over its limit.
