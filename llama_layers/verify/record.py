@@ -7,8 +7,9 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
-from importlib.metadata import version
 from typing import Any
+
+import numpy as np
 
 from llama_layers.arrays.describe import describe
 from llama_layers.arrays.dtypes import accumulate_format, dtype_name, dtype_of, float_format
@@ -21,6 +22,7 @@ from llama_layers.model.inputs import Inputs
 from llama_layers.model.llama import Llama
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.trace import Trace
+from llama_layers.version import __version__
 
 
 def record(
@@ -166,11 +168,11 @@ def _softmax(xp: Any, scores: Any, allowed: Any) -> Any:
 def _metadata(model: Llama, xp: Any, logits: Any) -> dict[str, str]:
     form = float_format("logits", logits)
     return {
-        "engine": f"llama_layers {version('llama-layers')}",
+        "engine": f"llama_layers {__version__}",
         "config": json.dumps(model.config.to_json()),
         "dtype": form.name,
         "accumulate": accumulate_format(form).name,
         "weights": dtype_name(model.weights.embed_tokens.dtype),
-        "numpy_version": version("numpy"),
+        "numpy_version": np.__version__,
         **describe(xp, logits),
     }
