@@ -80,6 +80,11 @@ def of_another_library(config, weights, tmp_path):
     return load(tiny.write_single(tmp_path / "model", weights, config), backend=array_api_strict)
 
 
+def of(source, ids):
+    """Token ids of the library that a model is of."""
+    return array_api_strict.asarray(ids) if source is of_another_library else ids
+
+
 SOURCES = [
     from_safetensors, from_meta, from_gguf, from_state_dict, from_named, by_hand,
     of_another_library,
@@ -96,8 +101,7 @@ def test_the_model_is_the_one_without_padding(source, name, tables, tmp_path):
     assert (model.weights.lm_head is model.weights.embed_tokens) == (name == "tied")
     for key, array in tiny.all_arrays(model).items():
         assert_same_bits(array, weights[key])
-    ids = array_api_strict.asarray(IDS) if source is of_another_library else IDS
-    found, expected = forward(model, ids).logits, oracle.logits(weights, config, IDS[0])
+    found, expected = forward(model, of(source, IDS)).logits, oracle.logits(weights, config, IDS[0])
     assert found.shape == (1, 4, 40)
     assert np.allclose(to_numpy(found)[0], expected, rtol=1e-4, atol=1e-4)
 
@@ -105,13 +109,12 @@ def test_the_model_is_the_one_without_padding(source, name, tables, tmp_path):
 @pytest.mark.parametrize("source", SOURCES)
 def test_no_row_of_padding_is_looked_up_or_drawn(source, tmp_path):
     model = source(tiny.CONFIG, padded(tiny.arrays(), 64), tmp_path)
-    array = array_api_strict.asarray if source is of_another_library else np.asarray
     for wrong in (40, 63):
         with pytest.raises(ValueError, match=f"expected ids from 0 to 39, got .* to {wrong}"):
-            forward(model, array([[3, wrong]]))
+            forward(model, of(source, np.array([[3, wrong]])))
     for temperature in (0, 2.0):
         steps = generate(
-            model, array(IDS), max_new_tokens=12, temperature=temperature,
+            model, of(source, IDS), max_new_tokens=12, temperature=temperature,
             rng=np.random.default_rng(0), eos_token_id=(),
         )  # fmt: skip
         drawn = np.concatenate([to_numpy(step) for step in islice(steps, 12)])
@@ -135,7 +138,7 @@ def test_a_vocabulary_in_the_file_counts_without_a_number_of_its_own(tmp_path):
     config = replace(tiny.CONFIG, vocab_size=12)
     weights = tiny.arrays(config)
     file = tiny.write_gguf(
-        tmp_path / "model.gguf", padded(weights, 64), config, keys={"vocab_size": None},
+        tmp_path / "model.gguf", padded(weights, 16), config, keys={"vocab_size": None},
         metadata=tiny.TOKENIZER,
     )  # fmt: skip
     tiny.assert_holds(load(file), weights)
@@ -158,6 +161,14 @@ def test_fewer_rows_than_tokens_are_refused(source, name, tmp_path):
     message = r"(embed_tokens|lm_head).*expected (shape )?\[40, 32\].*got \[39, 32\]"
     with pytest.raises((CheckpointError, ValueError), match=message):
         forward(source(tiny.CONFIG, weights, tmp_path), IDS)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_twice_as_many_rows_are_of_another_vocabulary(source, tmp_path):
+    forward(source(tiny.CONFIG, padded(tiny.arrays(), 79), tmp_path), of(source, IDS))
+    message = r"(embed_tokens|lm_head).*expected (shape )?\[40, 32\].*got \[80, 32\]"
+    with pytest.raises((CheckpointError, ValueError), match=message):
+        forward(source(tiny.CONFIG, padded(tiny.arrays(), 80), tmp_path), of(source, IDS))
 
 
 def test_more_tokens_than_the_rows_of_weights_that_are_there(tmp_path):

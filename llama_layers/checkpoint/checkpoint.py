@@ -27,7 +27,7 @@ from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.model.weight_checks import is_inert, misfit
-from llama_layers.model.weights import EMBEDDING, HEAD, TABLES, expected_tensors
+from llama_layers.model.weights import EMBEDDING, HEAD, TABLES, expected_tensors, padding
 
 # Bytes of each tensor that tell whether a file is still the same.
 _SAMPLE = 64
@@ -80,12 +80,11 @@ class TensorInfo:
 
     def first_rows(self, count: int) -> TensorInfo:
         """The tensor without the rows after the first, which are padding; itself if it has none."""
-        rows = self.shape[0] if len(self.shape) == 2 else 0
-        if rows <= count:
+        more = padding(self.shape[0], count) if len(self.shape) == 2 else 0
+        if not more:
             return self
-        nbytes = self.nbytes // rows * count
-        shape = (count, *self.shape[1:])
-        return replace(self, shape=shape, nbytes=nbytes, padding=rows - count)
+        nbytes = self.nbytes // self.shape[0] * count
+        return replace(self, shape=(count, self.shape[1]), nbytes=nbytes, padding=more)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

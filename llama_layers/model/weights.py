@@ -24,8 +24,8 @@ from llama_layers.layers.weights import (
 )
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-# The tensors with a row for each token. More rows than tokens are padding, often to a multiple of
-# 64: no token is theirs, and they are dropped where weights come in.
+# The tensors with a row for each token. Some more rows are padding, often to a multiple of 64: no
+# token is theirs, and they are dropped where weights come in.
 TABLES = (EMBEDDING, HEAD)
 
 
@@ -260,9 +260,14 @@ class _Layers(Sequence[LayerWeights]):
         return layer
 
 
+def padding(rows: int, tokens: int) -> int:
+    """How many of the rows are padding; twice as many rows as tokens are another vocabulary's."""
+    return rows - tokens if tokens < rows < 2 * tokens else 0
+
+
 def without_padding(table: Array, tokens: int) -> Array:
     """The first rows of a table, one for each token."""
-    padded = getattr(table, "ndim", None) == 2 and table.shape[0] > tokens
+    padded = getattr(table, "ndim", None) == 2 and padding(table.shape[0], tokens)
     return table[:tokens, :] if padded else table
 
 
@@ -274,7 +279,7 @@ def weights_without_padding(weights: LlamaWeights, config: LlamaConfig) -> Llama
             return weights
         return LlamaWeights.from_named(weights.source.arrays, config)
     embedding, head = weights.embed_tokens, weights.lm_head
-    if max(embedding.shape[0], head.shape[0]) <= tokens:
+    if not any(padding(table.shape[0], tokens) for table in (embedding, head)):
         return weights
     table = without_padding(embedding, tokens)
     head = table if head is embedding else without_padding(head, tokens)

@@ -17,6 +17,7 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
+from llama_layers.model.weights import padding
 from llama_layers.verify.sites import Site
 from llama_layers.verify.stored import StoredArray, StoredArrays, stored
 
@@ -68,7 +69,7 @@ def fitted(
 def _without_padding(logits: StoredArray, tokens: int) -> StoredArray:
     """Leave out what a head with rows of padding gives beyond the vocabulary."""
     *others, width = logits.info().shape or (0,)
-    if width <= tokens:
+    if not padding(width, tokens):
         return logits
     return logits.changed((*others, tokens), lambda array: array[..., :tokens])
 

@@ -16,6 +16,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
+from llama_layers.model.weights import padding
 from llama_layers.verify.fit import HEAD, HEADED, OF_LAST_TOKEN, fitted
 from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
@@ -144,7 +145,7 @@ def _check_config(metadata: Mapping[str, str], config: LlamaConfig) -> None:
     ours, theirs = config.to_json(), stated.to_json()
     free = {"torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id", "architectures"}
     for key in ours.keys() | theirs.keys():
-        if key == "vocab_size" and stated.vocab_size > config.vocab_size:
+        if key == "vocab_size" and padding(stated.vocab_size, config.vocab_size):
             continue  # with rows of padding in the embedding, which Hugging Face counts
         if key not in free and ours.get(key) != theirs.get(key):
             raise TraceError(
@@ -155,7 +156,7 @@ def _check_config(metadata: Mapping[str, str], config: LlamaConfig) -> None:
 
 def _padding(arrays: Mapping[str, Any], config: LlamaConfig) -> int:
     """Count the logits of each token that are beyond the vocabulary."""
-    return info_of(arrays, HEAD).shape[-1] - config.vocab_size if HEAD in arrays else 0
+    return padding(info_of(arrays, HEAD).shape[-1], config.vocab_size) if HEAD in arrays else 0
 
 
 def _check_formats(metadata: Mapping[str, str]) -> None:

@@ -206,11 +206,12 @@ def test_the_vocabulary_is_as_large_as_the_embedding(tmp_path):
     assert open_checkpoint(write_model(tmp_path / "m.gguf", wrong)).config.vocab_size == 40
     fewer = {"tokenizer.ggml.tokens": ("arr[str]", ["a", "b"])}
     assert open_checkpoint(write_model(tmp_path / "m.gguf", fewer)).config.vocab_size == 40
-    padded = open_checkpoint(write_model(tmp_path / "m.gguf", no_size | fewer))
-    assert (padded.config.vocab_size, padded.tensors["model.embed_tokens.weight"].padding) == (
-        2,
-        38,
-    )
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight \(expected \[2, 32\]"):
+        open_checkpoint(write_model(tmp_path / "m.gguf", no_size | fewer))
+    most = {"tokenizer.ggml.tokens": ("arr[str]", list(map(str, range(39))))}
+    padded = open_checkpoint(write_model(tmp_path / "m.gguf", no_size | most))
+    assert padded.config.vocab_size == 39
+    assert padded.tensors["model.embed_tokens.weight"].padding == 1
     more = {"tokenizer.ggml.tokens": ("arr[str]", list(map(str, range(41))))}
     with pytest.raises(CheckpointError, match=r"embed_tokens.weight \(expected \[41, 32\]"):
         open_checkpoint(write_model(tmp_path / "m.gguf", no_size | more))
