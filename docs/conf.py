@@ -43,7 +43,8 @@ _pyproject = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").
 numpydoc_validation_checks = set(_pyproject["tool"]["numpydoc_validation"]["checks"])
 # The fields of dataclasses are their parameters; those of named tuples have their own docstrings.
 numpydoc_validation_overrides = {"PR01": [r"Attributes\n---"]}
-numpydoc_validation_exclude = {r"\.(QKV|Output)$", r"\.[A-Z]\w*\.\w+$"}  # methods: `numpydoc lint`
+# Methods: `numpydoc lint`.
+numpydoc_validation_exclude = {r"\.(QKV|Output|Step)$", r"\.[A-Z]\w*\.\w+$"}
 
 # Formulas become SVG when the pages are built: reading them needs no script and no network.
 html_math_renderer = "svg"

@@ -3,8 +3,9 @@ from .config.llama_config import LlamaConfig
 from .config.rope_scaling import RopeScaling
 from .errors import BackendError, CheckpointError, ConfigError, TraceError
 from .layers.attention import attention
-from .layers.cache import KVCache, LayerCache
+from .layers.cache import KVCache
 from .layers.decoder import decoder_layer
+from .layers.layer_cache import LayerCache
 from .layers.linear import QKV, linear, qkv_projection
 from .layers.mask import Mask
 from .layers.mlp import mlp, swiglu
@@ -18,8 +19,9 @@ from .layers.weights import (
 )
 from .model.embedding import embed
 from .model.forward import Output, forward
-from .model.generate import generate
+from .model.generate import Step, generate
 from .model.llama import Llama
+from .model.logprobs import logprobs
 from .model.sampling import sample
 from .model.weights import LlamaWeights
 from .verify import Report, Trace, check, compare, record
@@ -44,6 +46,7 @@ __all__ = [
     "QKVWeights",
     "Report",
     "RopeScaling",
+    "Step",
     "Trace",
     "TraceError",
     "apply_rope",
@@ -57,6 +60,7 @@ __all__ = [
     "inv_freq",
     "linear",
     "load",
+    "logprobs",
     "mlp",
     "qkv_projection",
     "record",

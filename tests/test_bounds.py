@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llama_layers import linear, rms_norm
 from llama_layers.testing import arrays
-from llama_layers.verify import Bound, judge, linear_bound, rms_norm_bound
+from llama_layers.verify import Bound, embedding_bound, judge, linear_bound, rms_norm_bound
 from tests.support import oracle
 
 ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
@@ -230,6 +230,11 @@ X, W = np.zeros((2, 3), np.float32), np.zeros((4, 3), np.float32)
         (lambda: linear_bound(X, W, dtyp="float16"), TypeError, "dtyp: no such keyword"),
         (lambda: linear_bound(X, W, name="float16"), TypeError, "name: no such keyword"),
         (lambda: linear_bound(X, W.astype(int)), TypeError, "weight: expected one of the dtypes"),
+        (lambda: linear_bound(X, W, [1.0]), TypeError, "bias: expected an array .*, got list"),
+        (lambda: linear_bound([1.0], W), TypeError, "x: expected an array, got list"),
+        (lambda: linear_bound(X, [1.0]), TypeError, "weight: expected an array, got list"),
+        (lambda: embedding_bound([0], W), TypeError, "ids: expected an array .*, got list"),
+        (lambda: linear_bound(X, W, accumulate=np.float32), TypeError, "accumulate: .* name of"),
         (lambda: linear_bound(X, W, dtype="int8"), ValueError, "dtype: .*float16.*, got 'int8'"),
         (lambda: linear_bound(X, W, accumulate="x"), ValueError, "accumulate: .*, got 'x'"),
         (lambda: rms_norm_bound(X, W, eps=1.0), ValueError, r"weight: .*\[H\].*, got \[4, 3\]"),

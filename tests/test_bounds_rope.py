@@ -281,6 +281,7 @@ P = np.arange(2)
         (lambda: rope_bound(X[..., :32], P, CONFIG), ValueError, r"x: .* heads, 64\], got .*32\]"),
         (lambda: rope_bound(X[0], P, CONFIG), ValueError, r"x: .*, got \[2, 3, 64\]"),
         (lambda: rope_bound(X, P * 1.0, CONFIG), TypeError, "positions: .*, got float64"),
+        (lambda: rope_bound(X, [0, 1], CONFIG), TypeError, "positions: .* array .*, got list"),
         (lambda: rope_bound(X, P[:1], CONFIG), ValueError, r"positions: .*\[1, 2\], got \[1\]"),
         (lambda: rope_bound(X, P, CONFIG, layout="x"), ValueError, "layout: .*, got 'x'"),
         (lambda: rope_bound(X, P, CONFIG, phases="x"), ValueError, "phases: .*, got 'x'"),

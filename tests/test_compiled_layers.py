@@ -118,6 +118,17 @@ def test_a_ring():
     assert_as_exact(*models(config, "float32"), ids, [*range(3, 24, 3)], rolling=3)
 
 
+@pytest.mark.parametrize("kind", ["gqa", "some windows", "window"])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_masks_of_callers(kind, batch, rng):
+    """Of any keys that there are, later ones of the same pass too, and of none."""
+    rule = (rng.random((*batch, 24, 24)) < 0.4) & (rng.random((24, 1)) < 0.9)
+    ids = rng.integers(0, 13, (2, 24))
+    rolling = 4 if kind == "window" else None
+    cuts = [*range(4, 24, 4)]
+    assert_as_exact(*models(CONFIGS[kind], "float32"), ids, cuts, rule=rule, rolling=rolling)
+
+
 def test_a_sequence_does_not_depend_on_its_batch_or_on_threads():
     model, _ = models(CONFIGS["gqa"], "float32")
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (3, 12))

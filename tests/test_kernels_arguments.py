@@ -34,6 +34,7 @@ from llama_layers.backends.numba import linear as fast_linear
 from llama_layers.backends.numba import pointwise
 from llama_layers.backends.numba.kernel_dtypes import FLOAT32, readable, ready
 from llama_layers.backends.numba.threadpool import ThreadPool
+from llama_layers.layers.cache_state import changed
 
 # Zero steps: every row is the first, for the other layouts too.
 FIRST = {"repeated": lambda a: np.broadcast_to(a[:1], a.shape)}
@@ -214,7 +215,7 @@ def test_caches_lie_in_memory_in_every_way(how, name, small):
     expected = decoded(model, KVCache.create(model, 1, 8), ids)
     cache = KVCache.create(model, 1, 8)
     arrays = tuple(map(LAYOUTS[how], getattr(cache, name)))
-    found = decoded(model, replace(cache, **{name: arrays}), ids)
+    found = decoded(model, changed(cache, **{name: arrays}), ids)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert all(array[:, :3].any() and not array[:, 3:].any() for array in arrays)
 

@@ -76,7 +76,7 @@ def test_dtypes_and_shapes():
     # 2 x 2 x 16 x 2 x 8 numbers of 4 bytes in each of 50 layers
     assert repr(KVCache.create(CONFIG, 2, 16)) == (
         "KVCache(keys=50 x float32[2, 16, 2, 8], values=50 x float32[2, 16, 2, 8], length=0, "
-        "max_len=16, room=0, 0.205 MB)"
+        "max_len=16, first=0, room=0, 0.205 MB)"
     )
     assert repr(Mask(IDS[0], IDS[0, :3], 2)) == "Mask(queries=int64[4], keys=int64[3], window=2)"
     strict = KVCache.create(CONFIG, 2, 16, like=array_api_strict.zeros(1))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from llama_layers.arrays.dtypes import dtype_name, float_format
-from llama_layers.arrays.types import Array
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import Array, Number
 from llama_layers.errors import shown
 
 # Slots and positions of a cache are counted in int32, which every library has.
@@ -34,7 +35,7 @@ def check_number(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
 
 
-def check_finite(name: str, value: float, *, negative: bool = True) -> float:
+def check_finite(name: str, value: Number, *, negative: bool = True) -> float:
     """Return a finite number as Python's float, since NumPy's would widen arrays; else raise."""
     check_number(name, value)
     try:
@@ -74,3 +75,18 @@ def check_same_dtype(**arrays: Array) -> None:
                 f"{name}: expected the dtype of {first}, {dtype_name(array.dtype)}, "
                 f"got {dtype_name(other.dtype)}"
             )
+
+
+def check_like(name: str, result: Any, array: Array) -> None:
+    """Raise unless the result of a caller's function has the shape, dtype and library of an array.
+
+    `name` says which function.
+    """
+    is_array = hasattr(result, "shape") and hasattr(result, "dtype")
+    if is_array:
+        namespace(**{"its argument": array, name: result})
+        if tuple(result.shape) == tuple(array.shape) and result.dtype == array.dtype:
+            return
+    got = f"{list(result.shape)}, {result.dtype}" if is_array else type(result).__name__
+    expected = f"{list(array.shape)}, {array.dtype}"
+    raise ValueError(f"{name}: expected an array of shape and dtype {expected}, got {got}")

@@ -4,5 +4,6 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 Array = DType = Device = Any
+Number = float
 ArrayT = TypeVar("ArrayT")
 Namespace = ModuleType

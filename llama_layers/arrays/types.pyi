@@ -3,6 +3,8 @@
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+import numpy as np
+
 class Array(Protocol):
     """An array of any library: what NumPy's, CuPy's, torch's, jax's and others have in common.
 
@@ -46,6 +48,9 @@ class Array(Protocol):
 
 ArrayT = TypeVar("ArrayT", bound=Array)
 """An array whose library, dtype and number of axes the result has, too."""
+
+Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
+"""A real number: Python's or NumPy's."""
 
 class DType(Protocol):
     """A dtype of any library; those of different libraries have nothing in common."""

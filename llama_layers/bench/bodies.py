@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from llama_layers.arrays.dispatch import Function, definitions, only
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy
+from llama_layers.arrays.types import Array, Namespace
 from llama_layers.backends.libraries import cupy
 from llama_layers.backends.trust import Body
 from llama_layers.bench.models import RandomWeights, with_layers
@@ -55,13 +55,13 @@ def times_as_fast(body: Body) -> float | None:
     return best[1] / best[0]
 
 
-def _waiting(library: str) -> Callable[[], Any]:
+def _waiting(library: str) -> Callable[[], object]:
     if library != "cupy":
         return lambda: None
     return cupy().cuda.Device().synchronize
 
 
-Pair = tuple[Callable[[], Any], Callable[[], Any]]
+Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
 def _operation(body: Body, dtype: str) -> Pair | None:
@@ -73,7 +73,7 @@ def _operation(body: Body, dtype: str) -> Pair | None:
     return None
 
 
-def _inputs(xp: Any, dtype: str, tokens: int) -> dict[str, tuple[Any, ...]]:
+def _inputs(xp: Namespace, dtype: str, tokens: int) -> dict[str, tuple[object, ...]]:
     """The arguments of each operation in a model, apart from the namespace."""
     rng = np.random.default_rng(0)
     kind = np.dtype(RandomWeights(dtype).ones(1).dtype)
@@ -82,7 +82,7 @@ def _inputs(xp: Any, dtype: str, tokens: int) -> dict[str, tuple[Any, ...]]:
     )  # fmt: skip
     hidden, inner = CONFIG.hidden_size, CONFIG.intermediate_size
 
-    def drawn(*shape: int) -> Any:
+    def drawn(*shape: int) -> Array:
         return from_numpy(rng.standard_normal(shape).astype(kind), xp)
 
     slots = from_numpy(np.arange(tokens), xp)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +39,7 @@ class Cpu:
         self.reading = Limit("dot products over an array that no cache holds", [])
         self.multiplying = Limit(f"float32 products of {SQUARE} x {SQUARE} matrices in NumPy", [])
 
-    def pinned(self) -> AbstractContextManager[Any]:
+    def pinned(self) -> AbstractContextManager[object]:
         """Set the number of threads of every BLAS."""
         return self._blas.limited_to(self.threads)
 
@@ -48,7 +47,7 @@ class Cpu:
         """Wait until idle threads sleep."""
         time.sleep(REST)
 
-    def timed(self, call: Callable[[], Any]) -> float:
+    def timed(self, call: Callable[[], object]) -> float:
         """Return the seconds that a call takes."""
         start = time.perf_counter()
         call()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llama_layers.bench.job import ModelJob
 
-Call = Callable[[], Any]
+Call = Callable[[], object]
 State = TypeVar("State")
 # Tokens drawn before those that are timed. Ours captures a graph with the second of them; torch
 # warms up, captures and replays one.
@@ -30,7 +30,7 @@ class Engine:
     prepare: Callable[[int], Call]
     """``prepare(size)`` does what is not timed, and some of the same work, so that the engine's
     threads are awake; it returns the call that is timed, which returns the last result."""
-    to_numpy: Callable[[Any], NDArray[Any]] = np.asarray
+    to_numpy: Callable[[Any], np.ndarray] = np.asarray
     """The numbers of that result."""
 
 
@@ -49,7 +49,7 @@ class ModelRunner(Protocol[State]):
     def feed(self, state: State, ids: NDArray[np.int64]) -> tuple[Any, State]:
         """Run tokens [B, S]; return the logits of the last ones, and the cache with all."""
 
-    def to_numpy(self, logits: Any) -> NDArray[Any]:
+    def to_numpy(self, logits: Any) -> np.ndarray:
         """The numbers of logits."""
 
 
@@ -86,7 +86,7 @@ def drawing_engine(runner: DrawingRunner[State], job: ModelJob) -> Engine:
 
         return call
 
-    def to_numpy(size: int) -> NDArray[Any]:
+    def to_numpy(size: int) -> np.ndarray:
         last = job.ids[:, size - 1 : size]
         return runner.to_numpy(runner.feed(runner.copy(filled(size)), last)[0])
 
@@ -111,7 +111,7 @@ def model_engine(runner: ModelRunner[State], job: ModelJob) -> Engine:
         ends = np.cumsum([before, *parts])
         pieces = [job.ids[:, a:b] for a, b in pairwise(ends)]
 
-        def call() -> Any:
+        def call() -> object:
             state = start
             for piece in pieces:
                 logits, state = runner.feed(state, piece)

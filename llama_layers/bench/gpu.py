@@ -8,8 +8,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
+from llama_layers.arrays.types import Namespace
 from llama_layers.backends.cupy import cublas
 from llama_layers.backends.cupy.detect import device_name, dotted
 from llama_layers.bench.job import Kind
@@ -38,7 +38,7 @@ class Gpu:
     threads = None
 
     def __init__(self, kind: Kind, dtype: str) -> None:
-        self._cupy: Any = importlib.import_module("cupy")
+        self._cupy: Namespace = importlib.import_module("cupy")
         self._launched_ahead = kind == "qkv"
         self._load = load()
         self._copies = [self._cupy.zeros(COPIED, dtype=self._cupy.uint8) for _ in range(2)]
@@ -51,7 +51,7 @@ class Gpu:
             f"{dtype} products of {SQUARE} x {SQUARE} matrices of random numbers in cuBLAS", []
         )
 
-    def pinned(self) -> AbstractContextManager[Any]:
+    def pinned(self) -> AbstractContextManager[object]:
         """Do nothing: a GPU has no such setting."""
         return nullcontext()
 
@@ -59,7 +59,7 @@ class Gpu:
         """Wait until the GPU is idle."""
         self._cupy.cuda.Device().synchronize()
 
-    def timed(self, call: Callable[[], Any]) -> float:
+    def timed(self, call: Callable[[], object]) -> float:
         """Return the seconds that a call takes."""
         if self._launched_ahead:
             return self.timed_by_events(call)
@@ -69,7 +69,7 @@ class Gpu:
         self.settle()
         return time.perf_counter() - start
 
-    def timed_by_events(self, call: Callable[[], Any]) -> float:
+    def timed_by_events(self, call: Callable[[], object]) -> float:
         """Return the seconds that the GPU takes; time again if it had to wait for Python."""
         start, end = (self._cupy.cuda.Event() for _ in range(2))
         ahead = FEWEST_AHEAD

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from array_api_compat import device, is_cupy_array
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.bench.cost import Cost, decode_cost, layers_cost, linear_cost, model_cost
 from llama_layers.bench.models import Backend, with_layers
 from llama_layers.config.llama_config import LlamaConfig
@@ -34,7 +35,7 @@ def copies(nbytes: int, backend: Backend = "numpy") -> int:
     return min(MOST_COPIES, math.ceil(UNCACHED[backend] / nbytes))
 
 
-def placed(array: NDArray[Any], like: Any) -> Any:
+def placed(array: np.ndarray, like: Array) -> Array:
     """Move a NumPy array to where another array is."""
     return (
         array
@@ -63,7 +64,7 @@ class QKVJob:
         """The number of products in a timed call."""
         return len(self.weights)
 
-    def x(self, size: int) -> Any:
+    def x(self, size: int) -> Array:
         """Draw hidden states [1, S, hidden_size]: float32 in NumPy, else in the weights' dtype."""
         rng = np.random.default_rng(size)
         x = rng.standard_normal((1, size, self.weights[0].hidden_size), np.float32)

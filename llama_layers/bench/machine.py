@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Protocol
 
 from llama_layers.backends.machine import processor
 from llama_layers.bench.result import Limit
@@ -25,13 +25,13 @@ class Machine(Protocol):
     def threads(self) -> int | None:
         """The threads of every engine; None where nobody sets them."""
 
-    def pinned(self) -> AbstractContextManager[Any]:
+    def pinned(self) -> AbstractContextManager[object]:
         """Hold the settings under which engines are made and timed."""
 
     def settle(self) -> None:
         """Wait until earlier work no longer disturbs."""
 
-    def timed(self, call: Callable[[], Any]) -> float:
+    def timed(self, call: Callable[[], object]) -> float:
         """Return the seconds that a call takes."""
 
     def probe(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 
@@ -98,7 +97,7 @@ def run_rounds(
     sizes: Sequence[int],
     *,
     rounds: int,
-    timed: Callable[[Callable[[], Any]], float],
+    timed: Callable[[Callable[[], object]], float],
     settle: Callable[[], None],
     between: Callable[[], None],
 ) -> dict[int, dict[str, list[float]]]:

@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS, dtype_of
+from llama_layers.arrays.types import Array, Namespace
 from llama_layers.checkpoint import load, open_checkpoint
 from llama_layers.checkpoint.hub import hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
@@ -79,12 +80,12 @@ class RandomWeights:
     """
 
     def __init__(self, dtype: str, backend: Backend = "numpy") -> None:
-        self._xp: Any = importlib.import_module(backend)
-        self._dtype: np.dtype[Any] = np.dtype(dtype_of(np, dtype))
+        self._xp: Namespace = importlib.import_module(backend)
+        self._dtype: np.dtype = np.dtype(dtype_of(np, dtype))
         self._block = np.random.default_rng(0).standard_normal((1 << 20) + 7, np.float32)
         self._made = 0
 
-    def matrix(self, outputs: int, inputs: int) -> Any:
+    def matrix(self, outputs: int, inputs: int) -> Array:
         """Make a matrix [out, in] that keeps the size of a row."""
         self._made += 1
         scaled = (self._block / np.float32(math.sqrt(inputs))).astype(self._dtype)
@@ -96,7 +97,7 @@ class RandomWeights:
             part[:] = block[: part.size]
         return flat.view(self._dtype).reshape(outputs, inputs)
 
-    def ones(self, count: int) -> Any:
+    def ones(self, count: int) -> Array:
         """Make the weight of a norm."""
         return self._xp.asarray(np.ones(count, self._dtype))
 
@@ -116,19 +117,19 @@ class RandomWeights:
         return Llama(config, weights)
 
 
-class _Tensors(Mapping[str, Any]):
+class _Tensors(Mapping[str, Array]):
     """Random tensors of a model by name; Q, K and V in one piece."""
 
     def __init__(self, weights: RandomWeights, config: LlamaConfig) -> None:
         self._weights, self._shapes = weights, expected_tensors(config)
 
-    def rows(self, names: tuple[str, ...]) -> Any:
+    def rows(self, names: tuple[str, ...]) -> Array:
         """Make one array for all of these names, their rows below each other."""
         outputs = sum(self._shapes[name][0] for name in names)
         inputs = self._shapes[names[0]][1:]
         return self._weights.matrix(outputs, *inputs) if inputs else self._weights.ones(outputs)
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Array:
         return self.rows((name,))
 
     def __iter__(self) -> Iterator[str]:

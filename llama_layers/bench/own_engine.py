@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 from array_api_compat import is_cupy_array
 from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.bench.engine import Call, Engine, drawing_engine, model_engine
 from llama_layers.bench.job import Job, ModelJob, QKVJob, placed
 from llama_layers.layers.cache import KVCache
@@ -30,7 +30,7 @@ def engine(job: Job, threads: int, closing: ExitStack) -> Engine:
     return model_engine(runner, job)
 
 
-def _numbers(dtype: str, weight: Any) -> str:
+def _numbers(dtype: str, weight: Array) -> str:
     if is_cupy_array(weight):
         return f"{dtype} weights and activations, float32 sums"
     return f"{dtype} weights, float32 activations and sums"
@@ -48,7 +48,7 @@ def _projection(job: QKVJob, numbers: str) -> Engine:
 
         return call
 
-    def joined(qkv: QKV) -> NDArray[Any]:
+    def joined(qkv: QKV) -> np.ndarray:
         return np.concatenate([to_numpy(a).reshape(*a.shape[:2], -1) for a in qkv], axis=2)
 
     return Engine(NAME, numbers, prepare, joined)
@@ -72,7 +72,7 @@ class _Model:
         # used again: feeding overwrites what comes after the tokens that count.
         return state if is_cupy_array(state.keys[0]) else state.copy()
 
-    def feed(self, state: KVCache, ids: NDArray[np.int64]) -> tuple[Any, KVCache]:
+    def feed(self, state: KVCache, ids: NDArray[np.int64]) -> tuple[Array, KVCache]:
         logits, cache = forward(self.model, self._placed(ids), cache=state, last_only=True)
         assert cache is not None  # since one was given
         return logits, cache
@@ -84,8 +84,8 @@ class _Model:
         )
         return lambda: next(steps)
 
-    def to_numpy(self, logits: Any) -> NDArray[Any]:
+    def to_numpy(self, logits: Array) -> np.ndarray:
         return to_numpy(logits)
 
-    def _placed(self, ids: NDArray[np.int64]) -> Any:
+    def _placed(self, ids: NDArray[np.int64]) -> Array:
         return placed(ids, self.model.weights.embed_tokens)

@@ -27,7 +27,7 @@ class BlasThreads:
                 "pip install 'llama-layers[bench]', or threadpoolctl alone"
             ) from None
 
-    def limited_to(self, count: int) -> AbstractContextManager[Any]:
+    def limited_to(self, count: int) -> AbstractContextManager[object]:
         """Give every BLAS this number of threads, within a block."""
         return self._controller.limit(limits=count, user_api="blas")
 

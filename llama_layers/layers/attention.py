@@ -14,8 +14,9 @@ from llama_layers.arrays.dtypes import (
     float_format,
 )
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.types import Array, ArrayT, Namespace
-from llama_layers.layers.mask import Mask
+from llama_layers.arrays.types import Array, ArrayT, Namespace, Number
+from llama_layers.layers.mask import Mask, mask_rows
+from llama_layers.layers.tap import TapFunction
 
 # Scores held at a time, over all heads and batches: 64 MiB in float32.
 SCORES = 1 << 24
@@ -28,7 +29,7 @@ def attention(
     /,
     *,
     mask: Mask | Array | None = None,
-    scale: float | None = None,
+    scale: Number | None = None,
 ) -> ArrayT:
     r"""Average the values of the keys that a query may attend to, weighted by softmax.
 
@@ -134,40 +135,92 @@ def attend(
     xp: Namespace, q: ArrayT, k: Array, v: Array, mask: Mask | Array | None, scale: float
 ) -> ArrayT:
     """The definition of `attention`, for arguments already checked."""
-    wide = dtype_of(xp, accumulate_format(float_format("q", q)).name)
-    batch, queries, heads, width = q.shape
-    keys, kv_heads = k.shape[1], k.shape[2]
-    group = heads // kv_heads
+    batch, queries, heads, _ = q.shape
+    keys = k.shape[1]
     if not math.prod(q.shape) or not keys:
         return xp.zeros_like(q)
     # The queries of a group become rows of one matrix, for the one key head that they share.
-    grouped = xp.reshape(xp.astype(q, wide, copy=False), (batch, queries, kv_heads, group, width))
-    grouped = xp.permute_dims(grouped, (0, 2, 3, 1, 4))
-    kt = xp.permute_dims(xp.astype(k, wide, copy=False), (0, 2, 3, 1))
-    values = xp.permute_dims(xp.astype(v, wide, copy=False), (0, 2, 1, 3))
+    grouped, kt, values = _by_key_head(xp, q, k, v)
     step = max(1, SCORES // (batch * heads * keys))
     blocks = []
     for start in range(0, queries, step):
         stop = min(start + step, queries)
-        rows = grouped[:, :, :, start:stop, :]
-        rows = xp.reshape(rows, (batch, kv_heads, group * (stop - start), width))
-        scores = xp.reshape(rows @ kt * scale, (batch, kv_heads, group, stop - start, keys))
-        weights = shifted_exp(xp, scores, _rows(xp, mask, start, stop))
-        total = xp.sum(weights, axis=-1, keepdims=True)
-        total = xp.where(total == 0, xp.ones_like(total), total)
-        summed = xp.reshape(weights, (batch, kv_heads, group * (stop - start), keys)) @ values
-        y = xp.reshape(summed, (batch, kv_heads, group, stop - start, width)) / total
-        blocks.append(xp.astype(xp.permute_dims(y, (0, 3, 1, 2, 4)), q.dtype, copy=False))
-    return xp.reshape(blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1), q.shape)
+        scores = _products(xp, grouped[:, :, :, start:stop, :], kt) * scale
+        allowed = _allowed(xp, mask, start, stop)
+        weights = shifted_exp(xp, scores, allowed)
+        y = _products(xp, weights, values) / _totals(xp, weights)
+        blocks.append(_by_query(xp, y, q))
+    return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1)
 
 
-def _rows(xp: Namespace, mask: Mask | Array | None, start: int, stop: int) -> Array | None:
+def tapped_attention(
+    q: ArrayT, k: Array, v: Array, /, *, mask: Mask | Array | None, tap: TapFunction
+) -> ArrayT:
+    """Attend with all scores at once, so that a tap can see and replace what they become.
+
+    The tap gets ``scores`` [B, num_heads, S, T], scaled and before the mask, and then
+    ``probabilities`` of the same shape, both in the format of sums.
+    """
+    xp = namespace(q=q, k=k, v=v)
+    _check(xp, q, k, v, mask)
+    batch, queries, heads, width = q.shape
+    keys, kv_heads = k.shape[1], k.shape[2]
+    by_head = (batch, heads, queries, keys)
+    by_key_head = (batch, kv_heads, heads // kv_heads, queries, keys)
+    grouped, kt, values = _by_key_head(xp, q, k, v)
+    scores = _products(xp, grouped, kt) * (1 / math.sqrt(max(1, width)))
+    scores = tap("scores", xp.reshape(scores, by_head))
+    probabilities = scores
+    if math.prod(by_head):
+        scores = xp.reshape(scores, by_key_head)
+        weights = shifted_exp(xp, scores, _allowed(xp, mask, 0, queries))
+        probabilities = xp.reshape(weights / _totals(xp, weights), by_head)
+    probabilities = tap("probabilities", probabilities)
+    return _by_query(xp, _products(xp, xp.reshape(probabilities, by_key_head), values), q)
+
+
+def _by_key_head(xp: Namespace, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Queries [B, kv_heads, group, S, D], keys [B, kv_heads, D, T], values [B, kv_heads, T, D].
+
+    They are in the format of sums.
+    """
+    wide = dtype_of(xp, accumulate_format(float_format("q", q)).name)
+    batch, queries, heads, width = q.shape
+    kv_heads = k.shape[2]
+    grouped = xp.reshape(
+        xp.astype(q, wide, copy=False), (batch, queries, kv_heads, heads // kv_heads, width)
+    )
+    return (
+        xp.permute_dims(grouped, (0, 2, 3, 1, 4)),
+        xp.permute_dims(xp.astype(k, wide, copy=False), (0, 2, 3, 1)),
+        xp.permute_dims(xp.astype(v, wide, copy=False), (0, 2, 1, 3)),
+    )
+
+
+def _by_query(xp: Namespace, y: Array, q: ArrayT) -> ArrayT:
+    """Heads [B, kv_heads, group, S, D] as [B, S, num_heads, D], in the dtype of q."""
+    batch, kv_heads, group, queries, width = y.shape
+    y = xp.astype(xp.permute_dims(y, (0, 3, 1, 2, 4)), q.dtype, copy=False)
+    return xp.reshape(y, (batch, queries, kv_heads * group, width))
+
+
+def _products(xp: Namespace, rows: Array, matrices: Array) -> Array:
+    """Products of rows [B, kv_heads, group, S, N] and a matrix [B, kv_heads, N, M] of each head."""
+    *heads, group, count, width = rows.shape
+    flat = xp.reshape(rows, (*heads, group * count, width)) @ matrices
+    return xp.reshape(flat, (*heads, group, count, matrices.shape[-1]))
+
+
+def _allowed(xp: Namespace, mask: Mask | Array | None, start: int, stop: int) -> Array | None:
     """The mask of some queries, broadcastable against their scores."""
-    if mask is None:
-        return None
-    rows = mask.rows(start, stop) if isinstance(mask, Mask) else mask[..., start:stop, :]
-    batch = 1 if rows.ndim == 2 else rows.shape[0]
-    return xp.reshape(rows, (batch, 1, 1, *rows.shape[-2:]))
+    rows = mask_rows(xp, mask, start, stop)
+    return None if rows is None else xp.reshape(rows, (rows.shape[0], 1, 1, *rows.shape[1:]))
+
+
+def _totals(xp: Namespace, weights: Array) -> Array:
+    """The sums of weights over keys; 1 for a query that attends to none."""
+    total = xp.sum(weights, axis=-1, keepdims=True)
+    return xp.where(total == 0, xp.ones_like(total), total)
 
 
 def shifted_exp(xp: Namespace, scores: Array, allowed: Array | None) -> Array:

@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from array_api_compat import device
 
-from llama_layers.arrays.brief import brief, megabytes
 from llama_layers.arrays.checks import MOST_TOKENS, check_count, is_integer
-from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_bools, float_format
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.tracing import known, known_false
-from llama_layers.arrays.types import Array, ArrayT, Namespace
+from llama_layers.arrays.tracing import is_traced, known, known_false
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import shown
-from llama_layers.layers.cache_checks import checked_fields
-from llama_layers.layers.mask import slot_range
-
-# Marks fields that are numbers while `jax.jit` compiles; the others are arrays of unknown numbers.
-STATIC = {"static": True}
-
-
-@runtime_checkable
-class Model(Protocol):
-    """What a cache needs to know of a model: `Llama` knows it."""
-
-    @property
-    def config(self) -> LlamaConfig:
-        """The numbers of the model."""
-
-    def activations_like(self) -> Array:
-        """Give an array of the library, device and dtype of the activations."""
+from llama_layers.layers.cache_buffers import (
+    Model,
+    capacity_for,
+    empty_fields,
+    lengthened,
+    make_traceable,
+    write_tokens,
+)
+from llama_layers.layers.cache_checks import checked_length, checked_rows
+from llama_layers.layers.cache_state import CacheState, changed
 
 
-@dataclass(frozen=True, eq=False)
-class KVCache:
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class KVCache(CacheState):
     """Keys and values of every layer, in memory that is taken once.
 
+    `create` makes one, `forward` or `extend` and `append` fill it, and `truncate`, `take`,
+    `repeat`, `grow` and `copy` change it. Its attributes belong together, so neither a constructor
+    nor ``dataclasses.replace`` takes them.
+
     Each method returns the cache that is valid from then on. The one it was called on is not, and
-    they may share memory: `copy` it first to continue one prefix in two ways.
+    they may share memory. Only `copy`, `take` and `repeat` return new arrays and leave both valid.
 
     Under `jax.jit` the length is not known, so that tokens beyond `max_len` are not refused: they
     overwrite the first ones silently. The caller must see to it that they fit.
@@ -56,36 +51,23 @@ class KVCache:
         Tokens that may be seen.
     window : int or None
         Where set, the buffers hold the last `capacity` tokens only, in a ring.
+    rolling : int or None
+        Tokens that a ring takes at a time; set where `window` is.
     keep : Array, shape [B, capacity], bool, or None
         Which tokens are valid, that is not padding; None if all are.
     counts : Array, shape [B], int32, or None
         How many tokens of each sequence are valid; None if all are.
+    first : int
+        The first token that the buffers still hold; more than 0 where a ring has overwritten some.
+        Under `jax.jit` an array.
     room : int
         Tokens that `extend` last made room for, and `append` takes; 0 after a `forward`.
 
     Raises
     ------
     TypeError
-        If an attribute is of another type, or an array comes from another library than the first.
-    ValueError
-        If the arrays do not fit each other, or a number is out of range.
+        If it is made in another way than by `create`.
     """
-
-    keys: tuple[Array, ...]
-    values: tuple[Array, ...]
-    length: int | Array
-    max_len: int = field(metadata=STATIC)
-    window: int | None = field(default=None, metadata=STATIC)
-    keep: Array | None = None
-    counts: Array | None = None
-    room: int = field(default=0, metadata=STATIC)
-
-    def __post_init__(self) -> None:
-        for name, value in checked_fields(**vars(self)).items():
-            object.__setattr__(self, name, value)
-
-    def __repr__(self) -> str:
-        return f"{brief(self)[:-1]}, {megabytes([*self.keys, *self.values])})"
 
     @classmethod
     def create(
@@ -136,39 +118,11 @@ class KVCache:
         >>> len(cache.keys), cache.keys[0].shape, cache.length
         (30, (1, 16, 3, 64), 0)
         """
-        if isinstance(model_or_config, LlamaConfig):
-            config = model_or_config
-            like = np.zeros((), np.float32) if like is None else like
-        elif isinstance(model_or_config, Model):
-            config = model_or_config.config
-            like = model_or_config.activations_like() if like is None else like
-        else:
-            raise TypeError(
-                f"model_or_config: expected a Llama, as load gives it, or a LlamaConfig, "
-                f"got {type(model_or_config).__name__}"
-            )
-        batch = check_count("batch", batch, MOST_TOKENS)
-        capacity = max_len = check_count("max_len", max_len, MOST_TOKENS)
-        window = None
-        if rolling is not None:
-            rolling = check_count("rolling", rolling)
-            window = config.sliding_window
-            if window is None or "full_attention" in (config.layer_types or ()):
-                raise ValueError("rolling: expected a config with a sliding window on every layer")
-            capacity = min(max_len, window + rolling - 1)
-        xp = namespace(like=like)
-        float_format("like", like)
-        make_traceable(xp, cls)
-        shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
-        layers, where = range(config.num_hidden_layers), device(like)
-        keys = tuple(xp.zeros(shape, dtype=like.dtype, device=where) for _ in layers)
-        values = tuple(xp.zeros(shape, dtype=like.dtype, device=where) for _ in layers)
-        return cls(keys, values, 0, max_len, window)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that there is memory for."""
-        return int(self.keys[0].shape[1])
+        fields = empty_fields(model_or_config, batch, max_len, like, rolling)
+        make_traceable(namespace(keys=fields["keys"][0]), cls)
+        cache = object.__new__(cls)
+        vars(cache).update(fields)
+        return cache
 
     def extend(self, count: int, keep: Array | None = None, /) -> KVCache:
         """Make room for tokens, once for all layers; `append` then writes each layer's.
@@ -200,7 +154,10 @@ class KVCache:
             )
         if count > (most := self.most_at_once()):
             raise ValueError(f"cache: expected at most {most} tokens at a time, got {count}")
-        longer = changed(self, length=self.length + count, room=count)
+        length, first = self.length + count, self.first
+        if self.window is not None:
+            first = _later(first, length - self.capacity, self.keys[0])
+        longer = changed(self, length=length, first=first, room=count)
         if keep is None and self.keep is None:
             return longer
         xp = namespace(cache=self.keys[0], keep=keep)
@@ -222,6 +179,133 @@ class KVCache:
         """Close the cache after all layers have appended: the next tokens need an `extend`."""
         return changed(self, room=0)
 
+    def truncate(self, length: int | Array, /) -> KVCache:
+        """Keep the first tokens of every sequence and forget the others.
+
+        A ring can forget the last `rolling` of the tokens that it has ever seen.
+
+        Parameters
+        ----------
+        length : int
+            How many stay, padding included.
+
+        Returns
+        -------
+        KVCache
+            The valid cache, in the memory of this one.
+
+        Raises
+        ------
+        TypeError
+            If `length` is not an integer.
+        ValueError
+            If it is not from 0 to the length of the cache, or a ring has overwritten keys that the
+            next token would see. Under `jax.jit` this is not noticed.
+
+        Examples
+        --------
+        >>> from llama_layers import KVCache, LlamaConfig
+        >>> cache = KVCache.create(LlamaConfig.smollm2_135m(), 1, 16).extend(5)
+        >>> cache.truncate(3).length
+        3
+        """
+        length, counts = checked_length(length, self.length), self.counts
+        if known(length) == 0:
+            none = None if counts is None else 0 * counts
+            return changed(self, length=length, counts=none, first=0, room=0)
+        if self.window is not None:
+            least = self.first + self.window - 1
+            if known_false((self.first == 0) | (length >= least)):
+                raise ValueError(
+                    f"length: expected at least {least}, or 0, since the ring has overwritten "
+                    f"earlier tokens, which the next one would see, got {shown(int(length))}"
+                )
+        if self.keep is not None:
+            xp, slots = namespace(cache=self.keep), self.key_slots()
+            gone = self.visible(self.keep) & (slots >= length) & (slots < self.length)
+            counts = counts - xp.sum(xp.astype(gone, xp.int32), axis=1, dtype=xp.int32)
+        return changed(self, length=length, counts=counts, room=0)
+
+    def take(self, rows: Sequence[int] | Array, /) -> KVCache:
+        """Select, reorder or duplicate sequences.
+
+        Parameters
+        ----------
+        rows : sequence of int, or Array, shape [n], an integer dtype
+            The numbers of the sequences, as for ``numpy.take``: negative ones count from the last.
+
+        Returns
+        -------
+        KVCache
+            With n sequences, in arrays of its own; this one stays valid.
+
+        Raises
+        ------
+        TypeError
+            If `rows` are not integers. A mask of bools is refused: take the rows where it is true.
+        ValueError
+            If there are none, or one is out of range. Under `jax.jit` such a row gives NaN.
+
+        Examples
+        --------
+        >>> from llama_layers import KVCache, LlamaConfig
+        >>> cache = KVCache.create(LlamaConfig.smollm2_135m(), 3, 16)
+        >>> cache.take([2, 0, 0, 1]).keys[0].shape
+        (4, 16, 3, 64)
+        """
+        xp, numbers = namespace(cache=self.keys[0]), checked_rows(rows, self.keys[0])
+        return _with_arrays(self, lambda array: xp.take(array, numbers, axis=0))
+
+    def repeat(self, n: int, /) -> KVCache:
+        """Repeat each sequence, the copies next to each other, as ``numpy.repeat`` does.
+
+        Parameters
+        ----------
+        n : int
+            How often.
+
+        Returns
+        -------
+        KVCache
+            With n times the sequences, in arrays of its own; this one stays valid.
+
+        Raises
+        ------
+        ValueError
+            If `n` is not a positive integer.
+        """
+        return self.take(np.repeat(np.arange(self.keys[0].shape[0]), check_count("n", n)))
+
+    def grow(self, max_len: int, /) -> KVCache:
+        """Make room for longer sequences. A ring keeps its window and its tokens at a time.
+
+        Parameters
+        ----------
+        max_len : int
+            The longest that a sequence can become, padding included.
+
+        Returns
+        -------
+        KVCache
+            The valid cache, with the same tokens.
+
+        Raises
+        ------
+        ValueError
+            If `max_len` is not an integer, or less than that of the cache.
+        """
+        max_len = check_count("max_len", max_len, MOST_TOKENS)
+        if max_len < self.max_len:
+            raise ValueError(
+                f"max_len: expected at least that of the cache, {self.max_len}, got {max_len}"
+            )
+        # If there is more memory to take, no token was overwritten yet: all stand in order.
+        more = capacity_for(max_len, self.window, self.rolling) - self.capacity
+        if not more:
+            return changed(self, max_len=max_len)
+        longer = _with_arrays(changed(self, counts=None), lambda array: lengthened(array, more))
+        return changed(longer, max_len=max_len, counts=self.counts)
+
     def copy(self) -> KVCache:
         """Copy the cache, to continue the same tokens in two ways.
 
@@ -230,19 +314,7 @@ class KVCache:
         KVCache
             With the same tokens; neither changes the other.
         """
-        return changed(
-            self,
-            keys=tuple(map(_copied, self.keys)),
-            values=tuple(map(_copied, self.values)),
-            keep=_copied(self.keep),
-            counts=_copied(self.counts),
-        )
-
-    def most_at_once(self) -> int:
-        """Return how many tokens fit at once: a ring must keep what the first of them sees."""
-        if self.window is None or self.capacity == self.max_len:
-            return self.max_len
-        return self.capacity - self.window + 1
+        return _with_arrays(self, lambda array: namespace(array=array).asarray(array, copy=True))
 
     def append(self, layer: int, k: Array, v: Array, /) -> KVCache:
         """Write a layer's keys and values of the tokens that `extend` last made room for.
@@ -287,96 +359,22 @@ class KVCache:
             values=_replaced(self.values, layer, write_tokens(xp, self.values[layer], first, v)),
         )
 
-    def check_layer(self, layer: int) -> None:
-        """Raise ValueError unless `layer` is the number of a layer."""
-        if not is_integer(layer) or not 0 <= layer < len(self.keys):
-            raise ValueError(
-                f"layer: expected an integer from 0 to {len(self.keys) - 1}, got {shown(layer)}"
-            )
-
-    def visible(self, array: ArrayT, /) -> ArrayT:
-        """Return the part of a buffer that tokens have reached; all of it under `jax.jit`."""
-        length = known(self.length)
-        return array if length is None else array[:, : min(length, self.capacity), ...]
-
-    def visible_keep(self) -> Array | None:
-        """Tell which of the visible keys are valid tokens; None if all are."""
-        return None if self.keep is None else self.visible(self.keep)
-
-    def key_slots(self) -> Array:
-        """Return the slot of each visible key, shape [T]."""
-        xp = namespace(keys=self.keys[0])
-        count = self.visible(self.keys[0]).shape[1]
-        places = slot_range(xp, 0, count, self.keys[0])
-        if self.window is None:
-            return places
-        # Each place of the ring holds the latest slot that falls on it, or none yet.
-        latest = self.length - 1 - (self.length - 1 - places) % self.capacity
-        return xp.where(latest < 0, -xp.ones_like(latest), latest)
-
-
-@portable
-def write_tokens(xp: Namespace, buffer: ArrayT, first: int | Array, block: Array) -> ArrayT:
-    """Write a block [B, S, ...] into a ring buffer [B, capacity, ...] from a slot on, in place."""
-    capacity, count = buffer.shape[1], block.shape[1]
-    place = int(first) % capacity
-    before_end = min(count, capacity - place)
-    buffer[:, place : place + before_end, ...] = block[:, :before_end, ...]
-    if before_end < count:
-        buffer[:, : count - before_end, ...] = block[:, before_end:, ...]
-    return buffer
-
-
-@portable
-def make_traceable(xp: Namespace, cls: type) -> None:
-    """Let a library compile functions of a dataclass, some of whose fields are `STATIC`."""
-
-
-class LayerCache:
-    """One layer's view of a `KVCache`, which it replaces with each append.
-
-    Parameters
-    ----------
-    cache : KVCache
-        The cache as it is before the layer: already extended by the new tokens, with
-        `KVCache.extend`, once for all layers.
-    layer : int
-        Which layer.
-
-    Raises
-    ------
-    TypeError
-        If `cache` is not a KVCache.
-    ValueError
-        If it has no such layer.
-    """
-
-    def __init__(self, cache: KVCache, layer: int) -> None:
-        if not isinstance(cache, KVCache):
-            raise TypeError(f"cache: expected a KVCache, got {type(cache).__name__}")
-        cache.check_layer(layer)
-        self.cache = cache
-        self.layer = layer
-
-    def append(self, k: Array, v: Array, /) -> tuple[Array, Array]:
-        """Write new keys and values, and return all that are visible now."""
-        self.cache = self.cache.append(self.layer, k, v)
-        return (
-            self.cache.visible(self.cache.keys[self.layer]),
-            self.cache.visible(self.cache.values[self.layer]),
-        )
-
-
-def changed(cache: KVCache, **fields: Any) -> KVCache:
-    """A cache with other fields, which fit as the old ones did: nothing is checked again."""
-    new = object.__new__(KVCache)
-    vars(new).update(vars(cache) | fields)
-    return new
-
 
 def _replaced(arrays: tuple[Array, ...], index: int, array: Array) -> tuple[Array, ...]:
     return (*arrays[:index], array, *arrays[index + 1 :])
 
 
-def _copied(array: Array | None) -> Array | None:
-    return None if array is None else namespace(array=array).asarray(array, copy=True)
+def _with_arrays(cache: KVCache, function: Callable[[Array], Array]) -> KVCache:
+    """A cache with what a function makes of each array."""
+    return changed(
+        cache,
+        keys=tuple(map(function, cache.keys)),
+        values=tuple(map(function, cache.values)),
+        keep=None if cache.keep is None else function(cache.keep),
+        counts=None if cache.counts is None else function(cache.counts),
+    )
+
+
+def _later(first: int | Array, other: int | Array, like: Array) -> int | Array:
+    """The greater of two slots, which a compiler may trace."""
+    return namespace(cache=like).maximum(first, other) if is_traced(other) else max(first, other)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from llama_layers.arrays.types import Array, ArrayT
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.layers.attention import attention
-from llama_layers.layers.cache import LayerCache
+from llama_layers.layers.attention import attention, tapped_attention
+from llama_layers.layers.layer_cache import LayerCache
 from llama_layers.layers.linear import flat_qkv, linear, merge_heads, split_heads
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.mlp import mlp
 from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope
-from llama_layers.layers.tap import Tap, checked, inside
+from llama_layers.layers.sites import sites_of_layer
+from llama_layers.layers.tap import Tap, TapFunction, asks_for, checked, inside
 from llama_layers.layers.weights import AttentionWeights, LayerWeights
 
 
@@ -48,10 +51,11 @@ def decoder_layer(
         Holds the keys and values of earlier tokens, and takes those of the new ones. For layer i
         it is ``LayerCache(cache.extend(S), i)``, with the cache extended once for all layers.
         Afterwards its attribute ``cache`` is the valid `KVCache`, for the next layer.
-    tap : callable, optional
+    tap : callable or mapping of str to callable, optional
         ``tap(name, array) -> array``, called at each site with the name of its module inside the
         layer, ``self_attn.q_proj`` for example. The array that it returns, of the same shape and
-        dtype, is used instead of the array.
+        dtype, is used instead of the array. A mapping calls its functions only at the sites that
+        their keys name; see `forward`.
 
     Returns
     -------
@@ -61,9 +65,10 @@ def decoder_layer(
     Raises
     ------
     TypeError
-        If `w`, `config`, `rope` or `cache` is of another type.
+        If `w`, `config`, `rope`, `cache` or `tap` is of another type.
     TypeError, ValueError
-        As the functions called here.
+        As the functions called here; or if a key of `tap` names no site, or a function returns an
+        array of another shape or dtype.
 
     References
     ----------
@@ -116,7 +121,7 @@ def decoder_layer(
     True
     """
     _check(w, config, rope, cache)
-    tap = checked(tap)
+    tap = checked(tap, partial(sites_of_layer, config))
     eps = config.rms_norm_eps
 
     normed = tap("input_layernorm", rms_norm(x, w.input_layernorm, eps=eps))
@@ -133,7 +138,7 @@ def _self_attention(
     rope: tuple[Array, Array],
     mask: Mask | Array | None,
     cache: LayerCache | None,
-    tap: Tap,
+    tap: TapFunction,
 ) -> Array:
     """Project normalised tokens to queries, keys and values, attend, and project out."""
     q, k, v = flat_qkv(x, w.qkv)
@@ -144,7 +149,11 @@ def _self_attention(
     k = tap("k_rope", apply_rope(k, *rope))
     if cache is not None:
         k, v = cache.append(k, v)
-    heads = tap("attention", attention(q, k, v, mask=mask))
+    if asks_for(tap, "scores", "probabilities"):
+        heads = tapped_attention(q, k, v, mask=mask, tap=tap)
+    else:
+        heads = attention(q, k, v, mask=mask)
+    heads = tap("attention", heads)
     return tap("o_proj", linear(merge_heads(heads), w.o_proj, w.o_bias))
 
 

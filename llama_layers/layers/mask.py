@@ -96,14 +96,33 @@ class Mask:
         for name, place in (("start", start), ("stop", stop)):
             if not is_integer(place):
                 raise TypeError(f"{name}: expected an integer, got {type(place).__name__}")
+        xp, queries, keys = self._slots(start, stop)
+        return self._within(xp, keys <= queries, queries, keys)
+
+    def with_rule(self, allowed: Array, /) -> Array:
+        """Make all rows [1 or B, S, T] by another rule than causality.
+
+        `allowed` [S, T], [1, S, T] or [B, S, T] says which keys a query may attend to. It does not
+        show keys before the window of a query, keys that do not exist yet, or padding.
+        """
+        xp, queries, keys = self._slots(0, self.queries.shape[0])
+        return self._within(xp, allowed, queries, keys)
+
+    def _slots(self, start: int, stop: int) -> tuple[Namespace, Array, Array]:
+        """The slots of some queries, as a column, and of all keys, as a row."""
         xp = namespace(queries=self.queries, keys=self.keys, keep=self.keep)
         integer = xp.asarray(0).dtype  # signed, and wide: unsigned differences would wrap
         queries = xp.astype(xp.expand_dims(self.queries[start:stop], axis=1), integer)
-        keys = xp.astype(xp.expand_dims(self.keys, axis=0), integer)
-        allowed = (keys >= 0) & (keys <= queries)
+        return xp, queries, xp.astype(xp.expand_dims(self.keys, axis=0), integer)
+
+    def _within(self, xp: Namespace, allowed: Array, queries: Array, keys: Array) -> Array:
+        """What a rule allows [..., rows, T] of valid keys in the window."""
+        allowed = allowed & (keys >= 0)
         if self.window is not None:  # a longer one than integers count hides nothing
-            allowed = allowed & (keys > queries - min(self.window, xp.iinfo(integer).max))
-        allowed = xp.expand_dims(allowed, axis=0)
+            reach = min(self.window, xp.iinfo(queries.dtype).max)
+            allowed = allowed & (keys > queries - reach)
+        if allowed.ndim == 2:
+            allowed = xp.expand_dims(allowed, axis=0)
         if self.keep is not None:
             allowed = allowed & xp.expand_dims(self.keep, axis=1)
         return allowed
@@ -121,6 +140,16 @@ class Mask:
             namespace(**{"q": q, name: array})
             if tuple(array.shape) != shape:
                 raise ValueError(f"{name}: expected shape {list(shape)}, got {list(array.shape)}")
+
+
+def mask_rows(xp: Namespace, mask: Mask | Array | None, start: int, stop: int) -> Array | None:
+    """The rows [1 or B, rows, T] of some queries; None if there is no mask."""
+    if mask is None:
+        return None
+    if isinstance(mask, Mask):
+        return mask.rows(start, stop)
+    rows = mask[..., start:stop, :]
+    return rows if rows.ndim == 3 else xp.expand_dims(rows, axis=0)
 
 
 def slot_range(xp: Namespace, first: int | Array, count: int, like: Array) -> Array:

@@ -7,6 +7,7 @@ from llama_layers.arrays.dtypes import accumulate_format, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, ArrayT, Namespace
 from llama_layers.layers.linear import linear
+from llama_layers.layers.sites import sites_of_mlp
 from llama_layers.layers.tap import Tap, checked
 from llama_layers.layers.weights import MLPWeights
 
@@ -77,10 +78,10 @@ def mlp(x: ArrayT, w: MLPWeights, /, *, tap: Tap | None = None) -> ArrayT:
         Normalised hidden states.
     w : MLPWeights
         From the same library and device as `x`.
-    tap : callable, optional
+    tap : callable or mapping of str to callable, optional
         ``tap(name, array) -> array``, called at ``gate_proj``, ``up_proj``, ``act`` (the gated
         product) and ``down_proj``; the array that it returns, of the same shape and dtype, is used
-        instead.
+        instead. A mapping calls its functions only at the sites that their keys name.
 
     Returns
     -------
@@ -90,9 +91,10 @@ def mlp(x: ArrayT, w: MLPWeights, /, *, tap: Tap | None = None) -> ArrayT:
     Raises
     ------
     TypeError
-        If `w` is not MLPWeights or `tap` cannot be called.
+        If `w` is not MLPWeights, or `tap` cannot be called and is not a mapping.
     TypeError, ValueError
-        As `linear`, or if `tap` returns an array of another shape or dtype.
+        As `linear`, or if `tap` returns an array of another shape or dtype, or a key of it names
+        no site.
 
     References
     ----------
@@ -109,7 +111,7 @@ def mlp(x: ArrayT, w: MLPWeights, /, *, tap: Tap | None = None) -> ArrayT:
     """
     if not isinstance(w, MLPWeights):
         raise TypeError(f"w: expected MLPWeights, got {type(w).__name__}")
-    tap = checked(tap)
+    tap = checked(tap, sites_of_mlp)
     gate = tap("gate_proj", linear(x, w.gate_proj, w.gate_bias))
     up = tap("up_proj", linear(x, w.up_proj, w.up_bias))
     gated = tap("act", swiglu(gate, up))

@@ -6,10 +6,10 @@ from llama_layers.arrays.checks import check_finite
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import accumulate_format, check_sums_hold, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.types import Array, ArrayT, Namespace
+from llama_layers.arrays.types import Array, ArrayT, Namespace, Number
 
 
-def rms_norm(x: ArrayT, weight: Array, /, *, eps: float) -> ArrayT:
+def rms_norm(x: ArrayT, weight: Array, /, *, eps: Number) -> ArrayT:
     r"""Divide each row by its root mean square and scale it by a weight.
 
     .. math:: y_i = w_i \, \frac{x_i}{\sqrt{\frac{1}{H} \sum_j x_j^2 + \varepsilon}}

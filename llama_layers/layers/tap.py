@@ -6,13 +6,18 @@ array that it returns. Recording, patching, looking for NaN and live comparison 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+from llama_layers.arrays.checks import check_like
 from llama_layers.arrays.types import ArrayT
 
 # Any, since a user's tap may be for the arrays of one library.
-Tap = Callable[[str, Any], Any]
+TapFunction: TypeAlias = Callable[[str, Any], Any]
+"""Takes the name and the array of a site, and returns an array that replaces it."""
+Tap: TypeAlias = TapFunction | Mapping[str, TapFunction]
+"""A function for every site but scores and probabilities, or functions by names of sites."""
 
 
 def untouched(name: str, array: ArrayT) -> ArrayT:
@@ -20,30 +25,65 @@ def untouched(name: str, array: ArrayT) -> ArrayT:
     return array
 
 
-def checked(tap: Tap | None) -> Tap:
-    """The tap, which now raises unless it returns an array of the same shape and dtype."""
+@dataclass(frozen=True)
+class SiteTap:
+    """A tap for the sites inside a module, whose results are checked."""
+
+    everywhere: TapFunction | None
+    """Called at each site, unless the array is made only for those who ask for it."""
+    chosen: Mapping[str, list[TapFunction]]
+    """By the full names of sites, called one after the other."""
+    module: str = ""
+    """What goes before a name inside the module."""
+
+    def __call__(self, name: str, array: ArrayT) -> ArrayT:
+        """Return the array that the forward pass continues with."""
+        name = self.module + name
+        functions = self.chosen.get(name, ()) if self.everywhere is None else (self.everywhere,)
+        for function in functions:
+            result = function(name, array)
+            check_like(f"tap at {name}", result, array)
+            array = result
+        return array
+
+    def asks_for(self, name: str) -> bool:
+        """Whether there is a function for a site by its name."""
+        return self.module + name in self.chosen
+
+
+def checked(tap: Tap | None, sites_named: Callable[[str], Iterable[str]]) -> TapFunction:
+    """The tap as the forward pass calls it.
+
+    `sites_named` gives the sites that a key of a mapping names, or raises ValueError. A tap that
+    was checked before is returned as it is.
+    """
     if tap is None or tap is untouched:
         return untouched
-    if not callable(tap):
-        raise TypeError(f"tap: expected a callable or None, got {type(tap).__name__}")
-
-    def call(name: str, array: ArrayT) -> ArrayT:
-        result = tap(name, array)
-        expected = tuple(array.shape), array.dtype
-        found = tuple(getattr(result, "shape", ())), getattr(result, "dtype", None)
-        if found != expected:
-            got = f"{list(found[0])}, {found[1]}" if found[1] else type(result).__name__
-            raise ValueError(
-                f"tap at {name}: expected an array of shape and dtype {list(expected[0])}, "
-                f"{expected[1]}, got {got}"
+    if isinstance(tap, SiteTap):
+        return tap
+    if not isinstance(tap, Mapping):
+        if not callable(tap):
+            raise TypeError(
+                f"tap: expected a callable, a mapping of names of sites to callables, or None, "
+                f"got {type(tap).__name__}"
             )
-        return result
+        return SiteTap(tap, {})
+    chosen: dict[str, list[TapFunction]] = {}
+    for key, function in tap.items():
+        if not callable(function):
+            raise TypeError(f"tap: expected a callable for {key!r}, got {type(function).__name__}")
+        for name in sites_named(key):
+            chosen.setdefault(name, []).append(function)
+    return SiteTap(None, chosen) if chosen else untouched
 
-    return call
 
-
-def inside(tap: Tap | None, module: str) -> Tap:
+def inside(tap: TapFunction, module: str) -> TapFunction:
     """The tap for the sites of a module, whose names are relative to it."""
-    if tap is None or tap is untouched:
+    if not isinstance(tap, SiteTap):
         return untouched
-    return lambda name, array: tap(f"{module}.{name}", array)
+    return SiteTap(tap.everywhere, tap.chosen, f"{tap.module}{module}.")
+
+
+def asks_for(tap: TapFunction, *names: str) -> bool:
+    """Whether a tap has a function for any of these sites by name."""
+    return isinstance(tap, SiteTap) and any(map(tap.asks_for, names))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 from llama_layers.arrays.brief import brief
+from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.dispatch import portable
+from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, Namespace
-from llama_layers.layers.cache import KVCache, LayerCache
+from llama_layers.layers.cache import KVCache
 from llama_layers.layers.decoder import decoder_layer
+from llama_layers.layers.layer_cache import LayerCache
 from llama_layers.layers.linear import linear
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.norm import rms_norm
-from llama_layers.layers.tap import Tap, checked, inside
+from llama_layers.layers.sites import sites_of_model
+from llama_layers.layers.tap import Tap, TapFunction, checked, inside, untouched
 from llama_layers.model.embedding import activations, embed
 from llama_layers.model.inputs import Inputs
 from llama_layers.model.llama import Llama, check_model
@@ -34,16 +39,18 @@ class Output(NamedTuple):
 
 def forward(
     model: Llama,
-    input_ids: Array,
+    input_ids: Array | None = None,
     /,
     *,
+    inputs_embeds: Array | None = None,
     cache: KVCache | None = None,
     positions: Array | None = None,
     attention_mask: Array | None = None,
+    mask: Mask | Array | None = None,
     last_only: bool = False,
     tap: Tap | None = None,
 ) -> Output:
-    """Run a model on token ids.
+    """Run a model on token ids, or on vectors instead of their embeddings.
 
     Parameters
     ----------
@@ -51,19 +58,34 @@ def forward(
         Its weights decide library and device.
     input_ids : Array, shape [B, S], an integer dtype
         Token ids, which follow those that the cache has seen, if there is one.
+    inputs_embeds : Array, shape [B, S, hidden_size], the dtype of the activations
+        Vectors instead of `input_ids`: soft prompts, images, mixtures of embeddings.
     cache : KVCache, optional
         Keys and values of earlier tokens; the one in the output is valid afterwards.
     positions : Array, shape [S], [1, S] or [B, S], an integer dtype, optional
         For RoPE. By default tokens are counted from the first that is not padding, on from the
-        cache.
+        cache. Positions hide nothing: where they start again for another document, `mask` must
+        hide the one before.
     attention_mask : Array, shape [B, S], bool or 0 and 1 of an integer dtype, optional
         Which of the ids are valid tokens, not padding. With a cache also [B, past + S], as in
         Hugging Face's models, of which the last S columns are read.
+    mask : Array of bool, shape [S, T], [1, S, T] or [B, S, T], or Mask, optional
+        True where a query may attend to a key, instead of every key before it and its own: for
+        packed documents, a prefix that sees all of itself, or a tree of drafts. T counts all
+        tokens, those in the cache first; it may be `max_len` of the cache, as `jax.jit` needs,
+        which does not know how many there are. Padding stays hidden, and so do keys that a layer's
+        window no longer reaches; a query that may attend to no key gets zeros. A `Mask` is used as
+        it is in every layer, for the keys that ``cache.key_slots()`` lists after the pass.
     last_only : bool, optional
         Whether to compute the logits of the last token only, which must not be padding.
-    tap : callable, optional
+    tap : callable or mapping of str to callable, optional
         ``tap(name, array) -> array``, called at each site with the name of its module in Hugging
         Face's model; what it returns, of the same shape and dtype, is used instead of the array.
+        In a mapping the keys are names of sites (`llama_layers.verify.sites` lists them), their
+        names inside a layer, the last words of those, or patterns: ``"model.layers.3"``,
+        ``"self_attn.q_proj"``, ``"q_rope"``, ``"*.3.mlp.*"``. Two sites are for a mapping only,
+        since they exist only in layers where a key names them: "scores", scaled and before the
+        mask, and "probabilities", both [B, num_heads, S, T] in float32 or wider.
 
     Returns
     -------
@@ -74,11 +96,11 @@ def forward(
     Raises
     ------
     TypeError
-        If ids, positions or mask come from another library or have a wrong dtype, or another
-        argument has a wrong type.
+        If ids, positions or a mask come from another library or have a wrong dtype, or another
+        argument has a wrong type; unless one of `input_ids` and `inputs_embeds` is given.
     ValueError
-        If a shape does not fit, an id or position is out of range, or the cache is too short.
-        The cache is unchanged then.
+        If a shape does not fit, an id or position is out of range, the cache is too short, a `Mask`
+        contradicts another argument, or a key of `tap` names no site. The cache is unchanged then.
 
     Notes
     -----
@@ -97,24 +119,82 @@ def forward(
     >>> model = load("smollm2-135m")  # doctest: +SKIP
     >>> forward(model, np.array([[1, 2, 3]])).logits.shape  # doctest: +SKIP
     (1, 3, 49152)
+
+    The third head of a layer, switched off:
+
+    >>> def without_head(name, p):
+    ...     return p * (np.arange(p.shape[1]) != 2)[:, None, None].astype(p.dtype)
+    >>> tap = {"model.layers.5.self_attn.probabilities": without_head}
+    >>> output = forward(model, np.array([[1, 2, 3]]), tap=tap)  # doctest: +SKIP
     """
     check_model(model)
     if not isinstance(last_only, bool):
         raise TypeError(f"last_only: expected a bool, got {type(last_only).__name__}")
-    config, weights, tap = model.config, model.weights, checked(tap)
-    xp = namespace(weights=weights.embed_tokens, input_ids=input_ids)
+    tap = checked(tap, partial(sites_of_model, model.config))
+    x, cache = final_states(
+        model,
+        input_ids,
+        inputs_embeds,
+        cache=cache,
+        positions=positions,
+        attention_mask=attention_mask,
+        mask=mask,
+        last_only=last_only,
+        tap=tap,
+    )
+    return Output(tap("lm_head", head(model, x)), cache)
 
-    x = activations(xp, embed(input_ids, weights.embed_tokens))
+
+def final_states(
+    model: Llama,
+    input_ids: Array | None = None,
+    inputs_embeds: Array | None = None,
+    *,
+    cache: KVCache | None = None,
+    positions: Array | None = None,
+    attention_mask: Array | None = None,
+    mask: Mask | Array | None = None,
+    last_only: bool = False,
+    tap: TapFunction = untouched,
+) -> tuple[Array, KVCache | None]:
+    """What `forward` gives to the head: the states [B, S or 1, hidden_size] after the last norm."""
+    xp, x = _embedded(model, input_ids, inputs_embeds)
     x = tap("model.embed_tokens", x)
-    inputs = Inputs.of(x, config, cache, positions, attention_mask, last_only=last_only)
-
+    inputs = Inputs.of(
+        x, model.config, cache, positions, attention_mask, mask=mask, last_only=last_only
+    )
     x, cache = decoder_layers(xp, x, model, inputs.rope, inputs.masks, inputs.cache, tap)
     if last_only:
         x = x[:, -1:, :]
+    x = tap("model.norm", rms_norm(x, model.weights.norm, eps=model.config.rms_norm_eps))
+    return x, None if cache is None else cache.without_room()
 
-    x = tap("model.norm", rms_norm(x, weights.norm, eps=config.rms_norm_eps))
-    logits = tap("lm_head", linear(x, weights.lm_head))
-    return Output(logits, None if cache is None else cache.without_room())
+
+def head(model: Llama, x: Array) -> Array:
+    """The logits [..., vocab_size] of final states."""
+    return linear(x, model.weights.lm_head)
+
+
+def _embedded(
+    model: Llama, input_ids: Array | None, inputs_embeds: Array | None
+) -> tuple[Namespace, Array]:
+    """The first hidden states, and their library."""
+    table = model.weights.embed_tokens
+    if input_ids is not None:
+        if inputs_embeds is not None:
+            raise TypeError("inputs_embeds: expected None together with input_ids, got both")
+        xp = namespace(weights=table, input_ids=input_ids)
+        return xp, activations(xp, embed(input_ids, table))
+    if inputs_embeds is None:
+        raise TypeError("input_ids: expected token ids, or inputs_embeds, got neither")
+    xp = namespace(weights=table, inputs_embeds=inputs_embeds)
+    check_shape("inputs_embeds", inputs_embeds, "B", "S", model.config.hidden_size)
+    found, expected = map(dtype_name, (inputs_embeds.dtype, model.activations_like().dtype))
+    if found != expected:
+        raise TypeError(
+            f"inputs_embeds: expected the dtype of the activations, {expected}, got {found}"
+        )
+    return xp, activations(xp, inputs_embeds)
 
 
 @portable
@@ -123,9 +203,9 @@ def decoder_layers(
     x: Array,
     model: Llama,
     rope: tuple[Array, Array],
-    masks: Mapping[int | None, Mask],
+    masks: Mapping[int | None, Mask | Array],
     cache: KVCache | None,
-    tap: Tap,
+    tap: TapFunction,
 ) -> tuple[Array, KVCache | None]:
     """The residual stream after all layers, and the cache with their keys and values."""
     config = model.config

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 from array_api_compat import device
@@ -14,33 +15,89 @@ from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_integers
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
-from llama_layers.arrays.types import Array, Namespace
+from llama_layers.arrays.types import Array, Namespace, Number
 from llama_layers.errors import shown
 from llama_layers.layers.cache import KVCache
+from llama_layers.layers.sites import sites_of_model
+from llama_layers.layers.tap import Tap, TapFunction, checked, untouched
 from llama_layers.model.forward import forward
 from llama_layers.model.llama import Llama, check_model
+from llama_layers.model.logits_processor import LogitsProcessor, Processing
+from llama_layers.model.logprobs import log_softmax, picked
 from llama_layers.model.sampling import Sampling, check_options, random_generator
 
 # Prompt tokens that go through the model at once if the cache is a ring.
 CHUNK = 512
 
 
+class Step(NamedTuple):
+    """A token of each sequence, and how likely the model found it."""
+
+    ids: Array
+    """Array [B] of integers."""
+    logprobs: Array
+    """Array [B], in float32 or wider; 0 for padding."""
+
+
+@overload
+def generate(  # numpydoc ignore=GL08
+    model: Llama,
+    input_ids: Array,
+    /,
+    *,
+    max_new_tokens: SupportsIndex,
+    temperature: Number = ...,
+    top_k: SupportsIndex | None = ...,
+    top_p: Number | None = ...,
+    min_p: Number | None = ...,
+    repetition_penalty: Number = ...,
+    rng: np.random.Generator | int | None = ...,
+    eos_token_id: int | tuple[int, ...] | None = ...,
+    attention_mask: Array | None = ...,
+    cache: KVCache | None = ...,
+    tap: Tap | None = ...,
+    logits_processor: LogitsProcessor | None = ...,
+    return_logprobs: Literal[False] = ...,
+) -> Iterator[Array]: ...
+@overload
+def generate(  # numpydoc ignore=GL08
+    model: Llama,
+    input_ids: Array,
+    /,
+    *,
+    max_new_tokens: SupportsIndex,
+    temperature: Number = ...,
+    top_k: SupportsIndex | None = ...,
+    top_p: Number | None = ...,
+    min_p: Number | None = ...,
+    repetition_penalty: Number = ...,
+    rng: np.random.Generator | int | None = ...,
+    eos_token_id: int | tuple[int, ...] | None = ...,
+    attention_mask: Array | None = ...,
+    cache: KVCache | None = ...,
+    tap: Tap | None = ...,
+    logits_processor: LogitsProcessor | None = ...,
+    return_logprobs: Literal[True],
+) -> Iterator[Step]: ...
 def generate(
     model: Llama,
     input_ids: Array,
     /,
     *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
+    max_new_tokens: SupportsIndex,
+    temperature: Number = 0.0,
+    top_k: SupportsIndex | None = None,
+    top_p: Number | None = None,
+    min_p: Number | None = None,
+    repetition_penalty: Number = 1.0,
     rng: np.random.Generator | int | None = None,
     eos_token_id: int | tuple[int, ...] | None = None,
     attention_mask: Array | None = None,
     cache: KVCache | None = None,
-) -> Iterator[Array]:
+    tap: Tap | None = None,
+    logits_processor: LogitsProcessor | None = None,
+    return_logprobs: bool = False,
+) -> Iterator[Array] | Iterator[Step]:
     """Continue a batch of prompts.
 
     Parameters
@@ -67,22 +124,35 @@ def generate(
         Tokens that come before the prompt, and room for the rest. It is used up: the cache after
         the new tokens is not returned, so a conversation continues with `forward`, or from all of
         its text.
+    tap : callable or mapping of str to callable, optional
+        Called in every forward pass, that of the prompt and those of the new tokens; see `forward`.
+        The prompt may go through the model in several passes.
+    logits_processor : callable, optional
+        ``logits_processor(input_ids, logits) -> logits``, as processors of transformers are called:
+        with all ids [B, n] so far, the prompt, its padding and the new ones, and the logits
+        [B, vocab_size] after `repetition_penalty` and before `temperature`. What it returns, of the
+        same shape, dtype and library, is used instead; minus infinity excludes a token.
+    return_logprobs : bool, optional
+        Whether to return log-probabilities as well.
 
     Returns
     -------
     iterator of Array, shape [B], an integer dtype
         One array for each step. A sequence ends with the token that ends it. While others go on,
         it is padded: with ``pad_token_id`` of the config, or the first token that ends a sequence
-        if there is none.
+        if there is none. With `return_logprobs` each step is a named tuple ``(ids, logprobs)``,
+        both [B]: the log-probabilities of the tokens under the model's own logits, before penalty,
+        processor, temperature and filters; 0 for padding.
 
     Raises
     ------
     TypeError
-        If ids or mask come from another library or have a wrong dtype, or an option is not a
-        number.
+        If ids or mask come from another library or have a wrong dtype, or an option is not of its
+        type.
     ValueError
-        If a shape does not fit, an id or an option is out of range, or a prompt ends in padding;
-        at once, not at the first step.
+        If a shape does not fit, an id or an option is out of range, a key of `tap` names no site,
+        or a prompt ends in padding: at once, not at the first step. In a step, if
+        `logits_processor` returns something else than logits.
 
     References
     ----------
@@ -111,13 +181,28 @@ def generate(
     if not repetition_penalty > 0:
         raise ValueError(f"repetition_penalty: expected more than 0, got {repetition_penalty}")
     check_options(temperature, top_k, top_p, min_p)
+    processing = None if logits_processor is None else Processing(logits_processor, input_ids)
+    if not isinstance(return_logprobs, bool):
+        raise TypeError(f"return_logprobs: expected a bool, got {type(return_logprobs).__name__}")
+    tap = checked(tap, partial(sites_of_model, model.config))
     sampling = Sampling(temperature, top_k, top_p, min_p, random_generator(rng))
     ends = _ends(model, eos_token_id)
     if attention_mask is not None:
         _check_prompts(xp, input_ids, attention_mask)
     used = None if repetition_penalty == 1 else _used(model, input_ids, attention_mask)
-    logits, cache = _prefill(model, input_ids, attention_mask, cache, max_new_tokens)
-    start = Start(model, logits, cache, max_new_tokens, sampling, repetition_penalty, used)
+    logits, cache = _prefill(model, input_ids, attention_mask, cache, max_new_tokens, tap)
+    start = Start(
+        model,
+        logits,
+        cache,
+        max_new_tokens,
+        sampling,
+        repetition_penalty,
+        used,
+        tap,
+        processing,
+        return_logprobs,
+    )
     return _until_ended(start, ends)
 
 
@@ -146,7 +231,12 @@ def _ends(model: Llama, eos_token_id: int | tuple[int, ...] | None) -> tuple[int
 
 
 def _prefill(
-    model: Llama, input_ids: Array, attention_mask: Array | None, cache: KVCache | None, more: int
+    model: Llama,
+    input_ids: Array,
+    attention_mask: Array | None,
+    cache: KVCache | None,
+    more: int,
+    tap: TapFunction,
 ) -> tuple[Array, KVCache]:
     """The logits after the prompts, and the cache that holds them."""
     batch, count = input_ids.shape
@@ -172,15 +262,23 @@ def _prefill(
             input_ids[:, part],
             cache,
             None if attention_mask is None else attention_mask[:, part],
+            tap=tap,
         )
     return logits, cache
 
 
 def _advance(
-    model: Llama, input_ids: Array, cache: KVCache, attention_mask: Array | None = None
+    model: Llama,
+    input_ids: Array,
+    cache: KVCache,
+    attention_mask: Array | None = None,
+    *,
+    tap: TapFunction,
 ) -> tuple[Array, KVCache]:
     """The logits [B, vocab_size] after some tokens, and the cache with them."""
-    output = forward(model, input_ids, cache=cache, attention_mask=attention_mask, last_only=True)
+    output = forward(
+        model, input_ids, cache=cache, attention_mask=attention_mask, last_only=True, tap=tap
+    )
     assert output.cache is not None  # since one was given
     return output.logits[:, 0, :], output.cache
 
@@ -199,42 +297,56 @@ class Start(NamedTuple):
     penalty: float = 1.0
     used: NDArray[np.bool_] | None = None
     """Which tokens [B, vocab_size] are penalised; None if none are. Drawn ones are added to it."""
+    tap: TapFunction = untouched
+    processor: Processing | None = None
+    """Takes the tokens that are given out, too."""
+    logprobs: bool = False
+    """Whether log-probabilities are asked for."""
 
 
-def _until_ended(start: Start, ends: tuple[int, ...]) -> Iterator[Array]:
+def _until_ended(start: Start, ends: tuple[int, ...]) -> Iterator[Any]:
     """Tokens until every sequence has ended, and padding for those that ended before others."""
     xp, config = namespace(logits=start.logits), start.model.config
     candidates = (config.pad_token_id, *ends)  # some published configs say -1 for none
     valid = (i for i in candidates if i is not None and 0 <= i < config.vocab_size)
     padding = next(valid, None)
     ended = np.zeros(start.logits.shape[0], dtype=bool)
-    for ids, drawn in decode_loop(xp, start):
+    for ids, drawn, logprobs in decode_loop(xp, start):
         if ended.any():
+            over = from_numpy(ended, xp, device(ids))
             fill = ids if padding is None else xp.full_like(ids, padding)
-            ids = xp.where(from_numpy(ended, xp, device(ids)), fill, ids)
-        yield ids
+            ids = xp.where(over, fill, ids)
+            if logprobs is not None:
+                logprobs = xp.where(over, xp.zeros_like(logprobs), logprobs)
+        if start.processor is not None:
+            start.processor.add(ids)
+        yield ids if logprobs is None else Step(ids, logprobs)
         ended = ended | np.isin(drawn, ends)
         if ended.all():
             return
 
 
 @portable
-def decode_loop(xp: Namespace, start: Start) -> Iterator[tuple[Array, np.ndarray]]:
+def decode_loop(xp: Namespace, start: Start) -> Iterator[tuple[Array, np.ndarray, Array | None]]:
     """Draw a token for each sequence, feed it back, and so on.
 
-    Gives an array [B] of ids in each step, and the same in NumPy. Sequences that ended go on.
+    Gives an array [B] of ids in each step, the same in NumPy, and their log-probabilities if these
+    are asked for. Sequences that ended go on.
     """
     model, logits, cache = start.model, start.logits, start.cache
     for left in reversed(range(start.max_new_tokens)):
+        own = log_softmax(xp, logits) if start.logprobs else None
         if start.used is not None:
             logits = _penalised(xp, logits, start.used, start.penalty)
+        if start.processor is not None:
+            logits = start.processor(logits)
         ids = start.sampling.draw(logits)
         drawn = to_numpy(ids)
         if start.used is not None:
             start.used[np.arange(drawn.shape[0]), drawn] = True
-        yield ids, drawn
+        yield ids, drawn, None if own is None else picked(xp, own, ids)
         if left:
-            logits, cache = _advance(model, xp.expand_dims(ids, axis=1), cache)
+            logits, cache = _advance(model, xp.expand_dims(ids, axis=1), cache, tap=start.tap)
 
 
 def _used(model: Llama, input_ids: Array, attention_mask: Array | None) -> NDArray[np.bool_]:

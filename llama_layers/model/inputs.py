@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from array_api_compat import device
 
 from llama_layers.arrays.brief import brief
-from llama_layers.arrays.dtypes import INTEGERS, dtype_name
+from llama_layers.arrays.dtypes import INTEGERS, check_bools, dtype_name
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.tracing import known, known_false
 from llama_layers.arrays.types import Array
@@ -24,8 +25,8 @@ class Inputs(NamedTuple):
     """Array [S], [1, S] or [B, S] of integers, for RoPE."""
     rope: tuple[Array, Array]
     """Cosines and sines of the positions."""
-    masks: dict[int | None, Mask]
-    """For each attention window that the layers of the model have."""
+    masks: Mapping[int | None, Mask | Array]
+    """For each attention window that the layers of the model have; arrays are [1 or B, S, T]."""
     cache: KVCache | None
     """Already extended by the tokens."""
 
@@ -41,6 +42,7 @@ class Inputs(NamedTuple):
         positions: Array | None = None,
         attention_mask: Array | None = None,
         *,
+        mask: Mask | Array | None = None,
         last_only: bool = False,
     ) -> Inputs:
         """Gather it from the arguments of `forward`, for the embedded tokens x [B, S, H].
@@ -50,6 +52,8 @@ class Inputs(NamedTuple):
         if cache is not None:
             _check_cache(x, config, cache)
         valid = _valid_tokens(x, attention_mask, cache)
+        if mask is not None:
+            _check_mask(x, mask, valid, cache)
         if last_only:
             _check_last(x, valid)
         if positions is None:
@@ -58,7 +62,7 @@ class Inputs(NamedTuple):
         rope = rope_table(positions, config, like=x)
         if cache is not None:
             cache = cache.extend(x.shape[1], valid)
-        return cls(positions, rope, _masks(x, config, valid, cache), cache)
+        return cls(positions, rope, _masks(x, config, mask, valid, cache), cache)
 
 
 def _valid_tokens(x: Array, attention_mask: Array | None, cache: KVCache | None) -> Array | None:
@@ -99,17 +103,31 @@ def _token_positions(x: Array, valid: Array | None, cache: KVCache | None) -> Ar
 
 
 def _masks(
-    x: Array, config: LlamaConfig, valid: Array | None, cache: KVCache | None
-) -> dict[int | None, Mask]:
+    x: Array,
+    config: LlamaConfig,
+    given: Mask | Array | None,
+    valid: Array | None,
+    cache: KVCache | None,
+) -> Mapping[int | None, Mask | Array]:
     """The mask for each window; the cache has been extended already."""
     xp, count = namespace(x=x), x.shape[1]
+    windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
+    if isinstance(given, Mask):
+        # With a cache a body may make the masks by itself, unless they are arrays.
+        return dict.fromkeys(windows, given if cache is None else given.rows(0, count))
     if cache is None:
         queries = keys = slot_range(xp, 0, count, x)
     else:
         queries = slot_range(xp, cache.length - count, count, x)
         keys, valid = cache.key_slots(), cache.visible_keep()
-    windows = {config.window_of(layer) for layer in range(config.num_hidden_layers)}
-    return {window: Mask(queries, keys, window, valid) for window in windows}
+    causal = {window: Mask(queries, keys, window, valid) for window in windows}
+    if given is None:
+        return causal
+    rule = given
+    if cache is not None:
+        exists = (keys >= 0) & (keys < cache.length)
+        rule = xp.take(given, xp.where(exists, keys, xp.zeros_like(keys)), axis=-1) & exists
+    return {window: mask.with_rule(rule) for window, mask in causal.items()}
 
 
 def _check_cache(x: Array, config: LlamaConfig, cache: KVCache) -> None:
@@ -146,6 +164,34 @@ def _check_cache(x: Array, config: LlamaConfig, cache: KVCache) -> None:
                 f"cache: expected to hold all that the layers see, {sees}, got a ring for a window "
                 f"of {cache.window}"
             )
+
+
+def _check_mask(x: Array, mask: Mask | Array, valid: Array | None, cache: KVCache | None) -> None:
+    """Raise unless a mask is for these tokens after those of a cache."""
+    batch, count = x.shape[:2]
+    most = count if cache is None else cache.max_len
+    past = 0 if cache is None else known(cache.length)
+    total = most if past is None else past + count  # under `jax.jit` all places are visible
+    if isinstance(mask, Mask):
+        mask.check(x, total if cache is None else min(total, cache.capacity))
+        if valid is not None:
+            raise ValueError(
+                "mask: expected an array together with attention_mask, got a Mask, which says by "
+                "itself which tokens are valid (keep)"
+            )
+        if cache is not None and cache.keep is not None and mask.keep is None:
+            raise ValueError(
+                "mask: expected a Mask with keep, since the cache holds padding, got one without"
+            )
+        return
+    namespace(input_ids=x, mask=mask)
+    check_bools("mask", mask)
+    shapes = {(*first, count, n) for n in (total, most) for first in ((), (1,), (batch,))}
+    if tuple(mask.shape) not in shapes:
+        raise ValueError(
+            f"mask: expected shape {[count, total]} or {[batch, count, total]}, "
+            f"got {list(mask.shape)}"
+        )
 
 
 def _check_last(x: Array, valid: Array | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 from array_api_compat import device
@@ -12,7 +12,7 @@ from llama_layers.arrays.checks import check_count, check_finite, check_number
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
-from llama_layers.arrays.types import Array
+from llama_layers.arrays.types import Array, Number
 from llama_layers.errors import shown
 
 
@@ -20,10 +20,10 @@ def sample(
     logits: Array,
     /,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
+    temperature: Number = 1.0,
+    top_k: SupportsIndex | None = None,
+    top_p: Number | None = None,
+    min_p: Number | None = None,
     rng: np.random.Generator | int | None = None,
 ) -> Array:
     r"""Draw a token for each sequence.
@@ -86,8 +86,12 @@ def sample(
         raise ValueError("logits: expected numbers, got NaN")
     if temperature == 0:
         return xp.argmax(logits, axis=-1)
-    top_p, min_p = (None if p is None else float(p) for p in (top_p, min_p))
-    weights = _weights(_below_largest(logits, temperature), top_k, top_p, min_p)
+    weights = _weights(
+        _below_largest(logits, temperature),
+        None if top_k is None else int(top_k),  # an unsigned one has no negative
+        None if top_p is None else float(top_p),
+        None if min_p is None else float(min_p),
+    )
     cumulative = np.cumsum(weights, axis=-1)
     drawn = random_generator(rng).random((logits.shape[0], 1)) * cumulative[:, -1:]
     # The first token whose cumulative weight exceeds the draw: one of weight 0 never is.
@@ -98,10 +102,10 @@ def sample(
 class Sampling(NamedTuple):
     """The options of `sample`, for many draws from one generator."""
 
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
+    temperature: Number
+    top_k: SupportsIndex | None
+    top_p: Number | None
+    min_p: Number | None
     rng: np.random.Generator
 
     def draw(self, logits: Array) -> Array:
@@ -110,7 +114,10 @@ class Sampling(NamedTuple):
 
 
 def check_options(
-    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
+    temperature: Number,
+    top_k: SupportsIndex | None,
+    top_p: Number | None,
+    min_p: Number | None,
 ) -> None:
     """Raise unless the options of `sample` are numbers in their ranges."""
     check_finite("temperature", temperature, negative=False)
@@ -152,7 +159,6 @@ def _weights(
     """Weights to which the probabilities of tokens are proportional; 0 where a filter drops one."""
     weights = np.exp(scaled)
     if top_k is not None and top_k < weights.shape[-1]:
-        top_k = int(top_k)  # an unsigned one has no negative
         smallest_kept = np.partition(scaled, -top_k, axis=-1)[:, -top_k, None]
         weights = np.where(scaled >= smallest_kept, weights, 0.0)
     if top_p is not None and top_p < 1:

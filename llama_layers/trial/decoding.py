@@ -34,7 +34,7 @@ ALLOWED, ROUNDINGS = 4, 8
 class Feed:
     """Tokens, and where each part of them ends."""
 
-    ids: NDArray[Any]
+    ids: np.ndarray
     cuts: tuple[int, ...]
     keep: NDArray[np.bool_] | None = None
 
@@ -90,7 +90,7 @@ def _layers_outcome(body: Function, model: TinyModel, feed: Feed, label: str) ->
     return Outcome(label, float(off.max() / _allowed(alone[finite], exact[finite])))
 
 
-def _allowed(alone: NDArray[Any], exact: NDArray[Any]) -> float:
+def _allowed(alone: np.ndarray, exact: np.ndarray) -> float:
     u = FLOATS[dtype_name(alone.dtype)].unit_roundoff
     own = abs(alone.astype(np.float64) - exact).max()
     return float(ALLOWED * own + ROUNDINGS * u * abs(exact).max())
@@ -133,7 +133,7 @@ def decode_loop(body: Function, place: Place) -> Iterator[Outcome]:
             yield Outcome(label, float(ratio))
 
 
-def _beyond_share(scaled: NDArray[Any], drawn: NDArray[Any], off: float) -> float:
+def _beyond_share(scaled: np.ndarray, drawn: np.ndarray, off: float) -> float:
     """How far uniform numbers are outside their tokens' shares, over what moves the shares."""
     weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     ends = np.cumsum(weights, axis=-1) / weights.sum(axis=-1, keepdims=True)
@@ -148,9 +148,9 @@ def _beyond_share(scaled: NDArray[Any], drawn: NDArray[Any], off: float) -> floa
 class Run(NamedTuple):
     """The results for all tokens."""
 
-    states: NDArray[Any]
+    states: np.ndarray
     """After the layers [B, S, hidden_size]."""
-    logits: NDArray[Any]
+    logits: np.ndarray
     served: bool
     """Whether the body served at all."""
 
@@ -181,5 +181,5 @@ def _run(model: Llama, feed: Feed, move: Move, body: Function | None = None) -> 
     return Run(np.concatenate(states, axis=1), np.concatenate(logits, axis=1), served)
 
 
-def _same(array: NDArray[Any]) -> NDArray[Any]:
+def _same(array: np.ndarray) -> np.ndarray:
     return array

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.llama import Llama
 from llama_layers.model.weights import EMBEDDING, LlamaWeights, expected_tensors
 from llama_layers.trial.operations import DTYPES
 from llama_layers.trial.place import Place
 
-Move = Callable[[NDArray[Any]], Any]
+Move = Callable[[np.ndarray], Array]
 
 # Biases, groups of three heads, a window on one layer; sizes that fill vectors of 8.
 EVEN = LlamaConfig(
@@ -64,7 +63,7 @@ class TinyModel:
         self.exact = _model(config, numbers, lambda array: array.astype(np.float64))
 
 
-def _numbers(config: LlamaConfig, dtype: np.dtype[Any], scale: float) -> dict[str, NDArray[Any]]:
+def _numbers(config: LlamaConfig, dtype: np.dtype, scale: float) -> dict[str, np.ndarray]:
     """Tensors by name: matrices that keep a row's size, norms and biases that make a difference.
 
     The matrices of queries, keys and values are larger by the scale.
@@ -83,7 +82,7 @@ def _numbers(config: LlamaConfig, dtype: np.dtype[Any], scale: float) -> dict[st
     return numbers
 
 
-def _model(config: LlamaConfig, numbers: dict[str, NDArray[Any]], move: Move) -> Llama:
+def _model(config: LlamaConfig, numbers: dict[str, np.ndarray], move: Move) -> Llama:
     """A model of these numbers elsewhere, or in another format."""
     arrays = {name: move(array) for name, array in numbers.items()}
     return Llama(config, LlamaWeights.from_named(arrays, config))

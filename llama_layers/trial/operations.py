@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dispatch import Function, definitions
 from llama_layers.arrays.dtypes import accumulate_format, float_format
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.rope import rope_table
@@ -38,7 +38,7 @@ PAIRS = (*((name, name) for name in DTYPES), ("float32", "bfloat16"), ("float32"
 POISON = (math.nan, math.inf, -math.inf)
 
 
-def _drawn(seed: int, *shape: int, dtype: str = "float32", scale: float = 1.0) -> NDArray[Any]:
+def _drawn(seed: int, *shape: int, dtype: str = "float32", scale: float = 1.0) -> np.ndarray:
     numbers = np.random.default_rng(seed).standard_normal(shape) * scale
     return numbers.astype(DTYPES[dtype])
 
@@ -53,7 +53,7 @@ def _outcomes(body: Function, name: str, cases: Iterable[Case], place: Place) ->
 def activations(body: Function, place: Place) -> Iterator[Outcome]:
     """Embeddings, widened and not changed; the definition leaves their format to the backend."""
 
-    def widened(xp: Any, x: NDArray[Any]) -> NDArray[Any]:
+    def widened(xp: Namespace, x: np.ndarray) -> np.ndarray:
         return x.astype(accumulate_format(float_format("x", x)).name)
 
     def case(dtype: str, shape: tuple[int, ...]) -> Case:
@@ -73,7 +73,9 @@ def activations(body: Function, place: Place) -> Iterator[Outcome]:
 def normalise(body: Function, place: Place) -> Iterator[Outcome]:
     """Rows that fill vectors and some that do not, of numbers of several sizes."""
 
-    def case(dtype: str, kept: str, shape: tuple[int, ...], eps: float, what: Any = None) -> Case:
+    def case(
+        dtype: str, kept: str, shape: tuple[int, ...], eps: float, what: float | None = None
+    ) -> Case:
         x = _drawn(1, *shape, dtype=dtype)
         x.reshape(-1, shape[-1])[1::3] *= x.dtype.type(2.0**-9)
         x.reshape(-1, shape[-1])[2::3] = 0 if eps else 1
@@ -103,7 +105,12 @@ def rotate(body: Function, place: Place) -> Iterator[Outcome]:
     """Heads within a fused projection, at positions shared or of each sequence."""
 
     def case(
-        dtype: str, width: int, layout: Any, rows: int, seq: int = 5, what: Any = None
+        dtype: str,
+        width: int,
+        layout: Literal["half", "interleaved"],
+        rows: int,
+        seq: int = 5,
+        what: float | None = None,
     ) -> Case:
         config = replace(LlamaConfig.llama2_7b(), head_dim=width)
         fused = _drawn(3, 2, seq, 5, width, dtype=dtype)
@@ -133,7 +140,7 @@ def rotate(body: Function, place: Place) -> Iterator[Outcome]:
 def gate_with_silu(body: Function, place: Place) -> Iterator[Outcome]:
     """Gates whose exponentials overflow and vanish, in blocks and a rest."""
 
-    def case(dtype: str, shape: tuple[int, ...], what: Any = None) -> Case:
+    def case(dtype: str, shape: tuple[int, ...], what: float | None = None) -> Case:
         gate, up = (_drawn(seed, *shape, dtype=dtype) for seed in (4, 5))
         flat = gate.reshape(-1)
         flat[::3] *= gate.dtype.type(9)
@@ -162,7 +169,10 @@ def linear_2d(body: Function, place: Place) -> Iterator[Outcome]:
     """Few rows and many, with all tails of tiles, in one thread and several."""
 
     def case(
-        formats: tuple[str, str], sizes: tuple[int, int, int], bias: str | None, what: Any = None
+        formats: tuple[str, str],
+        sizes: tuple[int, int, int],
+        bias: str | None,
+        what: float | None = None,
     ) -> Case:
         dtype, kept = formats
         tokens, rows, count = sizes
@@ -203,7 +213,7 @@ def attend(body: Function, place: Place) -> Iterator[Outcome]:
         sizes: tuple[int, int, int, int, int],
         kind: str,
         scale: float = 1.0,
-        what: Any = None,
+        what: float | None = None,
     ) -> Case:
         queries, keys, heads, kv_heads, width = sizes
         q = _drawn(9, 2, queries, heads, width, dtype=dtype, scale=scale)
@@ -215,14 +225,14 @@ def attend(body: Function, place: Place) -> Iterator[Outcome]:
         keep[1, : keys - queries // 2] = False  # the first queries of it see nothing
         window = 5 if "window" in kind else None
         mask = Mask(*slots, window, keep if "padding" in kind else None)
-        boolean = mask.rows(0, queries)
-        given: tuple[Any, ...] = (*slots, *(() if mask.keep is None else (keep,)))
+        boolean = to_numpy(mask.rows(0, queries))
+        given: tuple[np.ndarray, ...] = (*slots, *(() if mask.keep is None else (keep,)))
         if kind in ("none", "boolean"):
             given = () if kind == "none" else (boolean,)
 
-        def arguments(q: Any, k: Any, v: Any, *arrays: Any) -> tuple[Any, ...]:
+        def arguments(q: Array, k: Array, v: Array, *arrays: Array) -> tuple[object, ...]:
             if kind == "none":
-                there: Any = None
+                there: Mask | Array | None = None
             elif kind == "boolean":
                 there = arrays[0]
             else:

@@ -7,14 +7,14 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dispatch import Function
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
+from llama_layers.arrays.types import Array, Namespace
 from llama_layers.verify.bound import Bound
 
 
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 class Place:
     """The library whose arrays a body takes, on its current device."""
 
-    xp: Any
+    xp: Namespace
 
     @staticmethod
     def of(library: str) -> Place:
@@ -46,7 +46,7 @@ class Place:
         """Whether float32 products have all their digits, which TF32 takes away where asked to."""
         return self.xp is np or os.environ.get("CUPY_TF32") != "1"
 
-    def array(self, numbers: NDArray[Any]) -> Any:
+    def array(self, numbers: np.ndarray) -> Array:
         """The numbers in memory of their own, in C order."""
         return from_numpy(numbers.copy(), self.xp)
 
@@ -55,8 +55,8 @@ class Case(NamedTuple):
     """Small inputs of an operation."""
 
     label: str
-    arrays: tuple[NDArray[Any], ...]
-    arguments: Callable[..., tuple[Any, ...]]
+    arrays: tuple[np.ndarray, ...]
+    arguments: Callable[..., tuple[object, ...]]
     """The arguments of a body, after the namespace, from the arrays where it is tried."""
     bound: Callable[[], Bound]
 

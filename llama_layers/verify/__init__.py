@@ -1,5 +1,6 @@
 """Rounding bounds, results held against them, and ports held against a model."""
 
+from llama_layers.layers.sites import Site, sites
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.bounds.attention import (
     attention_bound,
@@ -32,7 +33,6 @@ from llama_layers.verify.report import (
     to_html,
     write_html,
 )
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.trace import Trace
 
 __all__ = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
+from llama_layers.arrays.types import Array
 from llama_layers.checkpoint.names import META_NAMES
 from llama_layers.errors import TraceError
 from llama_layers.verify.stored import StoredArrays, stored
@@ -86,7 +86,7 @@ for _scheme, _name, _site, _place in _columns():
     _MEANINGS.setdefault(_name, []).append((_scheme, _site, _place))
 
 
-def canonical_arrays(arrays: Mapping[str, Any], /) -> Mapping[str, Any]:
+def canonical_arrays(arrays: Mapping[str, Array], /) -> Mapping[str, Array]:
     """Return arrays under the names of `sites`, whichever scheme they are named by.
 
     Parameters

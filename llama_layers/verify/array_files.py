@@ -10,11 +10,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.errors import TraceError
 from llama_layers.files.json_files import read_json_if_there
@@ -115,7 +114,7 @@ class _Array:
         is_bfloat16 = self._is_bfloat16 or header.dtype.kind == "V"
         return ArrayInfo(header.shape, "bfloat16" if is_bfloat16 else header.dtype.name)
 
-    def read(self) -> NDArray[Any]:
+    def read(self) -> np.ndarray:
         """Read the array, in the byte order of the machine."""
         array = self._numbers()
         # NumPy writes the bfloat16 of ml_dtypes as a dtype of two bytes without meaning.
@@ -130,7 +129,7 @@ class _Array:
             return (bits.byteswap() if swapped else bits).view(ml_dtypes.bfloat16)
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
-    def _numbers(self) -> NDArray[Any]:
+    def _numbers(self) -> np.ndarray:
         """Read the array as it is stored."""
         header = self._header
         if not header.nbytes:  # which cannot be mapped
@@ -140,7 +139,7 @@ class _Array:
         except (ValueError, OSError) as error:  # another file since
             raise self._error(str(error)) from None
 
-    def _shaped(self, numbers: NDArray[Any]) -> NDArray[Any]:
+    def _shaped(self, numbers: np.ndarray) -> np.ndarray:
         try:
             return numbers.reshape(self._header.shape, order=self._header.order)
         except ValueError as error:  # no numbers along axes that are too long
@@ -189,7 +188,7 @@ class _Member(_Array):
         except (*_DAMAGED, OSError) as error:
             raise self._error(str(error)) from None
 
-    def _numbers(self) -> NDArray[Any]:
+    def _numbers(self) -> np.ndarray:
         numbers = np.empty(math.prod(self._header.shape), self._header.dtype)
         space = numbers.view(np.uint8)
         with _archive(self.file) as archive, self._opened(archive) as opened:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.arrays.checks import check_finite
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.verify.bound import Bound
-from llama_layers.verify.operation import Operation
+from llama_layers.verify.operation import Operation, Stored
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rules import Weights, dot
 from llama_layers.verify.tracked import Tracked, read
@@ -29,11 +31,11 @@ class Heads:
     k: Tracked | None = None  # keys, [T, D]
     v: Tracked | None = None  # values, [T, D]
     given: Tracked | None = None  # recorded scores or probabilities, [heads, S, T]
-    mask: Any | None = None  # [S, T]: which keys may be seen, or floats to add to the scores
+    mask: np.ndarray | None = None  # [S, T]: which keys may be seen, or floats to add to the scores
     scale: float = 1.0  # of the products of queries and keys
 
     @property
-    def allowed(self) -> Any | None:
+    def allowed(self) -> NDArray[np.bool_] | None:
         """The keys that may be seen, [S, T]; None for all."""
         return None if self.mask is None or self.mask.dtype != bool else self.mask
 
@@ -46,7 +48,7 @@ class Heads:
             scores = dot(self.q, self.k, scale=self.scale)
         if self.mask is None or self.mask.dtype == bool:
             return scores
-        total: Tracked = scores + self.mask.astype(np.float64)
+        total = scores + self.mask.astype(np.float64)
         return total.step("scores")
 
     def softmax(self, blocks: int = 0) -> Weights:
@@ -75,10 +77,10 @@ class Tile:
     heads: slice
     rows: slice
 
-    def read(self, arrays: dict[str, Any], how: Rounding) -> dict[str, Tracked]:
+    def read(self, arrays: dict[str, np.ndarray], how: Rounding) -> dict[str, Tracked]:
         """The part of q, k, v and what is given that a tile reads, as tracked numbers."""
         b, kv, heads, rows = self.batch, self.kv, self.heads, self.rows
-        parts: dict[str, Callable[[Any], Any]] = {
+        parts: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "q": lambda q: q[b, rows, heads].transpose(1, 0, 2),
             "k": lambda k: k[b, :, kv],
             "v": lambda v: v[b, :, kv],
@@ -101,7 +103,7 @@ def tiles(
                 yield Tile(b, h, slice(h * group, (h + 1) * group), some)
 
 
-def check_heads(q: Any, **others: Any) -> None:
+def check_heads(q: Array, **others: Array) -> None:
     """Raise ValueError unless arrays are [B, S, heads, D] and [B, T, kv_heads, D]."""
     float_format("q", q)
     if len(q.shape) != 4:
@@ -118,7 +120,7 @@ def check_heads(q: Any, **others: Any) -> None:
             raise ValueError(f"{name}: expected heads in a divisor of q's {heads}, got {shape[2]}")
 
 
-def broadcast_mask(mask: Any | None, batch: int, queries: int, keys: int) -> Any | None:
+def broadcast_mask(mask: Array | None, batch: int, queries: int, keys: int) -> np.ndarray | None:
     """The mask [B, S, T]; a ValueError unless it has that shape, or lacks B."""
     if mask is None:
         return None
@@ -134,7 +136,7 @@ def broadcast_mask(mask: Any | None, batch: int, queries: int, keys: int) -> Any
     return np.broadcast_to(array, (batch, *expected))
 
 
-class OverHeads(Operation):
+class OverHeads(Operation[Heads]):
     """An operation of attention, computed for some query heads at a time.
 
     Its fields are some of ``q`` [B, S, heads, D], ``k`` and ``v`` [B, T, kv_heads, D], ``scores``
@@ -179,14 +181,14 @@ class OverHeads(Operation):
 
 
 @dataclass(frozen=True, eq=False)
-class Scores(OverHeads):
+class Scores(OverHeads, Generic[Stored]):
     """Scaled products of queries and keys, of which those that a mask allows count."""
 
     inputs = ("q", "k")
     steps = ("kv_cache", "scores")
-    q: Any
-    k: Any
-    mask: Any | None
+    q: Stored
+    k: Stored
+    mask: Stored | None
     scale: float
 
     @staticmethod
@@ -197,12 +199,12 @@ class Scores(OverHeads):
 
 
 @dataclass(frozen=True, eq=False)
-class Softmax(OverHeads):
+class Softmax(OverHeads, Generic[Stored]):
     """Softmax of scores [B, heads, S, T] over the keys that a mask allows."""
 
     inputs = ("scores",)
-    scores: Any
-    mask: Any | None
+    scores: Stored
+    mask: Stored | None
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless the scores are [B, heads, S, T]."""
@@ -215,20 +217,20 @@ class Softmax(OverHeads):
 
 
 @dataclass(frozen=True, eq=False)
-class Probabilities(Scores):
+class Probabilities(Scores[Stored]):
     """Softmax of scaled products of queries and keys."""
 
     formula = Softmax.formula
 
 
 @dataclass(frozen=True, eq=False)
-class WeightedSum(OverHeads):
+class WeightedSum(OverHeads, Generic[Stored]):
     """The values, weighed by probabilities [B, heads, S, T]."""
 
     inputs = ("probabilities", "v")
     steps = ("kv_cache",)
-    probabilities: Any
-    v: Any
+    probabilities: Stored
+    v: Stored
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless there are values for the probabilities."""
@@ -251,15 +253,15 @@ class WeightedSum(OverHeads):
 
 
 @dataclass(frozen=True, eq=False)
-class Attention(OverHeads):
+class Attention(OverHeads, Generic[Stored]):
     """Scores, softmax and weighted sum at once, as fused kernels compute them."""
 
     inputs = ("q", "k", "v")
     steps = ("kv_cache", "scores", "probabilities", "weighted_sums")
-    q: Any
-    k: Any
-    v: Any
-    mask: Any | None
+    q: Stored
+    k: Stored
+    v: Stored
+    mask: Stored | None
     scale: float
 
     def check(self) -> None:
@@ -279,7 +281,7 @@ class Attention(OverHeads):
         return heads.softmax(blocks).weigh(heads.v)
 
 
-def _check_pairwise(name: str, array: Any) -> None:
+def _check_pairwise(name: str, array: Array) -> None:
     float_format(name, array)
     if len(array.shape) != 4:
         raise ValueError(f"{name}: expected shape [B, heads, S, T], got {list(array.shape)}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.arrays.brief import brief
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.verify.roundoff import Float64Array
 
 
@@ -38,7 +39,7 @@ class Bound:
     def __repr__(self) -> str:
         return brief(self)
 
-    def ratio(self, computed: Any, /) -> Float64Array:
+    def ratio(self, computed: Array, /) -> Float64Array:
         """The error of each element over its limit.
 
         Parameters
@@ -59,7 +60,7 @@ class Bound:
         """
         return _error_over(self.limit, self.exact, computed)
 
-    def usual_ratio(self, computed: Any, /) -> Float64Array:
+    def usual_ratio(self, computed: Array, /) -> Float64Array:
         """The error of each element over what is usual; see `ratio`.
 
         Parameters
@@ -74,7 +75,7 @@ class Bound:
         """
         return _error_over(self.usual, self.exact, computed)
 
-    def only(self, places: Any, /) -> Bound:
+    def only(self, places: NDArray[np.bool_], /) -> Bound:
         """The bound for some elements; the others may be anything.
 
         Parameters
@@ -94,7 +95,7 @@ class Bound:
         )
 
 
-def _error_over(limit: Float64Array, exact: Float64Array, computed: Any) -> Float64Array:
+def _error_over(limit: Float64Array, exact: Float64Array, computed: Array) -> Float64Array:
     float_format("computed", computed)
     values = to_numpy(computed).astype(np.float64)
     if values.shape != exact.shape:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+
+import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
+from llama_layers.layers.sites import Site
 from llama_layers.layers.weights import LayerWeights
 from llama_layers.model.llama import Llama
 from llama_layers.verify.operations import (
@@ -22,7 +25,6 @@ from llama_layers.verify.operations import (
     Softmax,
     WeightedSum,
 )
-from llama_layers.verify.sites import Site
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.validate import Recorded
 
@@ -34,14 +36,15 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     rows = info_of(recorded.arrays, site.name).shape[1] if known else recorded.count
     inputs = [_last(recorded, name, rows) for name in route]
     if site.operation == "embedding":
+        assert recorded.input_ids is not None  # it is on no route without them
         return Embedding(recorded.input_ids, to_numpy(model.weights.embed_tokens))
     if site.operation == "norm":
         x = _heads(inputs[0], config.head_dim) if len(site.shape) == 4 else inputs[0]
-        return Norm(x, to_numpy(norm_weight(site, model)), config.rms_norm_eps)
+        return Norm(x, to_numpy(matrix(site, model)[0]), config.rms_norm_eps)
     if site.operation == "linear":
         weight, bias = matrix(site, model)
-        bias = None if bias is None else to_numpy(bias)
-        return Linear(_flat(inputs[0]), to_numpy(weight), bias)
+        added = None if bias is None else to_numpy(bias)
+        return Linear(_flat(inputs[0]), to_numpy(weight), added)
     if site.operation == "residual":
         return Residual(inputs[0], inputs[1])
     if site.operation == "gate":
@@ -63,33 +66,28 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     return Attention(inputs[0], inputs[1], v, mask, scale)
 
 
-def norm_weight(site: Site, model: Llama) -> Any:
-    """The weight of the norm at a site."""
-    return matrix(site, model)[0]
-
-
-def matrix(site: Site, model: Llama) -> tuple[Any, Any | None]:
+def matrix(site: Site, model: Llama) -> tuple[Array, Array | None]:
     """The weight at a site, and the bias of its projection."""
     if site.layer is None:
         return getattr(model.weights, site.name.removeprefix("model.")), None
     return layer_matrix(model.weights.layers[site.layer], site.role)
 
 
-def layer_matrix(layer: LayerWeights, role: str) -> tuple[Any, Any | None]:
+def layer_matrix(layer: LayerWeights, role: str) -> tuple[Array, Array | None]:
     """The weight and the bias of one of a layer's modules."""
     named = layer.named()
     return named[f"{role}.weight"], named.get(f"{role}.bias")
 
 
-def _last(recorded: Recorded, name: str, rows: int) -> Any:
+def _last(recorded: Recorded, name: str, rows: int) -> np.ndarray:
     """The array of a site; its last tokens, where fewer were kept of what is computed from it."""
     array = recorded.array(name)
     return array[:, -rows:] if array.ndim == 3 and rows < array.shape[1] else array
 
 
-def _flat(array: Any) -> Any:
+def _flat(array: np.ndarray) -> np.ndarray:
     return array.reshape(*array.shape[:2], math.prod(array.shape[2:]))
 
 
-def _heads(array: Any, head_dim: int) -> Any:
+def _heads(array: np.ndarray, head_dim: int) -> np.ndarray:
     return array.reshape(*array.shape[:2], math.prod(array.shape[2:]) // head_dim, head_dim)

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
+from llama_layers.layers.sites import Site, sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
@@ -32,7 +32,6 @@ from llama_layers.verify.profiles import (
 )
 from llama_layers.verify.report import EDGES, Element, Explanation, Report, SiteResult, SiteVerdict
 from llama_layers.verify.report.wording import counted
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unbounded import Recomputed
@@ -183,13 +182,13 @@ class _Checker:
                 else:
                     yield self._judged(site, route)
 
-    def _formats(self, array: NDArray[Any], inputs: Sequence[str] = ()) -> Rounding:
+    def _formats(self, array: np.ndarray, inputs: Sequence[str] = ()) -> Rounding:
         found, *read = (self._format(a) for a in (array, *map(self.recorded.array, inputs)))
         accumulate = self._accumulate or accumulate_format(found).name
         narrowest = min(read, key=lambda form: form.precision).name if read else None
         return Rounding(found.name, accumulate, self.profile or CONTRACT, narrowest)
 
-    def _format(self, array: NDArray[Any]) -> FloatFormat:
+    def _format(self, array: np.ndarray) -> FloatFormat:
         """The format that an array was rounded to."""
         found = FLOATS[dtype_name(array.dtype)]
         if self._dtype is not None and FLOATS[self._dtype].precision < found.precision:
@@ -301,7 +300,7 @@ class _Checker:
         found = self._recomputed.compared(site, array, self._formats(array))
         explanations: tuple[Explanation, ...] = ()
         if found.verdict == "DIFFERS" and self.explains:
-            walk, model = self._recomputed.walk, self.model
+            walk, model = self._recomputed.exact, self.model
             diagnosis = partial(diagnose_unbounded, found, self.recorded, walk, model)
             explanations = self._diagnosis(site, diagnosis)
         return SiteResult(
@@ -334,7 +333,7 @@ def _histogram(ratio: NDArray[np.float64]) -> tuple[int, ...]:
     return tuple(int(n) for n in np.bincount(places, minlength=len(EDGES) + 1))
 
 
-def _worst(array: NDArray[Any], bound: Bound) -> tuple[Element, ...]:
+def _worst(array: np.ndarray, bound: Bound) -> tuple[Element, ...]:
     ratio = bound.ratio(array)
     count = min(WORST, ratio.size)
     if not count:
@@ -343,11 +342,6 @@ def _worst(array: NDArray[Any], bound: Bound) -> tuple[Element, ...]:
     places = places[np.argsort(-ratio.ravel()[places], kind="stable")]
     indices = [np.unravel_index(int(place), ratio.shape) for place in places]
     return tuple(
-        Element(
-            tuple(int(i) for i in index),
-            float(array[index]),
-            float(bound.exact[index]),
-            float(bound.limit[index]),
-        )
-        for index in indices
+        Element(tuple(map(int, at)), *(float(y[at]) for y in (array, bound.exact, bound.limit)))
+        for at in indices
     )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
+from llama_layers.layers.sites import Site, sites
 from llama_layers.verify.distance import distance
 from llama_layers.verify.fit import OF_LAST_TOKEN
 from llama_layers.verify.report.comparison import Comparison, SiteDifference
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import TOKENS, info_of
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names
@@ -135,7 +135,7 @@ def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
     )
 
 
-def _arrays(trace: Trace, config: LlamaConfig | None, every: Sequence[Site]) -> Mapping[str, Any]:
+def _arrays(trace: Trace, config: LlamaConfig | None, every: Sequence[Site]) -> Mapping[str, Array]:
     """Return the arrays of a trace, in the shapes of a config if there is one."""
     if config is not None:
         return validated(trace, config).arrays
@@ -191,7 +191,7 @@ def _format(site: Site, found: str, trace: Trace) -> FloatFormat:
 
 
 def _nearest(
-    site: Site, every: Sequence[Site], common: Mapping[str, Any]
+    site: Site, every: Sequence[Site], common: Mapping[str, object]
 ) -> tuple[tuple[str, ...], int]:
     """Find the nearest common sites that a site is computed from; count the operations since."""
     for route in site.routes:
@@ -212,11 +212,11 @@ def _nearest(
 
 def _rows(
     site: Site,
-    a: NDArray[Any],
-    b: NDArray[Any],
+    a: np.ndarray,
+    b: np.ndarray,
     keep: NDArray[np.bool_] | None,
     config: LlamaConfig | None,
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None]:
+) -> tuple[np.ndarray, np.ndarray, NDArray[np.bool_] | None]:
     """Return both arrays with a row for each token that counts, and which keys count in a row."""
     if site.name in OF_LAST_TOKEN and a.ndim == b.ndim == 3 and 1 in (a.shape[1], b.shape[1]):
         a, b = a[:, -1:], b[:, -1:]
@@ -252,7 +252,7 @@ def _rows(
     return a, b, None if allowed is None else allowed.reshape(-1, *allowed.shape[2:])
 
 
-def _pairwise(site: Site, array: NDArray[Any]) -> NDArray[Any]:
+def _pairwise(site: Site, array: np.ndarray) -> np.ndarray:
     """Return an array of pairs of tokens with all four axes."""
     whole = array if array.ndim == 4 else array[None]
     if whole.ndim != 4 or whole.shape[2] != whole.shape[3]:
@@ -260,7 +260,7 @@ def _pairwise(site: Site, array: NDArray[Any]) -> NDArray[Any]:
     return whole
 
 
-def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
+def _identical(a: np.ndarray, b: np.ndarray) -> bool:
     """Tell whether two arrays have the same bits: a zero of the other sign differs."""
     bits = np.dtype(f"u{a.dtype.itemsize}")
     return a.dtype == b.dtype and np.array_equal(
@@ -268,7 +268,7 @@ def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
     )
 
 
-def _odd(a: NDArray[Any], b: NDArray[Any], allowed: NDArray[np.bool_] | None) -> int:
+def _odd(a: np.ndarray, b: np.ndarray, allowed: NDArray[np.bool_] | None) -> int:
     """Count the NaN and Inf in either array, among the numbers that count."""
     with np.errstate(invalid="ignore"):  # a signalling NaN
         odd = ~(np.isfinite(a) & np.isfinite(b))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.layers.sites import Site
 from llama_layers.verify.bound import Bound
-from llama_layers.verify.sites import Site
 from llama_layers.verify.validate import Recorded
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,13 +222,12 @@ class _Trial:
         vague = bound.limit >= np.abs(np.where(bound.exact == 0, self._right, bound.exact))
         return bool(np.count_nonzero(judged & ~vague) >= _TOLD * np.count_nonzero(judged))
 
-    def _by_token(self, array: NDArray[Any]) -> NDArray[Any]:
+    def _by_token(self, array: np.ndarray) -> np.ndarray:
         """The largest for each token, [B, S]."""
         token = 2 if self._failing.site.pairwise else 1
-        largest: NDArray[Any] = array.max(axis=tuple({1, 2, array.ndim - 1} - {token}))
-        return largest
+        return np.asarray(array.max(axis=tuple({1, 2, array.ndim - 1} - {token})))
 
-    def _token_axes(self, tokens: NDArray[Any]) -> NDArray[Any]:
+    def _token_axes(self, tokens: np.ndarray) -> np.ndarray:
         """An array [B, S] with the axes of the site's."""
         shape = [1] * self._failing.computed.ndim
         shape[0], shape[2 if self._failing.site.pairwise else 1] = tokens.shape
@@ -284,11 +282,11 @@ def _counted(what: str, numbers: NDArray[np.intp]) -> str:
     return f"{len(numbers)} {what}s, the first {first} and the last {last}"
 
 
-def _largest(values: NDArray[Any], count: int) -> NDArray[np.intp]:
+def _largest(values: np.ndarray, count: int) -> NDArray[np.intp]:
     return np.sort(np.argsort(-values, kind="stable")[:count])
 
 
-def _error(computed: Any, bound: Bound) -> float:
+def _error(computed: np.ndarray, bound: Bound) -> float:
     """The root of the sum of squared errors; infinite for numbers that are none and should be."""
     values = wide(computed)
     judged = ~np.isinf(bound.limit)

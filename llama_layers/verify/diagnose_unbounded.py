@@ -8,13 +8,14 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.sites import Site, sites
 from llama_layers.model.llama import Llama
-from llama_layers.verify.build import matrix, norm_weight, operation_of
+from llama_layers.verify.build import matrix, operation_of
 from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
@@ -22,7 +23,6 @@ from llama_layers.verify.mistakes.hidden_states import DETAIL, LATE, are_late
 from llama_layers.verify.operations import Attention, Linear, Norm, Operation, Residual
 from llama_layers.verify.recompute import Change, Recomputation, computed, same
 from llama_layers.verify.report import Explanation
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.unbounded import Unbounded, apart
 from llama_layers.verify.validate import Recorded, first_tokens
 
@@ -214,7 +214,7 @@ class _Between:
         exact = computed(operation, np.dtype(np.float64))
         if place == self._site:
             return apart(self._recorded, self._unbounded.array, exact)
-        arrays: Any = ChainMap({place.name: exact}, self._recorded.arrays)  # type: ignore[arg-type]
+        arrays = ChainMap({place.name: exact}, self._recorded.arrays)  # type: ignore[arg-type]
         return self._left_by(same, replace(self._recorded, arrays=arrays))
 
     def _possible(self, operation: Computable) -> bool:
@@ -292,7 +292,7 @@ def _weights_of(model: Llama, layer: int, other: int) -> Change:
 
     def change(site: Site, operation: Operation, known: Recorded) -> Operation:
         if site.layer == layer and isinstance(operation, Norm):
-            return replace(operation, weight=to_numpy(norm_weight(twins[site.role], model)))
+            return replace(operation, weight=to_numpy(matrix(twins[site.role], model)[0]))
         if site.layer == layer and isinstance(operation, Linear):
             weight, bias = matrix(twins[site.role], model)
             return replace(

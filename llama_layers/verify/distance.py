@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 _BLOCK = 2**20
 
 
-def distance(a: NDArray[Any], b: NDArray[Any], allowed: NDArray[np.bool_] | None = None) -> float:
+def distance(a: np.ndarray, b: np.ndarray, allowed: NDArray[np.bool_] | None = None) -> float:
     """||a - b|| / ||a|| over what is allowed, a block at a time."""
     error = norm = 0.0
     step = max(1, _BLOCK // max(1, a[:1].size))

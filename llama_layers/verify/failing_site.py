@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.sites import Site, sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.operations import Operation
 from llama_layers.verify.profiles import Rounding
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.validate import Recorded
 
 
@@ -32,7 +33,7 @@ class FailingSite:
 
     site: Site
     operation: Operation  # what it should be
-    computed: NDArray[Any]  # what the port has there
+    computed: np.ndarray  # what the port has there
     formats: Rounding  # that the port computes in
     recorded: Recorded  # the port's other arrays
     model: Llama  # with the other weights
@@ -49,11 +50,11 @@ class FailingSite:
             self._bounds[formats] = self.operation.bound(formats)
         return self._bounds[formats]
 
-    def beside(self, role: str) -> NDArray[Any] | None:
+    def beside(self, role: str) -> np.ndarray | None:
         """The port's array of another site in the same layer, if it was recorded."""
         return self.array(f"model.layers.{self.site.layer}.{role}")
 
-    def array(self, name: str) -> NDArray[Any] | None:
+    def array(self, name: str) -> np.ndarray | None:
         """The port's array of a site, if it was recorded, of as many last tokens as here.
 
         NaN are zeros in it: NaN of one site do not explain those of another.
@@ -65,7 +66,7 @@ class FailingSite:
         rows = self.computed.shape[1]
         return array[:, -rows:] if self.site.layer is None and rows < array.shape[1] else array
 
-    def streams(self, shape: tuple[int, ...]) -> Iterator[tuple[str, NDArray[Any]]]:
+    def streams(self, shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
         """Other arrays of a shape that could be mistaken for an input, the nearest first.
 
         They are those of the same layer and of the one before it; heads lie side by side.
@@ -81,6 +82,6 @@ class FailingSite:
                 yield site.name, array.reshape(shape)
 
 
-def wide(array: Any) -> NDArray[np.float64]:
+def wide(array: Array) -> NDArray[np.float64]:
     """An array's numbers in float64."""
     return to_numpy(array).astype(np.float64)

@@ -8,17 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
+from llama_layers.layers.sites import Site
 from llama_layers.model.weights import padding
-from llama_layers.verify.sites import Site
 from llama_layers.verify.stored import StoredArray, StoredArrays, stored
 
 HEAD = "lm_head"
@@ -33,7 +32,7 @@ ROTATED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_att
 
 
 def fitted(
-    arrays: Mapping[str, Any],
+    arrays: Mapping[str, Array],
     known: Mapping[str, Site],
     config: LlamaConfig,
     extent: tuple[int, int],
@@ -74,9 +73,9 @@ def _without_padding(logits: StoredArray, tokens: int) -> StoredArray:
     return logits.changed((*others, tokens), lambda array: array[..., :tokens])
 
 
-def _fit(shape: tuple[int, ...], interleaved: int | None, array: Any) -> NDArray[Any]:
+def _fit(shape: tuple[int, ...], interleaved: int | None, given: Array) -> np.ndarray:
     """Bring an array into a shape, and put pairs half a head apart where they are interleaved."""
-    array = to_numpy(array).reshape(shape)
+    array = to_numpy(given).reshape(shape)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return array if interleaved is None else in_halves(array, interleaved)
@@ -125,7 +124,7 @@ def _spellings(site: Site, shape: tuple[int, ...], width: int) -> list[tuple[int
     return found
 
 
-def in_halves(array: NDArray[Any], width: int) -> NDArray[Any]:
+def in_halves(array: np.ndarray, width: int) -> np.ndarray:
     """Put pairs that are next to each other half a head apart."""
     pairs = array.reshape(*array.shape[:2], -1, width // 2, 2)
     return np.ascontiguousarray(np.swapaxes(pairs, -1, -2)).reshape(array.shape)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from llama_layers.arrays.types import Array
 from llama_layers.verify.bound import Bound
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
@@ -46,7 +47,7 @@ class Judgement:
         return "WARN" if self.usual_ratio > 1 or nothing_judged else "PASS"
 
 
-def judge(computed: Any, bound: Bound, /) -> Judgement:
+def judge(computed: Array, bound: Bound, /) -> Judgement:
     """Hold every element of a result against its bound.
 
     Parameters

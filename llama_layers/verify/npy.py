@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 
@@ -32,7 +32,7 @@ _SIZE = re.compile(r"\s*(0|[1-9]\d{0,18})L?\s*", re.ASCII)
 class Header:
     """The content of an .npy file's header."""
 
-    dtype: np.dtype[Any]  # in the byte order of the file
+    dtype: np.dtype  # in the byte order of the file
     shape: tuple[int, ...]
     order: Literal["C", "F"]  # whether the last or the first axis is contiguous
     start: int  # where the numbers begin in the file
@@ -91,7 +91,7 @@ def _entries(text: str) -> dict[str, str]:
     return found
 
 
-def _dtype(descr: str) -> np.dtype[Any]:
+def _dtype(descr: str) -> np.dtype:
     if not _DTYPE.fullmatch(descr):
         raise ValueError(f"expected numbers, got descr {descr!r}")
     try:

@@ -5,18 +5,33 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
+from llama_layers.arrays.types import Array
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.tracked import Tracked, read
+
+# What a formula gets; what the fields hold: arrays, or in the view tracked numbers; and what they
+# hold where the view is of another class.
+if TYPE_CHECKING:  # TypeVars of Python 3.11 have no default
+    import numpy as np
+    from typing_extensions import TypeVar
+
+    View = TypeVar("View", default=Any)
+    Numbers = TypeVar("Numbers", bound=Array | Tracked, default=np.ndarray)
+    Stored = TypeVar("Stored", bound=Array, default=np.ndarray)
+else:
+    from typing import TypeVar
+
+    View, Numbers, Stored = map(TypeVar, ("View", "Numbers", "Stored"))
 
 WEIGHTS = {"weight", "bias", "table"}
 """Fields that hold arrays of the model, not of the trace."""
 
 
 @dataclass(frozen=True, eq=False)
-class Operation(ABC):
+class Operation(ABC, Generic[View]):
     """The base of all operations: a view of what an operation reads, and a formula over it."""
 
     inputs: ClassVar[tuple[str, ...]] = ()
@@ -26,21 +41,21 @@ class Operation(ABC):
 
     @staticmethod
     @abstractmethod
-    def formula(view: Any) -> Tracked:
+    def formula(view: View) -> Tracked:
         """Compute the result from the view."""
 
-    def check(self) -> None:  # noqa: B027  # not every operation has something to check
+    def check(self) -> None:  # not every operation has something to check
         """Raise ValueError or TypeError unless the fields fit each other."""
 
-    def read(self, how: Rounding) -> Any:
+    def read(self, how: Rounding) -> View:
         """The view that `formula` is evaluated on: by default all inputs as tracked numbers."""
         arrays = {name: getattr(self, name) for name in self.inputs}
         numbers = {n: read(n, a, how, recorded=n not in WEIGHTS) for n, a in arrays.items()}
-        view = replace(self, **numbers)
+        view: Any = replace(self, **numbers)
         view.check()
         return view
 
-    def evaluate(self, formula: Callable[[Any], Tracked], how: Rounding) -> Bound:
+    def evaluate(self, formula: Callable[[View], Tracked], how: Rounding) -> Bound:
         """The exact result of a formula, right or wrong, and what rounding allows."""
         return formula(self.read(how)).bound()
 

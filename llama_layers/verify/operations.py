@@ -21,9 +21,9 @@ nothing happens where it does not.
 
 The views, in which x, weight and so on are tracked where nothing else is said:
 
-- `Embedding`: ``rows``, the chosen ones.
+- `Embedding`: `Rows`, the chosen ones.
 - `Norm`: ``x``, ``weight``, and ``eps``, a number.
-- `Linear`: ``x``, and ``weight`` and ``bias``, arrays for ``matmul(x, weight, bias)``.
+- `Linear`: a `Product`, with arrays for ``matmul(x, weight, bias)``.
 - `Rope`: a `Rotation`.
 - `Gate`: ``gate``, ``up``.
 - `Residual`: ``x``, ``added``.
@@ -36,13 +36,14 @@ The views, in which x, weight and so on are tracked where nothing else is said:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Generic, Literal
 
 import numpy as np
 
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.rope import attention_factor
 from llama_layers.verify.attention import (
@@ -53,7 +54,7 @@ from llama_layers.verify.attention import (
     Softmax,
     WeightedSum,
 )
-from llama_layers.verify.operation import Operation
+from llama_layers.verify.operation import Numbers, Operation, Stored
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rotation import Rotation, rope_phases
 from llama_layers.verify.rules import gated, matmul
@@ -77,12 +78,12 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding(Operation):
+class Embedding(Operation["Rows"], Generic[Stored]):
     """Rows of a table [N, H]."""
 
     inputs = ("table",)
-    ids: Any
-    table: Any
+    ids: Stored
+    table: Stored
 
     def read(self, how: Rounding) -> Rows:
         """The rows that are chosen, which are exact."""
@@ -112,13 +113,13 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Norm(Operation):
+class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
     """RMSNorm of x [..., H]."""
 
     inputs = ("x", "weight")
     steps = ("norm_before_weight",)
-    x: Any
-    weight: Any
+    x: Numbers
+    weight: Numbers
     eps: float
 
     def check(self) -> None:
@@ -130,22 +131,22 @@ class Norm(Operation):
             )
 
     @staticmethod
-    def formula(norm: Norm) -> Tracked:
+    def formula(norm: Norm[Tracked]) -> Tracked:
         """Divide x by the root of its mean square and eps, and multiply with the weight."""
-        row: Tracked = norm.x * ((norm.x * norm.x).mean() + norm.eps).rsqrt()
+        row = norm.x * ((norm.x * norm.x).mean() + norm.eps).rsqrt()
         return row.step("norm_before_weight") * norm.weight
 
 
 @dataclass(frozen=True, eq=False)
-class Linear(Operation):
+class Linear(Operation["Product"], Generic[Stored]):
     """A product of x [..., K] with a matrix [N, K], and a bias [N]."""
 
     inputs = ("x", "weight")
-    x: Any
-    weight: Any
-    bias: Any | None = None
+    x: Stored
+    weight: Stored
+    bias: Stored | None = None
 
-    def read(self, how: Rounding) -> Linear:
+    def read(self, how: Rounding) -> Product:
         """The view: x as tracked numbers, the matrix and the bias as they are."""
         x, weight = read("x", self.x, how), self.weight
         float_format("weight", weight)
@@ -158,16 +159,25 @@ class Linear(Operation):
             raise ValueError(
                 f"bias: expected shape [{weight.shape[0]}], got {list(self.bias.shape)}"
             )
-        return replace(self, x=x)
+        return Product(x, to_numpy(weight), None if self.bias is None else to_numpy(self.bias))
 
     @staticmethod
-    def formula(linear: Linear) -> Tracked:
+    def formula(product: Product) -> Tracked:
         """The products of x with each row of the matrix."""
-        return matmul(linear.x, linear.weight, linear.bias)
+        return matmul(product.x, product.weight, product.bias)
 
 
 @dataclass(frozen=True, eq=False)
-class Rope(Operation):
+class Product:
+    """What a product with a matrix is made of."""
+
+    x: Tracked
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Rope(Operation[Rotation], Generic[Stored]):
     """Rotary position embedding of x [B, S, heads, D] at positions [S] or [B, S].
 
     The positions are those of the whole call, since "dynamic" scaling depends on the largest.
@@ -175,8 +185,8 @@ class Rope(Operation):
 
     inputs = ("x",)
     steps = ("phases", "rope_table", "rope_arithmetic")
-    x: Any
-    positions: Any
+    x: Stored
+    positions: Stored
     config: LlamaConfig
     layout: Literal["half", "interleaved"] = "half"
 
@@ -209,43 +219,43 @@ class Rope(Operation):
 
 
 @dataclass(frozen=True, eq=False)
-class Gate(Operation):
+class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
     """The gated product, silu(gate) times up."""
 
     inputs = ("gate", "up")
     steps = ("sigmoid", "silu")
-    gate: Any
-    up: Any
+    gate: Numbers
+    up: Numbers
 
     def check(self) -> None:
         """Raise ValueError unless both have one shape."""
         _check_same("up", self.up, "gate", self.gate)
 
     @staticmethod
-    def formula(product: Gate) -> Tracked:
+    def formula(product: Gate[Tracked]) -> Tracked:
         """Multiply silu(gate) with up."""
         return gated(product.gate, product.up)
 
 
 @dataclass(frozen=True, eq=False)
-class Residual(Operation):
+class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
     """The residual stream and what a block adds to it."""
 
     inputs = ("x", "added")
-    x: Any
-    added: Any
+    x: Numbers
+    added: Numbers
 
     def check(self) -> None:
         """Raise ValueError unless both have one shape."""
         _check_same("added", self.added, "x", self.x)
 
     @staticmethod
-    def formula(residual: Residual) -> Tracked:
+    def formula(residual: Residual[Tracked]) -> Tracked:
         """Their sum."""
         return residual.x + residual.added
 
 
-def _check_same(name: str, array: Tracked, other: str, like: Tracked) -> None:
+def _check_same(name: str, array: Array | Tracked, other: str, like: Array | Tracked) -> None:
     if array.shape != like.shape:
         raise ValueError(
             f"{name}: expected shape {list(like.shape)} of {other}, got {list(array.shape)}"

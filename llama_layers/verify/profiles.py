@@ -8,6 +8,8 @@ from typing import Any
 
 from llama_layers.arrays.checks import check_count
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, float_format
+from llama_layers.arrays.types import Array
+from llama_layers.errors import shown
 
 
 def _step(words: str, default: Any = False) -> Any:
@@ -87,7 +89,7 @@ class RoundingProfile:
         """Say which roundings some steps make; `dtype` is None where it holds the sums."""
         said = []
         for name in (*steps, *_IN_EVERY_OPERATION):
-            does: Any = getattr(self, name)
+            does: bool | str | None = getattr(self, name)
             form = does if isinstance(does, str) else dtype
             if does and (form or name in _IN_EVERY_OPERATION):
                 said.append(_WORDS[name].format(form))
@@ -161,7 +163,7 @@ class Rounding:
     def of(
         cls,
         name: str,
-        array: Any,
+        array: Array,
         /,
         *,
         dtype: str | None = None,
@@ -211,6 +213,8 @@ class Rounding:
             raise TypeError(f"{unknown[0]}: no such keyword of a bound or field of a profile")
         formats = {"dtype": dtype, "accumulate": accumulate, "inputs": inputs}
         for argument, value in {**formats, **steps}.items():
+            if argument in formats and not isinstance(value, str | None):
+                raise TypeError(f"{argument}: expected the name of a dtype, got {shown(value)}")
             if isinstance(value, str) and value not in FLOATS:
                 raise ValueError(f"{argument}: expected one of {', '.join(FLOATS)}, got {value!r}")
         if inputs is not None:

@@ -10,14 +10,15 @@ import numpy as np
 
 from llama_layers.arrays.dtypes import accumulate_format, float_format
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.layers.linear import QKV, qkv_projection
+from llama_layers.layers.sites import Site
 from llama_layers.layers.weights import QKVWeights
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.bounds.layer import linear_bound
 from llama_layers.verify.distance import distance
 from llama_layers.verify.judge import judge
 from llama_layers.verify.report import SiteResult
-from llama_layers.verify.sites import Site
 
 # Elements that are further apart than this differ.
 APART = 1e-6
@@ -32,7 +33,7 @@ class Examined:
     same_bits: bool  # whether a second run gave the same bits
 
 
-def examine_qkv(x: Any, w: QKVWeights, /, *, layer: int = 0) -> Examined:
+def examine_qkv(x: Array, w: QKVWeights, /, *, layer: int = 0) -> Examined:
     """Project hidden states twice, and hold the results against their bounds.
 
     Parameters
@@ -83,7 +84,7 @@ def examine_qkv(x: Any, w: QKVWeights, /, *, layer: int = 0) -> Examined:
     return Examined(qkv, results, same_bits)
 
 
-def site_result(site: Site, array: Any, bound: Bound) -> SiteResult:
+def site_result(site: Site, array: Array, bound: Bound) -> SiteResult:
     """Hold the array of a site against its bound."""
     computed, judgement = to_numpy(array), judge(array, bound)
     form = float_format(site.name, array)
@@ -99,7 +100,7 @@ def site_result(site: Site, array: Any, bound: Bound) -> SiteResult:
     )
 
 
-def statistics(array: Any) -> dict[str, Any]:
+def statistics(array: Array) -> dict[str, Any]:
     """Describe the numbers of an array: the range of the finite ones, and the first of all."""
     numbers = to_numpy(array).astype(np.float64)
     finite = numbers[np.isfinite(numbers)]
@@ -114,7 +115,7 @@ def statistics(array: Any) -> dict[str, Any]:
     }
 
 
-def differing(a: Any, b: Any) -> dict[str, int]:
+def differing(a: Array, b: Array) -> dict[str, int]:
     """Count the elements of two arrays, and those that are more than 1e-6 apart.
 
     Where the second has fewer heads, each of them is compared with all that attend to it.

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import dtype_of
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.layers.attention import attention
 from llama_layers.layers.linear import linear
 from llama_layers.layers.mlp import swiglu
 from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope, rope_table
+from llama_layers.layers.sites import Site, sites
 from llama_layers.model.embedding import embed
 from llama_layers.model.llama import Llama
 from llama_layers.verify.build import operation_of
@@ -36,7 +36,6 @@ from llama_layers.verify.operations import (
     Rope,
 )
 from llama_layers.verify.profiles import Rounding
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.validate import Recorded
 
 # What is computed at a site, from its right operation and the arrays that are known by then.
@@ -95,7 +94,7 @@ class Recomputation:
         self._dtype = dtype_of(np, dtype)
         self._change = change
         self._sites = {site.name: site for site in sites(model.config)}
-        self._computed: dict[str, NDArray[Any]] = {}
+        self._computed: dict[str, np.ndarray] = {}
         self._layer: int | None = None  # that the computed arrays belong to
 
     def gap(self, site: Site) -> Gap:
@@ -108,7 +107,7 @@ class Recomputation:
         return given and not site.pairwise
 
     @np.errstate(all="ignore")  # the port may have NaN or Inf
-    def array(self, site: Site) -> NDArray[Any]:
+    def array(self, site: Site) -> np.ndarray:
         """Compute a site from the arrays before it."""
         for step in self._gap(site, self.known().arrays).sites:
             if step.layer != self._layer:
@@ -120,7 +119,7 @@ class Recomputation:
 
     def known(self) -> Recorded:
         """The trace, with what was computed where the port recorded nothing."""
-        arrays: Any = ChainMap(self._recorded.arrays, self._computed)  # type: ignore[arg-type]
+        arrays = ChainMap(self._recorded.arrays, self._computed)  # type: ignore[arg-type]
         return replace(self._recorded, arrays=arrays)
 
     def _begin(self, layer: int | None) -> None:
@@ -131,7 +130,7 @@ class Recomputation:
         self._computed = {n: a for n, a in self._computed.items() if n == stream}
         self._layer = layer
 
-    def _gap(self, site: Site, known: Mapping[str, Any]) -> Gap:
+    def _gap(self, site: Site, known: Mapping[str, Array]) -> Gap:
         found: set[str] = set()
         waiting = [site.name]
         while waiting:
@@ -147,13 +146,13 @@ class Recomputation:
         )
 
 
-def computed(operation: Computable, dtype: Any) -> NDArray[Any]:
+def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
     """Compute an operation in a dtype; in float64 that is its exact result."""
 
-    def x(array: Any) -> NDArray[Any]:
-        return np.asarray(to_numpy(array).astype(dtype, copy=False))
+    def x(array: Array) -> np.ndarray:
+        return to_numpy(array).astype(dtype, copy=False)
 
-    def w(array: Any) -> NDArray[Any]:
+    def w(array: Array) -> np.ndarray:
         """Weights are wider than a narrow dtype: they are what they are in the sums."""
         if dtype == np.float64 or array.dtype == np.float64:
             return np.asarray(array, np.float64 if dtype == np.float64 else np.float32)
@@ -163,19 +162,19 @@ def computed(operation: Computable, dtype: Any) -> NDArray[Any]:
         case Embedding():
             return x(embed(operation.ids, operation.table))
         case Norm():
-            return np.asarray(rms_norm(x(operation.x), w(operation.weight), eps=operation.eps))
+            return rms_norm(x(operation.x), w(operation.weight), eps=operation.eps)
         case Linear():
             bias = None if operation.bias is None else w(operation.bias)
-            return np.asarray(linear(x(operation.x), w(operation.weight), bias))
+            return linear(x(operation.x), w(operation.weight), bias)
         case Rope():
             rows = x(operation.x)
             table = rope_table(operation.positions, operation.config, like=rows)
-            return np.asarray(apply_rope(rows, *table, layout=operation.layout))
+            return apply_rope(rows, *table, layout=operation.layout)
         case Attention() if operation.mask is not None and operation.mask.dtype == bool:
             q, k, v = x(operation.q), x(operation.k), x(operation.v)
-            return np.asarray(attention(q, k, v, mask=operation.mask, scale=operation.scale))
+            return attention(q, k, v, mask=operation.mask, scale=operation.scale)
         case Gate():
-            return np.asarray(swiglu(x(operation.gate), x(operation.up)))
+            return swiglu(x(operation.gate), x(operation.up))
         case Residual():
-            return np.asarray(x(operation.x) + x(operation.added))
+            return x(operation.x) + x(operation.added)
     return x(operation.bound(Rounding("float64", "float64")).exact)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.config.llama_config import LlamaConfig
@@ -79,7 +79,7 @@ class Rotation:
 
 
 def rope_phases(
-    positions: Any, config: LlamaConfig, roundoff: float
+    positions: NDArray[np.integer], config: LlamaConfig, roundoff: float
 ) -> tuple[Float64Array, Float64Array]:
     r"""The phases [..., S, 1, D / 2], and how far off they are if computed with a roundoff.
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FloatFormat
-from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import (
     GROWTHS,
@@ -30,9 +29,9 @@ from llama_layers.verify.tracked import Tracked
 BLOCK_ROWS = 1024
 
 
-def matmul(x: Tracked, weight: Any, bias: Any | None = None) -> Tracked:
+def matmul(x: Tracked, w: np.ndarray, bias: np.ndarray | None = None) -> Tracked:
     """Products of x [..., K] with the rows of a matrix [N, K], some at a time; see `dot`."""
-    w, b = to_numpy(weight), None if bias is None else to_numpy(bias).astype(np.float64)
+    b = None if bias is None else bias.astype(np.float64)
     rows = x.moved(lambda array: array.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
     arrays = [np.empty((len(rows.exact), len(w))) for _ in range(3)]
     for start in range(0, len(w), BLOCK_ROWS):
@@ -80,7 +79,7 @@ def dot(
         magnitude = size_x @ size_w.swapaxes(-1, -2)
         if bias is not None:
             magnitude += finite_magnitude(bias)
-        underflow: Any = n * how.lost
+        underflow: float | Float64Array = n * how.lost
         if how.profile.flushes or scale is not None:
             underflow = how.lost * (size_x.sum(-1)[..., None] + size_w.sum(-1) + 2 * n)
         zero = (magnitude == 0) & (sums.name != "float64")
@@ -110,7 +109,7 @@ def _contiguous(array: Float64Array) -> Float64Array:
 
 def _moved(
     x: Tracked, rows: Tracked, size_x: Float64Array, size_w: Float64Array
-) -> tuple[Any, Any]:
+) -> tuple[float | Float64Array, float | Float64Array]:
     """The errors of products that errors of x and of the rows cause, at most and usually."""
     pairs = []
     if x.off.any():
@@ -151,7 +150,7 @@ def silu(x: Tracked) -> Tracked:
     ulps, form = how.profile.exp_ulps, how.step("sigmoid")
     form = None if form is None or form.holds(how.sums) else form
     exponential = 2 * u * ulps
-    r: Any = compounded(gamma(3, u), inverse(exponential))
+    r: float | Float64Array = compounded(gamma(3, u), inverse(exponential))
     with np.errstate(all="ignore"):
         exact = _silu(x.exact)
         ends = (finite_magnitude(_silu(x.exact + e) - exact) for e in (-x.off, x.off))
@@ -216,16 +215,16 @@ class Weights:
     """The probabilities."""
     grown: tuple[Float64Array, Float64Array]
     """By how much each grows if its exponential errs by most, or usually, and no other does."""
-    unlimited: Any
+    unlimited: NDArray[np.bool_]
     """Rows without a bound, [..., S, 1]: with NaN, infinity, or no finite score."""
-    allowed: Any
+    allowed: NDArray[np.bool_] | None
     """The keys that may be seen, [S, T], or None; a row without any has exact zeros."""
     blocks: int
     """How often an engine rescales."""
     how: Rounding
 
     @classmethod
-    def of(cls, scores: Tracked, allowed: Any | None, blocks: int = 0) -> Weights:
+    def of(cls, scores: Tracked, allowed: NDArray[np.bool_] | None, blocks: int = 0) -> Weights:
         """The softmax of scores [..., S, T] over the keys that are allowed."""
         how, u, ulps = scores.how, scores.how.sums.unit_roundoff, scores.how.profile.exp_ulps
         with np.errstate(all="ignore"):

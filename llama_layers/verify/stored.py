@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.types import Array
 from llama_layers.errors import TraceError
 
 # Arrays of a trace that are not activations.
@@ -24,24 +25,24 @@ class StoredArray(NamedTuple):
     """An array that is read when it is used; its shape and dtype are known before."""
 
     info: Callable[[], ArrayInfo]
-    read: Callable[[], Any]
+    read: Callable[[], Array]
 
-    def changed(self, shape: tuple[int, ...], change: Callable[[Any], Any]) -> StoredArray:
+    def changed(self, shape: tuple[int, ...], change: Callable[[Array], Array]) -> StoredArray:
         """Return the array as a function changes it, to another shape, when it is read."""
         info = ArrayInfo(shape, self.info().dtype)
         return StoredArray(lambda: info, lambda: change(self.read()))
 
 
-class StoredArrays(Mapping[str, Any]):
+class StoredArrays(Mapping[str, Array]):
     """Arrays by name, each read when it is used."""
 
     def __init__(self, stored: Mapping[str, StoredArray]) -> None:
         self.stored = stored
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return dict, ({name: self[name] for name in self},)  # their files may be gone by then
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Array:
         return self.stored[name].read()
 
     def __contains__(self, name: object) -> bool:
@@ -54,12 +55,12 @@ class StoredArrays(Mapping[str, Any]):
         return len(self.stored)
 
 
-def stored(arrays: Mapping[str, Any], name: str) -> StoredArray:
+def stored(arrays: Mapping[str, Array], name: str) -> StoredArray:
     """Return one of some arrays, to be read when it is used."""
     return StoredArray(partial(info_of, arrays, name), partial(arrays.__getitem__, name))
 
 
-def info_of(arrays: Mapping[str, Any], name: str) -> ArrayInfo:
+def info_of(arrays: Mapping[str, Array], name: str) -> ArrayInfo:
     """Return the shape and the dtype of an array; raise TraceError if it is something else."""
     if isinstance(arrays, StoredArrays):
         return arrays.stored[name].info()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401  # safetensors needs it to know bfloat16
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from llama_layers.errors import TraceError
@@ -49,7 +50,7 @@ def _info(opened: Any, name: str) -> ArrayInfo:
     return ArrayInfo(tuple(tensor.get_shape()), _DTYPES.get(dtype, dtype))
 
 
-def _read(file: Path, opened: Any, name: str) -> Any:
+def _read(file: Path, opened: Any, name: str) -> np.ndarray:
     if (dtype := _info(opened, name).dtype) not in STORED:
         raise TraceError(
             f"{file}: {name}: expected one of the dtypes {', '.join(_DTYPES)}, got {dtype}"

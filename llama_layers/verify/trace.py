@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.errors import TraceError
 from llama_layers.files.output import check_output
 from llama_layers.files.tensors import write_tensors
@@ -62,10 +62,10 @@ class Trace:
     (1, 2, 4)
     """
 
-    arrays: Mapping[str, Any]
-    input_ids: Any | None = None
-    positions: Any | None = None
-    attention_mask: Any | None = None
+    arrays: Mapping[str, Array]
+    input_ids: Array | None = None
+    positions: Array | None = None
+    attention_mask: Array | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -188,7 +188,7 @@ def trace_of(file: Path, stored: Mapping[str, StoredArray], metadata: Mapping[st
         raise TraceError(f"{file}: {error}") from None
 
 
-def _check_texts(argument: str, given: Any, expected: str) -> None:
+def _check_texts(argument: str, given: object, expected: str) -> None:
     """Raise TypeError unless it is a mapping whose keys are texts."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{argument}: expected a mapping of {expected}, got {type(given).__name__}")

@@ -30,12 +30,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from llama_layers.arrays.dtypes import FloatFormat, float_format
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import (
@@ -46,6 +48,10 @@ from llama_layers.verify.roundoff import (
     input_error,
     read_in,
 )
+
+Operand: TypeAlias = "Tracked | ArrayLike"
+Errors = tuple[Float64Array, Float64Array]
+Places = NDArray[np.bool_] | np.bool_
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +78,7 @@ class Tracked:
 
     # Operations on two numbers.
 
-    def __add__(self, other: Any) -> Tracked:
+    def __add__(self, other: Operand) -> Tracked:
         """The sum; one with 0 is exact, and so is 0 itself, since sums do not underflow."""
         b = self._number(other)
         with np.errstate(all="ignore"):
@@ -83,7 +89,7 @@ class Tracked:
             errors = self.errors(lambda e, f: e + f + lost, b)
             return self._result(exact, errors, ~(self.certainly(0) | b.certainly(0)), 0.0, self, b)
 
-    def __mul__(self, other: Any) -> Tracked:
+    def __mul__(self, other: Operand) -> Tracked:
         """The product; one with 0 or 1 is exact."""
         b = self._number(other)
         with np.errstate(all="ignore"):
@@ -100,7 +106,7 @@ class Tracked:
             tiny = self.how.sums.smallest_subnormal * inexact
             return self._result(exact, self.errors(error, b), inexact, tiny, self, b)
 
-    def __truediv__(self, other: Any) -> Tracked:
+    def __truediv__(self, other: Operand) -> Tracked:
         """The quotient; infinitely off where the divisor may be 0 and is not."""
         b = self._number(other)
         with np.errstate(all="ignore"):
@@ -122,15 +128,15 @@ class Tracked:
         """The numbers with the other sign, which is exact."""
         return replace(self, exact=-self.exact)
 
-    def __sub__(self, other: Any) -> Tracked:
+    def __sub__(self, other: Operand) -> Tracked:
         """The difference, as a sum."""
         return self + -self._number(other)
 
-    def __rsub__(self, other: Any) -> Tracked:
+    def __rsub__(self, other: Operand) -> Tracked:
         """The difference from a number."""
         return self._number(other) - self
 
-    def __rtruediv__(self, other: Any) -> Tracked:
+    def __rtruediv__(self, other: Operand) -> Tracked:
         """The quotient of a number."""
         return self._number(other) / self
 
@@ -174,7 +180,7 @@ class Tracked:
             tiny = self.how.sums.smallest_subnormal * ~((exact == 0) & (self.off == 0))
             return self._result(exact, errors, 2 * self.how.profile.exp_ulps, tiny, self)
 
-    def apply(self, function: Callable[[Float64Array], Any], slope: float = 1.0) -> Tracked:
+    def apply(self, function: Callable[[Float64Array], np.ndarray], slope: float = 1.0) -> Tracked:
         """A function that changes by `slope` times its argument at most, as exact as `exp`."""
         with np.errstate(all="ignore"):
             exact = np.asarray(function(self.exact), np.float64)
@@ -211,7 +217,7 @@ class Tracked:
     def _summed(self, axis: int, roundings: int) -> Tracked:
         with np.errstate(all="ignore"):
 
-            def total(e: Any) -> Any:
+            def total(e: float | Float64Array) -> Float64Array:
                 return np.broadcast_to(e, self.shape).sum(axis=axis, keepdims=True)
 
             # In another order than a float64 result is summed in, which is not its own judge.
@@ -234,7 +240,7 @@ class Tracked:
         if form is None or form.holds(self.form):
             return self
         size = finite_magnitude(self.exact)
-        same: Any = self.off == 0
+        same = self.off == 0
         if same.any():
             same = same & (read_in(self.exact, form) == self.exact)
         with np.errstate(all="ignore"):
@@ -262,13 +268,13 @@ class Tracked:
         """Some of the numbers."""
         return self.moved(lambda array: array[index])
 
-    def where(self, places: Any, other: Any) -> Tracked:
+    def where(self, places: Places, other: Operand) -> Tracked:
         """The numbers in some places, and another elsewhere."""
         b = self._number(other)
         errors = self.errors(lambda e, f: np.asarray(np.where(places, e, f)), b)
         return self.with_errors(errors, exact=np.where(places, self.exact, b.exact))
 
-    def only(self, places: Any) -> Tracked:
+    def only(self, places: Places) -> Tracked:
         """The numbers, of which those elsewhere may be anything."""
         return self.with_errors(self.errors(lambda e: np.where(places, e, np.inf)))
 
@@ -280,15 +286,15 @@ class Tracked:
 
     # How it is done.
 
-    def _number(self, other: Any) -> Tracked:
+    def _number(self, other: Operand) -> Tracked:
         return other if isinstance(other, Tracked) else constant(other, self.how)
 
-    def with_errors(self, errors: tuple[Any, Any], exact: Float64Array | None = None) -> Tracked:
+    def with_errors(self, errors: Errors, exact: Float64Array | None = None) -> Tracked:
         """The same numbers, or others, with other errors."""
         exact = self.exact if exact is None else exact
         return replace(self, exact=exact, off=errors[0], usual=errors[1])
 
-    def errors(self, rule: Callable[..., Float64Array], *others: Tracked) -> tuple[Any, Any]:
+    def errors(self, rule: Callable[..., Float64Array], *others: Tracked) -> Errors:
         """The largest and the usual error by a rule for the errors of operands."""
         operands = (self, *others)
         most = rule(*(number.off for number in operands))
@@ -299,9 +305,9 @@ class Tracked:
     def _result(
         self,
         exact: Float64Array,
-        errors: tuple[Any, Any],
-        roundings: Any,
-        lost: Any,
+        errors: Errors,
+        roundings: float | Places,
+        lost: float | NDArray[np.floating],
         *operands: Tracked,
     ) -> Tracked:
         """A result with errors from its operands, its own roundings, and what underflow loses.
@@ -309,7 +315,7 @@ class Tracked:
         Finite operands that are given must have a finite result.
         """
         size, sums = finite_magnitude(exact), self.how.sums
-        infinite: Any = np.isinf(exact) if operands else np.False_
+        infinite = np.isinf(exact) if operands else np.False_
         for operand in operands if infinite.any() else ():
             infinite = infinite & np.isfinite(operand.exact)
         found: list[Float64Array] = []
@@ -328,26 +334,26 @@ class Tracked:
         """The numbers to divide errors by: infinity where a number is not finite."""
         return np.where(np.isfinite(self.exact), self.exact, np.inf)
 
-    def certainly(self, magnitude: float) -> Any:
+    def certainly(self, magnitude: float) -> Places:
         """Where the numbers are certainly that, or less that."""
         if not (known := self.off == 0).any():
             return np.False_
         return known & ((self.exact == magnitude) | (self.exact == -magnitude))
 
-    def _vanishes(self) -> Any:
+    def _vanishes(self) -> Places:
         """Where an engine that flushes may read a number that is not 0 as 0."""
         if not (self.stored and self.how.profile.flushes):
             return np.False_
         size = finite_magnitude(self.exact)
         return (size - self.off < self.how.sums.smallest_normal) & (size > 0)
 
-    def _flushed(self) -> Any:
+    def _flushed(self) -> float | Float64Array:
         """The numbers that an engine loses where it flushes."""
         if not (vanishes := self._vanishes()).any():
             return 0.0
-        return vanishes * np.minimum(np.abs(self.exact), self.how.sums.smallest_normal)
+        return np.minimum(np.abs(self.exact), self.how.sums.smallest_normal) * vanishes
 
-    def _unsure_sign(self, other: Tracked) -> Any:
+    def _unsure_sign(self, other: Tracked) -> Places:
         """Where an infinite number meets one whose sign is not sure."""
         if not (infinite := np.isinf(self.exact)).any():
             return np.False_
@@ -363,7 +369,7 @@ def _times(error: Float64Array, size: Float64Array) -> Float64Array:
 
 
 def read(
-    name: str, array: Any, how: Rounding, *, recorded: bool = True, cached: bool = False
+    name: str, array: Array, how: Rounding, *, recorded: bool = True, cached: bool = False
 ) -> Tracked:
     """Numbers as they were stored.
 
@@ -381,7 +387,7 @@ def read(
     return Tracked(exact, off, off, how, form, stored=True)
 
 
-def constant(number: Any, how: Rounding) -> Tracked:
+def constant(number: ArrayLike, how: Rounding) -> Tracked:
     """Numbers that are known exactly, and rounded to the sums' format where they do not fit."""
     exact = np.asarray(number, np.float64)
     sums = how.sums

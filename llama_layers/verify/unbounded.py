@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.sites import Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.distance import distance
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.recompute import Recomputation
-from llama_layers.verify.sites import Site
 from llama_layers.verify.validate import Recorded
 
 # Such a site may differ from the exact array this many times as much as our own run does.
@@ -49,7 +47,7 @@ class Unbounded:
     """
 
     site: Site
-    array: NDArray[Any]
+    array: np.ndarray
     formats: Rounding
     inputs: tuple[str, ...]
     difference: float
@@ -91,12 +89,12 @@ class Recomputed:
     def __init__(self, recorded: Recorded, model: Llama) -> None:
         self._recorded = recorded
         self._model = model
-        self._exact = Recomputation(recorded, model)
+        self.exact = Recomputation(recorded, model)
         self._own: dict[str, Recomputation] = {}
 
-    def compared(self, site: Site, array: NDArray[Any], formats: Rounding) -> Unbounded:
+    def compared(self, site: Site, array: np.ndarray, formats: Rounding) -> Unbounded:
         """Compare a site with its recomputation. Ask for sites in the order of a forward pass."""
-        if not self._exact.knows(site):
+        if not self.exact.knows(site):
             odd = not _is_finite(self._recorded, site, array) and _weights_are_finite(
                 self._model, site
             )
@@ -105,23 +103,12 @@ class Recomputed:
         own = self._own.setdefault(
             formats.dtype, Recomputation(self._recorded, self._model, formats.dtype)
         )
-        exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in (self._exact, own))
-        return Unbounded(
-            site,
-            array,
-            formats,
-            self._exact.gap(site).sources,
-            apart(self._recorded, array, exact),
-            distance(exact, ours),
-        )
-
-    @property
-    def walk(self) -> Recomputation:
-        """The exact recomputation."""
-        return self._exact
+        exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in (self.exact, own))
+        sources, far = self.exact.gap(site).sources, apart(self._recorded, array, exact)
+        return Unbounded(site, array, formats, sources, far, distance(exact, ours))
 
 
-def apart(recorded: Recorded, array: NDArray[Any], exact: NDArray[Any]) -> float:
+def apart(recorded: Recorded, array: np.ndarray, exact: np.ndarray) -> float:
     """How far apart two arrays are at tokens that are not padding."""
     exact = exact[:, -array.shape[1] :]
     if recorded.keep is None:
@@ -130,7 +117,7 @@ def apart(recorded: Recorded, array: NDArray[Any], exact: NDArray[Any]) -> float
     return distance(exact[keep], array[keep])
 
 
-def _is_finite(recorded: Recorded, site: Site, array: NDArray[Any]) -> bool:
+def _is_finite(recorded: Recorded, site: Site, array: np.ndarray) -> bool:
     """Whether each number that depends on no padding and no hidden key is finite."""
     finite = np.isfinite(array.astype(np.float64))
     if site.pairwise:
@@ -147,15 +134,6 @@ def _weights_are_finite(model: Llama, site: Site) -> bool:
     """Whether every weight that a site is computed with is finite."""
     weights = model.weights
     last = model.config.num_hidden_layers - 1 if site.layer is None else site.layer
-    arrays = chain([weights.embed_tokens], *(_arrays(weights.layers[i]) for i in range(last + 1)))
+    layers = (weights.layers[i].named().values() for i in range(last + 1))
+    arrays = chain([weights.embed_tokens], *layers)
     return all(np.isfinite(to_numpy(a).astype(np.float32)).all() for a in arrays)
-
-
-def _arrays(weights: Any) -> Iterator[Any]:
-    """The arrays in a dataclass of weights."""
-    for field in fields(weights):
-        part = getattr(weights, field.name)
-        if is_dataclass(part):
-            yield from _arrays(part)
-        elif hasattr(part, "dtype"):
-            yield part

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any
 
+from llama_layers.arrays.types import Array
 from llama_layers.errors import TraceError
+from llama_layers.layers.sites import Site
 from llama_layers.verify.aliases import no_site
-from llama_layers.verify.sites import Site
 
 # How many names a message lists.
 _LISTED = 5
@@ -46,7 +46,7 @@ _MEANINGS = {
 _HIDDEN_STATE = re.compile(r"(?:all_)?hidden_states?(?:[._\[-]+(\d{1,9})\]?)?")
 
 
-def check_names(arrays: Mapping[str, Any], known: Mapping[str, Site]) -> None:
+def check_names(arrays: Mapping[str, Array], known: Mapping[str, Site]) -> None:
     """Raise TraceError for names that no site has, and say what they probably mean."""
     unknown = sorted(name for name in arrays if name not in known)
     if unknown:

@@ -6,19 +6,19 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
+from llama_layers.layers.sites import Site, sites
 from llama_layers.model.weights import padding
 from llama_layers.verify.fit import HEAD, HEADED, OF_LAST_TOKEN, fitted
-from llama_layers.verify.sites import Site, sites
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names
@@ -33,7 +33,7 @@ _FARTHEST = 2**53
 class Recorded:
     """A trace that fits its model."""
 
-    arrays: Mapping[str, Any]  # by the name of their site
+    arrays: Mapping[str, Array]  # by the name of their site
     config: LlamaConfig
     batch: int
     count: int  # of the tokens in each sequence
@@ -44,7 +44,7 @@ class Recorded:
     metadata: Mapping[str, str]
     padding: int = 0  # logits of no token, from rows of padding in the head, which were left out
 
-    def array(self, name: str) -> NDArray[Any]:
+    def array(self, name: str) -> np.ndarray:
         """Return the array of a site, as NumPy's."""
         return to_numpy(self.arrays[name])
 
@@ -154,7 +154,7 @@ def _check_config(metadata: Mapping[str, str], config: LlamaConfig) -> None:
             )
 
 
-def _padding(arrays: Mapping[str, Any], config: LlamaConfig) -> int:
+def _padding(arrays: Mapping[str, Array], config: LlamaConfig) -> int:
     """Count the logits of each token that are beyond the vocabulary."""
     return padding(info_of(arrays, HEAD).shape[-1], config.vocab_size) if HEAD in arrays else 0
 
@@ -201,7 +201,7 @@ def _extent_of_last_tokens(trace: Trace) -> tuple[int, int]:
 
 
 def _extent_of_arrays(
-    arrays: Mapping[str, Any], known: Mapping[str, Site]
+    arrays: Mapping[str, Array], known: Mapping[str, Site]
 ) -> tuple[int, int] | None:
     """Return batch and sequence of the first array whose other sizes are those of its site."""
     given = [
@@ -237,7 +237,7 @@ def _heads_first(site: Site) -> tuple[str | int, ...]:
     return batch, heads, tokens, width
 
 
-def _keep(mask: Any | None, batch: int, count: int) -> NDArray[np.bool_] | None:
+def _keep(mask: Array | None, batch: int, count: int) -> NDArray[np.bool_] | None:
     if mask is None:
         return None
     keep = np.atleast_2d(to_numpy(mask))
@@ -258,7 +258,7 @@ def _keep(mask: Any | None, batch: int, count: int) -> NDArray[np.bool_] | None:
 
 
 def _ids(
-    input_ids: Any | None, batch: int, count: int, config: LlamaConfig
+    input_ids: Array | None, batch: int, count: int, config: LlamaConfig
 ) -> NDArray[np.int64] | None:
     if input_ids is None:
         return None
@@ -274,7 +274,7 @@ def _ids(
 
 
 def _positions(
-    given: Any | None, keep: NDArray[np.bool_] | None, batch: int, count: int
+    given: Array | None, keep: NDArray[np.bool_] | None, batch: int, count: int
 ) -> NDArray[np.int64]:
     if given is None:
         if keep is None:

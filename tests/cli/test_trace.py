@@ -46,6 +46,22 @@ def test_a_trace_of_some_sites(run, tmp_path):
     assert trace.arrays["model.layers.1.mlp.act"].dtype == np.float64
 
 
+def test_a_trace_of_scores_and_probabilities(run, tmp_path):
+    path = tmp_path / "pairs.safetensors"
+    sites = "q_rope,k_rope,scores,*.probabilities"
+    status, _, _ = run("trace", "--ids", IDS, "-o", path, "--sites", sites, "--layers", "1")
+    assert status == 0
+    q, k, scores, p = (
+        Trace.load(path).arrays[f"model.layers.1.self_attn.{name}"].astype(np.float64)
+        for name in ("q_rope", "k_rope", "scores", "probabilities")
+    )
+    k = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
+    expected = np.einsum("bshd,bthd->bhst", q, k) / np.sqrt(q.shape[3])
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+    e = np.exp(expected) * np.tri(5)
+    np.testing.assert_allclose(p, e / e.sum(axis=-1, keepdims=True), rtol=1e-5, atol=1e-6)
+
+
 def test_a_trace_of_a_text(run, tmp_path):
     config = replace(tiny.CONFIG, vocab_size=12)
     model = tiny.write_gguf(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import llama_layers as ll
-from tests.fuzz.api_arguments import floats, one_of, sizes, some_dtype
+from tests.fuzz.api_arguments import FLOATS, floats, one_of, sizes, some_dtype
 from tests.fuzz.api_models import (
     Arguments,
     Made,
@@ -70,6 +70,9 @@ def _generate(rng: np.random.Generator) -> Made:
         "attention_mask": None if rng.random() < 0.6 else np.ones((batch, count), np.int64),
         "cache": None,
         "top_k": None,
+        "tap": None,
+        "logits_processor": None,
+        "return_logprobs": bool(rng.random() < 0.3),
     }
 
     def run(a: Arguments) -> Any:
@@ -77,7 +80,8 @@ def _generate(rng: np.random.Generator) -> Made:
         built = model_of(a, c.num_hidden_layers)
         steps = ll.generate(built, a["input_ids"], **{name: a[name] for name in options})
         # Rounding may choose another token; how many there are may depend on it then.
-        return [(ids.shape, str(ids.dtype)) for ids in steps][:1]
+        ids = [step if isinstance(step, np.ndarray) else step.ids for step in steps]
+        return [(step.shape, str(step.dtype)) for step in ids][:1]
 
     return arguments, run
 
@@ -85,26 +89,31 @@ def _generate(rng: np.random.Generator) -> Made:
 def _filled(rng: np.random.Generator, c: ll.LlamaConfig, a: Arguments) -> Arguments:
     """The arguments of a cache, in which some tokens are already."""
     batch, room = int(rng.integers(1, 3)), int(rng.integers(4, 12))
+    length = int(rng.integers(room - 2))
     dtype = "float64" if a["embed_tokens"].dtype == np.float64 else "float32"
-    shape = (batch, room, c.num_key_value_heads, c.head_dim)
+    shape = (batch, length, c.num_key_value_heads, c.head_dim)
     arguments: Arguments = {
         f"{name}[{index}]": floats(rng, *shape, dtype=dtype)
         for name in ("keys", "values")
         for index in range(c.num_hidden_layers)
     }
-    arguments |= {"length": int(rng.integers(room - 2)), "max_len": room, "room": 0, "ring": None}
-    arguments |= {"keep": None, "counts": None}
-    if rng.random() < 0.3:
-        keep = rng.random((batch, room)) < 0.7
-        arguments |= {"keep": keep, "counts": keep[:, : arguments["length"]].sum(1)}
-    return arguments
+    keep = None if rng.random() < 0.7 else rng.random((batch, length)) < 0.7
+    like = np.zeros(0, FLOATS[dtype])
+    return arguments | {
+        "batch": batch,
+        "max_len": room,
+        "length": length,
+        "keep": keep,
+        "like": like,
+    }
 
 
-def _cache_of(a: Arguments, layers: int) -> ll.KVCache:
-    keys, values = (tuple(a[f"{n}[{i}]"] for i in range(layers)) for n in ("keys", "values"))
-    return ll.KVCache(
-        keys, values, a["length"], a["max_len"], a["ring"], a["keep"], a["counts"], a["room"]
-    )
+def _cache_of(a: Arguments, c: ll.LlamaConfig) -> ll.KVCache:
+    cache = ll.KVCache.create(c, a["batch"], a["max_len"], like=a["like"])
+    cache = cache.extend(a["length"], a["keep"])
+    for i in range(c.num_hidden_layers):
+        cache = cache.append(i, a[f"keys[{i}]"], a[f"values[{i}]"])
+    return cache
 
 
 def _forward(rng: np.random.Generator) -> Made:
@@ -114,20 +123,24 @@ def _forward(rng: np.random.Generator) -> Made:
     batch, count = sizes(rng, 2, 6)
     if cached:
         arguments |= _filled(rng, c, arguments)
-        batch, count = arguments["keys[0]"].shape[0], one_of(rng, (1, 1, 1, 2))
+        batch, count = arguments["batch"], one_of(rng, (1, 1, 1, 2))
     arguments |= {
         "input_ids": rng.integers(c.vocab_size, size=(batch, count)),
         "positions": None if rng.random() < 0.7 else rng.integers(30, size=(batch, count)),
         "attention_mask": None if rng.random() < 0.7 else rng.random((batch, count)) < 0.8,
+        "mask": None,
         "last_only": False,
         "tap": None,
     }
+    if rng.random() < 0.3:
+        past = arguments["length"] + 1 if cached else 0
+        arguments["mask"] = rng.random((batch, count, past + count)) < 0.6
     edit = one_of(rng, EDITS if rng.random() < 0.2 else [_unedited])
 
     def run(a: Arguments) -> Any:
         built = model_of(a, c.num_hidden_layers)
-        cache = _cache_of(a, c.num_hidden_layers) if cached else None
-        options = {n: a[n] for n in ("positions", "attention_mask", "last_only", "tap")}
+        cache = _cache_of(a, c) if cached else None
+        options = {n: a[n] for n in ("positions", "attention_mask", "mask", "last_only", "tap")}
         if cache is not None:  # with the plan of this model and cache as they were
             cache = ll.forward(built, np.ones((batch, 1), np.int64), cache=cache).cache
         edit(built, cache)
@@ -181,7 +194,7 @@ def _a_flat_cache(built: ll.Llama, cache: ll.KVCache | None) -> None:
 
 def _other_cache(built: ll.Llama, cache: ll.KVCache | None) -> None:
     if cache is not None:
-        replace(cache, values=(*cache.values[:-1], cache.values[-1][:, :-1]))
+        replace(cache, length=cache.length - 1)
 
 
 EDITS = [
@@ -205,15 +218,31 @@ def _create(rng: np.random.Generator) -> Made:
 def _append(rng: np.random.Generator) -> Made:
     c, a = model(rng)
     arguments = {"embed_tokens": a["embed_tokens"]} | _filled(rng, c, a)
-    like = arguments["keys[0]"]
-    shape = (like.shape[0], 2, *like.shape[2:])
+    shape = (arguments["batch"], 2, c.num_key_value_heads, c.head_dim)
     arguments |= {"count": 2, "layer": 0, "kept": one_of(rng, (None, np.ones(shape[:2], bool)))}
-    arguments |= {name: rng.standard_normal(shape).astype(like.dtype) for name in "kv"}
+    arguments |= {name: rng.standard_normal(shape).astype(arguments["like"].dtype) for name in "kv"}
 
     def run(a: Arguments) -> Any:
-        cache = _cache_of(a, c.num_hidden_layers).copy().extend(a["count"], a["kept"])
+        cache = _cache_of(a, c).copy().extend(a["count"], a["kept"])
         view = ll.LayerCache(cache, a["layer"])
         return view.append(a["k"], a["v"]), view.cache, view.cache.key_slots()
+
+    return arguments, run
+
+
+def _changed(rng: np.random.Generator) -> Made:
+    """One method after the other, and then a token."""
+    c, arguments = model(rng)
+    arguments |= _filled(rng, c, arguments)
+    batch, length = arguments["batch"], arguments["length"]
+    rows = rng.integers(-batch, batch, size=int(rng.integers(1, 4)))
+    arguments |= {"rows": rows, "n": 2, "shorter": length // 2, "longer": 14}
+
+    def run(a: Arguments) -> Any:
+        cache = _cache_of(a, c).take(a["rows"]).repeat(a["n"])
+        cache = cache.truncate(a["shorter"]).grow(a["longer"])
+        ids = np.ones((cache.keys[0].shape[0], 1), np.int64)
+        return ll.forward(model_of(a, c.num_hidden_layers), ids, cache=cache)
 
     return arguments, run
 
@@ -226,4 +255,5 @@ SESSIONS: dict[str, Callable[[np.random.Generator], Made]] = {
     "generate": _generate,
     "KVCache.create": _create,
     "KVCache.append": _append,
+    "KVCache.take": _changed,
 }

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama_layers import KVCache, MLPWeights, forward
+from llama_layers import KVCache, Mask, MLPWeights, forward
+from llama_layers.arrays.transfer import to_numpy
 from llama_layers.backends.cupy import ROUTES, decode
 from llama_layers.testing import assert_same_bits
 from tests.support import cupy_stand_in as stand_in
@@ -99,6 +100,27 @@ def test_random_models(kind, dtype, data):
     keep = np.arange(9) >= starts if data.draw(st.booleans()) else None
     stand_in.SEED = seed
     assert_as_exact(config, dtype, ids, data.draw(st.integers(1, 6)), keep)
+
+
+@pytest.mark.parametrize("kind", ["gqa", "some windows"])
+@pytest.mark.parametrize("as_mask", [False, True])
+def test_masks_of_callers_are_left_to_the_definition(kind, as_mask):
+    """The graph hides what the cache says, and knows no other mask."""
+    model, exact = models(CONFIGS[kind])
+    ids = random_ids(model.config, 2, 9)
+    rule = np.tri(9, dtype=bool) & (np.arange(9) != 2)
+    results = []
+    for of, array in ((model, on_device), (exact, np.asarray)):
+        cache = forward(of, array(ids[:, :8]), cache=KVCache.create(of, 2, 9)).cache
+        mask = array(rule[8:])
+        if as_mask:
+            keep = array(np.repeat(rule[8:], 2, axis=0))
+            mask = Mask(array(np.array([8])), array(np.arange(9)), None, keep)
+        with counted() as (_, runs):
+            logits = forward(of, array(ids[:, 8:]), cache=cache, mask=mask).logits
+        assert not runs.called
+        results.append(to_numpy(logits).astype(np.float64))
+    assert abs(results[0] - results[1]).max() <= 2e-5 * abs(results[1]).max()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,27 @@ def test_what_is_drawn_by_the_definition(options):
     assert not started.called
 
 
+@pytest.mark.parametrize("of_layers", [False, True])
+def test_hooks_leave_it_to_the_definition(of_layers):
+    """A tap also leaves each layer to it; a processor and log-probabilities do not."""
+    on_cpu, on_gpu = pair(CONFIGS["gqa"])
+    hooks = {"logits_processor": lambda ids, logits: -logits}
+    if of_layers:
+        hooks = {"tap": {"model.layers.1": lambda name, x: -x}}
+    for options in (hooks, {**hooks, "temperature": 0.9, "rng": 2}):
+        expected = generated(on_cpu, IDS, **options)
+        with steps_started() as started:
+            np.testing.assert_array_equal(generated(on_gpu, IDS, **options), expected)
+        assert not started.called
+    options = {"max_new_tokens": 5, "return_logprobs": True, "eos_token_id": ()}
+    with steps_started() as started:
+        found = list(generate(on_gpu, on_device(IDS), **options))
+    assert not started.called
+    for step, expected in zip(found, generate(on_cpu, IDS, **options), strict=True):
+        np.testing.assert_array_equal(step.ids.get(), expected.ids)
+        np.testing.assert_allclose(step.logprobs.get(), expected.logprobs, rtol=0, atol=1e-5)
+
+
 def test_one_token_more_or_none():
     on_cpu, on_gpu = pair(CONFIGS["gqa"])
     for count in (1, 2):
@@ -171,7 +192,7 @@ def test_tokens_in_main_memory_are_those_on_the_device():
     sampling = Sampling(3.0, None, None, None, np.random.default_rng(0))
     start = Start(on_gpu, output.logits[:, 0, :], output.cache, 6, sampling)
     steps = list(generation.decode_loop(stand_in, start))
-    for ids, drawn in steps:  # now, since get waits for all that was asked for
+    for ids, drawn, _ in steps:  # now, since get waits for all that was asked for
         np.testing.assert_array_equal(drawn, ids.get())
 
 

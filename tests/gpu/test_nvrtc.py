@@ -73,6 +73,7 @@ VARIANTS |= {
 
 @pytest.fixture(params=["12", "13"])
 def cuda(request):
+    """A major version of CUDA that is at hand."""
     if nvrtc.library(request.param) is None:
         pytest.skip(f"needs {nvrtc.PACKAGES[request.param]}, of the extra nvrtc")
     return request.param
@@ -109,7 +110,10 @@ def test_errors_and_warnings_are_raised(cuda):
             nvrtc.compile_kernels(cuda, "sm_90", source)
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+# Each compiler and each architecture once: all four pairs would take a minute more.
+@pytest.mark.parametrize(
+    ("cuda", "architecture"), [("12", "sm_80"), ("13", "sm_90")], indirect=["cuda"]
+)
 @pytest.mark.parametrize("source", sorted({source for source, _ in VARIANTS}))
 def test_kernels(cuda, architecture, source):
     """All numbers in registers, shared memory that need not be asked for, and 512 threads at least

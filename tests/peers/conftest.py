@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,19 @@ import pytest
 
 from llama_layers.checkpoint import known_models
 from llama_layers.checkpoint.pull import extract
+
+
+@pytest.fixture(autouse=True)
+def threads_of_torch() -> Iterator[None]:
+    """Give torch back its number of threads, which the engines of `bench` set for the process.
+
+    With one process of tests on each core, more threads wait for each other: ten times slower.
+    """
+    torch = sys.modules.get("torch")
+    threads = None if torch is None else torch.get_num_threads()
+    yield
+    if torch is not None:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

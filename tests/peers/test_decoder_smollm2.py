@@ -1,4 +1,4 @@
-"""The forward pass and the texts of SmolLM2 against transformers."""
+"""The weights, the forward pass and the texts of SmolLM2 against transformers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 from llama_layers import KVCache, forward, generate, load
+from tests.support.torch_models import assert_same_weights
 
 pytestmark = pytest.mark.peer
 
@@ -36,6 +37,11 @@ PROMPTS = [
     "She opened the door and",
     "Dear Sir or Madam,",
 ]
+
+
+def test_smollm2_weights(smollm2, gguf_file, smollm2_reference):
+    assert_same_weights(load(smollm2), smollm2_reference)
+    assert_same_weights(load(gguf_file), smollm2_reference)
 
 
 @pytest.fixture(scope="module")

@@ -103,8 +103,11 @@ def softmax(scores):
     return [exponential / total for exponential in exponentials]
 
 
-def attention(q, k, v, allowed=None, scale=None):
-    """[B, S, heads, D] from loops; allowed[b][s] lists the keys that a query may attend to."""
+def attention(q, k, v, allowed=None, scale=None, change=None):
+    """[B, S, heads, D] from loops; allowed[b][s] lists the keys that a query may attend to.
+
+    ``change(h, s, t, probability)`` gives what is used instead of a probability.
+    """
     batch, queries, heads, width = q.shape
     keys, group = k.shape[1], heads // k.shape[2]
     scale = 1 / math.sqrt(width) if scale is None else scale
@@ -116,7 +119,8 @@ def attention(q, k, v, allowed=None, scale=None):
                 kv = h // group
                 scores = [scale * sum(map(float, q[b, s, h] * k[b, t, kv])) for t in seen]
                 for weight, t in zip(softmax(scores), seen, strict=True):
-                    y[b, s, h] += weight * v[b, t, kv]
+                    used = weight if change is None else change(h, s, t, weight)
+                    y[b, s, h] += used * v[b, t, kv]
     return y
 
 
@@ -128,10 +132,12 @@ def rms_norm(row, weight, eps):
     return weight * row / math.sqrt(math.fsum(row * row) / len(row) + eps)
 
 
-def forward(weights, config, ids, positions=None, lengths=None):
+def forward(weights, config, ids, positions=None, lengths=None, mask=None, changes=None):
     """Each site's array, tokens first, of one sequence; "lm_head" are the logits.
 
     `lengths` says for each token how many positions were in use when it came ("dynamic" RoPE).
+    `mask` [S, S] says which keys a query may attend to, instead of its own and those before it;
+    `changes` has functions by layer, as `attention` takes one.
     """
     count, width = len(ids), config.head_dim
     positions = list(range(count)) if positions is None else [int(p) for p in positions]
@@ -174,8 +180,13 @@ def forward(weights, config, ids, positions=None, lengths=None):
         q = turned(f"{name}.self_attn.q_rope", q, config.num_attention_heads)
         k = turned(f"{name}.self_attn.k_rope", k, config.num_key_value_heads)
         v = v.reshape(count, config.num_key_value_heads, width)
-        seen = [[t for t in range(s + 1) if window is None or s - t < window] for s in range(count)]
-        heads = attention(q[None], k[None], v[None], [seen])[0]
+        rule = np.tri(count) if mask is None else mask
+        seen = [
+            [t for t in range(count) if rule[s, t] and (window is None or s - t < window)]
+            for s in range(count)
+        ]
+        change = (changes or {}).get(layer)
+        heads = attention(q[None], k[None], v[None], [seen], change=change)[0]
         sites[f"{name}.self_attn.attention"] = heads
         x = x + linear(f"{name}.self_attn.o_proj", heads.reshape(count, -1))
         sites[f"{name}.attention_residual"] = x

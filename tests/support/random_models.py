@@ -129,15 +129,21 @@ def model_of(config, weights, array=unmoved):
     )
 
 
-def run_in_chunks(model, ids, cuts, *, keep=None, array=unmoved, rolling=None, max_len=None):
-    """The logits [B, S, vocab_size] of ids [B, S] fed from cut to cut through a cache."""
+def run_in_chunks(
+    model, ids, cuts, *, keep=None, rule=None, array=unmoved, rolling=None, max_len=None
+):
+    """The logits [B, S, vocab_size] of ids [B, S] fed from cut to cut through a cache.
+
+    `rule` [S, S] or [B, S, S] is a mask, of which each pass gets the columns of all tokens so far.
+    """
     batch, count = ids.shape
     cache = KVCache.create(model, batch, max_len or count, rolling=rolling)
     parts = []
     for start, stop in zip([0, *cuts], [*cuts, count], strict=True):
         mask = None if keep is None else array(keep[:, start:stop])
         chunk = array(ids[:, start:stop])
-        output = forward(model, chunk, cache=cache, attention_mask=mask)
+        own = None if rule is None else array(np.ascontiguousarray(rule[..., start:stop, :stop]))
+        output = forward(model, chunk, cache=cache, attention_mask=mask, mask=own)
         cache = output.cache
         parts.append(to_numpy(output.logits))
     assert cache.length == count

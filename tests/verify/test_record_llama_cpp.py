@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from llama_layers.layers.sites import sites
 from llama_layers.verify.recorders import record_llama_cpp
-from llama_layers.verify.sites import sites
 from tests.support import tiny
 from tests.support.llama_cpp_stand_in import Llama, Tensor, graph_of
 

@@ -20,7 +20,7 @@ from llama_layers.backends.libraries import CupyArray, cupy
 from llama_layers.backends.trust import takes
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
-from llama_layers.layers.tap import Tap, untouched
+from llama_layers.layers.tap import TapFunction, untouched
 from llama_layers.layers.weights import known_arrays, layer_fits
 from llama_layers.model.llama import Llama
 from llama_layers.model.weights import LlamaWeights
@@ -140,24 +140,31 @@ def _captured(launches: Callable[[], None]) -> Any:
 
 
 def _taken(
-    x: CupyArray, model: Llama, rope: tuple[CupyArray, CupyArray], cache: KVCache | None, tap: Tap
+    x: CupyArray,
+    model: Llama,
+    rope: tuple[CupyArray, CupyArray],
+    masks: Mapping[int | None, Mask | CupyArray],
+    cache: KVCache | None,
+    tap: TapFunction,
 ) -> bool:
     """Whether a graph can do it; once there is one, only its addresses are looked at."""
     one_each = x.shape[1] == 1 and rope[0].ndim > 0
     if cache is None or tap is not untouched or not one_each:
         return False
+    if not all(isinstance(mask, Mask) for mask in masks.values()):  # not those of the cache
+        return False
     return _known(LayersStep, model, cache) is not None or fits(model, cache)
 
 
-@takes(lambda xp, x, model, rope, masks, cache, tap: _taken(x, model, rope, cache, tap))
+@takes(lambda xp, x, model, rope, masks, cache, tap: _taken(x, model, rope, masks, cache, tap))
 def decoder_layers(
     xp: Namespace,
     x: CupyArray,
     model: Llama,
     rope: tuple[CupyArray, CupyArray],
-    masks: Mapping[int | None, Mask],
+    masks: Mapping[int | None, Mask | CupyArray],
     cache: KVCache | None,
-    tap: Tap,
+    tap: TapFunction,
 ) -> tuple[CupyArray, KVCache | None]:
     """The definition's result, by one graph for all layers."""
     assert cache is not None  # or it is not taken

@@ -17,6 +17,7 @@ from llama_layers.backends.libraries import CupyArray, cupy
 from llama_layers.backends.trust import takes
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.rope import rope_table
+from llama_layers.layers.tap import untouched
 from llama_layers.model.generate import Start
 from llama_layers.model.llama import Llama
 
@@ -88,17 +89,17 @@ class TokenStep(Step):
 
 
 @takes(lambda xp, start: start.used is None and _offered(start))
-def decode_loop(xp: Namespace, start: Start) -> Iterator[tuple[CupyArray, CupyArray]]:
+def decode_loop(xp: Namespace, start: Start) -> Iterator[tuple[CupyArray, CupyArray, None]]:
     """The definition's tokens, those after the first from a graph for all of a step.
 
     They are drawn with the numbers that the definition would draw them with; a copy of the
     generator gives them beforehand.
     """
     ids = start.sampling.draw(start.logits)
-    yield ids, to_numpy(ids)
+    yield ids, to_numpy(ids), None
     if start.max_new_tokens == 1:
         return
-    rng, temperature = start.sampling.rng, start.sampling.temperature
+    rng, temperature = start.sampling.rng, float(start.sampling.temperature)
     uniforms = copy.deepcopy(rng).random((start.max_new_tokens - 1, ids.shape[0]))
     step = TokenStep(start.model, start.cache, uniforms, temperature)
     step.ids[...] = ids
@@ -111,7 +112,7 @@ def decode_loop(xp: Namespace, start: Start) -> Iterator[tuple[CupyArray, CupyAr
                 raise ValueError("logits: expected numbers, got NaN or, to sample, an infinity")
             if temperature != 0:
                 rng.random(ids.shape)
-            yield tokens.ids, tokens.host.copy()
+            yield tokens.ids, tokens.host.copy(), None
             tokens = ahead
     finally:
         step.stream.synchronize()  # before the memory of a step that still runs goes
@@ -120,6 +121,8 @@ def decode_loop(xp: Namespace, start: Start) -> Iterator[tuple[CupyArray, CupyAr
 def _offered(start: Start) -> bool:
     """Whether the kernels can draw like this from this model."""
     model, cache, sampling = start.model, start.cache, start.sampling
+    if start.tap is not untouched or start.processor is not None or start.logprobs:
+        return False
     if any(option is not None for option in (sampling.top_k, sampling.top_p, sampling.min_p)):
         return False
     scaling = model.config.rope_scaling

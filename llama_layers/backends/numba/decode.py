@@ -18,8 +18,8 @@ from llama_layers.backends.numba.threadpool import THREADS, num_threads
 from llama_layers.backends.trust import takes
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.cache import KVCache
-from llama_layers.layers.mask import Mask
-from llama_layers.layers.tap import Tap, untouched
+from llama_layers.layers.mask import Mask, mask_rows
+from llama_layers.layers.tap import TapFunction, untouched
 from llama_layers.layers.weights import LayerWeights, known_arrays, layer_fits
 from llama_layers.model.llama import Llama
 from llama_layers.model.weights import LlamaWeights
@@ -89,7 +89,7 @@ def _plan(model: Llama) -> Plan:
 
 
 def _fitted(
-    model: Llama, x: np.ndarray, cache: KVCache | None, tap: Tap
+    model: Llama, x: np.ndarray, cache: KVCache | None, tap: TapFunction
 ) -> tuple[Plan, NDArray[np.int64]] | None:
     """The plan and the places of the cache, if the kernel takes all layers."""
     config = model.config
@@ -109,9 +109,9 @@ def decoder_layers(
     x: np.ndarray,
     model: Llama,
     rope: tuple[np.ndarray, np.ndarray],
-    masks: Mapping[int | None, Mask],
+    masks: Mapping[int | None, Mask | np.ndarray],
     cache: KVCache | None,
-    tap: Tap,
+    tap: TapFunction,
 ) -> tuple[np.ndarray, KVCache | None]:
     """The definition's result, by one kernel for all layers."""
     found = _fitted(model, x, cache, tap)
@@ -126,7 +126,7 @@ def _run(
     config: LlamaConfig,
     plan: Plan,
     rope: tuple[np.ndarray, np.ndarray],
-    masks: Mapping[int | None, Mask],
+    masks: Mapping[int | None, Mask | np.ndarray],
     cache: KVCache,
     caches: NDArray[np.int64],
 ) -> np.ndarray:
@@ -135,8 +135,8 @@ def _run(
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     width, half = config.head_dim, config.head_dim // 2
     windows = list(masks)
-    visible = masks[windows[0]].keys.shape[0]
-    rows: list[Any] = [masks[w].rows(0, seq) for w in windows]
+    rows: list[Any] = [mask_rows(np, masks[w], 0, seq) for w in windows]
+    visible = rows[0].shape[-1]
     allowed = np.stack([np.broadcast_to(r, (batch, seq, visible)) for r in rows]).reshape(
         len(windows), tokens, visible
     )

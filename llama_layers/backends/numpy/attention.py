@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import accumulate_format, float_format
 from llama_layers.arrays.types import Namespace
-from llama_layers.layers.mask import Mask
+from llama_layers.layers.mask import Mask, mask_rows
 
 # Scores of a tile: 1 MiB of float32 stay in a core's second-level cache from the product with the
 # keys to the product with the values. With a causal mask half of the last QUERIES keys of a
@@ -49,7 +49,7 @@ def attend(
         together = max(1, TILE // (group * step * keys))
     for start in range(0, queries, step):
         block = slice(start, min(start + step, queries))
-        rows = _rows(mask, block.start, block.stop)
+        rows: Any = mask_rows(xp, mask, block.start, block.stop)
         for b in _parts(batch, sequences):
             seen, hidden = slice(0, keys), None
             if rows is not None:
@@ -67,14 +67,6 @@ def attend(
 
 def _parts(count: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
-
-
-def _rows(mask: Mask | np.ndarray | None, start: int, stop: int) -> NDArray[np.bool_] | None:
-    """The mask of some queries, [1 or B, rows, T]."""
-    if mask is None:
-        return None
-    rows: Any = mask.rows(start, stop) if isinstance(mask, Mask) else mask[..., start:stop, :]
-    return rows.reshape(-1, *rows.shape[-2:])
 
 
 def _span(where: NDArray[np.bool_]) -> slice:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import Array
 from llama_layers.verify import operations
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.profiles import Rounding
 
 
-def scores_bound(q: Any, k: Any, /, *, scale: float, **rounding: Any) -> Bound:
+def scores_bound(q: Array, k: Array, /, *, scale: float, **rounding: Any) -> Bound:
     """Bound the scores of attention, scaled products of queries and keys.
 
     Parameters
@@ -48,7 +50,7 @@ def scores_bound(q: Any, k: Any, /, *, scale: float, **rounding: Any) -> Bound:
     return operations.Scores(q, k, None, scale).bound(Rounding.of("q", q, **rounding))
 
 
-def softmax_bound(scores: Any, /, *, mask: Any | None = None, **rounding: Any) -> Bound:
+def softmax_bound(scores: Array, /, *, mask: Array | None = None, **rounding: Any) -> Bound:
     """Bound the softmax over the keys that a mask allows.
 
     Parameters
@@ -81,11 +83,12 @@ def softmax_bound(scores: Any, /, *, mask: Any | None = None, **rounding: Any) -
     >>> bool(np.all(softmax_bound(scores).ratio(e / e.sum(axis=-1, keepdims=True)) <= 1))
     True
     """
+    namespace(mask=mask)
     return operations.Softmax(scores, mask).bound(Rounding.of("scores", scores, **rounding))
 
 
 def probabilities_bound(
-    q: Any, k: Any, /, *, mask: Any | None = None, scale: float, **rounding: Any
+    q: Array, k: Array, /, *, mask: Array | None = None, scale: float, **rounding: Any
 ) -> Bound:
     """Bound the probabilities of attention, from queries and keys.
 
@@ -119,11 +122,12 @@ def probabilities_bound(
     >>> probabilities_bound(q, k, mask=causal, scale=0.25).limit[0, 0, 0, 1]
     np.float64(0.0)
     """
+    namespace(mask=mask)
     both = operations.Probabilities(q, k, mask, scale)
     return both.bound(Rounding.of("q", q, **rounding))
 
 
-def weighted_sum_bound(probabilities: Any, v: Any, /, **rounding: Any) -> Bound:
+def weighted_sum_bound(probabilities: Array, v: Array, /, **rounding: Any) -> Bound:
     """Bound the values weighed by probabilities.
 
     Parameters
@@ -159,12 +163,12 @@ def weighted_sum_bound(probabilities: Any, v: Any, /, **rounding: Any) -> Bound:
 
 
 def attention_bound(
-    q: Any,
-    k: Any,
-    v: Any,
+    q: Array,
+    k: Array,
+    v: Array,
     /,
     *,
-    mask: Any | None = None,
+    mask: Array | None = None,
     scale: float | None = None,
     **rounding: Any,
 ) -> Bound:
@@ -205,6 +209,7 @@ def attention_bound(
     >>> bool(np.all(attention_bound(q, k, v).ratio(attention(q, k, v)) <= 1))
     True
     """
+    namespace(mask=mask)
     how = Rounding.of("q", q, **rounding)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return operations.Attention(q, k, v, mask, scale).bound(how)

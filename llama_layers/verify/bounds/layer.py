@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify import operations
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.profiles import Rounding
 
 
-def embedding_bound(ids: Any, table: Any, /, **rounding: Any) -> Bound:
+def embedding_bound(ids: Array, table: Array, /, **rounding: Any) -> Bound:
     """Bound rows of a table, which are copied, and rounded if the result's format is narrower.
 
     Parameters
@@ -40,10 +42,11 @@ def embedding_bound(ids: Any, table: Any, /, **rounding: Any) -> Bound:
     >>> bool(np.all(embedding_bound(np.array([[3, 1]]), table).limit == 0))
     True
     """
+    namespace(ids=ids)
     return operations.Embedding(ids, table).bound(Rounding.of("table", table, **rounding))
 
 
-def rms_norm_bound(x: Any, weight: Any, /, *, eps: float, **rounding: Any) -> Bound:
+def rms_norm_bound(x: Array, weight: Array, /, *, eps: float, **rounding: Any) -> Bound:
     r"""Bound `llama_layers.rms_norm`.
 
     The mean square is a sum of positive numbers, so that its error is relative to itself,
@@ -83,7 +86,7 @@ def rms_norm_bound(x: Any, weight: Any, /, *, eps: float, **rounding: Any) -> Bo
     return operations.Norm(x, weight, eps).bound(Rounding.of("x", x, **rounding))
 
 
-def linear_bound(x: Any, weight: Any, bias: Any | None = None, /, **rounding: Any) -> Bound:
+def linear_bound(x: Array, weight: Array, bias: Array | None = None, /, **rounding: Any) -> Bound:
     r"""Bound `llama_layers.linear`.
 
     With n products an element, :math:`A = |x| |W|^\top + |b|` and :math:`u_o` the unit roundoff of
@@ -125,12 +128,13 @@ def linear_bound(x: Any, weight: Any, bias: Any | None = None, /, **rounding: An
     >>> bool(np.all(linear_bound(x, w).ratio(linear(x, w)) <= 1))
     True
     """
+    namespace(bias=bias)
     return operations.Linear(x, weight, bias).bound(Rounding.of("x", x, **rounding))
 
 
 def rope_bound(
-    x: Any,
-    positions: Any,
+    x: Array,
+    positions: Array,
     config: LlamaConfig,
     /,
     *,
@@ -175,11 +179,12 @@ def rope_bound(
     >>> bool(np.all(rope_bound(x, places, config).ratio(y) <= 1))
     True
     """
+    namespace(positions=positions)
     rope = operations.Rope(x, positions, config, layout)
     return rope.bound(Rounding.of("x", x, **rounding))
 
 
-def swiglu_bound(gate: Any, up: Any, /, **rounding: Any) -> Bound:
+def swiglu_bound(gate: Array, up: Array, /, **rounding: Any) -> Bound:
     """Bound `llama_layers.swiglu`.
 
     Parameters
@@ -211,7 +216,7 @@ def swiglu_bound(gate: Any, up: Any, /, **rounding: Any) -> Bound:
     return operations.Gate(gate, up).bound(Rounding.of("gate", gate, **rounding))
 
 
-def residual_bound(x: Any, added: Any, /, **rounding: Any) -> Bound:
+def residual_bound(x: Array, added: Array, /, **rounding: Any) -> Bound:
     """Bound the sum of two arrays.
 
     Parameters

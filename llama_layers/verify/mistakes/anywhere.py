@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.layers.sites import sites
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.fit import FLAT
-from llama_layers.verify.mistakes.registry import Computed, Kind, mistake, moved
+from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, mistake, moved
 from llama_layers.verify.operations import Operation
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
-from llama_layers.verify.sites import sites
 from llama_layers.verify.stored import info_of
 
 
 @mistake(Operation, "array of another site", kind=Kind.SOLVED)
-def _(operation: Operation, at: FailingSite) -> Iterator[Any]:
+def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
     """The port has the array of {0} here, bit for bit."""
     for site in sites(at.config):
         if site.name == at.site.name or site.name not in at.recorded.arrays:
@@ -40,7 +39,7 @@ def _just(numbers: Float64Array, how: Rounding) -> Bound:
 
 
 @mistake(Operation, "NaN or Inf begins here", kind=Kind.SOLVED)
-def _(operation: Operation, at: FailingSite) -> Any:
+def _(operation: Operation, at: FailingSite) -> Changed | None:
     """{0}"""
     # NaN, infinity, or both, where finite numbers give finite ones.
     right, computed = at.bound(at.formats), wide(at.computed)
@@ -64,7 +63,7 @@ def _(operation: Operation, at: FailingSite) -> Any:
 
 
 @mistake(Operation, "zeros", kind=Kind.SOLVED)
-def _(operation: Operation, at: FailingSite) -> Any:
+def _(operation: Operation, at: FailingSite) -> Changed | None:
     """The port has zeros{0} that should be other numbers."""
     wrong = at.bound(at.formats).ratio(at.computed) > 1
     if not wrong.any() or wide(at.computed)[wrong].any():
@@ -85,7 +84,7 @@ def _where(wrong: NDArray[np.bool_]) -> str:
 
 
 @mistake(Operation, "everything scaled", kind=Kind.SOLVED)
-def _(operation: Operation, at: FailingSite) -> Any:
+def _(operation: Operation, at: FailingSite) -> Changed | None:
     """The port has {0:.6g} times what it should have, everywhere."""
     exact, computed = at.bound(at.formats).exact, wide(at.computed)
     both = np.isfinite(exact) & np.isfinite(computed)
@@ -95,7 +94,7 @@ def _(operation: Operation, at: FailingSite) -> Any:
 
 
 @mistake(Operation, "tokens in another place", kind=Kind.SOLVED)
-def _(operation: Operation, at: FailingSite) -> Iterator[Any]:
+def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
     """The port has {0}."""
     if at.site.pairwise:
         return
@@ -109,7 +108,7 @@ def _(operation: Operation, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Operation, "heads in another order", kind=Kind.SOLVED)
-def _(operation: Operation, at: FailingSite) -> Any:
+def _(operation: Operation, at: FailingSite) -> Changed | None:
     """The port has heads {0} instead of {1}."""
     # For each head the one whose numbers it has.
     exact, computed = at.bound(at.formats).exact, wide(at.computed)

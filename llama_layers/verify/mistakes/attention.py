@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from types import UnionType
 
 import numpy as np
 
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import Computable, FailingSite
-from llama_layers.verify.mistakes.registry import Computed, mistake, moved
-from llama_layers.verify.operations import Attention, Rope, Scores, WeightedSum
+from llama_layers.verify.mistakes.registry import Changed, Computed, mistake, moved
+from llama_layers.verify.operations import Attention, Operation, Rope, Scores, WeightedSum
 from llama_layers.verify.profiles import Rounding
 
 SUMMED = Attention | WeightedSum
@@ -22,9 +22,9 @@ _FLOAT64 = Rounding("float64", "float64")
 _ARRAYS = {"k": "keys", "v": "values"}
 
 
-def _reads(operations: Any, field: str, role: str, name: str, says: str) -> None:
+def _reads(operations: UnionType, field: str, role: str, name: str, says: str) -> None:
     @mistake(operations, name, says=says)
-    def _(operation: Any, at: FailingSite) -> Any:
+    def _(operation: Operation, at: FailingSite) -> Changed | None:
         array = at.beside(f"self_attn.{role}")
         if array is None:
             return None
@@ -51,9 +51,9 @@ def _widened(operation: Computable) -> Computed:
     return Computed(bound)
 
 
-def _rotates(operations: Any, field: str, name: str, says: str) -> None:
+def _rotates(operations: UnionType, field: str, name: str, says: str) -> None:
     @mistake(operations, name, says=says)
-    def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+    def _(operation: Operation, at: FailingSite) -> Iterator[Computable]:
         x, recorded = getattr(operation, field), at.recorded
         for layout in ("half", "interleaved"):
             exact = Rope(x, recorded.positions, recorded.config, layout).bound(_FLOAT64).exact
@@ -67,7 +67,7 @@ for _field, _what in (("k", "keys"), ("q", "queries")):
 
 
 @mistake(GROUPED, "another layer's keys and values")
-def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
     """Reads {0} of layer {1}; it should read those of layer {2}."""
     for layer in range(at.config.num_hidden_layers):
         if layer == at.site.layer:
@@ -86,7 +86,7 @@ def _(operation: Any, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(SUMMED, "heads mixed up")
-def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+def _(operation: SUMMED, at: FailingSite) -> Iterator[Computable]:
     """Puts the heads of the result in another order; it should give [B, S, heads, D]."""
     for axes in ((0, 2, 1, 3), (0, 1, 3, 2)):
         yield moved(at, lambda y, axes: y.transpose(axes).reshape(y.shape), axes)
@@ -99,7 +99,7 @@ def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
 
 
 @mistake(KEYED, "another scale of scores", common=3)
-def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+def _(operation: KEYED, at: FailingSite) -> Iterator[Changed]:
     """Scales scores by {0}; it should scale them by 1 / sqrt(D)."""
     config = at.config
     heads, width = config.num_attention_heads, config.head_dim
@@ -122,38 +122,36 @@ def _(operation: Any, at: FailingSite) -> Iterator[Any]:
 
 
 def _with_heads(
-    operation: Any, at: FailingSite, of: Callable[[int, int], list[int]]
-) -> Iterator[Any]:
+    operation: Operation, at: FailingSite, of: Callable[[int, int], list[int]]
+) -> Iterator[Changed]:
     """Keys and values of other heads, or one of them: `of` gives a head for each query head."""
     heads, groups = at.config.num_attention_heads, at.config.num_key_value_heads
     if groups == 1:
         return
-    k, v = (getattr(operation, field, None) for field in "kv")
     order = of(heads, groups)
-    each = [None if y is None else y[:, :, order] for y in (k, v)]
-    fields = {f: y for f, y in zip("kv", each, strict=True) if y is not None}
+    fields = {f: getattr(operation, f)[:, :, order] for f in "kv" if hasattr(operation, f)}
     yield replace(operation, **fields), " and ".join(_ARRAYS[field] for field in fields)
-    if k is not None and v is not None:
-        right = [np.repeat(y, heads // groups, axis=2) for y in (k, v)]
-        yield replace(operation, k=each[0], v=right[1]), "keys"
-        yield replace(operation, k=right[0], v=each[1]), "values"
+    if isinstance(operation, Attention):
+        k, v = (np.repeat(y, heads // groups, axis=2) for y in (operation.k, operation.v))
+        yield replace(operation, k=fields["k"], v=v), "keys"
+        yield replace(operation, k=k, v=fields["v"]), "values"
 
 
 @mistake(GROUPED, "key heads tiled", common=1)
-def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
     """Gives query head h the {0} of head h mod kv_heads; it should give it those of head
     h // (heads / kv_heads): repeat, do not tile."""
     return _with_heads(operation, at, lambda heads, groups: [h % groups for h in range(heads)])
 
 
 @mistake(GROUPED, "first key head for all")
-def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
     """Gives the {0} of the first head to every query head."""
     return _with_heads(operation, at, lambda heads, groups: [0] * heads)
 
 
 @mistake(GROUPED, "key heads in reverse order")
-def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
     """Takes the heads of {0} in reverse order."""
 
     def of(heads: int, groups: int) -> list[int]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.verify.failing_site import wide
 from llama_layers.verify.operations import Attention
@@ -24,7 +23,7 @@ def values_of(attention: Attention) -> Float64Array:
     return np.repeat(v, attention.q.shape[2] // v.shape[1], axis=1)
 
 
-def softmax(scores: Float64Array, allowed: Any) -> Float64Array:
+def softmax(scores: Float64Array, allowed: NDArray[np.bool_]) -> Float64Array:
     """The softmax over the keys that are allowed; zeros where none is."""
     hidden = np.where(allowed, scores, -np.inf)
     largest = hidden.max(axis=-1, keepdims=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
 from llama_layers.verify.mistakes.masks import masked
-from llama_layers.verify.mistakes.registry import Kind, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, mistake
 from llama_layers.verify.operations import Attention
 from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
@@ -23,7 +22,7 @@ _FEW_QUERIES = 3
 
 
 @mistake(Attention, "other heads", kind=Kind.SOLVED)
-def _(operation: Attention, at: FailingSite) -> Any:
+def _(operation: Attention, at: FailingSite) -> Changed | None:
     """Has in its heads the result of query heads {0} and key heads {1}."""
     # For each head of the result, the query head and the key head that it is of.
     ratio = at.bound(at.formats).ratio(at.computed).max(axis=(0, 2, 3))
@@ -46,7 +45,7 @@ def _(operation: Attention, at: FailingSite) -> Any:
 
 
 @mistake(Attention, "other tokens seen", kind=Kind.SOLVED)
-def _(operation: Attention, at: FailingSite) -> Any:
+def _(operation: Attention, at: FailingSite) -> Changed | None:
     """Sees {0}."""
     # For each query, the first key that it seems to see; or the last.
     count = at.recorded.count
@@ -66,7 +65,7 @@ def _(operation: Attention, at: FailingSite) -> Any:
 
 
 def _best_run(
-    scores: Float64Array, v: Float64Array, keys: NDArray[Any], computed: Float64Array
+    scores: Float64Array, v: Float64Array, keys: np.ndarray, computed: Float64Array
 ) -> NDArray[np.bool_]:
     """The keys from some first one on, or up to some last one, that explain a query best."""
     best, chosen = np.inf, np.zeros(scores.shape[-1], bool)

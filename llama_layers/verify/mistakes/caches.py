@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
-from llama_layers.verify.mistakes.registry import Kind, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, mistake
 from llama_layers.verify.operations import Attention
 from llama_layers.verify.report.wording import listed
 
@@ -79,9 +78,8 @@ class _Replay:
         roundoff = FLOATS[at.formats.dtype].unit_roundoff
         self._most = max(8 * roundoff, 1e-4) * float(np.abs(self._values).max())
 
-    def _bank(self, own: Any, other: Any | None) -> Any:
+    def _bank(self, own: np.ndarray, other: np.ndarray | None) -> np.ndarray:
         """This layer's tokens, the last layer's, and zeros for a slot that nothing is in."""
-        own = np.asarray(own)
         other = own if other is None else other.reshape(own.shape)
         return np.concatenate([own, other, np.zeros_like(own[:, :1])], axis=1)
 
@@ -131,7 +129,7 @@ class _Replay:
 
 def _cached(name: str, does: str, *caches: _Cache) -> None:
     @mistake(Attention, name, kind=Kind.SOLVED, says=f"{does}; chunks start at tokens {{0}}.")
-    def _(operation: Attention, at: FailingSite) -> Iterator[Any]:
+    def _(operation: Attention, at: FailingSite) -> Iterator[Changed]:
         if at.recorded.count > _FEW_TOKENS:
             return
         replay = _Replay(operation, at)
@@ -159,9 +157,7 @@ _cached(
     _Cache(_one_late_in_a_ring),
 )
 _cached(
-    "cache shared by all layers",
-    "reads earlier keys and values of the last layer",
-    _Cache(_shared),
+    "cache shared by all layers", "reads earlier keys and values of the last layer", _Cache(_shared)
 )
 _cached(
     "no causal mask",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.attention import Heads
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
-from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.operations import Attention, Linear
 from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
@@ -58,7 +57,7 @@ def _error_of_queries(
 
 
 @mistake(Attention, "scores capped", kind=Kind.SOLVED)
-def _(attention: Attention, at: FailingSite) -> Any:
+def _(attention: Attention, at: FailingSite) -> Changed | None:
     """Caps scores y as {0:.4g} tanh(y / {0:.4g}), as Gemma 2 does; it should leave them as they
     are."""
     cap = _fitted(_error_of_queries(attention, at, _capped), 1e-1, 1e3)
@@ -71,7 +70,7 @@ def _(attention: Attention, at: FailingSite) -> Any:
 
 
 @mistake(Attention, "scores scaled", kind=Kind.SOLVED)
-def _(attention: Attention, at: FailingSite) -> Any:
+def _(attention: Attention, at: FailingSite) -> Changed | None:
     """Scales scores by {0:.6g}; it should scale them by 1 / sqrt(D), {1:.6g}."""
     times = _fitted(_error_of_queries(attention, at, np.multiply), 1e-2, 1e2)
     scale = times * attention.scale
@@ -79,7 +78,7 @@ def _(attention: Attention, at: FailingSite) -> Any:
 
 
 @mistake(Linear, "logits capped", kind=Kind.SOLVED, roles=("lm_head",))
-def _(linear: Linear, at: FailingSite) -> Any:
+def _(linear: Linear, at: FailingSite) -> Changed | None:
     """Caps logits y as {0:.4g} tanh(y / {0:.4g}), as Gemma 2 does; it should leave them as they
     are."""
     exact, theirs = at.bound(at.formats).exact, wide(at.computed)
@@ -90,7 +89,7 @@ def _(linear: Linear, at: FailingSite) -> Any:
 
 
 @mistake(Linear, "another token's logits", roles=("lm_head",), kind=Kind.SOLVED)
-def _(linear: Linear, at: FailingSite) -> Any:
+def _(linear: Linear, at: FailingSite) -> Changed | None:
     """Has the logits of token {0}; it should have those of the last, {1}."""
     # Where one token was kept: for each sequence the one whose logits these are.
     rows = at.recorded.arrays.get("model.norm")

@@ -7,7 +7,6 @@ model's norm.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -44,7 +43,7 @@ def _(residual: Residual, at: FailingSite) -> Computable | None:
         return None
     weight, eps = to_numpy(at.model.weights.norm), at.config.rms_norm_eps
 
-    def formula(r: Residual) -> Tracked:
+    def formula(r: Residual[Tracked]) -> Tracked:
         scale = read("weight", weight, r.x.how, recorded=False)
         return Norm.formula(Norm(Residual.formula(r), scale, eps))
 
@@ -100,7 +99,6 @@ def are_late(recorded: Recorded, model: Llama) -> bool:
     """Whether the first layer has the embedding's rows for its output."""
     if "model.layers.0" not in recorded.arrays:
         return False
-    rows: Any
     if "model.embed_tokens" in recorded.arrays:
         rows = recorded.array("model.embed_tokens")
     elif recorded.input_ids is not None:

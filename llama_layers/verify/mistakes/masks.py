@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.verify.failing_site import Computable, FailingSite
-from llama_layers.verify.mistakes.registry import Computed, mistake
+from llama_layers.verify.mistakes.registry import Changed, Computed, mistake
 from llama_layers.verify.operations import Attention, Probabilities, Softmax
 
 _MASKED = Attention | Probabilities | Softmax
 
 
-def _seen(at: FailingSite, causal: int | None, window: int | None, padding: bool) -> Any:
+def _seen(
+    at: FailingSite, causal: int | None, window: int | None, padding: bool
+) -> NDArray[np.bool_]:
     """The keys that are seen: up to `causal` tokens ahead, within a window, padding or not."""
     queries, keys = np.indices((at.recorded.count,) * 2)
     seen = np.ones(queries.shape, bool) if causal is None else keys <= queries + causal
@@ -31,7 +32,7 @@ def _window(at: FailingSite) -> int | None:
     return at.config.window_of(at.site.layer)
 
 
-def masked(operation: Any, mask: NDArray[Any]) -> Computable:
+def masked(operation: _MASKED, mask: np.ndarray) -> Computable:
     """The operation with another mask; rows that see nothing may be anything, then."""
     changed: Computable = replace(operation, mask=mask)
     empty = np.asarray(~mask.any(axis=-1) if mask.dtype == bool else False)
@@ -42,27 +43,27 @@ def masked(operation: Any, mask: NDArray[Any]) -> Computable:
 
 
 @mistake(_MASKED, "no causal mask", common=1)
-def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+def _(operation: _MASKED, at: FailingSite) -> Iterator[Computable]:
     """Lets a token see later ones; it should let it see itself and earlier ones."""
     yield masked(operation, _seen(at, None, _window(at), False))
     yield masked(operation, _seen(at, None, None, True))
 
 
 @mistake(_MASKED, "a token does not see itself")
-def _(operation: Any, at: FailingSite) -> Computable:
+def _(operation: _MASKED, at: FailingSite) -> Computable:
     """Has a mask that is off by one, so that a token sees only those before it; it should let it
     see itself, too."""
     return masked(operation, _seen(at, -1, _window(at), False))
 
 
 @mistake(_MASKED, "a token sees the next")
-def _(operation: Any, at: FailingSite) -> Computable:
+def _(operation: _MASKED, at: FailingSite) -> Computable:
     """Has a mask that is off by one, so that a token sees the one after it; it should hide that."""
     return masked(operation, _seen(at, 1, _window(at), False))
 
 
 @mistake(_MASKED, "another window", common=1)
-def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+def _(operation: _MASKED, at: FailingSite) -> Iterator[Changed]:
     """Attends over {0}; it should attend over {1} in this layer."""
     window = _window(at)
     others = [None, at.config.sliding_window]
@@ -78,24 +79,24 @@ def _tokens(window: int | None) -> str:
 
 
 @mistake(_MASKED, "padding seen")
-def _(operation: Any, at: FailingSite) -> Computable:
+def _(operation: _MASKED, at: FailingSite) -> Computable:
     """Attends to padding; it should hide it, as the attention mask says."""
     return masked(operation, _seen(at, 0, _window(at), True))
 
 
 @mistake(_MASKED, "mask inverted")
-def _(operation: Any, at: FailingSite) -> Computable:
+def _(operation: _MASKED, at: FailingSite) -> Computable:
     """Attends to what the mask hides, and not to what it allows."""
-    return masked(operation, ~operation.mask)
+    return masked(operation, ~np.asarray(operation.mask))
 
 
 @mistake(_MASKED, "a token sees only itself")
-def _(operation: Any, at: FailingSite) -> Computable:
+def _(operation: _MASKED, at: FailingSite) -> Computable:
     """Lets a token attend to itself alone; it should read earlier keys and values, too."""
     return masked(operation, np.eye(at.recorded.count, dtype=bool)[None])
 
 
 @mistake(_MASKED, "mask added as 0 and 1")
-def _(operation: Any, at: FailingSite) -> Computable:
+def _(operation: _MASKED, at: FailingSite) -> Computable:
     """Adds a mask of zeros and ones to the scores; it should add minus infinity and 0."""
-    return masked(operation, operation.mask.astype(np.float64))
+    return masked(operation, np.asarray(operation.mask, np.float64))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -46,7 +45,9 @@ def _gelu_sigmoid(g: Tracked) -> Tracked:
     return (silu(1.702 * g) / 1.702).step("silu")
 
 
-def _computes(name: str, what: str, formula: Callable[[Gate], Any], *, common: int = 0) -> None:
+def _computes(
+    name: str, what: str, formula: Callable[[Gate[Tracked]], Tracked], *, common: int = 0
+) -> None:
     says = f"Computes {what}; it should compute silu(gate) * up."
     mistake(Gate, name, says=says, common=common)(formula)
 

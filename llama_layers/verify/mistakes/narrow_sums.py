@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from llama_layers.verify.attention import OverHeads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.failing_site import FailingSite, wide
-from llama_layers.verify.mistakes.registry import Computed, Kind, mistake
+from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, mistake
 from llama_layers.verify.mistakes.rounding import are_numbers_of, in_each_narrow_format
 from llama_layers.verify.operations import Linear, Norm
 from llama_layers.verify.profiles import Rounding
@@ -30,7 +29,7 @@ def _sums_in(narrow: str) -> None:
         says=f"The port's errors are of the size and kind that sums kept in {narrow} make; sums "
         "need float32 at the least.{0}",
     )
-    def _(operation: Any, at: FailingSite) -> Iterator[Any]:
+    def _(operation: Linear | Norm | OverHeads, at: FailingSite) -> Iterator[Changed]:
         r"""Errors as sums in a narrow format leave them.
 
         A bound cannot tell: it is vacuous from n = 1 / u on. Conditions, with u of the narrow
@@ -52,7 +51,7 @@ def _sums_in(narrow: str) -> None:
             return
 
         def bound(how: Rounding) -> Bound:
-            narrower: Bound = operation.bound(replace(how, accumulate=narrow))
+            narrower = operation.bound(replace(how, accumulate=narrow))
             return replace(narrower, limit=narrower.usual)
 
         stored = (

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.mistakes.registry import mistake
+from llama_layers.verify.mistakes.registry import Changed, mistake
 from llama_layers.verify.operations import Norm
 from llama_layers.verify.tracked import Tracked
 
 _EPS = (1e-5, 1e-6, 1e-8, 0.0)
 
 
-def _square(n: Norm) -> Tracked:
+def _square(n: Norm[Tracked]) -> Tracked:
     """The mean square of each row."""
     return (n.x * n.x).mean()
 
 
 @mistake(Norm, "another eps", common=2)
-def _(norm: Norm, at: FailingSite) -> Iterator[Any]:
+def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Adds an eps of {0:g}; it should add {1:g}."""
     yield from ((replace(norm, eps=eps), eps, norm.eps) for eps in _EPS if eps != norm.eps)
 
 
 @mistake(Norm, "eps outside the root")
-def _(n: Norm) -> Any:
+def _(n: Norm[Tracked]) -> Tracked:
     """Adds eps to the root; it should add it to the mean square, under it."""
     return n.x / (_square(n).sqrt() + n.eps) * n.weight
 
 
 @mistake(Norm, "norm weight plus one", common=1)
-def _(n: Norm) -> Any:
+def _(n: Norm[Tracked]) -> Tracked:
     """Scales with the weight plus one, as Gemma does; it should scale with the weight."""
     return n.x * (_square(n) + n.eps).rsqrt() * (n.weight + 1)
 
@@ -47,7 +46,7 @@ def _(norm: Norm, at: FailingSite) -> Norm:
 
 
 @mistake(Norm, "another norm's weight")
-def _(norm: Norm, at: FailingSite) -> Iterator[Any]:
+def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Scales with the weight of {0}; it should scale with that of {1}."""
     weights = {"model.norm": at.model.weights.norm}
     for index, layer in enumerate(at.model.weights.layers):
@@ -59,7 +58,7 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Norm, "mean subtracted")
-def _(n: Norm) -> Any:
+def _(n: Norm[Tracked]) -> Tracked:
     """Subtracts the mean, as LayerNorm does; it should divide by the root of the mean square
     only."""
     centred = n.x - n.x.mean()
@@ -67,7 +66,7 @@ def _(n: Norm) -> Any:
 
 
 @mistake(Norm, "mean subtracted")
-def _(n: Norm) -> Any:
+def _(n: Norm[Tracked]) -> Tracked:
     """Divides by the standard deviation, as LayerNorm does; it should divide by the root of the
     mean square."""
     centred = n.x - n.x.mean()
@@ -75,49 +74,49 @@ def _(n: Norm) -> Any:
 
 
 @mistake(Norm, "sum instead of the mean")
-def _(n: Norm) -> Any:
+def _(n: Norm[Tracked]) -> Tracked:
     """Divides by the root of the sum of squares; it should divide by the root of their mean."""
     return n.x * ((n.x * n.x).sum() + n.eps).rsqrt() * n.weight
 
 
 @mistake(Norm, "mean over one less")
-def _(n: Norm) -> Any:
+def _(n: Norm[Tracked]) -> Tracked:
     """Divides the sum of squares by H - 1; it should use H."""
     return n.x * ((n.x * n.x).sum() / max(n.x.shape[-1] - 1, 1) + n.eps).rsqrt() * n.weight
 
 
 @mistake(Norm, "root forgotten")
-def _(n: Norm) -> Any:
+def _(n: Norm[Tracked]) -> Tracked:
     """Divides by the mean square; it should divide by its root."""
     return n.x / (_square(n) + n.eps) * n.weight
 
 
 @mistake(Norm, "normalised over several tokens")
-def _(n: Norm) -> Any:
+def _(n: Norm[Tracked]) -> Tracked:
     """Takes one mean square for several tokens; it should take one for each."""
     return n.x * (_square(n).mean(axis=-2) + n.eps).rsqrt() * n.weight
 
 
 @mistake(Norm, "normalised over several tokens")
-def _(n: Norm) -> Any:
+def _(n: Norm[Tracked]) -> Tracked:
     """Takes one mean square for all sequences; it should take one for each token."""
     return n.x * (_square(n).mean(axis=-2).mean(axis=0) + n.eps).rsqrt() * n.weight
 
 
 @mistake(Norm, "norm skipped")
-def _(n: Norm) -> Any:
+def _(n: Norm[Tracked]) -> Tracked:
     """Passes its input on; it should normalise it and scale it."""
     return n.x
 
 
 @mistake(Norm, "weight without the norm")
-def _(n: Norm) -> Any:
+def _(n: Norm[Tracked]) -> Tracked:
     """Scales with the weight without normalising; it should do both."""
     return n.x * n.weight
 
 
 @mistake(Norm, "another token's norm", roles=("model.norm",))
-def _(norm: Norm, at: FailingSite) -> Iterator[Any]:
+def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Goes on with token {0}; it should go on with the last."""
     # Where only the last token was kept: one of the others in its place.
     stream = at.recorded.array(at.site.routes[0][0])
@@ -127,7 +126,7 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Norm, "input from the wrong place")
-def _(norm: Norm, at: FailingSite) -> Iterator[Any]:
+def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Normalises the array of {0}; it should normalise that of {1}."""
     for name, x in at.streams(norm.x.shape):
         yield replace(norm, x=x), name, at.site.routes[0][0]

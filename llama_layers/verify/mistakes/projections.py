@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.build import layer_matrix
-from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.fit import FLAT
-from llama_layers.verify.mistakes.registry import mistake, moved
+from llama_layers.verify.mistakes.registry import Changed, mistake, moved
 from llama_layers.verify.operations import Linear
 
 _WORDS = {
@@ -95,7 +94,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Linear]:
             yield replace(linear, bias=np.concatenate(order)[rows])
 
 
-def _rows(at: FailingSite, parts: list[Any]) -> slice:
+def _rows(at: FailingSite, parts: list[np.ndarray]) -> slice:
     """Where the rows of a projection are in the joined matrix."""
     index = FLAT.index(at.site.role)
     start = sum(len(part) for part in parts[:index])
@@ -109,7 +108,9 @@ def _rope_rows(rows: int, heads: int) -> NDArray[np.intp] | None:
     return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
 
 
-def _reordered(linear: Linear, at: FailingSite, rows: NDArray[np.intp] | None) -> Iterator[Any]:
+def _reordered(
+    linear: Linear, at: FailingSite, rows: NDArray[np.intp] | None
+) -> Iterator[Computable]:
     """Rows of the matrix in another order, and those of the bias with it or not."""
     if rows is not None:
         yield moved(at, lambda y: y[..., rows])
@@ -123,21 +124,21 @@ def _heads(at: FailingSite) -> int:
 
 
 @mistake(Linear, "RoPE permutation left in", roles=FLAT[:2], common=1)
-def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Uses rows whose channels are in pairs 2i and 2i + 1, as in a file of Meta or llama.cpp; it
     should put them back to i and i + D / 2."""
     return _reordered(linear, at, _rope_rows(len(linear.weight), _heads(at)))
 
 
 @mistake(Linear, "values permuted as for RoPE", roles=FLAT[2:])
-def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Puts the rows of values in pairs 2i and 2i + 1, as for RoPE; it should leave them as they
     are."""
     return _reordered(linear, at, _rope_rows(len(linear.weight), _heads(at)))
 
 
 @mistake(Linear, "RoPE permutation undone twice", roles=FLAT)
-def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Moves the rows of each head from pairs 2i and 2i + 1 to i and i + D / 2; it should leave
     them, since they are so already."""
     rows = _rope_rows(len(linear.weight), _heads(at))
@@ -145,7 +146,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Linear, "RoPE permutation with the wrong head count", roles=FLAT[:2])
-def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Permutes the rows of {0} for RoPE as if there were {1} heads; it should count {2}."""
     right, count = _heads(at), len(linear.weight)
     there = _rope_rows(count, right)
@@ -158,7 +159,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Linear, "channels before heads", roles=FLAT)
-def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Splits rows as [D, heads]; it should split them as [heads, D]."""
     rows = np.arange(len(linear.weight)).reshape(_heads(at), -1).T.ravel()
     yield from _reordered(linear, at, rows)
@@ -166,7 +167,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Linear, "heads in reverse order", roles=FLAT)
-def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Takes the heads in reverse order."""
     rows = np.arange(len(linear.weight)).reshape(_heads(at), -1)
     return _reordered(linear, at, rows[::-1].ravel())
@@ -234,7 +235,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Linear]:
 
 
 @mistake(Linear, "another layer's weights")
-def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Multiplies by the matrix of layer {0}; it should multiply by that of layer {1}."""
     for layer in range(at.config.num_hidden_layers):
         if at.site.layer not in (None, layer):
@@ -242,7 +243,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Linear, "input from the wrong place")
-def _(linear: Linear, at: FailingSite) -> Iterator[Any]:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Multiplies the array of {0}; it should multiply that of {1}."""
     for name, x in at.streams(linear.x.shape):
         if name != _before_norm(at):

@@ -4,7 +4,7 @@ A mistake is a wrong formula. Its one parameter is the operation's fields as tra
 `llama_layers.verify.operations`), and its docstring says what the port does and what it should::
 
     @mistake(Norm, "eps outside the root")
-    def _(n: Norm) -> Any:
+    def _(n: Norm[Tracked]) -> Tracked:
         \"\"\"Adds eps to the root; it should add it to the mean square, under it.\"\"\"
         return n.x / ((n.x * n.x).mean().sqrt() + n.eps) * n.weight
 
@@ -14,7 +14,7 @@ None where the mistake cannot be made. What comes with an operation in a tuple g
 of the sentence::
 
     @mistake(Norm, "another eps")
-    def _(norm: Norm, at: FailingSite) -> Iterator[Any]:
+    def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
         \"\"\"Adds an eps of {0:g}; it should add {1:g}.\"\"\"
         yield from ((replace(norm, eps=eps), eps, norm.eps) for eps in (1e-5, 1e-6))
 
@@ -30,13 +30,19 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from types import UnionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import Computable, FailingSite
-from llama_layers.verify.operations import Operation
+from llama_layers.verify.operation import Operation, View
 from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked
+
+Changed = Computable | tuple[Computable, *tuple[object, ...]]
+"""An operation with a mistake, or one with the words that go into the sentence."""
+F = TypeVar("F", bound=Callable[..., Tracked | Changed | Iterator[Changed] | None])
+More = TypeVarTuple("More")
 
 
 class Kind(IntEnum):
@@ -116,7 +122,9 @@ class Mistake:
             for operation, *words in self._changed(at.operation, at):
                 yield Change(operation, self.sentence(*words))
 
-    def _changed(self, operation: Operation, at: FailingSite) -> Iterator[tuple[Any, ...]]:
+    def _changed(
+        self, operation: Operation, at: FailingSite
+    ) -> Iterator[tuple[Computable, *tuple[object, ...]]]:
         if self.formula:
             yield (evaluated(operation, self.change),)
             return
@@ -124,7 +132,7 @@ class Mistake:
         for each in found if isinstance(found, Iterator) else () if found is None else (found,):
             yield each if isinstance(each, tuple) else (each,)
 
-    def sentence(self, *words: Any) -> str:
+    def sentence(self, *words: object) -> str:
         """What the port seems to do, and what it should do instead."""
         text = self.text.format(*words)
         if self.text.startswith(("The ", "{")):
@@ -149,24 +157,36 @@ REGISTERED: defaultdict[str, list[Mistake]] = defaultdict(list)
 
 
 def mistake(
-    operations: type | UnionType, name: str, *, says: str = "", **about: Any
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    operations: type | UnionType,
+    name: str,
+    *,
+    says: str = "",
+    roles: Collection[str] = (),
+    kind: Kind = Kind.FORMULA,
+    loosens: bool = False,
+    common: int = 0,
+) -> Callable[[F], F]:
     """Register a function as a mistake: see `Mistake`. `says` replaces the docstring."""
 
-    def register(change: Callable[..., Any]) -> Callable[..., Any]:
+    def register(change: F) -> F:
         text = says or " ".join((change.__doc__ or f"The port has: {name}.").split())
-        REGISTERED[change.__module__].append(Mistake(name, operations, change, text, **about))
+        made = Mistake(name, operations, change, text, roles, kind, loosens, common)
+        REGISTERED[change.__module__].append(made)
         return change
 
     return register
 
 
-def evaluated(operation: Operation, formula: Callable[..., Tracked], *more: Any) -> Computed:
+def evaluated(
+    operation: Operation[View], formula: Callable[[View, *More], Tracked], *more: *More
+) -> Computed:
     """An operation with a wrong formula, of its view and more; it has a bound as any other."""
     return Computed(lambda how: operation.evaluate(lambda view: formula(view, *more), how))
 
 
-def moved(operation: Computable, move: Callable[..., Any], *more: Any) -> Computed:
+def moved(
+    operation: Computable, move: Callable[[Float64Array, *More], Float64Array], *more: *More
+) -> Computed:
     """The result of an operation with its elements in other places, or scaled."""
 
     def bound(how: Rounding) -> Bound:

@@ -12,7 +12,7 @@ from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.layers.rope import inv_freq
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.mistakes.registry import Computed, evaluated, mistake, moved
+from llama_layers.verify.mistakes.registry import Changed, Computed, evaluated, mistake, moved
 from llama_layers.verify.operations import Rope
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rotation import Rotation
@@ -53,7 +53,7 @@ def _(rope: Rope, at: FailingSite) -> Rope | None:
 
 
 @mistake(Rope, "RoPE pairs put back in the other layout")
-def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Puts pairs of channels back in another layout than it takes them in."""
     halves = np.arange(rope.x.shape[-1]).reshape(-1, 2).T.ravel()  # 0, 2, 4 ... 1, 3, 5 ...
     yield moved(replace(rope, layout="interleaved"), lambda y: y[..., halves])
@@ -61,14 +61,14 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Rope, "RoPE rotated the other way", common=1)
-def _(r: Rotation) -> Any:
+def _(r: Rotation) -> Tracked:
     """Rotates by minus the phase, with the wrong sign of the sine; it should rotate by the
     phase."""
     return Rope.formula(replace(r, phases=-r.phases))
 
 
 @mistake(Rope, "another rope_theta", common=3)
-def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Computes with rope_theta {0:g}; it should take this model's, {1:g}."""
     right = rope.config.rope_theta
     for theta in _THETAS:
@@ -77,7 +77,7 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Rope, "RoPE exponent")
-def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Takes theta to the power of {0} / D; it should take it to the power of -2i / D."""
     for power, said in ((2.0, "-4i"), (0.5, "-i")):
         theta = rope.config.rope_theta**power
@@ -85,7 +85,7 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Rope, "RoPE position off by one")
-def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Rotates each token by a position one too {0}."""
     positions, omega = rope.positions[..., None, None], omega_of(rope)
     yield by_phases(rope, (positions + 1) * omega), "high"
@@ -119,7 +119,7 @@ def _(rope: Rope, at: FailingSite) -> Rope | None:
 
 
 @mistake(Rope, "RoPE scaling of another kind")
-def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Scales frequencies as rope_type {0!r} does, with the same factor; it should scale them as
     {1!r} does."""
     scaling = rope.config.rope_scaling
@@ -133,7 +133,7 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Rope, "another parameter of RoPE scaling")
-def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Computes with {0} in rope_scaling; it should compute with {1}."""
     scaling, length = rope.config.rope_scaling, rope.config.max_position_embeddings
     if scaling is None:
@@ -168,13 +168,13 @@ def _(rope: Rope, at: FailingSite) -> Computed | None:
 
 
 @mistake(Rope, "attention factor of yarn missing")
-def _(r: Rotation) -> Any:
+def _(r: Rotation) -> Tracked:
     """Rotates without yarn's attention factor; it should multiply cosines and sines by it."""
     return Rope.formula(replace(r, factor=1.0))
 
 
 @mistake(Rope, "attention factor of yarn misused")
-def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Applies yarn's attention factor to cosines or sines only, or to another power; it should
     multiply both by it, once."""
     for power in (2, 0.5, -1):
@@ -184,7 +184,7 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Rope, "RoPE not applied", common=1)
-def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Leaves queries or keys as they are; it should rotate them."""
     still = np.zeros((1, 1, 1, rope.x.shape[-1] // 2))
     yield by_phases(rope, still, 1.0)
@@ -192,19 +192,19 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Rope, "RoPE applied twice")
-def _(r: Rotation) -> Any:
+def _(r: Rotation) -> Tracked:
     """Rotates twice; it should rotate once."""
     return Rope.formula(replace(r, x=Rope.formula(r).to(r.x.how.out)))
 
 
 @mistake(Rope, "RoPE cosine and sine swapped")
-def _(r: Rotation) -> Any:
+def _(r: Rotation) -> Tracked:
     """Takes cosines for sines and sines for cosines."""
     return rotated(r, *r.table[::-1])
 
 
 @mistake(Rope, "RoPE on half of the channels")
-def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Rotates half of the channels only; it should rotate all."""
     # One result of each pair is left as it was, or half of all pairs is.
     dim = rope.x.shape[-1]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from llama_layers.verify.failing_site import Computable, FailingSite, wide
-from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.mistakes.rope import by_phases, omega_of, rotated
 from llama_layers.verify.mistakes.rounding import in_each_narrow_format, narrowed
 from llama_layers.verify.operations import Rope
@@ -20,7 +19,7 @@ from llama_layers.verify.tracked import Tracked
 
 @in_each_narrow_format
 def _phases_in(narrow: str) -> None:
-    def to(array: Any) -> Float64Array:
+    def to(array: np.ndarray) -> Float64Array:
         return wide(narrowed(np.asarray(array, np.float32), narrow))
 
     @mistake(
@@ -45,7 +44,7 @@ def _phases_in(narrow: str) -> None:
 @in_each_narrow_format
 def _table_in(narrow: str) -> None:
     def to(table: Tracked) -> Tracked:
-        return replace(table, exact=wide(narrowed(np.float32(table.exact), narrow)))
+        return replace(table, exact=wide(narrowed(table.exact.astype(np.float32), narrow)))
 
     @mistake(
         Rope,
@@ -58,7 +57,7 @@ def _table_in(narrow: str) -> None:
 
 
 @mistake(Rope, "RoPE table in few bits", kind=Kind.SOLVED, loosens=True)
-def _(rope: Rope, at: FailingSite) -> Iterator[Any]:
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """The port's cosines and sines seem to have {0} bits after the point; they need float32 at
     the least."""
     for bits in (10, 8):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.layers.rope import attention_factor, inv_freq
 from llama_layers.verify.failing_site import FailingSite, wide
-from llama_layers.verify.mistakes.registry import Kind, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, mistake
 from llama_layers.verify.mistakes.rope import by_phases
 from llama_layers.verify.operations import Rope
 from llama_layers.verify.roundoff import Float64Array
@@ -34,7 +33,7 @@ def _rotations(rope: Rope, at: FailingSite) -> NDArray[np.complex128]:
 
 
 @mistake(Rope, "RoPE at other positions", kind=Kind.SOLVED)
-def _(rope: Rope, at: FailingSite) -> Any:
+def _(rope: Rope, at: FailingSite) -> Changed | None:
     """Rotates {0}."""
     rotations = _rotations(rope, at)
     if not np.isfinite(rotations).all():
@@ -54,7 +53,7 @@ def _(rope: Rope, at: FailingSite) -> Any:
     return replace(rope, positions=found), _mapping(found, stated)
 
 
-def _candidates(stated: NDArray[Any]) -> NDArray[np.int64]:
+def _candidates(stated: np.ndarray) -> NDArray[np.int64]:
     """Positions that a token may stand at: the first ones, and those around the stated ones.
 
     Their number does not grow with the positions.
@@ -64,7 +63,7 @@ def _candidates(stated: NDArray[Any]) -> NDArray[np.int64]:
     return np.union1d(np.arange(last + 1), near[near >= 0])
 
 
-def _mapping(found: NDArray[Any], stated: NDArray[Any]) -> str:
+def _mapping(found: np.ndarray, stated: np.ndarray) -> str:
     """Name the tokens and the positions that they use, as runs in which both go up by one."""
     parts: list[str] = []
     for row in range(found.shape[0]):
@@ -91,7 +90,7 @@ def _span(noun: str, first: int, last: int) -> str:
 
 
 @mistake(Rope, "RoPE with other frequencies", kind=Kind.SOLVED)
-def _(rope: Rope, at: FailingSite) -> Any:
+def _(rope: Rope, at: FailingSite) -> Changed | None:
     """Rotates {0} of {1} pairs by other angles a position ({2}){3}; it should take rope_theta
     and rope_scaling from the config."""
     rotations = _rotations(rope, at)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,7 @@ def in_each_narrow_format(register: Callable[[str], None]) -> None:
         register(narrow)
 
 
-def tf32(array: NDArray[Any], half: int) -> NDArray[np.float32]:
+def tf32(array: np.ndarray, half: int) -> NDArray[np.float32]:
     """Numbers of 10 bits after the point: the other 13 are cut off, after `half` was added."""
     numbers = np.array(array, np.float32)
     odd = ~np.isfinite(numbers)
@@ -42,14 +41,14 @@ def tf32(array: NDArray[Any], half: int) -> NDArray[np.float32]:
     return numbers
 
 
-def narrowed(array: Any, narrow: str) -> NDArray[np.float32]:
+def narrowed(array: np.ndarray, narrow: str) -> NDArray[np.float32]:
     """An array's numbers in a narrow format, as float32."""
     with np.errstate(over="ignore"):
         return read_in(wide(array), FLOATS[narrow]).astype(np.float32)
 
 
 def _rounded(
-    operation: Any, rounding: Callable[[Any], Any], *, parts: bool
+    operation: Operation, rounding: Callable[[np.ndarray], np.ndarray], *, parts: bool
 ) -> Iterator[Computable]:
     """All inputs rounded, and if `parts` some of them; but weights alone are another mistake."""
     names = operation.inputs
@@ -66,7 +65,7 @@ def _rounded(
 
 
 @mistake(Linear | GROUPED, "inputs rounded to TF32", kind=Kind.ROUNDING)
-def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+def _(operation: Linear | GROUPED, at: FailingSite) -> Iterator[Computable]:
     """Multiplies in TF32, with 10 bits after the point; it should multiply in float32."""
     for half in (0x1000, 0):  # to nearest, or cut off
         yield from _rounded(operation, partial(tf32, half=half), parts=False)
@@ -80,7 +79,7 @@ def _inputs_in(narrow: str) -> None:
         kind=Kind.ROUNDING,
         says=f"Rounds inputs to {narrow} before it computes.",
     )
-    def _(operation: Any, at: FailingSite) -> Iterator[Computable]:
+    def _(operation: Operation, at: FailingSite) -> Iterator[Computable]:
         return _rounded(operation, lambda y: narrowed(y, narrow), parts=True)
 
 
@@ -94,7 +93,7 @@ def _weights_in(narrow: str) -> None:
         f"If that is meant, hold it against those: --weights-dtype {narrow}, in Python "
         f"load(..., dtype={narrow!r}).",
     )
-    def _(operation: Any, at: FailingSite) -> Computable:
+    def _(operation: Operation, at: FailingSite) -> Computable:
         weights = {n: y for n in WEIGHTS if (y := getattr(operation, n, None)) is not None}
         return replace(operation, **{n: narrowed(y, narrow) for n, y in weights.items()})
 
@@ -108,14 +107,14 @@ def _result_in(narrow: str) -> None:
         loosens=True,
         says=f"The port's numbers are all numbers of {narrow}, and within its rounding.",
     )
-    def _(operation: Any, at: FailingSite) -> Computable | None:
+    def _(operation: Operation, at: FailingSite) -> Computable | None:
         narrower = FLOATS[narrow].precision < FLOATS[at.formats.dtype].precision
         if not narrower or not are_numbers_of(narrow, at.computed):
             return None
         return Computed(lambda how: operation.bound(replace(how, dtype=narrow)))
 
 
-def are_numbers_of(narrow: str, array: NDArray[Any]) -> bool:
+def are_numbers_of(narrow: str, array: np.ndarray) -> bool:
     """Whether every finite number of an array is one of a narrower format."""
     numbers = wide(array)
     numbers = numbers[np.isfinite(numbers)]
@@ -123,7 +122,7 @@ def are_numbers_of(narrow: str, array: NDArray[Any]) -> bool:
 
 
 @mistake(Operation, "result cut off", kind=Kind.ROUNDING)
-def _(operation: Any, at: FailingSite) -> Computable | None:
+def _(operation: Operation, at: FailingSite) -> Computable | None:
     """Cuts results off to their format; it should round them to nearest."""
     # Half a unit in the last place below the exact result, and as much around it.
     out = FLOATS[at.formats.dtype]

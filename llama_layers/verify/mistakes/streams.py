@@ -5,71 +5,69 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.failing_site import FailingSite, wide
-from llama_layers.verify.mistakes.registry import Kind, evaluated, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.operations import Embedding, Residual
 from llama_layers.verify.roundoff import Float64Array
-from llama_layers.verify.tracked import read
+from llama_layers.verify.tracked import Tracked, read
 
 # Where more tokens than that are wrong, their ids are not looked for.
 _IDS = 64
 
 
 @mistake(Residual, "residual missing")
-def _(r: Residual) -> Any:
+def _(r: Residual[Tracked]) -> Tracked:
     """Passes on what the block computes; it should add it to the residual stream."""
     return r.added
 
 
 @mistake(Residual, "block not added", common=1)
-def _(r: Residual) -> Any:
+def _(r: Residual[Tracked]) -> Tracked:
     """Passes the residual stream on; it should add what the block computes."""
     return r.x
 
 
 @mistake(Residual, "added twice")
-def _(r: Residual) -> Any:
+def _(r: Residual[Tracked]) -> Tracked:
     """Adds the residual stream twice; it should add it once."""
     return 2 * r.x + r.added
 
 
 @mistake(Residual, "added twice")
-def _(r: Residual) -> Any:
+def _(r: Residual[Tracked]) -> Tracked:
     """Adds the block's output twice; it should add it once."""
     return r.x + 2 * r.added
 
 
 @mistake(Residual, "subtracted for added")
-def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
+def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Subtracts what it should add."""
     yield evaluated(residual, lambda r: r.x - r.added)
     yield evaluated(residual, lambda r: r.added - r.x)
 
 
 @mistake(Residual, "residual from the wrong place")
-def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
+def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Adds what the block computes to {0}; it should add it to {1}."""
     for name, x in at.streams(residual.x.shape):
         yield replace(residual, x=x), name, at.site.routes[0][0]
 
 
 @mistake(Residual, "another block added")
-def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
+def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Adds {0}; it should add {1}."""
     for name, added in at.streams(residual.x.shape):
         yield replace(residual, added=added), name, at.site.routes[0][1]
 
 
 @mistake(Residual, "one array more added")
-def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
+def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Adds {0}, too."""
     for name, more in at.streams(residual.x.shape):
         if name not in at.site.routes[0]:
@@ -78,7 +76,7 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Residual, "added block scaled", kind=Kind.SOLVED)
-def _(residual: Residual, at: FailingSite) -> Any:
+def _(residual: Residual, at: FailingSite) -> Changed | None:
     """Adds {0:.6g} times what the block computes; it should add it as it is."""
     # The factor of the block's output that fits best.
     x, added, computed = wide(residual.x), wide(residual.added), wide(at.computed)
@@ -90,7 +88,7 @@ def _(residual: Residual, at: FailingSite) -> Any:
 
 
 @mistake(Embedding, "embedding scaled by the root of hidden_size", common=1)
-def _(embedding: Embedding, at: FailingSite) -> Iterator[Any]:
+def _(embedding: Embedding, at: FailingSite) -> Iterator[Changed]:
     """Multiplies the embedding by the root of hidden_size, as Gemma does; it should take it as
     it is."""
     root = math.sqrt(embedding.table.shape[1])
@@ -99,21 +97,21 @@ def _(embedding: Embedding, at: FailingSite) -> Iterator[Any]:
 
 
 @mistake(Embedding, "token ids shifted")
-def _(embedding: Embedding, at: FailingSite) -> Iterator[Any]:
+def _(embedding: Embedding, at: FailingSite) -> Iterator[Changed]:
     """Reads the row of id {0:+d} for each id."""
     for step in (1, -1):
         yield replace(embedding, ids=(embedding.ids + step) % len(embedding.table)), step
 
 
 @mistake(Embedding, "tokens shifted")
-def _(embedding: Embedding, at: FailingSite) -> Iterator[Any]:
+def _(embedding: Embedding, at: FailingSite) -> Iterator[Changed]:
     """Reads the row of the token {0} each; it should read its own."""
     yield replace(embedding, ids=np.roll(embedding.ids, 1, axis=1)), "before"
     yield replace(embedding, ids=np.roll(embedding.ids, -1, axis=1)), "after"
 
 
 @mistake(Embedding, "other token ids", kind=Kind.SOLVED)
-def _(embedding: Embedding, at: FailingSite) -> Any:
+def _(embedding: Embedding, at: FailingSite) -> Changed | None:
     """The token at {0}."""
     # The row of the table that each wrong token has, where there is one.
     bound = at.bound(at.formats)
@@ -131,7 +129,7 @@ def _(embedding: Embedding, at: FailingSite) -> Any:
     return (replace(embedding, ids=ids), f"{'; at '.join(said[:3])}{more}")
 
 
-def _row_of(row: Float64Array, table: NDArray[Any], dtype: str) -> int | None:
+def _row_of(row: Float64Array, table: np.ndarray, dtype: str) -> int | None:
     """The row of a table that it may be in a format: the nearest of those that begin like it."""
     start = row[:4]
     off = np.abs(table[:, : len(start)].astype(np.float64) - start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,7 @@ def _softmax(scores: Tracked) -> Tracked:
 
 
 @mistake(_WEIGHING, "softmax over the queries")
-def _(heads: Heads) -> Any:
+def _(heads: Heads) -> Tracked:
     """Normalises over the queries; it should normalise over the keys."""
     scores = _hidden_at(heads, -np.inf)
     weights = (scores - scores.max(axis=-2)).exp()
@@ -46,7 +45,7 @@ def _(heads: Heads) -> Any:
 
 
 @mistake(_WEIGHING, "softmax over queries and keys")
-def _(heads: Heads) -> Any:
+def _(heads: Heads) -> Tracked:
     """Normalises over the queries and then over the keys; it should normalise over the keys
     alone."""
     weights = _exponentials(heads)
@@ -55,19 +54,19 @@ def _(heads: Heads) -> Any:
 
 
 @mistake(_WEIGHING, "softmax not normalised")
-def _(heads: Heads) -> Any:
+def _(heads: Heads) -> Tracked:
     """Does not divide the exponentials by their sum."""
     return heads.weigh(_exponentials(heads))
 
 
 @mistake(_WEIGHING, "exponentials without softmax")
-def _(heads: Heads) -> Any:
+def _(heads: Heads) -> Tracked:
     """Weighs with the exponentials of the scores themselves; it should weigh with their softmax."""
     return heads.weigh(_hidden_at(heads, -np.inf).exp())
 
 
 @mistake(_WEIGHING, "softmax without the shift")
-def _(operation: Any, at: FailingSite) -> Computed:
+def _(operation: _WEIGHING, at: FailingSite) -> Computed:
     """Takes exponentials without subtracting the largest score, so that they overflow; it should
     subtract it."""
 
@@ -78,14 +77,14 @@ def _(operation: Any, at: FailingSite) -> Computed:
         return heads.weigh(weights.where(fits, np.inf) / total)
 
     def bound(how: Rounding) -> Bound:
-        found: Bound = operation.evaluate(formula, how)
+        found = operation.evaluate(formula, how)
         return replace(found, limit=np.where(np.isnan(found.exact), 0.0, found.limit))
 
     return Computed(bound)
 
 
 @mistake(_WEIGHING, "softmax with one more")
-def _(heads: Heads) -> Any:
+def _(heads: Heads) -> Tracked:
     """Adds one to the sum of the exponentials."""
     scores = _hidden_at(heads, -np.inf)
     weights = (scores - scores.max()).exp()
@@ -93,21 +92,21 @@ def _(heads: Heads) -> Any:
 
 
 @mistake(_WEIGHING, "masked after softmax")
-def _(heads: Heads) -> Any:
+def _(heads: Heads) -> Tracked:
     """Hides keys after the softmax; it should hide them before it."""
     weights = _softmax(replace(heads, mask=None).scores())
     return heads.weigh(weights if heads.allowed is None else weights.where(heads.allowed, 0.0))
 
 
 @mistake(_WEIGHING, "hidden keys at -1e4")
-def _(heads: Heads) -> Any:
+def _(heads: Heads) -> Tracked:
     """Gives hidden keys a score of -1e4, which low scores come near; it should give them minus
     infinity."""
     return heads.weigh(_softmax(_hidden_at(heads, -1e4)))
 
 
 @mistake(_WEIGHING, "hidden keys at -1e4")
-def _(heads: Heads) -> Any:
+def _(heads: Heads) -> Tracked:
     """Adds -1e4 to the scores of hidden keys, which low scores come near; it should give them
     minus infinity."""
     hidden = 0.0 if heads.allowed is None else np.where(heads.allowed, 0.0, -1e4)
@@ -115,12 +114,12 @@ def _(heads: Heads) -> Any:
 
 
 @mistake(_WEIGHING, "hidden keys at 0")
-def _(heads: Heads) -> Any:
+def _(heads: Heads) -> Tracked:
     """Gives hidden keys a score of 0; it should give them minus infinity."""
     return heads.weigh(_softmax(_hidden_at(heads, 0.0)))
 
 
 @mistake(_WEIGHING, "softmax left out")
-def _(heads: Heads) -> Any:
+def _(heads: Heads) -> Tracked:
     """Weighs with the scores themselves; it should weigh with their softmax."""
     return heads.weigh(_hidden_at(heads, 0.0))

@@ -14,6 +14,7 @@ import numpy as np
 from llama_layers.arrays.describe import describe
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array, Device, Namespace
 from llama_layers.verify.trace import Trace
 
 _FAMILIES = ("llama", "mistral", "qwen2")
@@ -28,16 +29,16 @@ _INPUTS = {
     "self_attn.o_proj": "self_attn.attention",
     "mlp.down_proj": "mlp.act",
 }
-Keep = Callable[[str, Any], None]
+Keep = Callable[[str, Array], None]
 
 
 def record_transformers(
     model: Any,
-    input_ids: Any,
+    input_ids: Array,
     /,
     *,
-    attention_mask: Any | None = None,
-    positions: Any | None = None,
+    attention_mask: Array | None = None,
+    positions: Array | None = None,
     probabilities: bool = False,
 ) -> Trace:
     """Run a model of transformers (5 or later) and keep the array of every site.
@@ -103,10 +104,10 @@ def record_transformers(
         options["position_ids"] = _positions(torch, positions, ids)
         # Without a mask, a jump of the positions would begin another text in the same row.
         options.setdefault("attention_mask", torch.ones_like(ids))
-    arrays: dict[str, Any] = {}
-    places: list[Any] = []
+    arrays: dict[str, np.ndarray] = {}
+    places: list[Array] = []
 
-    def keep(name: str, tensor: Any) -> None:
+    def keep(name: str, tensor: Array) -> None:
         arrays[name] = np.array(to_numpy(tensor))  # the tensor may be written over
 
     with torch.no_grad(), _watched(model, keep, places.append, probabilities), _evaluating(model):
@@ -128,14 +129,14 @@ def record_transformers(
     )
 
 
-def _integers(torch: Any, name: str, values: Any, device: Any) -> Any:
+def _integers(torch: Namespace, name: str, values: Array, device: Device) -> Any:
     tensor = torch.as_tensor(values, device=device)
     if tensor.is_floating_point() or tensor.is_complex():
         raise ValueError(f"{name}: expected integers, got {dtype_name(tensor.dtype)}")
     return tensor.to(torch.int64)
 
 
-def _positions(torch: Any, values: Any, ids: Any) -> Any:
+def _positions(torch: Namespace, values: Array, ids: Any) -> Array:
     positions = _integers(torch, "positions", values, ids.device)
     if positions.shape not in (ids.shape, ids.shape[1:]):
         raise ValueError(
@@ -159,25 +160,25 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _watched(
-    model: Any, keep: Keep, keep_positions: Callable[[Any], None], probabilities: bool
+    model: Any, keep: Keep, keep_positions: Callable[[Array], None], probabilities: bool
 ) -> Iterator[None]:
     """Hook the modules and the attention function as long as the context is open."""
     with ExitStack() as stack:
 
         def output_of(module: Any, name: str) -> None:
-            def hook(_: Any, __: Any, output: Any) -> None:
+            def hook(_: object, __: object, output: Any) -> None:
                 keep(name, output[0] if isinstance(output, tuple) else output)
 
             stack.callback(module.register_forward_hook(hook).remove)
 
         def input_of(module: Any, name: str, width: int | None = None) -> None:
-            def hook(_: Any, inputs: Any) -> None:
+            def hook(_: object, inputs: tuple[Any, ...]) -> None:
                 tensor = inputs[0]
                 keep(name, tensor if width is None else tensor.unflatten(-1, (-1, width)))
 
             stack.callback(module.register_forward_pre_hook(hook).remove)
 
-        def positions(_: Any, inputs: Any, keywords: Any) -> None:
+        def positions(_: object, inputs: tuple[Array, ...], keywords: dict[str, Array]) -> None:
             keep_positions(keywords["position_ids"] if "position_ids" in keywords else inputs[1])
 
         body = model.model
@@ -214,7 +215,7 @@ def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[
     own = sys.modules[type(attentions[0]).__module__].eager_attention_forward
     function = functions.get(chosen, own)
 
-    def attention(module: Any, query: Any, key: Any, *rest: Any, **options: Any) -> Any:
+    def attention(module: object, query: Any, key: Any, *rest: Any, **options: Any) -> Any:
         output, weights = function(module, query, key, *rest, **options)
         if (name := names.get(id(module))) is not None:
             keep(f"{name}.q_rope", query.transpose(1, 2))
@@ -241,7 +242,7 @@ def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[
             functions[chosen] = function
 
 
-def _check_complete(arrays: dict[str, Any], config: Any, probabilities: bool) -> None:
+def _check_complete(arrays: dict[str, np.ndarray], config: Any, probabilities: bool) -> None:
     roles = [*_OUTPUTS, *_INPUTS.values(), "self_attn.q_rope", "self_attn.k_rope"]
     if probabilities:
         roles.append("self_attn.probabilities")

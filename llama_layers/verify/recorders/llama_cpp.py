@@ -18,13 +18,15 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Namespace
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.sites import sites
 from llama_layers.verify.aliases import canonical_arrays, schemes_of
 from llama_layers.verify.fit import ROTATED, in_halves
-from llama_layers.verify.sites import sites
 from llama_layers.verify.trace import Trace
 
 # enum ggml_type
@@ -50,7 +52,7 @@ class _Tensor(ctypes.Structure):
 
 def record_llama_cpp(
     path: str | os.PathLike[str],
-    input_ids: Any,
+    input_ids: ArrayLike,
     /,
     *,
     kv_cache: str = "float16",
@@ -152,7 +154,7 @@ def record_llama_cpp(
 
 
 @contextmanager
-def _model(api: Any, path: str | os.PathLike[str]) -> Iterator[Any]:
+def _model(api: Namespace, path: str | os.PathLike[str]) -> Iterator[Any]:
     model = api.llama_model_load_from_file(os.fsencode(path), api.llama_model_default_params())
     if not model:
         raise RuntimeError(f"{path}: llama.cpp cannot load it; it says why on stderr")
@@ -164,7 +166,7 @@ def _model(api: Any, path: str | os.PathLike[str]) -> Iterator[Any]:
 
 @contextmanager
 def _context(
-    api: Any, model: Any, count: int, callback: _Callback, kv_type: int, flash_attention: bool
+    api: Namespace, model: Any, count: int, callback: _Callback, kv_type: int, flash_attention: bool
 ) -> Iterator[Any]:
     """Open a context that computes `count` tokens at once."""
     params = api.llama_context_default_params()
@@ -181,7 +183,7 @@ def _context(
         api.llama_free(context)
 
 
-def _decode(api: Any, context: Any, row: NDArray[Any]) -> int:
+def _decode(api: Namespace, context: Any, row: np.ndarray) -> int:
     batch = api.llama_batch_init(len(row), 0, 1)
     try:
         batch.n_tokens = len(row)
@@ -200,11 +202,11 @@ class _Callback:
     """A callback that keeps the tensors of sites, in the order in which they are computed."""
 
     def __init__(self) -> None:
-        self.tensors: list[tuple[str, NDArray[Any]]] = []
+        self.tensors: list[tuple[str, np.ndarray]] = []
         self.error: Exception | None = None
         self._ggml = _ggml()
 
-    def __call__(self, address: int, asking: bool, _: Any) -> bool:
+    def __call__(self, address: int, asking: bool, _: object) -> bool:
         try:
             name = self._name(address)
             if not asking and name is not None:
@@ -225,7 +227,7 @@ class _Callback:
         # Probabilities are over a cache that is longer than the text, and large.
         return name if "llama.cpp" in schemes_of(name) and "soft_max" not in name else None
 
-    def _array(self, name: str, address: int) -> NDArray[Any]:
+    def _array(self, name: str, address: int) -> np.ndarray:
         tensor = _Tensor.from_address(address)
         if tensor.type not in _DTYPES:
             raise RuntimeError(f"{name}: expected floats, got ggml_type {tensor.type}")
@@ -255,10 +257,10 @@ def _ggml() -> Any:
 
 
 def _arrays(
-    tensors: list[tuple[str, NDArray[Any]]], config: LlamaConfig, count: int, layout: str
-) -> dict[str, NDArray[Any]]:
+    tensors: list[tuple[str, np.ndarray]], config: LlamaConfig, count: int, layout: str
+) -> dict[str, np.ndarray]:
     """Return the sites of one run, from its tensors in the order of computation."""
-    numbered: dict[str, NDArray[Any]] = {}
+    numbered: dict[str, np.ndarray] = {}
     for place, (name, array) in enumerate(tensors):
         numbered[f"{name}#{place}" if "-" in name else name] = array
     for name in [n for n in numbered if "_b-" in n]:  # with its bias, instead of the one without
@@ -274,12 +276,13 @@ def _arrays(
                 f"{site.name}: llama.cpp showed no tensor of its name; this version may name it "
                 "otherwise"
             )
-        shape = (1, count, *site.shape[2:])
-        if found[site.name].size != math.prod(shape):
+        shape = (1, count, *(axis for axis in site.shape if isinstance(axis, int)))
+        array = to_numpy(found[site.name])
+        if array.size != math.prod(shape):
             raise RuntimeError(
-                f"{site.name}: expected shape {list(shape)}, got {list(found[site.name].shape)}"
+                f"{site.name}: expected shape {list(shape)}, got {list(array.shape)}"
             )
-        array = found[site.name].reshape(shape)
+        array = array.reshape(shape)
         rotated = layout == "interleaved" and site.role in ROTATED
         arrays[site.name] = in_halves(array, config.head_dim) if rotated else array
     return arrays

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llama_layers.layers.sites import Site
 from llama_layers.verify.report.blocks import Block, Headline, Sentences, Table, section
 from llama_layers.verify.report.plain import as_json, plain
 from llama_layers.verify.report.text import Readable
@@ -18,7 +19,6 @@ from llama_layers.verify.report.wording import (
     role_name,
     roles_and_layers,
 )
-from llama_layers.verify.sites import Site
 
 # A site is a suspect if it differs by more than this many times what it inherits and may round.
 SUSPECT = 10.0

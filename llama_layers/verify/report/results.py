@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from llama_layers.layers.sites import Site
 from llama_layers.verify.judge import Judgement
 from llama_layers.verify.report.plain import plain
 from llama_layers.verify.report.wording import apart, figure
-from llama_layers.verify.sites import Site
 
 SiteVerdict = Literal["PASS", "WARN", "FAIL", "SEEN", "DIFFERS"]
 SITE_VERDICTS: tuple[SiteVerdict, ...] = get_args(SiteVerdict)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from llama_layers.verify.sites import Site
+from llama_layers.layers.sites import Site
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 def figure(number: float) -> str:
@@ -39,14 +40,14 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def listed(numbers: Sequence[Any], most: int) -> str:
+def listed(numbers: Sequence[object], most: int) -> str:
     """Write the first of some numbers: 0, 1, 2 ..."""
     return ", ".join(map(str, numbers[:most])) + (" ..." if len(numbers) > most else "")
 
 
-def grouped(values: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+def grouped(values: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """Group values by a key, in the order in which the keys first come."""
-    groups: dict[Any, list[T]] = {}
+    groups: dict[K, list[T]] = {}
     for value in values:
         groups.setdefault(key(value), []).append(value)
     return groups

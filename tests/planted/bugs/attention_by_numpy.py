@@ -9,7 +9,7 @@ from tests.planted.planting import wrong
 
 ATTEND = "llama_layers.backends.numpy.attention:attend"
 SPAN = "llama_layers.backends.numpy.attention:_span"
-ROWS = "llama_layers.backends.numpy.attention:_rows"
+ROWS = "llama_layers.backends.numpy.attention:mask_rows"
 TILE = "llama_layers.backends.numpy.attention:_tile"
 LIKE_ROWS = "test_attention_tiles.py::test_tiles_like_one_row_at_a_time"
 
@@ -26,14 +26,14 @@ def keys_cut_to_those_that_the_first_query_of_a_block_sees(right, where):
 
 
 @wrong(ROWS, LIKE_ROWS)
-def the_padding_of_the_first_sequence_for_all(right, mask, start, stop):
-    rows = right(mask, start, stop)
+def the_padding_of_the_first_sequence_for_all(right, xp, mask, start, stop):
+    rows = right(xp, mask, start, stop)
     return rows if rows is None else rows[:1]
 
 
 @wrong(ROWS, LIKE_ROWS)
-def the_rows_of_the_first_block_for_every_block(right, mask, start, stop):
-    return right(mask, 0, stop - start)
+def the_rows_of_the_first_block_for_every_block(right, xp, mask, start, stop):
+    return right(xp, mask, 0, stop - start)
 
 
 @wrong("llama_layers.backends.numpy.attention:_parts", LIKE_ROWS)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from llama_layers.layers.cache import changed
+from llama_layers.layers.cache_state import changed
 from tests.planted.planting import NOT_NAMED, wrong
 
 WRITE = "llama_layers.layers.cache:write_tokens"
 CACHE = "llama_layers.layers.cache:KVCache"
+STATE = "llama_layers.layers.cache_state:CacheState"
 FORWARD = "llama_layers.model.forward:forward"
 IN_PLACE = "test_cache.py::test_append_keeps_every_token_in_its_place[numpy]"
 OVERFLOW = "test_cache.py::test_overflow_raises_before_anything_is_written[numpy-2]"
@@ -84,12 +83,12 @@ def a_ring_one_place_too_small(right, cls, *arguments, rolling=None, **options):
     return right(cls, *arguments, rolling=rolling and max(1, rolling - 1), **options)
 
 
-@wrong(f"{CACHE}.most_at_once", RING)
+@wrong(f"{STATE}.most_at_once", RING)
 def a_ring_takes_one_token_too_many_at_a_time(right, cache):
     return right(cache) + (cache.window is not None and cache.capacity < cache.max_len)
 
 
-@wrong(f"{CACHE}.key_slots", FULL)
+@wrong(f"{STATE}.key_slots", FULL)
 def slots_of_a_ring_off_by_one(right, cache):
     if cache.window is None:
         return right(cache)
@@ -130,14 +129,14 @@ def padding_of_a_pass_with_a_cache_ignored(right, cache, count, keep=None):
     return right(cache, count)
 
 
-@wrong(f"{CACHE}.visible_keep", PADDING, "padding seen")
+@wrong(f"{STATE}.visible_keep", PADDING, "padding seen")
 def padding_forgotten_by_the_next_chunk(right, cache):
     return None
 
 
 @wrong(f"{CACHE}.copy", "test_cache.py::test_a_copy_goes_its_own_way")
 def a_copied_cache_shares_its_memory(right, cache):
-    return replace(cache)
+    return changed(cache)
 
 
 @wrong(FORWARD, PADDING, COUNTED)

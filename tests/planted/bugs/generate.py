@@ -129,22 +129,24 @@ def rows_that_have_ended_go_on_without_a_padding_id(right, model, input_ids, **o
 
 
 @wrong(PREFILL, "test_generation.py::test_greedy_is_the_argmax_of_full_passes")
-def the_last_token_of_the_prompt_fed_twice(right, model, input_ids, attention_mask, cache, more):
+def the_last_token_of_the_prompt_fed_twice(
+    right, model, input_ids, attention_mask, cache, more, tap
+):
     from llama_layers.model.generate import _advance
 
-    _, cache = right(model, input_ids, attention_mask, cache, more)
-    return _advance(model, input_ids[:, -1:], cache)
+    _, cache = right(model, input_ids, attention_mask, cache, more, tap)
+    return _advance(model, input_ids[:, -1:], cache, tap=tap)
 
 
 @wrong(PREFILL, "test_generation.py::test_ring_is_the_full_cache")
 def the_mask_of_the_first_chunk_of_a_prompt_for_each(
-    right, model, input_ids, attention_mask, cache, more
+    right, model, input_ids, attention_mask, cache, more, tap
 ):
     from llama_layers.model.generate import CHUNK
 
     if attention_mask is not None and cache is None:
         attention_mask = attention_mask[:, np.arange(input_ids.shape[1]) % CHUNK]
-    return right(model, input_ids, attention_mask, cache, more)
+    return right(model, input_ids, attention_mask, cache, more, tap)
 
 
 @wrong("llama_layers.model.generate:_check_prompts", AT_THE_CALL)

@@ -7,9 +7,11 @@ they are projected out, the sum after attention), a name beside them does.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from llama_layers.config.llama_config import LlamaConfig
@@ -73,6 +75,11 @@ class Site:
         if self.layer is None:
             return self.name
         return self.name.removeprefix(f"model.layers.{self.layer}").removeprefix(".") or "layer"
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """What it may be called: its name, its role, and the last word of the role."""
+        return self.name, self.role, self.role.rpartition(".")[2]
 
 
 def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
@@ -141,3 +148,58 @@ def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
         yield Site(f"{name}.{role.rstrip('*')}", layer, operation, shape, tuple(inputs), starred)
     residual = (f"{name}.attention_residual", f"{name}.mlp.down_proj")
     yield Site(name, layer, "residual", ("B", "S", config.hidden_size), (residual,))
+
+
+def names_matching(
+    argument: str, pattern: str, known: Mapping[str, Iterable[str]]
+) -> tuple[str, ...]:
+    """Return the sites that a pattern matches by any of their names.
+
+    `known` has the names of each site, by the first of them. Raises ValueError, with the closest
+    name, if the pattern matches none.
+    """
+    if not isinstance(pattern, str):
+        raise TypeError(f"{argument}: expected names of sites, got {type(pattern).__name__}")
+    if pattern in known:
+        return (pattern,)
+    found = tuple(
+        site for site, names in known.items() if any(fnmatchcase(n, pattern) for n in names)
+    )
+    if not found:
+        every = sorted({name for names in known.values() for name in names})
+        close = difflib.get_close_matches(pattern, every, n=1)
+        said = f" (is it {close[0]!r}?)" if close else ""
+        raise ValueError(
+            f"{argument}: expected names of sites, got {pattern!r}, which names none{said}"
+        )
+    return found
+
+
+def sites_of_model(config: LlamaConfig, pattern: str) -> tuple[str, ...]:
+    """Return the names of the sites of a model that a key of a tap names."""
+    known = _names_in_model(config)
+    return (pattern,) if pattern in known else _found_in_model(config, pattern)
+
+
+@lru_cache(maxsize=8)
+def _names_in_model(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
+    return {site.name: site.names for site in sites(config)}
+
+
+@lru_cache(maxsize=256)  # for a loop of forward passes
+def _found_in_model(config: LlamaConfig, pattern: str) -> tuple[str, ...]:
+    return names_matching("tap", pattern, _names_in_model(config))
+
+
+@lru_cache(maxsize=256)
+def sites_of_layer(config: LlamaConfig, pattern: str) -> tuple[str, ...]:
+    """Return the names inside a layer of the sites there that a key of a tap names."""
+    inner = [site for site in _of_layer(config, 0) if site.role != "layer"]
+    return names_matching("tap", pattern, {site.role: site.names[1:] for site in inner})
+
+
+def sites_of_mlp(pattern: str) -> tuple[str, ...]:
+    """Return the names inside an MLP of the sites there that a key of a tap names."""
+    rows = [line.split()[0] for line in _LAYER.splitlines() if line.startswith("mlp.")]
+    names = [name.removeprefix("mlp.") for name in rows]
+    return names_matching("tap", pattern, {name: (name,) for name in names})
