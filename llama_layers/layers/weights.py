@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from llama_layers.arrays.brief import brief
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.pytrees import traceable
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.qkv_weights import QKVWeights
@@ -92,6 +93,7 @@ def array_shape(path: str, sizes: Mapping[str, int]) -> tuple[int | str, ...]:
     return (count, *(sizes.get(axes[0], axes[0]) for axes in others))
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class AttentionWeights:
     """The projections of an attention block.
@@ -126,6 +128,7 @@ class AttentionWeights:
         return brief(self)
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class MLPWeights:
     """The projections of a gated MLP.
@@ -161,6 +164,7 @@ class MLPWeights:
         return brief(self)
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
     """The parameters of one decoder layer.

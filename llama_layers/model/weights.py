@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, overload, runtime_checkable
 
 from llama_layers.arrays.brief import brief_value
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.pytrees import Tree, offer, offer_to_jax, unchecked
 from llama_layers.arrays.transfer import writable_like
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
@@ -81,15 +82,13 @@ class LlamaWeights:
 
     def __repr__(self) -> str:
         """What is known without reading an array."""
-        said = {name: brief_value(value) for name, value in vars(self).items()}
-        said = {
-            name: said.get(name, "not read yet") for name in ("embed_tokens", "norm", "lm_head")
-        }
-        return (
-            f"LlamaWeights({len(self.layers)} layers, "
-            + ", ".join(f"{name}={value}" for name, value in said.items())
-            + ")"
-        )
+        read, layers = vars(self), self.layers
+        count = f"{len(layers)} layers" if isinstance(layers, Sequence) else brief_value(layers)
+        said = [
+            f"{name}={brief_value(read[name]) if name in read else 'not read yet'}"
+            for name in ("embed_tokens", "norm", "lm_head")
+        ]
+        return f"LlamaWeights({', '.join([count, *said])})"
 
     @classmethod
     def from_named(cls, arrays: Mapping[str, Array], config: LlamaConfig) -> LlamaWeights:
@@ -143,9 +142,12 @@ class LlamaWeights:
         for name in shapes:
             if name not in arrays:
                 raise CheckpointError(f"arrays: expected {name}, got no array of that name")
-        weights = object.__new__(_ReadWhenUsed)
+        offer_to_jax()  # since no array has come yet
         source = _Source(arrays, shapes)
-        vars(weights).update(source=source, config=config, layers=_Layers(source, config))
+        layers = _Layers(source, config)
+        weights: LlamaWeights = unchecked(
+            _ReadWhenUsed, source=source, config=config, layers=layers
+        )
         return weights
 
     def named(self) -> dict[str, Array]:
@@ -279,11 +281,41 @@ def weights_without_padding(weights: LlamaWeights, config: LlamaConfig) -> Llama
             return weights
         return LlamaWeights.from_named(weights.source.arrays, config)
     embedding, head = weights.embed_tokens, weights.lm_head
-    if not any(padding(table.shape[0], tokens) for table in (embedding, head)):
-        return weights
     table = without_padding(embedding, tokens)
-    head = table if head is embedding else without_padding(head, tokens)
-    return replace(weights, embed_tokens=table, lm_head=head)
+    first = table if head is embedding else without_padding(head, tokens)
+    if table is embedding and first is head:
+        return weights
+    return replace(weights, embed_tokens=table, lm_head=first)
+
+
+def _split(weights: LlamaWeights) -> tuple[dict[str, Any], bool]:
+    """The parts of weights as jax may change them, and whether one array is embedding and head.
+
+    That array is one part, so that its gradient is the sum of both uses. What it was is remembered
+    where jax puts other things than arrays into weights.
+    """
+    tied = vars(weights).get("tied", weights.lm_head is weights.embed_tokens)
+    layers = weights.layers
+    if isinstance(layers, Sequence) and not isinstance(layers, list | tuple | str):
+        layers = list(layers)
+    parts = {"embed_tokens": weights.embed_tokens, "layers": layers, "norm": weights.norm}
+    return parts if tied else parts | {"lm_head": weights.lm_head}, tied
+
+
+def _join(kind: type[LlamaWeights], parts: dict[str, Any], tied: bool) -> LlamaWeights:
+    head = {"lm_head": parts["embed_tokens"]} if tied else {}
+    weights: LlamaWeights = unchecked(kind, **parts, **head, tied=tied)
+    return weights
+
+
+for _kind in (LlamaWeights, _ReadWhenUsed):  # jax tells kinds apart, so each stays what it is
+    offer(Tree(_kind, _split, partial(_join, _kind)))
+
+
+def all_read(weights: LlamaWeights) -> LlamaWeights:
+    """The weights with every array read."""
+    lazy = isinstance(weights, _ReadWhenUsed)
+    return _join(LlamaWeights, *_split(weights)) if lazy else weights
 
 
 def check_layer_count(weights: LlamaWeights, config: LlamaConfig) -> None:
