@@ -91,7 +91,7 @@ SOURCES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("tables", [(64, 64), (41, 48), (64, 40)], ids=str)
+@pytest.mark.parametrize("tables", [(64, 64), (41, 48), (64, 40), (128, 512)], ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_model_is_the_one_without_padding(source, name, tables, tmp_path):

@@ -263,8 +263,13 @@ class _Layers(Sequence[LayerWeights]):
 
 
 def padding(rows: int, tokens: int) -> int:
-    """How many of the rows are padding; twice as many rows as tokens are another vocabulary's."""
-    return rows - tokens if tokens < rows < 2 * tokens else 0
+    """How many of the rows are padding.
+
+    Twice as many rows as tokens are another vocabulary's, unless a multiple of 64 is near.
+    """
+    more = rows - tokens
+    rounded = rows % 64 == 0 and more < 512
+    return more if more > 0 and (more < tokens or rounded) else 0
 
 
 def without_padding(table: Array, tokens: int) -> Array:
