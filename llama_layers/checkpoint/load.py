@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 import operator
 import os
@@ -10,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,8 +18,9 @@ import numpy as np
 from llama_layers.arrays.types import Array, Device, DType, Namespace
 from llama_layers.backends.cupy.upload import Part, Source, upload
 from llama_layers.backends.placement import cupy_device, is_cupy, placement
-from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, Checkpoint, checked_dtype
+from llama_layers.checkpoint.checkpoint import Checkpoint
 from llama_layers.checkpoint.open import open_checkpoint
+from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, checked_dtype
 from llama_layers.errors import CheckpointError
 from llama_layers.files.progress import progress
 from llama_layers.layers.group import Group
@@ -54,8 +55,9 @@ def load(
     """Load a model.
 
     Everything is checked at once, from the headers; a weight is read when it is first used, and
-    then kept. On NumPy, weights that the file holds as they are needed stay views of the file. On
-    CuPy, all are copied to the GPU at once, in parts, so that main memory holds few of them.
+    then kept. On NumPy, weights that the file holds as they are needed stay views of the file, and
+    all are read-only. On CuPy, all are copied to the GPU at once, in parts, so that main memory
+    holds few of them.
 
     Parameters
     ----------
@@ -127,14 +129,7 @@ def load(
             raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
     if group is not None:
         return _one_rank(checkpoint, group, chosen, name, place)
-
-    def read(names: Names) -> Array:
-        """Read tensors when they are asked for."""
-        return place(checkpoint.read_rows(names, name))
-
-    on_gpu = _uploaded(cupy_device(device), checkpoint, chosen, name) if is_cupy(backend) else None
-    tensors = _Tensors(checkpoint, chosen, on_gpu or read, name)
-    weights = LlamaWeights.from_named(tensors, config)
+    weights = LlamaWeights.from_named(_Tensors(checkpoint, chosen, name, backend, device), config)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
 
@@ -153,7 +148,7 @@ def _one_rank(
         checkpoint.forget(name)
         return place(part)
 
-    tensors = _Tensors(checkpoint, layers, partial(checkpoint.read_rows, dtype=dtype))
+    tensors = _Tensors(checkpoint, layers, dtype, "numpy", None)
     weights = LlamaWeights.from_named(Parts(tensors, shard, finish), shard.config, group=group)
     return Llama(shard.config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
@@ -179,20 +174,38 @@ def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
 
 
 class _Tensors(Mapping[str, Array]):
-    """The tensors of a checkpoint as arrays, read when they are asked for."""
+    """The tensors of a checkpoint as arrays, read when they are asked for, or now for a GPU.
+
+    A pickle holds the arguments, with which the files are read again. A deep copy reads the files
+    that are mapped already.
+    """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         layers: frozenset[int],
-        read: _Read,
-        dtype: str | None = None,
+        dtype: str | None,
+        backend: str | Namespace,
+        device: Device | None,
     ) -> None:
-        self._checkpoint, self._layers, self._read = checkpoint, layers, read
-        self._dtype = dtype
+        self._checkpoint, self._layers, self._dtype = checkpoint, layers, dtype
+        self._backend, self._device = backend, device
+        self._read = self._reader()
+
+    def _reader(self) -> _Read:
+        checkpoint, dtype = self._checkpoint, self._dtype
+        if is_cupy(self._backend):
+            return _uploaded(cupy_device(self._device), checkpoint, self._layers, dtype)
+        place = placement(self._backend, self._device)
+        return lambda names: place(checkpoint.read_rows(names, dtype))
+
+    def __deepcopy__(self, memo: object) -> _Tensors:
+        place = self._backend, self._device
+        return _Tensors(self._checkpoint, self._layers, self._dtype, *place)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _tensors_again, (self._checkpoint.path.absolute(), self._layers, self._dtype)
+        backend = self._backend if isinstance(self._backend, str) else self._backend.__name__
+        return _tensors_again, (self._checkpoint, self._layers, self._dtype, backend, self._device)
 
     def __len__(self) -> int:
         return len(self._checkpoint.tensors)
@@ -217,10 +230,16 @@ class _Tensors(Mapping[str, Array]):
         return self._read(names)
 
 
-def _tensors_again(path: Path, layers: frozenset[int], dtype: str | None) -> _Tensors:
-    """Tensors from their pickle: those of the same files, for NumPy."""
-    checkpoint = open_checkpoint(path)
-    return _Tensors(checkpoint, layers, partial(checkpoint.read_rows, dtype=dtype), dtype)
+def _tensors_again(
+    checkpoint: Checkpoint,
+    layers: frozenset[int],
+    dtype: str | None,
+    backend: str,
+    device: Device | None,
+) -> _Tensors:
+    """Tensors from their pickle, which has the name of a module instead of it."""
+    module = backend if backend in ("numpy", "cupy") else importlib.import_module(backend)
+    return _Tensors(checkpoint, layers, dtype, module, device)
 
 
 def _uploaded(

@@ -18,6 +18,7 @@ from llama_layers.verify.defined import where_defined
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.fit import HEAD
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.profiles import (
     CONTRACT,
@@ -92,7 +93,8 @@ class Sites:
         """Hold a recorded site against its bound, or else against a recomputation."""
         evidence = self.evidence(site)
         if isinstance(evidence, Unbounded):
-            return Look(_compared(evidence), evidence=evidence)
+            result = _compared(evidence)
+            return Look(replace(result, note=result.note or self._padding(site)), evidence=evidence)
         return self._judged(evidence)
 
     @np.errstate(invalid="ignore")  # the port may have signalling NaN
@@ -138,6 +140,7 @@ class Sites:
             judgement=judgement,
             difference=distance(bound.exact, array),
             histogram=_histogram(bound.ratio(array)),
+            note=self._padding(failing.site),
             worst=_worst(array, bound),
         )
         if theirs is None and judgement.verdict == "FAIL":
@@ -166,7 +169,8 @@ class Sites:
         if theirs is not None:
             habits = theirs.habits(failing.operation.steps, formats.narrower)
             return "WARN", f"rounds as {theirs.name} does: {habits}"
-        return judgement.verdict, self._unusual(failing, judgement)
+        note = self._unusual(failing, judgement) or self._padding(failing.site)
+        return judgement.verdict, note
 
     def _profile_of(self, failing: FailingSite) -> RoundingProfile | None:
         """The profile whose roundings explain an array."""
@@ -181,6 +185,13 @@ class Sites:
             if judge(failing.computed, bound).verdict == "PASS":
                 return profile
         return None
+
+    def _padding(self, site: Site) -> str:
+        """A note on logits that were not looked at."""
+        if site.name != HEAD or not self.recorded.padding:
+            return ""
+        left_out = counted(self.recorded.padding, "logit")
+        return f"{left_out} of each token are beyond the vocabulary, and were left out"
 
     def _unusual(self, failing: FailingSite, judgement: Judgement) -> str:
         """A note on errors that rounding can explain, but rarely does."""
