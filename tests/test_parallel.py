@@ -15,7 +15,7 @@ from llama_layers import KVCache, LlamaConfig, forward, generate, load
 from llama_layers.parallel import run_ranks, sharded
 from llama_layers.parallel.plan import Shard
 from llama_layers.testing import configs
-from tests.support import decoder_oracle, random_models
+from tests.support import decoder_oracle, random_models, tiny
 
 MOST_RANKS = 16
 sizes = st.integers(1, MOST_RANKS)
@@ -135,6 +135,20 @@ def test_a_loaded_model(tmp_path):
     whole = forward(load(tmp_path), ids).logits
     for logits in run_ranks(3, lambda group: forward(load(tmp_path, parallel=group), ids).logits):
         np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [None, "float64"])
+def test_a_loaded_part_keeps_no_more_than_itself(tmp_path, dtype):
+    config = random_models.GQA
+    path = tiny.write_single(tmp_path, random_models.random_weights(config, 0, np.float32), config)
+
+    def held(group):
+        layer = load(path, parallel=group, dtype=dtype).weights.layers[0]
+        return [a for a in layer.arrays().values() if a is not None and a.ndim == 2]
+
+    for arrays in run_ranks(2, held):
+        for array in arrays:
+            assert array.base is None or not array.flags.writeable  # which is a view of the file
 
 
 def test_ranks_with_other_models_are_named(tmp_path):

@@ -28,7 +28,6 @@ from llama_layers.model.weight_checks import unfusible
 from llama_layers.model.weights import LlamaWeights, layer_arrays
 from llama_layers.parallel.connect import check_same, connect
 from llama_layers.parallel.plan import Shard
-from llama_layers.parallel.weights import Parts
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -148,12 +147,23 @@ def _one_rank(
     check_same(group, asdict(checkpoint.config) | {"the norms' SHA-256": _digest(checkpoint)})
     shard = Shard(checkpoint.config, group.rank, group.size)
 
-    def finish(name: str, part: np.ndarray) -> Array:
-        checkpoint.forget(name)
-        return place(part)
+    def part(name: str) -> np.ndarray:
+        """Cut out what this rank has, so that the rest can be freed."""
+        whole = checkpoint.read(name, dtype)
+        cut: Any = shard.part(name, whole)
+        in_memory = whole.flags.writeable  # and not in the file
+        return cut.copy() if in_memory and cut is not whole and cut.base is not None else cut
 
-    tensors = _Tensors(checkpoint, layers, partial(checkpoint.read_rows, dtype=dtype))
-    weights = LlamaWeights.from_named(Parts(tensors, shard, finish), shard.config, group=group)
+    def read(names: Names) -> Array:
+        """Read parts of tensors when they are asked for, and give back the pages of the file."""
+        parts = [part(name) for name in names]
+        placed = place(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        for name in names:
+            checkpoint.forget(name)
+        return placed
+
+    tensors = _Tensors(checkpoint, layers, read)
+    weights = LlamaWeights.from_named(tensors, shard.config, group=group)
     return Llama(shard.config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
 

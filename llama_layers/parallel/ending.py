@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from types import TracebackType
@@ -19,8 +20,10 @@ from llama_layers.errors import one_line
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-SECONDS = 0.5
-"""Between two looks at whether a rank has ended."""
+LOOK = 0.5
+"""Seconds between two looks at whether a rank has ended."""
+GRACE = 0.3
+"""Seconds in which a launcher passes on what ranks said: it drops the rest when they end."""
 
 
 def abort(status: int) -> None:
@@ -29,6 +32,7 @@ def abort(status: int) -> None:
 
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    time.sleep(GRACE)
     MPI.COMM_WORLD.Abort(status)
 
 
@@ -69,7 +73,7 @@ def watch(comm: MPI.Comm, calls: Callable[[], int]) -> None:
     leaving = threading.Event()
 
     def look() -> None:
-        while not leaving.wait(SECONDS) and not MPI.Is_finalized():
+        while not leaving.wait(LOOK) and not MPI.Is_finalized():
             status = MPI.Status()
             while comm.Iprobe(status=status):
                 ended[status.source] = comm.recv(source=status.source)
