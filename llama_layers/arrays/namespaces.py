@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device, is_cupy_namespace, is_numpy_namespace
 
+from llama_layers.arrays.cupynumeric import standard
 from llama_layers.arrays.types import Array, Device, Namespace
 
 
@@ -26,6 +27,8 @@ def namespace(**arrays: Array | None) -> Namespace:
                 raise TypeError
             # NumPy follows the standard by itself, and its compatible wrapper loads slowly.
             own = np if isinstance(array, np.ndarray | np.generic) else array_namespace(array)
+            if own.__name__ == "cupynumeric":
+                own = standard(own)
         except TypeError:
             raise TypeError(
                 f"{name}: expected an array of NumPy, CuPy or another array API library, "
