@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers import KVCache, LlamaConfig, forward, generate, load
+from llama_layers import KVCache, LlamaConfig, check, forward, generate, load, record
 from llama_layers.parallel import run_ranks, sharded
 from llama_layers.parallel.plan import Shard
 from llama_layers.testing import configs
@@ -169,6 +169,28 @@ def test_ranks_with_other_models_are_named(tmp_path):
     )
     with pytest.raises(ValueError, match=r"rank 1: .*rms_norm_eps is 0.001, not 0.01"):
         run_ranks(2, lambda group: load(tmp_path / str(group.rank), parallel=group))
+
+
+def test_other_ids_on_a_rank_are_named():
+    """As where each rank draws its own tokens: they would compute a mixture of two texts."""
+    weights = random_models.random_weights(random_models.GQA)
+
+    def run(ids):
+        return run_ranks(
+            3, lambda group: forward(sharded(weights, random_models.GQA, group), ids(group.rank))
+        )
+
+    for other in ([[1, 2]], [[1, 2, 3, 4]], [[1], [2], [4]]):
+        with pytest.raises(ValueError, match=r"input_ids: expected the same .* others on rank 2"):
+            run(lambda rank, other=other: np.array(other if rank == 2 else [[1], [2], [3]]))
+
+
+def test_check_takes_a_whole_model():
+    config, ids = random_models.GQA, np.array([[1, 2]])
+    weights = random_models.random_weights(config)
+    trace = record(random_models.model_of(config, weights), ids)
+    with pytest.raises(ValueError, match="model: expected a whole model, got the part of it"):
+        run_ranks(2, lambda group: check(trace, sharded(weights, config, group)))
 
 
 def test_an_error_on_one_rank_ends_all():

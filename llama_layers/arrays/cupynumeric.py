@@ -1,4 +1,4 @@
-"""cuPyNumeric, NVIDIA's NumPy on many GPUs and computers, with names of the array API standard.
+"""NVIDIA's cuPyNumeric, a NumPy on many GPUs and computers, with names of the array API standard.
 
 It has NumPy's names of before the standard, no argument ``device``, and no bfloat16.
 """

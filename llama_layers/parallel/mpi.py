@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import numpy as np
 from array_api_compat import device
@@ -73,6 +73,16 @@ class MPIGroup:
         place = comm.Get_rank(), comm.Get_size()
         comm.Free()
         return place
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Give the group itself, so that a copy of a model has the same ranks."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a rank of MPI cannot be pickled, nor can its part of a model: expected the other "
+            "process to load its own"
+        )
 
     def abort(self, status: int = 1) -> None:
         """End the processes of all ranks."""

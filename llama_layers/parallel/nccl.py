@@ -5,22 +5,20 @@ CuPy's interface: `cupy.cuda.nccl <https://docs.cupy.dev/en/stable/reference/cud
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.types import ArrayT
 from llama_layers.backends.libraries import cupy
 from llama_layers.backends.placement import cupy_device
 from llama_layers.errors import BackendError, one_line
-from llama_layers.parallel.mpi import MPIGroup, once_for
+from llama_layers.parallel.mpi import MPIGroup
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-T = TypeVar("T")
 
-
-class NCCLGroup:
+class NCCLGroup(MPIGroup):
     """The ranks of an MPI communicator, each with a GPU of its computer.
 
     Parameters
@@ -36,19 +34,18 @@ class NCCLGroup:
     """
 
     def __init__(self, comm: MPI.Comm) -> None:
-        self._mpi = once_for(comm, MPIGroup)
-        self.rank, self.size = self._mpi.rank, self._mpi.size
+        super().__init__(comm)
         nccl: Any = cupy().cuda.nccl
         if not nccl.available:
             raise BackendError(
                 "parallel: CuPy finds no NCCL: pip install nvidia-nccl-cu12, or nvidia-nccl-cu13, "
                 "whichever CUDA this CuPy is for"
             )
-        place, ranks = self._mpi.here()
+        place, ranks = self.here()
         count = cupy().cuda.runtime.getDeviceCount()
         self.device: int = place % max(1, count)
         cupy_device(self.device).use()  # streams, and what a model computes, are on the current one
-        name = self._mpi.broadcast(nccl.get_unique_id() if self.rank == 0 else None)
+        name = self.broadcast(nccl.get_unique_id() if self.rank == 0 else None)
         try:
             self._nccl = nccl.NcclCommunicator(self.size, name, self.rank)
         except RuntimeError as error:  # two ranks with one GPU, for example
@@ -65,7 +62,7 @@ class NCCLGroup:
         The sum is in order with what the stream does before and after. Nobody waits for it here:
         CuPy gives the memory of `array` to later work of the same stream only.
         """
-        self._mpi.calls += 1
+        self.calls += 1
         sent: Any = cupy().ascontiguousarray(array)
         received: Any = cupy().empty_like(sent)
         kind, stream = self._dtypes[dtype_name(sent.dtype)], cupy().cuda.get_current_stream()
@@ -73,15 +70,3 @@ class NCCLGroup:
             sent.data.ptr, received.data.ptr, sent.size, kind, self._sum, stream.ptr
         )
         return received
-
-    def broadcast(self, value: T, /) -> T:
-        """Give the value of rank 0 to every rank, by way of main memory."""
-        return self._mpi.broadcast(value)
-
-    def gather(self, value: T, /) -> list[T]:
-        """Give every rank the values of all ranks, by way of main memory."""
-        return self._mpi.gather(value)
-
-    def abort(self, status: int = 1) -> None:
-        """End the processes of all ranks."""
-        self._mpi.abort(status)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from llama_layers import forward
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.errors import BackendError
 from llama_layers.parallel import run_ranks, sharded
+from llama_layers.parallel.mpi import MPIGroup
 from llama_layers.parallel.nccl import NCCLGroup
 from tests.support import decoder_oracle
 from tests.support import nccl_stand_in as nccl
@@ -22,32 +22,27 @@ from tests.support.random_models import CONFIGS, random_weights
 pytestmark = [needs_compiler, stand_in_alone]
 
 
-@dataclass
-class Rank:
-    """What MPI does for a rank."""
-
-    rank: int
-    size: int
-    calls: int = 0
-
-    def here(self):
-        return self.rank, self.size
-
-    def broadcast(self, value):
-        return tuple(range(128))  # what rank 0 of the stand-in sends
-
-
 @pytest.fixture
 def connected(cupy, monkeypatch):
-    """A function that gives a rank of a world its group."""
+    """A function that gives a rank of a world its group, without MPI."""
 
-    def connect(world: nccl.World, rank: int) -> NCCLGroup:
-        comm: Any = Rank(rank, world.size)
-        return NCCLGroup(comm)
+    def start(group: NCCLGroup, comm: Any) -> None:
+        group.rank, group.size, group.calls = *comm, 0
 
-    monkeypatch.setattr("llama_layers.parallel.nccl.once_for", lambda comm, kind: comm)
+    for name, instead in {
+        "__init__": start,
+        "here": lambda group: (group.rank, group.size),
+        "gather": lambda group, value: [value] * group.size,
+        "broadcast": lambda group, value: tuple(range(128)),  # what rank 0 of the stand-in sends
+    }.items():
+        monkeypatch.setattr(MPIGroup, name, instead)
     monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 2, raising=False)
     monkeypatch.setattr("llama_layers.parallel.nccl.cupy_device", lambda device: cupy.cuda.Device())
+
+    def connect(world: nccl.World, rank: int) -> NCCLGroup:
+        comm: Any = rank, world.size
+        return NCCLGroup(comm)
+
     return connect
 
 

@@ -151,6 +151,13 @@ def test_the_command_says_what_is_wrong(arguments, says):
     assert re.search(says, run.stderr)
 
 
+def test_several_models_and_communicators(models):
+    run = mpiexec([4, sys.executable, "-c", mpi_ranks.SEVERAL, models["model"]])
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.count("a rank of MPI cannot be pickled") == 4
+    assert run.stdout.endswith("the last one\n")
+
+
 def test_bench_of_two_ranks(models, tmp_path):
     file = tmp_path / "bench.json"
     arguments = f"bench decode --model {models['model']} --rounds 2 --tokens 2 --json {file}"

@@ -107,3 +107,34 @@ for count, _ in enumerate(generate(model, np.array([[1]]), max_new_tokens=10**6,
         if globals()[how]():
             break
 """
+
+
+# Models of several communicators in one world of four ranks: each must be the whole one's equal.
+SEVERAL = """
+import copy, pickle, sys
+import numpy as np
+from mpi4py import MPI
+from llama_layers import forward, load
+from llama_layers.parallel.connect import connect
+
+path, world = sys.argv[1], MPI.COMM_WORLD
+pair = world.Split(world.rank % 2)
+ids = np.array([[1, 2, 3]])
+whole = forward(load(path), ids).logits
+models = [load(path, parallel=comm) for comm in (MPI.COMM_SELF, pair, world, pair)]
+models.append(copy.deepcopy(models[2]))
+for model in models:
+    np.testing.assert_allclose(forward(model, ids).logits, whole, rtol=1e-4, atol=1e-4)
+heads = [model.config.num_attention_heads for model in models]
+assert heads == [4, 2, 1, 2, 1], heads
+assert models[1].weights.group is models[3].weights.group is connect(pair)
+try:
+    pickle.dumps(models[1])
+except TypeError as error:
+    print(error)
+world.Barrier()
+if world.rank == 3:  # the others have ended, and nobody waits for them
+    import time
+    time.sleep(1.5)
+    print("the last one")
+"""
