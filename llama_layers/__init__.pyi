@@ -1,3 +1,4 @@
+from .arrays.transfer import to_namespace
 from .checkpoint import load
 from .config.llama_config import LlamaConfig
 from .config.rope_scaling import RopeScaling
@@ -66,4 +67,5 @@ __all__ = [
     "rope_table",
     "sample",
     "swiglu",
+    "to_namespace",
 ]

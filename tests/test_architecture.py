@@ -39,7 +39,7 @@ OPTIONAL = frozenset(
     "cupy gguf huggingface_hub jax matplotlib mpi4py numba threadpoolctl tokenizers torch".split()
 )
 # Needed, but slow to load, and for few calls only: so may these be.
-SLOW_TO_LOAD = frozenset({"jinja2", "rich"})
+SLOW_TO_LOAD = frozenset({"array_api_compat", "jinja2", "rich"})
 # A module that loads one of them, from where it is needed late.
 LATE = "llama_layers.checkpoint.tokenizer.sandbox"
 # A command loads what it needs once it was chosen, so that --help answers at once.

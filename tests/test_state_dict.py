@@ -113,7 +113,7 @@ def test_values_that_are_not_arrays_of_one_library():
         (None, "expected an array, got NoneType"),
         ([1.0] * 32, "expected an array, got list"),
         (np.ones(32, np.int64), "expected one of the dtypes float16, .*, got int64"),
-        (np.ma.ones(32, np.float32), "expected an array of NumPy, .*, got MaskedArray"),
+        (np.ma.ones(32, np.float32), "expected an array of NumPy, .*, got numpy.MaskedArray"),
         (array_api_strict.ones(32), "expected an array of the same library as .*, numpy, got"),
     ):
         with pytest.raises(TypeError, match=f"^{name}: {message}"):

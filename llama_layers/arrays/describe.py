@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from array_api_compat import device
-
-from llama_layers.arrays.namespaces import library
+from llama_layers.arrays.namespaces import device, library
 from llama_layers.arrays.types import Array, Namespace
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping, ValuesView
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import wraps
 from threading import get_ident
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -30,6 +30,7 @@ LIBRARIES = ("numpy", "cupy", "jax")
 
 definitions: dict[str, Function] = {}
 """The definitions by name, as they are without faster bodies."""
+_routes: dict[str, dict[str, dict[str, Function]]] = {}
 _only: dict[int, Bodies] = {}
 """The bodies of threads that are inside `only`."""
 
@@ -69,12 +70,13 @@ def only(bodies: Bodies) -> Iterator[None]:
             _only[thread] = before
 
 
-@cache
 def _tables(xp: Namespace) -> ValuesView[dict[str, Function]]:
-    return routes(library(xp)).values()
+    # Not a cache of functools, of which torch.compile warns.
+    if (found := _routes.get(xp.__name__)) is None:
+        found = _routes[xp.__name__] = routes(library(xp))
+    return found.values()
 
 
-@cache
 def routes(library_name: str) -> dict[str, dict[str, Function]]:
     """The bodies for a library's arrays by route, the fastest route first."""
     if library_name not in LIBRARIES:

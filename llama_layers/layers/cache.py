@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from array_api_compat import device
 
 from llama_layers.arrays.checks import MOST_TOKENS, check_count, is_integer
 from llama_layers.arrays.dtypes import check_bools, float_format
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import device, namespace
+from llama_layers.arrays.pytrees import traceable, unchecked
 from llama_layers.arrays.tracing import is_traced, known, known_false
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
@@ -20,13 +20,13 @@ from llama_layers.layers.cache_buffers import (
     capacity_for,
     empty_fields,
     lengthened,
-    make_traceable,
     write_tokens,
 )
 from llama_layers.layers.cache_checks import checked_length, checked_rows
 from llama_layers.layers.cache_state import CacheState, changed
 
 
+@traceable
 @dataclass(frozen=True, eq=False, init=False)
 class KVCache(CacheState):
     """Keys and values of every layer, in memory that is taken once.
@@ -119,9 +119,7 @@ class KVCache(CacheState):
         (30, (1, 16, 3, 64), 0)
         """
         fields = empty_fields(model_or_config, batch, max_len, like, rolling)
-        make_traceable(namespace(keys=fields["keys"][0]), cls)
-        cache = object.__new__(cls)
-        vars(cache).update(fields)
+        cache: KVCache = unchecked(cls, **fields)
         return cache
 
     def extend(self, count: int, keep: Array | None = None, /) -> KVCache:

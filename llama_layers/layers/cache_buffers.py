@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from array_api_compat import device
 
 from llama_layers.arrays.checks import MOST_TOKENS, check_count
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import float_format
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import device, namespace
+from llama_layers.arrays.tracing import is_recorded
 from llama_layers.arrays.types import Array, ArrayT, Namespace
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.mask import slot_range
 
 
 @runtime_checkable
@@ -82,8 +83,13 @@ def capacity_for(max_len: int, window: int | None, rolling: int | None) -> int:
 
 @portable
 def write_tokens(xp: Namespace, buffer: ArrayT, first: int | Array, block: Array) -> ArrayT:
-    """Write a block [B, S, ...] into a ring buffer [B, capacity, ...] from a slot on, in place."""
+    """Write a block [B, S, ...] into a ring buffer [B, capacity, ...] from a slot on.
+
+    In place, unless a gradient needs the buffer as it was.
+    """
     capacity, count = buffer.shape[1], block.shape[1]
+    if count and (is_recorded(buffer) or is_recorded(block)):
+        return _written_copy(xp, buffer, first, block)
     place = int(first) % capacity
     before_end = min(count, capacity - place)
     buffer[:, place : place + before_end, ...] = block[:, :before_end, ...]
@@ -92,14 +98,18 @@ def write_tokens(xp: Namespace, buffer: ArrayT, first: int | Array, block: Array
     return buffer
 
 
+def _written_copy(xp: Namespace, buffer: ArrayT, first: int | Array, block: Array) -> ArrayT:
+    """The same in a new array."""
+    capacity, count = buffer.shape[1], block.shape[1]
+    row = (slot_range(xp, 0, capacity, buffer) - first) % capacity
+    written = xp.reshape(row < count, (1, capacity, *(1 for _ in buffer.shape[2:])))
+    rows = xp.take(block, xp.where(row < count, row, xp.zeros_like(row)), axis=1)
+    return xp.where(written, rows, buffer)
+
+
 def lengthened(buffer: Array, more: int) -> Array:
     """A buffer [B, capacity, ...] with room for more tokens after those that it holds."""
     xp = namespace(buffer=buffer)
     shape = (buffer.shape[0], more, *buffer.shape[2:])
     room = xp.zeros(shape, dtype=buffer.dtype, device=device(buffer))
     return xp.concat([buffer, room], axis=1)
-
-
-@portable
-def make_traceable(xp: Namespace, cls: type) -> None:
-    """Let a library compile functions of a dataclass, some of whose fields are `STATIC`."""

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from array_api_compat import device
 
 from llama_layers.arrays.dtypes import check_array, check_integers
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.tracing import is_traced, known_false
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.arrays.types import Array

@@ -7,13 +7,11 @@ from typing import Any, TypeVar
 
 from llama_layers.arrays.checks import is_integer
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.pytrees import STATIC
 from llama_layers.arrays.tracing import known
 from llama_layers.arrays.types import Array, ArrayT
 from llama_layers.errors import shown
 from llama_layers.layers.mask import slot_range
-
-# Marks fields that are numbers while `jax.jit` compiles; the others are arrays of unknown numbers.
-STATIC = {"static": True}
 
 
 @dataclass(frozen=True, eq=False, init=False)

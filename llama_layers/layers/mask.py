@@ -6,16 +6,16 @@ the memory of a forward pass linear in the length of the sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from array_api_compat import device
+from dataclasses import dataclass, field
 
 from llama_layers.arrays.checks import check_count, is_integer
 from llama_layers.arrays.dtypes import check_bools, check_integers
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import device, namespace
+from llama_layers.arrays.pytrees import STATIC, traceable
 from llama_layers.arrays.types import Array, Namespace
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class Mask:
     """Causal attention, within a window if there is one, to keys that are not padding.
@@ -53,7 +53,7 @@ class Mask:
 
     queries: Array
     keys: Array
-    window: int | None = None
+    window: int | None = field(default=None, metadata=STATIC)
     keep: Array | None = None
 
     def __post_init__(self) -> None:

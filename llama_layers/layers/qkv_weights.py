@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llama_layers.arrays.checks import check_choice, check_count, check_same_dtype, check_shape
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.pytrees import STATIC, traceable
 from llama_layers.arrays.types import Array, Namespace
 from llama_layers.errors import shown
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class QKVWeights:
     """The query, key and value projections of one layer, stored as one matrix.
@@ -49,8 +51,8 @@ class QKVWeights:
     """
 
     fused: Array
-    num_heads: int
-    num_kv_heads: int
+    num_heads: int = field(metadata=STATIC)
+    num_kv_heads: int = field(metadata=STATIC)
     bias: Array | None = None
 
     def __post_init__(self) -> None:

@@ -6,13 +6,13 @@ import math
 from typing import Literal
 
 import numpy as np
-from array_api_compat import device
 from numpy.typing import NDArray
 
 from llama_layers.arrays.checks import check_choice, check_count
 from llama_layers.arrays.dispatch import portable
-from llama_layers.arrays.dtypes import accumulate_format, check_integers, float_format
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.dtypes import accumulate_format, check_integers, dtype_of, float_format
+from llama_layers.arrays.namespaces import device, namespace
+from llama_layers.arrays.tracing import is_traced
 from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.arrays.types import Array, ArrayT, Namespace
 from llama_layers.config.llama_config import LlamaConfig
@@ -196,9 +196,9 @@ def rope_table(positions: Array, config: LlamaConfig, /, *, like: Array) -> tupl
         If the positions are not integers, `config` is of another type, or `like` is not an array of
         floats.
     ValueError
-        If their shape is another, or one is negative. Positions that `jax.jit` traces are not
-        known: they index a table of ``max_position_embeddings`` rows, and "dynamic" scaling
-        raises.
+        If their shape is another, or one is negative. Positions that `jax.jit` or `torch.compile`
+        traces are not known: negative ones give NaN, and "dynamic" scaling raises. So do positions
+        from 2**20 on where jax has no float64.
 
     Examples
     --------
@@ -222,6 +222,8 @@ def angle_table(
     xp: Namespace, positions: Array, config: LlamaConfig, like: Array
 ) -> tuple[Array, Array]:
     """The definition of `rope_table`, for arguments already checked but for their numbers."""
+    if is_traced(positions):
+        return traced_table(xp, positions, config, like)
     place = to_numpy(positions)
     if place.size and place.min() < 0:
         raise ValueError(f"positions: expected zero or more, got {place.min()}")
@@ -234,6 +236,34 @@ def angle_table(
         for table in (np.cos(phases), np.sin(phases))
     )
     return cos, sin
+
+
+def traced_table(
+    xp: Namespace, positions: Array, config: LlamaConfig, like: Array
+) -> tuple[Array, Array]:
+    """The same in the terms of the library of positions whose numbers are not known yet.
+
+    Nobody can refuse negative ones, so they give NaN.
+    """
+    check_known_length(config)
+    double = xp.asarray(inv_freq(config), device=device(positions))
+    places = xp.expand_dims(xp.astype(positions, double.dtype), axis=-1)
+    phases = xp.where(places >= 0, places, xp.nan) * double
+    factor = attention_factor(config)
+    dtype = dtype_of(xp, accumulate_format(float_format("like", like)).name)
+    return (
+        xp.astype(xp.cos(phases) * factor, dtype),
+        xp.astype(xp.sin(phases) * factor, dtype),
+    )
+
+
+def check_known_length(config: LlamaConfig) -> None:
+    """Raise ValueError if the frequencies depend on positions that are not known yet."""
+    if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
+        raise ValueError(
+            "positions: expected known numbers for rope_type 'dynamic', whose frequencies depend "
+            "on the largest, got traced ones"
+        )
 
 
 def apply_rope(

@@ -8,12 +8,13 @@ it is. No layout is faster where it counts: NumPy multiplies ``(W @ x.T).T`` at 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.pytrees import STATIC, traceable
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.group import Group
@@ -92,6 +93,7 @@ def array_shape(path: str, sizes: Mapping[str, int]) -> tuple[int | str, ...]:
     return (count, *(sizes.get(axes[0], axes[0]) for axes in others))
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class AttentionWeights:
     """The projections of an attention block.
@@ -119,13 +121,14 @@ class AttentionWeights:
     qkv: QKVWeights
     o_proj: Array
     o_bias: Array | None = None
-    group: Group | None = None
+    group: Group | None = field(default=None, metadata=STATIC)
 
     def __post_init__(self) -> None:
         _check_types(self, qkv=QKVWeights)
         _check_arrays(self, "self_attn.", self.qkv.sizes)
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class MLPWeights:
     """The projections of a gated MLP.
@@ -155,12 +158,13 @@ class MLPWeights:
     gate_bias: Array | None = None
     up_bias: Array | None = None
     down_bias: Array | None = None
-    group: Group | None = None
+    group: Group | None = field(default=None, metadata=STATIC)
 
     def __post_init__(self) -> None:
         _check_arrays(self, "mlp.", {})
 
 
+@traceable
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
     """The parameters of one decoder layer.

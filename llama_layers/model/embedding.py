@@ -7,7 +7,7 @@ import math
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_array, check_integers
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.tracing import known_false
+from llama_layers.arrays.tracing import is_traced
 from llama_layers.arrays.types import Array, Namespace
 
 
@@ -24,7 +24,8 @@ def embed(input_ids: Array, table: Array, /) -> Array:
     Returns
     -------
     Array, shape [B, S, hidden_size], the dtype of table
-        The rows, bit for bit.
+        The rows, bit for bit. NaN for an id out of range that `jax.jit` or `torch.compile` traces,
+        since nobody can refuse it.
 
     Raises
     ------
@@ -50,14 +51,27 @@ def embed(input_ids: Array, table: Array, /) -> Array:
         raise ValueError(
             f"table: expected shape [vocab_size, hidden_size], got {list(table.shape)}"
         )
-    size = math.prod(input_ids.shape)
-    if size and known_false((xp.min(input_ids) >= 0) & (xp.max(input_ids) < table.shape[0])):
+    ids = xp.reshape(input_ids, (math.prod(input_ids.shape),))
+    rows = _traced_rows(xp, table, ids) if is_traced(ids) else _rows(xp, table, ids)
+    return xp.reshape(rows, (*input_ids.shape, table.shape[1]))
+
+
+def _rows(xp: Namespace, table: Array, ids: Array) -> Array:
+    """The rows of some ids [N]; an error if one is out of range."""
+    if ids.shape[0] and not bool((xp.min(ids) >= 0) & (xp.max(ids) < table.shape[0])):
         raise ValueError(
             f"input_ids: expected ids from 0 to {table.shape[0] - 1}, got "
-            f"{int(xp.min(input_ids))} to {int(xp.max(input_ids))}"
+            f"{int(xp.min(ids))} to {int(xp.max(ids))}"
         )
-    rows = xp.take(table, xp.reshape(input_ids, (size,)), axis=0)
-    return xp.reshape(rows, (*input_ids.shape, table.shape[1]))
+    return xp.take(table, ids, axis=0)
+
+
+def _traced_rows(xp: Namespace, table: Array, ids: Array) -> Array:
+    """The rows of ids [N] whose numbers are not known yet; NaN where one is out of range."""
+    ids = xp.astype(ids, xp.asarray(0).dtype)  # wide enough to count the rows
+    valid = (ids >= 0) & (ids < table.shape[0])
+    rows = xp.take(table, xp.where(valid, ids, xp.zeros_like(ids)), axis=0)
+    return xp.where(xp.expand_dims(valid, axis=1), rows, xp.nan)
 
 
 @portable

@@ -7,13 +7,12 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, SupportsIndex, overload
 
 import numpy as np
-from array_api_compat import device
 from numpy.typing import NDArray
 
 from llama_layers.arrays.checks import MOST_TOKENS, check_count, check_finite, is_integer
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_integers
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.arrays.types import Array, Namespace, Number
 from llama_layers.errors import shown

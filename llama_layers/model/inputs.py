@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from array_api_compat import device
-
 from llama_layers.arrays.dtypes import INTEGERS, check_bools, dtype_name
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.tracing import known, known_false
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.pytrees import Tree, offer, offer_to_jax, unchecked
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.embedding import activations
 from llama_layers.model.state_dict import weights_of
-from llama_layers.model.weights import LlamaWeights, check_layer_count, check_weights
+from llama_layers.model.weights import LlamaWeights, all_read, check_layer_count, check_weights
 
 
 class Tokenizer(Protocol):
@@ -70,6 +71,7 @@ class Llama:
     generation_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        offer_to_jax()
         kinds = {"config": LlamaConfig, "weights": LlamaWeights, "generation_config": Mapping}
         for name, kind in kinds.items():
             if not isinstance(given := getattr(self, name), kind):
@@ -97,9 +99,10 @@ class Llama:
         ----------
         mapping : Mapping of str to Array
             The ``state_dict()`` of transformers' ``LlamaForCausalLM``, ``MistralForCausalLM`` or
-            ``Qwen2ForCausalLM``, or arrays of any one library by the same names. Tensors of torch
-            are detached: no gradient flows through the model. Buffers of RoPE are ignored, and so
-            is a head that the config ties to the embedding.
+            ``Qwen2ForCausalLM``, or arrays of any one library by the same names. Gradients
+            flow to tensors that require them: those of ``dict(model.named_parameters())`` do,
+            those of ``state_dict()`` do not. Buffers of RoPE are ignored, and so is a head that
+            the config ties to the embedding.
         config : LlamaConfig, config of transformers, mapping, str or path
             The numbers of the model: anything that `LlamaConfig.from_json` takes, or an object
             with a method ``to_dict`` that returns it, as transformers' configs have.
@@ -171,6 +174,31 @@ class Llama:
                 "llama_layers.checkpoint.load_tokenizer opens one"
             )
         return self.open_tokenizer()
+
+
+class _Static:
+    """All of a model but its arrays, as jax compares it to see whether it has compiled for it."""
+
+    def __init__(self, model: Llama) -> None:
+        self.fields = {f.name: getattr(model, f.name) for f in fields(model) if f.name != "weights"}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.fields == other.fields
+
+    def __hash__(self) -> int:
+        return hash(self.fields["config"])  # the others may be dicts
+
+
+def _split(model: Llama) -> tuple[dict[str, Any], _Static]:
+    return {"weights": all_read(model.weights)}, _Static(model)
+
+
+def _join(parts: dict[str, Any], static: _Static) -> Llama:
+    model: Llama = unchecked(Llama, **parts, **static.fields)
+    return model
+
+
+offer(Tree(Llama, _split, _join))
 
 
 def check_model(model: Llama) -> None:

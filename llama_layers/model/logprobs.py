@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from array_api_compat import device
-
 from llama_layers.arrays.dtypes import accumulate_format, dtype_of, float_format
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.tracing import known_false
 from llama_layers.arrays.types import Array, Namespace
 from llama_layers.model.forward import final_states, head

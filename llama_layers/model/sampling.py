@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple, SupportsIndex
 
 import numpy as np
-from array_api_compat import device
 from numpy.typing import NDArray
 
 from llama_layers.arrays.checks import check_count, check_finite, check_number
 from llama_layers.arrays.dtypes import float_format
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.arrays.types import Array, Number
 from llama_layers.errors import shown

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from llama_layers.arrays.dtypes import dtype_name, float_format
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.transfer import detached
 from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
@@ -31,7 +30,7 @@ def weights_of(mapping: Mapping[str, Array], config: LlamaConfig) -> LlamaWeight
 
 
 def _arrays(mapping: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays of the model, detached from what torch records for gradients."""
+    """The arrays of the model."""
     if not isinstance(mapping, Mapping):
         raise TypeError(
             f"mapping: expected names with their arrays, as model.state_dict() gives them, "
@@ -42,12 +41,14 @@ def _arrays(mapping: Mapping[str, Array]) -> dict[str, Array]:
         if not isinstance(name, str):
             raise TypeError(f"mapping: expected names that are str, got {name!r}")
         if not is_inert(name):
-            arrays[name] = detached(name, array)
+            arrays[name] = array
     stored = {name: dtype_name(a.dtype) for name, a in arrays.items() if hasattr(a, "dtype")}
     if reason := why_not_plain(stored):
         raise CheckpointError(f"mapping: {reason}")
     for name, array in arrays.items():
         float_format(name, array)
+        if getattr(array, "is_meta", False):  # as where accelerate keeps the weights elsewhere
+            raise TypeError(f"{name}: expected a tensor with data, got one on the device meta")
     return arrays
 
 

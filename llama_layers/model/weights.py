@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, overload, runtime_checkable
+from functools import cached_property, partial
+from typing import Any, Protocol, overload, runtime_checkable
 
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.pytrees import Tree, offer, offer_to_jax, unchecked
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
@@ -132,10 +133,12 @@ class LlamaWeights:
         for name in shapes:
             if name not in arrays:
                 raise CheckpointError(f"arrays: expected {name}, got no array of that name")
-        weights = object.__new__(_ReadWhenUsed)
+        offer_to_jax()  # since no array has come yet
         source = _Source(arrays, shapes)
-        vars(weights).update(source=source, config=config, group=group)
-        vars(weights).update(layers=_Layers(source, config, group))
+        layers = _Layers(source, config, group)
+        weights: LlamaWeights = unchecked(
+            _ReadWhenUsed, source=source, config=config, layers=layers, group=group
+        )
         return weights
 
     def named(self) -> dict[str, Array]:
@@ -232,6 +235,40 @@ class _Layers(Sequence[LayerWeights]):
         if (problem := layer_problem(layer, self._config)) is not None:
             raise ValueError(f"weights: layers[{number}]{problem}")
         return layer
+
+
+def _split(weights: LlamaWeights) -> tuple[dict[str, Any], tuple[bool, Group | None]]:
+    """The parts of weights as jax may change them; whether one array is embedding and head; ranks.
+
+    That array is one part, so that its gradient is the sum of both uses. What it was is remembered
+    where jax puts other things than arrays into weights.
+    """
+    tied = vars(weights).get("tied", weights.lm_head is weights.embed_tokens)
+    layers = weights.layers
+    if isinstance(layers, Sequence) and not isinstance(layers, list | tuple | str):
+        layers = list(layers)
+    parts = {"embed_tokens": weights.embed_tokens, "layers": layers, "norm": weights.norm}
+    head = {} if tied else {"lm_head": weights.lm_head}
+    return parts | head, (tied, weights.group)
+
+
+def _join(
+    kind: type[LlamaWeights], parts: dict[str, Any], others: tuple[bool, Group | None]
+) -> LlamaWeights:
+    tied, group = others
+    head = {"lm_head": parts["embed_tokens"]} if tied else {}
+    weights: LlamaWeights = unchecked(kind, **parts, **head, tied=tied, group=group)
+    return weights
+
+
+for _kind in (LlamaWeights, _ReadWhenUsed):  # jax tells kinds apart, so each stays what it is
+    offer(Tree(_kind, _split, partial(_join, _kind)))
+
+
+def all_read(weights: LlamaWeights) -> LlamaWeights:
+    """The weights with every array read."""
+    lazy = isinstance(weights, _ReadWhenUsed)
+    return _join(LlamaWeights, *_split(weights)) if lazy else weights
 
 
 def check_layer_count(weights: LlamaWeights, config: LlamaConfig) -> None:

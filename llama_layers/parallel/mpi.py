@@ -11,9 +11,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import numpy as np
-from array_api_compat import device
 
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.arrays.types import ArrayT
 from llama_layers.parallel.ending import abort, end_together, watch
