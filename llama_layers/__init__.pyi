@@ -27,6 +27,8 @@ from .model.sampling import sample
 from .model.weights import LlamaWeights
 from .verify import Report, Trace, check, compare, record
 
+__version__: str
+
 __all__ = [
     "QKV",
     "AttentionWeights",

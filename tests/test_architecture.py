@@ -17,7 +17,7 @@ PACKAGE = "llama_layers"
 
 # Each room may import those before it, and its neighbours on the same floor.
 FLOORS = (
-    ("errors",),
+    ("errors", "lazy", "version"),
     ("arrays", "files"),
     ("config",),
     ("layers",),
@@ -164,7 +164,7 @@ def _module(path: Path, root: Path) -> str:
 def _room(module: str) -> str | None:
     """The room of a module; None for the package itself, which stands above all."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] != "__main__" else None
+    return parts[1] if len(parts) > 1 and not parts[1].startswith("__") else None
 
 
 def _floor(name: str) -> int:
@@ -254,7 +254,9 @@ print(*sorted(new - set(sys.stdlib_module_names)))
 print(*sorted(name for name in sys.modules if name.startswith("llama_layers")))
 """
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert run.stdout.splitlines() == ["lazy_loader llama_layers", "llama_layers"]
+    assert run.stdout.splitlines() == [
+        "lazy_loader llama_layers", "llama_layers llama_layers.lazy llama_layers.version",
+    ]  # fmt: skip
 
 
 PLANTED = {

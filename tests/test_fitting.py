@@ -67,7 +67,7 @@ def _arrays(part):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 12}, r"weights: embed_tokens: expected shape \[12, 10\], .* \[13, 10\]"),
+        ({"vocab_size": 14}, r"weights: embed_tokens: expected shape \[14, 10\], .* \[13, 10\]"),
         ({"hidden_size": 8}, r"weights: embed_tokens: expected shape \[13, 8\]"),
         ({"intermediate_size": 7}, r"weights: layers\[0\]\.mlp\.gate_proj: .*\[7, 10\]"),
         ({"head_dim": 2}, r"weights: layers\[0\]\.self_attn\.qkv\.fused: .*\[16, 10\]"),
@@ -88,7 +88,7 @@ def test_weights_of_another_config(changes, message):
     ("changes", "message"),
     [
         ({"norm": np.ones(9, np.float32)}, r"norm: expected shape \[10\], got \[9\]"),
-        ({"lm_head": np.ones((12, 10))}, r"lm_head: expected shape \[13, 10\], got \[12, 10\]"),
+        ({"lm_head": np.ones((13, 9))}, r"lm_head: expected shape \[vocab_size, 10\], got \[13, 9"),
         ({"embed_tokens": np.ones(10)}, r"embed_tokens: expected shape \[vocab_size, hidden"),
         (
             {"layers": [layer_weights(random_weights(replace(GQA, hidden_size=6)), GQA, 0)]},

@@ -140,3 +140,16 @@ def test_a_wrong_config():
     with pytest.raises(ValueError, match="missing vocab_size"):
         Llama.from_state_dict(tiny.arrays(), {"model_type": "llama"})
     assert isinstance(Llama.from_state_dict(tiny.arrays(), tiny.CONFIG).config, LlamaConfig)
+
+
+def test_what_is_joined_is_as_writable_as_what_it_is_from():
+    arrays = tiny.arrays()
+    assert all(a.flags.writeable for a in model_arrays(arrays))
+    for array in arrays.values():
+        array.flags.writeable = False
+    assert not any(a.flags.writeable for a in model_arrays(arrays))
+
+
+def model_arrays(arrays):
+    layer = Llama.from_state_dict(arrays, tiny.CONFIG).weights.layers[0]
+    return [array for array in layer.arrays().values() if array is not None]

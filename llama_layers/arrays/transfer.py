@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -166,3 +167,10 @@ def from_numpy(array: np.ndarray, xp: Namespace, device: Device | None = None) -
         integers = copied.view(np.uint8 if copied.itemsize == 1 else np.int16)
         return xp.asarray(integers, **options).view(getattr(xp, name))
     return xp.asarray(copied, **options)
+
+
+def writable_like(array: Array, others: Iterable[Array]) -> Array:
+    """A new array, read-only if one of the others is: of NumPy's, since no other library tells."""
+    if isinstance(array, np.ndarray):
+        array.flags.writeable = all(np.asarray(other).flags.writeable for other in others)
+    return array

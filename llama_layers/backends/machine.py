@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def _version(package: str) -> str:
     prefix, suffix = f"{package}-", ".dist-info"
     folders = (name for name in os.listdir(origin.parents[1]) if name.startswith(prefix))
     found = [name[len(prefix) : -len(suffix)] for name in folders if name.endswith(suffix)]
-    return ", ".join(sorted(found)) or f"changed at {origin.stat().st_mtime_ns}"
+    return ", ".join(sorted(found)) or f"changed at {_age(origin)}"
 
 
 def _digest() -> str:
@@ -85,12 +86,22 @@ def _digest() -> str:
     Our own version number stays the same while they change.
     """
     package = Path(__file__).parents[1]
+    if not package.is_dir() or getattr(sys, "frozen", False):
+        return f"in a bundle, changed at {_age(package)}"
     digest = hashlib.sha256()
     for room in ROOMS:
         for path in sorted((package / room).rglob("*.*")):
             if path.suffix in (".py", ".cu", ".cuh"):
                 digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _age(path: Path) -> int:
+    """When a file changed, or the archive or the program that it is in."""
+    if getattr(sys, "frozen", False):
+        path = Path(sys.executable)
+    there = next(place for place in (path, *path.parents) if place.exists())
+    return there.stat().st_mtime_ns
 
 
 def _gpu() -> dict[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from llama_layers.backends import machine
-from llama_layers.files.output import cache_directory, write_atomically
+from llama_layers.files.output import cache_directory, using_cache, write_atomically
+from llama_layers.files.progress import announce
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class TrialResults:
     """Results of trials for a library's arrays, in a file named after what they depend on.
 
     A file that cannot be read or makes no sense counts as empty. If none can be written, each
-    process tries the bodies again.
+    process tries the bodies again, and says why.
     """
 
     def __init__(self, library: str) -> None:
         self._facts = machine.describe(library)
         key = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:24]
-        self._path = cache_directory() / "bodies" / f"{library}-{key}.json"
-        self._known = _read(self._path)
+        self._file = f"{library}-{key}.json"
+        self._known = self._stored()
 
     def get(self, body: str) -> TrialResult | None:
         """The result of a body's trial, if it is known."""
@@ -47,15 +48,30 @@ class TrialResults:
 
     def put(self, body: str, result: TrialResult) -> None:
         """Remember it, beside what other processes may have found since."""
-        self._known = _read(self._path) | self._known | {body: result}
+        self._known = self._stored() | self._known | {body: result}
         content = {
             "machine": self._facts,
             "bodies": {name: asdict(found) for name, found in self._known.items()},
         }
         text = json.dumps(content, indent=1)
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, lambda path: path.write_text(text, encoding="utf-8"))
+        try:
+            with using_cache():
+                directory = cache_directory() / "bodies"
+                directory.mkdir(parents=True, exist_ok=True)
+                write_atomically(
+                    directory / self._file, lambda path: path.write_text(text, encoding="utf-8")
+                )
+        except OSError as error:
+            _say_once(f"each process tries faster code again, since results are not kept: {error}")
+
+    def _stored(self) -> dict[str, TrialResult]:
+        try:
+            return _read(cache_directory() / "bodies" / self._file)
+        except OSError:  # there is no home directory
+            return {}
+
+
+_say_once = cache(announce)
 
 
 def _read(path: Path) -> dict[str, TrialResult]:

@@ -152,7 +152,7 @@ def _found(body: Body) -> TrialResult:
                 "run it once before"
             )
         if body.route not in ("NumPy", "CuPy"):  # it is compiled first
-            announce(f"trying {body} on this machine, once")
+            announce(f"trying {body} on this machine, once ...")
         result, lasts = tried(body)
         if lasts and ours:
             results.put(str(body), result)

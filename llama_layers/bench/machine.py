@@ -6,12 +6,13 @@ import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Protocol
 
 from llama_layers.backends.machine import processor
 from llama_layers.bench.result import Limit
 from llama_layers.bench.threads import available_threads
+from llama_layers.version import __version__
 
 
 class Machine(Protocol):
@@ -47,16 +48,8 @@ def system() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
         "NumPy": version("numpy"),
-        "llama_layers": own_version(),
+        "llama_layers": __version__,
     }
-
-
-def own_version() -> str:
-    """The version of this package, if it is installed."""
-    try:
-        return version("llama-layers")
-    except PackageNotFoundError:
-        return "not installed, from its sources"
 
 
 def load() -> dict[str, str]:

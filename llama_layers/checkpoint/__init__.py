@@ -3,6 +3,6 @@
 The names below are loaded when they are first used. They are listed in ``__init__.pyi``.
 """
 
-import lazy_loader as _lazy
+from llama_layers.lazy import attach_stub as _attach_stub
 
-__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = _attach_stub(__spec__)

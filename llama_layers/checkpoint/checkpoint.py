@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dtypes import FLOATS, dtype_name, dtype_of
-from llama_layers.arrays.types import DType
 from llama_layers.checkpoint.extras import require
 from llama_layers.checkpoint.rope_rows import unpermute_rope_rows
+from llama_layers.checkpoint.stored_numbers import (
+    NUMPY_DTYPES,
+    cast,
+    equal_bytes,
+    read_only,
+    viewed,
+)
 from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
+from llama_layers.model.padding import padding
 from llama_layers.model.weight_checks import is_inert, misfit
-from llama_layers.model.weights import EMBEDDING, HEAD, expected_tensors
+from llama_layers.model.weights import EMBEDDING, HEAD, TABLES, expected_tensors
 
-# The dtypes that hold weights: the words of safetensors and GGUF, and ours.
-STORED_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-NUMPY_DTYPES: dict[str, np.dtype] = {name: np.dtype(dtype_of(np, name)) for name in FLOATS}
+# Bytes of each tensor that tell whether a file is still the same.
+_SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class TensorInfo:
         The bytes that it takes there.
     permuted_heads : int or None
         The number of heads whose rows the file permutes for RoPE; None where rows are in order.
+    padding : int
+        Rows that follow in the file, and belong to no token.
     """
 
     name: str
@@ -59,6 +67,7 @@ class TensorInfo:
     offset: int
     nbytes: int
     permuted_heads: int | None = None
+    padding: int = 0
 
     @property
     def read_dtype(self) -> str:
@@ -69,6 +78,14 @@ class TensorInfo:
     def rows_at_once(self) -> int:
         """The number of rows that must be read together, since they are permuted."""
         return 1 if self.permuted_heads is None else self.shape[0] // self.permuted_heads
+
+    def first_rows(self, count: int) -> TensorInfo:
+        """The tensor without the rows after the first, which are padding; itself if it has none."""
+        more = padding(self.shape[0], count) if len(self.shape) == 2 else 0
+        if not more:
+            return self
+        nbytes = self.nbytes // self.shape[0] * count
+        return replace(self, shape=(count, self.shape[1]), nbytes=nbytes, padding=more)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -85,7 +102,8 @@ class Checkpoint(ABC):
     config : LlamaConfig
         Its config.
     tensors : Mapping of str to TensorInfo
-        By Hugging Face name, in the order of `expected_tensors`: exactly those.
+        By Hugging Face name, in the order of `expected_tensors`: exactly those. Embedding and head
+        are without rows beyond ``vocab_size``, which are padding.
     maps : Mapping of Path to Array
         The bytes of each file, which are read as they are used.
     chat_template : str, mapping of str to str, or None
@@ -98,6 +116,8 @@ class Checkpoint(ABC):
     ignored_tensors : tuple of str
         Names in the file of tensors that change no number: buffers of RoPE, scales of 8-bit
         caches, and a head that is the embedding again.
+    place : Path
+        `path` from the root, which the working directory does not change.
 
     Raises
     ------
@@ -114,6 +134,7 @@ class Checkpoint(ABC):
     generation_config: Mapping[str, Any] = field(repr=False)
     ignored_keys: tuple[str, ...]
     ignored_tensors: tuple[str, ...] = field(init=False)
+    place: Path = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         weights = self._weights()
@@ -121,6 +142,38 @@ class Checkpoint(ABC):
         ignored = tuple(info.stored_name for name, info in stored if name not in weights)
         object.__setattr__(self, "tensors", weights)  # since the dataclass is frozen
         object.__setattr__(self, "ignored_tensors", ignored)
+        object.__setattr__(self, "place", self.path.absolute())
+
+    def __deepcopy__(self, memo: object) -> Checkpoint:
+        return self  # nothing in it changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (type(self), self.place, self._digest())
+
+    def _digest(self) -> str:
+        """Config and tensors, with a few numbers of each, as a text that differs if they do."""
+        found = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
+        for name, info in self.tensors.items():
+            found.update(f"{name} {info.dtype} {info.shape}".encode())
+            middle = info.nbytes // 2
+            found.update(self._bytes(info)[middle : middle + _SAMPLE].tobytes())
+        return found.hexdigest()
+
+    @classmethod
+    @abstractmethod
+    def opened(cls, path: Path) -> Checkpoint:
+        """Open the checkpoint of this format at a path.
+
+        Parameters
+        ----------
+        path : Path
+            The `path` of a checkpoint of this class.
+
+        Returns
+        -------
+        Checkpoint
+            As `open_checkpoint` opens it.
+        """
 
     @abstractmethod
     def open_tokenizer(self) -> Tokenizer:
@@ -172,8 +225,8 @@ class Checkpoint(ABC):
         Returns
         -------
         Array
-            An array of the tensor's shape. Where the file holds the numbers as they are, a
-            read-only view of the file, which costs nothing until it is used.
+            An array of the tensor's shape, read-only. Where the file holds the numbers as they
+            are, a view of the file, which costs nothing until it is used.
 
         Raises
         ------
@@ -217,7 +270,7 @@ class Checkpoint(ABC):
                 array = gguf.dequantize(rows, kind)
         if info.permuted_heads is not None:
             array = unpermute_rope_rows(array, (stop - start) // info.rows_at_once)
-        return array if dtype is None else _cast(name, array, dtype)
+        return read_only(array if dtype is None else cast(name, array, dtype))
 
     def read_rows(self, names: Sequence[str], /, dtype: str | None = None) -> np.ndarray:
         """Read tensors as one, their rows below each other.
@@ -232,7 +285,7 @@ class Checkpoint(ABC):
         Returns
         -------
         Array
-            One read-only view where the file holds the tensors one right after the other in the
+            Read-only; one view where the file holds the tensors one right after the other in the
             dtype wanted, a copy otherwise.
         """
         if len(names) == 1:
@@ -240,10 +293,10 @@ class Checkpoint(ABC):
         infos = [self.tensors[name] for name in names]
         first = infos[0]
         if not _adjacent(infos) or dtype not in (None, first.dtype):
-            return np.concatenate([self.read(name, dtype) for name in names])
+            return read_only(np.concatenate([self.read(name, dtype) for name in names]))
         raw = self.maps[first.file][first.offset : infos[-1].offset + infos[-1].nbytes]
         shape = (sum(info.shape[0] for info in infos), *first.shape[1:])
-        return viewed(raw, first.dtype, shape)
+        return read_only(viewed(raw, first.dtype, shape))
 
     def forget(self, name: str, /) -> None:
         """Free the memory that reading a tensor took; reading it again takes it again.
@@ -263,6 +316,8 @@ class Checkpoint(ABC):
     def _weights(self) -> dict[str, TensorInfo]:
         """The tensors of the config, in its order; a CheckpointError if the file differs."""
         found = {name: info for name, info in self.tensors.items() if not is_inert(name)}
+        for name in found.keys() & TABLES:
+            found[name] = found[name].first_rows(self.config.vocab_size)
         if self.config.tie_word_embeddings and HEAD in found:
             self._check_tied_head(found.pop(HEAD), found.get(EMBEDDING))
         shapes = {name: info.shape for name, info in found.items()}
@@ -286,48 +341,20 @@ class Checkpoint(ABC):
         return self.maps[info.file][info.offset : info.offset + info.nbytes]
 
 
-def map_file(file: Path) -> NDArray[np.uint8]:
-    """The bytes of a file that is not empty, read-only, paged in as they are used."""
-    with file.open("rb") as stream:
-        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-
-
-def equal_bytes(first: NDArray[np.uint8], second: NDArray[np.uint8], step: int = 1 << 24) -> bool:
-    """Whether two stretches of bytes of one length are equal, without an array of that length."""
-    starts = range(0, first.size, step)
-    return all(np.array_equal(first[i : i + step], second[i : i + step]) for i in starts)
-
-
-def viewed(raw: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes as numbers of a dtype; a copy only if they are not aligned."""
-    array = raw.view(NUMPY_DTYPES[dtype])
-    if not array.flags.aligned:
-        array = array.copy()
-    return array.reshape(shape)
-
-
-def checked_dtype(dtype: str | DType) -> str:
-    """The name of a dtype to load weights in; a ValueError if they cannot have it."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", dtype_name(dtype))
-    if name not in FLOATS:
-        raise ValueError(f"dtype: expected one of {', '.join(FLOATS)}, got {name!r}")
-    return name
-
-
-def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    """Round or widen a tensor to a dtype; a CheckpointError if a finite number would overflow."""
-    if array.dtype == NUMPY_DTYPES[dtype]:
-        return array
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        result = array.astype(NUMPY_DTYPES[dtype])
-    if FLOATS[dtype].max < FLOATS[dtype_name(array.dtype)].max:
-        overflowed = np.isinf(result) & ~np.isinf(array)
-        if overflowed.any():
-            raise CheckpointError(
-                f"{name}: {float(array[overflowed][0]):g} is too large for {dtype}; "
-                f"bfloat16 has the range of float32"
-            )
-    return result
+def _opened_again(kind: type[Checkpoint], place: Path, digest: str) -> Checkpoint:
+    """A checkpoint from its pickle, which has its path only; the files must be the same still."""
+    if not place.exists():
+        raise CheckpointError(
+            f"{place}: no such file or directory; a model that was loaded is pickled as its path, "
+            f"and read there again"
+        )
+    checkpoint = kind.opened(place)
+    if checkpoint._digest() != digest:
+        raise CheckpointError(
+            f"{place} has changed since the model was pickled, which keeps its path only: load the "
+            f"model again"
+        )
+    return checkpoint
 
 
 def _adjacent(infos: Sequence[TensorInfo]) -> bool:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.types import DType
-from llama_layers.checkpoint.checkpoint import checked_dtype
 from llama_layers.checkpoint.open import open_checkpoint
 from llama_layers.checkpoint.safetensors import SINGLE, holds_weights, write_safetensors
+from llama_layers.checkpoint.stored_numbers import checked_dtype
 from llama_layers.errors import CheckpointError
 from llama_layers.files.directories import finish_exchange, new_directory
 

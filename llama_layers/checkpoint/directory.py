@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,10 @@ def open_safetensors(path: Path, file: Path) -> Checkpoint:
 class _DirectoryCheckpoint(Checkpoint):
     """Safetensors files, and what lies beside them in their directory."""
 
+    @classmethod
+    def opened(cls, path: Path) -> Checkpoint:
+        return open_directory(path) if path.is_dir() else open_safetensors(path, path)
+
     def open_tokenizer(self) -> Tokenizer:
         return open_tokenizer_directory(self._directory)
 
@@ -107,7 +112,7 @@ class _DirectoryCheckpoint(Checkpoint):
 
     @property
     def _directory(self) -> Path:
-        return self.path if self.path.is_dir() else self.path.parent
+        return self.place if self.place.is_dir() else self.place.parent
 
     def _companion_paths(self) -> list[Path]:
         templates = sorted((self._directory / MORE_TEMPLATES).glob("*.jinja"))
@@ -117,12 +122,13 @@ class _DirectoryCheckpoint(Checkpoint):
 def _generation_config(file: Path) -> Mapping[str, Any]:
     """The content of a file that may be missing; the ids that end a text are checked."""
 
-    def check(content: Mapping[str, Any]) -> None:
-        ends = content.get("eos_token_id")
-        if ends is None:
-            return
-        for end in ends if isinstance(ends, list) else [ends]:
-            if not is_integer(end):
-                raise CheckpointError(f"{file}: eos_token_id: expected token ids, got {shown(end)}")
+    return JsonFile(file, CheckpointError, partial(_check_ends, file)) if file.is_file() else {}
 
-    return JsonFile(file, CheckpointError, check) if file.is_file() else {}
+
+def _check_ends(file: Path, content: Mapping[str, Any]) -> None:
+    ends = content.get("eos_token_id")
+    if ends is None:
+        return
+    for end in ends if isinstance(ends, list) else [ends]:
+        if not is_integer(end):
+            raise CheckpointError(f"{file}: eos_token_id: expected token ids, got {shown(end)}")

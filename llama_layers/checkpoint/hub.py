@@ -177,7 +177,9 @@ def _plain_errors(hub: ModuleType, name: HubName) -> Iterator[None]:
     except Exception as error:  # of the disk, or of an HTTP library that versions exchange
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             where = error.filename or hub.constants.HF_HUB_CACHE
-            raise OSError(error.errno, error.strerror, where) from None
+            raise OSError(
+                error.errno, f"{error.strerror}; HF_HOME moves the cache", where
+            ) from None
         raise CheckpointError(
             f"{name} is not on this computer, and {hub.constants.ENDPOINT} cannot be reached: "
             f"{_reason(error)}"

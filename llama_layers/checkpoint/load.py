@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 import operator
 import os
@@ -17,8 +18,9 @@ import numpy as np
 from llama_layers.arrays.types import Array, Device, DType, Namespace
 from llama_layers.backends.cupy.upload import Part, Source, upload
 from llama_layers.backends.placement import cupy_device, is_cupy, placement
-from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, Checkpoint, checked_dtype
+from llama_layers.checkpoint.checkpoint import Checkpoint
 from llama_layers.checkpoint.open import open_checkpoint
+from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, checked_dtype
 from llama_layers.errors import CheckpointError
 from llama_layers.files.progress import progress
 from llama_layers.layers.group import Group
@@ -52,8 +54,9 @@ def load(
     """Load a model.
 
     Everything is checked at once, from the headers; a weight is read when it is first used, and
-    then kept. On NumPy, weights that the file holds as they are needed stay views of the file. On
-    CuPy, all are copied to the GPU at once, in parts, so that main memory holds few of them.
+    then kept. On NumPy, weights that the file holds as they are needed stay views of the file, and
+    all are read-only. On CuPy, all are copied to the GPU at once, in parts, so that main memory
+    holds few of them.
 
     Parameters
     ----------
@@ -115,7 +118,7 @@ def load(
     group = None if parallel is None else connect(parallel, backend)
     if device is None:
         device = getattr(group, "device", None)
-    place = placement(backend, device)  # a GPU that cannot compute is named before a download
+    placement(backend, device)  # a GPU that cannot compute is named before a download
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     chosen = _chosen(layers, config.num_hidden_layers)
@@ -123,48 +126,17 @@ def load(
         dtypes = {key: info.read_dtype for key, info in checkpoint.tensors.items()}
         if difference := unfusible(dtypes, chosen):
             raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
-    if group is not None:
-        return _one_rank(checkpoint, group, chosen, name, place)
-
-    def read(names: Names) -> Array:
-        """Read tensors when they are asked for."""
-        return place(checkpoint.read_rows(names, name))
-
-    on_gpu = _uploaded(cupy_device(device), checkpoint, chosen, name) if is_cupy(backend) else None
-    tensors = _Tensors(checkpoint, chosen, on_gpu or read)
-    weights = LlamaWeights.from_named(tensors, config)
+    shard = None if group is None else _shared(checkpoint, group)
+    tensors = _Tensors(checkpoint, chosen, name, backend, device, shard)
+    config = config if shard is None else shard.config
+    weights = LlamaWeights.from_named(tensors, config, group=group)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
 
-def _one_rank(
-    checkpoint: Checkpoint,
-    group: Group,
-    layers: frozenset[int],
-    dtype: str | None,
-    place: Callable[[np.ndarray], Array],
-) -> Llama:
-    """The part of a model that a rank has; only that is copied to a GPU, or kept in memory."""
+def _shared(checkpoint: Checkpoint, group: Group) -> Shard:
+    """What a rank has of a checkpoint; an error unless all ranks have the same one."""
     check_same(group, asdict(checkpoint.config) | {"the norms' SHA-256": _digest(checkpoint)})
-    shard = Shard(checkpoint.config, group.rank, group.size)
-
-    def part(name: str) -> np.ndarray:
-        """Cut out what this rank has, so that the rest can be freed."""
-        whole = checkpoint.read(name, dtype)
-        cut: Any = shard.part(name, whole)
-        in_memory = whole.flags.writeable  # and not in the file
-        return cut.copy() if in_memory and cut is not whole and cut.base is not None else cut
-
-    def read(names: Names) -> Array:
-        """Read parts of tensors when they are asked for, and give back the pages of the file."""
-        parts = [part(name) for name in names]
-        placed = place(parts[0] if len(parts) == 1 else np.concatenate(parts))
-        for name in names:
-            checkpoint.forget(name)
-        return placed
-
-    tensors = _Tensors(checkpoint, layers, read)
-    weights = LlamaWeights.from_named(tensors, shard.config, group=group)
-    return Llama(shard.config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
+    return Shard(checkpoint.config, group.rank, group.size)
 
 
 def _digest(checkpoint: Checkpoint) -> str:
@@ -188,10 +160,61 @@ def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
 
 
 class _Tensors(Mapping[str, Array]):
-    """The tensors of a checkpoint as arrays, read when they are asked for."""
+    """The tensors of a checkpoint as arrays, read when they are asked for, or now for a GPU.
 
-    def __init__(self, checkpoint: Checkpoint, layers: frozenset[int], read: _Read) -> None:
-        self._checkpoint, self._layers, self._read = checkpoint, layers, read
+    A pickle holds the arguments, with which the files are read again. A deep copy reads the files
+    that are mapped already.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layers: frozenset[int],
+        dtype: str | None,
+        backend: str | Namespace,
+        device: Device | None,
+        shard: Shard | None,
+    ) -> None:
+        self._checkpoint, self._layers, self._dtype = checkpoint, layers, dtype
+        self._backend, self._device, self._shard = backend, device, shard
+        self._read = self._reader()
+
+    def _reader(self) -> _Read:
+        checkpoint, dtype = self._checkpoint, self._dtype
+        if self._shard is not None:
+            return self._read_parts
+        if is_cupy(self._backend):
+            return _uploaded(cupy_device(self._device), checkpoint, self._layers, dtype)
+        place = placement(self._backend, self._device)
+        return lambda names: place(checkpoint.read_rows(names, dtype))
+
+    def _read_parts(self, names: Names) -> Array:
+        """What a rank has of some tensors; the pages of the file that it needs no more go back."""
+        parts = [self._part(name) for name in names]
+        place = placement(self._backend, self._device)
+        placed = place(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        for name in names:
+            self._checkpoint.forget(name)
+        return placed
+
+    def _part(self, name: str) -> np.ndarray:
+        assert self._shard is not None
+        whole = self._checkpoint.read(name, self._dtype)
+        part: Any = self._shard.part(name, whole)
+        in_memory = whole.flags.writeable  # and not in the file
+        return part.copy() if in_memory and part is not whole and part.base is not None else part
+
+    def __deepcopy__(self, memo: object) -> _Tensors:
+        place = self._backend, self._device, self._shard
+        return _Tensors(self._checkpoint, self._layers, self._dtype, *place)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._shard is not None:
+            raise TypeError(
+                "one rank's part of a model cannot be pickled: let each process load its own"
+            )
+        backend = self._backend if isinstance(self._backend, str) else self._backend.__name__
+        return _tensors_again, (self._checkpoint, self._layers, self._dtype, backend, self._device)
 
     def __len__(self) -> int:
         return len(self._checkpoint.tensors)
@@ -214,6 +237,18 @@ class _Tensors(Mapping[str, Array]):
                 f"{', '.join(map(str, sorted(self._layers))) or 'none'}"
             )
         return self._read(names)
+
+
+def _tensors_again(
+    checkpoint: Checkpoint,
+    layers: frozenset[int],
+    dtype: str | None,
+    backend: str,
+    device: Device | None,
+) -> _Tensors:
+    """Tensors from their pickle, which has the name of a module instead of it."""
+    module = backend if backend in ("numpy", "cupy") else importlib.import_module(backend)
+    return _Tensors(checkpoint, layers, dtype, module, device, None)
 
 
 def _uploaded(

@@ -19,6 +19,7 @@ from llama_layers.checkpoint.tokenizer.directory import (
 from llama_layers.checkpoint.tokenizer.gguf import open_tokenizer
 from llama_layers.errors import CheckpointError
 from llama_layers.files.kinds import kind_of_file
+from llama_layers.files.output import using_cache
 
 
 def open_checkpoint(path: str | os.PathLike[str], /) -> Checkpoint:
@@ -118,7 +119,10 @@ def _resolved(path: str | os.PathLike[str], *, weights: bool = True) -> Path:
             f"{name}: no such file or directory, not a known model ({', '.join(KNOWN_MODELS)}), "
             f"and not the name of a model on the Hugging Face Hub (org/name)"
         )
-    if not (cached := cached_path(name)).exists():
+    with using_cache():
+        cached = cached_path(name)
+        there = cached.exists()
+    if not there:
         raise CheckpointError(
             f"{name} is not on this computer yet: run `llama-layers pull {name}` "
             f"(it would be in {cached})"

@@ -16,7 +16,7 @@ from llama_layers.checkpoint.known_models import KnownModel, cached_path, known_
 from llama_layers.checkpoint.open import open_checkpoint
 from llama_layers.errors import CheckpointError
 from llama_layers.files.directories import temporary_directory
-from llama_layers.files.output import cache_directory, errors_naming
+from llama_layers.files.output import cache_directory, errors_naming, using_cache
 from llama_layers.files.progress import progress
 
 _NOTE = """\
@@ -61,7 +61,13 @@ def pull(name: str, /) -> Path:
     if (of_the_hub := hub_name(name)) is not None:
         return fetch(of_the_hub)
     model = known_model(name)
-    destination = cached_path(name)
+    with using_cache():
+        return _pulled(model)
+
+
+def _pulled(model: KnownModel) -> Path:
+    """A known model's directory in the cache, made if need be."""
+    name, destination = model.name, cached_path(model.name)
     if _is_whole(destination):
         return destination
     for package in ("gguf", "tokenizers"):  # before the download, not after it

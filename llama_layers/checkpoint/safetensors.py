@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.checkpoint.checkpoint import NUMPY_DTYPES, STORED_DTYPES, TensorInfo, map_file
+from llama_layers.checkpoint.checkpoint import TensorInfo
 from llama_layers.checkpoint.names import telling_names, to_hugging_face
 from llama_layers.checkpoint.rope_rows import permuted_heads
+from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, STORED_DTYPES, map_file
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError, shown
 from llama_layers.files.json_files import read_json, without_duplicates

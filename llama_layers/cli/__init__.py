@@ -29,6 +29,7 @@ from llama_layers.cli import (
 )
 from llama_layers.errors import BackendError, one_line
 from llama_layers.files.output import OverwriteError
+from llama_layers.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,21 +112,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Llama's layers on NumPy and CuPy arrays, held to derived rounding bounds.",
         epilog="Exit status: 0 agree or done, 1 diverge, 2 trouble.",
     )
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"llama-layers {__version__}",
+        help="print the version and exit",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (info, pull, convert, qkv, generate, trace, check, compare, bench):
         command.add_parser(commands)
     return parser
-
-
-class _Version(argparse.Action):
-    """Print the version; looked up only when asked for, since the lookup costs milliseconds."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
-        print(f"llama-layers {version('llama-layers')}")
-        parser.exit()

@@ -136,6 +136,7 @@ def print_summary(console: Console, checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     stored = sorted({info.dtype for info in checkpoint.tensors.values()})
     biases = [name for name in ("qkv_bias", "o_bias", "mlp_bias") if getattr(config, name)]
+    padding = max(info.padding for info in checkpoint.tensors.values())
     rope = f"theta {config.rope_theta:g}"
     if config.rope_scaling is not None:
         rope += f", {config.rope_scaling.rope_type} x {config.rope_scaling.factor:g}"
@@ -149,7 +150,8 @@ def print_summary(console: Console, checkpoint: Checkpoint) -> None:
         "heads": f"{config.num_attention_heads} query, {config.num_key_value_heads} key/value, "
         f"of {config.head_dim}",
         "vocabulary": f"{config.vocab_size}, head "
-        + ("tied to the embedding" if config.tie_word_embeddings else "of its own"),
+        + ("tied to the embedding" if config.tie_word_embeddings else "of its own")
+        + (f"; padded to {config.vocab_size + padding} rows in the file" if padding else ""),
         "context": f"{config.max_position_embeddings} tokens"
         + (f", sliding window {config.sliding_window}" if config.sliding_window else ""),
         "RoPE": rope,

@@ -56,7 +56,7 @@ class JsonFile(Mapping[str, Any]):
     def __init__(
         self, path: Path, error: type[ValueError], check: Callable[[Mapping[str, Any]], None]
     ) -> None:
-        self._path, self._error, self._check = path, error, check
+        self._path, self._error, self._check = path.absolute(), error, check
 
     def __getitem__(self, key: str) -> Any:
         return self._content[key]

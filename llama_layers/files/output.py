@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -16,6 +17,12 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
+}
+
+
+# Errors of a directory that cannot be made, read or written.
+_OF_THE_CACHE = {
+    getattr(errno, name) for name in "EACCES EPERM EROFS ENOTDIR EEXIST ENOSPC".split()
 }
 
 
@@ -35,10 +42,33 @@ def cache_directory() -> Path:
     Path
         ``$LLAMA_LAYERS_CACHE`` if that is set; otherwise ``llama_layers`` in ``$XDG_CACHE_HOME``
         or in ``~/.cache``.
+
+    Raises
+    ------
+    OSError
+        If neither is set, and this user has no home directory.
     """
     if own := os.environ.get("LLAMA_LAYERS_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama_layers"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama_layers"
+    except RuntimeError:
+        raise OSError(
+            "the cache would be in the home directory, and this user has none: set "
+            "LLAMA_LAYERS_CACHE to a directory"
+        ) from None
+
+
+@contextmanager
+def using_cache() -> Iterator[None]:
+    """Let an OSError of the cache directory name the variable that moves it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_THE_CACHE:
+            raise
+        reason = f"{error.strerror}; LLAMA_LAYERS_CACHE moves the cache"
+        raise OSError(error.errno, reason, error.filename) from None
 
 
 def check_output(path: Path | None, force: bool) -> None:

@@ -36,4 +36,4 @@ def progress(what: str, total: int, *, count: bool = False) -> Iterator[Callable
 def announce(message: str) -> None:
     """Write a line to stderr, if that is a terminal or a notebook."""
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
-        print(f"llama_layers: {message} ...", file=sys.stderr)
+        print(f"llama_layers: {message}", file=sys.stderr)

@@ -27,7 +27,7 @@ from llama_layers.layers.cache_state import CacheState, changed
 
 
 @traceable
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class KVCache(CacheState):
     """Keys and values of every layer, in memory that is taken once.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from llama_layers.arrays.brief import brief, megabytes
 from llama_layers.arrays.checks import is_integer
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.pytrees import STATIC
@@ -34,6 +35,9 @@ class CacheState:
             "KVCache: expected KVCache.create to make it, and its methods (extend, append, "
             "truncate, take, repeat, grow, copy) to change it"
         )
+
+    def __repr__(self) -> str:
+        return f"{brief(self)[:-1]}, {megabytes([*self.keys, *self.values])})"
 
     @property
     def capacity(self) -> int:

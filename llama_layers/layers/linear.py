@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from llama_layers.arrays.brief import brief
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import accumulate_format, check_sums_hold, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
@@ -21,6 +22,9 @@ class QKV(NamedTuple):
     """Array [B, S, num_kv_heads, head_dim]."""
     v: Array
     """Array [B, S, num_kv_heads, head_dim]."""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def linear(x: ArrayT, weight: Array, bias: Array | None = None, /) -> ArrayT:

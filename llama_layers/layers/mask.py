@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llama_layers.arrays.brief import brief
 from llama_layers.arrays.checks import check_count, is_integer
 from llama_layers.arrays.dtypes import check_bools, check_integers
 from llama_layers.arrays.namespaces import device, namespace
@@ -70,6 +71,9 @@ class Mask:
                 )
         if self.window is not None:
             object.__setattr__(self, "window", check_count("window", self.window))
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def rows(self, start: int, stop: int, /) -> Array:
         """Make the rows of the queries from `start` to before `stop`.

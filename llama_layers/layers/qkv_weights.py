@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llama_layers.arrays.brief import brief
 from llama_layers.arrays.checks import check_choice, check_count, check_same_dtype, check_shape
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.namespaces import namespace
@@ -69,6 +70,9 @@ class QKVWeights:
             )
         if self.bias is not None:
             check_shape("bias", self.bias, self.fused.shape[0])
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @classmethod
     def from_separate(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from llama_layers.arrays.brief import brief
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.pytrees import STATIC, traceable
@@ -127,6 +128,9 @@ class AttentionWeights:
         _check_types(self, qkv=QKVWeights)
         _check_arrays(self, "self_attn.", self.qkv.sizes)
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 @traceable
 @dataclass(frozen=True, eq=False)
@@ -163,6 +167,9 @@ class MLPWeights:
     def __post_init__(self) -> None:
         _check_arrays(self, "mlp.", {})
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 @traceable
 @dataclass(frozen=True, eq=False)
@@ -195,6 +202,9 @@ class LayerWeights:
     def __post_init__(self) -> None:
         _check_types(self, self_attn=AttentionWeights, mlp=MLPWeights)
         _check_arrays(self, "", self.self_attn.qkv.sizes)
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def named(self) -> dict[str, Array]:
         """Every tensor of the layer under its name in Hugging Face's model, below the layer.

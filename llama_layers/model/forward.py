@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
+from llama_layers.arrays.brief import brief
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import dtype_name
@@ -32,6 +33,9 @@ class Output(NamedTuple):
     """Array [B, S, vocab_size], or [B, 1, vocab_size] of the last token only."""
     cache: KVCache | None
     """The valid cache, if one was given."""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def forward(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from llama_layers.arrays.brief import brief
 from llama_layers.arrays.dtypes import INTEGERS, check_bools, dtype_name
 from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.tracing import known, known_false
@@ -26,6 +27,9 @@ class Inputs(NamedTuple):
     """For each attention window that the layers of the model have; arrays are [1 or B, S, T]."""
     cache: KVCache | None
     """Already extended by the tokens."""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @classmethod
     def of(

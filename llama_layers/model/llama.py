@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -14,7 +15,14 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.embedding import activations
 from llama_layers.model.state_dict import weights_of
-from llama_layers.model.weights import LlamaWeights, all_read, check_layer_count, check_weights
+from llama_layers.model.weights import (
+    LlamaWeights,
+    all_read,
+    check_layer_count,
+    check_weights,
+    expected_tensors,
+    weights_without_padding,
+)
 
 
 class Tokenizer(Protocol):
@@ -51,7 +59,8 @@ class Llama:
     config : LlamaConfig
         The numbers of the model.
     weights : LlamaWeights
-        The parameters of the model.
+        The parameters of the model. Rows of embedding and head beyond ``config.vocab_size`` are
+        padding: no token is theirs, and the model is made without them.
     open_tokenizer : callable or None
         Opens the tokenizer that came with the weights.
     generation_config : Mapping of str to Any
@@ -81,7 +90,21 @@ class Llama:
                 f"open_tokenizer: expected a callable or None, "
                 f"got {type(self.open_tokenizer).__name__}"
             )
-        check_weights(self.weights, self.config)
+        weights = weights_without_padding(self.weights, self.config)
+        check_weights(weights, self.config)
+        object.__setattr__(self, "weights", weights)  # since the dataclass is frozen
+
+    def __repr__(self) -> str:
+        config, shapes = self.config, expected_tensors(self.config).values()
+        return (
+            f"Llama({config.model_type}: {config.num_hidden_layers} layers, hidden size "
+            f"{config.hidden_size}, vocabulary {config.vocab_size}, "
+            f"{sum(map(math.prod, shapes)):,} parameters, {self.weights!r})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and copy all but the tokenizer, which is opened again when it is used."""
+        return {name: value for name, value in vars(self).items() if name != "tokenizer"}
 
     @classmethod
     def from_state_dict(
@@ -101,8 +124,8 @@ class Llama:
             The ``state_dict()`` of transformers' ``LlamaForCausalLM``, ``MistralForCausalLM`` or
             ``Qwen2ForCausalLM``, or arrays of any one library by the same names. Gradients
             flow to tensors that require them: those of ``dict(model.named_parameters())`` do,
-            those of ``state_dict()`` do not. Buffers of RoPE are ignored, and so is a head that
-            the config ties to the embedding.
+            those of ``state_dict()`` do not. Buffers of RoPE are ignored, and so are a head that
+            the config ties to the embedding, and rows of the two beyond ``vocab_size``.
         config : LlamaConfig, config of transformers, mapping, str or path
             The numbers of the model: anything that `LlamaConfig.from_json` takes, or an object
             with a method ``to_dict`` that returns it, as transformers' configs have.

@@ -9,14 +9,17 @@ from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
+from llama_layers.model.padding import without_padding
 from llama_layers.model.quantised import why_not_plain
 from llama_layers.model.weight_checks import is_inert, misfit, unfusible
-from llama_layers.model.weights import EMBEDDING, HEAD, LlamaWeights
+from llama_layers.model.weights import EMBEDDING, HEAD, TABLES, LlamaWeights
 
 
 def weights_of(mapping: Mapping[str, Array], config: LlamaConfig) -> LlamaWeights:
     """The weights in a state dict; only queries, keys and values are copied."""
     arrays = _arrays(mapping)
+    for name in arrays.keys() & TABLES:
+        arrays[name] = without_padding(arrays[name], config.vocab_size)
     xp = namespace(**arrays)
     if config.tie_word_embeddings and HEAD in arrays:
         _check_tied(xp, arrays.pop(HEAD), arrays.get(EMBEDDING))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Protocol, overload, runtime_checkable
 
+from llama_layers.arrays.brief import brief_value
 from llama_layers.arrays.checks import check_shape
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.pytrees import Tree, offer, offer_to_jax, unchecked
+from llama_layers.arrays.transfer import writable_like
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
@@ -22,8 +24,12 @@ from llama_layers.layers.weights import (
     read_layer,
     tensor_shapes,
 )
+from llama_layers.model.padding import without_padding
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+# The tensors with a row for each token. Some more rows are padding, often to a multiple of 64: no
+# token is theirs, and they are dropped where weights come in.
+TABLES = (EMBEDDING, HEAD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +45,8 @@ class LlamaWeights:
     norm : Array, shape [hidden_size]
         Weight of the norm after the last layer.
     lm_head : Array, shape [vocab_size, hidden_size]
-        Into logits; the very array of `embed_tokens` where the config ties the two.
+        Into logits; the very array of `embed_tokens` where the config ties the two. It and
+        `embed_tokens` may have rows of padding below, which `Llama` drops.
     group : Group or None
         Where set, the layers are the parts of one rank of a group.
 
@@ -62,9 +69,9 @@ class LlamaWeights:
     def __post_init__(self) -> None:
         namespace(embed_tokens=self.embed_tokens, norm=self.norm, lm_head=self.lm_head)
         check_shape("embed_tokens", self.embed_tokens, "vocab_size", "hidden_size")
-        vocabulary, hidden = self.embed_tokens.shape
+        hidden = self.embed_tokens.shape[1]
         check_shape("norm", self.norm, hidden)
-        check_shape("lm_head", self.lm_head, vocabulary, hidden)
+        check_shape("lm_head", self.lm_head, "vocab_size", hidden)
         if not isinstance(self.layers, Sequence):
             raise TypeError(
                 f"layers: expected a sequence of LayerWeights, got {type(self.layers).__name__}"
@@ -77,6 +84,16 @@ class LlamaWeights:
             name = f"layers[{index}].input_layernorm"
             namespace(embed_tokens=self.embed_tokens, **{name: layer.input_layernorm})
             check_shape(name, layer.input_layernorm, hidden)
+
+    def __repr__(self) -> str:
+        """What is known without reading an array."""
+        read, layers = vars(self), self.layers
+        count = f"{len(layers)} layers" if isinstance(layers, Sequence) else brief_value(layers)
+        said = [
+            f"{name}={brief_value(read[name]) if name in read else 'not read yet'}"
+            for name in ("embed_tokens", "norm", "lm_head")
+        ]
+        return f"LlamaWeights({', '.join([count, *said])})"
 
     @classmethod
     def from_named(
@@ -91,7 +108,8 @@ class LlamaWeights:
         Parameters
         ----------
         arrays : Mapping of str to Array
-            At least the `expected_tensors` of the config.
+            At least the `expected_tensors` of the config. Rows of embedding and head beyond its
+            ``vocab_size`` are padding, and left out.
         config : LlamaConfig
             The numbers of the model.
         group : Group, optional
@@ -176,13 +194,17 @@ class _Source:
 
     def rows(self, names: Names) -> Array:
         """Give arrays as one: their rows below each other. A file's shapes are checked already."""
-        if isinstance(self.arrays, RowMapping):
+        if isinstance(self.arrays, RowMapping) and names[0] not in TABLES:
             return self.arrays.rows(names)
         parts = {name: self.arrays[name] for name in names}
+        for name in parts.keys() & TABLES:
+            parts[name] = without_padding(parts[name], self.shapes[name][0])
         xp = namespace(**parts)
         for name, array in parts.items():
             check_shape(name, array, *self.shapes[name])
-        return parts[names[0]] if len(names) == 1 else xp.concat([*parts.values()])
+        if len(names) == 1:
+            return parts[names[0]]
+        return writable_like(xp.concat([*parts.values()]), parts.values())
 
 
 class _ReadWhenUsed(LlamaWeights):
@@ -190,6 +212,14 @@ class _ReadWhenUsed(LlamaWeights):
 
     source: _Source
     config: LlamaConfig
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle where the arrays come from; by value if `replace` made these weights."""
+        if "source" in vars(self):
+            again = partial(LlamaWeights.from_named, group=self.group)
+            return again, (self.source.arrays, self.config)
+        arrays = self.embed_tokens, self.layers, self.norm, self.lm_head
+        return partial(LlamaWeights, group=self.group), arrays
 
     @cached_property
     def embed_tokens(self) -> Array:
@@ -211,6 +241,12 @@ class _Layers(Sequence[LayerWeights]):
     def __init__(self, source: _Source, config: LlamaConfig, group: Group | None) -> None:
         self._source, self._config, self._group = source, config, group
         self._made: dict[int, LayerWeights] = {}
+
+    def __repr__(self) -> str:
+        return f"{len(self)} layers, {len(self._made)} of them read"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Layers, (self._source, self._config, self._group)
 
     def __len__(self) -> int:
         return self._config.num_hidden_layers
@@ -235,6 +271,21 @@ class _Layers(Sequence[LayerWeights]):
         if (problem := layer_problem(layer, self._config)) is not None:
             raise ValueError(f"weights: layers[{number}]{problem}")
         return layer
+
+
+def weights_without_padding(weights: LlamaWeights, config: LlamaConfig) -> LlamaWeights:
+    """The weights with embedding and head of `vocab_size` rows, if they have as many."""
+    read, tokens = vars(weights), config.vocab_size
+    if isinstance(weights, _ReadWhenUsed) and "source" in read:
+        if weights.config.vocab_size == tokens:
+            return weights
+        return LlamaWeights.from_named(weights.source.arrays, config, group=weights.group)
+    embedding, head = weights.embed_tokens, weights.lm_head
+    table = without_padding(embedding, tokens)
+    first = table if head is embedding else without_padding(head, tokens)
+    if table is embedding and first is head:
+        return weights
+    return replace(weights, embed_tokens=table, lm_head=first)
 
 
 def _split(weights: LlamaWeights) -> tuple[dict[str, Any], tuple[bool, Group | None]]:

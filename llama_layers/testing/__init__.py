@@ -4,6 +4,6 @@ The strategies need Hypothesis (``pip install 'llama-layers[testing]'``), which 
 first of them is used; the assertions need nothing more.
 """
 
-import lazy_loader as _lazy
+from llama_layers.lazy import attach_stub as _attach_stub
 
-__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = _attach_stub(__spec__)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.arrays.brief import brief
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
@@ -34,6 +35,9 @@ class Bound:
     exact: Float64Array
     limit: Float64Array
     usual: Float64Array
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def ratio(self, computed: Array, /) -> Float64Array:
         """The error of each element over its limit.

@@ -21,6 +21,7 @@ from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.fit import HEAD
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.profiles import (
     CONTRACT,
@@ -229,7 +230,7 @@ class _Checker:
             inputs=route,
             judgement=judgement,
             difference=distance(bound.exact, array),
-            note=note or self._unusual(failing, judgement, verdict),
+            note=note or self._unusual(failing, judgement, verdict) or self._padding(site),
             profile="" if theirs is None else theirs.name,
             histogram=_histogram(bound.ratio(array)),
             worst=_worst(array, bound),
@@ -287,6 +288,13 @@ class _Checker:
         detail = causes[0].detail.removesuffix(".") if len(names) == 1 else ""
         return f"{said}, and like those of {' or '.join(names)}. {detail}".removesuffix(". ")
 
+    def _padding(self, site: Site) -> str:
+        """A note on logits that were not looked at."""
+        if site.name != HEAD or not self.recorded.padding:
+            return ""
+        left_out = counted(self.recorded.padding, "logit")
+        return f"{left_out} of each token are beyond the vocabulary, and were left out"
+
     @np.errstate(invalid="ignore")
     def _unbounded(self, site: Site) -> SiteResult:
         """The result at a site whose inputs were not recorded."""
@@ -307,7 +315,7 @@ class _Checker:
             judgement=None,
             difference=found.difference,
             yardstick=found.yardstick,
-            note=found.note,
+            note=found.note or self._padding(site),
             explanations=explanations,
         )
 

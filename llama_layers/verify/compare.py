@@ -81,8 +81,9 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
     for name, trace in zip(("trace_a", "trace_b"), traces, strict=True):
         if not isinstance(trace, Trace):
             raise TypeError(f"{name}: expected a Trace, got {type(trace).__name__}")
-    stated = (stated_config(trace.metadata) for trace in traces)
-    config = next((c for c in stated if c is not None), None)
+    stated = [c for t in traces if (c := stated_config(t.metadata)) is not None]
+    # That of more tokens may count rows of padding in the embedding.
+    config = min(stated, key=lambda c: c.vocab_size, default=None)
     every = sites(config or _stand_in(traces))
     arrays_a, arrays_b = (_arrays(trace, config, every) for trace in traces)
     common = [site for site in every if site.name in arrays_a and site.name in arrays_b]

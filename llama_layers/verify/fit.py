@@ -17,10 +17,12 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.sites import Site
-from llama_layers.verify.stored import StoredArrays, info_of, stored
+from llama_layers.model.padding import padding
+from llama_layers.verify.stored import StoredArray, StoredArrays, stored
 
+HEAD = "lm_head"
 # Sites of which an engine may have kept the last token only.
-OF_LAST_TOKEN = ("model.norm", "lm_head")
+OF_LAST_TOKEN = ("model.norm", HEAD)
 # Sites of which an axis holds heads side by side.
 FLAT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # Sites that hold heads, side by side or not.
@@ -40,7 +42,8 @@ def fitted(
 
     Heads may be an axis of their own or side by side, and a batch of one may be no axis. Where the
     metadata's "rope_layout" is "interleaved", the two numbers of a pair that RoPE rotates come next
-    to each other, and are put half a head apart.
+    to each other, and are put half a head apart. Logits of no token, from a head with rows of
+    padding, are left out.
 
     Raise TraceError unless each array has the shape of its site and holds floats.
     """
@@ -48,15 +51,26 @@ def fitted(
         raise TraceError(f"metadata rope_layout: expected 'half' or 'interleaved', got {layout!r}")
     found = {}
     for name in arrays:
-        site, given = known[name], info_of(arrays, name)
+        site, array = known[name], stored(arrays, name)
+        if name == HEAD:
+            array = _without_padding(array, config.vocab_size)
+        given = array.info()
         shape = _shape(site, given.shape, extent, config.head_dim)
         if given.dtype not in FLOATS:
             raise TraceError(
                 f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {given.dtype}"
             )
         pairs = config.head_dim if layout == "interleaved" and site.role in ROTATED else None
-        found[name] = stored(arrays, name).changed(shape, partial(_fit, shape, pairs))
+        found[name] = array.changed(shape, partial(_fit, shape, pairs))
     return StoredArrays(found)
+
+
+def _without_padding(logits: StoredArray, tokens: int) -> StoredArray:
+    """Leave out what a head with rows of padding gives beyond the vocabulary."""
+    *others, width = logits.info().shape or (0,)
+    if not padding(width, tokens):
+        return logits
+    return logits.changed((*others, tokens), lambda array: array[..., :tokens])
 
 
 def _fit(shape: tuple[int, ...], interleaved: int | None, given: Array) -> np.ndarray:

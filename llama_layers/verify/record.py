@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
+
+import numpy as np
 
 from llama_layers.arrays.describe import describe
 from llama_layers.arrays.dtypes import accumulate_format, dtype_name, float_format
@@ -17,6 +18,7 @@ from llama_layers.model.forward import forward
 from llama_layers.model.inputs import Inputs
 from llama_layers.model.llama import Llama
 from llama_layers.verify.trace import Trace
+from llama_layers.version import __version__
 
 
 def record(
@@ -119,11 +121,11 @@ def _known_layers(layers: Iterable[int], count: int) -> Iterator[int]:
 def _metadata(model: Llama, xp: Namespace, logits: Array) -> dict[str, str]:
     form = float_format("logits", logits)
     return {
-        "engine": f"llama_layers {version('llama-layers')}",
+        "engine": f"llama_layers {__version__}",
         "config": json.dumps(model.config.to_json()),
         "dtype": form.name,
         "accumulate": accumulate_format(form).name,
         "weights": dtype_name(model.weights.embed_tokens.dtype),
-        "numpy_version": version("numpy"),
+        "numpy_version": np.__version__,
         **describe(xp, logits),
     }

@@ -39,6 +39,9 @@ class StoredArrays(Mapping[str, Array]):
     def __init__(self, stored: Mapping[str, StoredArray]) -> None:
         self.stored = stored
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return dict, ({name: self[name] for name in self},)  # their files may be gone by then
+
     def __getitem__(self, name: str) -> Array:
         return self.stored[name].read()
 

@@ -14,6 +14,8 @@ from llama_layers.files.output import check_output
 from llama_layers.files.tensors import write_tensors
 from llama_layers.verify.aliases import canonical_arrays
 from llama_layers.verify.array_files import open_arrays
+from llama_layers.verify.report.recorded import recorded_blocks
+from llama_layers.verify.report.template import render
 from llama_layers.verify.stored import TOKENS, StoredArray, StoredArrays, info_of
 from llama_layers.verify.tensor_file import STORED, open_tensors
 
@@ -90,6 +92,14 @@ class Trace:
         if "engine" in self.metadata:
             facts.append(f"engine: {self.metadata['engine']!r}")
         return f"Trace({', '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        """The sites in a notebook, with shapes and dtypes; no array is read."""
+        arrays = {name: info_of(self.arrays, name) for name in self.arrays}
+        tokens = {name: getattr(self, name) for name in TOKENS}
+        given = {name: array for name, array in tokens.items() if array is not None}
+        infos = {name: info_of(given, name) for name in given}
+        return render("notebook", recorded_blocks(arrays, infos, self.metadata))
 
     def save(self, path: str | os.PathLike[str], /, *, force: bool = False) -> None:
         """Write a safetensors file, whole or not at all.

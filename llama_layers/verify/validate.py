@@ -17,7 +17,8 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.sites import Site, sites
-from llama_layers.verify.fit import HEADED, OF_LAST_TOKEN, fitted
+from llama_layers.model.padding import padding
+from llama_layers.verify.fit import HEAD, HEADED, OF_LAST_TOKEN, fitted
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names
@@ -41,6 +42,7 @@ class Recorded:
     positions_given: bool  # whether the trace has them
     keep: NDArray[np.bool_] | None  # which tokens are not padding, [B, S]
     metadata: Mapping[str, str]
+    padding: int = 0  # logits of no token, from rows of padding in the head, which were left out
 
     def array(self, name: str) -> np.ndarray:
         """Return the array of a site, as NumPy's."""
@@ -104,8 +106,18 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
     keep = _keep(trace.attention_mask, batch, count)
     ids = _ids(trace.input_ids, batch, count, config)
     positions = _positions(trace.positions, keep, batch, count)
-    given = trace.positions is not None
-    return Recorded(arrays, config, batch, count, ids, positions, given, keep, trace.metadata)
+    return Recorded(
+        arrays,
+        config,
+        batch,
+        count,
+        ids,
+        positions,
+        trace.positions is not None,
+        keep,
+        trace.metadata,
+        _padding(trace.arrays, config),
+    )
 
 
 def stated_config(metadata: Mapping[str, str]) -> LlamaConfig | None:
@@ -133,11 +145,18 @@ def _check_config(metadata: Mapping[str, str], config: LlamaConfig) -> None:
     ours, theirs = config.to_json(), stated.to_json()
     free = {"torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id", "architectures"}
     for key in ours.keys() | theirs.keys():
+        if key == "vocab_size" and padding(stated.vocab_size, config.vocab_size):
+            continue  # with rows of padding in the embedding, which Hugging Face counts
         if key not in free and ours.get(key) != theirs.get(key):
             raise TraceError(
                 f"trace: expected one of this model, with {key} {ours.get(key)!r}, got "
                 f"{theirs.get(key)!r}"
             )
+
+
+def _padding(arrays: Mapping[str, Array], config: LlamaConfig) -> int:
+    """Count the logits of each token that are beyond the vocabulary."""
+    return padding(info_of(arrays, HEAD).shape[-1], config.vocab_size) if HEAD in arrays else 0
 
 
 def _check_formats(metadata: Mapping[str, str]) -> None:

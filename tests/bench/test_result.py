@@ -1,12 +1,11 @@
 """The arithmetic of a result, its JSON and its tables, from times that the test makes up."""
 
 import json
-from importlib.metadata import PackageNotFoundError
 
 import pytest
 from threadpoolctl import threadpool_info
 
-from llama_layers.bench import cpu, machine
+from llama_layers.bench import cpu
 from llama_layers.bench.cost import Cost
 from llama_layers.bench.result import Case, Limit, Result
 from llama_layers.bench.table import markdown, milliseconds
@@ -99,14 +98,6 @@ def test_markdown_of_tokens_and_nobody_else():
 )
 def test_milliseconds(seconds, text):
     assert milliseconds(seconds) == text
-
-
-def test_a_source_tree_can_be_measured(monkeypatch):
-    def version(package):
-        raise PackageNotFoundError(package)
-
-    monkeypatch.setattr(machine, "version", version)
-    assert machine.own_version() == "not installed, from its sources"
 
 
 def blas_threads():

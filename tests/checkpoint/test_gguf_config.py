@@ -196,7 +196,10 @@ def test_keys_that_are_missing(tmp_path, missing, message):
 
 
 def test_the_vocabulary_is_as_large_as_the_embedding(tmp_path):
-    """llama.cpp goes by the tokens; what vocab_size says counts where there are fewer."""
+    """llama.cpp goes by the tokens; what vocab_size says counts where there are fewer.
+
+    Without vocab_size, rows after those of the tokens are padding.
+    """
     no_size = {"llama.vocab_size": None}
     assert open_checkpoint(write_model(tmp_path / "m.gguf", no_size)).config.vocab_size == 40
     wrong = {"llama.vocab_size": ("u32", 41)}
@@ -205,6 +208,13 @@ def test_the_vocabulary_is_as_large_as_the_embedding(tmp_path):
     assert open_checkpoint(write_model(tmp_path / "m.gguf", fewer)).config.vocab_size == 40
     with pytest.raises(CheckpointError, match=r"embed_tokens.weight \(expected \[2, 32\]"):
         open_checkpoint(write_model(tmp_path / "m.gguf", no_size | fewer))
+    most = {"tokenizer.ggml.tokens": ("arr[str]", list(map(str, range(39))))}
+    padded = open_checkpoint(write_model(tmp_path / "m.gguf", no_size | most))
+    assert padded.config.vocab_size == 39
+    assert padded.tensors["model.embed_tokens.weight"].padding == 1
+    more = {"tokenizer.ggml.tokens": ("arr[str]", list(map(str, range(41))))}
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight \(expected \[41, 32\]"):
+        open_checkpoint(write_model(tmp_path / "m.gguf", no_size | more))
     without = no_size | {"tokenizer.ggml.tokens": None}
     with pytest.raises(ConfigError, match=r"missing llama.vocab_size"):
         open_checkpoint(write_model(tmp_path / "m.gguf", without))

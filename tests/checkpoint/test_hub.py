@@ -166,7 +166,8 @@ def test_a_full_disk_is_not_the_network(hub, monkeypatch, published, cache, file
 
     hub.publish("org/tiny", published)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
-    with pytest.raises(OSError, match=f"No space left on device: '{filename or cache}'"):
+    said = f"No space left on device; HF_HOME moves the cache: '{filename or cache}'"
+    with pytest.raises(OSError, match=said):
         load("org/tiny")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from copy import deepcopy
 
 import array_api_strict
+import gguf
 import ml_dtypes
 import numpy as np
 import pytest
@@ -31,6 +33,30 @@ def test_numbers_stay_in_the_file(directory):
         assert array.nbytes == info.nbytes
     assert not model.weights.embed_tokens.flags.owndata
     assert not model.weights.layers[1].mlp.up_proj.flags.owndata
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "float64"])
+@pytest.mark.parametrize("kind", ["single", "meta", "gguf", "blocks"])
+def test_every_array_is_read_only(kind, dtype, tmp_path):
+    """Views of the file, and what was joined, permuted or converted, all alike."""
+    config = dataclasses.replace(tiny.BIASED, intermediate_size=64)
+    weights, path = tiny.arrays(config), tmp_path / "model"
+    if kind in ("gguf", "blocks"):
+        blocks = gguf.GGMLQuantizationType.Q8_0 if kind == "blocks" else None
+        file = path.with_suffix(".gguf")
+        model = load(tiny.write_gguf(file, weights, config, quantised=blocks), dtype=dtype)
+    else:
+        named = tiny.meta(weights, config) if kind == "meta" else weights
+        model = load(tiny.write_single(path, named, config), dtype=dtype)
+    layer = model.weights.layers[1]
+    for name, array in tiny.all_arrays(model).items():
+        assert not array.flags.writeable, name
+    assert layer.self_attn.qkv.fused.dtype == (dtype or "float32")
+    for copied in (layer.mapped(np.array), deepcopy(layer)):
+        for name, array in copied.arrays().items():
+            assert array.flags.writeable, name
+            array[...] = 0
+    assert layer.mlp.up_proj.any()
 
 
 def test_adjacent_rows_are_one_view(tmp_path):

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import expected_tensors, open_checkpoint
-from llama_layers.checkpoint.checkpoint import equal_bytes
+from llama_layers.checkpoint.stored_numbers import equal_bytes
 from tests.support import tiny
 
 # Buffers of transformers' and others' modules, which no class of transformers 5 reads.

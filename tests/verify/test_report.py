@@ -20,7 +20,7 @@ from llama_layers.verify import (
     to_html,
 )
 from llama_layers.verify.report import EDGES
-from llama_layers.verify.report.html import bin_of
+from llama_layers.verify.report.template import bin_of
 from tests.support.made_reports import (
     INTERLEAVED,
     K_ROPE,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from llama_layers.backends.libraries import cupy
 
-KERNELS = Path(__file__).with_name("kernels")
+KERNELS = files("llama_layers.backends.cupy") / "kernels"
 
 FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2}
 """Values of the macro FORMAT; the sources know each by its name in capitals."""

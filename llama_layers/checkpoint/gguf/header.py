@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.checkpoint import STORED_DTYPES, TensorInfo, map_file
+from llama_layers.checkpoint.checkpoint import TensorInfo
 from llama_layers.checkpoint.gguf.metadata import Metadata, Walk
+from llama_layers.checkpoint.stored_numbers import STORED_DTYPES, map_file
 from llama_layers.errors import CheckpointError
 from llama_layers.files.kinds import kind_of
 

@@ -11,18 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.checkpoint.checkpoint import (
-    NUMPY_DTYPES,
-    Checkpoint,
-    TensorInfo,
-    viewed,
-)
+from llama_layers.checkpoint.checkpoint import Checkpoint, TensorInfo
 from llama_layers.checkpoint.extras import require_installed
 from llama_layers.checkpoint.gguf.config import ARCHITECTURES, read_config
 from llama_layers.checkpoint.gguf.header import GGUFHeader, read_gguf
 from llama_layers.checkpoint.gguf.metadata import shown
 from llama_layers.checkpoint.names import to_hugging_face
 from llama_layers.checkpoint.rope_rows import permuted_heads
+from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, viewed
 from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer.gguf import (
     open_tokenizer,
@@ -78,6 +74,10 @@ class _GGUFCheckpoint(Checkpoint):
     """A GGUF file, whose metadata holds its tokenizer."""
 
     metadata: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def opened(cls, path: Path) -> Checkpoint:
+        return open_gguf(path)
 
     def open_tokenizer(self) -> Tokenizer:
         return open_tokenizer(self.path, self.metadata)

@@ -59,6 +59,9 @@ class SiteDifference:
     identical: bool = False
     odd: int = 0
 
+    def __repr__(self) -> str:
+        return f"SiteDifference({self.site.name}: {figure(self.difference)})"
+
     @property
     def added(self) -> float:
         """How much of the difference is not inherited."""
@@ -122,6 +125,9 @@ class Comparison(Readable):
     same_tokens: bool = True
     metadata_a: Mapping[str, str] = field(default_factory=dict)
     metadata_b: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Comparison({_headline(self)})"
 
     @property
     def suspects(self) -> tuple[SiteDifference, ...]:

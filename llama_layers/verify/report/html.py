@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
-from bisect import bisect_left
-from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llama_layers.files.output import check_output, write_atomically
 from llama_layers.verify.report.comparison import Comparison
 from llama_layers.verify.report.report import Report
-from llama_layers.verify.report.results import EDGES
-from llama_layers.verify.report.wording import role_name
-
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-# The mark in the cell of a site, and its meaning.
-_MARKS = {
-    "PASS": ("", "within what rounding allows"),
-    "WARN": ("!", "an engine's known rounding, or more than usual"),
-    "FAIL": ("\u00d7", "beyond what rounding allows"),
-    "SEEN": ("\u25cb", "inputs not recorded, differs as our own run does"),
-    "DIFFERS": ("\u2260", "inputs not recorded, differs by far more"),
-}
+from llama_layers.verify.report.template import render
 
 
 def to_html(report: Report | Comparison, /) -> str:
@@ -49,7 +31,7 @@ def to_html(report: Report | Comparison, /) -> str:
     >>> to_html(Report(()))[:15]
     '<!DOCTYPE html>'
     """
-    return _template().render(blocks=report.blocks())
+    return render("report", report.blocks())
 
 
 def write_html(
@@ -83,43 +65,3 @@ def write_html(
     file, page = Path(path), to_html(report)
     check_output(file, force)
     write_atomically(file, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # which take time to load
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.globals |= {
-        "bin_of": bin_of,
-        "bin_labels": _bin_labels(),
-        "limit_bin": EDGES.index(1.0),
-        "heights": _heights,
-        "kind_of": lambda block: type(block).__name__.lower(),
-        "marks": _MARKS,
-        "role_name": role_name,
-    }
-    return environment.get_template("report.html.j2")
-
-
-def bin_of(ratio: float) -> int:
-    """Return the bin of an error over its limit; the last for NaN."""
-    return len(EDGES) if math.isnan(ratio) else bisect_left(EDGES, ratio)
-
-
-def _bin_labels() -> list[str]:
-    first, *edges = (f"{edge:g}" for edge in EDGES)
-    return [first, *(f"\u2264 {edge}" for edge in edges), f"> {edges[-1]}"]
-
-
-def _heights(counts: Sequence[int]) -> list[float]:
-    """Return the heights of bars up to 1, on a log scale, so that one wrong element is seen."""
-    highest = math.log1p(max(counts))
-    return [math.log1p(count) / highest if highest else 0.0 for count in counts]

@@ -67,6 +67,9 @@ class Report(Readable):
     weights: str = ""
     diagnosed: bool = True
 
+    def __repr__(self) -> str:
+        return f"Report({_headline(self)})"
+
     @property
     def verdict(self) -> ReportVerdict:
         """The verdict on the whole trace.

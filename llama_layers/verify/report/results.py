@@ -116,6 +116,9 @@ class SiteResult:
     worst: tuple[Element, ...] = ()
     explanations: tuple[Explanation, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"SiteResult({self.site.name}: {self.verdict}, error/limit {figure(self.ratio)})"
+
     @property
     def ratio(self) -> float:
         """The largest error over its limit; NaN where inputs were not recorded."""

@@ -138,7 +138,7 @@ def notes(results: Iterable[SiteResult]) -> Iterator[str]:
 
 def missing_sites(results: Iterable[SiteResult], missing: Iterable[str]) -> Iterator[str]:
     """Say which sites were not recorded, in a line for all roles that lack the same layers."""
-    split = [_split(name) for name in missing]
+    split = [site_and_layer(name) for name in missing]
     recorded = {result.site.layer for result in results}
     layers = (recorded | {layer for layer, _ in split}) - {None}
     lacking = {
@@ -155,7 +155,7 @@ def missing_sites(results: Iterable[SiteResult], missing: Iterable[str]) -> Iter
             yield f"Not recorded in {layer_ranges(numbers)}: {names}."
 
 
-def _split(name: str) -> tuple[int | None, str]:
+def site_and_layer(name: str) -> tuple[int | None, str]:
     """Split the name of a site into its layer and its role."""
     if not name.startswith("model.layers."):
         return None, name

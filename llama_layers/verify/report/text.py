@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 from llama_layers.verify.report.blocks import Block, Cause, Headline, Panel, Sentences, Table
+from llama_layers.verify.report.template import render
 
 
 class Readable(ABC):
@@ -24,6 +25,10 @@ class Readable(ABC):
 
     def __str__(self) -> str:
         return self.text()
+
+    def _repr_html_(self) -> str:
+        """The blocks in a notebook."""
+        return render("notebook", self.blocks())
 
     def text(self, *, every: bool = False, width: int = 80) -> str:
         """Return all of it as plain text for people to read.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,15 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
     options |= {"nogil": True, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder to keep it in: compile in each process
+    except RuntimeError:  # there is no folder to keep it in
+        _say_once(
+            "each process compiles kernels again, since no directory can be written to keep them "
+            "in; NUMBA_CACHE_DIR names one"
+        )
         return njit(**options)(function)
+
+
+_say_once = cache(announce)
 
 
 inlined = partial(compiled, inline="always")
@@ -48,7 +55,7 @@ class _Notice(event.Listener):
     def on_start(self, event_: Any) -> None:
         if event_.data["dispatcher"].py_func.__module__.startswith(__package__):
             event.unregister("numba:compile", self)
-            announce("compiling kernels, once")
+            announce("compiling kernels, once ...")
 
     def on_end(self, event_: Any) -> None:
         pass
