@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers import KVCache, LlamaConfig, forward, generate, load
+from llama_layers import KVCache, LlamaConfig, check, forward, generate, load, record
 from llama_layers.parallel import run_ranks, sharded
 from llama_layers.parallel.plan import Shard
 from llama_layers.testing import configs
-from tests.support import decoder_oracle, random_models
+from tests.support import decoder_oracle, random_models, tiny
 
 MOST_RANKS = 16
 sizes = st.integers(1, MOST_RANKS)
@@ -137,6 +137,20 @@ def test_a_loaded_model(tmp_path):
         np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [None, "float64"])
+def test_a_loaded_part_keeps_no_more_than_itself(tmp_path, dtype):
+    config = random_models.GQA
+    path = tiny.write_single(tmp_path, random_models.random_weights(config, 0, np.float32), config)
+
+    def held(group):
+        layer = load(path, parallel=group, dtype=dtype).weights.layers[0]
+        return [a for a in layer.arrays().values() if a is not None and a.ndim == 2]
+
+    for arrays in run_ranks(2, held):
+        for array in arrays:
+            assert array.base is None or not array.flags.writeable  # which is a view of the file
+
+
 def test_ranks_with_other_models_are_named(tmp_path):
     from safetensors.numpy import save_file
 
@@ -155,6 +169,28 @@ def test_ranks_with_other_models_are_named(tmp_path):
     )
     with pytest.raises(ValueError, match=r"rank 1: .*rms_norm_eps is 0.001, not 0.01"):
         run_ranks(2, lambda group: load(tmp_path / str(group.rank), parallel=group))
+
+
+def test_other_ids_on_a_rank_are_named():
+    """As where each rank draws its own tokens: they would compute a mixture of two texts."""
+    weights = random_models.random_weights(random_models.GQA)
+
+    def run(ids):
+        return run_ranks(
+            3, lambda group: forward(sharded(weights, random_models.GQA, group), ids(group.rank))
+        )
+
+    for other in ([[1, 2]], [[1, 2, 3, 4]], [[1], [2], [4]]):
+        with pytest.raises(ValueError, match=r"input_ids: expected the same .* others on rank 2"):
+            run(lambda rank, other=other: np.array(other if rank == 2 else [[1], [2], [3]]))
+
+
+def test_check_takes_a_whole_model():
+    config, ids = random_models.GQA, np.array([[1, 2]])
+    weights = random_models.random_weights(config)
+    trace = record(random_models.model_of(config, weights), ids)
+    with pytest.raises(ValueError, match="model: expected a whole model, got the part of it"):
+        run_ranks(2, lambda group: check(trace, sharded(weights, config, group)))
 
 
 def test_an_error_on_one_rank_ends_all():

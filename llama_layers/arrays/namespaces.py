@@ -9,6 +9,7 @@ import array_api_compat
 import numpy as np
 from array_api_compat import array_namespace
 
+from llama_layers.arrays.cupynumeric import standard
 from llama_layers.arrays.pytrees import offer_to_jax
 from llama_layers.arrays.types import Array, Device, Namespace
 
@@ -56,7 +57,7 @@ def _own_namespace(name: str, array: Any) -> Namespace:
     except TypeError:
         raise TypeError(_not_an_array(name, array)) from None
     offer_to_jax()
-    return own
+    return standard(own) if own.__name__ == "cupynumeric" else own
 
 
 def _not_an_array(name: str, value: object) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import is_cupy_namespace, is_numpy_namespace
 
 from llama_layers.arrays.dtypes import dtype_name
+from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.arrays.types import Array, Device, Namespace
 from llama_layers.backends.cupy.detect import gpu_problem
@@ -60,8 +61,10 @@ def _to_cupy(device: Device | None) -> Callable[[np.ndarray], Array]:
 
 
 def _to_module(xp: Namespace, device: Device | None) -> Callable[[np.ndarray], Array]:
+    standard = namespace(backend=xp.asarray(0.0))  # dask.array alone knows no device
+
     def place(array: np.ndarray) -> Array:
-        moved = from_numpy(array, xp, device)
+        moved = from_numpy(array, standard, device)
         if dtype_name(moved.dtype) != dtype_name(array.dtype):  # jax narrows without a word
             raise TypeError(
                 f"backend {xp.__name__}: turned {dtype_name(array.dtype)} into "

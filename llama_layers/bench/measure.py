@@ -27,17 +27,23 @@ def measure(
     machine: Machine,
     rounds: int,
     progress: Callable[[], object] = lambda: None,
+    meet: Callable[[], object] = lambda: None,
 ) -> Result:
     """Time our own engine and the others of these names, each once in a round at each size.
 
-    `progress` is called before each round. Raises BackendError if the results of two engines
-    differ.
+    `progress` is called before each round, and `meet` before each turn. Raises BackendError if the
+    results of two engines differ.
     """
 
     def between() -> None:
         progress()
         machine.settle()
+        meet()
         machine.probe()
+
+    def timed(call: Callable[[], object]) -> float:
+        meet()
+        return machine.timed(call)
 
     with ExitStack() as closing:
         closing.enter_context(machine.pinned())
@@ -48,7 +54,7 @@ def measure(
             engines,
             job.sizes,
             rounds=rounds,
-            timed=machine.timed,
+            timed=timed,
             settle=machine.settle,
             between=between,
         )

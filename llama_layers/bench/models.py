@@ -19,9 +19,12 @@ from llama_layers.checkpoint.hub import hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.config.presets import Preset
+from llama_layers.layers.group import Group
 from llama_layers.layers.weights import QKVWeights
 from llama_layers.model.llama import Llama
 from llama_layers.model.weights import LlamaWeights, expected_tensors
+from llama_layers.parallel.mpi import MPIGroup
+from llama_layers.parallel.plan import Shard
 
 PRESETS = {k.replace("_", "-"): k for k, v in vars(LlamaConfig).items() if isinstance(v, Preset)}
 # The share of the memory that weights may take.
@@ -56,9 +59,15 @@ def with_layers(config: LlamaConfig, count: int) -> LlamaConfig:
     return replace(config, num_hidden_layers=count, layer_types=kinds)
 
 
-def opened_model(name: str, dtype: str, layers: int | None, backend: Backend = "numpy") -> Llama:
-    """Load a checkpoint, or its first layers only."""
-    model = load(name, dtype=dtype, backend=backend)
+def opened_model(
+    name: str,
+    dtype: str,
+    layers: int | None,
+    backend: Backend = "numpy",
+    group: Group | None = None,
+) -> Llama:
+    """Load a checkpoint, or its first layers only; with a group this rank's part."""
+    model = load(name, dtype=dtype, backend=backend, parallel=group)
     count = model.config.num_hidden_layers
     if layers is None or layers == count:
         return model
@@ -66,7 +75,7 @@ def opened_model(name: str, dtype: str, layers: int | None, backend: Backend = "
         raise ValueError(f"--layers: expected at most {count}, those of the model, got {layers}")
     weights = model.weights
     first = LlamaWeights(
-        weights.embed_tokens, weights.layers[:layers], weights.norm, weights.lm_head
+        weights.embed_tokens, weights.layers[:layers], weights.norm, weights.lm_head, group=group
     )
     return Llama(with_layers(model.config, layers), first, model.open_tokenizer)
 
@@ -110,9 +119,9 @@ class RandomWeights:
             config.num_key_value_heads,
         )
 
-    def model(self, config: LlamaConfig) -> Llama:
+    def model(self, config: LlamaConfig, group: Group | None = None) -> Llama:
         """Make a model without biases."""
-        weights = LlamaWeights.from_named(_Tensors(self, config), config)
+        weights = LlamaWeights.from_named(_Tensors(self, config), config, group=group)
         list(weights.layers)  # made now, and not when they are first used
         return Llama(config, weights)
 
@@ -151,17 +160,23 @@ def random_model(
     layers: int | None,
     engines: int,
     backend: Backend = "numpy",
+    group: MPIGroup | None = None,
 ) -> Llama:
-    """Make a model of some size with random weights.
+    """Make a model of some size with random weights; with a group this rank's part.
 
     Without a number of layers it has all of the config's that fit into memory: on a CPU each
     engine holds the weights, on a GPU they share them. Raises MemoryError if not even one fits.
     """
     config = without_biases(config)
+    if group is not None:
+        config = Shard(config, group.rank, group.size).config
     if layers is None:
-        memory = available_memory() / engines if backend == "numpy" else available_on_gpu()
+        held = engines if group is None else group.here()[1]
+        memory = available_memory() / held if backend == "numpy" else available_on_gpu()
         layers = layers_that_fit(config, dtype, int(memory * SHARE))
-    return RandomWeights(dtype, backend).model(with_layers(config, layers))
+        if group is not None:
+            layers = min(group.gather(layers))
+    return RandomWeights(dtype, backend).model(with_layers(config, layers), group)
 
 
 def layers_that_fit(config: LlamaConfig, dtype: str, nbytes: int) -> int:

@@ -30,7 +30,6 @@ from llama_layers.model.weight_checks import unfusible
 from llama_layers.model.weights import LlamaWeights, layer_arrays
 from llama_layers.parallel.connect import check_same, connect
 from llama_layers.parallel.plan import Shard
-from llama_layers.parallel.weights import Parts
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -119,7 +118,7 @@ def load(
     group = None if parallel is None else connect(parallel, backend)
     if device is None:
         device = getattr(group, "device", None)
-    place = placement(backend, device)  # a GPU that cannot compute is named before a download
+    placement(backend, device)  # a GPU that cannot compute is named before a download
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     chosen = _chosen(layers, config.num_hidden_layers)
@@ -127,30 +126,17 @@ def load(
         dtypes = {key: info.read_dtype for key, info in checkpoint.tensors.items()}
         if difference := unfusible(dtypes, chosen):
             raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
-    if group is not None:
-        return _one_rank(checkpoint, group, chosen, name, place)
-    weights = LlamaWeights.from_named(_Tensors(checkpoint, chosen, name, backend, device), config)
+    shard = None if group is None else _shared(checkpoint, group)
+    tensors = _Tensors(checkpoint, chosen, name, backend, device, shard)
+    config = config if shard is None else shard.config
+    weights = LlamaWeights.from_named(tensors, config, group=group)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
 
-def _one_rank(
-    checkpoint: Checkpoint,
-    group: Group,
-    layers: frozenset[int],
-    dtype: str | None,
-    place: Callable[[np.ndarray], Array],
-) -> Llama:
-    """The part of a model that a rank has; only that is copied to a GPU, or kept in memory."""
+def _shared(checkpoint: Checkpoint, group: Group) -> Shard:
+    """What a rank has of a checkpoint; an error unless all ranks have the same one."""
     check_same(group, asdict(checkpoint.config) | {"the norms' SHA-256": _digest(checkpoint)})
-    shard = Shard(checkpoint.config, group.rank, group.size)
-
-    def finish(name: str, part: np.ndarray) -> Array:
-        checkpoint.forget(name)
-        return place(part)
-
-    tensors = _Tensors(checkpoint, layers, dtype, "numpy", None)
-    weights = LlamaWeights.from_named(Parts(tensors, shard, finish), shard.config, group=group)
-    return Llama(shard.config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
+    return Shard(checkpoint.config, group.rank, group.size)
 
 
 def _digest(checkpoint: Checkpoint) -> str:
@@ -187,23 +173,46 @@ class _Tensors(Mapping[str, Array]):
         dtype: str | None,
         backend: str | Namespace,
         device: Device | None,
+        shard: Shard | None,
     ) -> None:
         self._checkpoint, self._layers, self._dtype = checkpoint, layers, dtype
-        self._backend, self._device = backend, device
+        self._backend, self._device, self._shard = backend, device, shard
         self._read = self._reader()
 
     def _reader(self) -> _Read:
         checkpoint, dtype = self._checkpoint, self._dtype
+        if self._shard is not None:
+            return self._read_parts
         if is_cupy(self._backend):
             return _uploaded(cupy_device(self._device), checkpoint, self._layers, dtype)
         place = placement(self._backend, self._device)
         return lambda names: place(checkpoint.read_rows(names, dtype))
 
+    def _read_parts(self, names: Names) -> Array:
+        """What a rank has of some tensors; the pages of the file that it needs no more go back."""
+        parts = [self._part(name) for name in names]
+        place = placement(self._backend, self._device)
+        placed = place(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        for name in names:
+            self._checkpoint.forget(name)
+        return placed
+
+    def _part(self, name: str) -> np.ndarray:
+        assert self._shard is not None
+        whole = self._checkpoint.read(name, self._dtype)
+        part: Any = self._shard.part(name, whole)
+        in_memory = whole.flags.writeable  # and not in the file
+        return part.copy() if in_memory and part is not whole and part.base is not None else part
+
     def __deepcopy__(self, memo: object) -> _Tensors:
-        place = self._backend, self._device
+        place = self._backend, self._device, self._shard
         return _Tensors(self._checkpoint, self._layers, self._dtype, *place)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._shard is not None:
+            raise TypeError(
+                "one rank's part of a model cannot be pickled: let each process load its own"
+            )
         backend = self._backend if isinstance(self._backend, str) else self._backend.__name__
         return _tensors_again, (self._checkpoint, self._layers, self._dtype, backend, self._device)
 
@@ -239,7 +248,7 @@ def _tensors_again(
 ) -> _Tensors:
     """Tensors from their pickle, which has the name of a module instead of it."""
     module = backend if backend in ("numpy", "cupy") else importlib.import_module(backend)
-    return _Tensors(checkpoint, layers, dtype, module, device)
+    return _Tensors(checkpoint, layers, dtype, module, device, None)
 
 
 def _uploaded(

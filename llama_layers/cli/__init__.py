@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # not all encodings have every character
         sys.stdout.reconfigure(errors="replace")
+    ranks.silence()
     args = _parser().parse_args(argv)
     try:
         ranks.connect(args.command)
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
+        if named := ranks.named():
+            print(f"llama-layers {args.command}: {named}interrupted", file=sys.__stderr__)
+        ranks.end_all(130)
         return 130
     except SystemExit:
         raise
@@ -56,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(args, "status", 0)  # that of a check, which is known by then
     except BaseException as error:  # tokenizers raises one that is not an Exception
         with suppress(OSError):  # a stderr that fails leaves the exit status
-            said = f"llama-layers {args.command}: {ranks.named_rank()}{_said(error)}"
-            print(said, file=sys.__stderr__ if ranks.named_rank() else sys.stderr)
+            said = f"llama-layers {args.command}: {ranks.named()}{_said(error)}"
+            print(said, file=sys.__stderr__ if ranks.named() else sys.stderr)
             if "LLAMA_LAYERS_TRACEBACK" in os.environ:
                 traceback.print_exc()
         for stream in (sys.stderr, sys.stdout):

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from llama_layers.cli.options import MODEL, Commands, add_backend, add_force, resolve_backend
 from llama_layers.cli.outputs import check_data_and_plot
+from llama_layers.cli.ranks import world
 from llama_layers.files.output import write_atomically
 from llama_layers.files.progress import progress
 
 if TYPE_CHECKING:
     from llama_layers.bench.job import Job
     from llama_layers.bench.machine import Machine
+    from llama_layers.bench.result import Result
 
 DTYPES = ("float32", "bfloat16", "float16")
 # The vocabulary of the model that stands for a layer: its embedding and head take no time.
@@ -140,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_data_and_plot("--json", args.json, args.plot, args.force)
     args.backend = resolve_backend(args.backend)
+    check_ranks(args)
     check_threads(args)
     if args.backend == "cupy":
         from llama_layers.backends.placement import cupy_device
@@ -161,8 +164,13 @@ def run(args: argparse.Namespace) -> int:
             machine=make_machine(args),
             rounds=args.rounds,
             progress=lambda: advance(1),
+            meet=meet,
         )
     result = replace(result, title=f"{result.title} ({origin(args)})")
+    if (group := world()) is not None:
+        if group.rank:
+            return 0
+        result = split(result, group.size)
     if args.json is not None:
         text = json.dumps(result.to_json(), indent=2) + "\n"
         write_atomically(args.json, lambda path: path.write_text(text, encoding="utf-8"))
@@ -175,6 +183,44 @@ def run(args: argparse.Namespace) -> int:
         if path is not None:
             print(f"{verb} {path}")
     return 0
+
+
+def check_ranks(args: argparse.Namespace) -> None:
+    """Raise if ranks were started for what is not split; share the cores of a computer."""
+    from llama_layers.bench.threads import available_threads
+
+    if (group := world()) is None:
+        return
+    if args.kind not in ("decode", "prefill"):
+        raise ValueError(
+            f"bench {args.kind}: expected one process, got {group.size} ranks; decode and prefill "
+            f"are split among ranks"
+        )
+    if args.against:
+        raise ValueError(
+            f"--against: expected one process, got {group.size} ranks: other engines are not split"
+        )
+    if args.threads is None and args.backend == "numpy":
+        args.threads = max(1, available_threads() // group.here()[1])  # they share the cores
+
+
+def meet() -> None:
+    """Wait for the other ranks, so that no time includes what they did before."""
+    if (group := world()) is not None:
+        group.gather(None)
+
+
+def split(result: Result, ranks: int) -> Result:
+    """Say in a result that the model was split, and what was summed."""
+    return replace(
+        result,
+        title=f"{result.title}, split among {ranks} ranks",
+        numbers={
+            name: f"{numbers}; ranks sum the outputs of attention and of the MLP of each layer in "
+            "float32; sizes and limits are those of rank 0"
+            for name, numbers in result.numbers.items()
+        },
+    )
 
 
 def origin(args: argparse.Namespace) -> str:
@@ -231,11 +277,11 @@ def make_job(args: argparse.Namespace) -> Job:
         model = models.random_model(small, args.dtype, count, 1 + len(args.against), args.backend)
         return ModelJob(model, "layer", args.sizes, context=args.context)
     if models.is_checkpoint(args.model):
-        model = models.opened_model(args.model, args.dtype, args.layers, args.backend)
+        model = models.opened_model(args.model, args.dtype, args.layers, args.backend, world())
     else:
         config = models.config_of(args.model)
         engines = 1 + len(args.against)
-        model = models.random_model(config, args.dtype, args.layers, engines, args.backend)
+        model = models.random_model(config, args.dtype, args.layers, engines, args.backend, world())
     if args.kind == "prefill":
         return ModelJob(model, args.kind, args.sizes)
     return ModelJob(model, args.kind, args.sizes, steps=args.tokens, batch=args.batch)

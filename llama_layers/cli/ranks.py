@@ -7,52 +7,67 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
-from llama_layers.parallel.launcher import launched_ranks
+from llama_layers.parallel.launcher import launched
 
 if TYPE_CHECKING:
     from llama_layers.parallel.mpi import MPIGroup
 
 # The commands that split a model.
-PARALLEL = ("generate", "trace")
+PARALLEL = ("generate", "trace", "bench")
 
 
 @cache
 def world() -> MPIGroup | None:
     """All ranks that mpirun started; None if there is one only."""
-    count = launched_ranks()
+    _, count = launched()
     if count == 1:
         return None
     try:
         from mpi4py import MPI
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter without a library of MPI
         raise ImportError(
             f"{count} ranks were started, and mpi4py cannot be imported ({error}): "
             f"pip install 'llama-layers[mpi]'"
         ) from None
-    from llama_layers.parallel.mpi import MPIGroup
+    if (found := MPI.COMM_WORLD.Get_size()) != count:
+        library = " ".join(MPI.Get_library_version().splitlines()[0].split())
+        raise ImportError(
+            f"{count} ranks were started, and mpi4py finds {found}: expected a launcher of the "
+            f"library of MPI that mpi4py uses, {library}"
+        )
+    from llama_layers.parallel.mpi import MPIGroup, once_for
 
-    return MPIGroup(MPI.COMM_WORLD)
+    return once_for(MPI.COMM_WORLD, MPIGroup)
+
+
+def silence() -> None:
+    """Let rank 0 alone print, for the rest of the process."""
+    if launched()[0]:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def connect(command: str) -> None:
     """Connect to the other ranks, if there are any; raise if the command cannot split a model."""
-    if (group := world()) is None:
-        return
-    if group.rank:  # for the rest of the process
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    if command not in PARALLEL:
+    rank, count = launched()
+    if count > 1 and command not in PARALLEL:
+        if rank:  # rank 0 says why
+            sys.exit(2)
         raise ValueError(
-            f"{group.size} ranks were started: expected one, or one of the commands that split a "
+            f"{count} ranks were started: expected one, or one of the commands that split a "
             f"model ({', '.join(PARALLEL)})"
         )
+    world()
 
 
-def named_rank() -> str:
+def named() -> str:
     """Words for this rank, to begin a message with; nothing if there is one only."""
-    return "" if (group := world()) is None else f"rank {group.rank} of {group.size}: "
+    rank, count = launched()
+    return f"rank {rank} of {count}: " if count > 1 else ""
 
 
 def end_all(status: int) -> None:
-    """End all ranks: the others would wait for this one."""
-    if (group := world()) is not None:
-        group.abort(status)
+    """End all ranks, if they are connected: the others would wait for this one."""
+    if launched()[1] > 1 and "mpi4py.MPI" in sys.modules:
+        from llama_layers.parallel.ending import abort
+
+        abort(status)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Protocol, TypeVar, runtime_checkable
 
 from llama_layers.arrays.dtypes import accumulate_format, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
-from llama_layers.arrays.types import ArrayT
+from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.types import Array, ArrayT
 
 T = TypeVar("T")
 
@@ -43,3 +45,16 @@ def reduce_partial(y: ArrayT, group: Group | None) -> ArrayT:
     xp = namespace(y=y)
     wide = dtype_of(xp, accumulate_format(float_format("y", y)).name)
     return xp.astype(group.all_reduce(xp.astype(y, wide, copy=False)), y.dtype, copy=False)
+
+
+def check_shared(name: str, array: Array, group: Group | None) -> None:
+    """Raise ValueError on every rank unless all have the same numbers.
+
+    From different ones they would compute a mixture, and of different shapes they could not.
+    """
+    if group is None:
+        return
+    first, *others = group.gather((tuple(array.shape), zlib.crc32(to_numpy(array).tobytes())))
+    for rank, found in enumerate(others, start=1):
+        if found != first:
+            raise ValueError(f"{name}: expected the same on every rank, got others on rank {rank}")

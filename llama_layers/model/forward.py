@@ -14,6 +14,7 @@ from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, Namespace
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.decoder import decoder_layer
+from llama_layers.layers.group import check_shared
 from llama_layers.layers.layer_cache import LayerCache
 from llama_layers.layers.linear import linear
 from llama_layers.layers.mask import Mask
@@ -184,7 +185,9 @@ def _embedded(
         if inputs_embeds is not None:
             raise TypeError("inputs_embeds: expected None together with input_ids, got both")
         xp = namespace(weights=table, input_ids=input_ids)
-        return xp, activations(xp, embed(input_ids, table))
+        x = activations(xp, embed(input_ids, table))
+        check_shared("input_ids", input_ids, model.weights.group)
+        return xp, x
     if inputs_embeds is None:
         raise TypeError("input_ids: expected token ids, or inputs_embeds, got neither")
     xp = namespace(weights=table, inputs_embeds=inputs_embeds)

@@ -9,9 +9,10 @@ from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
+from llama_layers.model.padding import without_padding
 from llama_layers.model.quantised import why_not_plain
 from llama_layers.model.weight_checks import is_inert, misfit, unfusible
-from llama_layers.model.weights import EMBEDDING, HEAD, TABLES, LlamaWeights, without_padding
+from llama_layers.model.weights import EMBEDDING, HEAD, TABLES, LlamaWeights
 
 
 def weights_of(mapping: Mapping[str, Array], config: LlamaConfig) -> LlamaWeights:

@@ -24,6 +24,7 @@ from llama_layers.layers.weights import (
     read_layer,
     tensor_shapes,
 )
+from llama_layers.model.padding import without_padding
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 # The tensors with a row for each token. Some more rows are padding, often to a multiple of 64: no
@@ -215,8 +216,10 @@ class _ReadWhenUsed(LlamaWeights):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle where the arrays come from; by value if `replace` made these weights."""
         if "source" in vars(self):
-            return LlamaWeights.from_named, (self.source.arrays, self.config)
-        return LlamaWeights, (self.embed_tokens, self.layers, self.norm, self.lm_head)
+            again = partial(LlamaWeights.from_named, group=self.group)
+            return again, (self.source.arrays, self.config)
+        arrays = self.embed_tokens, self.layers, self.norm, self.lm_head
+        return partial(LlamaWeights, group=self.group), arrays
 
     @cached_property
     def embed_tokens(self) -> Array:
@@ -270,29 +273,13 @@ class _Layers(Sequence[LayerWeights]):
         return layer
 
 
-def padding(rows: int, tokens: int) -> int:
-    """How many of the rows are padding.
-
-    Twice as many rows as tokens are another vocabulary's, unless a multiple of 64 is near.
-    """
-    more = rows - tokens
-    rounded = rows % 64 == 0 and more < 512
-    return more if more > 0 and (more < tokens or rounded) else 0
-
-
-def without_padding(table: Array, tokens: int) -> Array:
-    """The first rows of a table, one for each token."""
-    padded = getattr(table, "ndim", None) == 2 and padding(table.shape[0], tokens)
-    return table[:tokens, :] if padded else table
-
-
 def weights_without_padding(weights: LlamaWeights, config: LlamaConfig) -> LlamaWeights:
     """The weights with embedding and head of `vocab_size` rows, if they have as many."""
     read, tokens = vars(weights), config.vocab_size
     if isinstance(weights, _ReadWhenUsed) and "source" in read:
         if weights.config.vocab_size == tokens:
             return weights
-        return LlamaWeights.from_named(weights.source.arrays, config)
+        return LlamaWeights.from_named(weights.source.arrays, config, group=weights.group)
     embedding, head = weights.embed_tokens, weights.lm_head
     table = without_padding(embedding, tokens)
     first = table if head is embedding else without_padding(head, tokens)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llama_layers.arrays.types import Namespace
 from llama_layers.backends.placement import is_cupy
 from llama_layers.errors import CheckpointError
 from llama_layers.layers.group import Group
-from llama_layers.parallel.mpi import MPIGroup
+from llama_layers.parallel.mpi import MPIGroup, once_for
 from llama_layers.parallel.nccl import NCCLGroup
 
 
@@ -37,7 +39,8 @@ def connect(parallel: object, backend: str | Namespace = "numpy") -> Group:
             f"parallel: expected a communicator of mpi4py (MPI.COMM_WORLD) or a Group, "
             f"got {type(parallel).__name__}"
         )
-    return NCCLGroup(parallel) if is_cupy(backend) else MPIGroup(parallel)
+    comm: Any = parallel
+    return once_for(comm, NCCLGroup) if is_cupy(backend) else once_for(comm, MPIGroup)
 
 
 def check_same(group: Group, what: dict[str, object]) -> None:

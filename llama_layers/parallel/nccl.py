@@ -5,46 +5,64 @@ CuPy's interface: `cupy.cuda.nccl <https://docs.cupy.dev/en/stable/reference/cud
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.types import ArrayT
 from llama_layers.backends.libraries import cupy
 from llama_layers.backends.placement import cupy_device
+from llama_layers.errors import BackendError, one_line
 from llama_layers.parallel.mpi import MPIGroup
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-T = TypeVar("T")
 
-
-class NCCLGroup:
+class NCCLGroup(MPIGroup):
     """The ranks of an MPI communicator, each with a GPU of its computer.
 
     Parameters
     ----------
     comm : mpi4py.MPI.Comm
-        The ranks. Those of one computer take its GPUs in turn.
+        The ranks. Those of one computer take the GPUs that they see in turn; that of a rank
+        becomes the current one.
+
+    Raises
+    ------
+    BackendError
+        If CuPy finds no NCCL, or NCCL cannot connect the GPUs.
     """
 
     def __init__(self, comm: MPI.Comm) -> None:
-        from mpi4py import MPI
-
-        self._mpi = MPIGroup(comm)
-        self.rank, self.size = self._mpi.rank, self._mpi.size
-        here = comm.Split_type(MPI.COMM_TYPE_SHARED).Get_rank()
-        count = cupy().cuda.runtime.getDeviceCount()
-        self.device: int = here % max(1, count)
+        super().__init__(comm)
         nccl: Any = cupy().cuda.nccl
-        with cupy_device(self.device):
-            name = self._mpi.broadcast(nccl.get_unique_id() if self.rank == 0 else None)
+        if not nccl.available:
+            raise BackendError(
+                "parallel: CuPy finds no NCCL: pip install nvidia-nccl-cu12, or nvidia-nccl-cu13, "
+                "whichever CUDA this CuPy is for"
+            )
+        place, ranks = self.here()
+        count = cupy().cuda.runtime.getDeviceCount()
+        self.device: int = place % max(1, count)
+        cupy_device(self.device).use()  # streams, and what a model computes, are on the current one
+        name = self.broadcast(nccl.get_unique_id() if self.rank == 0 else None)
+        try:
             self._nccl = nccl.NcclCommunicator(self.size, name, self.rank)
+        except RuntimeError as error:  # two ranks with one GPU, for example
+            raise BackendError(
+                f"parallel: NCCL cannot connect the GPUs; ranks of this computer: {ranks}, GPUs "
+                f"that this one sees: {count}; each needs one of its own: {one_line(str(error))}"
+            ) from error
         self._dtypes = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
         self._sum = nccl.NCCL_SUM
 
     def all_reduce(self, array: ArrayT, /) -> ArrayT:
-        """Sum the arrays of all ranks on the current stream; every rank gets the same bits."""
+        """Sum the arrays of all ranks on the current stream; every rank gets the same bits.
+
+        The sum is in order with what the stream does before and after. Nobody waits for it here:
+        CuPy gives the memory of `array` to later work of the same stream only.
+        """
+        self.calls += 1
         sent: Any = cupy().ascontiguousarray(array)
         received: Any = cupy().empty_like(sent)
         kind, stream = self._dtypes[dtype_name(sent.dtype)], cupy().cuda.get_current_stream()
@@ -52,15 +70,3 @@ class NCCLGroup:
             sent.data.ptr, received.data.ptr, sent.size, kind, self._sum, stream.ptr
         )
         return received
-
-    def broadcast(self, value: T, /) -> T:
-        """Give the value of rank 0 to every rank, by way of main memory."""
-        return self._mpi.broadcast(value)
-
-    def gather(self, value: T, /) -> list[T]:
-        """Give every rank the values of all ranks, by way of main memory."""
-        return self._mpi.gather(value)
-
-    def abort(self, status: int = 1) -> None:
-        """End the processes of all ranks."""
-        self._mpi.abort(status)

@@ -15,10 +15,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
-from array_api_compat import device
-
 from llama_layers.arrays.checks import check_count, is_integer
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import shown

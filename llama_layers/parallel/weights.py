@@ -1,8 +1,8 @@
-"""The weights of one rank, cut from named tensors as they are read."""
+"""The weights of one rank, cut from named tensors in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
@@ -13,18 +13,10 @@ from llama_layers.parallel.plan import Shard
 
 
 class Parts(Mapping[str, Array]):
-    """The parts of named tensors that a rank has, cut when they are asked for.
+    """The parts of named tensors that a rank has, cut when they are asked for."""
 
-    `finish` makes of each what the model is to hold: moved to a GPU, for example.
-    """
-
-    def __init__(
-        self,
-        tensors: Mapping[str, Array],
-        shard: Shard,
-        finish: Callable[[str, Array], Array] = lambda name, part: part,
-    ) -> None:
-        self._tensors, self._shard, self._finish = tensors, shard, finish
+    def __init__(self, tensors: Mapping[str, Array], shard: Shard) -> None:
+        self._tensors, self._shard = tensors, shard
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -36,7 +28,7 @@ class Parts(Mapping[str, Array]):
         return name in self._tensors
 
     def __getitem__(self, name: str) -> Array:
-        return self._finish(name, self._shard.part(name, self._tensors[name]))
+        return self._shard.part(name, self._tensors[name])
 
 
 def sharded(tensors: Mapping[str, Array], config: LlamaConfig, group: Group, /) -> Llama:

@@ -84,8 +84,8 @@ def check(
         If the trace is of another model, an array has a wrong shape or dtype, or no site of the
         model is in it.
     TypeError, ValueError
-        If an argument is of a wrong type, a format or profile is unknown, or `dtype` is wider than
-        every array.
+        If an argument is of a wrong type, a format or profile is unknown, `dtype` is wider than
+        every array, or the model is one rank's part.
 
     Notes
     -----
@@ -106,6 +106,8 @@ def check(
     True
     """
     start = time.perf_counter()
+    if isinstance(model, Llama) and model.weights.group is not None:
+        raise ValueError("model: expected a whole model, got the part of it that one rank has")
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
     recorded = recorded_by_ranks(trace, model.config)

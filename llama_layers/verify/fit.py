@@ -17,7 +17,7 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.sites import Site
-from llama_layers.model.weights import padding
+from llama_layers.model.padding import padding
 from llama_layers.verify.stored import StoredArray, StoredArrays, stored
 
 HEAD = "lm_head"

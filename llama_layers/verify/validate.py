@@ -17,7 +17,7 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.sites import Site, sites
-from llama_layers.model.weights import padding
+from llama_layers.model.padding import padding
 from llama_layers.verify.fit import HEAD, HEADED, OF_LAST_TOKEN, fitted
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.trace import Trace

@@ -35,6 +35,9 @@ class Device:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def use(self) -> None:
+        pass
+
     def synchronize(self) -> None:
         for stream in list(Stream.all):
             stream.synchronize()

@@ -64,6 +64,14 @@ def narrow_numbers_summed_as_they_are(right, form):
 
 
 @wrong(
+    "llama_layers.model.forward:check_shared",
+    "test_parallel.py::test_other_ids_on_a_rank_are_named",
+)
+def other_ids_on_a_rank_taken(right, name, array, group):
+    return None
+
+
+@wrong(
     "llama_layers.model.generate:random_generator",
     "test_parallel.py::test_ranks_draw_the_same_tokens",
 )
