@@ -113,15 +113,16 @@ def test_narrow_numbers_are_summed_in_float32(dtype):
 def test_ranks_draw_the_same_tokens():
     config = random_models.GQA
     weights = random_models.random_weights(config)
-    ids = np.array([[1, 2, 3]])
+    ids = np.tile(np.array([[1, 2, 3]]), (16, 1))
 
     def drawn(group):
-        options = {"max_new_tokens": 6, "temperature": 2.0, "eos_token_id": ()}
+        options = {"max_new_tokens": 1, "temperature": 2.0, "eos_token_id": ()}
         model = sharded(weights, config, group)
-        return [int(step[0]) for step in generate(model, ids, rng=group.rank, **options)]
+        return [step.tolist() for step in generate(model, ids, rng=group.rank, **options)]
 
     first, *others = run_ranks(4, drawn)
     assert others == [first] * 3
+    assert len(set(first[0])) > 1
 
 
 def test_a_loaded_model(tmp_path):
