@@ -1,0 +1,113 @@
+"""Which tests execute which lines, and how long each takes: a pytest plugin, and its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from coverage import Coverage, CoverageData
+from hypothesis import Phase, settings
+
+OPTIONS = "-q -p no:cacheprovider --assert=plain --tb=no -p measure"
+SECONDS = Path("seconds.json")
+_seconds: dict[str, float] = {}
+
+# A mutant has to be found, not made small; few examples show most lines.
+for name, examples in (("mutation", 20), ("measure", 5)):
+    settings.register_profile(
+        name,
+        deadline=None,
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        report_multiple_bugs=False,
+        phases=(Phase.explicit, Phase.generate),
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let coverage note which test executes a line, and note the time."""
+    measurement = Coverage.current()
+    if measurement is None:
+        return (yield)
+    measurement.switch_context(item.nodeid)
+    start = time.perf_counter()
+    result = yield
+    _seconds[item.nodeid] = time.perf_counter() - start
+    return result
+
+
+def pytest_sessionfinish() -> None:
+    """Keep the times."""
+    if _seconds:
+        SECONDS.write_text(json.dumps(_seconds))
+
+
+class Tests(NamedTuple):
+    """The tests that execute each line of a file, and how long each test takes."""
+
+    of_lines: dict[str, dict[int, list[str]]]
+    order: dict[str, tuple[bool, int, float]]
+    """Sorts tests: a function's first cases, then what executes few files, then what is fast."""
+    seconds: dict[str, float]
+
+    def of(self, file: str, lines: range, budget: float) -> list[str]:
+        """The tests that execute some of the lines, the nearest first, until the time is used.
+
+        What runs when the file is imported is for all tests of the file.
+        """
+        of_file = self.of_lines.get(file, {})
+        found = {test for line in lines for test in of_file.get(line, ())}
+        if "" in found:
+            found = {test for tests in of_file.values() for test in tests}
+        chosen, used = [], 0.0
+        for test in sorted(found - {""}, key=lambda test: (self.order[test], test)):
+            if not chosen or used + self.seconds[test] <= budget:
+                chosen.append(test)
+                used += self.seconds[test]
+        return chosen
+
+
+def measured(tests: str) -> Tests:
+    """Run the tests once in this directory, and see which lines each of them executes."""
+    command = f"-m coverage run --source=llama_layers -m pytest {OPTIONS} {tests}"
+    environment = os.environ | {"HYPOTHESIS_PROFILE": "measure"}
+    status = subprocess.run([sys.executable, *shlex.split(command)], env=environment).returncode
+    if status:
+        raise SystemExit(f"the tests must pass before anything is changed; pytest gave {status}")
+    return read()
+
+
+def read() -> Tests:
+    """The results of the run in this directory."""
+    seconds: dict[str, float] = json.loads(SECONDS.read_text())
+    data = CoverageData()
+    data.read()
+    of_lines = {
+        str(Path(path).relative_to(Path.cwd())): data.contexts_by_lineno(path)
+        for path in data.measured_files()
+    }
+    breadth = Counter(
+        test
+        for lines in of_lines.values()
+        for test in {test for tests in lines.values() for test in tests}
+    )
+    cases: dict[str, list[str]] = defaultdict(list)
+    for test in sorted(seconds, key=seconds.__getitem__):
+        cases[test.partition("[")[0]].append(test)
+    order = {
+        test: (place >= 3, breadth[test], seconds[test])
+        for of_one in cases.values()
+        for place, test in enumerate(of_one)
+    }
+    return Tests(of_lines, order, seconds)
