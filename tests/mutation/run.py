@@ -85,15 +85,16 @@ def annotated(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 def statement(source: str, line: int) -> range:
     """The lines of the statement, or of the head of the block, that a line is part of."""
-    around = [
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or line)
-    ]
-    inner = max(around, key=lambda node: node.lineno)
-    body = getattr(inner, "body", None)
-    end = body[0].lineno - 1 if body and body[0].lineno > line else inner.end_lineno or line
-    return range(inner.lineno, end + 1)
+    inner = range(0)
+    for node in ast.walk(ast.parse(source)):  # a block before its parts
+        if isinstance(node, ast.stmt):
+            first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
+            last = node.end_lineno or first
+            if first <= line <= last:
+                body = getattr(node, "body", None)
+                in_head = body and line < body[0].lineno
+                inner = range(first, body[0].lineno if in_head else last + 1)
+    return inner
 
 
 class Mutant(NamedTuple):
