@@ -32,17 +32,22 @@ from typing import Any, NamedTuple
 import measure
 import page
 import pytest
-from cosmic_ray.commands import init
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.ast.ast_query import ASTQuery
 from cosmic_ray.mutating import mutate_code
-from cosmic_ray.plugins import get_operator
-from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import MutationSpec
+from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parents[2]
 COPY = ROOT / "build" / "mutation"
 RESULTS = ROOT / "build" / "mutants.jsonl"
 
 CONFIG = tomllib.loads((Path(__file__).parent / "cosmic-ray.toml").read_text())
+SKIPPED = "|".join(CONFIG["cosmic-ray"]["filters"]["operators-filter"]["exclude-operators"])
+OPERATORS = [
+    operator
+    for operator in operator_names()
+    if not re.match(SKIPPED, operator) and not get_operator(operator).arguments()
+]
 FIRST = 12  # tests are tried before all others are loaded
 LIBRARIES = (  # which tests import
     "array_api_compat.numpy",
@@ -128,24 +133,19 @@ def count(file: Path) -> int:
 
 def mutants_of(file: Path, seed: int) -> list[Mutant]:
     """Random mutants of a file, the same for the same seed and source."""
-    skipped = CONFIG["cosmic-ray"]["filters"]["operators-filter"]["exclude-operators"]
-    skipped = re.compile("|".join(f"(?:{operator})" for operator in skipped))
-    with use_db(":memory:", WorkDB.Mode.create) as database:
-        init([file], database, {})
-        found: list[MutationSpec] = [item.mutations[0] for item in database.work_items]
-    spans = annotated(file.read_text())
-    mutants = [
-        Mutant(
-            file=str(file),
-            function=one.definition_name or "",
-            line=one.start_pos[0],
-            operator=one.operator_name,
-            occurrence=one.occurrence,
-        )
-        for one in found
-        if not skipped.match(one.operator_name)
-        and not any(start <= one.start_pos < end for start, end in spans)
-    ]
+    source = file.read_text()
+    nodes, spans = list(ast_nodes(get_ast(source))), annotated(source)
+    mutants = []
+    for operator in OPERATORS:
+        positions = [
+            (node, position)
+            for node in nodes
+            for position, _ in get_operator(operator)().mutation_positions(node)
+        ]
+        for occurrence, (node, position) in enumerate(positions):
+            if not any(start <= position < end for start, end in spans):
+                function = ASTQuery(node).get_definition_name() or ""
+                mutants.append(Mutant(str(file), function, position[0], operator, occurrence))
     mutants.sort()
     random.Random(f"{seed} {file}").shuffle(mutants)
     return mutants[: count(file)]
