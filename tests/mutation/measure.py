@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -61,21 +62,25 @@ class Tests(NamedTuple):
     """Sorts tests: a function's first cases, then what executes few files, then what is fast."""
     seconds: dict[str, float]
 
-    def of(self, file: str, lines: range, budget: float) -> list[str]:
-        """The tests that execute some of the lines, the nearest first, until the time is used.
+    def of(self, file: str, lines: range, function: range, budget: float) -> list[str]:
+        """The tests that execute some of the lines, until the time is used.
 
-        What runs when the file is imported is for all tests of the file.
+        In turn, the nearest and the one that executes most lines of the function, since a branch is
+        seen by what goes beyond it. What runs when the file is imported is for all of its tests.
         """
         of_file = self.of_lines.get(file, {})
         found = {test for line in lines for test in of_file.get(line, ())}
         if "" in found:
             found = {test for tests in of_file.values() for test in tests}
-        chosen, used = [], 0.0
-        for test in sorted(found - {""}, key=lambda test: (self.order[test], test)):
-            if not chosen or used + self.seconds[test] <= budget:
-                chosen.append(test)
+        depth = Counter(test for line in function for test in of_file.get(line, ()))
+        nearest = sorted(found - {""}, key=lambda test: (self.order[test], test))
+        deepest = sorted(nearest, key=lambda test: -depth[test])
+        chosen, used = {}, 0.0
+        for test in itertools.chain.from_iterable(zip(nearest, deepest, strict=True)):
+            if test not in chosen and (not chosen or used + self.seconds[test] <= budget):
+                chosen[test] = None
                 used += self.seconds[test]
-        return chosen
+        return list(chosen)
 
 
 def measured(tests: str) -> Tests:

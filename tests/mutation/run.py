@@ -88,9 +88,12 @@ def annotated(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     ]
 
 
-def statement(source: str, line: int) -> range:
-    """The lines of the statement, or of the head of the block, that a line is part of."""
-    inner = range(0)
+def statement(source: str, line: int) -> tuple[range, range]:
+    """The lines of the statement, or of the head of the block, that a line is part of.
+
+    And those of the function that it is in, or else of the file.
+    """
+    inner, function = range(0), range(1, source.count("\n") + 1)
     for node in ast.walk(ast.parse(source)):  # a block before its parts
         if isinstance(node, ast.stmt):
             first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
@@ -99,7 +102,9 @@ def statement(source: str, line: int) -> range:
                 body = getattr(node, "body", None)
                 in_head = body and line < body[0].lineno
                 inner = range(first, body[0].lineno if in_head else last + 1)
-    return inner
+                if isinstance(node, ast.FunctionDef) and not in_head:
+                    function = range(first, last + 1)
+    return inner, function
 
 
 class Mutant(NamedTuple):
@@ -201,8 +206,7 @@ def tried(mutant: Mutant, tests: measure.Tests) -> dict[str, Any]:
     start = time.monotonic()
     source, file = mutant.source, Path(mutant.file)
     changed, times = mutant.changed(), file.stat()
-    lines = statement(source, mutant.line)
-    nodes = tests.of(mutant.file, lines, CONFIG["cosmic-ray"]["budget"])
+    nodes = tests.of(mutant.file, *statement(source, mutant.line), CONFIG["cosmic-ray"]["budget"])
     result = "survived" if nodes else "not executed"
     file.write_text(changed)
     try:
