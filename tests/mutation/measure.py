@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,11 +62,14 @@ class Tests(NamedTuple):
     """Sorts tests: a function's first cases, then what executes few files, then what is fast."""
     seconds: dict[str, float]
 
-    def of(self, file: str, lines: range, function: range, budget: float) -> list[str]:
+    def of(
+        self, file: str, lines: range, function: range, words: Set[str], budget: float
+    ) -> list[str]:
         """The tests that execute some of the lines, until the time is used.
 
-        In turn, the nearest and the one that executes most lines of the function, since a branch is
-        seen by what goes beyond it. What runs when the file is imported is for all of its tests.
+        First those named after a string of the function. Then in turn the nearest and the one that
+        executes most lines of the function, since a branch is seen by what goes beyond it. What
+        runs when the file is imported is for all of its tests.
         """
         of_file = self.of_lines.get(file, {})
         found = {test for line in lines for test in of_file.get(line, ())}
@@ -75,8 +78,11 @@ class Tests(NamedTuple):
         depth = Counter(test for line in function for test in of_file.get(line, ()))
         nearest = sorted(found - {""}, key=lambda test: (self.order[test], test))
         deepest = sorted(nearest, key=lambda test: -depth[test])
-        chosen, used = {}, 0.0
-        for test in itertools.chain.from_iterable(zip(nearest, deepest, strict=True)):
+        named = [test for test in nearest if any(word in test for word in words)]
+        in_turn = itertools.chain.from_iterable(zip(nearest, deepest, strict=True))
+        chosen: dict[str, None] = {}
+        used = 0.0
+        for test in [*named, *in_turn]:
             if test not in chosen and (not chosen or used + self.seconds[test] <= budget):
                 chosen[test] = None
                 used += self.seconds[test]

@@ -88,23 +88,37 @@ def annotated(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     ]
 
 
-def statement(source: str, line: int) -> tuple[range, range]:
-    """The lines of the statement, or of the head of the block, that a line is part of.
+class Place(NamedTuple):
+    """Where a mutant is."""
 
-    And those of the function that it is in, or else of the file.
-    """
-    inner, function = range(0), range(1, source.count("\n") + 1)
-    for node in ast.walk(ast.parse(source)):  # a block before its parts
-        if isinstance(node, ast.stmt):
-            first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
-            last = node.end_lineno or first
-            if first <= line <= last:
-                body = getattr(node, "body", None)
-                in_head = body and line < body[0].lineno
-                inner = range(first, body[0].lineno if in_head else last + 1)
-                if isinstance(node, ast.FunctionDef) and not in_head:
-                    function = range(first, last + 1)
-    return inner, function
+    statement: range
+    """The lines of the statement, or of the head of the block."""
+    function: range
+    """The lines of the function, or else of the file."""
+    words: frozenset[str]
+    """The strings of the function, which tests of one of its cases may be named after."""
+
+    @classmethod
+    def of(cls, source: str, line: int) -> Place:
+        """Where a line is."""
+        statement, function, inside = range(0), range(1, source.count("\n") + 1), None
+        for node in ast.walk(ast.parse(source)):  # a block before its parts
+            if isinstance(node, ast.stmt):
+                decorators = getattr(node, "decorator_list", ())
+                first = min([node.lineno, *(one.lineno for one in decorators)])
+                last = node.end_lineno or first
+                if first <= line <= last:
+                    body = getattr(node, "body", None)
+                    in_head = body and line < body[0].lineno
+                    statement = range(first, body[0].lineno if in_head else last + 1)
+                    if isinstance(node, ast.FunctionDef) and not in_head:
+                        function, inside = range(first, last + 1), node
+        strings = (
+            node.value
+            for node in (ast.walk(inside) if inside else ())
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        return cls(statement, function, frozenset(word for word in strings if len(word) > 4))
 
 
 class Mutant(NamedTuple):
@@ -206,7 +220,7 @@ def tried(mutant: Mutant, tests: measure.Tests) -> dict[str, Any]:
     start = time.monotonic()
     source, file = mutant.source, Path(mutant.file)
     changed, times = mutant.changed(), file.stat()
-    nodes = tests.of(mutant.file, *statement(source, mutant.line), CONFIG["cosmic-ray"]["budget"])
+    nodes = tests.of(mutant.file, *Place.of(source, mutant.line), CONFIG["cosmic-ray"]["budget"])
     result = "survived" if nodes else "not executed"
     file.write_text(changed)
     try:
