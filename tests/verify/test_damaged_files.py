@@ -103,6 +103,7 @@ def test_headers(tmp_path, header):
         "{'descr': '<f2', 'fortran_order': False, 'shape': (), }",
         "{'descr': '<i8', 'fortran_order': False, 'shape': (3L, 0), }",
         "{ 'descr' : '|b1' , 'fortran_order' : False , 'shape' : ( 4 , ) }",
+        HEADER.format("'<f4'", "False", "(5,)") + 300 * " ",
     ],
 )
 @pytest.mark.filterwarnings("ignore:Reading .* Python 2")

@@ -15,7 +15,7 @@ from llama_layers.verify.build import operation_of
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.registry import Computed
-from llama_layers.verify.mistakes.rounding import tf32
+from llama_layers.verify.mistakes.rounding import CUT_OFF, NEAREST, tf32
 from llama_layers.verify.operations import Rope
 from llama_layers.verify.profiles import PROFILES, Rounding
 from llama_layers.verify.validate import validated
@@ -28,6 +28,7 @@ from tests.support.ported import (
     attended,
     causal,
     narrow,
+    normed,
     omega,
     run,
     told,
@@ -300,8 +301,20 @@ def test_zeros_are_told():
 
 def test_tf32():
     """10 bits after the point, ties away from zero, or cut off; no number out of range."""
-    x = np.array([1 + 2.0**-11, 1 + 2.0**-12, -1 - 3 * 2.0**-11, np.inf, np.nan, 0.0], np.float32)
-    assert tf32(x, 0x1000).tolist()[:4] == [1 + 2.0**-10, 1.0, -1 - 2 * 2.0**-10, np.inf]
-    assert tf32(x, 0).tolist()[:4] == [1.0, 1.0, -1 - 2.0**-10, np.inf]
-    assert np.isnan(tf32(x, 0)[4])
+    below_half = 1 + 2.0**-11 - 2.0**-23
+    x = [1 + 2.0**-11, below_half, 1 + 2.0**-12, -1 - 3 * 2.0**-11, np.inf, np.nan, 0.0]
+    x = np.array(x, np.float32)
+    nearest, cut_off = tf32(x, NEAREST), tf32(x, CUT_OFF)
+    assert nearest.tolist()[:5] == [1 + 2.0**-10, 1.0, 1.0, -1 - 2 * 2.0**-10, np.inf]
+    assert cut_off.tolist()[:5] == [1.0, 1.0, 1.0, -1 - 2.0**-10, np.inf]
+    assert np.isnan(nearest[5])
+    assert np.isnan(cut_off[5])
     assert narrow(x)[0] == 1.0
+
+
+def test_the_eps_that_fits_best_is_told_alone():
+    """Within the bound lie smaller ones, too, which leave errors many times as large."""
+    mistake = next(m for m in MISTAKES if m.name == "another eps")
+    theirs = mistake._replace(wrong=lambda p: normed(p["x"], p.weight("input_layernorm"), 1e-6))
+    (explanation,) = check(*run(theirs)).first.explanations
+    assert explanation.detail == "The port seems to add an eps of 1e-06; it should add 0.0001."
