@@ -17,6 +17,7 @@ from llama_layers.arrays.describe import describe
 from llama_layers.arrays.dispatch import portable, routes
 from llama_layers.arrays.dtypes import FLOATS, accumulate_format, dtype_name, dtype_of
 from llama_layers.arrays.namespaces import library, namespace
+from llama_layers.arrays.tracing import is_traced
 from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.layers.linear import linear_2d
 from llama_layers.layers.norm import normalise
@@ -124,3 +125,10 @@ def test_a_record_says_whether_products_are_rounded_to_tf32(
     monkeypatch.setitem(sys.modules, name, library)
     monkeypatch.setenv("CUPY_TF32", cupy_tf32)
     assert describe(library, np.zeros(1))["tf32"] == said
+
+
+def test_other_libraries_arrays_are_not_traced_and_need_no_jax(monkeypatch):
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    for value in (3, np.zeros(2), array_api_strict.zeros(2)):
+        assert not is_traced(value)
+    assert "jax" not in sys.modules

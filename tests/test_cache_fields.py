@@ -21,6 +21,7 @@ OTHER = np.zeros((2, 4, 2, 4), np.float32)
     ("changes", "error", "message"),
     [
         ({"keys": ()}, ValueError, "values: expected one for each .*, got 0 keys and 2 values"),
+        ({"keys": (OTHER,)}, ValueError, "values: .*, got 1 keys and 2 values"),
         ({"keys": (OTHER,) * 3}, ValueError, "values: .*, got 3 keys and 2 values"),
         ({"keys": OTHER}, TypeError, "keys: expected a tuple of arrays, got ndarray"),
         ({"keys": None}, TypeError, "keys: expected a tuple of arrays, got NoneType"),

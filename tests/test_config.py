@@ -116,7 +116,12 @@ def test_silent_files_have_the_defaults_of_transformers():
         {"pruned_heads": {}, "tie_encoder_decoder": False, "add_cross_attention": False},
         {"rope_interleaved": False, "partial_rotary_factor": 1.0, "head_dim": None},
         {"attention_multiplier": 128**-0.5, "query_pre_attn_scalar": 128, "no_rope_layers": [1, 1]},
-        {"quantization_config": None, "num_experts": 0, "num_local_experts": 1, "layer_types": ["full_attention"] * 32},
+        {
+            "quantization_config": None,
+            "num_experts": 0,
+            "num_local_experts": 1,
+            "layer_types": ["full_attention"] * 32,
+        },
         {"rope_scaling": LLAMA["rope_scaling"] | {"finetuned": True, "rope_theta": 500000.0}},
         {"original_max_position_embeddings": 8192, "hidden_act": "swish"},
         {"num_key_value_heads": 8, "auto_map": {"AutoModelForCausalLM": "modeling_llama.Llama"}},

@@ -204,6 +204,13 @@ def test_histograms_are_of_all_layers():
     assert labels.count("9, 0, 0, 30, 339, 0, 0, 6, 0, 0 elements") == 1
 
 
+def test_bins_are_labelled_with_their_upper_edges():
+    legend = re.search(r'<div class="legend"><span>(.*?)</span></div>', to_html(report()), re.S)
+    labels = re.findall(r'<span class="b b\d">(.*?)</span>', legend[1])
+    edges = ["0.001", "0.01", "0.1", "1", "10", "100", "1000", "10000"]
+    assert labels == ["0", *(f"\u2264 {edge}" for edge in edges), "&gt; 10000"]
+
+
 def contrast(first, second):
     """The contrast ratio of WCAG 2.2 between two colours such as #1c1f24."""
 

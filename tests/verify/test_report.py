@@ -360,3 +360,12 @@ def test_histograms_count_every_element_and_end_at_the_worst(checked):
 )
 def test_bins(ratio, expected):
     assert bin_of(ratio) == expected
+
+
+@pytest.mark.parametrize(
+    ("computed", "limit", "ratio"),
+    [(0.75, 0.125, 4.0), (-0.25, 0.25, 2.0), (0.25, 0.125, 0.0), (0.25, 0.0, 0.0)],
+)
+def test_the_error_of_an_element_over_its_limit(computed, limit, ratio):
+    assert Element((0,), computed, 0.25, limit).ratio == ratio
+    assert Element((0,), 0.5, 0.25, 0.0).ratio == math.inf

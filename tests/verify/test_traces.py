@@ -256,6 +256,11 @@ def test_layers_are_counted_no_further_than_there_are():
         ({"model.norm": np.array([{}])}, TypeError, "model.norm: expected a dtype such as"),
         ({"model.norm": np.ones(1, complex)}, TypeError, "model.norm: expected a dtype such as"),
         ({"model.norm": 3.0}, TraceError, "model.norm: expected an array, got float"),
+        (
+            {"model.norm": memoryview(b"")},  # which has a shape and no dtype
+            TraceError,
+            "model.norm: expected an array, got memoryview",
+        ),
     ],
 )
 def test_what_no_file_holds(tmp_path, arrays, error, message):
