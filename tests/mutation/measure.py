@@ -74,7 +74,8 @@ class Tests(NamedTuple):
         of_file = self.of_lines.get(file, {})
         found = {test for line in lines for test in of_file.get(line, ())}
         if "" in found:
-            found = {test for tests in of_file.values() for test in tests}
+            files = [file, *self._importers(file)] if _only_tables(of_file) else [file]
+            found = {t for f in files for tests in self.of_lines[f].values() for t in tests}
         depth = Counter(test for line in function for test in of_file.get(line, ()))
         nearest = sorted(found - {""}, key=lambda test: (self.order[test], test))
         deepest = sorted(nearest, key=lambda test: -depth[test])
@@ -87,6 +88,15 @@ class Tests(NamedTuple):
                 chosen[test] = None
                 used += self.seconds[test]
         return list(chosen)
+
+    def _importers(self, file: str) -> list[str]:
+        module = file.removesuffix(".py").replace("/", ".")
+        return [f for f in self.of_lines if f"from {module} import" in Path(f).read_text()]
+
+
+def _only_tables(of_file: dict[int, list[str]]) -> bool:
+    """Whether no test executes a function of the file."""
+    return {test for tests in of_file.values() for test in tests} == {""}
 
 
 def measured(tests: str) -> Tests:
