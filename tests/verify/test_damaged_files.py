@@ -210,6 +210,7 @@ class TestOtherFiles:
             ("t", b"GGUF\x03\0\0\0\0", "got a GGUF file"),
             ("t.bin", b"PK\x03\x04" + bytes(99), "got a zip archive: an .npz file needs a name"),
             ("t.pt", b"\x80\x02" + bytes(99), "expected a safetensors file"),
+            ("t", struct.pack("<Q", 60) + b"{" + bytes(51), "cut off: it has 60 bytes, fewer"),
             ("t.npy", file_of(IDS), "name the directory that it is in"),
             ("t.npz", b"", "expected an .npz file"),
             ("t.npz", bytes(100), "expected an .npz file"),

@@ -21,6 +21,7 @@ from llama_layers.verify import (
 )
 from llama_layers.verify.report import EDGES
 from llama_layers.verify.report.html import bin_of
+from llama_layers.verify.report.wording import apart
 from tests.support.made_reports import (
     INTERLEAVED,
     K_ROPE,
@@ -369,3 +370,17 @@ def test_bins(ratio, expected):
 def test_the_error_of_an_element_over_its_limit(computed, limit, ratio):
     assert Element((0,), computed, 0.25, limit).ratio == ratio
     assert Element((0,), 0.5, 0.25, 0.0).ratio == math.inf
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "texts"),
+    [
+        (0.5, 0.25, ("0.5", "0.25")),
+        (0.12345678, 0.12345679, ("0.12345678", "0.12345679")),
+        (9.0, math.nextafter(9.0, 10.0), ("9", "9.000000000000002")),
+        (1.0, math.nextafter(1.0, 2.0), ("1.0", "1.0000000000000002")),
+        (0.25, 0.25, ("0.25", "0.25")),
+    ],
+)
+def test_two_numbers_have_the_digits_that_tell_them_apart(first, second, texts):
+    assert apart(first, second) == texts
