@@ -169,3 +169,20 @@ def test_original_context_is_a_count():
     for value in (8192.5, True):
         with pytest.raises(ConfigError, match="original_max_position_embeddings: expected"):
             RopeScaling.from_mapping(LLAMA3 | {"original_max_position_embeddings": value})
+
+
+@pytest.mark.parametrize(
+    ("key", "neutral", "other"),
+    [
+        *((name, 1, 2.0) for name in ("partial_rotary_factor", "alpha", "rope_ratio")),
+        *((name, 1, 2.0) for name in ("attn_factor", "extrapolation_factor")),
+        ("llama_4_scaling_beta", 0, 0.1),
+        *((name, None, [2.0]) for name in ("short_factor", "long_factor")),
+        *((name, None, 2.0) for name in ("short_mscale", "long_mscale")),
+    ],
+)
+def test_what_other_programs_read_must_change_nothing(key, neutral, other):
+    linear = {"rope_type": "linear", "factor": 2.0}
+    assert RopeScaling.from_mapping(linear | {key: neutral}) == RopeScaling.from_mapping(linear)
+    with pytest.raises(ConfigError, match=f"{key}: expected"):
+        RopeScaling.from_mapping(linear | {key: other})
