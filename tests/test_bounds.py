@@ -258,6 +258,7 @@ def test_nothing_judged_is_no_pass():
     x, w = np.full((1, 4), 1e30, np.float32), np.full((2, 4), 1e30, np.float32)
     judgement = judge(np.full((1, 2), 7.0), linear_bound(x, w))
     assert (judgement.unjudged, judgement.of, judgement.verdict) == (2, 2, "WARN")
+    assert judge(np.full((1, 1), 7.0), linear_bound(x, w[:1])).verdict == "WARN"
     empty = judge(np.zeros((0, 2)), linear_bound(np.zeros((0, 4)), np.zeros((2, 4))))
     assert empty == Judgement(0.0, 0.0, (), unjudged=0, of=0)
     assert empty.verdict == "PASS"

@@ -12,7 +12,7 @@ import pytest
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import open_checkpoint
-from llama_layers.checkpoint.extras import require
+from llama_layers.checkpoint.extras import require, require_installed
 from tests.support import gguf_files, tiny
 
 MODEL = gguf_files.MODEL
@@ -137,6 +137,12 @@ def test_a_package_that_lacks_another_one(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="No module named 'a_missing_one'"):
         require("broken_package", "this")
+
+
+def test_a_package_is_known_to_be_missing_before_it_is_used():
+    with pytest.raises(ImportError, match=r"^this needs the package a_missing_one: pip install"):
+        require_installed("a_missing_one", "this")
+    require_installed("gguf", "this")
 
 
 def test_a_name_that_is_not_of_gguf(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 
 import array_api_strict
 import ml_dtypes
@@ -197,3 +198,9 @@ def test_parts_of_a_tensor_are_whole_steps_and_as_few_as_fit(step, most):
     sizes = [stop - start for start, stop in found]
     assert all(size % step == 0 and (size <= most or size == step) for size in sizes)
     assert all(a + b > most for a, b in itertools.pairwise(sizes[:2]))
+
+
+def test_the_repr_of_a_checkpoint_leaves_out_what_is_long(directory):
+    shown = re.findall(r"[(,] ?(\w+)=", repr(open_checkpoint(directory)))
+    assert {"path", "format", "config", "ignored_keys", "ignored_tensors"} <= set(shown)
+    assert not {"tensors", "maps", "chat_template", "generation_config"} & set(shown)
