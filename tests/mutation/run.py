@@ -96,7 +96,7 @@ class Place(NamedTuple):
     function: range
     """The lines of the function, or else of the file."""
     words: frozenset[str]
-    """The strings of the function, which tests of one of its cases may be named after."""
+    """The strings of the outermost function, which tests of one of its cases may be named after."""
 
     @classmethod
     def of(cls, source: str, line: int) -> Place:
@@ -112,7 +112,7 @@ class Place(NamedTuple):
                     in_head = body and line < body[0].lineno
                     statement = range(first, body[0].lineno if in_head else last + 1)
                     if isinstance(node, ast.FunctionDef) and not in_head:
-                        function, inside = range(first, last + 1), node
+                        function, inside = range(first, last + 1), inside or node
         strings = (
             node.value
             for node in (ast.walk(inside) if inside else ())

@@ -32,6 +32,7 @@ from tests.support.ported import (
     omega,
     run,
     told,
+    turned,
 )
 from tests.support.random_models import model_of
 
@@ -235,6 +236,19 @@ def test_positions_are_told():
     (found,) = check(*run(stale)).first.explanations
     assert found.detail == (
         "The port seems to rotate tokens 9..13 at positions 0..4 instead of positions 9..13."
+    )
+
+
+def test_runs_of_positions_go_up_by_one():
+    mistake = next(m for m in MISTAKES if m.name == "RoPE at other positions")
+    places = np.concatenate([[0, 1, 3, 5], np.arange(8, 8 + COUNT - 4)])
+    theirs = mistake._replace(
+        wrong=lambda p: turned(p.heads("self_attn.q_proj"), np.outer(places, omega(p.config)))
+    )
+    (explanation,) = check(*run(theirs)).first.explanations
+    assert (
+        "token 2 at position 3 instead of position 2, token 3 at position 5 instead of position 3, "
+        "tokens 4..13 at positions 8..17 instead of positions 4..13" in explanation.detail
     )
 
 

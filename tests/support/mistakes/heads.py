@@ -134,6 +134,8 @@ MISTAKES = [
     ),
     Mistake("another window", ATTENTION, _attention(causal(COUNT)), "window"),
     Mistake("another window", ATTENTION, _attention(causal(COUNT, 5)), "window"),
+    Mistake("another window", ATTENTION, _attention(causal(COUNT, 3)), "window"),
+    Mistake("another window", ATTENTION, _attention(causal(COUNT, 8)), "window"),
     Mistake("another window", ATTENTION, _attention(causal(COUNT, 4)), "some windows"),
     Mistake("mask inverted", ATTENTION, _attention(~causal(COUNT))),
     Mistake("a token sees only itself", ATTENTION, _attention(_EYE)),
