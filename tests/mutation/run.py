@@ -215,12 +215,12 @@ def outcome(tests: list[str], seconds: float) -> str:
     return "killed" if ended[1] else "survived"
 
 
-def tried(mutant: Mutant, tests: measure.Tests) -> dict[str, Any]:
-    """What the tests say of a mutant."""
+def tried(mutant: Mutant, tests: measure.Tests, budget: float) -> dict[str, Any]:
+    """What the tests say of a mutant, in so many seconds of tests."""
     start = time.monotonic()
     source, file = mutant.source, Path(mutant.file)
     changed, times = mutant.changed(), file.stat()
-    nodes = tests.of(mutant.file, *Place.of(source, mutant.line), CONFIG["cosmic-ray"]["budget"])
+    nodes = tests.of(mutant.file, *Place.of(source, mutant.line), budget)
     result = "survived" if nodes else "not executed"
     file.write_text(changed)
     try:
@@ -255,6 +255,7 @@ def main() -> None:
     paths = CONFIG["cosmic-ray"]["module-path"]
     parser.add_argument("--paths", nargs="+", default=paths, help="what to change")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most", type=int, help="stop after so many: a part of each file's")
     parser.add_argument("--tests", default=CONFIG["cosmic-ray"]["tests"], help="pytest's arguments")
     parser.add_argument("--measured", action="store_true", help="the copy and its measure stand")
     options = parser.parse_args()
@@ -267,20 +268,23 @@ def main() -> None:
     for library in LIBRARIES:
         importlib.import_module(library)
     gc.freeze()
-    mutants = drawn(options.paths, options.seed)
-    earlier = page.results(RESULTS)
-    results = []
+    mutants = drawn(options.paths, options.seed)[: options.most]
+    earlier, reasons = page.results(RESULTS), page.explained()
+    at_first, again = CONFIG["cosmic-ray"]["budget"]
     for place, mutant in enumerate(mutants, 1):
         known = earlier.get(mutant)
-        if known is None or known["outcome"] in page.SURVIVING:
-            known = tried(mutant, tests)
+        if known is None or (
+            known["outcome"] in page.SURVIVING and page.name(known) not in reasons
+        ):
+            known = tried(mutant, tests, at_first if known is None else again)
             with RESULTS.open("a") as stream:
                 print(json.dumps(known), file=stream)
             shown = (known[name] for name in ("outcome", "seconds", "file", "change"))
             print(f"{place}/{len(mutants)}", *shown, flush=True)
-        results.append(known)
+    found = page.results(RESULTS)
+    results = [found[mutant] for mutant in mutants]
+    page.write(results)
     passes_unchanged(results)
-    page.write(results, CONFIG["cosmic-ray"]["budget"])
 
 
 if __name__ == "__main__":

@@ -384,3 +384,12 @@ def test_the_error_of_an_element_over_its_limit(computed, limit, ratio):
 )
 def test_two_numbers_have_the_digits_that_tell_them_apart(first, second, texts):
     assert apart(first, second) == texts
+
+
+def test_a_difference_of_zero_is_shown_before_an_unknown_one():
+    made = report(
+        unjudged(Q_ROPE[0], difference=math.nan), unjudged(Q_ROPE[1], difference=0.0, yardstick=0.0)
+    )
+    assert "unknown" not in made.text()
+    with pytest.raises(TypeError, match="positional argument"):
+        made.text(True)
