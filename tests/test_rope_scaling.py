@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llama_layers import ConfigError, LlamaConfig, RopeScaling, inv_freq
 from llama_layers.layers.rope import attention_factor
+from tests.support.decoder_oracle import frequencies
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -186,3 +187,18 @@ def test_what_other_programs_read_must_change_nothing(key, neutral, other):
     assert RopeScaling.from_mapping(linear | {key: neutral}) == RopeScaling.from_mapping(linear)
     with pytest.raises(ConfigError, match=f"{key}: expected"):
         RopeScaling.from_mapping(linear | {key: other})
+
+
+@pytest.mark.parametrize("truncate", [None, False])
+def test_the_ramp_of_yarn_ends_at_the_last_pair(truncate):
+    """Where theta is small, even the slowest pair makes more turns than beta_slow."""
+    scaling = RopeScaling("yarn", factor=4.0, truncate=truncate)
+    config = replace(
+        LlamaConfig.llama2_7b(),
+        head_dim=16,
+        rope_theta=3.0,
+        max_position_embeddings=200,
+        rope_scaling=scaling,
+    )
+    expected, _ = frequencies(config)
+    np.testing.assert_allclose(inv_freq(config), expected, rtol=1e-6)
