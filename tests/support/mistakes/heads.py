@@ -147,7 +147,11 @@ MISTAKES = [
     ),
     Mistake("another scale of scores", ATTENTION, _attention(scale=1.0)),
     Mistake("another scale of scores", ATTENTION, _attention(scale=1 / 8)),
-    Mistake("another scale of scores", ATTENTION, _attention(scale=1 / math.sqrt(32))),
+    *(
+        Mistake("another scale of scores", ATTENTION, _attention(scale=scale))
+        for scale in (1 / math.sqrt(32), 1 / 2, 1 / math.sqrt(2), math.sqrt(8))
+    ),
+    Mistake("another scale of scores", ATTENTION, _attention(scale=math.log(2) / math.sqrt(8))),
     Mistake("key heads tiled", ATTENTION, _attention(kv_of=lambda h: h % 2)),
     Mistake("first key head for all", ATTENTION, _attention(kv_of=lambda h: 0)),
     Mistake("key heads in reverse order", ATTENTION, _attention(kv_of=lambda h: 1 - h // 2)),
