@@ -391,5 +391,6 @@ def test_a_difference_of_zero_is_shown_before_an_unknown_one():
         unjudged(Q_ROPE[0], difference=math.nan), unjudged(Q_ROPE[1], difference=0.0, yardstick=0.0)
     )
     assert "unknown" not in made.text()
+    assert made.seconds == 0
     with pytest.raises(TypeError, match="positional argument"):
         made.text(True)
