@@ -132,3 +132,11 @@ def test_other_libraries_arrays_are_not_traced_and_need_no_jax(monkeypatch):
     for value in (3, np.zeros(2), array_api_strict.zeros(2)):
         assert not is_traced(value)
     assert "jax" not in sys.modules
+
+
+def test_devices_are_compared_by_what_they_are():
+    """A library may give another object for the same device each time."""
+    first, second = (array_api_strict.Device("device1") for _ in range(2))
+    assert first is not second
+    x = array_api_strict.ones((1, 4), device=first)
+    assert namespace(x=x, weight=array_api_strict.ones(4, device=second)) is namespace(x=x)

@@ -151,6 +151,7 @@ def test_what_is_accepted_has_frequencies(theta, half, context, length, scaling)
         ({"rope_type": "linear", "factor": "2"}, "factor: expected a positive .*, got '2'"),
         ({"rope_type": "linear", "factor": True}, "factor: expected a positive .*, got True"),
         ({"factor": 2.0}, "rope_scaling: default does not read factor"),
+        ({"factor": 0.5}, "rope_scaling: default does not read factor"),
         ({"rope_type": "default", "factor": 2.0}, "rope_scaling: default does not read factor"),
         (YARN | {"truncate": 1}, "truncate: expected true or false, got 1"),
         (YARN | {"beta_fast": -1.0}, "beta_fast: expected a positive finite number, got -1.0"),
