@@ -126,6 +126,15 @@ def test_gguf_files(hub, tmp_path, parts):
         load("org/two/m-Q8.gguf")
 
 
+def test_what_was_cached_without_a_model(hub):
+    hub.publish("org/photos", {"photo.png": b"unwanted"})
+    huggingface_hub.snapshot_download("org/photos")
+    with pytest.raises(
+        CheckpointError, match=r"org/photos: the repository has no model\.safetensors"
+    ):
+        load("org/photos")
+
+
 def test_what_cannot_be_had_is_said_in_a_sentence(hub, monkeypatch, published):
     hub.publish("org/pickled", {"config.json": b"{}", "pytorch_model.bin": b""})
     hub.gated.add("org/gated")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from llama_layers.errors import TraceError
-from llama_layers.verify import Trace, check, record
+from llama_layers.verify import Trace, array_files, check, record
 from llama_layers.verify.npy import read_header
 from tests.support.random_models import GQA, model_of, random_weights
 
@@ -200,6 +200,14 @@ class TestArchives:
     def test_many_zeros_are_no_bomb(self, tmp_path):
         np.savez_compressed(tmp_path / "t.npz", lm_head=np.zeros((1, 2**19, 4), np.float32))
         assert Trace.load(tmp_path / "t.npz").arrays["lm_head"].shape == (1, 2**19, 4)
+
+
+@pytest.mark.parametrize("chunk", [50, 120, 999])
+def test_bytes_after_the_numbers_are_not_read(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(array_files, "_CHUNK", chunk)
+    array = np.arange(30, dtype=np.float32).reshape(1, 3, 10)
+    path = archive(tmp_path / "t.npz", file_of(array) + bytes(99))
+    np.testing.assert_array_equal(Trace.load(path).arrays[SITE], array)
 
 
 class TestOtherFiles:
