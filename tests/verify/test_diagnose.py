@@ -183,6 +183,16 @@ def test_where_inf_begins():
     assert found.detail.startswith("NaN and Inf begin here at token 3, channel 1: ")
 
 
+def test_nan_begins_nowhere_that_gets_what_is_not_finite():
+    trace, model = run(INTERLEAVED)
+    x, y = "model.layers.0", "model.layers.1.attention_residual"
+    arrays = {name: np.array(array) for name, array in trace.arrays.items()}
+    arrays[x][0, 3, 5], arrays[y][0, 3, 5] = np.inf, np.nan
+    results = {r.site.name: r for r in check(Trace(arrays, trace.input_ids), model).results}
+    assert results[y].verdict == "FAIL"
+    assert "NaN or Inf begins here" not in [e.name for e in results[y].explanations]
+
+
 def test_a_scale_is_no_rounding():
     """Errors as large as those of bfloat16 sums, but all to one side."""
     rng = np.random.default_rng(2)

@@ -148,6 +148,13 @@ MISTAKES = [
             p, p.weight(OUT), p["self_attn.attention"].swapaxes(2, 3).reshape(2, COUNT, 32)
         ),
     ),
+    Mistake(
+        "heads side by side in another order",
+        OUT,
+        lambda p: _linear(
+            p, p.weight(OUT), p["self_attn.attention"].swapaxes(1, 2).reshape(2, COUNT, 32)
+        ),
+    ),
     Mistake("another layer's weights", V, lambda p: _linear(p, p.weight(V, 2))),
     Mistake("another layer's weights", DOWN, lambda p: _linear(p, p.weight(DOWN, 0), p["mlp.act"])),
     Mistake(
