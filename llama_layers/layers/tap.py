@@ -42,8 +42,8 @@ def checked(tap: Tap | None) -> Tap:
     return call
 
 
-def inside(tap: Tap | None, module: str) -> Tap:
+def inside(tap: Tap, module: str) -> Tap:
     """The tap for the sites of a module, whose names are relative to it."""
-    if tap is None or tap is untouched:
+    if tap is untouched:
         return untouched
     return lambda name, array: tap(f"{module}.{name}", array)
