@@ -57,6 +57,8 @@ OTHER = np.zeros((2, 4, 2, 4), np.float32)
         ),
         ({"window": 0}, ValueError, "window: expected a positive integer, got 0"),
         ({"room": 1}, ValueError, "room: expected an integer from 0 to the length, got 1"),
+        ({"room": -1}, ValueError, "room: expected an integer from 0 to the length, got -1"),
+        ({"length": 2, "room": 3}, ValueError, "room: .* from 0 to the length, got 3"),
         ({"room": None}, ValueError, "room: expected an integer from 0 to the length, got None"),
         ({"keep": np.ones((2, 4), bool)}, ValueError, "counts: expected with keep"),
         ({"counts": np.ones(2, int)}, ValueError, "counts: expected with keep"),
@@ -93,6 +95,7 @@ def test_numbers_and_sequences_of_other_types_are_kept_as_python_s():
     numbers = (lists.length, lists.max_len, lists.window, lists.room)
     assert numbers == (3, 4, 2, 0)
     assert {type(number) for number in numbers} == {int}
+    assert replace(WHOLE, length=3, room=3).room == 3
     assert replace(WHOLE, length=np.uint64(2)).extend(2).length == 4
 
 
