@@ -363,3 +363,9 @@ def test_refuses(arguments, mask, error, message):
 def test_refuses_a_scale(scale, error, message):
     with pytest.raises(error, match=message):
         attention(Q, K, V, scale=scale)
+
+
+def test_wide_heads(rng):
+    """So wide that Python has no number of its own for their width."""
+    q, k, v = rng.standard_normal((3, 1, 2, 1, 300))
+    np.testing.assert_allclose(attention(q, k, v), decoder_oracle.attention(q, k, v), **CLOSE)
