@@ -77,7 +77,7 @@ class Tests(NamedTuple):
             files = [file, *self._importers(file)] if _only_tables(of_file) else [file]
             found = {t for f in files for tests in self.of_lines[f].values() for t in tests}
         depth = Counter(test for line in function for test in of_file.get(line, ()))
-        nearest = sorted(found - {""}, key=lambda test: (self.order[test], test))
+        nearest = sorted(found & self.seconds.keys(), key=lambda test: (self.order[test], test))
         deepest = sorted(nearest, key=lambda test: -depth[test])
         named = [test for test in nearest if any(word in test for word in words)]
         in_turn = itertools.chain.from_iterable(zip(nearest, deepest, strict=True))

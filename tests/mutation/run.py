@@ -212,7 +212,8 @@ def outcome(tests: list[str], seconds: float) -> str:
             os.waitpid(process, 0)
             return "timeout"
         time.sleep(0.01)
-    return "killed" if ended[1] else "survived"
+    passed = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    return "survived" if os.waitstatus_to_exitcode(ended[1]) in passed else "killed"
 
 
 def tried(mutant: Mutant, tests: measure.Tests, budget: float) -> dict[str, Any]:
