@@ -347,6 +347,7 @@ def test_histograms_count_every_element_and_end_at_the_worst(checked):
     made, _ = checked
     for found in made.results:
         assert sum(found.histogram) == math.prod(found.shape)
+        assert len(found.histogram) == len(EDGES) + 1
         last = max(i for i, count in enumerate(found.histogram) if count)
         assert last == bin_of(found.judgement.ratio)
         assert (last > EDGES.index(1.0)) == (found.verdict == "FAIL")
