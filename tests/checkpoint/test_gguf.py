@@ -139,10 +139,13 @@ def test_a_package_that_lacks_another_one(tmp_path, monkeypatch):
         require("broken_package", "this")
 
 
-def test_a_package_is_known_to_be_missing_before_it_is_used():
+def test_a_package_is_known_to_be_missing_before_it_is_used(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"^this needs the package a_missing_one: pip install"):
         require_installed("a_missing_one", "this")
     require_installed("gguf", "this")
+    (tmp_path / "slow_package.py").write_text("raise RuntimeError")
+    monkeypatch.syspath_prepend(tmp_path)
+    require_installed("slow_package", "this")  # is not imported
 
 
 def test_a_name_that_is_not_of_gguf(tmp_path):
