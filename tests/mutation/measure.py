@@ -68,35 +68,42 @@ class Tests(NamedTuple):
         """The tests that execute some of the lines, until the time is used.
 
         First those named after a string of the function. Then in turn the nearest and the one that
-        executes most lines of the function, since a branch is seen by what goes beyond it. What
-        runs when the file is imported is for all of its tests.
+        executes most lines of the function, since a branch is seen by what goes beyond it. Then
+        those of the rest of the file: what runs when it is imported, or is cached, matters to all.
         """
         of_file = self.of_lines.get(file, {})
         found = {test for line in lines for test in of_file.get(line, ())}
-        if "" in found:
-            files = [file, *self._importers(file)] if _only_tables(of_file) else [file]
-            found = {t for f in files for tests in self.of_lines[f].values() for t in tests}
+        if not found:
+            return []
         depth = Counter(test for line in function for test in of_file.get(line, ()))
-        nearest = sorted(found & self.seconds.keys(), key=lambda test: (self.order[test], test))
+        nearest = self._nearest(found)
         deepest = sorted(nearest, key=lambda test: -depth[test])
         named = [test for test in nearest if any(word in test for word in words)]
         in_turn = itertools.chain.from_iterable(zip(nearest, deepest, strict=True))
+        rest = self._nearest(self._of_files([file, *self._importers(file)]))
         chosen: dict[str, None] = {}
         used = 0.0
-        for test in [*named, *in_turn]:
+        for test in [*named, *in_turn, *rest]:
             if test not in chosen and (not chosen or used + self.seconds[test] <= budget):
                 chosen[test] = None
                 used += self.seconds[test]
         return list(chosen)
 
+    def _nearest(self, tests: Set[str]) -> list[str]:
+        return sorted(tests & self.seconds.keys(), key=lambda test: (self.order[test], test))
+
+    def _of_files(self, files: list[str]) -> set[str]:
+        """The tests in the files, and those that execute some of them."""
+        executing = {
+            t for file in files for tests in self.of_lines.get(file, {}).values() for t in tests
+        }
+        return executing | {t for t in self.seconds if t.partition("::")[0] in files}
+
     def _importers(self, file: str) -> list[str]:
+        """The files of the package, and of its tests, that import something from a file."""
         module = file.removesuffix(".py").replace("/", ".")
-        return [f for f in self.of_lines if f"from {module} import" in Path(f).read_text()]
-
-
-def _only_tables(of_file: dict[int, list[str]]) -> bool:
-    """Whether no test executes a function of the file."""
-    return {test for tests in of_file.values() for test in tests} == {""}
+        files = {*self.of_lines, *(test.partition("::")[0] for test in self.seconds)}
+        return [f for f in sorted(files) if f"from {module} import" in Path(f).read_text()]
 
 
 def measured(tests: str) -> Tests:
