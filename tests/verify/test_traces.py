@@ -269,6 +269,14 @@ def test_what_no_file_holds(tmp_path, arrays, error, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_a_batch_of_one_may_be_left_out():
+    model, _ = traced()
+    one = {"model.norm": np.zeros((5, GQA.hidden_size), np.float32)}
+    assert check(Trace(one, IDS[:1]), model).first.site.name == "model.norm"
+    with pytest.raises(TraceError, match=r"model\.norm: expected shape \[2, 5, 10\]"):
+        check(Trace(one, IDS), model)
+
+
 class TestComparedWithoutModel:
     """Arrays of any shapes: a TraceError where they cannot be what their names say."""
 
