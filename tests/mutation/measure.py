@@ -61,15 +61,18 @@ class Tests(NamedTuple):
     order: dict[str, tuple[bool, int, float]]
     """Sorts tests: a function's first cases, then what executes few files, then what is fast."""
     seconds: dict[str, float]
+    new: set[str]
+    """What was not there in the last run: written for what survived it, perhaps."""
 
     def of(
         self, file: str, lines: range, function: range, words: Set[str], budget: float
     ) -> list[str]:
         """The tests that execute some of the lines, until the time is used.
 
-        First those named after a string of the function. Then in turn the nearest and the one that
-        executes most lines of the function, since a branch is seen by what goes beyond it. Then
-        those of the rest of the file: what runs when it is imported, or is cached, matters to all.
+        First new ones, and those named after a string of the function. Then in turn the nearest
+        and the one that executes most lines of the function, since a branch is seen by what goes
+        beyond it. Then those of the rest of the file: what runs when it is imported, or is cached,
+        matters to all.
         """
         of_file = self.of_lines.get(file, {})
         found = {test for line in lines for test in of_file.get(line, ())}
@@ -81,9 +84,10 @@ class Tests(NamedTuple):
         named = [test for test in nearest if any(word in test for word in words)]
         in_turn = itertools.chain.from_iterable(zip(nearest, deepest, strict=True))
         rest = self._nearest(self._of_files([file, *self._importers(file)]))
+        new = [test for test in [*nearest, *rest] if test in self.new]
         chosen: dict[str, None] = {}
         used = 0.0
-        for test in [*named, *in_turn, *rest]:
+        for test in [*new, *named, *in_turn, *rest]:
             if test not in chosen and (not chosen or used + self.seconds[test] <= budget):
                 chosen[test] = None
                 used += self.seconds[test]
@@ -106,18 +110,18 @@ class Tests(NamedTuple):
         return [f for f in sorted(files) if f"from {module} import" in Path(f).read_text()]
 
 
-def measured(tests: str) -> Tests:
+def measured(tests: str, before: Path) -> Tests:
     """Run the tests once in this directory, and see which lines each of them executes."""
     command = f"-m coverage run --source=llama_layers -m pytest {OPTIONS} {tests}"
     environment = os.environ | {"HYPOTHESIS_PROFILE": "measure"}
     status = subprocess.run([sys.executable, *shlex.split(command)], env=environment).returncode
     if status:
         raise SystemExit(f"the tests must pass before anything is changed; pytest gave {status}")
-    return read()
+    return read(before)
 
 
-def read() -> Tests:
-    """The results of the run in this directory."""
+def read(before: Path) -> Tests:
+    """The results of the run in this directory, and which tests a file of names does not have."""
     seconds: dict[str, float] = json.loads(SECONDS.read_text())
     data = CoverageData()
     data.read()
@@ -138,4 +142,5 @@ def read() -> Tests:
         for of_one in cases.values()
         for place, test in enumerate(of_one)
     }
-    return Tests(of_lines, order, seconds)
+    known = json.loads(before.read_text()) if before.exists() else list(seconds)
+    return Tests(of_lines, order, seconds, seconds.keys() - known)

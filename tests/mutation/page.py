@@ -31,7 +31,7 @@ orphan: true
 execute this place should fail. `python tests/mutation/run.py` draws the same number of mutants for
 each file, and more for the layers and for what judges a port (`tests/mutation/cosmic-ray.toml`). It
 runs the tests that execute the changed statement, the nearest first, and stops at the first
-failure, or after five seconds of tests. What survives is tried again in a second run, for 20
+failure, or after five seconds of tests. What survives is tried again in a second run, for 40
 seconds, with the tests that were written for it. It writes this page. The last run, of {mutants}
 mutants in {files} files, took {seconds:.1f} seconds for each on a machine that did other work, too:
 

@@ -40,6 +40,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).parents[2]
 COPY = ROOT / "build" / "mutation"
 RESULTS = ROOT / "build" / "mutants.jsonl"
+KNOWN = ROOT / "build" / "tests.json"
 
 CONFIG = tomllib.loads((Path(__file__).parent / "cosmic-ray.toml").read_text())
 SKIPPED = "|".join(CONFIG["cosmic-ray"]["filters"]["operators-filter"]["exclude-operators"])
@@ -265,7 +266,7 @@ def main() -> None:
         copied()
     os.chdir(COPY)
     sys.path[:] = [str(COPY), *(entry for entry in sys.path if entry != str(ROOT))]
-    tests = measure.read() if options.measured else measure.measured(options.tests)
+    tests = measure.read(KNOWN) if options.measured else measure.measured(options.tests, KNOWN)
     for library in LIBRARIES:
         importlib.import_module(library)
     gc.freeze()
@@ -284,6 +285,7 @@ def main() -> None:
             print(f"{place}/{len(mutants)}", *shown, flush=True)
     found = page.results(RESULTS)
     results = [found[mutant] for mutant in mutants]
+    KNOWN.write_text(json.dumps(sorted(tests.seconds)))
     page.write(results)
     passes_unchanged(results)
 
