@@ -104,7 +104,7 @@ def write(all_results: list[dict[str, Any]]) -> None:
         mutants=len(all_results),
         files=len({result["file"] for result in all_results}),
         seconds=sum(result["seconds"] for result in all_results) / len(all_results),
-        arguments=shlex.join(["run.py", *sys.argv[1:]]),
+        arguments=shlex.join(["run.py", *(a for a in sys.argv[1:] if a != "--measured")]),
         versions=", ".join(versions),
         counts="\n".join(counts),
         survivors="\n".join(survivor(one, reasons) for one in sorted(survivors, key=name)),
