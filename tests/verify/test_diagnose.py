@@ -342,3 +342,14 @@ def test_the_eps_that_fits_best_is_told_alone():
     theirs = mistake._replace(wrong=lambda p: normed(p["x"], p.weight("input_layernorm"), 1e-6))
     (explanation,) = check(*run(theirs)).first.explanations
     assert explanation.detail == "The port seems to add an eps of 1e-06; it should add 0.0001."
+
+
+def test_what_could_be_mistaken_is_of_this_layer_or_the_one_before():
+    trace, model = run(INTERLEAVED)
+    recorded = validated(trace, model.config)
+    site = next(s for s in sites(model.config) if s.name == "model.layers.2.input_layernorm")
+    operation = operation_of(site, recorded.route(site), recorded, model)
+    array, formats = recorded.array(site.name), Rounding("float32", "float32")
+    at = FailingSite(site, operation, array, formats, recorded, model)
+    names = [name for name, _ in at.streams(array.shape) if name.startswith("model.layers")]
+    assert {name.split(".")[2] for name in names} == {"1", "2"}
