@@ -15,7 +15,7 @@ from llama_layers import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.testing import configs
 from llama_layers.verify import Bound, Trace, check, record, sites
-from llama_layers.verify.check import WORST, _worst
+from llama_layers.verify.check import WORST, _histogram, _worst
 from tests.support.random_models import CONFIGS, GQA, model_of, random_weights
 
 PAIRWISE = ("scores", "probabilities")
@@ -311,3 +311,4 @@ def test_the_worst_elements_come_first(size):
     found = _worst(2 + errors, Bound(np.full(size, 2.0), limits, limits))
     assert [element.ratio for element in found] == sorted(errors, reverse=True)[:WORST]
     assert all(element.computed == 2 + errors[element.index] for element in found)
+    assert _histogram(np.full((size, 2), 0.5)) == (0, 0, 0, 0, 2 * size, 0, 0, 0, 0, 0)
