@@ -353,3 +353,10 @@ def test_what_could_be_mistaken_is_of_this_layer_or_the_one_before():
     at = FailingSite(site, operation, array, formats, recorded, model)
     names = [name for name, _ in at.streams(array.shape) if name.startswith("model.layers")]
     assert {name.split(".")[2] for name in names} == {"1", "2"}
+
+
+def test_a_batch_of_one():
+    mistake = next(m for m in MISTAKES if m.name == "RoPE not applied")
+    trace, model = run(mistake)
+    one = {name: array[:1] for name, array in trace.arrays.items()}
+    assert told(check(Trace(one, trace.input_ids[:1]), model)) == ["RoPE not applied"]
