@@ -17,6 +17,7 @@ import pytest
 from llama_layers.errors import TraceError
 from llama_layers.verify import Trace, array_files, check, record
 from llama_layers.verify.npy import read_header
+from llama_layers.verify.stored import info_of
 from tests.support.random_models import GQA, model_of, random_weights
 
 MODEL = model_of(GQA, random_weights(GQA, 0, np.float32))
@@ -207,7 +208,9 @@ def test_bytes_after_the_numbers_are_not_read(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(array_files, "_CHUNK", chunk)
     array = np.arange(30, dtype=np.float32).reshape(1, 3, 10)
     path = archive(tmp_path / "t.npz", file_of(array) + bytes(99))
-    np.testing.assert_array_equal(Trace.load(path).arrays[SITE], array)
+    arrays = Trace.load(path).arrays
+    np.testing.assert_array_equal(arrays[SITE], array)
+    assert info_of(arrays, SITE).dtype == "float32"
 
 
 class TestOtherFiles:
