@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -30,6 +31,12 @@ class Processing:
         """Return what the processor makes of the logits that follow the ids."""
         processed = self._processor(self._ids, logits)
         check_like("logits_processor", processed, logits)
+        xp = namespace(logits=processed)
+        if not bool(xp.all(xp.any(processed > -math.inf, axis=-1))):
+            raise ValueError(
+                "logits_processor: expected to leave each sequence a token, got logits that are all "
+                "-inf or NaN"
+            )
         return processed
 
     def add(self, ids: Array) -> None:
