@@ -32,11 +32,8 @@ class Processing:
         processed = self._processor(self._ids, logits)
         check_like("logits_processor", processed, logits)
         xp = namespace(logits=processed)
-        if not bool(xp.all(xp.any(processed > -math.inf, axis=-1))):
-            raise ValueError(
-                "logits_processor: expected to leave each sequence a token, got logits that are all "
-                "-inf or NaN"
-            )
+        if bool(xp.any(xp.all(processed == -math.inf, axis=-1))):
+            raise ValueError("logits_processor: expected a token for each sequence, got all -inf")
         return processed
 
     def add(self, ids: Array) -> None:
