@@ -328,6 +328,7 @@ Q, K, V = drawn(0)
         ((Q.tolist(), K, V), None, TypeError, "q: expected an array"),
         ((Q[0], K, V), None, ValueError, r"q: expected shape \[B, S, num_heads, D\], got \[6, 4"),
         ((Q, K[0], V), None, ValueError, r"k: expected shape \[2, T, num_kv_heads, 4\], got"),
+        ((Q, K[..., None], V), None, ValueError, r"k: .* got \[2, 6, 2, 4, 1\]"),
         ((Q, K[:1], V), None, ValueError, r"k: expected shape .* got \[1, 6, 2, 4\]"),
         ((Q, K[..., :3], V), None, ValueError, r"k: expected shape .* got \[2, 6, 2, 3\]"),
         ((Q, K, V[:, :5]), None, ValueError, r"v: expected shape \[2, 6, 2, 4\] of k, got \[2, 5"),
@@ -362,3 +363,9 @@ def test_refuses(arguments, mask, error, message):
 def test_refuses_a_scale(scale, error, message):
     with pytest.raises(error, match=message):
         attention(Q, K, V, scale=scale)
+
+
+def test_wide_heads(rng):
+    """So wide that Python has no number of its own for their width."""
+    q, k, v = rng.standard_normal((3, 1, 2, 1, 300))
+    np.testing.assert_allclose(attention(q, k, v), decoder_oracle.attention(q, k, v), **CLOSE)

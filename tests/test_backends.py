@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import array_api_strict
@@ -11,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_layers.arrays.describe import describe
 from llama_layers.arrays.dispatch import portable, routes
 from llama_layers.arrays.dtypes import FLOATS, accumulate_format, dtype_name, dtype_of
 from llama_layers.arrays.namespaces import library, namespace
+from llama_layers.arrays.tracing import is_traced
 from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.layers.linear import linear_2d
 from llama_layers.layers.norm import normalise
@@ -97,3 +101,42 @@ def test_bodies_are_asked_in_turn_and_then_the_definition():
         assert [call(np, x) for x in range(4)] == ["definition", "none", "some", "all"]
         assert call(array_api_strict, 3) == "definition"
     assert call(np, 3) == "definition"
+
+
+JAX_CONFIG = SimpleNamespace(jax_default_matmul_precision=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "cupy_tf32", "said"),
+    [
+        ("array_api_strict", {}, "1", "no"),
+        ("cupy", {}, "1", "yes"),
+        ("cupy", {}, "0", "no"),
+        ("torch", {"get_float32_matmul_precision": lambda: "high"}, "1", "high"),
+        ("jax", {"config": JAX_CONFIG}, "1", "default"),
+    ],
+)
+def test_a_record_says_whether_products_are_rounded_to_tf32(
+    monkeypatch, name, settings, cupy_tf32, said
+):
+    """CuPy's documented environment variable concerns no other library."""
+    library = ModuleType(name)
+    vars(library).update(settings)
+    monkeypatch.setitem(sys.modules, name, library)
+    monkeypatch.setenv("CUPY_TF32", cupy_tf32)
+    assert describe(library, np.zeros(1))["tf32"] == said
+
+
+def test_other_libraries_arrays_are_not_traced_and_need_no_jax(monkeypatch):
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    for value in (3, np.zeros(2), array_api_strict.zeros(2)):
+        assert not is_traced(value)
+    assert "jax" not in sys.modules
+
+
+def test_devices_are_compared_by_what_they_are():
+    """A library may give another object for the same device each time."""
+    first, second = (array_api_strict.Device("device1") for _ in range(2))
+    assert first is not second
+    x = array_api_strict.ones((1, 4), device=first)
+    assert namespace(x=x, weight=array_api_strict.ones(4, device=second)) is namespace(x=x)

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from llama_layers import linear, rms_norm
 from llama_layers.testing import arrays
-from llama_layers.verify import Bound, embedding_bound, judge, linear_bound, rms_norm_bound
+from llama_layers.verify import (
+    Bound,
+    Judgement,
+    embedding_bound,
+    judge,
+    linear_bound,
+    rms_norm_bound,
+)
 from tests.support import oracle
 
 ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
@@ -263,7 +270,9 @@ def test_nothing_judged_is_no_pass():
     x, w = np.full((1, 4), 1e30, np.float32), np.full((2, 4), 1e30, np.float32)
     judgement = judge(np.full((1, 2), 7.0), linear_bound(x, w))
     assert (judgement.unjudged, judgement.of, judgement.verdict) == (2, 2, "WARN")
+    assert judge(np.full((1, 1), 7.0), linear_bound(x, w[:1])).verdict == "WARN"
     empty = judge(np.zeros((0, 2)), linear_bound(np.zeros((0, 4)), np.zeros((2, 4))))
+    assert empty == Judgement(0.0, 0.0, (), unjudged=0, of=0)
     assert empty.verdict == "PASS"
 
 

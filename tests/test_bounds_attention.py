@@ -297,6 +297,8 @@ P, S = np.zeros((1, 4, 2, 3), np.float32), np.zeros((2, 3), bool)
     [
         (lambda: scores_bound(Q[0], K, scale=1.0), ValueError, r"q: .*, got \[2, 4, 8\]"),
         (lambda: scores_bound(Q, K[..., :4], scale=1.0), ValueError, r"k: .*, got \[1, 3, 2, 4\]"),
+        (lambda: scores_bound(Q[..., None], K, scale=1.0), ValueError, r"q: .*, 4, 8, 1\]"),
+        (lambda: scores_bound(Q, K[..., None], scale=1.0), ValueError, r"k: .*, 2, 8, 1\]"),
         (lambda: scores_bound(Q[:, :, :3], K, scale=1.0), ValueError, "k: .* divisor of q's 3"),
         (lambda: scores_bound(Q, S, scale=1.0), TypeError, "k: expected one of the dtypes"),
         (lambda: scores_bound(Q, K, scale=np.inf), ValueError, "scale: .* finite .*, got inf"),
@@ -312,6 +314,7 @@ P, S = np.zeros((1, 4, 2, 3), np.float32), np.zeros((2, 3), bool)
         (lambda: probabilities_bound(Q, K, mask=S[0], scale=1.0), ValueError, "mask: "),
         (lambda: weighted_sum_bound(P[0], K), ValueError, r"probabilities: .*, got \[4, 2, 3\]"),
         (lambda: weighted_sum_bound(P, K[:, :2]), ValueError, r"v: .*, got \[1, 2, 2, 8\]"),
+        (lambda: weighted_sum_bound(P, K[..., None]), ValueError, r"v: .*, got \[1, 3, 2, 8, 1\]"),
         (lambda: weighted_sum_bound(P[:, :3], K), ValueError, "v: .* a divisor of 3, got"),
         (lambda: attention_bound(Q, K, K[:, :2]), ValueError, r"v: .* of k, got \[1, 2, 2, 8\]"),
         (lambda: attention_bound(Q, K, K, mask=S.T), ValueError, "mask: "),

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers import LlamaConfig, RopeScaling, apply_rope, rope_table
+from llama_layers import LlamaConfig, RopeScaling, apply_rope, inv_freq, rope_table
 from llama_layers.testing import arrays, configs
 from llama_layers.verify import judge, rope_bound
+from llama_layers.verify.rotation import _relative_errors
 from tests.support import decimals, engines
 from tests.support.engines import DTYPES
 
@@ -297,3 +298,16 @@ P = np.arange(2)
 def test_refuses(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_an_error_of_the_ramp_counts_as_often_as_it_moves_the_frequency():
+    """The slowest pair turns at f = plain / s; by the weight w of the ramp, d ln f / dw = 1 - s."""
+    found = {}
+    for s in (2.0, 4.0, 8.0):
+        scaling = RopeScaling("yarn", factor=s, original_max_position_embeddings=64)
+        config = replace(CONFIG, rope_scaling=scaling)
+        frequencies = inv_freq(config)
+        assert frequencies[-1] == pytest.approx(100000 ** (-62 / 64) / s)
+        found[s] = _relative_errors(config, frequencies, None, 1.0)[-1]
+    assert found[8.0] > found[4.0]
+    assert found[8.0] - found[4.0] == pytest.approx(2 * (found[4.0] - found[2.0]))

@@ -53,7 +53,7 @@ def test_a_ring_for_a_shorter_window_than_the_layers_have():
     whole = model_of(GQA, random_weights(GQA, dtype=np.float32))
     with pytest.raises(ValueError, match=r"cache: .* all that the layers see, every token"):
         forward(whole, ids, cache=cache)
-    forward(whole, ids, cache=KVCache.create(WINDOW, 1, 3, rolling=9))  # not a ring yet
+    forward(whole, ids, cache=KVCache.create(WINDOW, 1, 300, rolling=900))  # not a ring yet
     narrow = replace(config, sliding_window=2)
     forward(model_of(narrow, random_weights(narrow, dtype=np.float32)), ids, cache=cache)
 

@@ -84,8 +84,16 @@ def test_silent_files_have_the_defaults_of_transformers():
     assert (silent.bos_token_id, silent.eos_token_id) == (1, 2)
     assert LlamaConfig.from_json(LLAMA | {"eos_token_id": None}).eos_token_id is None
     config = LlamaConfig.from_json(
-        without(MISTRAL, "num_key_value_heads", "sliding_window", "rope_theta")
+        without(
+            MISTRAL,
+            "num_key_value_heads",
+            "sliding_window",
+            "rope_theta",
+            "bos_token_id",
+            "eos_token_id",
+        )
     )
+    assert (config.bos_token_id, config.eos_token_id) == (1, 2)
     assert (config.num_key_value_heads, config.sliding_window) == (8, 4096)
     assert config.rope_theta == 10000.0
     assert LlamaConfig.from_json(MISTRAL | {"num_key_value_heads": None}).num_key_value_heads == 32
@@ -108,7 +116,21 @@ def test_silent_files_have_the_defaults_of_transformers():
         {"pruned_heads": {}, "tie_encoder_decoder": False, "add_cross_attention": False},
         {"rope_interleaved": False, "partial_rotary_factor": 1.0, "head_dim": None},
         {"attention_multiplier": 128**-0.5, "query_pre_attn_scalar": 128, "no_rope_layers": [1, 1]},
-        {"quantization_config": None, "num_experts": 0, "layer_types": ["full_attention"] * 32},
+        {
+            "quantization_config": None,
+            "num_experts": 0,
+            "num_local_experts": 1,
+            "layer_types": ["full_attention"] * 32,
+        },
+        {"attn_type_list": [1], "mlp_layer_types": ["dense"], "mlp_multipliers": [1.0, 1.0]},
+        {"layers_block_type": ["attention"], "block_types": ["attention", "attention"]},
+        {"rotary_dim": 128, "v_head_dim": 128, "attention_head_dim": 128},
+        {"dim_model_base": 4096, "scale_depth": 32**0.5, "rope_ratio": 1, "scale_emb": 1},
+        {"num_experts": 1, "n_routed_experts": 0, "moe_num_experts": 1, "num_moe_experts": 0},
+        {"is_causal": True, "use_rope": True, "use_rotary_pos_emb": True, "no_bias": True},
+        {"position_embedding_type": "rope", "pos_emb": "rotary", "norm_type": "rmsnorm"},
+        {"layer_norm_type": "rms", "activation": "silu", "hidden_activation": "swish"},
+        {"activation_function": "swiglu", "mlp_hidden_act": "silu", "qkv_bias": False},
         {"rope_scaling": LLAMA["rope_scaling"] | {"finetuned": True, "rope_theta": 500000.0}},
         {"original_max_position_embeddings": 8192, "hidden_act": "swish"},
         {"num_key_value_heads": 8, "auto_map": {"AutoModelForCausalLM": "modeling_llama.Llama"}},

@@ -203,6 +203,7 @@ def test_refuses_at_the_call(options, error, message):
         (lambda ids, logits: logits[:, :5], ValueError, r"\[1, 13\], float32, got \[1, 5\], float"),
         (lambda ids, logits: logits.astype(float), ValueError, r"float32, got \[1, 13\], float64"),
         (lambda ids, logits: logits * np.nan, ValueError, "logits: expected numbers, got NaN"),
+        (lambda ids, logits: logits - np.inf, ValueError, "logits_processor: .* got all -inf"),
     ],
 )
 def test_refuses_what_a_processor_returns(processor, error, message):

@@ -124,3 +124,11 @@ def test_slots_of_any_integer_dtype(backend, dtype, window):
     for queries, keys in ((narrow, narrow), (narrow, slots), (slots, narrow)):
         computed = Mask(queries, keys, window).rows(0, 4)
         np.testing.assert_array_equal(to_numpy(computed), to_numpy(expected))
+
+
+def test_padding_of_many_keys():
+    """So many that Python has no number of its own for them."""
+    places = np.arange(300)
+    keep = np.ones((1, 300), bool)
+    keep[0, :299] = False
+    assert Mask(places, places, None, keep).rows(299, 300).sum() == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -153,3 +154,12 @@ def test_an_array_of_another_shape_is_refused_when_it_is_used(name, shape):
 def test_arguments_of_another_type_are_refused(arguments):
     with pytest.raises(TypeError, match=r"(arrays|config): expected a \w+, got int"):
         LlamaWeights.from_named(*arguments)
+
+
+@pytest.mark.parametrize("more", [-10, 1])  # rows that are few more are padding
+def test_a_vocabulary_of_another_size_is_refused(more):
+    model = model_of(CONFIGS["gqa"], random_weights(CONFIGS["gqa"]))
+    rows, width = model.weights.embed_tokens.shape
+    message = f"weights: embed_tokens: expected shape {[rows + more, width]}, as config says, got"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Llama(replace(model.config, vocab_size=rows + more), model.weights)

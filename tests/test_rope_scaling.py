@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llama_layers import ConfigError, LlamaConfig, RopeScaling, inv_freq
 from llama_layers.layers.rope import attention_factor
+from tests.support.decoder_oracle import frequencies
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -150,6 +151,7 @@ def test_what_is_accepted_has_frequencies(theta, half, context, length, scaling)
         ({"rope_type": "linear", "factor": "2"}, "factor: expected a positive .*, got '2'"),
         ({"rope_type": "linear", "factor": True}, "factor: expected a positive .*, got True"),
         ({"factor": 2.0}, "rope_scaling: default does not read factor"),
+        ({"factor": 0.5}, "rope_scaling: default does not read factor"),
         ({"rope_type": "default", "factor": 2.0}, "rope_scaling: default does not read factor"),
         (YARN | {"truncate": 1}, "truncate: expected true or false, got 1"),
         (YARN | {"beta_fast": -1.0}, "beta_fast: expected a positive finite number, got -1.0"),
@@ -169,3 +171,35 @@ def test_original_context_is_a_count():
     for value in (8192.5, True):
         with pytest.raises(ConfigError, match="original_max_position_embeddings: expected"):
             RopeScaling.from_mapping(LLAMA3 | {"original_max_position_embeddings": value})
+
+
+@pytest.mark.parametrize(
+    ("key", "neutral", "other"),
+    [
+        *((name, 1, 2.0) for name in ("partial_rotary_factor", "alpha", "rope_ratio")),
+        *((name, 1, 2.0) for name in ("attn_factor", "extrapolation_factor")),
+        ("llama_4_scaling_beta", 0, 0.1),
+        *((name, None, [2.0]) for name in ("short_factor", "long_factor")),
+        *((name, None, 2.0) for name in ("short_mscale", "long_mscale")),
+    ],
+)
+def test_what_other_programs_read_must_change_nothing(key, neutral, other):
+    linear = {"rope_type": "linear", "factor": 2.0}
+    assert RopeScaling.from_mapping(linear | {key: neutral}) == RopeScaling.from_mapping(linear)
+    with pytest.raises(ConfigError, match=f"{key}: expected"):
+        RopeScaling.from_mapping(linear | {key: other})
+
+
+@pytest.mark.parametrize("truncate", [None, False])
+def test_the_ramp_of_yarn_ends_at_the_last_pair(truncate):
+    """Where theta is small, even the slowest pair makes more turns than beta_slow."""
+    scaling = RopeScaling("yarn", factor=4.0, truncate=truncate)
+    config = replace(
+        LlamaConfig.llama2_7b(),
+        head_dim=16,
+        rope_theta=3.0,
+        max_position_embeddings=200,
+        rope_scaling=scaling,
+    )
+    expected, _ = frequencies(config)
+    np.testing.assert_allclose(inv_freq(config), expected, rtol=1e-6)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import FrozenInstanceError, fields
+
 import array_api_strict
 import ml_dtypes
 import numpy as np
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from llama_layers import AttentionWeights, MLPWeights, QKVWeights
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.testing import assert_same_bits, configs, qkv_weights
+from tests.support.random_models import GQA, model_of, random_weights
 
 
 def numbered(*shape, start=0):
@@ -221,3 +225,15 @@ def test_head_counts_of_a_few_bits():
     q = np.zeros((200, 2), np.float32)
     w = QKVWeights.from_separate(q, q, q, num_heads=np.int8(100))
     assert (w.head_dim, w.fused.shape) == (2, (600, 2))
+
+
+def test_weights_are_constants_told_apart_by_identity():
+    """An assignment would go unchecked, and arrays have no single truth value to be equal by."""
+    weights = model_of(GQA, random_weights(GQA, dtype=np.float32)).weights
+    layer = weights.layers[0]
+    for part in (weights, layer, layer.self_attn, layer.self_attn.qkv, layer.mlp):
+        for field in fields(part):
+            with pytest.raises(FrozenInstanceError):
+                setattr(part, field.name, None)
+        assert {part: 1}[part] == 1
+        assert part != copy(part)

@@ -13,7 +13,7 @@ def require(package: str, purpose: str, extra: str = "models") -> ModuleType:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name not in (package, package.partition(".")[0]):
+        if error.name != package:
             raise
         raise ImportError(
             f"{purpose} needs the package {package}: pip install 'llama-layers[{extra}]'",

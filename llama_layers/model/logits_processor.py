@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -30,6 +31,9 @@ class Processing:
         """Return what the processor makes of the logits that follow the ids."""
         processed = self._processor(self._ids, logits)
         check_like("logits_processor", processed, logits)
+        xp = namespace(logits=processed)
+        if bool(xp.any(xp.all(processed == -math.inf, axis=-1))):
+            raise ValueError("logits_processor: expected a token for each sequence, got all -inf")
         return processed
 
     def add(self, ids: Array) -> None:

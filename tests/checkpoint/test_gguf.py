@@ -12,6 +12,7 @@ import pytest
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import open_checkpoint
+from llama_layers.checkpoint.extras import require, require_installed
 from tests.support import gguf_files, tiny
 
 MODEL = gguf_files.MODEL
@@ -128,6 +129,23 @@ def test_the_package_is_missing(tmp_path, monkeypatch):
         ImportError, match=r"needs the package gguf: pip install 'llama-layers\[models\]'"
     ):
         load(path)
+
+
+def test_a_package_that_lacks_another_one(tmp_path, monkeypatch):
+    """Then the other one is named."""
+    (tmp_path / "broken_package.py").write_text("import a_missing_one")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'a_missing_one'"):
+        require("broken_package", "this")
+
+
+def test_a_package_is_known_to_be_missing_before_it_is_used(tmp_path, monkeypatch):
+    with pytest.raises(ImportError, match=r"^this needs the package a_missing_one: pip install"):
+        require_installed("a_missing_one", "this")
+    require_installed("gguf", "this")
+    (tmp_path / "slow_package.py").write_text("raise RuntimeError")
+    monkeypatch.syspath_prepend(tmp_path)
+    require_installed("slow_package", "this")  # is not imported
 
 
 def test_a_name_that_is_not_of_gguf(tmp_path):

@@ -110,6 +110,10 @@ def test_types_of_tensors():
         if name != "F64":
             zeros = np.zeros((1, nbytes), np.uint8)
             assert gguf.dequantize(zeros, kind).shape == (1, block)
+    for kind in set(gguf.GGMLQuantizationType) - set(TENSOR_TYPES):
+        zeros = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+        with pytest.raises(NotImplementedError):
+            gguf.dequantize(zeros, kind)
 
 
 ENCODED = gguf_files.encode(gguf_files.MODEL, gguf_files.llama())

@@ -121,7 +121,13 @@ def test_names_of_pre_tokenizers(read, name, words):
     assert words_of(read(byte_pairs(pre=name)), "12 ab") == words
 
 
-@pytest.mark.parametrize(("name", "ids"), [("llama-bpe", [8]), ("dbrx", [3, 4])])
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        *((name, [8]) for name in ("llama-bpe", "glm4", "minicpm5", "tekken")),
+        *((name, [3, 4]) for name in ("dbrx", "gpt-2", "qwen2", "smollm", "gpt-4o", "bloom")),
+    ],
+)
 def test_tokens_that_no_merge_makes(read, name, ids):
     tokenizer = read(byte_pairs(pre=name, merges=["1 2"]))
     assert tokenizer.encode("ab", add_special_tokens=False) == ids

@@ -9,12 +9,13 @@ import subprocess
 import sys
 
 import huggingface_hub.constants
+import huggingface_hub.utils
 import pytest
 import tokenizers
 
 from llama_layers import CheckpointError, load
 from llama_layers.checkpoint import load_tokenizer, pull
-from llama_layers.checkpoint.hub import HubName, hub_name
+from llama_layers.checkpoint.hub import HubName, _progress, hub_name
 from tests.support import tiny
 from tests.support.hub_server import COMMIT, PINNED, serving
 
@@ -125,6 +126,15 @@ def test_gguf_files(hub, tmp_path, parts):
         load("org/two/m-Q8.gguf")
 
 
+def test_what_was_cached_without_a_model(hub):
+    hub.publish("org/photos", {"photo.png": b"unwanted"})
+    huggingface_hub.snapshot_download("org/photos")
+    with pytest.raises(
+        CheckpointError, match=r"org/photos: the repository has no model\.safetensors"
+    ):
+        load("org/photos")
+
+
 def test_what_cannot_be_had_is_said_in_a_sentence(hub, monkeypatch, published):
     hub.publish("org/pickled", {"config.json": b"{}", "pytorch_model.bin": b""})
     hub.gated.add("org/gated")
@@ -220,3 +230,20 @@ def test_from_the_command_line(hub, published, tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert f"snapshots/{COMMIT}" in done.stdout
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_progress_is_shown_on_a_terminal_where_it_is_wanted(monkeypatch, terminal, wanted):
+    """And what the library does afterwards is as before."""
+    utils = huggingface_hub.utils
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    before = utils.are_progress_bars_disabled()
+    switch = {False: utils.disable_progress_bars, True: utils.enable_progress_bars}
+    switch[wanted]()
+    try:
+        with _progress(huggingface_hub):
+            assert utils.are_progress_bars_disabled() == (not (terminal and wanted))
+        assert utils.are_progress_bars_disabled() == (not wanted)
+    finally:
+        switch[not before]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from copy import deepcopy
 
 import array_api_strict
@@ -14,6 +15,7 @@ import pytest
 
 from llama_layers import CheckpointError, Llama, load
 from llama_layers.checkpoint import convert, open_checkpoint
+from llama_layers.checkpoint.load import ranges
 from tests.support import tiny
 from tests.support.installed import GPUS, gpu
 
@@ -211,3 +213,20 @@ def test_no_tokenizer(directory):
         _ = load(directory).tokenizer
     with pytest.raises(ValueError, match="tokenizer: this model has none"):
         _ = Llama(tiny.CONFIG, load(directory).weights).tokenizer
+
+
+@pytest.mark.parametrize("step", [1, 2, 6])
+@pytest.mark.parametrize("most", [1, 4, 7, 12, 100])
+def test_parts_of_a_tensor_are_whole_steps_and_as_few_as_fit(step, most):
+    count = 5 * step
+    found = ranges(count, step, most)
+    assert [row for start, stop in found for row in range(start, stop)] == list(range(count))
+    sizes = [stop - start for start, stop in found]
+    assert all(size % step == 0 and (size <= most or size == step) for size in sizes)
+    assert all(a + b > most for a, b in itertools.pairwise(sizes[:2]))
+
+
+def test_the_repr_of_a_checkpoint_leaves_out_what_is_long(directory):
+    shown = re.findall(r"[(,] ?(\w+)=", repr(open_checkpoint(directory)))
+    assert {"path", "format", "config", "ignored_keys", "ignored_tensors"} <= set(shown)
+    assert not {"tensors", "maps", "chat_template", "generation_config"} & set(shown)

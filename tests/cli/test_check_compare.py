@@ -151,6 +151,9 @@ def test_check_refuses(run, port, tmp_path):
     assert "expected arrays in .npy or .npz files, got none, but notes.txt" in trouble(
         run, "check", array.parent
     )
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (array.parent / name).touch()
+    assert trouble(run, "check", array.parent).endswith("got none, but a.txt, b.txt, c.txt\n")
     array.write_bytes(b"no array")
     assert trouble(run, "check", array.parent).endswith("does not begin as an .npy file\n")
     np.save(array, np.ones(3))

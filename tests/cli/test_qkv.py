@@ -221,3 +221,14 @@ def test_without_matplotlib(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     message = refusal(capsys, "--plot", str(tmp_path / "q.png"))
     assert "pip install 'llama-layers[plot]'" in message
+
+
+def test_statistics():
+    numbers = np.array([[3.0, -1.0, np.inf], [0.5, 1.5, 2.0]], np.float32)
+    assert qkv_module.statistics(numbers) == {
+        "smallest": -1.0,
+        "largest": 3.0,
+        "mean": 1.2,
+        "first": [3.0, -1.0, np.inf, 0.5, 1.5],
+        "nonfinite": 1,
+    }

@@ -1,90 +1,71 @@
 """Change the source at random places, and list the changes that no test notices.
 
 ``python tests/mutation/run.py`` needs ``pip install cosmic-ray==8.7.0 coverage`` and hours. It
-works on a copy of the project, draws a sample of mutants for each package, and runs for each only
-the tests that execute the changed line. It writes docs/evidence/mutation.md from what survives:
-explain each survivor in explained.toml, or write the test that kills it.
+works on a copy of the project, draws mutants of each file, and runs for each only the tests that
+execute the changed line, in a fork of a process that has loaded the libraries. It adds each result
+to build/mutants.jsonl, and writes docs/evidence/mutation.md from them. Explain each survivor in
+explained.toml, or write the test that kills it. The next run tries survivors again; without the
+file of results it tries all.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import gc
+import importlib
+import json
 import os
 import random
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
-from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import measure
+import page
 import pytest
-from cosmic_ray.commands import init
-from cosmic_ray.mutating import mutate_and_test
-from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import MutationSpec, WorkResult
-from coverage import Coverage, CoverageData
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.ast.ast_query import ASTQuery
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parents[2]
 COPY = ROOT / "build" / "mutation"
-CONFIG = tomllib.loads((Path(__file__).parent / "cosmic-ray.toml").read_text())["cosmic-ray"]
-EXPLAINED = Path(__file__).parent / "explained.toml"
-PAGE = ROOT / "docs" / "evidence" / "mutation.md"
+RESULTS = ROOT / "build" / "mutants.jsonl"
+KNOWN = ROOT / "build" / "tests.json"
+
+CONFIG = tomllib.loads((Path(__file__).parent / "cosmic-ray.toml").read_text())
+SKIPPED = "|".join(CONFIG["cosmic-ray"]["filters"]["operators-filter"]["exclude-operators"])
+OPERATORS = [
+    operator
+    for operator in operator_names()
+    if not re.match(SKIPPED, operator) and not get_operator(operator).arguments()
+]
+FIRST = 12  # tests are tried before all others are loaded
+LIBRARIES = (  # which tests import
+    "array_api_compat.numpy",
+    "array_api_strict",
+    "hypothesis.extra.numpy",
+    "jinja2.sandbox",
+    "numpy.testing",
+    "tokenizers",
+    "_pytest.doctest",
+)
 ENVIRONMENT = {
-    "HYPOTHESIS_PROFILE": "planted",  # without making failures small
+    "HYPOTHESIS_PROFILE": "mutation",
     "LLAMA_LAYERS_FAST": "0",  # compiled bodies are not what is changed
-    "PYTHONPATH": str(COPY),
+    "OPENBLAS_NUM_THREADS": "1",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "PYTHONPATH": f"{COPY}:{COPY / 'tests' / 'mutation'}",
 }
-
-
-class Tests(NamedTuple):
-    """Which tests execute which lines of which file."""
-
-    of_lines: dict[Path, dict[int, list[str]]]
-    breadth: Counter[str]
-    """How many files of the package each test executes: the fewer, the nearer it is to a line."""
-
-    def of(self, mutation: MutationSpec) -> list[str]:
-        """The tests that execute a mutated statement, the nearest first.
-
-        What runs when the file is imported is for all tests of the file.
-        """
-        lines = self.of_lines.get(mutation.module_path, {})
-        found = {test for line in statement(mutation) for test in lines.get(line, ()) if test}
-        found = found or {test for tests in lines.values() for test in tests if test}
-        return sorted(found, key=lambda test: (self.breadth[test], test))
-
-
-def statement(mutation: MutationSpec) -> range:
-    """The lines of the statement, or of the head of the block, that is mutated."""
-    line = mutation.start_pos[0]
-    tree = ast.parse(mutation.module_path.read_text())
-    around = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or line)
-    ]
-    inner = max(around, key=lambda node: node.lineno)
-    body = getattr(inner, "body", None)
-    end = body[0].lineno - 1 if body and body[0].lineno > line else inner.end_lineno or line
-    return range(inner.lineno, end + 1)
-
-
-def annotated(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where the annotations of a file begin and end: nothing evaluates them."""
-    spans = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        for field in ("annotation", "returns"):
-            if (part := getattr(node, field, None)) is not None:
-                spans.append(
-                    ((part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset))
-                )
-    return spans
 
 
 def copied() -> None:
@@ -98,140 +79,215 @@ def copied() -> None:
             shutil.copy2(ROOT / name, COPY / name)
 
 
-def pytest_runtest_protocol(item: pytest.Item) -> None:
-    """Let coverage note which test executes a line: this file is a pytest plugin, too."""
-    measurement = Coverage.current()
-    assert measurement is not None
-    measurement.switch_context(item.nodeid.partition("[")[0])
-
-
-def measured(tests: list[str]) -> Tests:
-    """Run the tests once, and see which lines each of them executes."""
-    command = shlex.split(CONFIG["test-command"])
-    command[command.index("tests") : command.index("tests") + 1] = tests
-    command.remove("-x")
-    coverage = [sys.executable, "-m", "coverage", "run", "--source=llama_layers"]
-    environment = os.environ | {"HYPOTHESIS_PROFILE": "default"}  # few examples show most lines
-    status = subprocess.run(
-        [*coverage, *command[1:], "-p", "tests.mutation.run"],
-        cwd=COPY,
-        env=environment,
-        check=False,
-    ).returncode
-    if status:
-        raise SystemExit(f"the tests must pass before anything is changed; pytest gave {status}")
-    data = CoverageData(str(COPY / ".coverage"))
-    data.read()
-    of_lines, breadth = {}, Counter[str]()
-    for file in data.measured_files():
-        of_lines[Path(file).relative_to(COPY)] = lines = data.contexts_by_lineno(file)
-        breadth.update({test for tests in lines.values() for test in tests})
-    return Tests(of_lines, breadth)
-
-
-def sample(path: Path, count: int, seed: int) -> list[MutationSpec]:
-    """A random choice of mutants of a file or package, the same for the same seed and source."""
-    skipped = CONFIG["filters"]["operators-filter"]["exclude-operators"]
-    skipped = re.compile("|".join(f"(?:{operator})" for operator in skipped))
-    with use_db(":memory:", WorkDB.Mode.create) as database:
-        init([path] if path.is_file() else sorted(path.rglob("*.py")), database, {})
-        mutations = [item.mutations[0] for item in database.work_items]
-    spans = {path: annotated(path) for path in {one.module_path for one in mutations}}
-    mutations = [
-        one
-        for one in mutations
-        if not skipped.match(one.operator_name)
-        and not any(start <= one.start_pos < end for start, end in spans[one.module_path])
+def annotated(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where the annotations of a file begin and end: nothing evaluates them."""
+    return [
+        ((part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset))
+        for node in ast.walk(ast.parse(source))
+        for field in ("annotation", "returns")
+        if (part := getattr(node, field, None)) is not None
     ]
-    mutations.sort(key=lambda one: (str(one.module_path), one.start_pos, one.operator_name))
-    return random.Random(seed).sample(mutations, min(count, len(mutations)))
 
 
-def run(mutation: MutationSpec, tests: Tests) -> WorkResult | None:
-    """What the tests say of a mutant; None if no test executes it."""
-    nodes = tests.of(mutation)
-    if not nodes:
-        return None
-    options = [part for part in shlex.split(CONFIG["test-command"]) if part != "tests"]
-    options[0] = sys.executable
-    return mutate_and_test([mutation], shlex.join([*options, *nodes]), CONFIG["timeout"])
+class Place(NamedTuple):
+    """Where a mutant is."""
+
+    statement: range
+    """The lines of the statement, or of the head of the block."""
+    function: range
+    """The lines of the function, or else of the file."""
+    words: frozenset[str]
+    """The strings of the outermost function, which tests of one of its cases may be named after."""
+
+    @classmethod
+    def of(cls, source: str, line: int) -> Place:
+        """Where a line is."""
+        statement, function, inside = range(0), range(1, source.count("\n") + 1), None
+        for node in ast.walk(ast.parse(source)):  # a block before its parts
+            if isinstance(node, ast.stmt):
+                decorators = getattr(node, "decorator_list", ())
+                first = min([node.lineno, *(one.lineno for one in decorators)])
+                last = node.end_lineno or first
+                if first <= line <= last:
+                    body = getattr(node, "body", None)
+                    in_head = body and line < body[0].lineno
+                    statement = range(first, body[0].lineno if in_head else last + 1)
+                    if isinstance(node, ast.FunctionDef) and not in_head:
+                        function, inside = range(first, last + 1), inside or node
+        strings = (
+            node.value
+            for node in (ast.walk(inside) if inside else ())
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        return cls(statement, function, frozenset(word for word in strings if len(word) > 4))
 
 
-def changed_lines(diff: str) -> str:
-    """The lines that a diff takes out and puts in, on one line."""
-    old, new = (
-        " ".join(line[1:].strip() for line in diff.splitlines() if re.match(mark, line))
-        for mark in (r"-(?!--)", r"\+(?!\+\+)")
-    )
-    return f"`{old}` becomes `{new}`"
+class Mutant(NamedTuple):
+    """A change of one file."""
+
+    file: str
+    function: str
+    line: int
+    operator: str
+    occurrence: int
+
+    @property
+    def source(self) -> str:
+        """The file without the change."""
+        return Path(self.file).read_text()
+
+    def changed(self) -> str:
+        """The file with the change."""
+        changed: str | None = mutate_code(
+            self.source, get_operator(self.operator)(), self.occurrence
+        )
+        assert changed is not None, f"{self} changes nothing"
+        return changed
 
 
-HEAD = """\
----
-orphan: true
----
+def count(file: Path) -> int:
+    """How many mutants of a file are drawn."""
+    counts: dict[str, int] = CONFIG["mutants"]
+    return counts[max((path for path in counts if file.is_relative_to(path)), key=len)]
 
-# Mutants that survived
 
-[cosmic-ray](https://cosmic-ray.readthedocs.io) changes the source at one place, and the tests that
-execute this place should fail. Each line below is a change that none of them noticed, and why that
-is right or what is missing. `python tests/mutation/run.py` draws the sample, runs the tests and
-writes this page. The last run:
+def mutants_of(file: Path, seed: int) -> list[Mutant]:
+    """Random mutants of a file, the same for the same seed and source."""
+    source = file.read_text()
+    nodes, spans = list(ast_nodes(get_ast(source))), annotated(source)
+    mutants = []
+    for operator in OPERATORS:
+        positions = [
+            (node, position)
+            for node in nodes
+            for position, _ in get_operator(operator)().mutation_positions(node)
+        ]
+        for occurrence, (node, position) in enumerate(positions):
+            if not any(start <= position < end for start, end in spans):
+                function = ASTQuery(node).get_definition_name() or ""
+                mutants.append(Mutant(str(file), function, position[0], operator, occurrence))
+    mutants.sort()
+    random.Random(f"{seed} {file}").shuffle(mutants)
+    return mutants[: count(file)]
 
-```sh
-python tests/mutation/{arguments}
-```
 
-| Package | Mutants | Killed | Survived |
-| --- | --- | --- | --- |
-{counts}
+def drawn(paths: list[str], seed: int) -> list[Mutant]:
+    """Mutants of all files: the first of each, then the second of each."""
+    found = [Path(path) for path in paths]
+    files = [file for path in found for file in sorted(path.rglob("*.py")) or [path]]
+    turns = zip_longest(*(mutants_of(file, seed) for file in files))
+    return [mutant for turn in turns for mutant in turn if mutant is not None]
 
-| Where | Survivor | Why |
-| --- | --- | --- |
-{survivors}
-"""
+
+class Chosen:
+    """A pytest plugin that runs the given tests in the given order, and says which one fails."""
+
+    def __init__(self, tests: list[str]) -> None:
+        self.place = {test: place for place, test in enumerate(tests)}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        chosen = [item for item in items if item.nodeid in self.place]
+        items[:] = sorted(chosen, key=lambda item: self.place[item.nodeid])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            Path("failed.txt").write_text(report.nodeid)
+
+
+def outcome(tests: list[str], seconds: float) -> str:
+    """Run tests in a fork of this process: killed, survived or timeout."""
+    Path("failed.txt").unlink(missing_ok=True)
+    if not (process := os.fork()):
+        os.setsid()
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        files = sorted({test.partition("::")[0] for test in tests})
+        os._exit(pytest.main([*shlex.split(measure.OPTIONS), "-x", *files], [Chosen(tests)]))
+    end = time.monotonic() + seconds
+    while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > end:
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            return "timeout"
+        time.sleep(0.01)
+    passed = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    return "survived" if os.waitstatus_to_exitcode(ended[1]) in passed else "killed"
+
+
+def tried(mutant: Mutant, tests: measure.Tests, budget: float) -> dict[str, Any]:
+    """What the tests say of a mutant, in so many seconds of tests."""
+    start = time.monotonic()
+    source, file = mutant.source, Path(mutant.file)
+    changed, times = mutant.changed(), file.stat()
+    nodes = tests.of(mutant.file, *Place.of(source, mutant.line), budget)
+    result = "survived" if nodes else "not executed"
+    file.write_text(changed)
+    try:
+        for part in (nodes[:FIRST], nodes[FIRST:]):
+            if part and result == "survived":
+                usual = sum(tests.seconds[test] for test in part)
+                result = outcome(part, 30 + 8 * usual)
+    finally:
+        file.write_text(source)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # its bytecode serves again
+    failed = Path("failed.txt")
+    return {
+        **mutant._asdict(),
+        "change": page.change(source, changed),
+        "outcome": result,
+        "failed": failed.read_text() if result == "killed" and failed.exists() else "",
+        "tests": len(nodes),
+        "seconds": round(time.monotonic() - start, 2),
+    }
+
+
+def passes_unchanged(results: list[dict[str, Any]]) -> None:
+    """Check that the tests that failed for mutants pass without any."""
+    failed = sorted({result["failed"] for result in results} - {""})
+    for start in range(0, len(failed), 100):
+        if outcome(failed[start : start + 100], 1800) != "survived":
+            raise SystemExit(f"{Path('failed.txt').read_text()} fails without a mutant, too")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--paths", nargs="+", default=CONFIG["module-path"], help="what to change")
-    parser.add_argument("--sample", type=int, default=100, help="mutants of each path")
+    paths = CONFIG["cosmic-ray"]["module-path"]
+    parser.add_argument("--paths", nargs="+", default=paths, help="what to change")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tests", nargs="+", default=["tests"], help="for a quick try: fewer")
+    parser.add_argument("--most", type=int, help="stop after so many: a part of each file's")
+    parser.add_argument("--tests", default=CONFIG["cosmic-ray"]["tests"], help="pytest's arguments")
+    parser.add_argument("--measured", action="store_true", help="the copy and its measure stand")
     options = parser.parse_args()
     os.environ |= ENVIRONMENT
-    copied()
+    if not options.measured:
+        copied()
     os.chdir(COPY)
-    tests = measured(options.tests)
-    explained: dict[str, str] = tomllib.loads(EXPLAINED.read_text()) if EXPLAINED.exists() else {}
-    counts, survivors = [], []
-    for path in options.paths:
-        results: Counter[str] = Counter()
-        for mutation in sample(Path(path), options.sample, options.seed):
-            result = run(mutation, tests)
-            survived = result is None or not result.is_killed
-            results["survived" if survived else "killed"] += 1
-            name = f"{mutation.module_path}:{mutation.start_pos[0]} {mutation.operator_name}"
-            print("survived" if survived else "killed  ", name, flush=True)
-            if survived:
-                survivors.append(survivor(mutation, result, explained))
-        counts.append(
-            f"| {path} | {results.total()} | {results['killed']} | {results['survived']} |"
-        )
-    arguments = " ".join(["run.py", *sys.argv[1:]])
-    PAGE.write_text(
-        HEAD.format(arguments=arguments, counts="\n".join(counts), survivors="\n".join(survivors))
-    )
-
-
-def survivor(mutation: MutationSpec, result: Any, explained: dict[str, str]) -> str:
-    """A line of the page."""
-    where = f"{mutation.module_path}: {mutation.definition_name or 'module'}"
-    if result is None:
-        change = f"line {mutation.start_pos[0]}, {mutation.operator_name}"
-        return f"| {where} | {change} | No test executes it. |"
-    change = changed_lines(result.diff or "").replace("|", r"\|")
-    return f"| {where} | {change} | {explained.get(f'{where}: {change}', '**Not explained.**')} |"
+    sys.path[:] = [str(COPY), *(entry for entry in sys.path if entry != str(ROOT))]
+    tests = measure.read(KNOWN) if options.measured else measure.measured(options.tests, KNOWN)
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.freeze()
+    mutants = drawn(options.paths, options.seed)[: options.most]
+    earlier, reasons = page.results(RESULTS), page.explained()
+    at_first, again = CONFIG["cosmic-ray"]["budget"]
+    for place, mutant in enumerate(mutants, 1):
+        known = earlier.get(mutant)
+        if known is None or (
+            known["outcome"] in page.SURVIVING and page.name(known) not in reasons
+        ):
+            known = tried(mutant, tests, at_first if known is None else again)
+            with RESULTS.open("a") as stream:
+                print(json.dumps(known), file=stream)
+            shown = (known[name] for name in ("outcome", "seconds", "file", "change"))
+            print(f"{place}/{len(mutants)}", *shown, flush=True)
+    found = page.results(RESULTS)
+    results = [found[mutant] for mutant in mutants]
+    KNOWN.write_text(json.dumps(sorted(tests.seconds)))
+    page.write(results)
+    passes_unchanged(results)
 
 
 if __name__ == "__main__":

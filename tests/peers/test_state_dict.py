@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from llama_layers import CheckpointError, Llama, forward, load
-from llama_layers.arrays.transfer import to_numpy
+from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.transfer import from_numpy, to_numpy
 from tests.support import tiny
 from tests.support.torch_models import FAMILY, assert_same_weights, random_model
 
@@ -149,3 +151,11 @@ def test_buffers_that_transformers_does_not_read(tmp_path, name):
     weights = tiny.arrays()
     tiny.write_single(tmp_path, weights | {name: np.full((2, 2), 3, np.float32)})
     read_by_both(tmp_path, weights)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_numbers_of_numpy_as_tensors(dtype):
+    numbers = np.array([1.5, -0.0, 2.0**-20], getattr(ml_dtypes, dtype, dtype))
+    tensor = from_numpy(numbers, namespace(x=torch.zeros(1)))
+    assert tensor.dtype == getattr(torch, dtype)
+    assert tensor.double().tolist() == numbers.astype(float).tolist()

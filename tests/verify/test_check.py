@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from llama_layers import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.testing import configs
-from llama_layers.verify import Trace, check, record, sites
+from llama_layers.verify import Bound, Trace, check, record, sites
+from llama_layers.verify.check import WORST, _histogram, _worst
 from tests.support.random_models import CONFIGS, GQA, model_of, random_weights
 
 PAIRWISE = ("scores", "probabilities")
@@ -301,3 +302,13 @@ def test_no_numpy_name_for_a_safetensors_file(tmp_path):
     with pytest.raises(ValueError, match=r"expected a name for a safetensors file, got \.npz"):
         trace.save(tmp_path / "trace.npz")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [0, 1, WORST - 1, WORST, WORST + 1, 50])
+def test_the_worst_elements_come_first(size):
+    errors = np.random.default_rng(0).permutation(size) / 4
+    limits = np.ones(size)
+    found = _worst(2 + errors, Bound(np.full(size, 2.0), limits, limits))
+    assert [element.ratio for element in found] == sorted(errors, reverse=True)[:WORST]
+    assert all(element.computed == 2 + errors[element.index] for element in found)
+    assert _histogram(np.full((size, 2), 0.5)) == (0, 0, 0, 0, 2 * size, 0, 0, 0, 0, 0)

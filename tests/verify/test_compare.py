@@ -68,6 +68,13 @@ def test_the_difference_is_that_of_the_norms(rng, monkeypatch):
     assert compare(*pair).results[0].difference == pytest.approx(expected, rel=1e-12)
 
 
+def test_what_is_not_allowed_is_in_neither_norm(rng):
+    x, y = rng.standard_normal((2, 2, 7, 5)).astype(np.float32)
+    allowed = rng.random((2, 7, 5)) < 0.5
+    expected = np.linalg.norm((x - y.astype(float))[allowed]) / np.linalg.norm(x[allowed])
+    assert distance.distance(x, y, allowed) == pytest.approx(expected, rel=1e-6)
+
+
 def test_bfloat16_is_widened():
     ones = np.ones((1, 2, 300), ml_dtypes.bfloat16)
     pair = Trace({"model.norm": ones}), Trace({"model.norm": ones * ml_dtypes.bfloat16(1.5)})

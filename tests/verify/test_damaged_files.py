@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from llama_layers.errors import TraceError
-from llama_layers.verify import Trace, check, record
+from llama_layers.verify import Trace, array_files, check, record
 from llama_layers.verify.npy import read_header
+from llama_layers.verify.stored import info_of
 from tests.support.random_models import GQA, model_of, random_weights
 
 MODEL = model_of(GQA, random_weights(GQA, 0, np.float32))
@@ -103,6 +104,7 @@ def test_headers(tmp_path, header):
         "{'descr': '<f2', 'fortran_order': False, 'shape': (), }",
         "{'descr': '<i8', 'fortran_order': False, 'shape': (3L, 0), }",
         "{ 'descr' : '|b1' , 'fortran_order' : False , 'shape' : ( 4 , ) }",
+        HEADER.format("'<f4'", "False", "(5,)") + 300 * " ",
     ],
 )
 @pytest.mark.filterwarnings("ignore:Reading .* Python 2")
@@ -201,6 +203,16 @@ class TestArchives:
         assert Trace.load(tmp_path / "t.npz").arrays["lm_head"].shape == (1, 2**19, 4)
 
 
+@pytest.mark.parametrize("chunk", [50, 120, 999])
+def test_bytes_after_the_numbers_are_not_read(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(array_files, "_CHUNK", chunk)
+    array = np.arange(30, dtype=np.float32).reshape(1, 3, 10)
+    path = archive(tmp_path / "t.npz", file_of(array) + bytes(99))
+    arrays = Trace.load(path).arrays
+    np.testing.assert_array_equal(arrays[SITE], array)
+    assert info_of(arrays, SITE).dtype == "float32"
+
+
 class TestOtherFiles:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
@@ -209,6 +221,7 @@ class TestOtherFiles:
             ("t", b"GGUF\x03\0\0\0\0", "got a GGUF file"),
             ("t.bin", b"PK\x03\x04" + bytes(99), "got a zip archive: an .npz file needs a name"),
             ("t.pt", b"\x80\x02" + bytes(99), "expected a safetensors file"),
+            ("t", struct.pack("<Q", 60) + b"{" + bytes(51), "cut off: it has 60 bytes, fewer"),
             ("t.npy", file_of(IDS), "name the directory that it is in"),
             ("t.npz", b"", "expected an .npz file"),
             ("t.npz", bytes(100), "expected an .npz file"),

@@ -15,7 +15,7 @@ from llama_layers.verify.build import operation_of
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.registry import Computed
-from llama_layers.verify.mistakes.rounding import tf32
+from llama_layers.verify.mistakes.rounding import CUT_OFF, NEAREST, tf32
 from llama_layers.verify.operations import Rope
 from llama_layers.verify.profiles import PROFILES, Rounding
 from llama_layers.verify.validate import validated
@@ -28,9 +28,11 @@ from tests.support.ported import (
     attended,
     causal,
     narrow,
+    normed,
     omega,
     run,
     told,
+    turned,
 )
 from tests.support.random_models import model_of
 
@@ -181,6 +183,16 @@ def test_where_inf_begins():
     assert found.detail.startswith("NaN and Inf begin here at token 3, channel 1: ")
 
 
+def test_nan_begins_nowhere_that_gets_what_is_not_finite():
+    trace, model = run(INTERLEAVED)
+    x, y = "model.layers.0", "model.layers.1.attention_residual"
+    arrays = {name: np.array(array) for name, array in trace.arrays.items()}
+    arrays[x][0, 3, 5], arrays[y][0, 3, 5] = np.inf, np.nan
+    results = {r.site.name: r for r in check(Trace(arrays, trace.input_ids), model).results}
+    assert results[y].verdict == "FAIL"
+    assert "NaN or Inf begins here" not in [e.name for e in results[y].explanations]
+
+
 def test_a_scale_is_no_rounding():
     """Errors as large as those of bfloat16 sums, but all to one side."""
     rng = np.random.default_rng(2)
@@ -234,6 +246,19 @@ def test_positions_are_told():
     (found,) = check(*run(stale)).first.explanations
     assert found.detail == (
         "The port seems to rotate tokens 9..13 at positions 0..4 instead of positions 9..13."
+    )
+
+
+def test_runs_of_positions_go_up_by_one():
+    mistake = next(m for m in MISTAKES if m.name == "RoPE at other positions")
+    places = np.concatenate([[0, 1, 3, 5], np.arange(8, 8 + COUNT - 4)])
+    theirs = mistake._replace(
+        wrong=lambda p: turned(p.heads("self_attn.q_proj"), np.outer(places, omega(p.config)))
+    )
+    (explanation,) = check(*run(theirs)).first.explanations
+    assert (
+        "token 2 at position 3 instead of position 2, token 3 at position 5 instead of position 3, "
+        "tokens 4..13 at positions 8..17 instead of positions 4..13" in explanation.detail
     )
 
 
@@ -300,8 +325,38 @@ def test_zeros_are_told():
 
 def test_tf32():
     """10 bits after the point, ties away from zero, or cut off; no number out of range."""
-    x = np.array([1 + 2.0**-11, 1 + 2.0**-12, -1 - 3 * 2.0**-11, np.inf, np.nan, 0.0], np.float32)
-    assert tf32(x, 0x1000).tolist()[:4] == [1 + 2.0**-10, 1.0, -1 - 2 * 2.0**-10, np.inf]
-    assert tf32(x, 0).tolist()[:4] == [1.0, 1.0, -1 - 2.0**-10, np.inf]
-    assert np.isnan(tf32(x, 0)[4])
+    below_half = 1 + 2.0**-11 - 2.0**-23
+    x = [1 + 2.0**-11, below_half, 1 + 2.0**-12, -1 - 3 * 2.0**-11, np.inf, np.nan, 0.0]
+    x = np.array(x, np.float32)
+    nearest, cut_off = tf32(x, NEAREST), tf32(x, CUT_OFF)
+    assert nearest.tolist()[:5] == [1 + 2.0**-10, 1.0, 1.0, -1 - 2 * 2.0**-10, np.inf]
+    assert cut_off.tolist()[:5] == [1.0, 1.0, 1.0, -1 - 2.0**-10, np.inf]
+    assert np.isnan(nearest[5])
+    assert np.isnan(cut_off[5])
     assert narrow(x)[0] == 1.0
+
+
+def test_the_eps_that_fits_best_is_told_alone():
+    """Within the bound lie smaller ones, too, which leave errors many times as large."""
+    mistake = next(m for m in MISTAKES if m.name == "another eps")
+    theirs = mistake._replace(wrong=lambda p: normed(p["x"], p.weight("input_layernorm"), 1e-6))
+    (explanation,) = check(*run(theirs)).first.explanations
+    assert explanation.detail == "The port seems to add an eps of 1e-06; it should add 0.0001."
+
+
+def test_what_could_be_mistaken_is_of_this_layer_or_the_one_before():
+    trace, model = run(INTERLEAVED)
+    recorded = validated(trace, model.config)
+    site = next(s for s in sites(model.config) if s.name == "model.layers.2.input_layernorm")
+    operation = operation_of(site, recorded.route(site), recorded, model)
+    array, formats = recorded.array(site.name), Rounding("float32", "float32")
+    at = FailingSite(site, operation, array, formats, recorded, model)
+    names = [name for name, _ in at.streams(array.shape) if name.startswith("model.layers")]
+    assert {name.split(".")[2] for name in names} == {"1", "2"}
+
+
+def test_a_batch_of_one():
+    mistake = next(m for m in MISTAKES if m.name == "RoPE not applied")
+    trace, model = run(mistake)
+    one = {name: array[:1] for name, array in trace.arrays.items()}
+    assert told(check(Trace(one, trace.input_ids[:1]), model)) == ["RoPE not applied"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -202,6 +203,20 @@ def test_histograms_are_of_all_layers():
     labels = Page(to_html(made)).values("aria-label", "svg")
     assert labels.count("12, 0, 0, 40, 332, 0, 0, 0, 0, 0 elements") == 14
     assert labels.count("9, 0, 0, 30, 339, 0, 0, 6, 0, 0 elements") == 1
+
+
+def test_bars_are_as_high_as_the_logarithms_of_their_counts():
+    bars = re.search(r'elements">(<rect.*?)<line', to_html(report()), re.S)
+    heights = re.findall(r'height="(.*?)"', bars[1])
+    logs = [math.log1p(count) for count in (3, 0, 0, 10, 83, 0, 0, 0, 0, 0)]
+    assert heights == [f"{34 * log / max(logs):.1f}" for log in logs]
+
+
+def test_bins_are_labelled_with_their_upper_edges():
+    legend = re.search(r'<div class="legend"><span>(.*?)</span></div>', to_html(report()), re.S)
+    labels = re.findall(r'<span class="b b\d">(.*?)</span>', legend[1])
+    edges = ["0.001", "0.01", "0.1", "1", "10", "100", "1000", "10000"]
+    assert labels == ["0", *(f"\u2264 {edge}" for edge in edges), "&gt; 10000"]
 
 
 def contrast(first, second):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llama_layers.verify import check, record
+from llama_layers.verify.mistakes.narrow_sums import _like_rounding
 from tests.support.random_models import GQA, model_of, random_weights
 
 BFLOAT16 = ml_dtypes.bfloat16
@@ -96,3 +97,17 @@ def test_float32_sums_are_not_accused(traced):
     report = check(trace, model)
     assert report.verdict == "PASS"
     assert not any(result.explanations for result in report.results)
+
+
+@pytest.mark.parametrize(
+    ("size", "spoilt", "alike"),
+    [(0.5, 1, True), (0.5, 20, False), (2.0, 1, True), (6.0, 1, False), (0.05, 1, False)],
+)
+def test_roundings_have_a_size_and_err_alike_in_all_tokens(size, spoilt, alike):
+    """Between an eighth of a unit and half the root of the terms, of which there are 64."""
+    rng = np.random.default_rng(0)
+    exact, error = rng.standard_normal((2, 1, 50, 64))
+    error *= size * 2.0**-8
+    error[0, 7] *= spoilt
+    assert _like_rounding(error, exact, "bfloat16", 64) is alike
+    assert not _like_rounding(np.zeros((1, 2, 3)), np.zeros((1, 2, 3)), "bfloat16", 64)

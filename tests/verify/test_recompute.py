@@ -83,6 +83,13 @@ def test_float64(name):
         assert verdicts(check(replace(trace, arrays={name: array}), model)) == {name: verdict}
 
 
+def test_float32_arrays_beside_weights_in_float64():
+    wide = model_of(BASE, {n: array.astype(np.float64) for n, array in WEIGHTS["base"].items()})
+    narrow = model_of(BASE, WEIGHTS["base"])
+    trace = only(record(narrow, np.array([[3, 1, 4, 1, 5]])), "lm_head")
+    assert verdicts(check(trace, wide)) == {"lm_head": "SEEN"}
+
+
 def test_what_rounding_grows_to_is_no_difference():
     """Sharp attention in each layer makes much of the last bits of what it compares."""
     sharp = {n: 30 * a if n.endswith("q_proj.weight") else a for n, a in WEIGHTS["base"].items()}

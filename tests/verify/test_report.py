@@ -21,6 +21,7 @@ from llama_layers.verify import (
 )
 from llama_layers.verify.report import EDGES
 from llama_layers.verify.report.template import bin_of
+from llama_layers.verify.report.wording import apart
 from tests.support.made_reports import (
     INTERLEAVED,
     K_ROPE,
@@ -346,6 +347,7 @@ def test_histograms_count_every_element_and_end_at_the_worst(checked):
     made, _ = checked
     for found in made.results:
         assert sum(found.histogram) == math.prod(found.shape)
+        assert len(found.histogram) == len(EDGES) + 1
         last = max(i for i, count in enumerate(found.histogram) if count)
         assert last == bin_of(found.judgement.ratio)
         assert (last > EDGES.index(1.0)) == (found.verdict == "FAIL")
@@ -360,3 +362,36 @@ def test_histograms_count_every_element_and_end_at_the_worst(checked):
 )
 def test_bins(ratio, expected):
     assert bin_of(ratio) == expected
+
+
+@pytest.mark.parametrize(
+    ("computed", "limit", "ratio"),
+    [(0.75, 0.125, 4.0), (-0.25, 0.25, 2.0), (0.25, 0.125, 0.0), (0.25, 0.0, 0.0)],
+)
+def test_the_error_of_an_element_over_its_limit(computed, limit, ratio):
+    assert Element((0,), computed, 0.25, limit).ratio == ratio
+    assert Element((0,), 0.5, 0.25, 0.0).ratio == math.inf
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "texts"),
+    [
+        (0.5, 0.25, ("0.5", "0.25")),
+        (0.12345678, 0.12345679, ("0.12345678", "0.12345679")),
+        (9.0, math.nextafter(9.0, 10.0), ("9", "9.000000000000002")),
+        (1.0, math.nextafter(1.0, 2.0), ("1.0", "1.0000000000000002")),
+        (0.25, 0.25, ("0.25", "0.25")),
+    ],
+)
+def test_two_numbers_have_the_digits_that_tell_them_apart(first, second, texts):
+    assert apart(first, second) == texts
+
+
+def test_a_difference_of_zero_is_shown_before_an_unknown_one():
+    made = report(
+        unjudged(Q_ROPE[0], difference=math.nan), unjudged(Q_ROPE[1], difference=0.0, yardstick=0.0)
+    )
+    assert "unknown" not in made.text()
+    assert made.seconds == 0
+    with pytest.raises(TypeError, match="positional argument"):
+        made.text(True)

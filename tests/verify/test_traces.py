@@ -256,12 +256,25 @@ def test_layers_are_counted_no_further_than_there_are():
         ({"model.norm": np.array([{}])}, TypeError, "model.norm: expected a dtype such as"),
         ({"model.norm": np.ones(1, complex)}, TypeError, "model.norm: expected a dtype such as"),
         ({"model.norm": 3.0}, TraceError, "model.norm: expected an array, got float"),
+        (
+            {"model.norm": memoryview(b"")},  # which has a shape and no dtype
+            TraceError,
+            "model.norm: expected an array, got memoryview",
+        ),
     ],
 )
 def test_what_no_file_holds(tmp_path, arrays, error, message):
     with pytest.raises(error, match=message):
         Trace(arrays).save(tmp_path / "t.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_batch_of_one_may_be_left_out():
+    model, _ = traced()
+    one = {"model.norm": np.zeros((5, GQA.hidden_size), np.float32)}
+    assert check(Trace(one, IDS[:1]), model).first.site.name == "model.norm"
+    with pytest.raises(TraceError, match=r"model\.norm: expected shape \[2, 5, 10\]"):
+        check(Trace(one, IDS), model)
 
 
 class TestComparedWithoutModel:

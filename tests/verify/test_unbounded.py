@@ -270,6 +270,8 @@ class TestNotANumber:
         x = np.array(trace.arrays["model.layers.0"])
         x[1, :3] = np.nan
         assert check(Trace({"model.layers.0": x}, attention_mask=keep), model).verdict == "NONE"
+        last = {"lm_head": trace.arrays["lm_head"][:, -1:].copy()}
+        assert check(Trace(last, attention_mask=keep), model).verdict == "NONE"
         scores = np.where(causal(COUNT), 1.0, -np.inf) * np.ones((2, 4, 1, 1), np.float32)
         name = "model.layers.1.self_attn.scores"
         assert check(Trace({name: scores.astype(np.float32)}, IDS), model).verdict == "NONE"

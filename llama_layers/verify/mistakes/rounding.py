@@ -21,6 +21,8 @@ from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import read_in
 
 NARROW = ("bfloat16", "float16")
+# How TF32 is rounded: what is added to a float32's bits before the last 13 are cut off.
+NEAREST, CUT_OFF = 0x1000, 0
 
 
 def in_each_narrow_format(register: Callable[[str], None]) -> None:
@@ -67,7 +69,7 @@ def _rounded(
 @mistake(Linear | GROUPED, "inputs rounded to TF32", kind=Kind.ROUNDING)
 def _(operation: Linear | GROUPED, at: FailingSite) -> Iterator[Computable]:
     """Multiplies in TF32, with 10 bits after the point; it should multiply in float32."""
-    for half in (0x1000, 0):  # to nearest, or cut off
+    for half in (NEAREST, CUT_OFF):
         yield from _rounded(operation, partial(tf32, half=half), parts=False)
 
 

@@ -134,6 +134,8 @@ MISTAKES = [
     ),
     Mistake("another window", ATTENTION, _attention(causal(COUNT)), "window"),
     Mistake("another window", ATTENTION, _attention(causal(COUNT, 5)), "window"),
+    Mistake("another window", ATTENTION, _attention(causal(COUNT, 3)), "window"),
+    Mistake("another window", ATTENTION, _attention(causal(COUNT, 8)), "window"),
     Mistake("another window", ATTENTION, _attention(causal(COUNT, 4)), "some windows"),
     Mistake("mask inverted", ATTENTION, _attention(~causal(COUNT))),
     Mistake("a token sees only itself", ATTENTION, _attention(_EYE)),
@@ -145,7 +147,11 @@ MISTAKES = [
     ),
     Mistake("another scale of scores", ATTENTION, _attention(scale=1.0)),
     Mistake("another scale of scores", ATTENTION, _attention(scale=1 / 8)),
-    Mistake("another scale of scores", ATTENTION, _attention(scale=1 / math.sqrt(32))),
+    *(
+        Mistake("another scale of scores", ATTENTION, _attention(scale=scale))
+        for scale in (1 / math.sqrt(32), 1 / 2, 1 / math.sqrt(2), math.sqrt(8))
+    ),
+    Mistake("another scale of scores", ATTENTION, _attention(scale=math.log(2) / math.sqrt(8))),
     Mistake("key heads tiled", ATTENTION, _attention(kv_of=lambda h: h % 2)),
     Mistake("first key head for all", ATTENTION, _attention(kv_of=lambda h: 0)),
     Mistake("key heads in reverse order", ATTENTION, _attention(kv_of=lambda h: 1 - h // 2)),

@@ -67,6 +67,26 @@ def _split_otherwise(p):
     return _linear(p, np.concatenate([k, v, q])[: len(q)])
 
 
+def _woven_split_by_halves(half):
+    """Rows of gate and up in turn, taken for those of gate above those of up."""
+
+    def wrong(p):
+        gate, up = p.weight(GATE), p.weight(UP)
+        rows = [row for pair in zip(gate, up, strict=True) for row in pair]
+        first = half * len(gate)
+        return _linear(p, np.array(rows[first : first + len(gate)]), p["post_attention_layernorm"])
+
+    return wrong
+
+
+def _halves_split_in_turn(half):
+    def wrong(p):
+        rows = [*p.weight(GATE), *p.weight(UP)]
+        return _linear(p, np.array(rows[half::2]), p["post_attention_layernorm"])
+
+    return wrong
+
+
 def _wrong_biases(p):
     q, k, v = (p.bias(f"self_attn.{n}_proj") for n in "qkv")
     return _linear(p, p.weight("self_attn.q_proj"), bias=np.concatenate([v, k, q])[: len(q)])
@@ -110,7 +130,11 @@ MISTAKES = [
     ),
     Mistake("channels before heads", Q, lambda p: _heads_first(p.right)),
     Mistake("heads in reverse order", Q, lambda p: p.right.reshape(2, COUNT, 4, 8)[:, :, ::-1]),
-    Mistake("joined matrix split in another order", Q, _split_otherwise),
+    Mistake(_SPLIT, Q, _split_otherwise),
+    Mistake(_SPLIT, GATE, _woven_split_by_halves(0)),
+    Mistake(_SPLIT, UP, _woven_split_by_halves(1)),
+    Mistake(_SPLIT, GATE, _halves_split_in_turn(0)),
+    Mistake(_SPLIT, UP, _halves_split_in_turn(1)),
     Mistake("input not normalised", Q, lambda p: _linear(p, p.weight(Q), p["x"])),
     Mistake(
         "input not normalised", UP, lambda p: _linear(p, p.weight(UP), p["attention_residual"])
@@ -122,6 +146,13 @@ MISTAKES = [
         OUT,
         lambda p: _linear(
             p, p.weight(OUT), p["self_attn.attention"].swapaxes(2, 3).reshape(2, COUNT, 32)
+        ),
+    ),
+    Mistake(
+        "heads side by side in another order",
+        OUT,
+        lambda p: _linear(
+            p, p.weight(OUT), p["self_attn.attention"].swapaxes(1, 2).reshape(2, COUNT, 32)
         ),
     ),
     Mistake("another layer's weights", V, lambda p: _linear(p, p.weight(V, 2))),

@@ -68,10 +68,16 @@ def _by_head(p):
     return turned(x.swapaxes(1, 2), np.outer(np.arange(x.shape[2]), omega(p.config))).swapaxes(1, 2)
 
 
-def _narrow_phases(dtype):
+def _narrow_phases(dtype, parts=("positions", "omega", "phases")):
+    """RoPE with some parts of the phases rounded."""
+
     def wrong(p):
-        places = narrow(p.positions.astype(np.float32), dtype)
-        phases = narrow(np.outer(places, narrow(omega(p.config).astype(np.float32), dtype)), dtype)
+        def rounded(part, array):
+            array = array.astype(np.float32)
+            return narrow(array, dtype) if part in parts else array
+
+        places = rounded("positions", p.positions)
+        phases = rounded("phases", np.outer(places, rounded("omega", omega(p.config))))
         return turned(p.heads("self_attn.q_proj"), phases)
 
     return wrong
@@ -187,6 +193,18 @@ MISTAKES = [
     Mistake("partial RoPE", Q_ROPE, _partial),
     Mistake("RoPE phases in bfloat16", Q_ROPE, _narrow_phases(ml_dtypes.bfloat16), first=300),
     Mistake("RoPE phases in float16", Q_ROPE, _narrow_phases(np.float16), first=3000),
+    *(
+        Mistake(
+            "RoPE phases in bfloat16", Q_ROPE, _narrow_phases(ml_dtypes.bfloat16, parts), first=300
+        )
+        for parts in (
+            ("omega",),
+            ("positions",),
+            ("phases",),
+            ("positions", "omega"),
+            ("omega", "phases"),
+        )
+    ),
     Mistake("RoPE table in bfloat16", Q_ROPE, _narrow_table(lambda y: narrow(y))),
     Mistake(
         "RoPE table in float16",
