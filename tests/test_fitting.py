@@ -60,7 +60,7 @@ def _arrays(part):
     for value in vars(part).values():
         if isinstance(value, np.ndarray):
             yield value
-        elif not isinstance(value, int):
+        elif value is not None and not isinstance(value, int):
             yield from _arrays(value)
 
 

@@ -15,7 +15,7 @@ from llama_layers import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.testing import configs
 from llama_layers.verify import Bound, Trace, check, record, sites
-from llama_layers.verify.check import WORST, _histogram, _worst
+from llama_layers.verify.look import WORST, _histogram, _worst
 from tests.support.random_models import CONFIGS, GQA, model_of, random_weights
 
 PAIRWISE = ("scores", "probabilities")
