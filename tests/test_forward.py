@@ -165,7 +165,7 @@ def test_last_only_is_the_last_row(rng):
     model = model_of(GQA, random_weights(GQA))
     ids = rng.integers(GQA.vocab_size, size=(3, 5))
     whole = forward(model, ids).logits
-    last = forward(model, ids, last_only=True).logits
+    last = forward(model, ids, last_only=np.True_).logits
     assert last.shape == (3, 1, GQA.vocab_size)
     assert_close(last, whole[:, 4:, :])
 

@@ -44,6 +44,7 @@ def test_a_copy_of_its_own():
     ("array", "xp", "device", "error", "message"),
     [
         ([1.0], np, None, TypeError, "array: expected an array of NumPy, CuPy or .*, got list"),
+        (None, np, None, TypeError, "array: expected an array, got None"),
         (np.ones(2), "numpy", None, TypeError, "xp: expected the module of a library, .* got str"),
         (np.ones(2), types, None, TypeError, "xp: expected the module .* got types"),
         (

@@ -6,6 +6,8 @@ import math
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from llama_layers.arrays.dtypes import dtype_name, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, Number
@@ -46,6 +48,13 @@ def check_finite(name: str, value: Number, *, negative: bool = True) -> float:
         expected = "a finite number" if negative else "a finite number, zero or more"
         raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
     return number
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return a bool, Python's or NumPy's, as Python's; else TypeError."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    return bool(value)
 
 
 def check_choice(name: str, value: object, *choices: str) -> None:

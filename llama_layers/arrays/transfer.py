@@ -81,6 +81,8 @@ def to_namespace(array: Array, xp: Namespace, /, *, device: Device | None = None
             f"got {found}"
         )
     own = namespace(array=array)
+    if own is None:
+        raise TypeError("array: expected an array, got None")
     if is_numpy_namespace(xp) and device not in (None, "cpu"):
         raise ValueError(f"device: expected None or 'cpu' for NumPy, got {device!r}")
     moved = array if library(own) == library(xp) else _moved(array, xp)
@@ -119,7 +121,7 @@ def _shared(array: Any, xp: Namespace) -> Array | None:
     elif library(namespace(array=array)) not in _BY_DLPACK:
         return None
     try:
-        return xp.from_dlpack(array.detach() if is_tensor(array) else array)
+        return xp.from_dlpack(_plain(array) if is_tensor(array) else array)
     except _NOT_SHARED:
         return None
 
@@ -132,13 +134,18 @@ def to_numpy(array: Array) -> np.ndarray:
     if is_cupy_array(other):
         return np.asarray(other.get())
     if is_tensor(other):
-        return _tensor_to_numpy(other.detach().cpu().resolve_conj().resolve_neg())
+        return _tensor_to_numpy(_plain(other).cpu())
     if not hasattr(ml_dtypes, dtype_name(other.dtype)) and hasattr(other, "__dlpack__"):
         try:
             return np.from_dlpack(other)
         except _NOT_SHARED:  # as if it is on another device
             pass
     return np.asarray(other)
+
+
+def _plain(tensor: Any) -> Any:
+    """A tensor without gradients, whose memory holds its numbers as they are."""
+    return tensor.detach().resolve_conj().resolve_neg()
 
 
 def _tensor_to_numpy(tensor: Any) -> np.ndarray:
@@ -159,7 +166,7 @@ def from_numpy(array: np.ndarray, xp: Namespace, device: Device | None = None) -
     if is_numpy_namespace(xp):
         return array
     options = {} if device is None else {"device": device}  # which cupy's own function lacks
-    copied = array.astype(array.dtype.newbyteorder("="))
+    copied = array.astype(array.dtype.newbyteorder("="), order="C")
     name = dtype_name(array.dtype)
     if is_torch_namespace(xp) and hasattr(ml_dtypes, name):
         if not hasattr(xp, name):

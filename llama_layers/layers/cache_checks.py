@@ -53,7 +53,8 @@ def checked_rows(rows: Any, like: Array) -> Array:
                 f"to {highest}"
             )
     rows = xp.astype(rows, xp.asarray(0).dtype)
-    rows = xp.where(rows < 0, rows + batch, rows)
+    # Under `jax.jit` a row may be out of range still: then beyond the end, where there is NaN.
+    rows = xp.where(rows < -batch, batch, xp.where(rows < 0, rows + batch, rows))
     if isinstance(rows, np.ndarray):
         rows = from_numpy(rows, namespace(cache=like), device(like))
     namespace(cache=like, rows=rows)

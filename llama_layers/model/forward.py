@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from llama_layers.arrays.brief import brief
-from llama_layers.arrays.checks import check_shape
+from llama_layers.arrays.checks import check_flag, check_shape
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.namespaces import namespace
@@ -81,8 +81,8 @@ def forward(
         Whether to compute the logits of the last token only, which must not be padding.
     tap : callable or mapping of str to callable, optional
         ``tap(name, array) -> array``, called at each site with the name of its module in Hugging
-        Face's model; what it returns, of the same shape and dtype, is used instead of the array.
-        In a mapping the keys are names of sites (`llama_layers.layers.sites` lists them), their
+        Face's model; what it returns, of the same shape and dtype, is used instead of the array,
+        into which it must not write. In a mapping the keys are names of sites (`llama_layers.layers.sites` lists them), their
         names inside a layer, the last words of those, or patterns: ``"model.layers.3"``,
         ``"self_attn.q_proj"``, ``"q_rope"``, ``"*.3.mlp.*"``. Two sites are for a mapping only,
         since they exist only in layers where a key names them: "scores", scaled and before the
@@ -129,8 +129,7 @@ def forward(
     >>> output = forward(model, np.array([[1, 2, 3]]), tap=tap)  # doctest: +SKIP
     """
     check_model(model)
-    if not isinstance(last_only, bool):
-        raise TypeError(f"last_only: expected a bool, got {type(last_only).__name__}")
+    last_only = check_flag("last_only", last_only)
     tap = checked(tap, partial(sites_of_model, model.config))
     x, cache = final_states(
         model,

@@ -9,7 +9,13 @@ from typing import Any, Literal, NamedTuple, SupportsIndex, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.checks import MOST_TOKENS, check_count, check_finite, is_integer
+from llama_layers.arrays.checks import (
+    MOST_TOKENS,
+    check_count,
+    check_finite,
+    check_flag,
+    is_integer,
+)
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_integers
 from llama_layers.arrays.namespaces import device, namespace
@@ -181,8 +187,7 @@ def generate(
         raise ValueError(f"repetition_penalty: expected more than 0, got {repetition_penalty}")
     check_options(temperature, top_k, top_p, min_p)
     processing = None if logits_processor is None else Processing(logits_processor, input_ids)
-    if not isinstance(return_logprobs, bool):
-        raise TypeError(f"return_logprobs: expected a bool, got {type(return_logprobs).__name__}")
+    return_logprobs = check_flag("return_logprobs", return_logprobs)
     tap = checked(tap, partial(sites_of_model, model.config))
     generator = random_generator(rng)
     if (group := model.weights.group) is not None:  # all ranks draw the same tokens

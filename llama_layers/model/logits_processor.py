@@ -25,7 +25,7 @@ class Processing:
         xp = namespace(input_ids=input_ids)
         self._processor = processor
         # In the dtype of drawn ids: a narrow one may not hold them.
-        self._ids = xp.astype(input_ids, xp.asarray(0).dtype, copy=False)
+        self._ids = xp.astype(input_ids, xp.asarray(0).dtype, copy=True)
 
     def __call__(self, logits: Array) -> Array:
         """Return what the processor makes of the logits that follow the ids."""

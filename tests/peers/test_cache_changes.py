@@ -86,5 +86,7 @@ def test_what_a_compiler_cannot_notice(rng):
         cache = step(jnp.asarray([[1]]), cache)
     with pytest.raises(ValueError, match=r"length: expected at least 4, or 0, .* got 3"):
         cache.truncate(6).truncate(3)
-    taken = jax.jit(lambda cache, rows: cache.take(rows))(cache, jnp.asarray([1]))
-    assert np.isnan(to_numpy(forward(model, jnp.asarray([[1]]), cache=taken).logits)).all()
+    taken = jax.jit(lambda cache, rows: cache.take(rows))(cache, jnp.asarray([1, -2, -5, -1]))
+    logits = to_numpy(forward(model, jnp.asarray([[1]] * 4), cache=taken).logits)
+    assert np.isnan(logits[:3]).all()
+    assert np.isfinite(logits[3]).all()

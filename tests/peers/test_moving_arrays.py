@@ -130,6 +130,8 @@ def test_lazy_signs_and_gradients():
     array = torch.tensor([1 + 2j, 3 - 4j])
     np.testing.assert_array_equal(to_namespace(array.conj(), np), [1 - 2j, 3 + 4j])
     np.testing.assert_array_equal(to_namespace(array.conj().imag, jnp), [-2, 4])
+    np.testing.assert_array_equal(to_namespace(array[:1].conj().imag, jnp), [-2])
+    np.testing.assert_array_equal(to_namespace(torch._neg_view(torch.ones(3)), jnp), [-1] * 3)
     parameter = torch.nn.Parameter(torch.ones(2))
     assert to_namespace(parameter, torch) is parameter
     np.testing.assert_array_equal(to_namespace(parameter, jnp), [1, 1])
