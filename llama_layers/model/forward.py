@@ -82,11 +82,12 @@ def forward(
     tap : callable or mapping of str to callable, optional
         ``tap(name, array) -> array``, called at each site with the name of its module in Hugging
         Face's model; what it returns, of the same shape and dtype, is used instead of the array,
-        into which it must not write. In a mapping the keys are names of sites (`llama_layers.layers.sites` lists them), their
-        names inside a layer, the last words of those, or patterns: ``"model.layers.3"``,
-        ``"self_attn.q_proj"``, ``"q_rope"``, ``"*.3.mlp.*"``. Two sites are for a mapping only,
-        since they exist only in layers where a key names them: "scores", scaled and before the
-        mask, and "probabilities", both [B, num_heads, S, T] in float32 or wider.
+        into which it must not write. In a mapping the keys are names of sites
+        (`llama_layers.verify.sites` lists them), their names inside a layer, the last words of
+        those, or patterns: ``"model.layers.3"``, ``"self_attn.q_proj"``, ``"q_rope"``,
+        ``"*.3.mlp.*"``. Two sites are for a mapping only, since they exist only in layers where a
+        key names them: "scores", scaled and before the mask, and "probabilities", both
+        [B, num_heads, S, T] in float32 or wider.
 
     Returns
     -------
