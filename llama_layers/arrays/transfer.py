@@ -132,7 +132,7 @@ def to_numpy(array: Array) -> np.ndarray:
     if is_cupy_array(other):
         return np.asarray(other.get())
     if is_tensor(other):
-        return _tensor_to_numpy(other.detach().cpu().resolve_conj().resolve_neg())
+        return _tensor_to_numpy(other)
     if not hasattr(ml_dtypes, dtype_name(other.dtype)) and hasattr(other, "__dlpack__"):
         try:
             return np.from_dlpack(other)
@@ -142,11 +142,16 @@ def to_numpy(array: Array) -> np.ndarray:
 
 
 def _tensor_to_numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    functions: Any = torch._C  # the only way to the numbers that torch.func.grad and jvp wrap
+    if functions._functorch.is_gradtrackingtensor(tensor):
+        with functions._DisableFuncTorch():
+            return _tensor_to_numpy(functions._functorch.get_unwrapped(tensor))
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     name = dtype_name(tensor.dtype)
     if not hasattr(ml_dtypes, name):
         return np.asarray(tensor.numpy())
-    import torch
-
     integers = tensor.contiguous().view(torch.uint8 if tensor.itemsize == 1 else torch.int16)
     return np.asarray(integers.numpy().view(getattr(ml_dtypes, name)))
 
