@@ -134,7 +134,7 @@ def to_numpy(array: Array) -> np.ndarray:
     if is_cupy_array(other):
         return np.asarray(other.get())
     if is_tensor(other):
-        return _tensor_to_numpy(_plain(other).cpu())
+        return _tensor_to_numpy(other)
     if not hasattr(ml_dtypes, dtype_name(other.dtype)) and hasattr(other, "__dlpack__"):
         try:
             return np.from_dlpack(other)
@@ -149,11 +149,16 @@ def _plain(tensor: Any) -> Any:
 
 
 def _tensor_to_numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    functions: Any = torch._C  # the only way to the numbers that torch.func.grad and jvp wrap
+    if functions._functorch.is_gradtrackingtensor(tensor):
+        with functions._DisableFuncTorch():
+            return _tensor_to_numpy(functions._functorch.get_unwrapped(tensor))
+    tensor = _plain(tensor).cpu()
     name = dtype_name(tensor.dtype)
     if not hasattr(ml_dtypes, name):
         return np.asarray(tensor.numpy())
-    import torch
-
     integers = tensor.contiguous().view(torch.uint8 if tensor.itemsize == 1 else torch.int16)
     return np.asarray(integers.numpy().view(getattr(ml_dtypes, name)))
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.model.weights import expected_tensors
+from llama_layers.model.tensor_names import expected_tensors
 
 
 @dataclass(frozen=True)

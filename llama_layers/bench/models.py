@@ -22,7 +22,8 @@ from llama_layers.config.presets import Preset
 from llama_layers.layers.group import Group
 from llama_layers.layers.weights import QKVWeights
 from llama_layers.model.llama import Llama
-from llama_layers.model.weights import LlamaWeights, expected_tensors
+from llama_layers.model.tensor_names import expected_tensors
+from llama_layers.model.weights import LlamaWeights
 from llama_layers.parallel.mpi import MPIGroup
 from llama_layers.parallel.plan import Shard
 

@@ -27,8 +27,8 @@ from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.model.padding import padding
+from llama_layers.model.tensor_names import EMBEDDING, HEAD, TABLES, expected_tensors
 from llama_layers.model.weight_checks import is_inert, misfit
-from llama_layers.model.weights import EMBEDDING, HEAD, TABLES, expected_tensors
 
 # Bytes of each tensor that tell whether a file is still the same.
 _SAMPLE = 64

@@ -26,8 +26,9 @@ from llama_layers.files.progress import progress
 from llama_layers.layers.group import Group
 from llama_layers.layers.weights import Names
 from llama_layers.model.llama import Llama
+from llama_layers.model.tensor_names import layer_arrays
 from llama_layers.model.weight_checks import unfusible
-from llama_layers.model.weights import LlamaWeights, layer_arrays
+from llama_layers.model.weights import LlamaWeights
 from llama_layers.parallel.connect import check_same, connect
 from llama_layers.parallel.plan import Shard
 
@@ -128,6 +129,8 @@ def load(
             raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
     shard = None if group is None else _shared(checkpoint, group)
     tensors = _Tensors(checkpoint, chosen, name, backend, device, shard)
+    if shard is None and is_cupy(backend):
+        tensors.upload()
     config = config if shard is None else shard.config
     weights = LlamaWeights.from_named(tensors, config, group=group)
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
@@ -160,7 +163,7 @@ def _chosen(layers: Iterable[int] | None, count: int) -> frozenset[int]:
 
 
 class _Tensors(Mapping[str, Array]):
-    """The tensors of a checkpoint as arrays, read when they are asked for, or now for a GPU.
+    """The tensors of a checkpoint as arrays, read when they are asked for.
 
     A pickle holds the arguments, with which the files are read again. A deep copy reads the files
     that are mapped already.
@@ -183,10 +186,13 @@ class _Tensors(Mapping[str, Array]):
         checkpoint, dtype = self._checkpoint, self._dtype
         if self._shard is not None:
             return self._read_parts
-        if is_cupy(self._backend):
-            return _uploaded(cupy_device(self._device), checkpoint, self._layers, dtype)
         place = placement(self._backend, self._device)
         return lambda names: place(checkpoint.read_rows(names, dtype))
+
+    def upload(self) -> None:
+        """Copy all tensors to the GPU now."""
+        device = cupy_device(self._device)
+        self._read = _uploaded(device, self._checkpoint, self._layers, self._dtype)
 
     def _read_parts(self, names: Names) -> Array:
         """What a rank has of some tensors; the pages of the file that it needs no more go back."""

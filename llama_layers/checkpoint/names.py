@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from llama_layers.model.weights import expected_tensors
+from llama_layers.model.tensor_names import expected_tensors
 
 __all__ = ["expected_tensors"]  # for the package
 

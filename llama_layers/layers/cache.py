@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from llama_layers.arrays.checks import MOST_TOKENS, check_count, is_integer
 from llama_layers.arrays.dtypes import check_bools, float_format
 from llama_layers.arrays.namespaces import device, namespace
@@ -272,7 +270,8 @@ class KVCache(CacheState):
         ValueError
             If `n` is not a positive integer.
         """
-        return self.take(np.repeat(np.arange(self.keys[0].shape[0]), check_count("n", n)))
+        times, batch = check_count("n", n), self.keys[0].shape[0]
+        return self.take([row for row in range(batch) for _ in range(times)])
 
     def grow(self, max_len: int, /) -> KVCache:
         """Make room for longer sequences. A ring keeps its window and its tokens at a time.

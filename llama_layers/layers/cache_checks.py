@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from llama_layers.arrays.checks import is_integer
 from llama_layers.arrays.dtypes import check_array, check_integers
 from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.tracing import is_traced, known_false
-from llama_layers.arrays.transfer import from_numpy
+from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.errors import shown
 
@@ -36,6 +37,9 @@ def checked_rows(rows: Any, like: Array) -> Array:
     """Numbers of the sequences of an array [B, ...], from 0 on, in its library."""
     batch = like.shape[0]
     if isinstance(rows, Sequence):
+        if rows and all(is_integer(row) and -batch <= row < batch for row in rows):
+            wanted = [int(row) % batch for row in rows]
+            return namespace(cache=like).asarray(wanted, device=device(like))
         try:
             rows = np.asarray(rows)
         except ValueError:  # lists of several lengths
@@ -46,7 +50,8 @@ def checked_rows(rows: Any, like: Array) -> Array:
         raise ValueError(f"rows: expected shape [n] with n > 0, got {list(rows.shape)}")
     check_integers("rows", rows)
     if not is_traced(rows):
-        lowest, highest = int(xp.min(rows)), int(xp.max(rows))
+        numbers = to_numpy(rows)  # torch has no least of a uint16
+        lowest, highest = int(numbers.min()), int(numbers.max())
         if lowest < -batch or highest >= batch:
             raise ValueError(
                 f"rows: expected numbers of sequences from {-batch} to {batch - 1}, got {lowest} "

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from llama_layers.arrays.brief import brief, megabytes
 from llama_layers.arrays.checks import is_integer
+from llama_layers.arrays.copies import DeepCopied
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.pytrees import STATIC
 from llama_layers.arrays.tracing import known
@@ -16,7 +17,7 @@ from llama_layers.layers.mask import slot_range
 
 
 @dataclass(frozen=True, eq=False, init=False)
-class CacheState:
+class CacheState(DeepCopied):
     """The fields of a `KVCache`, which its docstring describes, and what follows from them."""
 
     keys: tuple[Array, ...]

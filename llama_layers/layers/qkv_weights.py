@@ -8,6 +8,7 @@ from typing import Literal
 
 from llama_layers.arrays.brief import brief
 from llama_layers.arrays.checks import check_choice, check_count, check_same_dtype, check_shape
+from llama_layers.arrays.copies import DeepCopied
 from llama_layers.arrays.dtypes import float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.pytrees import STATIC, traceable
@@ -17,7 +18,7 @@ from llama_layers.errors import shown
 
 @traceable
 @dataclass(frozen=True, eq=False)
-class QKVWeights:
+class QKVWeights(DeepCopied):
     """The query, key and value projections of one layer, stored as one matrix.
 
     One matrix means one GEMM: x is read once, and a GPU gets one large product instead of three

@@ -8,6 +8,7 @@ they are projected out, the sum after attention), a name beside them does.
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -162,9 +163,9 @@ def names_matching(
         raise TypeError(f"{argument}: expected names of sites, got {type(pattern).__name__}")
     if pattern in known:
         return (pattern,)
-    found = tuple(
-        site for site, names in known.items() if any(fnmatchcase(n, pattern) for n in names)
-    )
+    # torch.compile cannot trace fnmatch.
+    matches = fnmatchcase if any(sign in pattern for sign in "*?[") else operator.eq
+    found = tuple(site for site, names in known.items() if any(matches(n, pattern) for n in names))
     if not found:
         every = sorted({name for names in known.values() for name in names})
         close = difflib.get_close_matches(pattern, every, n=1)

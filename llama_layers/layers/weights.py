@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from llama_layers.arrays.brief import brief
 from llama_layers.arrays.checks import check_shape
+from llama_layers.arrays.copies import DeepCopied
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.pytrees import STATIC, traceable
 from llama_layers.arrays.types import Array
@@ -96,7 +97,7 @@ def array_shape(path: str, sizes: Mapping[str, int]) -> tuple[int | str, ...]:
 
 @traceable
 @dataclass(frozen=True, eq=False)
-class AttentionWeights:
+class AttentionWeights(DeepCopied):
     """The projections of an attention block.
 
     Attributes
@@ -134,7 +135,7 @@ class AttentionWeights:
 
 @traceable
 @dataclass(frozen=True, eq=False)
-class MLPWeights:
+class MLPWeights(DeepCopied):
     """The projections of a gated MLP.
 
     Attributes
@@ -173,7 +174,7 @@ class MLPWeights:
 
 @traceable
 @dataclass(frozen=True, eq=False)
-class LayerWeights:
+class LayerWeights(DeepCopied):
     """The parameters of one decoder layer.
 
     Attributes

@@ -6,7 +6,7 @@ import math
 
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import check_array, check_integers
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import is_tensor, namespace
 from llama_layers.arrays.tracing import is_traced
 from llama_layers.arrays.types import Array, Namespace
 
@@ -58,6 +58,8 @@ def embed(input_ids: Array, table: Array, /) -> Array:
 
 def _rows(xp: Namespace, table: Array, ids: Array) -> Array:
     """The rows of some ids [N]; an error if one is out of range."""
+    if is_tensor(ids):  # torch indexes with 32 and 64 bits only
+        ids = xp.astype(ids, xp.int64, copy=False)
     if ids.shape[0] and not bool((xp.min(ids) >= 0) & (xp.max(ids) < table.shape[0])):
         raise ValueError(
             f"input_ids: expected ids from 0 to {table.shape[0] - 1}, got "

@@ -15,12 +15,12 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.embedding import activations
 from llama_layers.model.state_dict import weights_of
+from llama_layers.model.tensor_names import expected_tensors
 from llama_layers.model.weights import (
     LlamaWeights,
     all_read,
     check_layer_count,
     check_weights,
-    expected_tensors,
     weights_without_padding,
 )
 

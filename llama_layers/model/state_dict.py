@@ -11,8 +11,9 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.model.padding import without_padding
 from llama_layers.model.quantised import why_not_plain
+from llama_layers.model.tensor_names import EMBEDDING, HEAD, TABLES
 from llama_layers.model.weight_checks import is_inert, misfit, unfusible
-from llama_layers.model.weights import EMBEDDING, HEAD, TABLES, LlamaWeights
+from llama_layers.model.weights import LlamaWeights
 
 
 def weights_of(mapping: Mapping[str, Array], config: LlamaConfig) -> LlamaWeights:

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.model.weights import EMBEDDING, HEAD, expected_tensors, layer_arrays
+from llama_layers.model.tensor_names import EMBEDDING, HEAD, expected_tensors, layer_arrays
 
 _BASE = "model."
 # Modules that wrap others, as torch.compile's _orig_mod does: private names, which no layer has.

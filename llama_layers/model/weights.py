@@ -9,6 +9,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 
 from llama_layers.arrays.brief import brief_value
 from llama_layers.arrays.checks import check_shape
+from llama_layers.arrays.copies import DeepCopied, deep_copied, may_change
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.pytrees import Tree, offer, offer_to_jax, unchecked
 from llama_layers.arrays.transfer import writable_like
@@ -17,23 +18,24 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.layers.group import Group
 from llama_layers.layers.weights import (
-    ARRAYS,
     LayerWeights,
     Names,
     layer_problem,
     read_layer,
-    tensor_shapes,
 )
 from llama_layers.model.padding import without_padding
-
-EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-# The tensors with a row for each token. Some more rows are padding, often to a multiple of 64: no
-# token is theirs, and they are dropped where weights come in.
-TABLES = (EMBEDDING, HEAD)
+from llama_layers.model.tensor_names import (
+    EMBEDDING,
+    HEAD,
+    NORM,
+    TABLES,
+    expected_tensors,
+    layer_name,
+)
 
 
 @dataclass(frozen=True, eq=False)
-class LlamaWeights:
+class LlamaWeights(DeepCopied):
     """The parameters of a model.
 
     Attributes
@@ -152,8 +154,8 @@ class LlamaWeights:
             if name not in arrays:
                 raise CheckpointError(f"arrays: expected {name}, got no array of that name")
         offer_to_jax()  # since no array has come yet
-        source = _Source(arrays, shapes)
-        layers = _Layers(source, config, group)
+        source = _Source(arrays, config)
+        layers = _Layers(source, config, group, {})
         weights: LlamaWeights = unchecked(
             _ReadWhenUsed, source=source, config=config, layers=layers, group=group
         )
@@ -185,12 +187,17 @@ class RowMapping(Protocol):
         """Give arrays, or a single one, as one array: their rows below each other."""
 
 
-@dataclass(frozen=True)
 class _Source:
     """Arrays by name, and the shapes that they should have."""
 
-    arrays: Mapping[str, Array]
-    shapes: Mapping[str, tuple[int, ...]]
+    def __init__(self, arrays: Mapping[str, Array], config: LlamaConfig) -> None:
+        self.arrays, self._config, self._shapes = arrays, config, expected_tensors(config)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Source, (self.arrays, self._config)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Source:
+        return _Source(deep_copied(self.arrays, memo), self._config)
 
     def rows(self, names: Names) -> Array:
         """Give arrays as one: their rows below each other. A file's shapes are checked already."""
@@ -198,10 +205,10 @@ class _Source:
             return self.arrays.rows(names)
         parts = {name: self.arrays[name] for name in names}
         for name in parts.keys() & TABLES:
-            parts[name] = without_padding(parts[name], self.shapes[name][0])
+            parts[name] = without_padding(parts[name], self._shapes[name][0])
         xp = namespace(**parts)
         for name, array in parts.items():
-            check_shape(name, array, *self.shapes[name])
+            check_shape(name, array, *self._shapes[name])
         if len(names) == 1:
             return parts[names[0]]
         return writable_like(xp.concat([*parts.values()]), parts.values())
@@ -213,13 +220,21 @@ class _ReadWhenUsed(LlamaWeights):
     source: _Source
     config: LlamaConfig
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle where the arrays come from; by value if `replace` made these weights."""
-        if "source" in vars(self):
-            again = partial(LlamaWeights.from_named, group=self.group)
-            return again, (self.source.arrays, self.config)
-        arrays = self.embed_tokens, self.layers, self.norm, self.lm_head
-        return partial(LlamaWeights, group=self.group), arrays
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and copy where the arrays come from, and those read that may have changed since.
+
+        All of them if `replace` made these weights.
+        """
+        state = dict(vars(self))
+        if "source" in state:
+            for name in ("embed_tokens", "norm", "lm_head"):
+                if name in state and not may_change(state[name]):
+                    del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        offer_to_jax()
+        vars(self).update(state)
 
     @cached_property
     def embed_tokens(self) -> Array:
@@ -238,15 +253,26 @@ class _ReadWhenUsed(LlamaWeights):
 class _Layers(Sequence[LayerWeights]):
     """Layers from named arrays, each made when it is first used and then kept."""
 
-    def __init__(self, source: _Source, config: LlamaConfig, group: Group | None) -> None:
-        self._source, self._config, self._group = source, config, group
-        self._made: dict[int, LayerWeights] = {}
+    def __init__(
+        self,
+        source: _Source,
+        config: LlamaConfig,
+        group: Group | None,
+        made: dict[int, LayerWeights],
+    ) -> None:
+        self._source, self._config, self._group, self._made = source, config, group, made
 
     def __repr__(self) -> str:
         return f"{len(self)} layers, {len(self._made)} of them read"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Layers, (self._source, self._config, self._group)
+        """Pickle and copy where the layers come from, and those made that may have changed."""
+        changeable = {
+            number: layer
+            for number, layer in self._made.items()
+            if any(array is not None and may_change(array) for array in layer.arrays().values())
+        }
+        return _Layers, (self._source, self._config, self._group, changeable)
 
     def __len__(self) -> int:
         return self._config.num_hidden_layers
@@ -349,46 +375,3 @@ def check_weights(weights: LlamaWeights, config: LlamaConfig) -> None:
         for index, layer in enumerate(weights.layers):
             if (problem := layer_problem(layer, config)) is not None:
                 raise ValueError(f"weights: layers[{index}]{problem}")
-
-
-def layer_name(layer: int, name: str) -> str:
-    """The name in the model of a tensor or module that is below a layer."""
-    return f"model.layers.{layer}.{name}"
-
-
-def layer_arrays(layer: int) -> list[Names]:
-    """The tensors of a layer, those that become one array together; biases too."""
-    return [tuple(layer_name(layer, t.name) for t in tensors) for tensors in ARRAYS.values()]
-
-
-def expected_tensors(config: LlamaConfig, /) -> dict[str, tuple[int, ...]]:
-    """The tensors that a checkpoint of a config must hold.
-
-    Parameters
-    ----------
-    config : LlamaConfig
-        Its numbers.
-
-    Returns
-    -------
-    dict of str to tuple of int
-        Hugging Face names and shapes, in the order in which `convert` writes them: the query, key
-        and value rows of a layer next to each other, so that they map into memory as one matrix.
-
-    Examples
-    --------
-    >>> from llama_layers import LlamaConfig
-    >>> from llama_layers.checkpoint import expected_tensors
-    >>> shapes = expected_tensors(LlamaConfig.llama3_1_8b())
-    >>> len(shapes), shapes["model.layers.0.self_attn.k_proj.weight"]
-    (291, (1024, 4096))
-    """
-    table = (config.vocab_size, config.hidden_size)
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table}
-    of_layer = tensor_shapes(config)
-    for layer in range(config.num_hidden_layers):
-        shapes |= {layer_name(layer, name): shape for name, shape in of_layer.items()}
-    shapes[NORM] = table[1:]
-    if not config.tie_word_embeddings:
-        shapes[HEAD] = table
-    return shapes

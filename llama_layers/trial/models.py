@@ -11,7 +11,8 @@ import numpy as np
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.model.llama import Llama
-from llama_layers.model.weights import EMBEDDING, LlamaWeights, expected_tensors
+from llama_layers.model.tensor_names import EMBEDDING, expected_tensors
+from llama_layers.model.weights import LlamaWeights
 from llama_layers.trial.operations import DTYPES
 from llama_layers.trial.place import Place
 

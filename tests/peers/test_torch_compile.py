@@ -45,10 +45,14 @@ PLACES = np.arange(5)
 MASKED = np.tri(5, dtype=bool)
 
 
-def layer(name: str, x: Any, places: Any) -> Any:
+def half(_: str, array: Any) -> Any:
+    return array / 2
+
+
+def layer(name: str, x: Any, places: Any, **tap: Any) -> Any:
     rope = rope_table(places, CONFIG, like=x)
     mask = Mask(places, places, window=3)
-    return decoder_layer(x, LAYERS[name], config=CONFIG, rope=rope, mask=mask)
+    return decoder_layer(x, LAYERS[name], config=CONFIG, rope=rope, mask=mask, **tap)
 
 
 def with_a_cache(name: str, ids: Any, places: Any) -> Any:
@@ -56,6 +60,11 @@ def with_a_cache(name: str, ids: Any, places: Any) -> Any:
     model = MODELS[name]
     first, cache = forward(model, ids[:, :3], cache=KVCache.create(model, 2, 5))
     return first, forward(model, ids[:, 3:], cache=cache, positions=places[3:]).logits
+
+
+def rows(name: str, ids: Any) -> Any:
+    cache = forward(MODELS[name], ids, cache=KVCache.create(MODELS[name], 2, 5)).cache
+    return cache.take([1, -2, 1]).keys[0], cache.repeat(2).values[0]
 
 
 # Each takes the name of the library, and arrays of it.
@@ -86,6 +95,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "decoder_layer": (layer, (X, PLACES)),
     "forward": (lambda name, ids: forward(MODELS[name], ids, last_only=True).logits, (IDS,)),
     "forward with a cache": (with_a_cache, (IDS, PLACES)),
+    "cache.take and cache.repeat": (rows, (IDS,)),
 }
 
 
@@ -102,6 +112,20 @@ def test_functions(name):
     if not isinstance(expected, tuple):
         found, expected = (found,), (expected,)
     for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.numpy(), other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_taps_by_short_names():
+    tap = {"probabilities": half}
+
+    def run(name: str, ids: Any, x: Any, places: Any) -> tuple[Any, Any]:
+        return forward(MODELS[name], ids, tap=tap).logits, layer(name, x, places, tap=tap)
+
+    compiled = torch.compile(lambda *a: run("torch", *a), fullgraph=True, backend="eager")
+    given = IDS, X, PLACES
+    found = compiled(*map(torch.asarray, given))
+    for one, other in zip(found, run("numpy", *given), strict=True):
         np.testing.assert_allclose(one.numpy(), other, rtol=0, atol=1e-12)
 
 
