@@ -46,8 +46,11 @@ class Recorded:
     errors: Mapping[str, StoredArray] = field(default_factory=dict)  # of what was not recorded
 
     def array(self, name: str) -> np.ndarray:
-        """Return the array of a site, as NumPy's."""
-        return to_numpy(self.arrays[name])
+        """Return the array of a site, as NumPy's.
+
+        Sums depend on the order in memory in their last bits, and files and pickles may change it.
+        """
+        return np.asarray(to_numpy(self.arrays[name]), order="C")
 
     def route(self, site: Site) -> tuple[str, ...] | None:
         """Return the recorded sites that a site can be recomputed from; None if one is missing."""

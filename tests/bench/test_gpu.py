@@ -209,7 +209,7 @@ def test_the_command(kind, model, tmp_path, capsys, monkeypatch):
     # The stand-in has no pinned memory of the kind that uploads take.
     place = models.random_model
     monkeypatch.setattr(
-        models, "opened_model", lambda name, dtype, layers, backend: place(
+        models, "opened_model", lambda name, dtype, layers, backend, group: place(
             tiny.CONFIG, dtype, layers, 1, backend
         )
     )  # fmt: skip
