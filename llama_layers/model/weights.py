@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Protocol, overload, runtime_checkable
@@ -230,6 +231,7 @@ class _ReadWhenUsed(LlamaWeights):
             for name in ("embed_tokens", "norm", "lm_head"):
                 if name in state and not may_change(state[name]):
                     del state[name]
+            state["layers"] = copy(state["layers"])  # which keeps by itself what it reads
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
