@@ -50,24 +50,31 @@ def anonymous():
     with open("/proc/self/smaps_rollup") as file:
         return int(re.search(r"^Anonymous: +(\\d+) kB", file.read(), re.M)[1]) << 10
 
-def mapped():
+def read_all(model):
+    for layer in model.weights.layers:
+        for array in layer.arrays().values():
+            if array is not None:
+                array.sum()
+    model.weights.lm_head.sum(), model.weights.norm.sum()
+
+def read_from_file():
+    # Not what is mapped: Linux maps neighbours of what is read, too, if it has them in memory.
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("1")
+    read_all(model)
     total, ours = 0, False
     for line in open("/proc/self/smaps"):
         if re.match(r"[0-9a-f]+-", line):
             ours = "safetensors" in line
-        elif ours and line.startswith("Rss:"):
+        elif ours and line.startswith("Referenced:"):
             total += int(line.split()[1]) << 10
     return total
 
 group = Counted(MPI.COMM_WORLD)
 model = load(path, parallel=group)
 before = anonymous()
-for layer in model.weights.layers:
-    for array in layer.arrays().values():
-        if array is not None:
-            array.sum()  # reads all of it
-model.weights.lm_head.sum(), model.weights.norm.sum()
-held = anonymous() - before, mapped()
+read_all(model)
+held = anonymous() - before, read_from_file()
 options = {"max_new_tokens": count, "eos_token_id": ()}
 tokens = [int(step[0]) for step in generate(model, np.array([ids]), **options)]
 lines = group.gather({"tokens": tokens, "reduced": group.reduced, "held": held})
