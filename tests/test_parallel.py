@@ -170,6 +170,9 @@ def test_ranks_with_other_models_are_named(tmp_path):
     )
     with pytest.raises(ValueError, match=r"rank 1: .*rms_norm_eps is 0.001, not 0.01"):
         run_ranks(2, lambda group: load(tmp_path / str(group.rank), parallel=group))
+    dtypes = ["float32", "bfloat16"]
+    with pytest.raises(ValueError, match=r"rank 1: .* the dtype to load is bfloat16, not float32"):
+        run_ranks(2, lambda group: load(path, dtype=dtypes[group.rank], parallel=group))
 
 
 def test_other_ids_on_a_rank_are_named():

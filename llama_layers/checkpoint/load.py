@@ -127,7 +127,7 @@ def load(
         dtypes = {key: info.read_dtype for key, info in checkpoint.tensors.items()}
         if difference := unfusible(dtypes, chosen):
             raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
-    shard = None if group is None else _shared(checkpoint, group)
+    shard = None if group is None else _shared(checkpoint, group, name)
     tensors = _Tensors(checkpoint, chosen, name, backend, device, shard)
     if shard is None and is_cupy(backend):
         tensors.upload()
@@ -136,9 +136,10 @@ def load(
     return Llama(config, weights, checkpoint.open_tokenizer, checkpoint.generation_config)
 
 
-def _shared(checkpoint: Checkpoint, group: Group) -> Shard:
-    """What a rank has of a checkpoint; an error unless all ranks have the same one."""
-    check_same(group, asdict(checkpoint.config) | {"the norms' SHA-256": _digest(checkpoint)})
+def _shared(checkpoint: Checkpoint, group: Group, dtype: str | None) -> Shard:
+    """What a rank has of a checkpoint; an error unless all ranks load the same one."""
+    same = {"the norms' SHA-256": _digest(checkpoint), "the dtype to load": dtype}
+    check_same(group, asdict(checkpoint.config) | same)
     return Shard(checkpoint.config, group.rank, group.size)
 
 
