@@ -33,7 +33,7 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.f
 
 
 def compiled(x, weight, bias=None, team=1):
-    """x @ weight.T + bias in so many threads, by the kernel and nothing else."""
+    """x @ weight.T + bias in a number of threads, by the kernel and nothing else."""
     with (
         mock.patch.object(fast_linear, "num_threads", return_value=team),
         mock.patch.object(fast_linear, "SMALL", 0),

@@ -40,7 +40,7 @@ SPARE = 16 << 30
 
 
 class Part(NamedTuple):
-    """Something to measure, within so many seconds."""
+    """Something to measure, within a number of seconds."""
 
     seconds: float
     measure: Callable[[Sizes], dict[str, Any]]

@@ -1,8 +1,8 @@
-"""The weights of one rank, cut from named tensors in memory."""
+"""The model of one rank, cut from named tensors in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
@@ -10,25 +10,6 @@ from llama_layers.layers.group import Group
 from llama_layers.model.llama import Llama
 from llama_layers.model.weights import LlamaWeights
 from llama_layers.parallel.plan import Shard
-
-
-class Parts(Mapping[str, Array]):
-    """The parts of named tensors that a rank has, cut when they are asked for."""
-
-    def __init__(self, tensors: Mapping[str, Array], shard: Shard) -> None:
-        self._tensors, self._shard = tensors, shard
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __getitem__(self, name: str) -> Array:
-        return self._shard.part(name, self._tensors[name])
 
 
 def sharded(tensors: Mapping[str, Array], config: LlamaConfig, group: Group, /) -> Llama:
@@ -50,5 +31,6 @@ def sharded(tensors: Mapping[str, Array], config: LlamaConfig, group: Group, /) 
         whole model, if every rank calls it with the same arguments.
     """
     shard = Shard(config, group.rank, group.size)
-    weights = LlamaWeights.from_named(Parts(tensors, shard), shard.config, group=group)
+    parts = {name: shard.part(name, tensor) for name, tensor in tensors.items()}
+    weights = LlamaWeights.from_named(parts, shard.config, group=group)
     return Llama(shard.config, weights)

@@ -298,7 +298,7 @@ class _Ways:
         self._ours = stated == [shard.config for shard in shards]
 
     def places(self, split: _Split, units: list[int]) -> tuple[Places, ...]:
-        """Which heads or channels each rank has, if its array has so many."""
+        """Which heads or channels each rank has, if that number is in its array."""
         count = split.count
         found: tuple[Places, ...] = ()
         if self._ours and split.kind != "kv_heads":

@@ -218,7 +218,7 @@ def outcome(tests: list[str], seconds: float) -> str:
 
 
 def tried(mutant: Mutant, tests: measure.Tests, budget: float) -> dict[str, Any]:
-    """What the tests say of a mutant, in so many seconds of tests."""
+    """The outcome of a mutant, within a number of seconds of tests."""
     start = time.monotonic()
     source, file = mutant.source, Path(mutant.file)
     changed, times = mutant.changed(), file.stat()
@@ -257,7 +257,7 @@ def main() -> None:
     paths = CONFIG["cosmic-ray"]["module-path"]
     parser.add_argument("--paths", nargs="+", default=paths, help="what to change")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--most", type=int, help="stop after so many: a part of each file's")
+    parser.add_argument("--most", type=int, help="stop after this number of mutants, a part of each file's")
     parser.add_argument("--tests", default=CONFIG["cosmic-ray"]["tests"], help="pytest's arguments")
     parser.add_argument("--measured", action="store_true", help="the copy and its measure stand")
     options = parser.parse_args()

@@ -48,7 +48,7 @@ class World:
         self.asked = [[] for _ in range(self.size)]
 
     def module(self) -> Any:
-        """What is in the place of ``cupy.cuda.nccl``."""
+        """A module to use instead of ``cupy.cuda.nccl``."""
         return SimpleNamespace(
             available=True,
             NCCL_FLOAT32=FLOAT32,
