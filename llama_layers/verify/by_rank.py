@@ -40,7 +40,7 @@ def named_ranks(trace: JoinedTrace, judged: Sites, looks: Iterable[Look]) -> Ite
 
 def _sharing(trace: JoinedTrace, name: str) -> list[int]:
     """The ranks that should have the numbers in which some differ."""
-    every = (tuple(range(1)),) * trace.size  # which are whole on all ranks
+    every = ((0,),) * trace.size  # which are whole on all ranks
     places = trace.places.get(name, every)
     shared = {place for rank in trace.differing[name] for place in places[rank]} - {None}
     return [rank for rank, own in enumerate(places) if shared & set(own)]

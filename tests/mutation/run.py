@@ -257,7 +257,9 @@ def main() -> None:
     paths = CONFIG["cosmic-ray"]["module-path"]
     parser.add_argument("--paths", nargs="+", default=paths, help="what to change")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--most", type=int, help="stop after this number of mutants, a part of each file's")
+    parser.add_argument(
+        "--most", type=int, help="stop after this number of mutants, a part of each file's"
+    )
     parser.add_argument("--tests", default=CONFIG["cosmic-ray"]["tests"], help="pytest's arguments")
     parser.add_argument("--measured", action="store_true", help="the copy and its measure stand")
     options = parser.parse_args()
