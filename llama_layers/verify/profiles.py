@@ -18,6 +18,12 @@ def _step(words: str, default: Any = False) -> Any:
     return field(default=default, metadata={"words": words})
 
 
+def _check_format(name: str, value: object) -> None:
+    """Raise ValueError if a value is a word, and not the name of a format."""
+    if isinstance(value, str) and value not in FLOATS:
+        raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
+
+
 @dataclass(frozen=True)
 class RoundingProfile:
     """The roundings of an engine beyond the contract of this package.
@@ -92,6 +98,13 @@ class RoundingProfile:
     block: int = 16
     ranks: int = 1
     reduce: str | None = _step("partial sums of ranks to {}", None)
+
+    def __post_init__(self) -> None:
+        check_count("block", self.block)
+        check_count("ranks", self.ranks)
+        for step in fields(self):
+            if step.name != "name":
+                _check_format(step.name, getattr(self, step.name))
 
     def habits(self, steps: Iterable[str], dtype: str | None) -> str:
         """Say which roundings some steps make; `dtype` is None where it holds the sums."""
@@ -230,16 +243,13 @@ class Rounding:
         if unknown := sorted(steps.keys() - fields_of_profiles):
             raise TypeError(f"{unknown[0]}: no such keyword of a bound or field of a profile")
         formats = {"dtype": dtype, "accumulate": accumulate, "inputs": inputs}
-        for argument, value in {**formats, **steps}.items():
-            if argument in formats and not isinstance(value, str | None):
+        for argument, value in formats.items():
+            if not isinstance(value, str | None):
                 raise TypeError(f"{argument}: expected the name of a dtype, got {shown(value)}")
-            if isinstance(value, str) and value not in FLOATS:
-                raise ValueError(f"{argument}: expected one of {', '.join(FLOATS)}, got {value!r}")
+            _check_format(argument, value)
         if inputs is not None:
             steps = {"excess_precision": True, **steps}
         known = replace(profile_named(profile), **steps)
-        check_count("block", known.block)
-        check_count("ranks", known.ranks)
         sums = accumulate or accumulate_format(stored).name
         return cls(dtype or stored.name, sums, known, inputs)
 

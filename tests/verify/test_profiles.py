@@ -217,3 +217,19 @@ def test_padding_is_nobodys_rounding():
     assert found(trace, model, site).verdict == "WARN"
     array[keep] *= 2
     assert found(padded, model, site).verdict == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ranks": 0}, "ranks: expected a positive integer, got 0"),
+        ({"ranks": 2.5, "reduce": "bfloat16"}, "ranks: expected a positive integer, got 2.5"),
+        ({"ranks": True}, "ranks: expected a positive integer, got True"),
+        ({"ranks": 2, "reduce": "int8"}, "reduce: expected one of .*, got 'int8'"),
+        ({"kv_cache": "fp8"}, "kv_cache: expected one of .*, got 'fp8'"),
+        ({"block": 0}, "block: expected a positive integer, got 0"),
+    ],
+)
+def test_a_profile_that_no_engine_has_is_refused(fields, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        RoundingProfile("mine", **fields)
