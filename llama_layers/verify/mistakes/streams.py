@@ -84,6 +84,12 @@ def _(residual: Residual, at: FailingSite) -> Changed | None:
     if not size or not np.isfinite(computed).all():
         return None
     factor = float(np.sum((computed - x) * added)) / size
+    # The fit may miss a factor of few digits by roundings of its own.
+    with np.errstate(over="ignore"):
+        single = float(np.float32(factor))
+    for near in (single, float(f"{factor:.12g}")):
+        if np.isclose(near, factor, rtol=1e-13, atol=0):
+            factor = near
     return (evaluated(residual, lambda r: r.x + factor * r.added), factor)
 
 
