@@ -50,31 +50,33 @@ def anonymous():
     with open("/proc/self/smaps_rollup") as file:
         return int(re.search(r"^Anonymous: +(\\d+) kB", file.read(), re.M)[1]) << 10
 
-def read_all(model):
+def arrays(model):
     for layer in model.weights.layers:
-        for array in layer.arrays().values():
-            if array is not None:
-                array.sum()
-    model.weights.lm_head.sum(), model.weights.norm.sum()
+        yield from layer.arrays().values()
+    yield from (model.weights.embed_tokens, model.weights.norm, model.weights.lm_head)
 
-def read_from_file():
-    # Not what is mapped: Linux maps neighbours of what is read, too, if it has them in memory.
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("1")
-    read_all(model)
-    total, ours = 0, False
-    for line in open("/proc/self/smaps"):
-        if re.match(r"[0-9a-f]+-", line):
-            ours = "safetensors" in line
-        elif ours and line.startswith("Referenced:"):
-            total += int(line.split()[1]) << 10
-    return total
+def in_file(model):
+    # Pages of the mapped file that the arrays lie in. Linux would count their neighbours, too:
+    # it maps them with what is read, as it likes.
+    ranges = []
+    for line in open("/proc/self/maps"):
+        if "safetensors" in line:
+            ranges.append([int(end, 16) for end in line.split()[0].split("-")])
+    pages = set()
+    for array in arrays(model):
+        if array is not None:
+            low, high = np.lib.array_utils.byte_bounds(array)
+            if any(start <= low < end for start, end in ranges):
+                pages.update(range(low // 4096, (high + 4095) // 4096))
+    return len(pages) * 4096
 
 group = Counted(MPI.COMM_WORLD)
 model = load(path, parallel=group)
 before = anonymous()
-read_all(model)
-held = anonymous() - before, read_from_file()
+for array in arrays(model):
+    if array is not None:
+        array.sum()
+held = anonymous() - before, in_file(model)
 options = {"max_new_tokens": count, "eos_token_id": ()}
 tokens = [int(step[0]) for step in generate(model, np.array([ids]), **options)]
 lines = group.gather({"tokens": tokens, "reduced": group.reduced, "held": held})
