@@ -65,8 +65,10 @@ def _along(told: Sequence[Marginal], few: Sequence[Marginal]) -> Iterator[str]:
         if m in few:
             each = axis == "channel" and "head" in names - fewer
             yield _positions(m) + (" of each head" if each else "")
-        elif 0 < len(m.others) <= LISTED and len(m.others) < m.extent.count:
+        elif m.restricted and len(m.others) <= LISTED and len(m.others) < m.extent.count:
             yield f"every {axis} but {_joined(m.others)}"
+        elif m.restricted and m.extent.count == m.extent.last - m.extent.first + 1:
+            yield _positions(m)
 
 
 def _positions(m: Marginal) -> str:
@@ -117,13 +119,11 @@ def _guesses(m: Marginal, shared: int, width: int) -> list[str]:
     if extent.step != 1 or extent.count == 1 or extent.axis == "sequence":
         return []
     for tile in _TILES:
-        if first % tile == 0 and long == tile:
-            return [f"a tile of {tile}"]
-    for tile in _TILES:
-        if first % tile == 0 and first and m.reaches_end:
-            return [f"past a multiple of {tile}"]
-        if first % tile == 0 and long % tile == 0:
-            return [f"tiles of {tile}"]
+        if first % tile == 0:
+            if long % tile == 0:
+                return [f"a tile of {tile}" if long == tile else f"tiles of {tile}"]
+            if first and m.reaches_end:
+                return [f"past a multiple of {tile}"]
     return []
 
 

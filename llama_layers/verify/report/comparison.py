@@ -90,7 +90,7 @@ class SiteDifference:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as plain JSON values; NaN and Inf become strings.
+        """Return the result as plain JSON values; NaN and Inf become null.
 
         Returns
         -------
@@ -155,7 +155,7 @@ class Comparison(Readable):
         return 0 if self.agrees else 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return the comparison as plain JSON values; NaN and Inf become strings.
+        """Return the comparison as plain JSON values; NaN and Inf become null.
 
         Returns
         -------
