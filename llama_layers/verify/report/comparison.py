@@ -35,8 +35,8 @@ class SiteDifference:
     dtypes : tuple of str
         The dtype in each trace.
     difference : float
-        The root of the sum of squared differences over that of the first trace's squares; Inf
-        where one is NaN or Inf and the other is not.
+        The norm of a token's difference over its norm in the first trace, as the root mean square
+        over tokens; Inf where one is NaN or Inf and the other is not.
     inputs : tuple of str
         The nearest sites that it is computed from and that both traces have.
     inherited : float

@@ -180,9 +180,13 @@ def _largest_error(ratio: float, where: str = "") -> str:
 
 def _elsewhere(failures: Sequence[SiteResult]) -> Iterator[Sentences]:
     """Say for each failing site where it is wrong, if there are others than the first."""
-    said = list(places(failures))
-    if len(failures) > 1 and said:
-        yield Sentences(tuple(said))
+    if len(_places(failures)) > 1:
+        yield Sentences(tuple(places(failures)))
+
+
+def _places(failures: Sequence[SiteResult]) -> set[str]:
+    """Return the places of failing sites in words, each once."""
+    return {"" if result.place is None else result.place.words for result in failures}
 
 
 def _first_failure(report: Report) -> Iterator[Panel]:
@@ -233,7 +237,9 @@ def _consequences(failures: tuple[SiteResult, ...]) -> Iterator[str]:
     if len(failures) == 1:
         yield "No other site fails."
         return
-    yield f"{len(failures)} sites fail: {roles_and_layers(result.site for result in failures)}."
+    where = ", in the same places" if len(_places(failures)) == 1 and failures[0].place else ""
+    names = roles_and_layers(result.site for result in failures)
+    yield f"{len(failures)} sites fail{where}: {names}."
     if failures[0].explanations:
         name = failures[0].explanations[0].name
         others = [r.site for r in failures if name not in {e.name for e in r.explanations}]
