@@ -26,6 +26,18 @@ def test_a_check_finds_the_places_of_what_fails_only():
     assert (down.verdict, down.place.local) == ("DIFFERS", True)
 
 
+def test_padding_is_no_place_where_something_differs():
+    model = model_of(GQA, random_weights(GQA, dtype=np.float32))
+    mask = np.array([[0, 1, 1, 1, 1, 1]])
+    trace = record(model, np.array([[0, 1, 2, 3, 4, 5]]), attention_mask=mask)
+    name = "model.layers.0.mlp.down_proj"
+    spoilt = np.array(trace.arrays[name])
+    spoilt[:, [0, 2]] *= 2
+    made = check(Trace({name: spoilt}, trace.input_ids, attention_mask=mask), model, explain=False)
+    assert made.first.verdict == "DIFFERS"
+    assert made.first.place.words == "token 2 only"
+
+
 def paragraphs(made):
     return made.text(width=1000).split("\n\n")
 
