@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from llama_layers.cli.options import Commands, add_json
+from llama_layers.cli.options import Commands, add_ignore_unknown, add_json
 
 
 def add_parser(commands: Commands) -> None:
@@ -22,6 +22,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("a", type=Path, help="a trace, as check takes it: the reference, if one is")
     parser.add_argument("b", type=Path, help="another")
     parser.add_argument("--all", action="store_true", help="print a line for each site")
+    add_ignore_unknown(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from llama_layers.cli.terminal import print_report
     from llama_layers.verify import Trace, compare
 
-    comparison = compare(Trace.load(args.a), Trace.load(args.b))
+    comparison = compare(Trace.load(args.a), Trace.load(args.b), ignore_unknown=args.ignore_unknown)
     args.status = comparison.exit_status
     if args.json:
         print(json.dumps(comparison.to_json(), indent=2))

@@ -122,8 +122,7 @@ def _is_finite(recorded: Recorded, site: Site, array: np.ndarray) -> bool:
     finite = np.isfinite(array.astype(np.float64))
     if site.pairwise:
         assert site.layer is not None  # pairs are of a layer's tokens
-        window = recorded.config.window_of(site.layer)
-        finite |= ~recorded.allowed(window)[:, None]
+        finite |= ~recorded.allowed(site.layer)[:, None]
     if recorded.keep is None:
         return bool(finite.all())
     finite = np.swapaxes(finite, 1, 2) if site.pairwise else finite

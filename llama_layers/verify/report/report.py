@@ -21,6 +21,7 @@ from llama_layers.verify.report.blocks import (
     section,
 )
 from llama_layers.verify.report.plain import as_json
+from llama_layers.verify.report.remedy import Remedy
 from llama_layers.verify.report.results import EDGES, SITE_VERDICTS, Explanation, SiteResult
 from llama_layers.verify.report.tables import (
     element_rows,
@@ -57,6 +58,8 @@ class Report(Readable):
         The dtype of the model's weights; may be empty.
     diagnosed : bool
         Whether explanations were looked for.
+    remedies : tuple of Remedy
+        Options of a check that allow what fails, if it is meant, the best first.
     """
 
     results: tuple[SiteResult, ...]
@@ -66,6 +69,7 @@ class Report(Readable):
     profile: str = "contract"
     weights: str = ""
     diagnosed: bool = True
+    remedies: tuple[Remedy, ...] = ()
 
     def __repr__(self) -> str:
         return f"Report({_headline(self)})"
@@ -181,6 +185,8 @@ def _first_failure(report: Report) -> Iterator[Panel]:
     for i, explanation in enumerate(first.explanations):
         title = f"{'Or' if i else 'Likely cause'}: {explanation.name}"
         blocks.append(Cause(title, (explanation.detail, _remainder(first, explanation))))
+    if report.remedies:
+        blocks.append(Sentences(tuple(remedy.sentence for remedy in report.remedies)))
     if first.judgement is not None and first.note:
         blocks.append(Sentences((f"{first.note[0].upper()}{first.note[1:]}.",)))
     if first.judgement is None:
