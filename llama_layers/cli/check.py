@@ -18,6 +18,7 @@ from llama_layers.cli.options import (
 )
 from llama_layers.cli.outputs import check_outputs
 from llama_layers.cli.workers import add_jobs, workers
+from llama_layers.errors import one_line
 from llama_layers.files.progress import progress
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _run(args: argparse.Namespace, executor: Executor | None) -> int:
         return report.exit_status
     print_report(lambda width: report.text(every=args.all, width=width))
     if ignored:
-        print(f"Left out: {ignored}.")
+        print(one_line(f"Left out: {ignored}."))
     if rounded is not None:
         print(
             f"Weights were rounded to {rounded}, as the trace is; --weights-dtype overrides that."

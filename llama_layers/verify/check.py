@@ -159,7 +159,7 @@ def check(
         if progress is not None:
             progress(result)
     meant: tuple[Remedy, ...] = ()
-    if explain and any(result.verdict in ("FAIL", "DIFFERS") for result in results):
+    if explain and any(result.verdict in ("FAIL", "DIFFERS", "WARN") for result in results):
         meant = remedies(
             judged,
             results,

@@ -22,7 +22,7 @@ from llama_layers.parallel.plan import SUMMED
 from llama_layers.verify.fit import ROTATED
 from llama_layers.verify.look import Sites
 from llama_layers.verify.mistakes.rounding import NARROW, are_numbers_of, narrowed
-from llama_layers.verify.profiles import profile_named
+from llama_layers.verify.profiles import PROFILES, profile_named
 from llama_layers.verify.report import SiteResult
 from llama_layers.verify.report.remedy import Remedy
 from llama_layers.verify.validate import Recorded
@@ -31,9 +31,9 @@ from llama_layers.verify.validate import Recorded
 _ALL = 64
 # How long, in seconds, remedies may be tried.
 _TIME = 20.0
-# How many remedies are named.
-_NAMED = 2
-_WRONG = ("FAIL", "DIFFERS")
+# The options from the one that allows least.
+_ORDER = "--weights-dtype --rope-layout --allow --dtype --accumulate --profile"
+_FAILS = ("FAIL", "DIFFERS")
 # What a mistake's name says, and the option that allows it; {} is the format.
 _OPTIONS = {
     r"sums kept in (\w+)": ("--accumulate {}", "accumulate"),
@@ -46,7 +46,7 @@ _OPTIONS = {
 
 
 @dataclass(frozen=True)
-class _Tried:
+class _Candidate:
     """A way to judge sites otherwise."""
 
     option: str
@@ -58,7 +58,7 @@ class _Tried:
 def remedies(
     judged: Sites, results: Sequence[SiteResult], with_layout: Callable[[str], Recorded]
 ) -> tuple[Remedy, ...]:
-    """The options that leave the fewest failing sites, if they leave fewer.
+    """The options that leave the fewest failing sites, or warnings if none fails.
 
     Parameters
     ----------
@@ -74,41 +74,117 @@ def remedies(
     tuple of Remedy
         The best first; none if nothing helps.
     """
-    end = time.perf_counter() + _TIME
     judged = replace(judged, asked=replace(judged.asked, explains=False))
-    sample = _sample(results)
-    failing = sum(result.verdict in _WRONG for result in sample)
-    found: dict[str, Remedy] = {}
+    trial = _Trial(judged, results, time.perf_counter() + _TIME)
+    if not trial.failing:
+        profiles = dict.fromkeys(result.profile for result in results if result.profile)
+        candidates = [_profiled(name) for name in profiles if name in PROFILES]
+        best = _best((trial.tried(candidate), candidate) for candidate in candidates)
+        return () if best is None else (best[0],)
+    best = _best(_tries(trial, results, with_layout))
+    if best is None:
+        return ()
+    remedy, candidate = best
+    if remedy.left:
+        changed = candidate.change(judged)
+        some = _sample(results, _FAILS)
+        still = [r for r in some if changed.look(r.site).result.verdict in _FAILS]
+        further = _best(_tries(trial.after(changed), still, with_layout))
+        if further is not None and further[0].left < remedy.left:
+            return (_both(remedy, further[0]),)
+    return (remedy,)
+
+
+def _both(first: Remedy, then: Remedy) -> Remedy:
+    """An option, and another that was tried with it."""
+    allow = "--allow "
+    options = [first.option, then.option]
+    if first.option.startswith(allow) and then.option.startswith(allow):
+        options = [then.option]  # which has what the first allows
+    instead = "; ".join(filter(None, (first.instead, then.instead)))
+    return replace(then, option=" ".join(options), instead=instead)
+
+
+def _tries(
+    trial: _Trial, results: Sequence[SiteResult], with_layout: Callable[[str], Recorded]
+) -> Iterator[_Tried]:
+    """Every way to allow the first failing site of a role, and what it leaves."""
+    failing = [r for r in _sample(results, _FAILS) if r.verdict in _FAILS]
+    helped = set()
     for first in _firsts(results):
-        for tried in _candidates(judged, first, with_layout):
-            if tried.option in found or time.perf_counter() > end:
-                continue
-            changed, left, count = tried.change(judged), 0, 0
-            if changed.look(first.site).result.verdict in _WRONG:
-                continue
-            for result in sample:
-                left += changed.look(result.site).result.verdict in _WRONG
-                count += 1
-                if time.perf_counter() > end:
-                    break
-            if left < failing:
-                found[tried.option] = Remedy(
-                    tried.option, tried.instead, left, failing, count, len(results)
-                )
-    best = sorted(found.values(), key=lambda remedy: remedy.left)
-    return tuple(best[:1] if best and not best[0].left else best[:_NAMED])
+        for candidate in _candidates(trial.judged, first, failing, with_layout):
+            if candidate.option not in helped:
+                remedy = trial.tried(candidate, first)
+                helped.update([candidate.option] if remedy else [])
+                yield remedy, candidate
+
+
+def _best(tried: Iterable[_Tried]) -> tuple[Remedy, _Candidate] | None:
+    """The one that leaves least; of two that leave as much, the one that allows less."""
+    order = _ORDER.split()
+    helpful = [(remedy, candidate) for remedy, candidate in tried if remedy is not None]
+    return min(
+        helpful,
+        key=lambda pair: (pair[0].left, order.index(pair[1].option.partition(" ")[0])),
+        default=None,
+    )
+
+
+_Tried = tuple[Remedy | None, _Candidate]
+
+
+class _Trial:
+    """Sites judged once more: some, and then all if there is time."""
+
+    def __init__(self, judged: Sites, results: Sequence[SiteResult], end: float) -> None:
+        self.judged, self._results, self._end = judged, results, end
+        self.failing = any(result.verdict in _FAILS for result in results)
+        self._wrong = _FAILS if self.failing else (*_FAILS, "WARN")
+
+    def after(self, changed: Sites) -> _Trial:
+        """The same, with an option that is taken already."""
+        return _Trial(changed, self._results, self._end)
+
+    def tried(self, candidate: _Candidate, first: SiteResult | None = None) -> Remedy | None:
+        """What an option leaves; None if it does not help, first of all at one site."""
+        start = time.perf_counter()
+        changed = candidate.change(self.judged)
+        if start > self._end or (first is not None and self._left(changed, [first])):
+            return None
+        some = _sample(self._results, self._wrong)
+        found = self._remedy(candidate, changed, some)
+        each = (time.perf_counter() - start) / len(some)
+        in_time = time.perf_counter() + each * len(self._results) < self._end
+        if found is None or found.tried == found.sites or not (self.failing and in_time):
+            return found
+        return self._remedy(candidate, candidate.change(self.judged), self._results)
+
+    def _remedy(
+        self, candidate: _Candidate, changed: Sites, some: Sequence[SiteResult]
+    ) -> Remedy | None:
+        failing = sum(result.verdict in self._wrong for result in some)
+        left = self._left(changed, some)
+        if left >= failing:
+            return None
+        of = "failing site" if self.failing else "warning"
+        counts = (left, failing, len(some), len(self._results))
+        return Remedy(candidate.option, candidate.instead, *counts, of)
+
+    def _left(self, changed: Sites, some: Iterable[SiteResult]) -> int:
+        looks = (changed.look(result.site) for result in some)
+        return sum(look.result.verdict in self._wrong for look in looks)
 
 
 def _firsts(results: Iterable[SiteResult]) -> Iterator[SiteResult]:
     """The first failing site of each role."""
     seen = set()
     for result in results:
-        if result.verdict in _WRONG and result.site.role not in seen:
+        if result.verdict in _FAILS and result.site.role not in seen:
             seen.add(result.site.role)
             yield result
 
 
-def _sample(results: Sequence[SiteResult]) -> list[SiteResult]:
+def _sample(results: Sequence[SiteResult], wrongs: Sequence[str]) -> list[SiteResult]:
     """Few sites that stand for all, in the order of a forward pass."""
     if len(results) <= _ALL:
         return list(results)
@@ -117,23 +193,26 @@ def _sample(results: Sequence[SiteResult]) -> list[SiteResult]:
         by_role.setdefault(result.site.role, []).append(result)
     kept: set[str] = set()
     for found in by_role.values():
-        wrong = [result for result in found if result.verdict in _WRONG]
-        right = [result for result in found if result.verdict not in _WRONG]
+        wrong = [result for result in found if result.verdict in wrongs]
+        right = [result for result in found if result.verdict not in wrongs]
         for some in (wrong[:1], wrong[-1:], right[len(right) // 2 :][:1]):
             kept.update(result.site.name for result in some)
     return [result for result in results if result.site.name in kept]
 
 
 def _candidates(
-    judged: Sites, first: SiteResult, with_layout: Callable[[str], Recorded]
-) -> Iterator[_Tried]:
-    """What may have been meant at a failing site."""
+    judged: Sites,
+    first: SiteResult,
+    failing: Sequence[SiteResult],
+    with_layout: Callable[[str], Recorded],
+) -> Iterator[_Candidate]:
+    """What may have been meant at a failing site; some that fail tell what is the same in all."""
     asked, role = judged.asked, first.site.role
-    yield from _other_dtypes(judged, first)
+    yield from _other_dtypes(judged, [first, *failing])
     if role in ROTATED:
         now = judged.recorded.metadata.get("rope_layout", "half")
         other = "half" if now == "interleaved" else "interleaved"
-        yield _Tried(
+        yield _Candidate(
             f"--rope-layout {other}",
             lambda sites: replace(sites, recorded=with_layout(other)),
             f'"rope_layout": "{other}" in the trace\'s metadata',
@@ -150,14 +229,14 @@ def _candidates(
             yield _profiled(f"tensor parallel, {ranks} ranks, {first.dtype} reduce")
 
 
-def _other_dtypes(judged: Sites, first: SiteResult) -> Iterator[_Tried]:
-    """Formats of which all numbers of the array are."""
-    array = judged.recorded.array(first.site.name)
+def _other_dtypes(judged: Sites, failing: Sequence[SiteResult]) -> Iterator[_Candidate]:
+    """Formats of which all numbers of the array are, and of most arrays that fail."""
     stored = dtype_name(judged.model.weights.embed_tokens.dtype)
     for narrow in (*NARROW, "float32"):
-        if FLOATS[narrow].precision >= FLOATS[first.dtype].precision:
+        if FLOATS[narrow].precision >= FLOATS[failing[0].dtype].precision:
             continue
-        if not (are_numbers_of(narrow, array) if narrow in NARROW else _are_float32(array)):
+        told = [_are_of(narrow, judged.recorded.array(result.site.name)) for result in failing]
+        if not told[0] or sum(told) < 0.75 * len(told):
             continue
 
         def change(sites: Sites, narrow: str = narrow) -> Sites:
@@ -165,26 +244,28 @@ def _other_dtypes(judged: Sites, first: SiteResult) -> Iterator[_Tried]:
 
         in_metadata = f'"dtype": "{narrow}" in the trace\'s metadata'
         if FLOATS[narrow].holds(FLOATS[stored]):
-            yield _Tried(f"--dtype {narrow}", change, in_metadata)
+            yield _Candidate(f"--dtype {narrow}", change, in_metadata)
             continue
         # The command rounds weights to the dtype unless the trace says what they are.
         stated = "weights" in judged.recorded.metadata
         option = f"--dtype {narrow} --weights-dtype {narrow}" if stated else f"--dtype {narrow}"
         model = _rounded(judged.model, narrow)
-        yield _Tried(
+        yield _Candidate(
             option,
             lambda sites, change=change, model=model: replace(change(sites), model=model),  # type: ignore[misc]
             f'in Python dtype="{narrow}", and load(..., dtype="{narrow}")',
         )
-        yield _Tried(f"--dtype {narrow} --weights-dtype {stored}", change)
+        yield _Candidate(f"--dtype {narrow} --weights-dtype {stored}", change)
 
 
-def _are_float32(array: np.ndarray) -> bool:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.array_equal(array.astype(np.float32), array, equal_nan=True))
+def _are_of(form: str, array: np.ndarray) -> bool:
+    """Whether all numbers of an array are those of a narrower format."""
+    if form in NARROW:
+        return are_numbers_of(form, array)
+    return bool(np.array_equal(array.astype(np.float32), array, equal_nan=True))
 
 
-def _named(judged: Sites, first: SiteResult) -> Iterator[_Tried]:
+def _named(judged: Sites, first: SiteResult) -> Iterator[_Candidate]:
     """What allows the mistakes that explain a site."""
     for explanation in first.explanations:
         for pattern, (option, key) in _OPTIONS.items():
@@ -196,7 +277,7 @@ def _named(judged: Sites, first: SiteResult) -> Iterator[_Tried]:
                 yield _allowing(judged, said.removeprefix("--allow "))
             elif key == "accumulate":
                 form = found[1]
-                yield _Tried(
+                yield _Candidate(
                     said,
                     lambda sites, form=form: replace(  # type: ignore[misc]
                         sites, asked=replace(sites.asked, accumulate=form)
@@ -205,23 +286,23 @@ def _named(judged: Sites, first: SiteResult) -> Iterator[_Tried]:
                 )
             else:
                 model = _rounded(judged.model, found[1])
-                yield _Tried(
+                yield _Candidate(
                     said,
                     lambda sites, model=model: replace(sites, model=model),  # type: ignore[misc]
                     f'in Python load(..., dtype="{found[1]}")',
                 )
 
 
-def _allowing(judged: Sites, roundings: str) -> _Tried:
+def _allowing(judged: Sites, roundings: str) -> _Candidate:
     every = ",".join(filter(None, (judged.asked.allowed, roundings)))
-    return _Tried(
+    return _Candidate(
         f"--allow {every}",
         lambda sites: replace(sites, asked=replace(sites.asked, allowed=every)),
     )
 
 
-def _profiled(name: str) -> _Tried:
-    return _Tried(
+def _profiled(name: str) -> _Candidate:
+    return _Candidate(
         f'--profile "{name}"',
         lambda sites: replace(sites, asked=replace(sites.asked, profile=profile_named(name))),
     )

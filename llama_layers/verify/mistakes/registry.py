@@ -126,7 +126,7 @@ class Mistake:
 
     @property
     def _fits_a_past(self) -> bool:
-        """Whether it can be told where there are more keys than queries: no other array has them."""
+        """Whether it can be made where keys of the past come before those of the trace."""
         return self.formula or self.kind == Kind.ROUNDING or self.loosens
 
     def _changed(

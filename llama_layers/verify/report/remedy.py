@@ -23,6 +23,8 @@ class Remedy:
         How many sites were tried.
     sites : int
         How many sites the trace has.
+    of : str
+        What is counted: "failing site", or "warning" where no site fails.
     """
 
     option: str
@@ -31,11 +33,12 @@ class Remedy:
     failing: int
     tried: int
     sites: int
+    of: str = "failing site"
 
     @property
     def sentence(self) -> str:
         """What to do if the cause is meant, and what comes of it."""
-        leaves = f"{self.left} of {self.failing} failing sites" if self.left else "no failing site"
+        leaves = f"{self.left} of {self.failing} {self.of}s" if self.left else f"no {self.of}"
         tried = "" if self.tried == self.sites else f", as {self.tried} of {self.sites} sites tell"
         instead = f" ({self.instead})" if self.instead else ""
         return f"If that is meant: {self.option}{instead} leaves {leaves}{tried}."

@@ -132,6 +132,7 @@ class Report(Readable):
         return [
             _headline(self),
             *_first_failure(self),
+            *_allowed(self),
             *section("Error over limit, by site and layer", [site_map(results)] if results else []),
             *section("How errors are spread", role_tables(results)),
             *section("All sites", [site_table(results)] if results else []),
@@ -206,6 +207,12 @@ def _first_failure(report: Report) -> Iterator[Panel]:
     if first.worst:
         blocks.append(Elements("Its worst elements", element_rows(first.worst)))
     yield Panel(tuple(blocks))
+
+
+def _allowed(report: Report) -> Iterator[Sentences]:
+    """Say which option allows what warns, where nothing fails."""
+    if report.first is None and report.remedies:
+        yield Sentences(tuple(remedy.sentence for remedy in report.remedies))
 
 
 def _remainder(result: SiteResult, explanation: Explanation) -> str:
