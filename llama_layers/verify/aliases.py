@@ -51,6 +51,8 @@ _MORE = {
     "model.layers.{}.self_attn.o_proj.input": "model.layers.{}.self_attn.attention",
     "model.layers.{}.post_attention_layernorm.input": "model.layers.{}.attention_residual",
     "model.layers.{}.mlp.down_proj.input": "model.layers.{}.mlp.act",
+    "model.layers.{}.self_attn.past_key": "model.layers.{}.self_attn.past_key",
+    "model.layers.{}.self_attn.past_value": "model.layers.{}.self_attn.past_value",
 }
 # Endings that hooks append to the name of a module: the first of several outputs has a number.
 _ENDINGS = tuple(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ def record_transformers(
     *,
     attention_mask: Array | None = None,
     positions: Array | None = None,
-    past_key_values: Any = None,
+    cache: Any = None,
     probabilities: bool = False,
 ) -> Trace:
     """Run a model of transformers (5 or later) and keep the array of every site.
@@ -58,7 +59,7 @@ def record_transformers(
         Which tokens are not padding; all if not given. With a past it has those tokens, too.
     positions : tensor or array of integers, shape [S] or [B, S], optional
         For RoPE; if not given transformers counts from 0, padding included.
-    past_key_values : DynamicCache, optional
+    cache : DynamicCache, optional
         Keys and values of earlier tokens, as transformers returns them. They are recorded as
         ``self_attn.past_key`` and ``self_attn.past_value``; the cache itself is left as it is.
     probabilities : bool, optional
@@ -105,13 +106,13 @@ def record_transformers(
         raise ValueError(f"input_ids: expected shape [B, S], got {list(ids.shape)}")
     options: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     before = 0
-    if past_key_values is not None:
-        if getattr(past_key_values, "is_compileable", True):  # full of places without tokens
-            raise ValueError(
-                f"past_key_values: expected a DynamicCache, got {type(past_key_values).__name__}"
-            )
-        before = int(past_key_values.get_seq_length())
-        options |= {"past_key_values": copy.deepcopy(past_key_values), "use_cache": True}
+    if cache is not None:
+        if getattr(cache, "is_compileable", True):  # full of places without tokens
+            raise ValueError(f"cache: expected a DynamicCache, got {type(cache).__name__}")
+        before = int(cache.get_seq_length())
+        known = inspect.signature(model.forward).parameters
+        name = "cache" if "cache" in known else "past_key_values"  # until 5.40
+        options |= {name: copy.deepcopy(cache), "use_cache": True}
     mask = None
     if attention_mask is not None:
         mask = _integers(torch, "attention_mask", attention_mask, model.device)
@@ -135,12 +136,15 @@ def record_transformers(
         logits = model(**options).logits
     _check_complete(arrays, config, probabilities)
     position_ids = to_numpy(places[0])
+    # A layer with a window may have forgotten the first tokens.
+    past = [array.shape[1] for name, array in arrays.items() if name.endswith("past_key")]
+    seen = max(past, default=0) + ids.shape[1]
     dtypes = {dtype_name(array.dtype) for array in arrays.values()}
     return Trace(
         arrays,
         input_ids=to_numpy(ids),
         positions=position_ids[0] if len(position_ids) == 1 else position_ids,
-        attention_mask=None if mask is None else to_numpy(mask) != 0,
+        attention_mask=None if mask is None else to_numpy(mask)[:, -seen:] != 0,
         metadata={
             "engine": f"transformers {version('transformers')}",
             "attention": str(config._attn_implementation),
