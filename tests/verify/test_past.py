@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from llama_layers import KVCache, forward
 from llama_layers.errors import TraceError
 from llama_layers.verify import Trace, check, record
+from llama_layers.verify.validate import validated
 from tests.support.random_models import CONFIGS, GQA, model_of, random_weights
 
 PAST = 5
@@ -204,3 +207,18 @@ def test_the_past_of_another_batch():
     one = Trace({n: a[:1] for n, a in past.arrays.items()}, past.input_ids[:1])
     with pytest.raises(TraceError, match="past: expected 2 sequences"):
         check(part(trace, slice(PAST, None)), model, past=one)
+
+
+def test_in_jobs(tmp_path):
+    """Each job has the past of its layers, as places of files."""
+    model, trace = whole_run()
+    step = part(trace, slice(PAST, None), **past_arrays(trace, GQA))
+    step.save(tmp_path / "step.safetensors")
+    opened = Trace.load(tmp_path / "step.safetensors")
+    with ThreadPoolExecutor(1) as executor:
+        report = check(opened, model, executor=executor)
+    assert replace(report, seconds=0.0) == replace(check(opened, model), seconds=0.0)
+    past = validated(opened, model.config).past
+    assert len(pickle.dumps(past)) < len(pickle.dumps(step.arrays)) / 2
+    again = pickle.loads(pickle.dumps(past))
+    assert again.count(1) == PAST
