@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llama_layers import attention, forward
+from llama_layers.testing import assert_matches_reference
 from llama_layers.verify import Trace, check, record
 from llama_layers.verify.profiles import CONTRACT, PROFILES, allowing
 from tests.support.random_models import GQA, model_of, random_weights
@@ -177,6 +178,9 @@ def test_two_choices_at_once():
     assert not remedy.left
     report = check(both, MODEL, rope_layout="interleaved", allow="cache=bfloat16")
     assert report.verdict == "PASS"
+    assert_matches_reference(both, MODEL, rope_layout="interleaved", allow="cache=bfloat16")
+    with pytest.raises(AssertionError, match="If that is meant: --allow cache=bfloat16"):
+        assert_matches_reference(both, MODEL, rope_layout="interleaved")
 
 
 def test_none_are_tried_unasked():
