@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from llama_layers.cli.options import Commands, add_force, add_json
+from llama_layers.cli.options import Commands, add_force, add_ignore_unknown, add_json
 from llama_layers.cli.outputs import check_outputs
 
 
@@ -25,6 +25,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--all", action="store_true", help="print a line for each site")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page, too")
     add_force(parser)
+    add_ignore_unknown(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from llama_layers.verify import Trace, compare, write_html
 
     check_outputs([args.html], args.force, model=None, read=[args.a, args.b])
-    comparison = compare(Trace.load(args.a), Trace.load(args.b))
+    comparison = compare(Trace.load(args.a), Trace.load(args.b), ignore_unknown=args.ignore_unknown)
     args.status = comparison.exit_status
     if args.html is not None:
         write_html(comparison, args.html, force=args.force)

@@ -163,7 +163,7 @@ def _counts(recorded: Recorded, site: Site, shape: tuple[int, ...]) -> NDArray[n
     counts = np.ones(shape, bool)
     if site.pairwise:
         assert site.layer is not None  # pairs are of a layer's tokens
-        counts &= recorded.allowed(recorded.config.window_of(site.layer))[:, None]
+        counts &= recorded.allowed(site.layer)[:, None]
     if recorded.keep is not None:
         tokens = np.swapaxes(counts, 1, 2) if site.pairwise else counts
         tokens[~recorded.keep[:, -tokens.shape[1] :]] = False

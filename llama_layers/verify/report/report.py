@@ -22,6 +22,7 @@ from llama_layers.verify.report.blocks import (
     section,
 )
 from llama_layers.verify.report.plain import as_json
+from llama_layers.verify.report.remedy import Remedy
 from llama_layers.verify.report.results import EDGES, SITE_VERDICTS, Explanation, SiteResult
 from llama_layers.verify.report.tables import (
     element_rows,
@@ -59,6 +60,8 @@ class Report(Readable):
         The dtype of the model's weights; may be empty.
     diagnosed : bool
         Whether explanations were looked for.
+    remedies : tuple of Remedy
+        Options of a check that allow what fails, if it is meant, the best first.
     """
 
     results: tuple[SiteResult, ...]
@@ -68,6 +71,7 @@ class Report(Readable):
     profile: str = "contract"
     weights: str = ""
     diagnosed: bool = True
+    remedies: tuple[Remedy, ...] = ()
 
     def __repr__(self) -> str:
         return f"Report({_headline(self)})"
@@ -131,6 +135,7 @@ class Report(Readable):
             _headline(self),
             *_first_failure(self),
             *section("Where they are wrong", _elsewhere(self.failures)),
+            *_allowed(self),
             *section("Error over limit, by site and layer", [site_map(results)] if results else []),
             *section("How errors are spread", role_tables(results)),
             *section("All sites", [site_table(results)] if results else []),
@@ -203,6 +208,8 @@ def _first_failure(report: Report) -> Iterator[Panel]:
     for i, explanation in enumerate(first.explanations):
         title = f"{'Or' if i else 'Likely cause'}: {explanation.name}"
         blocks.append(Cause(title, (explanation.detail, _remainder(first, explanation))))
+    if report.remedies:
+        blocks.append(Sentences(tuple(remedy.sentence for remedy in report.remedies)))
     if first.judgement is not None and first.note:
         blocks.append(Sentences((f"{first.note[0].upper()}{first.note[1:]}.",)))
     if first.judgement is None:
@@ -222,6 +229,12 @@ def _first_failure(report: Report) -> Iterator[Panel]:
     if first.worst:
         blocks.append(Elements("Its worst elements", element_rows(first.worst)))
     yield Panel(tuple(blocks))
+
+
+def _allowed(report: Report) -> Iterator[Sentences]:
+    """Say which option allows what warns, where nothing fails."""
+    if report.first is None and report.remedies:
+        yield Sentences(tuple(remedy.sentence for remedy in report.remedies))
 
 
 def _remainder(result: SiteResult, explanation: Explanation) -> str:
