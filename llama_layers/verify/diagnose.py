@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
@@ -83,6 +85,7 @@ def diagnose(
     only: Collection[str] | None = None,
     strictly: bool = False,
     usually: bool = False,
+    until: float = math.inf,
 ) -> tuple[Explanation, ...]:
     """The mistakes that would explain a failing site, the likeliest first.
 
@@ -104,6 +107,8 @@ def diagnose(
     usually : bool, optional
         Whether to hold errors that are larger than usual, and within the limit, against what is
         usual instead of the limit, and to try roundings only.
+    until : float, optional
+        When to stop, of ``time.perf_counter()``.
 
     Returns
     -------
@@ -121,7 +126,9 @@ def diagnose(
         return ()
     found: list[_Found] = []
     for kind in Kind:
-        found += [f for m in chosen if m.kind == kind for f in trial.found(m)]
+        for mistake in chosen:
+            if mistake.kind == kind and time.perf_counter() < until:
+                found += trial.found(mistake)
         if any(trial.is_well_explained(f.fitness) for f in found):
             break
     found.sort(key=lambda f: f.surprise)
