@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import ChainMap, Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -56,6 +57,7 @@ def diagnose_unbounded(
     /,
     *,
     only: Collection[str] | None = None,
+    until: float = math.inf,
 ) -> tuple[Explanation, ...]:
     """The mistakes that leave a difference like that of rounding, the likeliest first.
 
@@ -74,6 +76,8 @@ def diagnose_unbounded(
         The model.
     only : collection of str, optional
         Names of mistakes to try; all if not given.
+    until : float, optional
+        When to stop, of ``time.perf_counter()``.
 
     Returns
     -------
@@ -86,6 +90,8 @@ def diagnose_unbounded(
     between = _Between(unbounded, recorded, walk, model, chosen)
     found = []
     for candidate in between.candidates():
+        if time.perf_counter() > until:
+            break
         if only is None or candidate.name in only:
             left = candidate.left()
             if left <= unbounded.allowed:

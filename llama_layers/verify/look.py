@@ -52,11 +52,19 @@ class Look:
         `result` excuses it by: they would excuse much.
     evidence : FailingSite, Unbounded or None
         What mistakes are to explain; None where it was left behind, to be computed again.
+    always : bool
+        Whether `unexcused` is to be tried at every such site, and not only where few sites need
+        those roundings.
     """
 
     result: SiteResult
     unexcused: SiteResult | None = None
     evidence: FailingSite | Unbounded | None = field(default=None, repr=False)
+    always: bool = False
+
+    def without_arrays(self) -> Look:
+        """The look without evidence that holds a layer's arrays."""
+        return replace(self, evidence=None) if isinstance(self.evidence, FailingSite) else self
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,10 @@ class Sites:
         theirs = None
         if judgement.verdict != "PASS" and self.asked.profile is None:
             theirs = self._profile_of(failing)
+        if theirs is not None and self._is_stated(theirs):
+            formats = replace(formats, profile=theirs)
+            bound = where_defined(failing.bound(formats), failing.site, self.recorded)
+            judgement = judge(array, bound)
         route = self.recorded.route(failing.site)
         assert route is not None  # or else it is not judged
         failed = SiteResult(
@@ -169,9 +181,9 @@ class Sites:
         verdict, note = self._remark(failing, judgement, bound, theirs)
         profile = "" if theirs is None else theirs.name
         result = replace(failed, verdict=verdict, note=note, profile=profile, place=None)
-        if theirs is None or not theirs.excess_precision:
+        if theirs is None or judgement.verdict != "FAIL":
             return Look(result)
-        return Look(result, failed, failing)
+        return Look(result, failed, failing, always=theirs.excess_precision)
 
     def _bound(self, failing: FailingSite) -> Bound:
         """The bound; where a cache may round, the nearer of those with and without that.
@@ -201,7 +213,8 @@ class Sites:
             return "WARN", f"{counted(lost, 'number')} overflowed {formats.dtype} here"
         if theirs is not None:
             habits = theirs.habits(failing.operation.steps, formats.narrower)
-            return "WARN", f"rounds as {theirs.name} does: {habits}"
+            verdict: SiteVerdict = "PASS" if self._is_stated(theirs) else "WARN"
+            return verdict, f"rounds as {theirs.name} does: {habits}"
         note = self._unusual(failing, judgement) or self._padding(failing.site)
         return judgement.verdict, note
 
@@ -219,6 +232,14 @@ class Sites:
             if judge(failing.computed, bound).verdict == "PASS":
                 return profile
         return None
+
+    def _is_stated(self, profile: RoundingProfile) -> bool:
+        """Whether the trace says that it is of an engine that rounds so."""
+        engine = self.recorded.metadata.get("engine", "").partition(" ")[0]
+        own = [known for known in PROFILES.values() if engine and known.name.startswith(engine)]
+        if profile.name == "float32 phases":
+            return any(known.phases == profile.phases for known in own)
+        return profile in own
 
     def _padding(self, site: Site) -> str:
         """A note on logits that were not looked at."""

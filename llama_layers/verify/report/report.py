@@ -21,6 +21,7 @@ from llama_layers.verify.report.blocks import (
     Strips,
     section,
 )
+from llama_layers.verify.report.patterns import joined_causes
 from llama_layers.verify.report.plain import as_json
 from llama_layers.verify.report.remedy import Remedy
 from llama_layers.verify.report.results import EDGES, SITE_VERDICTS, Explanation, SiteResult
@@ -216,6 +217,8 @@ def _first_failure(report: Report) -> Iterator[Panel]:
         said = "The sites between were not recorded; with them, the first wrong one would be found."
         blocks.append(Sentences((said,)))
     blocks.append(Sentences(tuple(_consequences(report.failures))))
+    if together := tuple(joined_causes(report.failures)):
+        blocks.append(Sentences(together))
     blocks.append(
         Facts(
             {
