@@ -135,7 +135,7 @@ def check(
         missing=tuple(
             site.name
             for site in sites(model.config)
-            if not site.pairwise and site.name not in recorded.arrays
+            if not site.optional and site.name not in recorded.arrays
         ),
         metadata=dict(trace.metadata),
         seconds=time.perf_counter() - start,

@@ -53,7 +53,7 @@ def fitted(
     for name in arrays:
         site, array = known[name], stored(arrays, name)
         if name == HEAD:
-            array = _without_padding(array, config.vocab_size)
+            array = without_padding(array, config.vocab_size)
         given = array.info()
         shape = _shape(site, given.shape, extent, config.head_dim)
         if given.dtype not in FLOATS:
@@ -65,7 +65,7 @@ def fitted(
     return StoredArrays(found)
 
 
-def _without_padding(logits: StoredArray, tokens: int) -> StoredArray:
+def without_padding(logits: StoredArray, tokens: int) -> StoredArray:
     """Leave out what a head with rows of padding gives beyond the vocabulary."""
     *others, width = logits.info().shape or (0,)
     if not padding(width, tokens):

@@ -46,7 +46,7 @@ class Report(Readable):
     results : tuple of SiteResult
         In the order of a forward pass, for every site that was recorded.
     missing : tuple of str
-        Sites of the model that were not recorded; those of all pairs of tokens are not counted.
+        Sites of the model that were not recorded; those that are optional are not counted.
     metadata : mapping of str to str
         The metadata of the trace.
     seconds : float
