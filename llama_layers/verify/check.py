@@ -18,6 +18,7 @@ from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.jobs import looks
 from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
+from llama_layers.verify.logprob_summary import summary_of_check
 from llama_layers.verify.look import Asked, Look, Sites
 from llama_layers.verify.profiles import CONTRACT, RoundingProfile, profile_named
 from llama_layers.verify.report import Explanation, Report, SiteResult
@@ -142,6 +143,7 @@ def check(
         profile=(chosen or CONTRACT).name,
         weights=dtype_name(model.weights.embed_tokens.dtype),
         diagnosed=explain,
+        logprobs=summary_of_check(judged),
     )
 
 

@@ -100,12 +100,18 @@ class Recomputed:
             )
             lacks_ids = self._recorded.input_ids is None and not site.pairwise
             return Unbounded(site, array, formats, (), math.nan, None, odd, lacks_ids)
-        own = self._own.setdefault(
-            formats.dtype, Recomputation(self._recorded, self._model, formats.dtype)
-        )
-        exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in (self.exact, own))
+        walks = (self.exact, self.walk(formats.dtype))
+        exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in walks)
         sources, far = self.exact.gap(site).sources, apart(self._recorded, array, exact)
         return Unbounded(site, array, formats, sources, far, distance(exact, ours))
+
+    def walk(self, dtype: str) -> Recomputation:
+        """The recomputation in a dtype."""
+        if dtype == "float64":
+            return self.exact
+        if dtype not in self._own:
+            self._own[dtype] = Recomputation(self._recorded, self._model, dtype)
+        return self._own[dtype]
 
 
 def apart(recorded: Recorded, array: np.ndarray, exact: np.ndarray) -> float:

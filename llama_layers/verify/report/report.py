@@ -20,6 +20,7 @@ from llama_layers.verify.report.blocks import (
     Sentences,
     section,
 )
+from llama_layers.verify.report.logprobs import LogprobDifference
 from llama_layers.verify.report.plain import as_json
 from llama_layers.verify.report.results import EDGES, SITE_VERDICTS, Explanation, SiteResult
 from llama_layers.verify.report.tables import (
@@ -57,6 +58,8 @@ class Report(Readable):
         The dtype of the model's weights; may be empty.
     diagnosed : bool
         Whether explanations were looked for.
+    logprobs : LogprobDifference or None
+        How far the log-probabilities are from those of float64, if they were recorded.
     """
 
     results: tuple[SiteResult, ...]
@@ -66,6 +69,7 @@ class Report(Readable):
     profile: str = "contract"
     weights: str = ""
     diagnosed: bool = True
+    logprobs: LogprobDifference | None = None
 
     def __repr__(self) -> str:
         return f"Report({_headline(self)})"
@@ -128,6 +132,7 @@ class Report(Readable):
         return [
             _headline(self),
             *_first_failure(self),
+            *section("Log-probabilities", self.logprobs.blocks() if self.logprobs else []),
             *section("Error over limit, by site and layer", [site_map(results)] if results else []),
             *section("How errors are spread", role_tables(results)),
             *section("All sites", [site_table(results)] if results else []),
