@@ -68,8 +68,8 @@ _NO_SITES = {
     "model.layers.{}.mlp": "mlp.down_proj once more",
     "layers.{}.attention": "layers.{}.attention.wo once more",
     "layers.{}.feed_forward": "layers.{}.feed_forward.w2 once more",
-    "prompt_logprobs": "number s is that of token s; leave the first out, and call it logprobs",
-    "input_token_logprobs": "number s is that of token s; leave the first out, and call it logprobs",
+    "prompt_logprobs": "number s is that of token s; leave out the first, and call it logprobs",
+    "input_token_logprobs": "number s is of token s; leave out the first, and call it logprobs",
     "cumulative_logprob": "a sum of logprobs",
 }
 # Endings that hooks append to the name of a module.

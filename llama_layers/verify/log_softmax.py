@@ -112,9 +112,7 @@ class Choice:
             chosen = chosen.where(np.take_along_axis(self.allowed, places, axis=-1), -np.inf)
         known = self.ids[:, None] >= 0
         chosen = chosen.only(known)
-        return chosen.with_errors(
-            (chosen.off, chosen.usual), np.where(known, chosen.exact, np.nan)
-        )
+        return chosen.with_errors((chosen.off, chosen.usual), np.where(known, chosen.exact, np.nan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,11 +191,8 @@ class LogSum:
             own += u * finite_magnitude(self.exact)
             own = how.own * own * (1 + u) ** 2 + how.lost
             most, usual = (
-                e + how.own * s + own
-                for e, s in zip((a.off, a.usual), self.errors, strict=True)
+                e + how.own * s + own for e, s in zip((a.off, a.usual), self.errors, strict=True)
             )
             impossible = exact == -np.inf
-            most, usual = (
-                np.where(np.isinf(e) | ~impossible, e, 0.0) for e in (most, usual)
-            )
+            most, usual = (np.where(np.isinf(e) | ~impossible, e, 0.0) for e in (most, usual))
         return Tracked(exact, most, usual, how, how.sums)

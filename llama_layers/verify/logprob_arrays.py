@@ -1,9 +1,9 @@
 """Log-probabilities in one shape, whichever of the usual ones they came in.
 
 An array has one number for each token, or one for each token of the vocabulary. At position s it
-tells how likely the token is that comes after token s. So an array [B, S - 1] begins with the second
-token of ``input_ids``, and one of [B, n] has the last n tokens. Only `next_ids` can tell of which
-token the last number of an array [B, S] is.
+tells how likely the token is that comes after token s. So an array [B, S - 1] begins with the
+second token of ``input_ids``, and one of [B, n] has the last n tokens. Only `next_ids` can tell of
+which token the last number of an array [B, S] is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.errors import TraceError
 from llama_layers.layers.sites import LOGPROBS
-from llama_layers.verify.stored import StoredArray
+from llama_layers.verify.stored import StoredArray, stored
 
 NextIds = NDArray[np.int64]
 
@@ -85,9 +85,7 @@ def fitted_logprobs(
     batch, count = extent
     shape, dtype = array.info()
     if dtype not in FLOATS:
-        raise TraceError(
-            f"{LOGPROBS}: expected one of the dtypes {', '.join(FLOATS)}, got {dtype}"
-        )
+        raise TraceError(f"{LOGPROBS}: expected one of the dtypes {', '.join(FLOATS)}, got {dtype}")
     places = columns(shape, extent)
     if places is not None:
         if next_ids is None:
@@ -97,8 +95,7 @@ def fitted_logprobs(
             )
         known = np.full_like(next_ids, -1)
         known[:, places] = next_ids[:, places]
-        fit = partial(_spread, known, places)
-        return array.changed((batch, count, 1), fit), known
+        return stored({LOGPROBS: _spread(known, places, array.read())}, LOGPROBS), known
     for rows in (count, 1):
         whole = (batch, rows, vocabulary)
         if shape == whole or (batch == 1 and shape == whole[1:]):
@@ -110,9 +107,36 @@ def fitted_logprobs(
     )
 
 
+def aligned(
+    arrays: tuple[np.ndarray, np.ndarray], ids: tuple[NextIds, NextIds]
+) -> tuple[np.ndarray, np.ndarray, NextIds]:
+    """Return two fitted arrays in one shape, and the tokens that both know."""
+    rows = min(array.shape[1] for array in arrays)
+    first, second = (array[:, -rows:] for array in arrays)
+    known = np.where(ids[0] == ids[1], ids[0], -1)[:, -rows:]
+    if first.shape[-1] == second.shape[-1]:
+        return first, second, known
+    first, second = (picked(array, known)[..., None] for array in (first, second))
+    return first, second, known
+
+
+def picked(array: np.ndarray, ids: NextIds) -> np.ndarray:
+    """Return the log-probabilities of tokens [B, S] from a fitted array; NaN where it is -1."""
+    if array.shape[-1] > 1:
+        array = np.take_along_axis(array, np.maximum(ids, 0)[..., None], axis=-1)
+    return np.where(ids < 0, array.dtype.type(np.nan), array[..., 0])
+
+
 def _spread(known: NextIds, places: slice, given: Array) -> np.ndarray:
-    """Put numbers at their positions, and NaN elsewhere."""
+    """Put numbers at their positions, and NaN elsewhere.
+
+    Numbers of float32 that are stored in float64 come from a list of Python's floats.
+    """
     numbers = _native(given)
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = numbers.astype(np.float32)
+    if numbers.dtype == np.float64 and np.array_equal(narrow, numbers, equal_nan=True):
+        numbers = narrow
     spread = np.full(known.shape, np.nan, numbers.dtype)
     spread[:, places] = numbers.reshape(len(known), -1)
     spread[known < 0] = np.nan

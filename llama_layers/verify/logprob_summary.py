@@ -12,7 +12,7 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.layers.sites import LOGPROBS, Site, sites
 from llama_layers.verify.failing_site import wide
 from llama_layers.verify.fit import HEAD
-from llama_layers.verify.logprob_arrays import NextIds
+from llama_layers.verify.logprob_arrays import NextIds, picked
 from llama_layers.verify.look import Sites
 from llama_layers.verify.operations import Logprobs
 from llama_layers.verify.recompute import Recomputation
@@ -45,30 +45,29 @@ def summary_of_check(judged: Sites) -> LogprobDifference | None:
     own = _Runs(judged)
     exact = own.logits("float64", theirs.shape[1])
     right = own.picked(exact, ids)
-    port = picked(theirs, ids)
+    port = wide(picked(theirs, ids))
     found = difference_of(("the port", "float64"), port, right, ids)
     if theirs.shape[-1] > 1:
         whole = Logprobs(exact, None, recorded.temperature).computed(exact)
-        found = replace(found, **_divergence(theirs, whole, recorded.keep))
-    normal, ours = [], None
+        kl, largest_kl = _divergence(theirs, whole, recorded.keep)
+        found = replace(found, kl=kl, largest_kl=largest_kl)
+    normal: list[Normal] = []
     for dtype in own.dtypes(theirs):
         picks = own.picked(own.logits(dtype, theirs.shape[1]), ids)
         off = difference_of(("", ""), picks, right, ids)
         normal.append(Normal(dtype, off.rms, off.largest))
-        ours = picks if ours is None else ours
+        if len(normal) == 1:
+            places = [(t.sequence, t.token - 1) for t in found.tokens]
+            off_there = [float(picks[at] - right[at]) for at in places]
         if found.rms <= ALIKE * off.rms:
             break
-    places = [(t.sequence, t.token - 1) for t in found.tokens]
     tokens = tuple(
-        replace(t, normal=float(ours[at] - right[at]))
-        for t, at in zip(found.tokens, places, strict=True)
+        replace(token, normal=by) for token, by in zip(found.tokens, off_there, strict=True)
     )
     contributions: tuple[Contribution, ...] = ()
     if judged.asked.explains:
         contributions = tuple(_contributions(judged, own, port, right, ids))
-    return replace(
-        found, tokens=tokens, normal=tuple(normal), contributions=contributions
-    )
+    return replace(found, tokens=tokens, normal=tuple(normal), contributions=contributions)
 
 
 class _Runs:
@@ -103,15 +102,9 @@ class _Runs:
         yield stated
         if "dtype" not in self._judged.recorded.metadata:
             digits = FLOATS[stated].precision
-            yield from (f for f in ("float32", "float16", "bfloat16") if FLOATS[f].precision < digits)
-
-
-def picked(array: np.ndarray, ids: NextIds) -> Float64Array:
-    """The log-probabilities of tokens [B, S] in an array of one or of all for each place."""
-    numbers = wide(array)
-    if numbers.shape[-1] > 1:
-        numbers = np.take_along_axis(numbers, np.maximum(ids, 0)[..., None], axis=-1)
-    return np.asarray(np.where(ids < 0, np.nan, numbers[..., 0]))
+            yield from (
+                f for f in ("float32", "float16", "bfloat16") if FLOATS[f].precision < digits
+            )
 
 
 @np.errstate(all="ignore")  # of minus infinity
@@ -149,13 +142,13 @@ def _rms(numbers: np.ndarray) -> float:
 @np.errstate(all="ignore")
 def _divergence(
     first: np.ndarray, second: np.ndarray, keep: NDArray[np.bool_] | None
-) -> dict[str, float]:
-    """KL of each place, from the log-probabilities of all tokens."""
+) -> tuple[float, float]:
+    """KL of each place, from the log-probabilities of all tokens: the mean, and the largest."""
     numbers = wide(first)
     p = np.exp(numbers)
     kl = np.sum(np.where(p > 0, p * (numbers - second), 0.0), axis=-1)
     kl = kl.ravel() if keep is None else kl[keep[:, -kl.shape[1] :]]
-    return {"kl": float(kl.mean()), "largest_kl": float(kl.max(initial=0.0))} if kl.size else {}
+    return (float(kl.mean()), float(kl.max())) if kl.size else (0.0, 0.0)
 
 
 def _contributions(
@@ -190,13 +183,14 @@ def _cuts(recorded: Recorded, rows: int) -> list[Site]:
 
 
 def summary_of_comparison(
-    first: np.ndarray, second: np.ndarray, ids: NextIds
+    first: np.ndarray, second: np.ndarray, ids: NextIds, keep: NDArray[np.bool_] | None
 ) -> LogprobDifference | None:
     """Hold the log-probabilities of two traces against each other; None if both have none."""
     if not (ids >= 0).any():
         return None
-    names = ("the first", "the second")
-    found = difference_of(names, picked(first, ids), picked(second, ids), ids)
-    if first.shape == second.shape and first.shape[-1] > 1:
-        found = replace(found, **_divergence(first, wide(second), None))
+    a, b = (wide(picked(array, ids)) for array in (first, second))
+    found = difference_of(("the first", "the second"), a, b, ids)
+    if first.shape[-1] > 1:
+        kl, largest_kl = _divergence(first, wide(second), keep)
+        found = replace(found, kl=kl, largest_kl=largest_kl)
     return found

@@ -43,7 +43,8 @@ def record(
     sites : iterable of str, optional
         Which sites: names, names inside a layer ("self_attn.q_proj"), their last words ("q_proj"),
         or patterns of these ("mlp.*"). By default all, but for "scores" and "probabilities", which
-        hold a number for each pair of tokens, and "logprobs", of each token after the first.
+        hold a number for each pair of tokens, and "logprobs", of each token after the first, which
+        no pattern matches.
     layers : iterable of int, optional
         Which layers' sites; all by default. What is outside the layers is kept in any case.
     positions, attention_mask : as for `forward`
@@ -108,8 +109,10 @@ def chosen_sites(
         every = tuple(site for site in every if site.layer is None or site.layer in kept)
     if patterns is None:
         return [site for site in every if not site.optional]
-    known = {site.name: site.names for site in every}
-    found = {name for pattern in patterns for name in names_matching("sites", pattern, known)}
+    known = {site.name: site.names for site in every if site.name != LOGPROBS}
+    found: set[str] = set()
+    for pattern in patterns:
+        found.update([LOGPROBS] if pattern == LOGPROBS else names_matching("sites", pattern, known))
     return [site for site in every if site.name in found]
 
 

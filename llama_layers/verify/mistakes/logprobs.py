@@ -125,12 +125,12 @@ def _(op: Logprobs, at: FailingSite) -> Iterator[Changed]:
     ids = np.full_like(op.ids, -1)
     ids[:, :-1] = given[:, 1:]
     everything = replace(op, ids=ids)
-    for options, said in (
-        ({}, "the sum of the log-probabilities so far"),
-        ({"total": True}, "the sum of all log-probabilities"),
-        ({"total": True, "mean": True}, "the mean of all log-probabilities"),
+    for total, mean, said in (
+        (False, False, "the sum of the log-probabilities so far"),
+        (True, False, "the sum of all log-probabilities"),
+        (True, True, "the mean of all log-probabilities"),
     ):
-        yield Computed(partial(_summed, everything, op.ids >= 0, **options)), said
+        yield Computed(partial(_summed, everything, op.ids >= 0, total=total, mean=mean)), said
 
 
 def _summed(
@@ -239,11 +239,18 @@ def _logarithm_in(form: str) -> None:
         if form == "float32" and not np.isneginf(theirs).any():
             return None  # as good as any other way, where none underflows
         p = _rounded(np.exp(op.bound(_EXACT).exact), np.exp(theirs), form)
-        return Computed(lambda how: _known(p, how).apply(np.log, slope=0.0).bound().only(~np.isnan(p)))
+        return Computed(lambda how: _logarithm(_known(p, how)))
 
 
 for _form in (*NARROW, "float32"):
     _logarithm_in(_form)
+
+
+def _logarithm(p: Tracked) -> Bound:
+    """Of exact numbers; that of 0 is minus infinity, and nothing else."""
+    bound = p.apply(np.log, slope=0.0).bound().only(~np.isnan(p.exact))
+    limits = (np.where(p.exact == 0, 0.0, limit) for limit in (bound.limit, bound.usual))
+    return Bound(bound.exact, *limits)
 
 
 def _known(numbers: Float64Array, how: Rounding) -> Tracked:

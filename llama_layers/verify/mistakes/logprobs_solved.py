@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from llama_layers.model.logprobs import log_softmax
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.fitted import fitted
-from llama_layers.verify.mistakes.registry import Changed, mistake
+from llama_layers.verify.mistakes.registry import Changed, mistake, moved
 from llama_layers.verify.operations import Logprobs
 from llama_layers.verify.roundoff import Float64Array
 
@@ -93,8 +93,8 @@ def _(op: Logprobs, at: FailingSite) -> Iterator[Changed]:
 
 @mistake(Logprobs, "renormalised over the top p")
 def _(op: Logprobs, at: FailingSite) -> Iterator[Changed]:
-    """Normalises over the likeliest tokens, of {0:.4g} of the probability, only; it should normalise
-    over the whole vocabulary."""
+    """Normalises over the likeliest tokens, of {0:.4g} of the probability, only; it should
+    normalise over the whole vocabulary."""
     if (rows := _Rows.of(op, at)) is None:
         return
     sums = rows.sums()
@@ -137,7 +137,8 @@ def _(op: Logprobs, at: FailingSite) -> Changed | None:
     if not 1 <= count < op.logits.shape[-1]:
         return None
     zeros = np.zeros((*op.logits.shape[:-1], count), op.logits.dtype)
-    return replace(op, logits=np.concatenate([op.logits, zeros], axis=-1)), count
+    longer = replace(op, logits=np.concatenate([op.logits, zeros], axis=-1))
+    return moved(longer, lambda array: array[..., : op.logits.shape[-1]]), count
 
 
 def _largest(logits: np.ndarray, k: int) -> NDArray[np.bool_]:
@@ -149,7 +150,7 @@ def _largest(logits: np.ndarray, k: int) -> NDArray[np.bool_]:
 def _likeliest(logits: Float64Array, p: float) -> NDArray[np.bool_]:
     """Which tokens are among the likeliest, that together have a probability of p or more."""
     order = np.argsort(-logits, axis=-1, kind="stable")
-    probabilities = np.exp(np.take_along_axis(log_softmax(np, logits), order, axis=-1))
+    probabilities = np.exp(np.take_along_axis(np.asarray(log_softmax(np, logits)), order, axis=-1))
     before = np.cumsum(probabilities, axis=-1) - probabilities
     allowed = np.empty(logits.shape, bool)
     np.put_along_axis(allowed, order, before < p, axis=-1)

@@ -136,15 +136,17 @@ class LogprobDifference:
         if self.contributions:
             rows = [["log-probabilities, nats", "injected", "inherited"]]
             rows += [[c.site, figure(c.injected), figure(c.inherited)] for c in self.contributions]
-            remark = "Injected since the row above, by the port's own array there; root mean square."
+            remark = (
+                "Injected since the row above, by the port's own array there; root mean square."
+            )
             blocks.append(Table(rows, remark=remark))
         return blocks
 
     def _sentences(self) -> Iterator[str]:
         first, second = self.names
         yield (
-            f"Log-probabilities of {counted(self.count, 'token')}: {first} differs from {second} by "
-            f"{figure(self.rms)} nats (root mean square), {figure(self.largest)} at most."
+            f"Log-probabilities of {counted(self.count, 'token')}: {first} differs from {second} "
+            f"by {figure(self.rms)} nats (root mean square), {figure(self.largest)} at most."
         )
         if self.kl is not None and self.largest_kl is not None:
             yield (
@@ -170,7 +172,9 @@ class LogprobDifference:
             said = f"--dtype {normal.dtype} would say so" if alike else "that is not normal either"
             return f"If the engine computes in {normal.dtype}: {own} (an estimate); {said}."
         verdict = "like rounding" if alike else f"{figure(times)} times as much"
-        return f"Estimate of what is normal, not a bound: {own}. The port's difference is {verdict}."
+        return (
+            f"Estimate of what is normal, not a bound: {own}. The port's difference is {verdict}."
+        )
 
     def _tokens(self) -> Table:
         with_normal = self.tokens[0].normal is not None
