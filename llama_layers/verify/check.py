@@ -96,6 +96,10 @@ def check(
     that were, and its difference is held against that of our own run in the same dtype; that is
     experience, not a bound.
 
+    Where ``logprobs`` and `input_ids` were recorded, the report also says how far they are from
+    those of a float64 pass, in nats, how far our own run in the port's dtype is from it, and how
+    much each recorded site adds.
+
     Examples
     --------
     >>> import numpy as np

@@ -70,6 +70,8 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
     are small beside those of others, may hide below it; two traces with the same mistake agree.
     With a model, `check` judges each element of each site by what rounding allows there.
 
+    Log-probabilities are also compared in nats, token by token.
+
     Examples
     --------
     >>> import numpy as np

@@ -18,9 +18,9 @@ from llama_layers.verify.operations import Logprobs
 from llama_layers.verify.recompute import Recomputation
 from llama_layers.verify.report.logprobs import (
     ALIKE,
-    Contribution,
     LogprobDifference,
-    Normal,
+    NormalDifference,
+    SiteContribution,
     TokenDifference,
 )
 from llama_layers.verify.roundoff import Float64Array
@@ -51,11 +51,11 @@ def summary_of_check(judged: Sites) -> LogprobDifference | None:
         whole = Logprobs(exact, None, recorded.temperature).computed(exact)
         kl, largest_kl = _divergence(theirs, whole, recorded.keep)
         found = replace(found, kl=kl, largest_kl=largest_kl)
-    normal: list[Normal] = []
+    normal: list[NormalDifference] = []
     for dtype in own.dtypes(theirs):
         picks = own.picked(own.logits(dtype, theirs.shape[1]), ids)
         off = difference_of(("", ""), picks, right, ids)
-        normal.append(Normal(dtype, off.rms, off.largest))
+        normal.append(NormalDifference(dtype, off.rms, off.largest))
         if len(normal) == 1:
             places = [(t.sequence, t.token - 1) for t in found.tokens]
             off_there = [float(picks[at] - right[at]) for at in places]
@@ -64,7 +64,7 @@ def summary_of_check(judged: Sites) -> LogprobDifference | None:
     tokens = tuple(
         replace(token, normal=by) for token, by in zip(found.tokens, off_there, strict=True)
     )
-    contributions: tuple[Contribution, ...] = ()
+    contributions: tuple[SiteContribution, ...] = ()
     if judged.asked.explains:
         contributions = tuple(_contributions(judged, own, port, right, ids))
     return replace(found, tokens=tokens, normal=tuple(normal), contributions=contributions)
@@ -153,17 +153,17 @@ def _divergence(
 
 def _contributions(
     judged: Sites, own: _Runs, port: Float64Array, right: Float64Array, ids: NextIds
-) -> Iterator[Contribution]:
+) -> Iterator[SiteContribution]:
     """What the recorded sites add, each by a float64 run from there on."""
     known, before = ids >= 0, right
     for site in _cuts(judged.recorded, ids.shape[1]):
         here = own.picked(own.logits("float64", ids.shape[1], site.name), ids)
         injected, inherited = (_rms((y - before)[known]) for y in (here, right))
-        yield Contribution(site.name, injected, inherited)
+        yield SiteContribution(site.name, injected, inherited)
         before = here
     if before is not right:
         injected, inherited = (_rms((y - before)[known]) for y in (port, right))
-        yield Contribution(LOGPROBS, injected, inherited)
+        yield SiteContribution(LOGPROBS, injected, inherited)
 
 
 def _cuts(recorded: Recorded, rows: int) -> list[Site]:

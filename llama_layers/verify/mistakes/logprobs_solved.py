@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,8 @@ from llama_layers.verify.roundoff import Float64Array
 _FEWEST = 3
 # Tokens that numbers are fitted to, those with the largest errors; and that they are counted over.
 _FEW, _MANY = 8, 256
+# Squares of errors this many times the least are about as small.
+_AS_WELL = 1.5
 # Numbers of kept tokens that are tried.
 _TRIED = 8
 
@@ -62,21 +64,21 @@ class _Rows:
 
 
 @mistake(Logprobs, "another temperature")
-def _(op: Logprobs, at: FailingSite) -> Iterator[Changed]:
+def _(op: Logprobs, at: FailingSite) -> Changed | None:
     """Divides the logits by a temperature of {0:.4g}; it should be {1:.4g}. Where {0:.4g} is meant,
     the trace's metadata should say "temperature"."""
     if (rows := _Rows.of(op, at)) is None:
-        return
+        return None
     logits, chosen, theirs = (y[:_FEW] for y in (rows.logits, rows.chosen, rows.theirs))
 
-    def error(inverse: float) -> float:
-        total = inverse * logits.max(axis=1)
-        total += np.log(np.exp(inverse * logits - total[:, None]).sum(axis=1))
-        return float(np.sum(np.square(inverse * chosen - total - theirs)))
+    def error(relative: float) -> float:
+        a = logits / relative
+        total = a.max(axis=1)
+        total = total + np.log(np.exp(a - total[:, None]).sum(axis=1))
+        return float(np.sum(np.square(chosen / relative - total - theirs)))
 
-    found = op.temperature / fitted(error, 0.02, 50.0)
-    for temperature in (float(f"{found:.3g}"), found):
-        yield replace(op, temperature=temperature), temperature, op.temperature
+    temperature = op.temperature * _simple(error, fitted(error, 0.02, 50.0))
+    return replace(op, temperature=temperature), temperature, op.temperature
 
 
 @mistake(Logprobs, "renormalised over the top k")
@@ -109,11 +111,11 @@ def _(op: Logprobs, at: FailingSite) -> Iterator[Changed]:
 
 
 @mistake(Logprobs, "logits capped before the log-softmax")
-def _(op: Logprobs, at: FailingSite) -> Iterator[Changed]:
+def _(op: Logprobs, at: FailingSite) -> Changed | None:
     """Caps logits y as {0:.4g} tanh(y / {0:.4g}) before the log-softmax, as Gemma 2 does; it should
     leave them as they are."""
     if (rows := _Rows.of(op, at)) is None:
-        return
+        return None
     logits, chosen, theirs = (y[:_FEW] for y in (rows.logits, rows.chosen, rows.theirs))
 
     def error(cap: float) -> float:
@@ -121,9 +123,8 @@ def _(op: Logprobs, at: FailingSite) -> Iterator[Changed]:
         total = np.log(np.exp(a - a.max(axis=1, keepdims=True)).sum(axis=1)) + a.max(axis=1)
         return float(np.sum(np.square(cap * np.tanh(chosen / cap) - total - theirs)))
 
-    found = fitted(error, 1.0, 200.0)
-    for cap in (float(f"{found:.3g}"), found):
-        yield replace(op, logits=cap * np.tanh(wide(op.logits) / cap)), cap
+    cap = _simple(error, fitted(error, 1.0, 200.0))
+    return replace(op, logits=cap * np.tanh(wide(op.logits) / cap)), cap
 
 
 @mistake(Logprobs, "padding of the vocabulary counted")
@@ -139,6 +140,13 @@ def _(op: Logprobs, at: FailingSite) -> Changed | None:
     zeros = np.zeros((*op.logits.shape[:-1], count), op.logits.dtype)
     longer = replace(op, logits=np.concatenate([op.logits, zeros], axis=-1))
     return moved(longer, lambda array: array[..., : op.logits.shape[-1]]), count
+
+
+def _simple(error: Callable[[float], float], number: float) -> float:
+    """The number of the fewest digits that fits about as well: people choose 0.7."""
+    most = _AS_WELL * error(number)
+    short = (float(f"{number:.{digits}g}") for digits in range(1, 6))
+    return next((found for found in short if error(found) <= most), number)
 
 
 def _largest(logits: np.ndarray, k: int) -> NDArray[np.bool_]:

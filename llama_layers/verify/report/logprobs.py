@@ -43,7 +43,7 @@ class TokenDifference:
 
 
 @dataclass(frozen=True)
-class Normal:
+class NormalDifference:
     """What our own run in a dtype differs by from float64: an estimate of what is normal.
 
     Attributes
@@ -60,7 +60,7 @@ class Normal:
 
 
 @dataclass(frozen=True)
-class Contribution:
+class SiteContribution:
     """How much the sites up to one add to the difference of log-probabilities.
 
     The log-probabilities are computed in float64 from the port's array of the site on, and held
@@ -104,9 +104,9 @@ class LogprobDifference:
         places, and the largest.
     tokens : tuple of TokenDifference
         Those that differ most, the first of them most of all.
-    normal : tuple of Normal
+    normal : tuple of NormalDifference
         Estimates of what is normal, that for the port's dtype first.
-    contributions : tuple of Contribution
+    contributions : tuple of SiteContribution
         In the order of a forward pass, the log-probabilities themselves last.
     """
 
@@ -119,8 +119,8 @@ class LogprobDifference:
     kl: float | None = None
     largest_kl: float | None = None
     tokens: tuple[TokenDifference, ...] = ()
-    normal: tuple[Normal, ...] = ()
-    contributions: tuple[Contribution, ...] = ()
+    normal: tuple[NormalDifference, ...] = ()
+    contributions: tuple[SiteContribution, ...] = ()
 
     def blocks(self) -> list[Block]:
         """Return the summary as blocks of a report.
@@ -160,7 +160,7 @@ class LogprobDifference:
         for place, normal in enumerate(self.normal):
             yield self._about(normal, stated=not place)
 
-    def _about(self, normal: Normal, *, stated: bool) -> str:
+    def _about(self, normal: NormalDifference, *, stated: bool) -> str:
         """Hold the difference against what is normal in a dtype."""
         own = (
             f"our own run in {normal.dtype} differs from float64 by {figure(normal.rms)}, "
