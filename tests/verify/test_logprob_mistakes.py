@@ -11,7 +11,10 @@ import pytest
 from llama_layers.verify import Trace, check, mistakes
 from llama_layers.verify.operations import Logprobs
 from tests.support.mistakes import Mistake
-from tests.support.ported import WEIGHTS, run
+from tests.support.ported import BASE, WEIGHTS, run
+from tests.support.random_models import model_of
+from tests.verify.test_unbounded import IDS, MISTAKES_IN_LAYERS
+from tests.verify.test_unbounded import Port as LayersPort
 
 T = 0.7
 
@@ -260,3 +263,12 @@ def test_in_narrow_formats(dtype, right):
         "tokens shifted by one",
     ):
         assert told(checked(PLANTED[name](p)))[0] == name
+
+
+@pytest.mark.parametrize("name", ["RoPE layout interleaved", "no causal mask", "layer left out"])
+def test_mistakes_in_layers(name):
+    """From log-probabilities alone the same is told as from logits alone."""
+    logits = LayersPort(BASE, WEIGHTS["base"], **MISTAKES_IN_LAYERS[name]).run()["lm_head"]
+    numbers = np.take_along_axis(log_softmax(logits)[:, :-1], IDS[:, 1:, None], axis=-1)[..., 0]
+    trace = Trace({"logprobs": numbers.astype(np.float32)}, IDS)
+    assert told(check(trace, model_of(BASE, WEIGHTS["base"]))) == [name]
