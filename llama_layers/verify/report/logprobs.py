@@ -105,7 +105,8 @@ class LogprobDifference:
     tokens : tuple of TokenDifference
         Those that differ most, the first of them most of all.
     normal : tuple of NormalDifference
-        Estimates of what is normal, that for the port's dtype first.
+        Estimates of what is normal: for the port's dtype, as far as it is known; and, if the
+        difference is larger, for the narrower one that it would be normal in, if there is one.
     contributions : tuple of SiteContribution
         In the order of a forward pass, the log-probabilities themselves last.
     """
@@ -167,10 +168,10 @@ class LogprobDifference:
             f"{figure(normal.largest)} at most"
         )
         times = self.rms / normal.rms if normal.rms else math.inf if self.rms else 0.0
-        alike = times <= ALIKE
         if not stated:
-            said = f"--dtype {normal.dtype} would say so" if alike else "that is not normal either"
+            said = f"--dtype {normal.dtype} would say so"
             return f"If the engine computes in {normal.dtype}: {own} (an estimate); {said}."
+        alike = times <= ALIKE
         verdict = "like rounding" if alike else f"{figure(times)} times as much"
         return (
             f"Estimate of what is normal, not a bound: {own}. The port's difference is {verdict}."
