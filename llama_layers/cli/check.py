@@ -94,8 +94,7 @@ def _run(args: argparse.Namespace, executor: Executor | None) -> int:
         raise ValueError(
             f"trace: expected one, or --tensor-parallel for those of ranks, got {len(args.trace)}"
         )
-    inside = (file for place in args.trace if place.is_dir() for file in place.iterdir())
-    check_outputs([args.html], args.force, model=args.model, read=[*args.trace, *inside])
+    check_outputs([args.html], args.force, model=args.model, read=args.trace)
     traces = [Trace.load(path) for path in args.trace]
     checkpoint = open_checkpoint(args.model)
     trace = join_ranks(traces, checkpoint.config) if args.tensor_parallel else traces[0]

@@ -15,7 +15,7 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.sites import LOGPROBS, Site, sites
-from llama_layers.verify.distance import distance
+from llama_layers.verify.distance import distance_by_token
 from llama_layers.verify.fit import OF_LAST_TOKEN
 from llama_layers.verify.logprob_arrays import NextIds, aligned, fitted_logprobs, next_tokens
 from llama_layers.verify.logprob_summary import summary_of_comparison
@@ -55,8 +55,10 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
 
     Notes
     -----
-    A site's difference is :math:`\lVert a - b \rVert / \lVert a \rVert` over the whole array, but
-    for padding. It is a suspect if it is more than 10 times
+    A site's difference is :math:`\lVert a - b \rVert / \lVert a \rVert` of a token, as the root
+    mean square over tokens, but for padding. So a token whose activations are a thousand times as
+    large as those of others, as the first often is, does not hide what the others differ by. A site
+    is a suspect if its difference is more than 10 times
 
     .. math:: \max_i d_i + u \sqrt{n},
 
@@ -65,10 +67,10 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
     they were recorded.
 
     That is experience, and no bound: between right runs of SmolLM2 in float16, bfloat16, float32
-    and float64, no site exceeds 4 times it. An operation may amplify what it inherits, as a softmax
-    of large scores does, and be right; a mistake in few elements, or in tokens whose activations
-    are small beside those of others, may hide below it; two traces with the same mistake agree.
-    With a model, `check` judges each element of each site by what rounding allows there.
+    and float64, no site exceeds 3 times it. An operation may amplify what it inherits, as a softmax
+    of large scores does, and be right; a mistake in few elements may hide below it; two traces with
+    the same mistake agree. With a model, `check` judges each element of each site by what rounding
+    allows there.
 
     Log-probabilities are also compared in nats, token by token.
 
@@ -108,13 +110,14 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
             a, b, known = aligned((a, b), (ids_a, ids_b))
             logprobs = summary_of_comparison(a, b, known, keep)
             counts = known >= 0 if a.shape[-1] == 1 or keep is None else keep[:, -a.shape[1] :]
-            a, b, allowed = a[counts], b[counts], None
+            # Those near 0 may differ by any factor: all are one row.
+            a, b, allowed = a[counts][None], b[counts][None], None
         else:
             a, b, allowed = _rows(site, a, b, keep, config)
         differences[site.name] = SiteDifference(
             site,
             (formats[0].name, formats[1].name),
-            distance(a, b, allowed),
+            distance_by_token(a, b, allowed),
             inputs,
             max((differences[i].difference for i in inputs if i in differences), default=0.0),
             max(form.unit_roundoff for form in formats) * math.sqrt(steps),

@@ -65,8 +65,10 @@ class Marginal:
         Whether a position has wrong elements.
     could : ndarray of bool
         Whether it has elements that are judged.
-    full : bool
-        Whether every position that could be wrong is.
+    restricted : bool
+        Whether they are fewer than chance chooses, however many.
+    offset : int
+        The label of position 0.
     """
 
     extent: Extent
@@ -74,11 +76,12 @@ class Marginal:
     labels: NDArray[np.intp]
     hit: NDArray[np.bool_]
     could: NDArray[np.bool_]
+    restricted: bool
     offset: int
 
     @property
     def few(self) -> bool:
-        """Whether the axis is restricted."""
+        """Whether they are at most half, too."""
         return self.extent.few
 
     @property
@@ -135,12 +138,12 @@ def marginal(
         for array in (wrong, judged)
     )
     hit, could = wrongs > 0, chances > 0
-    if spares_first and not hit[0]:
-        chances[0] = 0
     places, count = np.flatnonzero(hit), int(wrongs.sum())
-    share = float(chances[hit].sum() / max(1.0, chances.sum()))
     step = _step(places, len(hit))
+    share = float(chances[hit].sum() / max(1.0, chances.sum()))
     restricted = share < 1 and _surprise(len(places), len(hit), step, share, count)
+    if spares_first and not hit[0]:
+        share = float(chances[hit].sum() / max(1.0, chances[1:].sum()))
     extent = Extent(
         axis,
         len(hit) - offset,
@@ -150,7 +153,7 @@ def marginal(
         step,
         few=restricted and share <= 0.5,
     )
-    return Marginal(extent, dims, labels, hit, could, offset)
+    return Marginal(extent, dims, labels, hit, could, restricted, offset)
 
 
 def _step(places: NDArray[np.intp], size: int) -> int:

@@ -21,6 +21,7 @@ from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.fit import HEAD
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.mistakes.rounding import are_numbers_of
+from llama_layers.verify.place import place_of
 from llama_layers.verify.profiles import (
     CONTRACT,
     PROFILES,
@@ -146,12 +147,14 @@ class Sites:
             note=self._padding(failing.site),
             worst=_worst(array, bound),
         )
+        if judgement.verdict == "FAIL" and (theirs is None or theirs.excess_precision):
+            place = place_of(failing.site, array, bound, self.model.config)
+            failed = replace(failed, place=place)
         if theirs is None and judgement.verdict == "FAIL":
             return Look(failed, evidence=failing)
         verdict, note = self._remark(failing, judgement, bound, theirs)
-        result = replace(
-            failed, verdict=verdict, note=note, profile="" if theirs is None else theirs.name
-        )
+        profile = "" if theirs is None else theirs.name
+        result = replace(failed, verdict=verdict, note=note, profile=profile, place=None)
         if theirs is None or not theirs.excess_precision:
             return Look(result)
         return Look(result, failed, failing)
@@ -227,6 +230,7 @@ def _compared(found: Unbounded) -> SiteResult:
         difference=found.difference,
         yardstick=found.yardstick,
         note=found.note,
+        place=found.place,
     )
 
 

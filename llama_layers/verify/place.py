@@ -54,6 +54,9 @@ class Place:
     local: bool
     words: str
 
+    def __str__(self) -> str:
+        return f"{self.wrong} of {self.of} elements, {self.words}"
+
 
 @np.errstate(invalid="ignore", over="ignore")  # the port may have NaN
 def place_of(
@@ -94,7 +97,7 @@ def place_of(
     marginals = tuple(_marginals(site, wrong, judged, flat=heads is not None))
     told = _told(marginals)
     elements = _elements(wrong, count, computed.shape)
-    few = list(told) if elements or count == 1 else [m for m in told if m.few]
+    few = [m for m in told if (m.others.size if count <= LISTED else m.few)]
     group = config.num_attention_heads // config.num_key_value_heads
     shared = group if site.role in _GROUPED or site.pairwise else 1
     local = bool(few) and _stands_out(few, usual)

@@ -47,9 +47,9 @@ def words(
     if elements:
         where = f"elements {', '.join(map(str, elements))} only"
     elif few:
-        where = f"{', '.join(_along(told, few))} only"
+        where = ", ".join((f"{', '.join(_few(told, few))} only", *_most(told, few)))
     else:
-        return ", ".join(_along(told, few)) or "all over the array"
+        return ", ".join(_most(told, few)) or "all over the array"
     if not local:
         return f"{where}; errors elsewhere are not much smaller"
     guesses = dict.fromkeys(guess for m in few for guess in _guesses(m, shared, width))
@@ -57,16 +57,23 @@ def words(
     return f"{where}: {' and '.join(alike)}?" if alike else where
 
 
-def _along(told: Sequence[Marginal], few: Sequence[Marginal]) -> Iterator[str]:
-    """Say which positions have wrong elements, for each axis where not all do."""
+def _few(told: Sequence[Marginal], few: Sequence[Marginal]) -> Iterator[str]:
+    """Say which positions have wrong elements, for each axis where few do."""
     names, fewer = ({m.extent.axis for m in axes} for axes in (told, few))
+    for m in few:
+        each = m.extent.axis == "channel" and "head" in names - fewer
+        yield _positions(m) + (" of each head" if each else "")
+
+
+def _most(told: Sequence[Marginal], few: Sequence[Marginal]) -> Iterator[str]:
+    """Say which positions have wrong elements, for each axis where most but not all do."""
     for m in told:
-        axis = m.extent.axis
         if m in few:
-            each = axis == "channel" and "head" in names - fewer
-            yield _positions(m) + (" of each head" if each else "")
-        elif 0 < len(m.others) <= LISTED and len(m.others) < m.extent.count:
-            yield f"every {axis} but {_joined(m.others)}"
+            continue
+        if m.restricted and len(m.others) <= LISTED and len(m.others) < m.extent.count:
+            yield f"every {m.extent.axis} but {_joined(m.others)}"
+        elif m.restricted and m.extent.count == m.extent.last - m.extent.first + 1:
+            yield _positions(m)
 
 
 def _positions(m: Marginal) -> str:
@@ -117,13 +124,11 @@ def _guesses(m: Marginal, shared: int, width: int) -> list[str]:
     if extent.step != 1 or extent.count == 1 or extent.axis == "sequence":
         return []
     for tile in _TILES:
-        if first % tile == 0 and long == tile:
-            return [f"a tile of {tile}"]
-    for tile in _TILES:
-        if first % tile == 0 and first and m.reaches_end:
-            return [f"past a multiple of {tile}"]
-        if first % tile == 0 and long % tile == 0:
-            return [f"tiles of {tile}"]
+        if first % tile == 0:
+            if long % tile == 0:
+                return [f"a tile of {tile}" if long == tile else f"tiles of {tile}"]
+            if first and m.reaches_end:
+                return [f"past a multiple of {tile}"]
     return []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from llama_layers.verify.report.blocks import (
     Headline,
     Panel,
     Sentences,
+    Strips,
     section,
 )
 from llama_layers.verify.report.logprobs import LogprobDifference
@@ -27,13 +28,14 @@ from llama_layers.verify.report.tables import (
     element_rows,
     missing_sites,
     notes,
+    places,
     role_tables,
     site_map,
     site_table,
     worst_elements,
 )
 from llama_layers.verify.report.text import Readable
-from llama_layers.verify.report.wording import counted, figure, roles_and_layers
+from llama_layers.verify.report.wording import counted, ended, figure, roles_and_layers
 
 ReportVerdict = Literal["PASS", "WARN", "FAIL", "SEEN", "NONE"]
 
@@ -112,7 +114,7 @@ class Report(Readable):
         return next(iter(self.failures), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as plain JSON values; NaN and Inf become strings.
+        """Return the report as plain JSON values; NaN and Inf become null.
 
         Returns
         -------
@@ -133,6 +135,7 @@ class Report(Readable):
             _headline(self),
             *_first_failure(self),
             *section("Log-probabilities", self.logprobs.blocks() if self.logprobs else []),
+            *section("Where they are wrong", _elsewhere(self.failures)),
             *section("Error over limit, by site and layer", [site_map(results)] if results else []),
             *section("How errors are spread", role_tables(results)),
             *section("All sites", [site_table(results)] if results else []),
@@ -156,7 +159,11 @@ def _headline(report: Report) -> Headline:
         passed = sum(result.verdict == "PASS" for result in report.results)
         if passed < len(report.results):
             count = f"{passed} of {count}, the others without recorded inputs"
-        said = f"{count}; {_largest_error(report.results)}"
+        worst = max(
+            (result for result in report.results if result.judgement is not None),
+            key=lambda result: result.ratio,
+        )
+        said = f"{count}; {_largest_error(worst.ratio, f', at {worst.site.name}')}"
     else:
         warned = [result for result in report.results if result.verdict == "WARN"]
         said = (
@@ -166,12 +173,25 @@ def _headline(report: Report) -> Headline:
     return Headline(verdict, said, "check of a trace")
 
 
-def _largest_error(results: Iterable[SiteResult]) -> str:
-    worst = max((r for r in results if r.judgement is not None), key=lambda result: result.ratio)
-    return (
-        f"the largest error is {figure(worst.ratio)} times what rounding allows, at "
-        f"{worst.site.name}"
-    )
+def _largest_error(ratio: float, where: str = "") -> str:
+    """Say how large errors are that rounding explains.
+
+    One of 1.00 times what rounding allows is no near miss: a correctly rounded sum can have it.
+    """
+    if figure(ratio) in ("1", "1.00"):
+        return "no error is larger than rounding allows"
+    return f"the largest error is {figure(ratio)} times what rounding allows{where}"
+
+
+def _elsewhere(failures: Sequence[SiteResult]) -> Iterator[Sentences]:
+    """Say for each failing site where it is wrong, if there are others than the first."""
+    if len(_places(failures)) > 1:
+        yield Sentences(tuple(places(failures)))
+
+
+def _places(failures: Sequence[SiteResult]) -> set[str]:
+    """Return the places of failing sites in words, each once."""
+    return {"" if result.place is None else result.place.words for result in failures}
 
 
 def _first_failure(report: Report) -> Iterator[Panel]:
@@ -180,6 +200,8 @@ def _first_failure(report: Report) -> Iterator[Panel]:
     if first is None:
         return
     blocks: list[Block] = []
+    if first.place is not None:
+        blocks += (Sentences((f"Wrong: {ended(str(first.place))}",)), Strips(first.place.extents))
     tried = report.diagnosed and (first.judgement is not None or math.isfinite(first.difference))
     if tried and not first.explanations:
         blocks.append(Sentences(("No mistake that is known here explains it.",)))
@@ -209,10 +231,10 @@ def _first_failure(report: Report) -> Iterator[Panel]:
 
 def _remainder(result: SiteResult, explanation: Explanation) -> str:
     """Say in a sentence how much of the error a mistake leaves."""
+    if result.judgement is not None:
+        return f"So computed, {_largest_error(explanation.ratio)}."
     ratio = figure(explanation.ratio)
-    if result.judgement is None:
-        return f"So computed, it differs by {ratio} times what would still be SEEN."
-    return f"So computed, the largest error is {ratio} times what rounding allows."
+    return f"So computed, it differs by {ratio} times what would still be SEEN."
 
 
 def _consequences(failures: tuple[SiteResult, ...]) -> Iterator[str]:
@@ -220,7 +242,9 @@ def _consequences(failures: tuple[SiteResult, ...]) -> Iterator[str]:
     if len(failures) == 1:
         yield "No other site fails."
         return
-    yield f"{len(failures)} sites fail: {roles_and_layers(result.site for result in failures)}."
+    where = ", in the same places" if len(_places(failures)) == 1 and failures[0].place else ""
+    names = roles_and_layers(result.site for result in failures)
+    yield f"{len(failures)} sites fail{where}: {names}."
     if failures[0].explanations:
         name = failures[0].explanations[0].name
         others = [r.site for r in failures if name not in {e.name for e in r.explanations}]
