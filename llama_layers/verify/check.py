@@ -20,6 +20,7 @@ from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.habits import Habits, habits_of
 from llama_layers.verify.jobs import looks
 from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
+from llama_layers.verify.logprob_summary import summary_of_check
 from llama_layers.verify.look import Asked, Look, Sites
 from llama_layers.verify.profiles import CONTRACT, RoundingProfile, allowing, profile_named
 from llama_layers.verify.remedies import remedies
@@ -122,6 +123,10 @@ def check(
     that were, and its difference is held against that of our own run in the same dtype; that is
     experience, not a bound.
 
+    Where ``logprobs`` and `input_ids` were recorded, the report also says how far they are from
+    those of a float64 pass, in nats, how far our own run in the port's dtype is from it, and how
+    much each recorded site adds.
+
     Examples
     --------
     >>> import numpy as np
@@ -178,7 +183,7 @@ def check(
         missing=tuple(
             site.name
             for site in sites(model.config)
-            if not site.pairwise and site.name not in recorded.arrays
+            if not site.optional and site.name not in recorded.arrays
         ),
         metadata=dict(given.metadata),
         seconds=time.perf_counter() - start,
@@ -186,6 +191,7 @@ def check(
         weights=dtype_name(model.weights.embed_tokens.dtype),
         diagnosed=explain,
         remedies=meant,
+        logprobs=summary_of_check(judged),
     )
 
 

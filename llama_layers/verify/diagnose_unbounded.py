@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.layers.sites import Site, sites
+from llama_layers.layers.sites import LOGPROBS, Site, sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.build import matrix, operation_of
 from llama_layers.verify.distance import distance
@@ -84,7 +84,7 @@ def diagnose_unbounded(
     tuple of Explanation
         Those that leave about as little; none if no mistake explains the site.
     """
-    if not math.isfinite(unbounded.difference):
+    if not math.isfinite(unbounded.difference) and unbounded.site.name != LOGPROBS:
         return ()
     chosen = [m for m in MISTAKES if only is None or m.name in only]
     between = _Between(unbounded, recorded, walk, model, chosen)
@@ -123,7 +123,8 @@ class _Between:
         self._known = walk.known()
         self._gap = walk.gap(unbounded.site)
         self._model = model
-        self._in_formulas = [m for m in mistakes if m.kind == Kind.FORMULA]
+        kinds = (Kind.FORMULA, Kind.ROUNDING) if self._site.name == LOGPROBS else (Kind.FORMULA,)
+        self._in_formulas = [m for m in mistakes if m.kind in kinds and not m.loosens]
         self._common = [m for m in mistakes if m.common]
 
     def candidates(self) -> Iterator[Candidate]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
-from llama_layers.layers.sites import Site
+from llama_layers.layers.sites import LOGPROBS, Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
@@ -21,6 +21,7 @@ from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.fit import HEAD
 from llama_layers.verify.judge import Judgement, judge
+from llama_layers.verify.mistakes.rounding import are_numbers_of
 from llama_layers.verify.place import place_of
 from llama_layers.verify.profiles import (
     CONTRACT,
@@ -130,6 +131,8 @@ class Sites:
             return self.recomputed.compared(site, array, self._formats(array))
         operation = operation_of(site, route, self.recorded, self.model)
         formats = self._formats(array, route)
+        if site.name == LOGPROBS and not are_numbers_of(formats.dtype, array):
+            formats = replace(formats, dtype=dtype_name(array.dtype))  # of an engine that rounds
         return FailingSite(site, operation, array, formats, self.recorded, self.model)
 
     def _formats(self, array: np.ndarray, inputs: Sequence[str] = ()) -> Rounding:

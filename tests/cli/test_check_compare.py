@@ -362,3 +362,24 @@ def test_compare_refuses(run, port, tmp_path):
         "llama-layers compare: input_ids: expected the same in both traces, got 5 and 6 at [0, 4]\n"
     )
     assert "nope: no such file" in trouble(run, "compare", port, tmp_path / "nope")
+
+
+def test_log_probabilities_alone(run, port):
+    """Of an engine of which nothing else is known."""
+    ids = Trace.load(port).input_ids
+    recorded = port.with_name("logprobs.safetensors")
+    assert run("trace", "--ids", IDS, "--sites", "logprobs", "-o", recorded)[0] == 0
+    numbers = Trace.load(recorded).arrays["logprobs"]
+    assert numbers.shape == (1, 4)
+    paths = [port.with_name(f"{name}.safetensors") for name in ("right", "wrong")]
+    for path, factor in zip(paths, (1, 2), strict=True):
+        Trace({"token_logprobs": numbers * np.float32(factor)}, ids).save(path, force=True)
+    status, out, err = run("check", paths[0])
+    assert (status, err) == (0, "")
+    assert "our own run in float32 differs from" in out
+    assert run("check", paths[1])[0] == 1
+    status, out, _ = run("compare", *paths)
+    assert status == 1
+    assert "KL(the first || the second)" in out
+    content = json.loads(run("compare", *paths, "--json")[1])
+    assert content["logprobs"]["count"] == numbers.size
