@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -267,6 +266,6 @@ class _Diagnosis:
         if isinstance(evidence, FailingSite):
             return partial(diagnose, evidence, strictly=strictly)
         walk = self.sites.recomputed.exact
-        if math.isfinite(evidence.difference):
+        if walk.knows(evidence.site):
             walk.array(evidence.site)
         return partial(diagnose_unbounded, evidence, self.sites.recorded, walk, self.sites.model)
