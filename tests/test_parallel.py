@@ -65,7 +65,7 @@ def test_parts_are_even_and_cover_the_model(config, size):
         assert len(shard.kv_heads) <= max(1, len(own))
 
 
-@pytest.mark.parametrize("kind", random_models.CONFIGS)
+@pytest.mark.parametrize("kind", [k for k in random_models.CONFIGS if k != "norms of projections"])
 def test_a_cache_on_every_rank(kind):
     config = random_models.CONFIGS[kind]
     weights = random_models.random_weights(config)
@@ -79,6 +79,13 @@ def test_a_cache_on_every_rank(kind):
             ),
         ):
             close(logits, whole)
+
+
+def test_a_norm_over_the_heads_of_all_ranks_is_refused():
+    config = random_models.CONFIGS["norms of projections"]
+    assert Shard(config, 0, 1).config == config
+    with pytest.raises(ValueError, match=r"^config: .* got qk_norm = 'full'"):
+        Shard(config, 0, 2)
 
 
 def test_the_cache_has_the_heads_of_the_rank():

@@ -23,6 +23,7 @@ from llama_layers.model.padding import padding
 from llama_layers.verify.fit import (
     HEAD,
     HEADED,
+    NORMED_KEYS,
     OF_CACHE,
     OF_LAST_TOKEN,
     check_layout,
@@ -30,7 +31,7 @@ from llama_layers.verify.fit import (
     without_padding,
 )
 from llama_layers.verify.logprob_arrays import NextIds, fitted_logprobs, next_tokens
-from llama_layers.verify.past import Past, past_of
+from llama_layers.verify.past import KEY, Past, past_of
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.tokens import beginning, ids_of, positions_of, valid_tokens
 from llama_layers.verify.trace import Trace
@@ -195,6 +196,8 @@ def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past) -> Past:
     arrays = {}
     for layer in range(config.num_hidden_layers):
         names = {role: f"model.layers.{layer}.{site}" for site, role in OF_CACHE.items()}
+        if config.qk_norm_after_rope:
+            names[KEY] = f"model.layers.{layer}.{NORMED_KEYS}"
         if not all(name in found.arrays for name in names.values()) or found.past.lacks(layer):
             continue
         for role, name in names.items():
