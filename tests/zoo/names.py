@@ -1,0 +1,2 @@
+def judged(mistake, names):
+    return "?" if names else "none"
