@@ -19,10 +19,13 @@ from tests.zoo.variants import VARIANTS, Variant
 
 VIEWS = ("float32", "bfloat16", "float16", "layer outputs", "logits")
 """What is recorded: all sites in a format, or in float32 only some."""
-# An error is beyond rounding if its largest element is this much of the root mean square.
-_BEYOND = {"float32": 2e-5, "bfloat16": 0.03, "float16": 0.004}
-# Accumulated rounding of three layers in float32, in the same measure, with room.
+# An error is beyond rounding if some element is off by more than two last places of its format, or
+# by some hundred in float32, where sums of products may lose so much.
+_BEYOND = {"float32": 2e-5, "bfloat16": 2 * 2.0**-7, "float16": 2 * 2.0**-10}
+# What rounding may add up to through all layers in float32, with room.
 _ACCUMULATED = 1e-3
+# In float16 every fourth mistake is tried.
+_OF_FLOAT16 = 4
 Arrays = dict[str, np.ndarray]
 
 
@@ -59,9 +62,12 @@ def arrays_of(mistake: Mistake, dtype: str) -> tuple[Arrays, Arrays, Any]:
 
 
 def change(right: Arrays, wrong: Arrays, site: str) -> float:
-    """The largest difference at a site over the root mean square; infinite with NaN or Inf."""
+    """The largest relative difference of an element at a site; infinite with NaN or Inf.
+
+    An element below the root mean square counts as large as that.
+    """
     a, b = (arrays[site].astype(np.float64) for arrays in (right, wrong))
-    far = np.abs(a - b).max() / np.sqrt((a * a).mean())
+    far = (np.abs(a - b) / np.maximum(np.abs(a), np.sqrt((a * a).mean()))).max()
     return float(far) if np.isfinite(far) else np.inf
 
 
@@ -70,6 +76,8 @@ def findings(mistake: Mistake, views: tuple[str, ...] = VIEWS) -> Iterator[Found
     made: dict[str, tuple[Arrays, Arrays, Any]] = {}
     for view in views:
         dtype = view if view in DTYPES else "float32"
+        if dtype == "float16" and list(MISTAKES).index(mistake.name) % _OF_FLOAT16:
+            continue
         if dtype not in made:
             made[dtype] = arrays_of(mistake, dtype)
         right, wrong, port = made[dtype]

@@ -54,7 +54,7 @@ def scaling_wrong_context(port, right, plain, s):
 
 @step("frequencies", "0.q_rope", Setting("linear"))
 def linear_scaling_multiplies(port, right):
-    return right() * port.config.rope_scaling.factor ** 2
+    return right() * port.config.rope_scaling.factor**2
 
 
 @edit("0.q_rope", Setting("linear"))

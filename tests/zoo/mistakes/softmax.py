@@ -76,9 +76,7 @@ def _joined(port, parts, base):
     logs = np.concatenate([log for _, log in parts], -1)
     shares = base ** (logs - logs.max(-1, keepdims=True))
     shares = shares / shares.sum(-1, keepdims=True)
-    found = sum(
-        out * shares[..., i : i + 1].swapaxes(1, 2) for i, (out, _) in enumerate(parts)
-    )
+    found = sum(out * shares[..., i : i + 1].swapaxes(1, 2) for i, (out, _) in enumerate(parts))
     return found.astype(port.work)
 
 

@@ -231,5 +231,3 @@ def head_not_tied(port):
 @edit("1.up_proj")
 def weights_scaled_by_two(port):
     port.w["model.layers.1.mlp.up_proj.weight"] *= 2
-
-
