@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
-
-for _library in ("OPENBLAS", "OMP"):
-    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 from tests.zoo.registry import MISTAKES
 from tests.zoo.run import VIEWS, Found, alarms, every, findings, variants

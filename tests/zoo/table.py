@@ -12,11 +12,11 @@ from tests.zoo.variants import VARIANTS, Variant
 GRADES = ("right", "near", "none", "wrong")
 _HEAD = """# A zoo of mistakes
 
-Mistakes of ports, collected from public bug reports before they were tried, are planted in a NumPy port that shares
-no arithmetic with the package (`tests/zoo/`). `python -m tests.zoo` checks each and writes this page. A name counts as
-right if it describes what was planted, as a stranger reads it; near, if it points at it and leaves something out.
-Mistakes that change no element by more than rounding does in a format are left out there, and in float16 only every
-fourth is tried.
+Mistakes of ports, collected from public bug reports before they were tried, are planted in a NumPy
+port that shares no arithmetic with the package (`tests/zoo/`). `python -m tests.zoo` checks each and
+writes this page. A name counts as right if it describes what was planted, as a stranger reads it; as
+near, if it points at it and leaves something out. Mistakes that change no element by more than
+rounding does in a format are left out there, and in float16 only every fourth is tried.
 """
 
 
@@ -25,8 +25,8 @@ def page(found: Sequence[Found], alarms: Iterable[tuple[Variant, list[str]]]) ->
     wrong = [(variant, sites) for variant, sites in alarms if sites]
     lines = [_HEAD, *_summary(found), "", "## Correct variants", ""]
     lines.append(
-        f"{len(VARIANTS)} correct ports compute in another order, in blocks, with other formulas, in "
-        f"other formats, or are split among ranks. {len(wrong) or 'None'} of them failed."
+        f"{len(VARIANTS)} correct ports compute in another order, in blocks, with other formulas, "
+        f"in other formats, or are split among ranks. {len(wrong) or 'None'} of them failed."
     )
     lines += ["", *(f"- {v.name} in {v.dtype}: {', '.join(sites)}" for v, sites in wrong)]
     return "\n".join([*lines, "", "## Mistakes", "", *_rows(found), ""])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from tests.zoo.numbers import bfloat16, float16
@@ -55,7 +57,7 @@ def _splits(port, q, k, v, layer, past, ends):
     """The output and the log of the sum of exponentials of each range of keys."""
     scores, seen = port.scores(q, k, layer), port.mask(q.shape[1], past, layer)
     scores = np.where(seen, scores, -1e30)
-    for first, last in zip(ends, ends[1:], strict=False):
+    for first, last in pairwise(ends):
         part = scores[..., first:last]
         top = part.max(-1, keepdims=True)
         powers = np.exp(part - top)
