@@ -12,11 +12,11 @@ from functools import partial
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.layers.sites import sites
 from llama_layers.model.llama import Llama
-from llama_layers.verify.by_rank import named_ranks
+from llama_layers.verify.by_rank import named_ranks, settled
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.jobs import looks
+from llama_layers.verify.jobs import check_executor, looks
 from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
 from llama_layers.verify.look import Asked, Look, Sites
 from llama_layers.verify.profiles import CONTRACT, RoundingProfile, profile_named
@@ -119,7 +119,10 @@ def check(
         _check_dtype(dtype, recorded)
     dtype = dtype or recorded.metadata.get("dtype")
     accumulate = accumulate or recorded.metadata.get("accumulate")
+    check_executor(executor)
     judged = Sites(recorded, model, Asked(dtype, accumulate, chosen, explain))
+    if isinstance(trace, JoinedTrace):
+        trace, judged = settled(trace, judged)
     diagnosis = _Diagnosis(judged)
     results = []
     found = looks(judged, executor)

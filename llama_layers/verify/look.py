@@ -95,7 +95,7 @@ class Sites:
         if isinstance(evidence, Unbounded):
             result = _compared(evidence)
             return Look(replace(result, note=result.note or self._padding(site)), evidence=evidence)
-        return self._judged(evidence)
+        return self.judged(evidence)
 
     @np.errstate(invalid="ignore")  # the port may have signalling NaN
     def evidence(self, site: Site) -> FailingSite | Unbounded:
@@ -121,7 +121,8 @@ class Sites:
         return found
 
     @np.errstate(invalid="ignore")
-    def _judged(self, failing: FailingSite) -> Look:
+    def judged(self, failing: FailingSite) -> Look:
+        """Hold an array against its bound, without and with the roundings of engines."""
         array, formats = failing.computed, failing.formats
         bound = where_defined(failing.bound(formats), failing.site, self.recorded)
         judgement = judge(array, bound)
