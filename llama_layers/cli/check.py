@@ -94,6 +94,8 @@ def _run(args: argparse.Namespace, executor: Executor | None) -> int:
         raise ValueError(
             f"trace: expected one, or --tensor-parallel for those of ranks, got {len(args.trace)}"
         )
+    if len(args.trace) != len({place.resolve() for place in args.trace}):
+        raise ValueError("trace: expected one of each rank, got one of them twice")
     inside = (file for place in args.trace if place.is_dir() for file in place.iterdir())
     check_outputs([args.html], args.force, model=args.model, read=[*args.trace, *inside])
     traces = [Trace.load(path) for path in args.trace]

@@ -18,7 +18,7 @@ from llama_layers.errors import shown
 T = TypeVar("T")
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Raised on ranks that wait for one that has raised an error of its own."""
 
 
@@ -62,7 +62,7 @@ class _Meeting:
     def _why(self, rank: int, call: int) -> Exception:
         """Why a rank waits no more."""
         if any(self.ended.values()):
-            return _Stopped()
+            return _StoppedError()
         missing = [other for other in range(self.size) if other not in self.given[call]]
         if ended := [other for other in missing if other in self.ended]:
             return RuntimeError(f"rank {rank} waits for rank {ended[0]}, which has ended")
@@ -160,6 +160,6 @@ def run_ranks(size: int, run: Callable[[ThreadGroup], T], /, *, timeout: float =
     with ThreadPoolExecutor(size) as pool:
         futures = [pool.submit(guarded, rank) for rank in range(size)]
     errors = [error for future in futures if (error := future.exception()) is not None]
-    for error in sorted(errors, key=lambda e: isinstance(e, _Stopped)):
+    for error in sorted(errors, key=lambda e: isinstance(e, _StoppedError)):
         raise error
     return [future.result() for future in futures]
