@@ -34,11 +34,6 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the first one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
     """Ignore Ctrl-C for a moment, and for good in processes that are started meanwhile."""
@@ -74,7 +69,9 @@ def workers(count: int, module: str) -> Iterator[Executor | None]:
             forkserver.set_forkserver_preload([module])
             with _interrupts_ignored():
                 forkserver.ensure_running()
-        with ProcessPoolExecutor(count, get_context(method), _ignore_interrupts) as pool:
+        # A terminal sends Ctrl-C to all processes: they leave it to this one.
+        ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        with ProcessPoolExecutor(count, get_context(method), **ignore) as pool:
             try:
                 yield pool
             except KeyboardInterrupt:

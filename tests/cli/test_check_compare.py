@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +16,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from llama_layers.cli import main
+from llama_layers.cli.workers import workers
 from llama_layers.verify import Trace, record
 from tests.support import tiny
 from tests.support.commands import IDS, NAMES, trouble
@@ -348,3 +351,16 @@ def test_compare_refuses(run, port, tmp_path):
         "llama-layers compare: input_ids: expected the same in both traces, got 5 and 6 at [0, 4]\n"
     )
     assert "nope: no such file" in trouble(run, "compare", port, tmp_path / "nope")
+
+
+def test_workers_leave_interrupts_to_the_command():
+    """A terminal sends Ctrl-C to all of them: only one is to say so."""
+    with workers(2, "signal") as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_file_of_a_rank_twice(capsys, tmp_path):
+    names = [str(tmp_path / "rank0"), str(tmp_path / "." / "rank0")]
+    assert main(["check", *names, "--model", "a", "--tensor-parallel"]) == 2
+    assert "trace: expected one of each rank, got one of them twice" in capsys.readouterr().err
