@@ -69,9 +69,12 @@ def workers(count: int, module: str) -> Iterator[Executor | None]:
             forkserver.set_forkserver_preload([module])
             with _interrupts_ignored():
                 forkserver.ensure_running()
-        # A terminal sends Ctrl-C to all processes: they leave it to this one.
-        ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-        with ProcessPoolExecutor(count, get_context(method), **ignore) as pool:
+        with ProcessPoolExecutor(  # a terminal sends Ctrl-C to all: they leave it to this one
+            count,
+            get_context(method),
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        ) as pool:
             try:
                 yield pool
             except KeyboardInterrupt:

@@ -19,10 +19,12 @@ from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.jobs import check_executor, looks
 from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
 from llama_layers.verify.look import Asked, Look, Sites
-from llama_layers.verify.profiles import CONTRACT, RoundingProfile, profile_named
-from llama_layers.verify.report import Explanation, Report, SiteResult
+from llama_layers.verify.profiles import CONTRACT, RoundingProfile, allowing, profile_named
+from llama_layers.verify.remedies import remedies
+from llama_layers.verify.report import Explanation, Remedy, Report, SiteResult
 from llama_layers.verify.stored import info_of
-from llama_layers.verify.trace import Trace
+from llama_layers.verify.trace import Trace, with_layout
+from llama_layers.verify.unknown_names import without_unknown
 from llama_layers.verify.validate import Recorded
 
 # How many sites of one role are diagnosed, if what explained the first does not explain them.
@@ -37,6 +39,10 @@ def check(
     dtype: str | None = None,
     accumulate: str | None = None,
     profile: str | RoundingProfile | None = None,
+    allow: str | None = None,
+    rope_layout: str | None = None,
+    past: Trace | None = None,
+    ignore_unknown: bool = False,
     explain: bool = True,
     progress: Callable[[SiteResult], object] | None = None,
     executor: Executor | None = None,
@@ -63,6 +69,18 @@ def check(
     profile : str or RoundingProfile, optional
         The engine whose further roundings are allowed, "transformers" for one, or roundings of
         your own. By default none is; a site that an engine's explain is a WARN with its name.
+    allow : str, optional
+        Roundings that are allowed besides those of the profile: names of fields of
+        `RoundingProfile`, with a format where one is needed, such as "cache=float16, scores".
+    rope_layout : {"half", "interleaved"}, optional
+        Whether the two numbers of a pair that RoPE rotates are half a head apart or next to each
+        other in the port's queries and keys; by default what the metadata says, or "half".
+    past : Trace, optional
+        The tokens before those of `trace`, which attention sees through a cache: keys after RoPE
+        and values of every layer. A trace may also have them as ``self_attn.past_key`` and
+        ``self_attn.past_value``.
+    ignore_unknown : bool, optional
+        Whether arrays that have no site's name are left out instead of refused.
     explain : bool, optional
         Whether to look for the mistakes that explain a FAIL.
     progress : callable, optional
@@ -84,8 +102,8 @@ def check(
         If the trace is of another model, an array has a wrong shape or dtype, or no site of the
         model is in it.
     TypeError, ValueError
-        If an argument is of a wrong type, a format or profile is unknown, `dtype` is wider than
-        every array, or the model is one rank's part.
+        If an argument is of a wrong type, a format, profile or rounding is unknown, `dtype` is
+        wider than every array, or the model is one rank's part.
 
     Notes
     -----
@@ -110,8 +128,18 @@ def check(
         raise ValueError("model: expected a whole model, got the part of it that one rank has")
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
-    recorded = recorded_by_ranks(trace, model.config)
+    given = trace
+    if ignore_unknown:
+        trace = without_unknown(trace, model.config)
+    if rope_layout is not None:
+        trace = with_layout(trace, rope_layout)
+    recorded = recorded_by_ranks(trace, model.config, past)
     chosen = None if profile is None else profile_named(profile)
+    allowed = CONTRACT if chosen is None else chosen
+    if allow is not None:
+        allowed = allowing(allowed, allow)
+    if rope_layout not in (None, "half", "interleaved"):
+        raise ValueError(f"rope_layout: expected 'half' or 'interleaved', got {rope_layout!r}")
     for name, value in (("dtype", dtype), ("accumulate", accumulate)):
         if value is not None and value not in FLOATS:
             raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
@@ -120,7 +148,7 @@ def check(
     dtype = dtype or recorded.metadata.get("dtype")
     accumulate = accumulate or recorded.metadata.get("accumulate")
     check_executor(executor)
-    judged = Sites(recorded, model, Asked(dtype, accumulate, chosen, explain))
+    judged = Sites(recorded, model, Asked(dtype, accumulate, chosen, explain, allow or ""))
     if isinstance(trace, JoinedTrace):
         trace, judged = settled(trace, judged)
     diagnosis = _Diagnosis(judged)
@@ -133,6 +161,13 @@ def check(
         results.append(result)
         if progress is not None:
             progress(result)
+    meant: tuple[Remedy, ...] = ()
+    if explain and any(result.verdict in ("FAIL", "DIFFERS", "WARN") for result in results):
+        meant = remedies(
+            judged,
+            results,
+            lambda layout: recorded_by_ranks(with_layout(trace, layout), model.config, past),
+        )
     return Report(
         results=tuple(results),
         missing=tuple(
@@ -140,11 +175,12 @@ def check(
             for site in sites(model.config)
             if not site.pairwise and site.name not in recorded.arrays
         ),
-        metadata=dict(trace.metadata),
+        metadata=dict(given.metadata),
         seconds=time.perf_counter() - start,
-        profile=(chosen or CONTRACT).name,
+        profile=allowed.name,
         weights=dtype_name(model.weights.embed_tokens.dtype),
         diagnosed=explain,
+        remedies=meant,
     )
 
 

@@ -119,7 +119,9 @@ def join_ranks(traces: Iterable[Trace], config: LlamaConfig, /) -> JoinedTrace:
         raise TypeError(f"config: expected a LlamaConfig, got {type(config).__name__}")
     first = traces[0]
     known = {site.name: site for site in sites(config)}
-    check_names(first.arrays, known)
+    check_names(first.arrays, config)
+    if unsplit := [name for name in first.arrays if name not in known]:
+        raise TraceError(f"{unsplit[0]}: expected traces of ranks without a past, got one with it")
     metadata = _metadata(traces, config)
     for rank, trace in enumerate(traces):
         _check_same(rank, trace, first)
@@ -207,10 +209,13 @@ def _differing(name: str, arrays: Sequence[StoredArray]) -> dict[int, StoredArra
     return differing
 
 
-def recorded_by_ranks(trace: Trace, config: LlamaConfig) -> Recorded:
+def recorded_by_ranks(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> Recorded:
     """A trace that fits its model; a joined one with the errors of its sums."""
-    parts = trace.parts if isinstance(trace, JoinedTrace) else {}
-    errors = {name: sum_error(of_ranks) for name, of_ranks in parts.items()}
+    if not isinstance(trace, JoinedTrace):
+        return validated(trace, config, past)
+    if past is not None:
+        raise ValueError("past: expected none for traces of ranks")
+    errors = {name: sum_error(of_ranks) for name, of_ranks in trace.parts.items()}
     return replace(validated(trace, config), errors=errors)
 
 

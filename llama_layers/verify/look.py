@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,11 +21,13 @@ from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.fit import HEAD
 from llama_layers.verify.judge import Judgement, judge
+from llama_layers.verify.place import place_of
 from llama_layers.verify.profiles import (
     CONTRACT,
     PROFILES,
     Rounding,
     RoundingProfile,
+    allowing,
     profile_named,
 )
 from llama_layers.verify.report import EDGES, Element, SiteResult, SiteVerdict
@@ -68,12 +71,19 @@ class Asked:
         The engine; every engine's roundings are tried where none is given.
     explains : bool
         Whether to look for mistakes.
+    allowed : str
+        Roundings that are allowed besides: "cache=float16, scores".
     """
 
     dtype: str | None
     accumulate: str | None
     profile: RoundingProfile | None
     explains: bool
+    allowed: str = ""
+
+    def allowing(self, profile: RoundingProfile) -> RoundingProfile:
+        """A profile, with what is allowed besides."""
+        return allowing(profile, self.allowed) if self.allowed else profile
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +104,15 @@ class Sites:
         evidence = self.evidence(site)
         if isinstance(evidence, Unbounded):
             result = _compared(evidence)
-            return Look(replace(result, note=result.note or self._padding(site)), evidence=evidence)
-        return self.judged(evidence)
+            lacks_past = self.recomputed.exact.lacks_past(site)
+            look = Look(replace(result, note=result.note or self._padding(site)), evidence=evidence)
+        else:
+            look = self.judged(evidence)
+            lacks_past = self.recorded.past.needed(site, look.result.inputs)
+        result = look.result
+        if lacks_past and (result.verdict in ("FAIL", "DIFFERS") or math.isnan(result.difference)):
+            return Look(_not_judged(result, self.recorded.past.note))
+        return look
 
     @np.errstate(invalid="ignore")  # the port may have signalling NaN
     def evidence(self, site: Site) -> FailingSite | Unbounded:
@@ -111,7 +128,8 @@ class Sites:
         found, *read = (self._format(a) for a in (array, *map(self.recorded.array, inputs)))
         accumulate = self.asked.accumulate or accumulate_format(found).name
         narrowest = min(read, key=lambda form: form.precision).name if read else None
-        return Rounding(found.name, accumulate, self.asked.profile or CONTRACT, narrowest)
+        profile = self.asked.allowing(self.asked.profile or CONTRACT)
+        return Rounding(found.name, accumulate, profile, narrowest)
 
     def _format(self, array: np.ndarray) -> FloatFormat:
         """The format that an array was rounded to."""
@@ -124,7 +142,7 @@ class Sites:
     def judged(self, failing: FailingSite) -> Look:
         """Hold an array against its bound, without and with the roundings of engines."""
         array, formats = failing.computed, failing.formats
-        bound = where_defined(failing.bound(formats), failing.site, self.recorded)
+        bound = where_defined(self._bound(failing), failing.site, self.recorded)
         judgement = judge(array, bound)
         theirs = None
         if judgement.verdict != "PASS" and self.asked.profile is None:
@@ -144,15 +162,30 @@ class Sites:
             note=self._padding(failing.site),
             worst=_worst(array, bound),
         )
+        if judgement.verdict == "FAIL" and (theirs is None or theirs.excess_precision):
+            place = place_of(failing.site, array, bound, self.model.config)
+            failed = replace(failed, place=place)
         if theirs is None and judgement.verdict == "FAIL":
             return Look(failed, evidence=failing)
         verdict, note = self._remark(failing, judgement, bound, theirs)
-        result = replace(
-            failed, verdict=verdict, note=note, profile="" if theirs is None else theirs.name
-        )
+        profile = "" if theirs is None else theirs.name
+        result = replace(failed, verdict=verdict, note=note, profile=profile, place=None)
         if theirs is None or not theirs.excess_precision:
             return Look(result)
         return Look(result, failed, failing)
+
+    def _bound(self, failing: FailingSite) -> Bound:
+        """The bound; where a cache may round, the nearer of those with and without that.
+
+        Tokens of a first chunk are often computed from keys and values that are not in it yet.
+        """
+        bound, profile = failing.bound(failing.formats), failing.formats.profile
+        if profile.cache is None or "cache" not in failing.operation.steps:
+            return bound
+        other = failing.bound(replace(failing.formats, profile=replace(profile, cache=None)))
+        nearer = bound.ratio(failing.computed) <= other.ratio(failing.computed)
+        both = ((bound.exact, other.exact), (bound.limit, other.limit), (bound.usual, other.usual))
+        return Bound(*(np.where(nearer, first, second) for first, second in both))
 
     def _remark(
         self,
@@ -181,7 +214,8 @@ class Sites:
         if "tensor_parallel" in said and "reduce" in failing.operation.steps:
             profiles += (profile_named(f"tensor parallel, {said['tensor_parallel']}"),)
         for profile in profiles:
-            bound = failing.operation.bound(replace(failing.formats, profile=profile))
+            allowed = self.asked.allowing(profile)
+            bound = failing.operation.bound(replace(failing.formats, profile=allowed))
             bound = where_defined(bound, failing.site, self.recorded)
             if judge(failing.computed, bound).verdict == "PASS":
                 return profile
@@ -225,6 +259,22 @@ def _compared(found: Unbounded) -> SiteResult:
         difference=found.difference,
         yardstick=found.yardstick,
         note=found.note,
+        place=found.place,
+    )
+
+
+def _not_judged(result: SiteResult, note: str) -> SiteResult:
+    """The result at a site that the port computed from what is not in the trace."""
+    return SiteResult(
+        site=result.site,
+        verdict="SEEN",
+        shape=result.shape,
+        dtype=result.dtype,
+        accumulate=result.accumulate,
+        inputs=(),
+        judgement=None,
+        difference=math.nan,
+        note=note,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llama_layers.arrays.transfer import to_numpy
@@ -176,6 +176,11 @@ class Trace:
             raise FileNotFoundError(f"{file}: no such file")
         is_numpy = file.is_dir() or file.suffix == ".npz"
         return trace_of(file, *(open_arrays if is_numpy else open_tensors)(file))
+
+
+def with_layout(trace: Trace, layout: str) -> Trace:
+    """Return a trace with another RoPE layout in its metadata."""
+    return replace(trace, metadata={**trace.metadata, "rope_layout": layout})
 
 
 def trace_of(file: Path, stored: Mapping[str, StoredArray], metadata: Mapping[str, str]) -> Trace:

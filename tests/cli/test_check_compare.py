@@ -344,6 +344,20 @@ def test_traces_that_come_apart(run, port):
     assert any(line.split()[:2] == [Q_ROPE, "yes"] for line in lines)
 
 
+def test_compare_as_a_page(run, port):
+    page, wrong = port.with_name("report.html"), spoilt(port)
+    status, out, _ = run("compare", port, wrong, "--html", page)
+    assert status == 1
+    assert out.endswith(f"written {page}\n")
+    assert f"first at {Q_ROPE}" in page.read_text(encoding="utf-8")
+    message = trouble(run, "compare", port, wrong, "--html", page)
+    assert f"{page} exists; --force overwrites it" in message
+    message = trouble(run, "compare", port, wrong, "--html", wrong, "--force")
+    assert f"{wrong}: expected a file to write, got one that is read here" in message
+    assert run("compare", port, port, "--html", page, "--force", "--json")[0] == 0
+    assert "AGREE" in page.read_text(encoding="utf-8")
+
+
 def test_compare_refuses(run, port, tmp_path):
     other = tmp_path / "other.safetensors"
     assert run("trace", "--ids", "1,2,3,4,6", "-o", other)[0] == 0

@@ -116,11 +116,18 @@ class Mistake:
 
     def applied(self, at: FailingSite) -> Iterator[Change]:
         """The operations with the mistake; none where it could not have been made."""
-        if isinstance(at.operation, self.operations) and (
-            not self.roles or at.site.role in self.roles
+        if (
+            isinstance(at.operation, self.operations)
+            and (not self.roles or at.site.role in self.roles)
+            and (self._fits_a_past or not at.has_past)
         ):
             for operation, *words in self._changed(at.operation, at):
                 yield Change(operation, self.sentence(*words))
+
+    @property
+    def _fits_a_past(self) -> bool:
+        """Whether it can be made where keys of the past come before those of the trace."""
+        return self.formula or self.kind == Kind.ROUNDING or self.loosens
 
     def _changed(
         self, operation: Operation, at: FailingSite

@@ -2,6 +2,7 @@
 
 from llama_layers.verify.report.comparison import Comparison, SiteDifference
 from llama_layers.verify.report.html import to_html, write_html
+from llama_layers.verify.report.remedy import Remedy
 from llama_layers.verify.report.report import Report
 from llama_layers.verify.report.results import (
     EDGES,
@@ -18,6 +19,7 @@ __all__ = [
     "Comparison",
     "Element",
     "Explanation",
+    "Remedy",
     "Report",
     "SiteDifference",
     "SiteResult",

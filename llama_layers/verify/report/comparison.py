@@ -35,8 +35,8 @@ class SiteDifference:
     dtypes : tuple of str
         The dtype in each trace.
     difference : float
-        The root of the sum of squared differences over that of the first trace's squares; Inf
-        where one is NaN or Inf and the other is not.
+        The norm of a token's difference over its norm in the first trace, as the root mean square
+        over tokens; Inf where one is NaN or Inf and the other is not.
     inputs : tuple of str
         The nearest sites that it is computed from and that both traces have.
     inherited : float
@@ -90,7 +90,7 @@ class SiteDifference:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as plain JSON values; NaN and Inf become strings.
+        """Return the result as plain JSON values; NaN and Inf become null.
 
         Returns
         -------
@@ -155,7 +155,7 @@ class Comparison(Readable):
         return 0 if self.agrees else 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return the comparison as plain JSON values; NaN and Inf become strings.
+        """Return the comparison as plain JSON values; NaN and Inf become null.
 
         Returns
         -------

@@ -18,6 +18,7 @@ from tests.planted.bugs import (  # noqa: F401
     model,
     norm,
     parallel,
+    past,
     reduce,
     rope,
     sampling,
