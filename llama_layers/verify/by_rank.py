@@ -61,7 +61,10 @@ def named_ranks(trace: JoinedTrace, judged: Sites, looks: Iterable[Look]) -> Ite
         site, fails = look.result.site, look.result.verdict == "FAIL"
         if others := trace.differing.get(site.name):
             by_rank = {rank: of_rank(rank).look(site) for rank in others}
-            yield _told(look, by_rank, _sharing(trace, site.name))
+            told = _told(look, by_rank, _sharing(trace, site.name))
+            own = _unadded(trace, judged, {0: look, **by_rank}) if _has_parts(trace, site) else []
+            said = f"the parts of other ranks were not added on {_named(own)}"
+            yield _remarked(told, said) if own else told
         elif site.name in trace.places and fails:
             owners = _owners(look.result, trace.places[site.name])
             remarks = [f"its worst elements are those of {_named(owners)}"]
@@ -75,6 +78,14 @@ def named_ranks(trace: JoinedTrace, judged: Sites, looks: Iterable[Look]) -> Ite
             yield look
 
 
+def _unadded(trace: JoinedTrace, judged: Sites, looks: dict[int, Look]) -> list[int]:
+    """The ranks that are wrong at a site since they have no more than their own part of a sum."""
+    site = looks[0].result.site
+    arrays = {0: stored(trace.arrays, site.name), **trace.differing[site.name]}
+    wrong = [rank for rank, look in looks.items() if look.result.verdict in _UNFIT]
+    return [rank for rank in wrong if _is_part(trace, judged, site, rank, arrays[rank])]
+
+
 def _alone(judged: Sites, site: Site, array: StoredArray) -> Look:
     """The look at a rank's array, taken for the whole."""
     return replace(judged, recorded=_with(judged.recorded, {site.name: array})).look(site)
@@ -82,27 +93,36 @@ def _alone(judged: Sites, site: Site, array: StoredArray) -> Look:
 
 def _wrong_parts(trace: JoinedTrace, judged: Sites, site: Site) -> list[int] | None:
     """The ranks whose parts of a sum are wrong; None if what they are parts of was not recorded."""
-    (source,) = site.routes[0]
-    places = trace.places.get(source)
-    if places is None or len(_every(places)) != len(set(_every(places))):
+    if not _has_parts(trace, site):
         return None
-    x, wrong = judged.recorded.array(source), []
-    for rank, own in enumerate(places):
-        part = np.zeros_like(x)
-        kept = [place for place in own if place is not None]
-        part[:, :, kept] = x[:, :, kept]
-        given = {source: stored({source: part}, source), site.name: trace.parts[site.name][rank]}
-        alone = replace(judged, recorded=_with(judged.recorded, given))
-        evidence = alone.evidence(site)
-        assert isinstance(evidence, FailingSite)  # since its source was recorded
-        assert isinstance(evidence.operation, Linear)
-        ways = [evidence.operation]
-        if evidence.operation.bias is not None:  # which one of the ranks adds
-            ways.append(replace(evidence.operation, bias=None))
-        looks = [alone.judged(replace(evidence, operation=way)) for way in ways]
-        if all(look.result.verdict in _UNFIT for look in looks):
-            wrong.append(rank)
-    return wrong
+    of_ranks = enumerate(trace.parts[site.name])
+    return [rank for rank, array in of_ranks if not _is_part(trace, judged, site, rank, array)]
+
+
+def _has_parts(trace: JoinedTrace, site: Site) -> bool:
+    """Whether a site is the sum of products with heads or channels of which each rank has some."""
+    if site.role not in SUMMED:
+        return False
+    every = _every(trace.places.get(site.routes[0][0], ()))
+    return bool(every) and len(every) == len(set(every))
+
+
+def _is_part(trace: JoinedTrace, judged: Sites, site: Site, rank: int, array: StoredArray) -> bool:
+    """Whether an array is what a rank adds to a sum, with the bias or without it."""
+    (source,) = site.routes[0]
+    x = judged.recorded.array(source)
+    part, kept = np.zeros_like(x), [p for p in trace.places[source][rank] if p is not None]
+    part[:, :, kept] = x[:, :, kept]
+    given = {source: stored({source: part}, source), site.name: array}
+    alone = replace(judged, recorded=_with(judged.recorded, given))
+    evidence = alone.evidence(site)
+    assert isinstance(evidence, FailingSite)  # since its source was recorded
+    assert isinstance(evidence.operation, Linear)
+    ways = [evidence.operation]
+    if evidence.operation.bias is not None:  # which one of the ranks adds
+        ways.append(replace(evidence.operation, bias=None))
+    looks = (alone.judged(replace(evidence, operation=way)) for way in ways)
+    return any(look.result.verdict not in _UNFIT for look in looks)
 
 
 def _said_of_parts(trace: JoinedTrace, judged: Sites, site: Site) -> str:

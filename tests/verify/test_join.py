@@ -246,7 +246,10 @@ def test_a_sum_that_one_rank_gets_wrong_in_every_layer(model, whole, how, rank, 
     for pool in (None, Remote()):
         result = check(join_ranks(ranks, CONFIG), model, explain=False, executor=pool).first
         assert result.site.name == f"model.layers.0.{role}"
-        assert result.note == f"ranks differ here: wrong on rank {rank}, right on rank {1 - rank}"
+        said = f"ranks differ here: wrong on rank {rank}, right on rank {1 - rank}"
+        if SPOILT[how] is None:
+            said += f"; the parts of other ranks were not added on rank {rank}"
+        assert result.note == said
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -343,6 +346,18 @@ def test_a_rank_with_another_dtype_or_metadata(model, whole):
         TraceError, match=r"rank 1: metadata dtype: expected that of rank 0, float3"
     ):
         join_ranks(others, CONFIG)
+
+
+def test_metadata_that_says_nothing_of_ranks(model, whole):
+    with pytest.raises(TraceError, match=r"metadata tensor_parallel: .*, got 'yes'"):
+        check(replace(whole, metadata={"tensor_parallel": "yes"}), model)
+
+
+def test_an_embedding_that_is_wrong_on_one_rank(model, whole):
+    ranks = wrong_on(engine(whole, model, 2), 1, "model.embed_tokens")
+    result = check(join_ranks(ranks, CONFIG), model, explain=False).first
+    assert result.site.name == "model.embed_tokens"
+    assert result.note == "ranks differ here: wrong on rank 1, right on rank 0"
 
 
 def test_what_are_no_traces(whole):
