@@ -169,7 +169,7 @@ def _misplaced(places: tuple[Places, ...], judged: Sites, site: Site) -> list[st
         if not fits(rank, rank):
             others = [other for other in ranks if other != rank and fits(rank, other)]
             said += [f"rank {rank} has what rank {other} should have" for other in others[:1]]
-    return [*said, "are the ranks in their order?"] if said else []
+    return [*said, "the ranks may be in another order"] if said else []
 
 
 def _every(places: tuple[Places, ...]) -> list[int]:

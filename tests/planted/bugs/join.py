@@ -67,7 +67,7 @@ def the_order_of_ranks_not_looked_at(right, places, judged, site):
     "llama_layers.verify.split_sites:Split.unpadded",
     "verify/test_join.py::test_logits_of_some_tokens_on_each_rank",
 )
-def padding_counted_as_tokens(right, self, places):
+def padding_of_logits_given_to_a_rank(right, self, places):
     return places
 
 

@@ -80,11 +80,11 @@ def other_masks_on_a_rank_taken(right, value):
 
 
 @wrong(
-    "llama_layers.parallel.threads:_Meeting._is_over",
+    "llama_layers.parallel.threads:_Meeting.end",
     "test_parallel.py::test_a_rank_that_has_ended_is_named",
 )
-def a_rank_that_has_ended_waited_for(right, self, call):
-    return len(self.given[call]) == self.size
+def a_rank_that_has_ended_waited_for(right, self, rank, failed):
+    return None
 
 
 @wrong(
