@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,14 @@ from llama_layers.cli.options import (
 from llama_layers.cli.outputs import check_outputs
 from llama_layers.cli.workers import add_jobs, workers
 from llama_layers.errors import one_line
-from llama_layers.files.progress import progress
+from llama_layers.files.progress import progress, status
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from llama_layers.checkpoint import Checkpoint
     from llama_layers.config.llama_config import LlamaConfig
-    from llama_layers.verify import Trace
+    from llama_layers.verify import SiteResult, Trace
 
 
 def add_parser(commands: Commands) -> None:
@@ -137,7 +138,14 @@ def _run(args: argparse.Namespace, executor: Executor | None) -> int:
     if weights is None:
         weights = rounded = narrower_dtype(trace, args.dtype, checkpoint)
     model = load(args.model, dtype=weights)
-    with progress("checking sites", len(trace.arrays), count=True) as advance:
+    with ExitStack() as shown:
+        advance = shown.enter_context(progress("checking sites", len(trace.arrays), count=True))
+
+        def diagnosing(result: SiteResult) -> None:
+            shown.close()
+            line = f"looking for what explains {result.site.name} (--no-diagnose skips this)"
+            shown.enter_context(status(line))
+
         report = check(
             trace,
             model,
@@ -150,6 +158,7 @@ def _run(args: argparse.Namespace, executor: Executor | None) -> int:
             ignore_unknown=args.ignore_unknown,
             explain=not args.no_diagnose,
             progress=lambda _: advance(1),
+            diagnosing=diagnosing,
             executor=executor,
         )
     args.status = report.exit_status

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from llama_layers.arrays.types import Array
 from llama_layers.checkpoint.names import META_NAMES
 from llama_layers.errors import TraceError
+from llama_layers.layers.sites import LOGPROBS
 from llama_layers.verify.stored import StoredArrays, stored
 
 SCHEMES = ("Hugging Face", "Meta", "llama.cpp", "TransformerLens")
@@ -40,6 +41,7 @@ model.layers.{}.mlp.down_proj             ffn_out-{}                     blocks.
 model.layers.{}                           l_out-{}                       blocks.{}.hook_resid_post
 model.norm                                result_norm                    ln_final.hook_out
 lm_head                                   result_output                  unembed.hook_out
+logprobs                                  -                              -
 """.strip()  # noqa: E501  # a table
 # Modules of Meta's have the names of their weights; the layer itself has none.
 _META = META_NAMES | {"model.layers.{}": "layers.{}"}
@@ -54,6 +56,13 @@ _MORE = {
     "model.layers.{}.self_attn.past_key": "model.layers.{}.self_attn.past_key",
     "model.layers.{}.self_attn.past_value": "model.layers.{}.self_attn.past_value",
 }
+# What else log-probabilities are called: by vLLM and SGLang, verl, TRL, NeMo-RL, PyTorch.
+_LOGPROBS = """
+logprob log_prob log_probs token_logprob token_logprobs token_log_probs sampled_logprobs
+selected_logprobs output_token_logprobs output_log_probs old_log_prob old_log_probs
+rollout_log_probs old_logprobs prev_logprobs generation_logprobs ref_log_prob ref_log_probs
+per_token_logps old_per_token_logps ref_per_token_logps log_softmax
+""".split()
 # Endings that hooks append to the name of a module: the first of several outputs has a number.
 _ENDINGS = tuple(
     f"{sign}{word}{number}"
@@ -91,6 +100,7 @@ def _columns() -> Iterator[tuple[str, str, str, int]]:
 _MEANINGS: dict[str, list[tuple[str, str, int]]] = {}
 for _scheme, _name, _site, _place in _columns():
     _MEANINGS.setdefault(_name, []).append((_scheme, _site, _place))
+_MEANINGS |= {name: [("RL", LOGPROBS, -1)] for name in _LOGPROBS}
 
 
 def canonical_arrays(arrays: Mapping[str, Array], /) -> Mapping[str, Array]:

@@ -17,6 +17,7 @@ from llama_layers.verify.operations import (
     Embedding,
     Gate,
     Linear,
+    Logprobs,
     Norm,
     Operation,
     Probabilities,
@@ -56,6 +57,9 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         return Gate(inputs[0], inputs[1])
     if site.operation == "rope":
         return Rope(_heads(inputs[0], config.head_dim), recorded.positions, config)
+    if site.operation == "logprobs":
+        whole = known and info_of(recorded.arrays, site.name).shape[-1] == config.vocab_size
+        return Logprobs(inputs[0], None if whole else recorded.next_ids, recorded.temperature)
     assert site.layer is not None  # attention is inside a layer
     scale = 1 / math.sqrt(config.head_dim)
     mask, past = recorded.allowed(site.layer), recorded.past

@@ -60,7 +60,9 @@ def named_ranks(trace: JoinedTrace, judged: Sites, looks: Iterable[Look]) -> Ite
     for look in looks:
         site, fails = look.result.site, look.result.verdict == "FAIL"
         if others := trace.differing.get(site.name):
-            by_rank = {rank: of_rank(rank).look(site) for rank in others}
+            by_rank = {
+                rank: replace(of_rank(rank).look(site), sites=of_rank(rank)) for rank in others
+            }
             told = _told(look, by_rank, _sharing(trace, site.name))
             own = _unadded(trace, judged, {0: look, **by_rank}) if _has_parts(trace, site) else []
             said = f"the parts of other ranks were not added on {_named(own)}"

@@ -14,17 +14,21 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
-from llama_layers.layers.sites import Site, sites
+from llama_layers.layers.sites import LOGPROBS, Site, sites
 from llama_layers.verify.distance import distance_by_token
 from llama_layers.verify.fit import OF_LAST_TOKEN
+from llama_layers.verify.logprob_arrays import NextIds, aligned, fitted_logprobs, next_tokens
+from llama_layers.verify.logprob_summary import summary_of_comparison
 from llama_layers.verify.report.comparison import Comparison, SiteDifference
-from llama_layers.verify.stored import TOKENS, info_of
+from llama_layers.verify.stored import TOKENS, StoredArrays, info_of, stored
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names, without_unknown
 from llama_layers.verify.validate import stated_config, validated
 
 # The most layers that a config allows; a name with a higher number does not count.
 _LAYERS = 10_000
+# More than any vocabulary has.
+_MOST_TOKENS = 2**31
 
 
 def compare(trace_a: Trace, trace_b: Trace, /, *, ignore_unknown: bool = False) -> Comparison:
@@ -70,6 +74,8 @@ def compare(trace_a: Trace, trace_b: Trace, /, *, ignore_unknown: bool = False) 
     the same mistake agree. With a model, `check` judges each element of each site by what rounding
     allows there.
 
+    Log-probabilities are also compared in nats, token by token.
+
     Examples
     --------
     >>> import numpy as np
@@ -88,23 +94,31 @@ def compare(trace_a: Trace, trace_b: Trace, /, *, ignore_unknown: bool = False) 
     stated = [c for t in traces if (c := stated_config(t.metadata)) is not None]
     # That of more tokens may count rows of padding in the embedding.
     config = min(stated, key=lambda c: c.vocab_size, default=None)
-    known = config or _stand_in(traces)
-    every = sites(known)
+    layout = config or _stand_in(traces)
+    every = sites(layout)
     if ignore_unknown:
-        trace_a, trace_b = traces = tuple(without_unknown(trace, known) for trace in traces)
-    arrays_a, arrays_b = (_arrays(trace, config, known) for trace in traces)
+        trace_a, trace_b = traces = tuple(without_unknown(trace, layout) for trace in traces)
+    (arrays_a, ids_a), (arrays_b, ids_b) = (_arrays(trace, config, layout) for trace in traces)
     common = [site for site in every if site.name in arrays_a and site.name in arrays_b]
     if not common:
         raise TraceError("traces: expected at least one site that both have, got none")
     same_tokens = _check_tokens(trace_a, trace_b)
     keep = _keep(traces)
     differences: dict[str, SiteDifference] = {}
+    logprobs = None
     for site in common:
         both = ((arrays_a, trace_a), (arrays_b, trace_b))
         formats = [_format(site, info_of(arrays, site.name).dtype, t) for arrays, t in both]
         a, b = (to_numpy(arrays[site.name]) for arrays, _ in both)
         inputs, steps = _nearest(site, every, differences)
-        a, b, allowed = _rows(site, a, b, keep, config)
+        if site.name == LOGPROBS and ids_a is not None and ids_b is not None:
+            a, b, known = aligned((a, b), (ids_a, ids_b))
+            logprobs = summary_of_comparison(a, b, known, keep)
+            counts = known >= 0 if a.shape[-1] == 1 or keep is None else keep[:, -a.shape[1] :]
+            # Those near 0 may differ by any factor: all are one row.
+            a, b, allowed = a[counts][None], b[counts][None], None
+        else:
+            a, b, allowed = _rows(site, a, b, keep, config)
         differences[site.name] = SiteDifference(
             site,
             (formats[0].name, formats[1].name),
@@ -122,6 +136,7 @@ def compare(trace_a: Trace, trace_b: Trace, /, *, ignore_unknown: bool = False) 
         same_tokens,
         dict(trace_a.metadata),
         dict(trace_b.metadata),
+        logprobs,
     )
 
 
@@ -142,12 +157,26 @@ def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
     )
 
 
-def _arrays(trace: Trace, config: LlamaConfig | None, known: LlamaConfig) -> Mapping[str, Array]:
-    """Return the arrays of a trace, in the shapes of a config if there is one."""
+def _arrays(
+    trace: Trace, config: LlamaConfig | None, known: LlamaConfig
+) -> tuple[Mapping[str, Array], NextIds | None]:
+    """Return the arrays of a trace, in the shapes of a config if there is one.
+
+    And the tokens whose log-probabilities it has, which are brought into one shape in any case.
+    """
     if config is not None:
-        return validated(trace, config).arrays
+        recorded = validated(trace, config)
+        return recorded.arrays, recorded.next_ids
     check_names(trace.arrays, known)
-    return trace.arrays
+    if LOGPROBS not in trace.arrays or trace.input_ids is None:
+        return trace.arrays, None
+    ids, array = np.atleast_2d(to_numpy(trace.input_ids)), stored(trace.arrays, LOGPROBS)
+    extent = (ids.shape[0], ids.shape[1])
+    vocabulary = max(array.info().shape[-1:], default=0)
+    next_ids = next_tokens(trace.next_ids, ids, _keep([trace]), extent, _MOST_TOKENS)
+    fitted, next_ids = fitted_logprobs(array, extent, vocabulary, next_ids)
+    others = {name: stored(trace.arrays, name) for name in trace.arrays}
+    return StoredArrays(others | {LOGPROBS: fitted}), next_ids
 
 
 def _check_tokens(trace_a: Trace, trace_b: Trace) -> bool:

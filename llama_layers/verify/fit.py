@@ -57,7 +57,7 @@ def fitted(
     for name in arrays:
         site, array = known[name], stored(arrays, name)
         if name == HEAD:
-            array = _without_padding(array, config.vocab_size)
+            array = without_padding(array, config.vocab_size)
         given = array.info()
         seen = extent[1] if site.layer is None else keys[site.layer]
         shape = _shape(site, given.shape, extent, config.head_dim, seen)
@@ -76,7 +76,7 @@ def check_layout(layout: str) -> None:
         raise TraceError(f"metadata rope_layout: expected 'half' or 'interleaved', got {layout!r}")
 
 
-def _without_padding(logits: StoredArray, tokens: int) -> StoredArray:
+def without_padding(logits: StoredArray, tokens: int) -> StoredArray:
     """Leave out what a head with rows of padding gives beyond the vocabulary."""
     *others, width = logits.info().shape or (0,)
     if not padding(width, tokens):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
-from llama_layers.layers.sites import Site
+from llama_layers.layers.sites import LOGPROBS, Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
@@ -21,6 +21,7 @@ from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.fit import HEAD
 from llama_layers.verify.judge import Judgement, judge
+from llama_layers.verify.mistakes.rounding import are_numbers_of
 from llama_layers.verify.place import place_of
 from llama_layers.verify.profiles import (
     CONTRACT,
@@ -52,11 +53,22 @@ class Look:
         `result` excuses it by: they would excuse much.
     evidence : FailingSite, Unbounded or None
         What mistakes are to explain; None where it was left behind, to be computed again.
+    always : bool
+        Whether `unexcused` is to be tried at every such site, and not only where few sites need
+        those roundings.
+    sites : Sites or None
+        Those of one rank, if the look is at its numbers and not at those of the check.
     """
 
     result: SiteResult
     unexcused: SiteResult | None = None
     evidence: FailingSite | Unbounded | None = field(default=None, repr=False)
+    always: bool = False
+    sites: Sites | None = field(default=None, repr=False)
+
+    def without_arrays(self) -> Look:
+        """The look without evidence that holds a layer's arrays."""
+        return replace(self, evidence=None) if isinstance(self.evidence, FailingSite) else self
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,8 @@ class Sites:
             return self.recomputed.compared(site, array, self._formats(array))
         operation = operation_of(site, route, self.recorded, self.model)
         formats = self._formats(array, route)
+        if site.name == LOGPROBS and not are_numbers_of(formats.dtype, array):
+            formats = replace(formats, dtype=dtype_name(array.dtype))  # of an engine that rounds
         return FailingSite(site, operation, array, formats, self.recorded, self.model)
 
     def _formats(self, array: np.ndarray, inputs: Sequence[str] = ()) -> Rounding:
@@ -147,6 +161,10 @@ class Sites:
         theirs = None
         if judgement.verdict != "PASS" and self.asked.profile is None:
             theirs = self._profile_of(failing)
+        if theirs is not None and self._is_stated(theirs):
+            formats = replace(formats, profile=theirs)
+            bound = where_defined(failing.bound(formats), failing.site, self.recorded)
+            judgement = judge(array, bound)
         route = self.recorded.route(failing.site)
         assert route is not None  # or else it is not judged
         failed = SiteResult(
@@ -170,9 +188,9 @@ class Sites:
         verdict, note = self._remark(failing, judgement, bound, theirs)
         profile = "" if theirs is None else theirs.name
         result = replace(failed, verdict=verdict, note=note, profile=profile, place=None)
-        if theirs is None or not theirs.excess_precision:
+        if theirs is None or judgement.verdict != "FAIL":
             return Look(result)
-        return Look(result, failed, failing)
+        return Look(result, failed, failing, always=theirs.excess_precision)
 
     def _bound(self, failing: FailingSite) -> Bound:
         """The bound; where a cache may round, the nearer of those with and without that.
@@ -202,7 +220,8 @@ class Sites:
             return "WARN", f"{counted(lost, 'number')} overflowed {formats.dtype} here"
         if theirs is not None:
             habits = theirs.habits(failing.operation.steps, formats.narrower)
-            return "WARN", f"rounds as {theirs.name} does: {habits}"
+            verdict: SiteVerdict = "PASS" if self._is_stated(theirs) else "WARN"
+            return verdict, f"rounds as {theirs.name} does: {habits}"
         note = self._unusual(failing, judgement) or self._padding(failing.site)
         return judgement.verdict, note
 
@@ -220,6 +239,14 @@ class Sites:
             if judge(failing.computed, bound).verdict == "PASS":
                 return profile
         return None
+
+    def _is_stated(self, profile: RoundingProfile) -> bool:
+        """Whether the trace says that it is of an engine that rounds so."""
+        engine = self.recorded.metadata.get("engine", "").partition(" ")[0]
+        own = [known for known in PROFILES.values() if engine and known.name.startswith(engine)]
+        if profile.name == "float32 phases":
+            return any(known.phases == profile.phases for known in own)
+        return profile in own
 
     def _padding(self, site: Site) -> str:
         """A note on logits that were not looked at."""

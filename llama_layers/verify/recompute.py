@@ -30,6 +30,7 @@ from llama_layers.verify.operations import (
     Embedding,
     Gate,
     Linear,
+    Logprobs,
     Norm,
     Operation,
     Residual,
@@ -186,4 +187,6 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
             return swiglu(x(operation.gate), x(operation.up))
         case Residual():
             return x(operation.x) + x(operation.added)
+        case Logprobs():
+            return x(operation.computed(x(operation.logits)))
     return x(operation.bound(Rounding("float64", "float64")).exact)

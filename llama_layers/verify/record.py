@@ -14,10 +14,11 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.cache import KVCache
-from llama_layers.layers.sites import Site, names_matching, sites
+from llama_layers.layers.sites import LOGPROBS, Site, names_matching, sites
 from llama_layers.model.forward import forward
 from llama_layers.model.inputs import Inputs
 from llama_layers.model.llama import Llama
+from llama_layers.model.logprobs import log_softmax, picked
 from llama_layers.verify.past import KEY, VALUE
 from llama_layers.verify.trace import Trace
 from llama_layers.version import __version__
@@ -45,7 +46,8 @@ def record(
     sites : iterable of str, optional
         Which sites: names, names inside a layer ("self_attn.q_proj"), their last words ("q_proj"),
         or patterns of these ("mlp.*"). By default all, but for "scores" and "probabilities", which
-        hold a number for each pair of tokens.
+        hold a number for each pair of tokens, and "logprobs", of each token after the first, which
+        no pattern matches.
     layers : iterable of int, optional
         Which layers' sites; all by default. What is outside the layers is kept in any case.
     positions, attention_mask : as for `forward`
@@ -88,7 +90,7 @@ def record(
         arrays[name] = array
         return array
 
-    tap = dict.fromkeys((site.name for site in chosen), keep)
+    tap = dict.fromkeys((site.name for site in chosen if site.name != LOGPROBS), keep)
     logits = forward(
         model,
         input_ids,
@@ -101,6 +103,8 @@ def record(
     for site in chosen:
         if site.pairwise:  # of the dtype of the others
             arrays[site.name] = xp.astype(arrays[site.name], logits.dtype, copy=False)
+        if site.name == LOGPROBS:
+            arrays[LOGPROBS] = picked(xp, log_softmax(xp, logits[:, :-1, :]), input_ids[:, 1:])
     inputs = Inputs.of(logits, model.config, cache, positions, attention_mask)
     return Trace(
         {site.name: to_numpy(arrays[site.name]) for site in chosen} | past,
@@ -148,9 +152,11 @@ def chosen_sites(
         kept = set(_known_layers(layers, config.num_hidden_layers))
         every = tuple(site for site in every if site.layer is None or site.layer in kept)
     if patterns is None:
-        return [site for site in every if not site.pairwise]
-    known = {site.name: site.names for site in every}
-    found = {name for pattern in patterns for name in names_matching("sites", pattern, known)}
+        return [site for site in every if not site.optional]
+    known = {site.name: site.names for site in every if site.name != LOGPROBS}
+    found: set[str] = set()
+    for pattern in patterns:
+        found.update([LOGPROBS] if pattern == LOGPROBS else names_matching("sites", pattern, known))
     return [site for site in every if site.name in found]
 
 

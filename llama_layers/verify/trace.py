@@ -43,7 +43,11 @@ class Trace:
         Where the trace comes from. `check` reads "config" (the content of a config.json), "dtype"
         and "accumulate" (formats that the engine computed in, where the arrays do not show it), and
         "rope_layout" ("interleaved" where the pairs that RoPE rotates are next to each other in
-        queries and keys, and not half a head apart); the rest is for people.
+        queries and keys, and not half a head apart), and "temperature" (which the logits were
+        divided by before ``logprobs``, 1 by default); the rest is for people.
+    next_ids : Array of integers, shape [B, S] or [B], or None
+        Only for ``logprobs``: the token after each, or after the last of each sequence. Where it
+        is None they are those of `input_ids`, and the one after the last is not known.
 
     Raises
     ------
@@ -67,6 +71,7 @@ class Trace:
     positions: Array | None = None
     attention_mask: Array | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    next_ids: Array | None = None
 
     def __post_init__(self) -> None:
         _check_texts("arrays", self.arrays, "arrays by name")

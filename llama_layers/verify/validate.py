@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +18,7 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
-from llama_layers.layers.sites import Site, sites
+from llama_layers.layers.sites import LOGPROBS, Site, sites
 from llama_layers.model.padding import padding
 from llama_layers.verify.fit import (
     HEAD,
@@ -26,7 +27,9 @@ from llama_layers.verify.fit import (
     OF_LAST_TOKEN,
     check_layout,
     fitted,
+    without_padding,
 )
+from llama_layers.verify.logprob_arrays import NextIds, fitted_logprobs, next_tokens
 from llama_layers.verify.past import Past, past_of
 from llama_layers.verify.profiles import profile_named
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
@@ -35,7 +38,7 @@ from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names, only_sites
 
 # The keys of a trace's metadata that are read; the rest is for people.
-_READ = ("config", "dtype", "accumulate", "rope_layout", "weights")
+_READ = ("config", "dtype", "accumulate", "rope_layout", "weights", "temperature")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,7 @@ class Recorded:
     padding: int = 0  # logits of no token, from rows of padding in the head, which were left out
     errors: Mapping[str, StoredArray] = field(default_factory=dict)  # of what was not recorded
     past: Past = field(default_factory=Past)  # what attention sees of earlier tokens
+    next_ids: NextIds | None = None  # whose log-probabilities were recorded, [B, S]; -1 for none
 
     def array(self, name: str) -> np.ndarray:
         """Return the array of a site, as NumPy's.
@@ -72,6 +76,11 @@ class Recorded:
             if fits and all(name in self.arrays for name in route):
                 return route
         return None
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before log-probabilities are made of them."""
+        return _temperature(self.metadata)
 
     def allowed(self, layer: int) -> NDArray[np.bool_]:
         """Return which keys each query of a layer may attend to, [B or 1, S, P + S]."""
@@ -107,6 +116,7 @@ def first_tokens(recorded: Recorded, count: int) -> Recorded:
         count=count,
         input_ids=None if recorded.input_ids is None else recorded.input_ids[:, :count],
         positions=recorded.positions[..., :count],
+        next_ids=None if recorded.next_ids is None else recorded.next_ids[:, :count],
     )
 
 
@@ -150,7 +160,13 @@ def validated(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> R
     if begins := beginning(positions, keep):
         before = replace(before, begins=begins, seen=_seen(trace.arrays, known, count))
     keys = {layer: before.count(layer) + count for layer in range(config.num_hidden_layers)}
-    arrays = fitted(trace.arrays, known, config, (batch, count), layout, keys)
+    arrays = fitted(_without(trace.arrays, LOGPROBS), known, config, (batch, count), layout, keys)
+    next_ids = next_tokens(trace.next_ids, ids, keep, (batch, count), config.vocab_size)
+    if LOGPROBS in trace.arrays:
+        found = without_padding(stored(trace.arrays, LOGPROBS), config.vocab_size)
+        found, next_ids = fitted_logprobs(found, (batch, count), config.vocab_size, next_ids)
+        _check_logits(arrays, found)
+        arrays = StoredArrays({**arrays.stored, LOGPROBS: found})
     return Recorded(
         arrays,
         config,
@@ -163,6 +179,7 @@ def validated(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> R
         trace.metadata,
         _padding(trace.arrays, config),
         past=before,
+        next_ids=next_ids,
     )
 
 
@@ -211,6 +228,20 @@ def _seen(arrays: Mapping[str, Array], known: Mapping[str, Site], count: int) ->
     return {layer: before for layer, before in found.items() if before > 0}
 
 
+def _without(arrays: Mapping[str, Array], name: str) -> StoredArrays:
+    return StoredArrays({other: stored(arrays, other) for other in arrays if other != name})
+
+
+def _check_logits(arrays: StoredArrays, logprobs: StoredArray) -> None:
+    """Raise TraceError if logits were recorded, and not of every token with a log-probability."""
+    shape = logprobs.info().shape
+    if HEAD in arrays and info_of(arrays, HEAD).shape[1] < shape[1]:
+        raise TraceError(
+            f"{HEAD}: expected the logits of all {shape[1]} tokens beside their {LOGPROBS}, or "
+            "none, got those of the last token only"
+        )
+
+
 def stated_config(metadata: Mapping[str, str]) -> LlamaConfig | None:
     """Return the config that the metadata of a trace holds."""
     if "config" not in metadata:
@@ -255,6 +286,7 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
         close = difflib.get_close_matches(key.lower().replace("-", "_"), _READ, n=1, cutoff=0.75)
         if close:
             raise TraceError(f"metadata: expected keys such as {close[0]!r}, got {key!r}")
+    _temperature(metadata)
     for key in ("dtype", "accumulate"):
         if metadata.get(key) not in (None, *FLOATS):
             raise TraceError(
@@ -268,6 +300,18 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
                 f"metadata tensor_parallel: expected a text such as '2 ranks, bfloat16 reduce', "
                 f"got {ranks!r}"
             ) from None
+
+
+def _temperature(metadata: Mapping[str, str]) -> float:
+    """Return what logits are divided by before log-probabilities are made of them."""
+    said = metadata.get("temperature", "1")
+    try:
+        number = float(said)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise TraceError(f"metadata temperature: expected a positive number, got {said!r}")
+    return number
 
 
 def extent(trace: Trace, known: Mapping[str, Site]) -> tuple[int, int]:
@@ -304,7 +348,9 @@ def _extent_of_arrays(
 ) -> tuple[int, int] | None:
     """Return batch and sequence of the first array whose other sizes are those of its site."""
     given = [
-        (known[name], info_of(arrays, name).shape) for name in arrays if name not in OF_LAST_TOKEN
+        (known[name], info_of(arrays, name).shape)
+        for name in arrays
+        if name not in (*OF_LAST_TOKEN, LOGPROBS)
     ]
     for read in (_extent_as, _extent_by_last_axis):  # a site with a wrong size is refused later
         for site, shape in given:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -16,8 +15,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llama_layers.cli import main
-from llama_layers.cli.workers import workers
 from llama_layers.verify import Trace, record
 from tests.support import tiny
 from tests.support.commands import IDS, NAMES, trouble
@@ -367,14 +364,22 @@ def test_compare_refuses(run, port, tmp_path):
     assert "nope: no such file" in trouble(run, "compare", port, tmp_path / "nope")
 
 
-def test_workers_leave_interrupts_to_the_command():
-    """A terminal sends Ctrl-C to all of them: only one is to say so."""
-    with workers(2, "signal") as pool:
-        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_file_of_a_rank_twice(capsys, tmp_path):
-    names = [str(tmp_path / "rank0"), str(tmp_path / "." / "rank0")]
-    assert main(["check", *names, "--model", "a", "--tensor-parallel"]) == 2
-    assert "trace: expected one of each rank, got one of them twice" in capsys.readouterr().err
+def test_log_probabilities_alone(run, port):
+    """Of an engine of which nothing else is known."""
+    ids = Trace.load(port).input_ids
+    recorded = port.with_name("logprobs.safetensors")
+    assert run("trace", "--ids", IDS, "--sites", "logprobs", "-o", recorded)[0] == 0
+    numbers = Trace.load(recorded).arrays["logprobs"]
+    assert numbers.shape == (1, 4)
+    paths = [port.with_name(f"{name}.safetensors") for name in ("right", "wrong")]
+    for path, factor in zip(paths, (1, 2), strict=True):
+        Trace({"token_logprobs": numbers * np.float32(factor)}, ids).save(path, force=True)
+    status, out, err = run("check", paths[0])
+    assert (status, err) == (0, "")
+    assert "our own run in float32 differs from" in out
+    assert run("check", paths[1])[0] == 1
+    status, out, _ = run("compare", *paths)
+    assert status == 1
+    assert "KL(the first || the second)" in out
+    content = json.loads(run("compare", *paths, "--json")[1])
+    assert content["logprobs"]["count"] == numbers.size

@@ -356,6 +356,17 @@ def test_metadata_that_says_nothing_of_ranks(model, whole):
         check(replace(whole, metadata={"tensor_parallel": "yes"}), model)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_mistake_of_one_rank_is_named(model, whole, rank):
+    weight = model.weights.layers[1].input_layernorm
+    ranks = wrong_on(
+        engine(whole, model, 2), rank, f"{LAYER}.input_layernorm", lambda a: a / weight
+    )
+    for pool in (None, Remote()):
+        result = check(join_ranks(ranks, CONFIG), model, executor=pool).first
+        assert [cause.name for cause in result.explanations] == ["norm weight skipped"]
+
+
 def test_an_embedding_that_is_wrong_on_one_rank(model, whole):
     ranks = wrong_on(engine(whole, model, 2), 1, "model.embed_tokens")
     result = check(join_ranks(ranks, CONFIG), model, explain=False).first

@@ -21,6 +21,8 @@ from llama_layers.verify.report.blocks import (
     Strips,
     section,
 )
+from llama_layers.verify.report.logprobs import LogprobDifference
+from llama_layers.verify.report.patterns import joined_causes
 from llama_layers.verify.report.plain import as_json
 from llama_layers.verify.report.remedy import Remedy
 from llama_layers.verify.report.results import EDGES, SITE_VERDICTS, Explanation, SiteResult
@@ -49,7 +51,7 @@ class Report(Readable):
     results : tuple of SiteResult
         In the order of a forward pass, for every site that was recorded.
     missing : tuple of str
-        Sites of the model that were not recorded; those of all pairs of tokens are not counted.
+        Sites of the model that were not recorded; those that are optional are not counted.
     metadata : mapping of str to str
         The metadata of the trace.
     seconds : float
@@ -62,6 +64,8 @@ class Report(Readable):
         Whether explanations were looked for.
     remedies : tuple of Remedy
         Options of a check that allow what fails, if it is meant, the best first.
+    logprobs : LogprobDifference or None
+        How far the log-probabilities are from those of float64, if they were recorded.
     """
 
     results: tuple[SiteResult, ...]
@@ -72,6 +76,7 @@ class Report(Readable):
     weights: str = ""
     diagnosed: bool = True
     remedies: tuple[Remedy, ...] = ()
+    logprobs: LogprobDifference | None = None
 
     def __repr__(self) -> str:
         return f"Report({_headline(self)})"
@@ -134,6 +139,7 @@ class Report(Readable):
         return [
             _headline(self),
             *_first_failure(self),
+            *section("Log-probabilities", self.logprobs.blocks() if self.logprobs else []),
             *section("Where they are wrong", _elsewhere(self.failures)),
             *_allowed(self),
             *section("Error over limit, by site and layer", [site_map(results)] if results else []),
@@ -216,6 +222,8 @@ def _first_failure(report: Report) -> Iterator[Panel]:
         said = "The sites between were not recorded; with them, the first wrong one would be found."
         blocks.append(Sentences((said,)))
     blocks.append(Sentences(tuple(_consequences(report.failures))))
+    if together := tuple(joined_causes(report.failures)):
+        blocks.append(Sentences(together))
     blocks.append(
         Facts(
             {

@@ -13,6 +13,7 @@ from tests.planted.bugs import (  # noqa: F401
     join,
     layer,
     linear,
+    logprobs,
     mask,
     mlp,
     model,
