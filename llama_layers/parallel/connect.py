@@ -34,9 +34,10 @@ def connect(parallel: object, backend: str | Namespace = "numpy") -> Group:
     ValueError
         If it is a communicator without this process.
     """
-    if isinstance(parallel, Group):
+    is_comm = hasattr(parallel, "Allreduce")  # first: MPI.COMM_NULL has no rank to ask for
+    if not is_comm and isinstance(parallel, Group):
         return parallel
-    if isinstance(parallel, type) or not hasattr(parallel, "Allreduce"):
+    if not is_comm or isinstance(parallel, type):
         raise TypeError(
             f"parallel: expected a communicator of mpi4py (MPI.COMM_WORLD) or a Group, "
             f"got {type(parallel).__name__}"
