@@ -79,9 +79,13 @@ def everything() -> list[Found]:
     ]
 
 
+HABIT = pytest.mark.xfail(reason="a habit of an engine excuses one mistake", strict=False)
+
+
 @pytest.mark.slow
-@pytest.mark.xfail(reason="a habit of an engine excuses some small mistakes", strict=False)
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize(
+    "view", [pytest.param(view, marks=[HABIT] * (view == "bfloat16")) for view in VIEWS]
+)
 def test_first_sites(everything, view):
     assert [one for one in everything if one.view == view and not one.at_right_site] == []
 
