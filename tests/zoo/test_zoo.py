@@ -49,9 +49,9 @@ def test_grades():
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_sample_is_found_and_named(name):
-    for found in findings(MISTAKES[name], ("float32",)):
-        assert found.at_right_site
-        assert found.grade == "right", found.names
+    [found] = findings(MISTAKES[name], ("float32",))
+    assert found.at_right_site
+    assert found.grade == "right", found.names
 
 
 @pytest.mark.parametrize("number", range(0, len(VARIANTS), 12))
