@@ -13,10 +13,10 @@ GRADES = ("right", "near", "none", "wrong")
 _HEAD = """# A zoo of mistakes
 
 Mistakes of ports, collected from public bug reports before they were tried, are planted in a NumPy
-port that shares no arithmetic with the package (`tests/zoo/`). `python -m tests.zoo` checks each and
-writes this page. A name counts as right if it describes what was planted, as a stranger reads it; as
-near, if it points at it and leaves something out. Mistakes that change no element by more than
-rounding does in a format are left out there, and in float16 only every fourth is tried.
+port that shares no arithmetic with the package (`tests/zoo/`). `python -m tests.zoo` checks each
+and writes this page. A name counts as right if it describes what was planted, as a stranger reads
+it; as near, if it points at it and leaves something out. Mistakes that change no element by more
+than rounding does in a format are left out there, and in float16 only every fourth is tried.
 """
 
 
@@ -46,7 +46,7 @@ def _summary(found: Sequence[Found]) -> list[str]:
         grades = Counter(one.grade for one in here)
         cells = [len(here), sum(one.at_right_site for one in here)]
         cells += [grades[grade] for grade in GRADES]
-        shares = [f"{n} ({n / len(here):.0%})" for n in cells[1:]]
+        shares = [f"{n} ({100 * n / len(here):.3g} %)" for n in cells[1:]]
         said = f"all sites, {view}" if view in ("float32", "bfloat16", "float16") else view
         lines.append(f"| {said} | {len(here)} | " + " | ".join(shares) + " |")
     return lines

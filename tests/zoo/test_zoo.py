@@ -49,9 +49,9 @@ def test_grades():
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_sample_is_found_and_named(name):
-    for found in findings(MISTAKES[name], ("float32",)):
-        assert found.at_right_site
-        assert found.grade == "right", found.names
+    [found] = findings(MISTAKES[name], ("float32",))
+    assert found.at_right_site
+    assert found.grade == "right", found.names
 
 
 @pytest.mark.parametrize("number", range(0, len(VARIANTS), 12))
@@ -67,13 +67,25 @@ def test_no_false_alarm(number):
 
 @pytest.fixture(scope="module")
 def everything() -> list[Found]:
-    """What check says of every mistake in every view."""
-    return [one for mistake in MISTAKES.values() for one in findings(mistake)]
+    """What check says of each mistake; from layers' outputs or logits, of every fourth.
+
+    Those take seconds each: `python -m tests.zoo` tries them all.
+    """
+    local, far = VIEWS[:3], VIEWS[3:]
+    return [
+        one
+        for number, mistake in enumerate(MISTAKES.values())
+        for one in findings(mistake, local if number % 4 else local + far)
+    ]
+
+
+HABIT = pytest.mark.xfail(reason="a habit of an engine excuses one mistake", strict=False)
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="a habit of an engine excuses some small mistakes", strict=False)
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize(
+    "view", [pytest.param(view, marks=[HABIT] * (view == "bfloat16")) for view in VIEWS]
+)
 def test_first_sites(everything, view):
     assert [one for one in everything if one.view == view and not one.at_right_site] == []
 
