@@ -1,9 +1,11 @@
 """Mistakes that ports make, one subject a file."""
 
 from llama_layers.verify.mistakes import (
+    across_heads,
     anywhere,
     attention,
     attention_solved,
+    batches,
     caches,
     fitted,
     hidden_states,
@@ -15,6 +17,7 @@ from llama_layers.verify.mistakes import (
     narrow_sums,
     norms,
     projections,
+    quantised,
     rope,
     rope_rounding,
     rope_solved,
@@ -39,6 +42,7 @@ _SUBJECTS = (
     caches,
     weighing,
     kernels,
+    across_heads,
     attention,
     slots,
     fitted,
@@ -46,7 +50,9 @@ _SUBJECTS = (
     attention_solved,
     mlp,
     rounding,
+    quantised,
     narrow_sums,
+    batches,
     anywhere,
 )
 MISTAKES: tuple[Mistake, ...] = tuple(

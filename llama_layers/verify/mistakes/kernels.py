@@ -10,6 +10,7 @@ import numpy as np
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat
 from llama_layers.verify.attention import Heads
 from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.across_heads import joined
 from llama_layers.verify.mistakes.attention_arrays import scores_of
 from llama_layers.verify.mistakes.masks import MASKED, masked, seen, window_of
 from llama_layers.verify.mistakes.near import other_inputs, weighed
@@ -72,13 +73,7 @@ def _averaged(heads: Heads, block: int, empty: bool) -> Tracked:
     sees = [total.exact > 0 for total in totals]
     quotients = [p / t.where(s, 1.0) for p, t, s in zip(parts, totals, sees, strict=True)]
     blocks = float(len(parts)) if empty else np.sum(sees, axis=0, dtype=np.float64)
-    exact = np.concatenate([q.exact for q in quotients], axis=-1)
-    found = [
-        np.concatenate([np.broadcast_to(getattr(q, n), q.shape) for q in quotients], axis=-1)
-        for n in ("off", "usual")
-    ]
-    joined = weights.with_errors((found[0], found[1]), exact)
-    return heads.weigh(joined / np.maximum(blocks, 1.0))
+    return heads.weigh(joined(quotients, -1) / np.maximum(blocks, 1.0))
 
 
 @mistake(WEIGHING, "blocks of keys averaged")
@@ -101,7 +96,7 @@ def _(operation: MASKED, at: FailingSite) -> Iterator[Changed]:
             (keys // block <= queries // block, "all of its block"),
             (keys // block < queries // block, "the blocks before its own only"),
         ):
-            mask = np.broadcast_to(whole & allowed, np.shape(operation.mask))
+            mask = np.broadcast_to(whole & allowed, np.asarray(operation.mask).shape)
             if other_inputs(operation, at, mask=mask):
                 yield masked(operation, mask), said, block
 
@@ -133,12 +128,14 @@ def _(attention: Attention, at: FailingSite) -> Iterator[Changed]:
     places = np.arange(at.recorded.count)
     constant = np.full(len(places), np.round(np.median(numbers)))
     capacity = np.round(np.median(numbers + places + 1))
-    cases = [(constant, f"{constant[0]:.0f} keys")]
+    cases: list[tuple[Float64Array, str]] = [(constant, f"{constant[0]:.0f} keys")]
     if capacity > len(places) - 1:
         empty = np.maximum(capacity - 1 - places, 0.0)
         cases.append((empty, f"the empty slots of a cache of {capacity:.0f}"))
     for block in (2, *BLOCKS):
-        cases.append((-(places + 1.0) % block, f"keys up to the next multiple of {block}"))
+        cases.append(
+            (np.asarray(-(places + 1.0) % block), f"keys up to the next multiple of {block}")
+        )
     wrong = (at.ratio > 1).any(axis=(0, 2, 3))
     for number, said in cases:
         near = np.abs(numbers - number)[wrong] <= 0.25 * np.maximum(number[wrong], 1.0)

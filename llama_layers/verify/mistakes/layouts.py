@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, combinations
-from types import UnionType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,6 @@ from llama_layers.verify.operations import Attention, Linear, Rope, WeightedSum
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked
 
-_HEADED: UnionType = Linear | Rope | Attention | WeightedSum
 _GATED = ("mlp.gate_proj", "mlp.up_proj")
 
 
@@ -42,7 +40,7 @@ def _by_view(array: np.ndarray, heads: int) -> np.ndarray:
     return array.reshape(batch, heads, count, -1).swapaxes(1, 2).reshape(array.shape)
 
 
-@mistake(_HEADED, "heads before tokens", roles=HEADED)
+@mistake(Linear | Rope | Attention | WeightedSum, "heads before tokens", roles=HEADED)
 def _(operation: Linear | Rope | Attention | WeightedSum, at: FailingSite) -> Changed | None:
     """Has the array in the order [batch, heads, tokens, D]; it should have [batch, tokens, heads,
     D]."""
@@ -85,7 +83,7 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     if rope.x.shape[2] > 1:
         config = replace(rope.config, head_dim=x.shape[-1])
         for layout in ("half", "interleaved"):
-            whole = Rope(x, rope.positions, config, layout)  # type: ignore[arg-type]
+            whole = Rope(x, rope.positions, config, layout)
             yield moved(whole, lambda y: y.reshape(rope.x.shape))
 
 
@@ -184,7 +182,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     roles = FLAT if at.site.role in FLAT else _GATED
     assert at.site.layer is not None  # a role is inside a layer
     found = [layer_matrix(at.model.weights.layers[at.site.layer], role) for role in roles]
-    parts = [len(weight) for weight, _ in found]
+    parts = [weight.shape[0] for weight, _ in found]
     index = roles.index(at.site.role)
     rows = np.arange(sum(parts[:index]), sum(parts[: index + 1]))
     joined = np.concatenate([to_numpy(weight) for weight, _ in found])
@@ -199,9 +197,9 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
             (np.argsort(order), f"as if it had {groups} groups, one after the other"),
         ):
             chosen = places[rows]
-            if not other_weight(linear, at, lambda few, c=chosen: wide(joined[c[few]])):
-                continue
             changed = replace(linear, weight=joined[chosen])
+            if not other_weight(changed, at):
+                continue
             yield changed, said
             if len(biases) == len(roles):
                 yield replace(changed, bias=np.concatenate(biases)[chosen]), said

@@ -50,10 +50,11 @@ def is_near(at: FailingSite, exact: Float64Array, places: Any = ...) -> bool:
     return bool(errors[0] < _LESS**2 * errors[1])
 
 
-def _some_queries(operation: OverHeads, queries: NDArray[np.intp]) -> OverHeads:
+def some_queries(operation: OverHeads, queries: NDArray[np.intp]) -> OverHeads:
+    """Attention of some queries."""
     fields = {n: getattr(operation, n, None) for n in _QUERIES}
     return replace(
-        operation,  # type: ignore[type-var]  # each of its subclasses is a dataclass
+        operation,
         **{n: np.take(y, queries, axis=_QUERIES[n]) for n, y in fields.items() if y is not None},
     )
 
@@ -67,7 +68,7 @@ def weighed(
     """Attention with a wrong formula; None if the worst queries are not explained by it."""
     queries = worst_tokens(at)
     places = np.s_[:, :, queries] if at.site.pairwise else np.s_[:, queries]
-    few = _some_queries(operation, queries)
+    few = some_queries(operation, queries)
     with np.errstate(all="ignore"):
         exact = few.evaluate(lambda heads: formula(heads, *more), FLOAT64).exact
     return evaluated(operation, formula, *more) if is_near(at, exact, places) else None
@@ -78,9 +79,9 @@ def other_inputs(operation: OverHeads, at: FailingSite, **fields: Any) -> OverHe
 
     None if that does not explain the worst queries, or if most that another mask is for are right.
     """
-    changed = replace(operation, **fields)  # type: ignore[type-var]
+    changed = replace(operation, **fields)
     if "mask" in fields and (at.ratio > 1).any():
-        other = (np.asarray(operation.mask) != fields["mask"]).any(axis=(0, -1))
+        other = (np.asarray(vars(operation)["mask"]) != fields["mask"]).any(axis=(0, -1))
         axes = (0, 1, 3) if at.site.pairwise else (0, 2, 3)
         wrong = (at.ratio > 1).any(axis=axes)
         if 2 * np.count_nonzero(wrong & other) < np.count_nonzero(other):
@@ -94,11 +95,9 @@ def worst_of_product(at: FailingSite) -> tuple[NDArray[np.intp], NDArray[np.intp
     return worst_tokens(at), outputs
 
 
-def other_weight(
-    linear: Linear, at: FailingSite, rows_of: Callable[[NDArray[np.intp]], Float64Array]
-) -> bool:
-    """Whether another matrix explains the worst of a product: `rows_of` gives some of its rows."""
+def other_weight(linear: Linear, at: FailingSite) -> bool:
+    """Whether a product with another matrix or input explains the worst of a site."""
     tokens, outputs = worst_of_product(at)
     bias = 0.0 if linear.bias is None else wide(linear.bias[outputs])
-    exact = wide(linear.x[:, tokens]) @ rows_of(outputs).T + bias
+    exact = wide(linear.x[:, tokens]) @ wide(linear.weight[outputs]).T + bias
     return is_near(at, exact, np.ix_(np.arange(len(linear.x)), tokens, outputs))

@@ -72,9 +72,9 @@ def _(attention: Attention, at: FailingSite) -> Changed | None:
     if groups == 1:
         return None
     few = worst_tokens(at, 4)
-    some = replace(attention, q=attention.q[:, few], mask=np.asarray(attention.mask)[:, few])
-    scores = scores_of(some)
-    p = softmax(scores, np.broadcast_to(some.mask[:, None], scores.shape))
+    scores = scores_of(replace(attention, q=attention.q[:, few]))
+    mask = np.asarray(attention.mask)[:, None, few]
+    p = softmax(scores, np.broadcast_to(mask, scores.shape))
     v = wide(attention.v).transpose(0, 2, 1, 3)
     every = p[:, :, None] @ v[:, None]  # [B, heads, kv, few, D]
     theirs = wide(at.computed)[:, few].transpose(0, 2, 1, 3)[:, :, None]
@@ -192,7 +192,9 @@ def _(attention: Attention, at: FailingSite) -> Iterator[Changed]:
 def _read(attention: Attention, page: _Page, batch: int, count: int) -> Iterator[Changed]:
     slots, there = page.slots, _tokens(page.slots)
     if isinstance(page.read, str) and page.read != "zeros":
-        mask = np.array(np.broadcast_to(attention.mask, (len(attention.q), count, count)))
+        mask = np.array(
+            np.broadcast_to(np.asarray(attention.mask), (len(attention.q), count, count))
+        )
         if page.read == "nothing":
             mask[:, :, slots] = False
             yield replace(attention, mask=mask), f"nothing at {there}"

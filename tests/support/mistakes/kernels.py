@@ -48,7 +48,7 @@ def _with_zeros(number):
         k, v = (np.pad(y, ((0, 0), (0, most), (0, 0), (0, 0))) for y in (k, v))
         y = np.zeros(q.shape)
         for s in PLACES:
-            seen = np.concatenate([PLACES <= s, np.arange(most) < number(s)])
+            seen = np.concatenate([s >= PLACES, np.arange(most) < number(s)])
             y[:, s : s + 1] = attended(q[:, s : s + 1], k, v, seen[None])
         return y
 
