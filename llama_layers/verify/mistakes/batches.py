@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ def _found(at: FailingSite, exact: Float64Array, computed: Float64Array) -> Chan
     errors = np.stack([np.sum(np.square(rows - row), axis=-1) for row in theirs])
     order = errors.argmin(axis=1)
     own = np.arange(len(rows))
-    if (order == own).all() or (order == own[::-1]).all():
+    if (order == own).all():
         return None
     return moved(at, lambda y: y[order]), listed(order.tolist(), 6), listed(own.tolist(), 6)
 
@@ -75,16 +76,15 @@ _SAYS = "Drops a share of {0:.3g} of the elements, as in training; it should dro
 
 
 @mistake(_DROPPED, "dropout", kind=Kind.SOLVED, says=_SAYS)
-def _(operation: Operation, at: FailingSite) -> Changed | None:
+def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
     if at.site.pairwise:
-        return None
+        return
     exact, computed = at.bound(at.formats).exact, wide(at.computed)
     told = np.abs(exact) > 0.1 * np.sqrt(np.mean(np.square(exact)))
-    factor = _dropped(computed / np.where(told, exact, 1.0), told)
-    if factor is None:
-        return None
-    zero, factor = computed == 0, _nice(factor)
-    return moved(at, lambda y: np.where(zero, 0.0, y * factor)), 1 - 1 / factor
+    found = _dropped(computed / np.where(told, exact, 1.0), told)
+    zero = computed == 0
+    for factor in () if found is None else _alike(found):
+        yield moved(at, _scaled, zero, factor), 1 - 1 / factor
 
 
 @mistake(Residual, "dropout", kind=Kind.SOLVED, says=_SAYS)
@@ -92,22 +92,25 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     x, added, computed = wide(residual.x), wide(residual.added), wide(at.computed)
     told = np.abs(added) > 0.1 * np.sqrt(np.mean(np.square(added)))
     found = _dropped((computed - x) / np.where(told, added, 1.0), told)
-    if found is None:
-        return
-    factor = _nice(found)
-    zero = np.abs(computed - x) < np.abs(computed - (x + factor * added))
+    for factor in () if found is None else _alike(found):
+        zero = np.abs(computed - x) < np.abs(computed - (x + factor * added))
 
-    def formula(r: Residual[Tracked]) -> Tracked:
-        return r.x + (r.added * factor).where(~zero, 0.0)
+        def formula(r: Residual[Tracked], by: float = factor, zero: Any = zero) -> Tracked:
+            return r.x + (r.added * by).where(~zero, 0.0)
 
-    yield evaluated(residual, formula), 1 - 1 / factor
+        yield evaluated(residual, formula), 1 - 1 / factor
 
 
-def _nice(factor: float) -> float:
-    """The factor of a share of few digits, if it is as near as can be told."""
+def _scaled(y: Float64Array, zero: NDArray[np.bool_], factor: float) -> Float64Array:
+    return np.where(zero, 0.0, y * factor)
+
+
+def _alike(factor: float) -> Iterator[float]:
+    """The factor, and those of shares of few digits if it is as near to them as can be told."""
+    yield factor
     share = 1 - 1 / factor
-    for digits in (2, 3, 4):
-        near = 1 / (1 - round(share, digits))
-        if abs(near / factor - 1) < 1e-4:
-            return near
-    return factor
+    for digits in (1, 2, 3):
+        kept = 1 - round(share, digits)
+        if abs(kept * factor - 1) < 1e-4:
+            yield from dict.fromkeys((1 / kept, 1 / float(np.float32(kept))))
+            return
