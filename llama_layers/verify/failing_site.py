@@ -54,7 +54,9 @@ class FailingSite:
 
     @cached_property
     def ratio(self) -> NDArray[np.float64]:
-        """The error of each of the port's elements over its limit."""
+        """The error of each of the port's elements over its limit; zeros if it has no numbers."""
+        if not self.computed.any():
+            return np.zeros(self.computed.shape)
         right = where_defined(self.bound(self.formats), self.site, self.recorded)
         return right.ratio(self.computed)
 

@@ -22,7 +22,9 @@ from llama_layers.verify.mistakes import (
     rope_rounding,
     rope_solved,
     rounding,
+    shares,
     slots,
+    solved,
     streams,
     weighing,
 )
@@ -34,6 +36,7 @@ _SUBJECTS = (
     streams,
     norms,
     projections,
+    shares,
     layouts,
     rope,
     rope_rounding,
@@ -53,6 +56,7 @@ _SUBJECTS = (
     quantised,
     narrow_sums,
     batches,
+    solved,
     anywhere,
 )
 MISTAKES: tuple[Mistake, ...] = tuple(

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 
-from llama_layers.arrays.dtypes import FLOATS, FloatFormat
+from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.attention import Heads
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.across_heads import joined
 from llama_layers.verify.mistakes.attention_arrays import scores_of
 from llama_layers.verify.mistakes.masks import MASKED, masked, seen, window_of
 from llama_layers.verify.mistakes.near import other_inputs, weighed
+from llama_layers.verify.mistakes.predicted import rounded
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.mistakes.rounding import in_each_narrow_format
 from llama_layers.verify.mistakes.weighing import WEIGHING, exponentials, hidden_at
 from llama_layers.verify.operations import Attention
-from llama_layers.verify.roundoff import Float64Array, read_in
+from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked
 
 # Keys that kernels compute with at a time.
@@ -153,17 +153,6 @@ def _zeros_counted(attention: Attention, at: FailingSite) -> Float64Array:
         kept = np.sum(exact * theirs, axis=-1) / np.sum(np.square(exact), axis=-1)
         found = np.nanmedian((1 / kept - 1) * total, axis=(0, 2))
     return np.nan_to_num(found, posinf=0.0, neginf=0.0)
-
-
-def rounded(numbers: Tracked, form: FloatFormat) -> Tracked:
-    """Numbers rounded to a format, and not said to be off but where the rounding is not sure."""
-    exact = read_in(numbers.exact, form)
-
-    def error(e: Float64Array) -> Float64Array:
-        low, high = (read_in(numbers.exact + sign * e, form) for sign in (-1, 1))
-        return np.maximum(np.abs(high - exact), np.abs(exact - low))
-
-    return replace(numbers.with_errors(numbers.errors(error), exact), form=form)
 
 
 @in_each_narrow_format

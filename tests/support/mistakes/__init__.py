@@ -9,13 +9,25 @@ from tests.support.mistakes import (
     quantised,
     rope,
     rounding,
+    solved,
     streams,
 )
 from tests.support.mistakes.mistake import Mistake
 
 MISTAKES = [
     mistake
-    for subject in (streams, rope, projections, norms, heads, kernels, mlp, rounding, quantised)
+    for subject in (
+        streams,
+        rope,
+        projections,
+        norms,
+        heads,
+        kernels,
+        mlp,
+        rounding,
+        quantised,
+        solved,
+    )
     for mistake in subject.MISTAKES
 ]
 
