@@ -97,7 +97,15 @@ def worst_of_product(at: FailingSite) -> tuple[NDArray[np.intp], NDArray[np.intp
 
 def other_weight(linear: Linear, at: FailingSite) -> bool:
     """Whether a product with another matrix or input explains the worst of a site."""
-    tokens, outputs = worst_of_product(at)
-    bias = 0.0 if linear.bias is None else wide(linear.bias[outputs])
-    exact = wide(linear.x[:, tokens]) @ wide(linear.weight[outputs]).T + bias
-    return is_near(at, exact, np.ix_(np.arange(len(linear.x)), tokens, outputs))
+    _, outputs = worst_of_product(at)
+    bias = None if linear.bias is None else linear.bias[outputs]
+    few = replace(linear, weight=linear.weight[outputs], bias=bias)
+    return explains_outputs(few, at, outputs)
+
+
+def explains_outputs(few: Linear, at: FailingSite, outputs: NDArray[np.intp]) -> bool:
+    """Whether the outputs that a product gives explain those of a site, in the worst tokens."""
+    tokens = worst_tokens(at)
+    bias = 0.0 if few.bias is None else wide(few.bias)
+    exact = wide(few.x[:, tokens]) @ wide(few.weight).T + bias
+    return is_near(at, exact, np.ix_(np.arange(len(few.x)), tokens, outputs))

@@ -21,7 +21,7 @@ from llama_layers.verify.mistakes.codes import (
     choices,
     pruned,
 )
-from llama_layers.verify.mistakes.near import other_inputs, other_weight, worst_of_product
+from llama_layers.verify.mistakes.near import explains_outputs, other_inputs, worst_of_product
 from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, evaluated, mistake
 from llama_layers.verify.operations import Attention, Embedding, Linear, Product
 from llama_layers.verify.roundoff import Float64Array
@@ -56,6 +56,8 @@ _CODES = (*INT8, *FLOAT8, *INT4, *MICROSCALED)
 _LEFT = 0.25
 # How near to a tie a code is not sure, and outputs that are looked at.
 _TIE, _OUTPUTS = 1e-6, 8
+# Tokens in which pruned weights are looked for.
+_TOKENS = 64
 # Ways to round a cache that one head cannot tell apart, and that are held against all.
 _ALIKE = 6
 
@@ -79,16 +81,26 @@ class _Rounded:
         return exact, np.maximum(*(np.abs(end - exact) for end in ends))
 
 
-def _rows(weight: np.ndarray, outputs: NDArray[np.intp], choice: Choice | None) -> Float64Array:
-    """Some rows of a matrix in few bits."""
+Limits = tuple[Float64Array, Float64Array]
+
+
+def _rows(
+    weight: np.ndarray,
+    outputs: NDArray[np.intp],
+    choice: Choice | None,
+    known: dict[Scaling, Limits],
+) -> Float64Array:
+    """Some rows of a matrix in few bits; `known` are limits of the whole."""
     rows = wide(weight[outputs])
     if choice is None or choice.scaling.axes in ((), (-1,)):
         return rows if choice is None else choice.of(rows)
-    scaling, limits = choice.scaling.of_rows(choice.scaling.limits(weight), outputs)
+    if choice.scaling not in known:
+        known[choice.scaling] = choice.scaling.limits(weight)
+    scaling, limits = choice.scaling.of_rows(known[choice.scaling], outputs)
     return replace(choice, scaling=scaling).of(rows, limits)
 
 
-def _tokens(x: np.ndarray, tokens: NDArray[np.intp], choice: Choice | None) -> Float64Array:
+def _some_tokens(x: np.ndarray, tokens: NDArray[np.intp], choice: Choice | None) -> Float64Array:
     """Some tokens in few bits."""
     some = wide(x[:, tokens])
     if choice is None or choice.scaling.axes in ((), (-1,)):
@@ -113,11 +125,13 @@ def _best(
     theirs = (wide(at.computed[places]) - bias)[wrong]
     right = (at.bound(at.formats).exact[places] - bias)[wrong]
     left: dict[tuple[Choice | None, Choice | None], float] = {}
+    known: dict[Scaling, Limits] = {}
 
     def look(xs: Choices, ws: Choices) -> tuple[Choice | None, Choice | None]:
-        rows = np.concatenate([_rows(linear.weight, outputs, w) for w in ws]).astype(np.float32)
+        every = [_rows(linear.weight, outputs, w, known) for w in ws]
+        rows = np.concatenate(every).astype(np.float32)
         for each in xs:
-            some = _tokens(linear.x, tokens, each)[wrong].astype(np.float32)
+            some = _some_tokens(linear.x, tokens, each)[wrong].astype(np.float32)
             y = (some @ rows.T).reshape(len(theirs), len(ws), -1)
             errors = np.sum(np.square(y - theirs[:, None]), axis=(0, 2))
             left.update(((each, w), e) for w, e in zip(ws, errors.tolist(), strict=True))
@@ -192,12 +206,43 @@ def _(linear: Linear, at: FailingSite) -> Changed | None:
 @mistake(Linear, "weights pruned", kind=Kind.ROUNDING)
 def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Has zeros for the smallest {0} of {1} weights in a row; it should keep all."""
-    width = linear.weight.shape[1]
+    _, outputs = worst_of_product(at)
+    bias = None if linear.bias is None else linear.bias[outputs]
     for keep, of in ((2, 4), (1, 2), (4, 8)):
-        if width % of == 0:
-            changed = replace(linear, weight=pruned(linear.weight, keep, of))
-            if other_weight(changed, at):
-                yield changed, of - keep, of
+        if linear.weight.shape[1] % of == 0:
+            few = replace(linear, weight=pruned(linear.weight[outputs], keep, of), bias=bias)
+            if explains_outputs(few, at, outputs):
+                yield replace(linear, weight=pruned(linear.weight, keep, of)), of - keep, of
+
+
+@mistake(Linear, "weights pruned", kind=Kind.SOLVED)
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
+    """Has zeros for {0}; it should keep all."""
+    # How many of the smallest are gone, from the worst outputs: as many in each, or up to a number.
+    _, outputs = worst_of_product(at)
+    x = wide(linear.x).reshape(-1, linear.x.shape[-1])[:_TOKENS]
+    error = wide(at.computed) - at.bound(at.formats).exact
+    error = error.reshape(-1, error.shape[-1])[:_TOKENS]
+    counts, limits = [], []
+    for output in outputs:
+        row = wide(linear.weight[output])
+        order = np.argsort(np.abs(row), kind="stable")
+        gone = np.cumsum(x[:, order] * row[order], axis=1)
+        left = np.sum(np.square(error[:, output, None] + gone), axis=0)
+        if left.min() > _LEFT * np.sum(np.square(error[:, output])):
+            return
+        counts.append(int(np.argmin(left)) + 1)
+        size = np.append(np.abs(row)[order], np.inf)
+        limits.append((size[counts[-1] - 1], size[counts[-1]]))
+    size, width = np.abs(wide(linear.weight)), linear.weight.shape[1]
+    least, most = max(low for low, _ in limits), min(high for _, high in limits)
+    if len(set(counts)) == 1:
+        ranks = np.argsort(np.argsort(size, axis=-1, kind="stable"), axis=-1)
+        weight = np.where(ranks < counts[0], 0, linear.weight)
+        yield replace(linear, weight=weight), f"the smallest {counts[0]} of {width} in each row"
+    if least < most:
+        weight = np.where(size <= least, 0, linear.weight)
+        yield replace(linear, weight=weight), f"weights of {least:.3g} or less in magnitude"
 
 
 @mistake(Embedding, "embedding quantised", kind=Kind.ROUNDING)

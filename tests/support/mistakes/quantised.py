@@ -79,6 +79,14 @@ def _pruned(w):
     return few.reshape(w.shape)
 
 
+def _smallest_gone(w):
+    """A quarter of each row is zero."""
+    few = w.copy()
+    for row in few:
+        row[np.argsort(np.abs(row))[: len(row) // 4]] = 0
+    return few
+
+
 def _dropped(array, share):
     kept = np.random.default_rng(3).random(array.shape) >= share
     return np.where(kept, array / np.float32(1 - share), 0)
@@ -105,6 +113,14 @@ MISTAKES = [
         _product(Q, NORM, inputs=lambda x: _int8(x, -1), weights=lambda w: _int8(w, -1)),
     ),
     Mistake("weights pruned", Q, _product(Q, NORM, weights=_pruned)),
+    Mistake(
+        "weights pruned",
+        Q,
+        _product(
+            Q, NORM, weights=lambda w: np.where(np.abs(w) < np.quantile(np.abs(w), 0.3), 0, w)
+        ),
+    ),
+    Mistake("weights pruned", DOWN, _product(DOWN, ACT, weights=_smallest_gone)),
     Mistake(
         "embedding quantised",
         EMBEDDING,

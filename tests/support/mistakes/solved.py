@@ -24,7 +24,7 @@ def _with_weight(change):
 
 
 def _bit_flipped(weight):
-    weight.view(np.uint32)[5, 7] ^= 1 << 24
+    weight.view(np.uint32)[5, 7] ^= 1 << 25
 
 
 def _rows_swapped(weight):
