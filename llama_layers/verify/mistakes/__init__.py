@@ -26,6 +26,7 @@ from llama_layers.verify.mistakes import (
     slots,
     solved,
     streams,
+    tiles,
     weighing,
 )
 from llama_layers.verify.mistakes.registry import REGISTERED, Kind, Mistake
@@ -55,6 +56,7 @@ _SUBJECTS = (
     rounding,
     quantised,
     narrow_sums,
+    tiles,
     batches,
     solved,
     anywhere,

@@ -85,6 +85,15 @@ def _(operation: MASKED, at: FailingSite) -> Computable:
     return masked(operation, seen(at, 0, window_of(at), True))
 
 
+@mistake(MASKED, "padding at the other end")
+def _(operation: MASKED, at: FailingSite) -> Computable | None:
+    """Hides as many tokens at the other end of each sequence; it should hide those of padding."""
+    keep = at.recorded.keep
+    if keep is None:
+        return None
+    return masked(operation, seen(at, 0, window_of(at), True) & keep[:, None, ::-1])
+
+
 @mistake(MASKED, "mask inverted")
 def _(operation: MASKED, at: FailingSite) -> Computable:
     """Attends to what the mask hides, and not to what it allows."""

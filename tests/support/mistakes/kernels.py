@@ -101,7 +101,14 @@ def _page_twice(p):
     return attended(q, k, v, np.concatenate([seen, seen[:, 4:8]], axis=1))
 
 
+def _padded_at_the_end(p):
+    allowed = np.stack([causal(COUNT)] * 2)
+    allowed[1, :, -4:] = False
+    return attended(*_arrays(p), allowed)
+
+
 MISTAKES = [
+    Mistake("padding at the other end", ATTENTION, _padded_at_the_end, padded=True),
     Mistake("RoPE missing on a head", K_ROPE, _still_head),
     Mistake(
         "heads normalised",

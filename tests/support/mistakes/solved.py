@@ -43,7 +43,21 @@ def _clamped_gate(p):
     return silu(np.minimum(p[GATE], 0.25)) * p[UP]
 
 
+def _tile_of_another(p):
+    y = p.right.copy()
+    y[1, 4:8, 8:16] = y[1, 0:4, 16:24]
+    return y
+
+
+def _tile_transposed(p):
+    y = p.right.copy()
+    y[0, 4:12, 8:16] = y[0, 4:12, 8:16].swapaxes(0, 1).copy()
+    return y
+
+
 MISTAKES = [
+    Mistake("a tile in another place", OUT, _tile_of_another),
+    Mistake("a tile in another place", DOWN, _tile_transposed),
     Mistake("a constant added", OUT, lambda p: p.right + _BIAS),
     Mistake("a constant added", NORM, lambda p: p.right + _BIAS),
     Mistake("outputs scaled", DOWN, lambda p: p.right * _FACTORS),
