@@ -89,10 +89,13 @@ def other_inputs(operation: OverHeads, at: FailingSite, **fields: Any) -> OverHe
     return changed if weighed(changed, at, type(operation).formula) is not None else None
 
 
-def worst_of_product(at: FailingSite) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The tokens and the outputs of a product with the largest errors."""
-    outputs = np.sort(np.argsort(-at.ratio.max(axis=(0, 1)), kind="stable")[:_OUTPUTS])
-    return worst_tokens(at), outputs
+def worst_of_product(
+    at: FailingSite, count: int = _OUTPUTS
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The worst tokens of a product, and the outputs with the largest errors there."""
+    tokens = worst_tokens(at)
+    worst = at.ratio[:, tokens].max(axis=(0, 1))
+    return tokens, np.sort(np.argsort(-worst, kind="stable")[:count])
 
 
 def other_weight(linear: Linear, at: FailingSite) -> bool:

@@ -117,8 +117,7 @@ def _best(
     """What explains the worst of a product best, if anything does."""
     if not (at.ratio > 1).any():
         return inputs[0], weights[0]
-    tokens, outputs = worst_of_product(at)
-    outputs = outputs[:_OUTPUTS]
+    tokens, outputs = worst_of_product(at, _OUTPUTS)
     places = np.ix_(np.arange(len(linear.x)), tokens, outputs)
     bias = 0.0 if linear.bias is None else wide(linear.bias[outputs])
     wrong = (at.ratio[places] > 1).any(axis=-1)

@@ -255,7 +255,7 @@ def _(gate: Gate, at: FailingSite) -> Iterator[Changed]:
     """Clamps {0} to {1:.6g}; it should leave it as it is."""
     # The limit is the least magnitude in what is wrong, or just below it.
     wrong = at.ratio > 1
-    if np.count_nonzero(wrong) < 2:
+    if np.count_nonzero(wrong) < 2 or not np.isfinite(wide(at.computed)[wrong]).all():
         return
     with np.errstate(all="ignore"):
         own = wide(at.computed)[wrong] / (wide(gate.gate) / (1 + np.exp(-wide(gate.gate))))[wrong]
