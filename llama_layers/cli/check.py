@@ -5,20 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.cli.options import Commands, add_force, add_json, add_model
+from llama_layers.cli.options import (
+    Commands,
+    add_force,
+    add_ignore_unknown,
+    add_json,
+    add_model,
+)
 from llama_layers.cli.outputs import check_outputs
 from llama_layers.cli.workers import add_jobs, workers
-from llama_layers.files.progress import progress
+from llama_layers.errors import one_line
+from llama_layers.files.progress import progress, status
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from llama_layers.checkpoint import Checkpoint
-    from llama_layers.verify import Trace
+    from llama_layers.config.llama_config import LlamaConfig
+    from llama_layers.verify import SiteResult, Trace
 
 
 def add_parser(commands: Commands) -> None:
@@ -68,6 +77,24 @@ def add_parser(commands: Commands) -> None:
         metavar="ENGINE",
         help="allow an engine's further roundings, such as those of transformers or llama.cpp",
     )
+    parser.add_argument(
+        "--allow",
+        metavar="ROUNDINGS",
+        help="allow roundings besides, such as cache=float16 or scores,probabilities",
+    )
+    parser.add_argument(
+        "--rope-layout",
+        choices=("half", "interleaved"),
+        help="whether the two numbers of a pair that RoPE rotates are half a head apart or next to "
+        "each other in queries and keys (default: as the trace says, or half)",
+    )
+    parser.add_argument(
+        "--past",
+        type=Path,
+        metavar="FILE",
+        help="a trace of the tokens before these, which attention sees through a cache",
+    )
+    add_ignore_unknown(parser)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page, too")
     parser.add_argument("--all", action="store_true", help="print a line for each site")
     parser.add_argument(
@@ -94,25 +121,42 @@ def _run(args: argparse.Namespace, executor: Executor | None) -> int:
         raise ValueError(
             f"trace: expected one, or --tensor-parallel for those of ranks, got {len(args.trace)}"
         )
-    inside = (file for place in args.trace if place.is_dir() for file in place.iterdir())
-    check_outputs([args.html], args.force, model=args.model, read=[*args.trace, *inside])
+    if args.past is not None and args.tensor_parallel:
+        raise ValueError("--past: expected none with --tensor-parallel")
+    given = [*args.trace, *([] if args.past is None else [args.past])]
+    check_outputs([args.html], args.force, model=args.model, read=given)
     traces = [Trace.load(path) for path in args.trace]
     checkpoint = open_checkpoint(args.model)
+    ignored = ""
+    if args.ignore_unknown:
+        traces, ignored = leave_out_unknown(traces, checkpoint.config)
     trace = join_ranks(traces, checkpoint.config) if args.tensor_parallel else traces[0]
     rounded = None
     weights = args.weights_dtype or stated_weights(trace)
     if weights is None:
         weights = rounded = narrower_dtype(trace, args.dtype, checkpoint)
     model = load(args.model, dtype=weights)
-    with progress("checking sites", len(trace.arrays), count=True) as advance:
+    with ExitStack() as shown:
+        advance = shown.enter_context(progress("checking sites", len(trace.arrays), count=True))
+
+        def diagnosing(result: SiteResult) -> None:
+            shown.close()
+            line = f"looking for what explains {result.site.name} (--no-diagnose skips this)"
+            shown.enter_context(status(line))
+
         report = check(
             trace,
             model,
             dtype=args.dtype,
             accumulate=args.accumulate,
             profile=args.profile,
+            allow=args.allow,
+            rope_layout=args.rope_layout,
+            past=None if args.past is None else Trace.load(args.past),
+            ignore_unknown=args.ignore_unknown,
             explain=not args.no_diagnose,
             progress=lambda _: advance(1),
+            diagnosing=diagnosing,
             executor=executor,
         )
     args.status = report.exit_status
@@ -122,6 +166,8 @@ def _run(args: argparse.Namespace, executor: Executor | None) -> int:
         print(json.dumps(report.to_json(), indent=2))
         return report.exit_status
     print_report(lambda width: report.text(every=args.all, width=width))
+    if ignored:
+        print(one_line(f"Left out: {ignored}."))
     if rounded is not None:
         print(
             f"Weights were rounded to {rounded}, as the trace is; --weights-dtype overrides that."
@@ -129,6 +175,15 @@ def _run(args: argparse.Namespace, executor: Executor | None) -> int:
     if args.html is not None:
         print(f"written {args.html}")
     return report.exit_status
+
+
+def leave_out_unknown(traces: list[Trace], config: LlamaConfig) -> tuple[list[Trace], str]:
+    """Return traces without arrays whose names no site has, and what those names probably mean."""
+    from llama_layers.verify.unknown_names import told, unknown_names, without_unknown
+
+    unknown = sorted({name for trace in traces for name in unknown_names(trace.arrays, config)})
+    kept = [without_unknown(trace, config) for trace in traces]
+    return kept, told(unknown, config) if unknown else ""
 
 
 def stated_weights(trace: Trace) -> str | None:

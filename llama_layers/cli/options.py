@@ -45,6 +45,15 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
 
 
+def add_ignore_unknown(parser: argparse.ArgumentParser) -> None:
+    """Add --ignore-unknown."""
+    parser.add_argument(
+        "--ignore-unknown",
+        action="store_true",
+        help="leave out arrays that have no site's name, instead of refusing the trace",
+    )
+
+
 def resolve_backend(choice: Literal["numpy", "cupy", "auto"]) -> Backend:
     """The name of the array library to use."""
     if choice != "auto":

@@ -11,12 +11,15 @@ from llama_layers.files.output import check_output
 def check_outputs(
     outputs: Iterable[Path | None], force: bool, *, model: str | None, read: Iterable[Path] = ()
 ) -> None:
-    """Raise if a file cannot be written, or is one that the command reads."""
+    """Raise if a file cannot be written, or is one that the command reads, also in a directory."""
+    read = list(read)
+    inside = (file for place in read if place.is_dir() for file in place.iterdir())
+    kept = {path.resolve() for path in (*read, *inside)}
     for output in outputs:
         check_output(output, force)
         if output is None or not output.exists():
             continue
-        if output.resolve() in {path.resolve() for path in read} | _files_of(model):
+        if output.resolve() in kept | _files_of(model):
             raise ValueError(f"{output}: expected a file to write, got one that is read here")
 
 

@@ -33,6 +33,18 @@ def progress(what: str, total: int, *, count: bool = False) -> Iterator[Callable
         yield lambda done: bar.advance(task, done)
 
 
+@contextmanager
+def status(line: str) -> Iterator[None]:
+    """Show a line until the work is done."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(line):
+        yield
+
+
 def announce(message: str) -> None:
     """Write a line to stderr, if that is a terminal or a notebook."""
     if sys.stderr.isatty() or "ipykernel" in sys.modules:

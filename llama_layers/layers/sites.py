@@ -41,6 +41,9 @@ mlp.act                   gate         B S inner    mlp.gate_proj,mlp.up_proj
 mlp.down_proj             linear       B S hidden   mlp.act
 """.strip()  # noqa: E501  # a table
 
+# What is made of the logits after a forward pass. No tap sees it.
+LOGPROBS = "logprobs"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -54,13 +57,16 @@ class Site:
         Which layer it is in; None before the first and after the last.
     operation : str
         What computes it: "embedding", "norm", "linear", "rope", "scores", "softmax", "attention",
-        "residual" or "gate".
+        "residual", "gate" or "logprobs".
     shape : tuple of str
         Its axes: "B" and "S" for batch and sequence, numbers for the others.
     routes : tuple of tuple of str
         The names of the sites that it is computed from: one or more ways, the most local first.
     pairwise : bool
         Whether it holds a number for each pair of tokens.
+    optional : bool
+        Whether it is recorded only when asked for, and not missing otherwise: sites of pairs, and
+        log-probabilities, which follow the forward pass.
     """
 
     name: str
@@ -69,6 +75,7 @@ class Site:
     shape: tuple[str | int, ...]
     routes: tuple[tuple[str, ...], ...]
     pairwise: bool = False
+    optional: bool = False
 
     @property
     def role(self) -> str:
@@ -94,7 +101,7 @@ def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
     Returns
     -------
     tuple of Site
-        From ``model.embed_tokens`` to ``lm_head``.
+        From ``model.embed_tokens`` to ``lm_head``, and ``logprobs``.
 
     Examples
     --------
@@ -102,7 +109,7 @@ def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
     >>> from llama_layers.verify import sites
     >>> found = sites(LlamaConfig.smollm2_135m())
     >>> len(found), found[2].name, found[2].shape
-    (513, 'model.layers.0.self_attn.q_proj', ('B', 'S', 576))
+    (514, 'model.layers.0.self_attn.q_proj', ('B', 'S', 576))
     """
     return _of_model(config)
 
@@ -116,6 +123,7 @@ def _of_model(config: LlamaConfig) -> tuple[Site, ...]:
         *(site for layer in range(config.num_hidden_layers) for site in _of_layer(config, layer)),
         Site("model.norm", None, "norm", ("B", "S", hidden), ((last,),)),
         Site("lm_head", None, "linear", ("B", "S", vocabulary), (("model.norm",),)),
+        Site(LOGPROBS, None, "logprobs", ("B", "S"), (("lm_head",),), optional=True),
     )
 
 
@@ -146,7 +154,8 @@ def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
         )
         shape = tuple(sizes.get(axis, axis) for axis in axes.split())
         starred = role.endswith("*")
-        yield Site(f"{name}.{role.rstrip('*')}", layer, operation, shape, tuple(inputs), starred)
+        role = role.rstrip("*")
+        yield Site(f"{name}.{role}", layer, operation, shape, tuple(inputs), starred, starred)
     residual = (f"{name}.attention_residual", f"{name}.mlp.down_proj")
     yield Site(name, layer, "residual", ("B", "S", config.hidden_size), (residual,))
 
@@ -184,7 +193,7 @@ def sites_of_model(config: LlamaConfig, pattern: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def _names_in_model(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
-    return {site.name: site.names for site in sites(config)}
+    return {site.name: site.names for site in sites(config) if site.name != LOGPROBS}
 
 
 @lru_cache(maxsize=256)  # for a loop of forward passes

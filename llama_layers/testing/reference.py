@@ -29,6 +29,8 @@ def assert_matches_reference(
     dtype: str | None = None,
     accumulate: str | None = None,
     profile: str | RoundingProfile | None = None,
+    allow: str | None = None,
+    rope_layout: str | None = None,
 ) -> None:
     """Assert that a port computed what the model says, but for rounding.
 
@@ -43,8 +45,8 @@ def assert_matches_reference(
         The tokens; a callable needs them, and so does a check of the embedding.
     positions, attention_mask : as for `llama_layers.verify.Trace`, optional
         Where the tokens stand, and which of them are not padding.
-    dtype, accumulate, profile : as for `llama_layers.verify.check`, optional
-        How the port rounds.
+    dtype, accumulate, profile, allow, rope_layout : as for `llama_layers.verify.check`, optional
+        How the port rounds, and in which order it has the numbers of a head.
 
     Raises
     ------
@@ -88,7 +90,13 @@ def assert_matches_reference(
     }
     given = {name: array for name, array in tokens.items() if array is not None}
     report = check(
-        replace(port, **given), model, dtype=dtype, accumulate=accumulate, profile=profile
+        replace(port, **given),
+        model,
+        dtype=dtype,
+        accumulate=accumulate,
+        profile=profile,
+        allow=allow,
+        rope_layout=rope_layout,
     )
     if report.verdict == "NONE":
         raise ValueError(str(report))

@@ -19,8 +19,10 @@ from llama_layers.verify.bounds.layer import (
 )
 from llama_layers.verify.check import check
 from llama_layers.verify.compare import compare
+from llama_layers.verify.extent import Extent
 from llama_layers.verify.join import JoinedTrace, join_ranks
 from llama_layers.verify.judge import Judgement, judge
+from llama_layers.verify.place import Place
 from llama_layers.verify.profiles import Rounding, RoundingProfile
 from llama_layers.verify.qkv import examine_qkv
 from llama_layers.verify.record import record
@@ -28,9 +30,14 @@ from llama_layers.verify.report import (
     Comparison,
     Element,
     Explanation,
+    LogprobDifference,
+    NormalDifference,
+    Remedy,
     Report,
+    SiteContribution,
     SiteDifference,
     SiteResult,
+    TokenDifference,
     to_html,
     write_html,
 )
@@ -41,14 +48,21 @@ __all__ = [
     "Comparison",
     "Element",
     "Explanation",
+    "Extent",
     "JoinedTrace",
     "Judgement",
+    "LogprobDifference",
+    "NormalDifference",
+    "Place",
+    "Remedy",
     "Report",
     "Rounding",
     "RoundingProfile",
     "Site",
+    "SiteContribution",
     "SiteDifference",
     "SiteResult",
+    "TokenDifference",
     "Trace",
     "attention_bound",
     "check",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from llama_layers.arrays.types import Array
 from llama_layers.checkpoint.names import META_NAMES
 from llama_layers.errors import TraceError
+from llama_layers.layers.sites import LOGPROBS
 from llama_layers.verify.stored import StoredArrays, stored
 
 SCHEMES = ("Hugging Face", "Meta", "llama.cpp", "TransformerLens")
@@ -40,27 +41,40 @@ model.layers.{}.mlp.down_proj             ffn_out-{}                     blocks.
 model.layers.{}                           l_out-{}                       blocks.{}.hook_resid_post
 model.norm                                result_norm                    ln_final.hook_out
 lm_head                                   result_output                  unembed.hook_out
+logprobs                                  -                              -
 """.strip()  # noqa: E501  # a table
 # Modules of Meta's have the names of their weights; the layer itself has none.
 _META = META_NAMES | {"model.layers.{}": "layers.{}"}
 
-# Names of these schemes that look like sites and are not.
-_NO_SITES = {
-    "norm-{}": "a row before it is multiplied with the weight",
-    "norm": "a row before it is multiplied with the weight, in llama.cpp",
-    "blocks.{}.ln1.hook_normalized": "a row before it is multiplied with the weight",
-    "blocks.{}.ln2.hook_normalized": "a row before it is multiplied with the weight",
-    "ln_final.hook_normalized": "a row before it is multiplied with the weight",
-    "blocks.{}.hook_resid_pre": "what the layer before it gives",
-    "kq-{}": "scores before they are scaled",
-    "kqv-{}": "self_attn.attention with its axes in another order",
-    "model.layers.{}.self_attn": "self_attn.o_proj once more",
-    "model.layers.{}.mlp": "mlp.down_proj once more",
-    "layers.{}.attention": "layers.{}.attention.wo once more",
-    "layers.{}.feed_forward": "layers.{}.feed_forward.w2 once more",
+# Names that other engines give to a site beside those of modules: vLLM and SGLang call the module
+# of attention so, and inputs of modules are what has no module of its own.
+_MORE = {
+    "model.layers.{}.self_attn.attn": "model.layers.{}.self_attn.attention",
+    "model.layers.{}.self_attn.o_proj.input": "model.layers.{}.self_attn.attention",
+    "model.layers.{}.post_attention_layernorm.input": "model.layers.{}.attention_residual",
+    "model.layers.{}.mlp.down_proj.input": "model.layers.{}.mlp.act",
+    "model.layers.{}.self_attn.past_key": "model.layers.{}.self_attn.past_key",
+    "model.layers.{}.self_attn.past_value": "model.layers.{}.self_attn.past_value",
 }
-# Endings that hooks append to the name of a module.
-_ENDINGS = (".output", "_output", ".out", "_out")
+# What else log-probabilities are called: by vLLM and SGLang, verl, TRL, NeMo-RL, PyTorch.
+_LOGPROBS = """
+logprob log_prob log_probs token_logprob token_logprobs token_log_probs sampled_logprobs
+selected_logprobs output_token_logprobs output_log_probs old_log_prob old_log_probs
+rollout_log_probs old_logprobs prev_logprobs generation_logprobs ref_log_prob ref_log_probs
+per_token_logps old_per_token_logps ref_per_token_logps log_softmax
+""".split()
+# Endings that hooks append to the name of a module: the first of several outputs has a number.
+_ENDINGS = tuple(
+    f"{sign}{word}{number}"
+    for sign in "._"
+    for word in ("output", "out")
+    for number in ("", f"{sign}0", "[0]")
+)
+# What wrappers put before the names of a model's modules: DDP, torch.compile, PEFT, models of
+# images and text.
+_WRAPPERS = re.compile(
+    r"(?:module\.|_orig_mod\.|base_model\.model\.|(?:model\.)?language_model\.)+"
+)
 _NUMBER = re.compile(r"(?<=[.-])(0|[1-9]\d*)(?=\.|$)")
 _OCCURRENCE = re.compile(r"(.+-\d+)#(\d+)")
 
@@ -79,11 +93,14 @@ def _columns() -> Iterator[tuple[str, str, str, int]]:
             for name in filter(None, cell.split("|")):
                 plain, _, place = name.partition("#")
                 yield scheme, plain, row[0], int(place or -1)
+    for name, site in _MORE.items():
+        yield SCHEMES[0], name, site, -1
 
 
 _MEANINGS: dict[str, list[tuple[str, str, int]]] = {}
 for _scheme, _name, _site, _place in _columns():
     _MEANINGS.setdefault(_name, []).append((_scheme, _site, _place))
+_MEANINGS |= {name: [("RL", LOGPROBS, -1)] for name in _LOGPROBS}
 
 
 def canonical_arrays(arrays: Mapping[str, Array], /) -> Mapping[str, Array]:
@@ -92,8 +109,8 @@ def canonical_arrays(arrays: Mapping[str, Array], /) -> Mapping[str, Array]:
     Parameters
     ----------
     arrays : mapping of str to Array
-        By name. A missing "model." and an ending like ".output", which hooks append, change
-        nothing.
+        By name. A missing "model.", an ending like ".output", which hooks append, and a beginning
+        like "module.", which wrappers prepend, change nothing.
 
     Returns
     -------
@@ -147,7 +164,7 @@ def _named(names: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 def _sites_of(plain: str, names: list[str]) -> Iterator[tuple[str, str]]:
     """Yield the sites that the tensors of one name mean, in the order of computation."""
-    template, number = _split(plain)
+    template, number = split_number(plain)
     meanings = _MEANINGS.get(template) or _forgiving(template)
     if not meanings:
         yield from ((name, name) for name in names)
@@ -162,7 +179,7 @@ def _sites_of(plain: str, names: list[str]) -> Iterator[tuple[str, str]]:
         yield site.format(number), names[place]
 
 
-def _split(name: str) -> tuple[str, str]:
+def split_number(name: str) -> tuple[str, str]:
     """Split a name into one with {} for the number of its layer, and that number."""
     number = _NUMBER.search(name)
     if number is None:
@@ -171,9 +188,8 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _forgiving(template: str) -> list[tuple[str, str, int]]:
-    """Return the meaning of a module's name that hooks have lengthened, or that lacks "model."."""
-    ending = next((ending for ending in _ENDINGS if template.endswith(ending)), "")
-    for name in (template, template.removesuffix(ending)):
+    """Return the meaning of a module's name that hooks or wrappers have lengthened or shortened."""
+    for name in (template, plain_name(template)):
         for candidate in (name, f"model.{name}"):
             meanings = _MEANINGS.get(candidate, [])
             if meanings and meanings[0][0] in ("Hugging Face", "Meta"):
@@ -181,13 +197,13 @@ def _forgiving(template: str) -> list[tuple[str, str, int]]:
     return []
 
 
+def plain_name(name: str) -> str:
+    """Return a module's name without what wrappers put before it and hooks append to it."""
+    bare = name[found.end() :] if (found := _WRAPPERS.match(name)) else name
+    ending = max((ending for ending in _ENDINGS if bare.endswith(ending)), key=len, default="")
+    return bare.removesuffix(ending)
+
+
 def schemes_of(name: str) -> set[str]:
     """Return the schemes that know a name."""
-    return {scheme for scheme, _, _ in _MEANINGS.get(_split(name)[0], [])}
-
-
-def no_site(name: str) -> str | None:
-    """Say what a name means that looks like a site and is not; None if it is not known."""
-    template, number = _split(name)
-    reason = _NO_SITES.get(template)
-    return None if reason is None else reason.format(number)
+    return {scheme for scheme, _, _ in _MEANINGS.get(split_number(name)[0], [])}

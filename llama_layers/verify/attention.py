@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.checks import check_finite
-from llama_layers.arrays.dtypes import float_format
+from llama_layers.arrays.dtypes import FloatFormat, float_format
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.verify.bound import Bound
@@ -87,7 +87,16 @@ class Tile:
             "given": lambda given: given[b, heads, rows],
         }
         cached = len(arrays) > 1  # scores alone are not read from a cache
-        return {n: read(n, parts[n](array), how, cached=cached) for n, array in arrays.items()}
+        return {
+            n: read(n, parts[n](array), how, cache=_cache(n, how) if cached else None)
+            for n, array in arrays.items()
+        }
+
+
+def _cache(name: str, how: Rounding) -> FloatFormat | None:
+    """The format that attention reads an array in."""
+    stored = how.step("cache") if name in ("k", "v") else None
+    return stored or how.step("kv_cache")
 
 
 def tiles(
@@ -185,7 +194,7 @@ class Scores(OverHeads, Generic[Stored]):
     """Scaled products of queries and keys, of which those that a mask allows count."""
 
     inputs = ("q", "k")
-    steps = ("kv_cache", "scores")
+    steps = ("kv_cache", "cache", "scores")
     q: Stored
     k: Stored
     mask: Stored | None
@@ -228,7 +237,7 @@ class WeightedSum(OverHeads, Generic[Stored]):
     """The values, weighed by probabilities [B, heads, S, T]."""
 
     inputs = ("probabilities", "v")
-    steps = ("kv_cache",)
+    steps = ("kv_cache", "cache")
     probabilities: Stored
     v: Stored
 
@@ -257,7 +266,7 @@ class Attention(OverHeads, Generic[Stored]):
     """Scores, softmax and weighted sum at once, as fused kernels compute them."""
 
     inputs = ("q", "k", "v")
-    steps = ("kv_cache", "scores", "probabilities", "weighted_sums")
+    steps = ("kv_cache", "cache", "scores", "probabilities", "weighted_sums")
     q: Stored
     k: Stored
     v: Stored

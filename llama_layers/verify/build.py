@@ -17,6 +17,7 @@ from llama_layers.verify.operations import (
     Embedding,
     Gate,
     Linear,
+    Logprobs,
     Norm,
     Operation,
     Probabilities,
@@ -26,6 +27,7 @@ from llama_layers.verify.operations import (
     Softmax,
     WeightedSum,
 )
+from llama_layers.verify.past import KEY, VALUE
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.validate import Recorded
 
@@ -55,19 +57,22 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         return Gate(inputs[0], inputs[1])
     if site.operation == "rope":
         return Rope(_heads(inputs[0], config.head_dim), recorded.positions, config)
+    if site.operation == "logprobs":
+        whole = known and info_of(recorded.arrays, site.name).shape[-1] == config.vocab_size
+        return Logprobs(inputs[0], None if whole else recorded.next_ids, recorded.temperature)
     assert site.layer is not None  # attention is inside a layer
     scale = 1 / math.sqrt(config.head_dim)
-    mask = recorded.allowed(config.window_of(site.layer))
+    mask, past = recorded.allowed(site.layer), recorded.past
     if site.operation == "scores":
-        return Scores(inputs[0], inputs[1], mask, scale)
+        return Scores(inputs[0], past.joined(site.layer, KEY, inputs[1]), mask, scale)
     if site.operation == "softmax":
         if len(inputs) == 1:
             return Softmax(inputs[0], mask)
-        return Probabilities(inputs[0], inputs[1], mask, scale)
-    v = _heads(inputs[-1], config.head_dim)
+        return Probabilities(inputs[0], past.joined(site.layer, KEY, inputs[1]), mask, scale)
+    v = past.joined(site.layer, VALUE, _heads(inputs[-1], config.head_dim))
     if len(inputs) == 2:
         return WeightedSum(inputs[0], v)
-    return Attention(inputs[0], inputs[1], v, mask, scale)
+    return Attention(inputs[0], past.joined(site.layer, KEY, inputs[1]), v, mask, scale)
 
 
 def matrix(site: Site, model: Llama) -> tuple[Array, Array | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,16 +16,22 @@ from llama_layers.verify.by_rank import named_ranks
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.habits import Habits, habits_of
 from llama_layers.verify.jobs import looks
 from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
+from llama_layers.verify.logprob_summary import summary_of_check
 from llama_layers.verify.look import Asked, Look, Sites
-from llama_layers.verify.profiles import CONTRACT, RoundingProfile, profile_named
-from llama_layers.verify.report import Explanation, Report, SiteResult
+from llama_layers.verify.profiles import CONTRACT, RoundingProfile, allowing, profile_named
+from llama_layers.verify.remedies import remedies
+from llama_layers.verify.report import Explanation, Remedy, Report, SiteResult
 from llama_layers.verify.stored import info_of
-from llama_layers.verify.trace import Trace
+from llama_layers.verify.trace import Trace, with_layout
+from llama_layers.verify.unknown_names import without_unknown
 from llama_layers.verify.validate import Recorded
 
-# How many sites of one role are diagnosed, if what explained the first does not explain them.
+# For how many seconds mistakes are looked for, and those that were found at more sites.
+SECONDS, AGAIN = 30.0, 10.0
+# How many sites of one role are diagnosed in vain before half of the time must do for the others.
 DIAGNOSED = 3
 
 
@@ -37,8 +43,13 @@ def check(
     dtype: str | None = None,
     accumulate: str | None = None,
     profile: str | RoundingProfile | None = None,
+    allow: str | None = None,
+    rope_layout: str | None = None,
+    past: Trace | None = None,
+    ignore_unknown: bool = False,
     explain: bool = True,
     progress: Callable[[SiteResult], object] | None = None,
+    diagnosing: Callable[[SiteResult], object] | None = None,
     executor: Executor | None = None,
 ) -> Report:
     r"""Hold each recorded site against what it should be.
@@ -63,10 +74,26 @@ def check(
     profile : str or RoundingProfile, optional
         The engine whose further roundings are allowed, "transformers" for one, or roundings of
         your own. By default none is; a site that an engine's explain is a WARN with its name.
+    allow : str, optional
+        Roundings that are allowed besides those of the profile: names of fields of
+        `RoundingProfile`, with a format where one is needed, such as "cache=float16, scores".
+    rope_layout : {"half", "interleaved"}, optional
+        Whether the two numbers of a pair that RoPE rotates are half a head apart or next to each
+        other in the port's queries and keys; by default what the metadata says, or "half".
+    past : Trace, optional
+        The tokens before those of `trace`, which attention sees through a cache: keys after RoPE
+        and values of every layer. A trace may also have them as ``self_attn.past_key`` and
+        ``self_attn.past_value``.
+    ignore_unknown : bool, optional
+        Whether arrays that have no site's name are left out instead of refused.
     explain : bool, optional
-        Whether to look for the mistakes that explain a FAIL.
+        Whether to look for the mistakes that explain a FAIL: at every site that fails and that no
+        mistake explains that was found before, for 30 seconds in all.
     progress : callable, optional
-        Called with each result as soon as it and all before it are known.
+        Called with each result as soon as it and all before it are judged. Causes are looked for
+        when all are.
+    diagnosing : callable, optional
+        Called with the result at each site before its cause is looked for.
     executor : concurrent.futures.Executor, optional
         Where layers are judged, each in a job of its own: a `ProcessPoolExecutor`, say, or one of
         Dask or mpi4py. A job is sent the places of files and reads its layer from them, so the
@@ -84,8 +111,8 @@ def check(
         If the trace is of another model, an array has a wrong shape or dtype, or no site of the
         model is in it.
     TypeError, ValueError
-        If an argument is of a wrong type, a format or profile is unknown, `dtype` is wider than
-        every array, or the model is one rank's part.
+        If an argument is of a wrong type, a format, profile or rounding is unknown, `dtype` is
+        wider than every array, or the model is one rank's part.
 
     Notes
     -----
@@ -94,6 +121,10 @@ def check(
     Where the inputs of a site were not recorded, it is recomputed through all sites since those
     that were, and its difference is held against that of our own run in the same dtype; that is
     experience, not a bound.
+
+    Where ``logprobs`` and `input_ids` were recorded, the report also says how far they are from
+    those of a float64 pass, in nats, how far our own run in the port's dtype is from it, and how
+    much each recorded site adds.
 
     Examples
     --------
@@ -110,8 +141,18 @@ def check(
         raise ValueError("model: expected a whole model, got the part of it that one rank has")
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
-    recorded = recorded_by_ranks(trace, model.config)
+    given = trace
+    if ignore_unknown:
+        trace = without_unknown(trace, model.config)
+    if rope_layout is not None:
+        trace = with_layout(trace, rope_layout)
+    recorded = recorded_by_ranks(trace, model.config, past)
     chosen = None if profile is None else profile_named(profile)
+    allowed = CONTRACT if chosen is None else chosen
+    if allow is not None:
+        allowed = allowing(allowed, allow)
+    if rope_layout not in (None, "half", "interleaved"):
+        raise ValueError(f"rope_layout: expected 'half' or 'interleaved', got {rope_layout!r}")
     for name, value in (("dtype", dtype), ("accumulate", accumulate)):
         if value is not None and value not in FLOATS:
             raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
@@ -119,29 +160,37 @@ def check(
         _check_dtype(dtype, recorded)
     dtype = dtype or recorded.metadata.get("dtype")
     accumulate = accumulate or recorded.metadata.get("accumulate")
-    judged = Sites(recorded, model, Asked(dtype, accumulate, chosen, explain))
-    diagnosis = _Diagnosis(judged)
-    results = []
+    judged = Sites(recorded, model, Asked(dtype, accumulate, chosen, explain, allow or ""))
     found = looks(judged, executor)
     if isinstance(trace, JoinedTrace):
         found = named_ranks(trace, judged, found)
+    seen = []
     for look in found:
-        result = diagnosis.result(look)
-        results.append(result)
+        seen.append(look.without_arrays())
         if progress is not None:
-            progress(result)
+            progress(look.result)
+    results = _Diagnosis(replace(judged), habits_of(seen), diagnosing).results(seen)
+    meant: tuple[Remedy, ...] = ()
+    if explain and any(result.verdict in ("FAIL", "DIFFERS", "WARN") for result in results):
+        meant = remedies(
+            judged,
+            results,
+            lambda layout: recorded_by_ranks(with_layout(trace, layout), model.config, past),
+        )
     return Report(
         results=tuple(results),
         missing=tuple(
             site.name
             for site in sites(model.config)
-            if not site.pairwise and site.name not in recorded.arrays
+            if not site.optional and site.name not in recorded.arrays
         ),
-        metadata=dict(trace.metadata),
+        metadata=dict(given.metadata),
         seconds=time.perf_counter() - start,
-        profile=(chosen or CONTRACT).name,
+        profile=allowed.name,
         weights=dtype_name(model.weights.embed_tokens.dtype),
         diagnosed=explain,
+        remedies=meant,
+        logprobs=summary_of_check(judged),
     )
 
 
@@ -161,33 +210,54 @@ class _Diagnosis:
     """What explains sites, one after the other: a mistake is made in one layer as in another."""
 
     sites: Sites
+    habits: Habits
+    told: Callable[[SiteResult], object] | None
+    _until: float = field(default_factory=lambda: time.perf_counter() + SECONDS)
     _causes: dict[str, list[Explanation]] = field(default_factory=dict)  # by role
-    _diagnosed: Counter[str] = field(default_factory=Counter)
+    _in_vain: Counter[str] = field(default_factory=Counter)
 
-    def result(self, look: Look) -> SiteResult:
-        """The result at a site, with the mistakes that explain it."""
+    def results(self, seen: Sequence[Look]) -> list[SiteResult]:
+        """The results at all sites, with the mistakes that explain them."""
+        return [self._result(look) for look in seen]
+
+    def _result(self, look: Look) -> SiteResult:
         result = look.result
+        explains = self.sites.asked.explains
         if look.unexcused is not None:
-            if found := self._explanations(look, "strictly"):
-                return replace(
-                    look.unexcused, explanations=found if self.sites.asked.explains else ()
-                )
-        elif result.verdict in ("FAIL", "DIFFERS") and self.sites.asked.explains:
-            return replace(result, explanations=self._explanations(look))
+            if not look.always and not (explains and self.habits.is_rare(result)):
+                return result
+            if found := self._explanations(look, strictly=True):
+                return replace(look.unexcused, explanations=found if explains else ())
+            return self.habits.remarked(result)
+        if result.verdict in ("FAIL", "DIFFERS") and explains:
+            found = self._explanations(look)
+            if found is None:
+                said = "there was no time to look for what explains it"
+                return replace(result, note=f"{result.note}; {said}" if result.note else said)
+            return replace(result, explanations=found)
         return result
 
-    def _explanations(self, look: Look, how: str = "") -> tuple[Explanation, ...]:
-        """Mistakes that explain a site: those that explained others of its role, or else any."""
-        role = f"{look.result.site.role} {how}"
+    def _explanations(
+        self, look: Look, *, strictly: bool = False
+    ) -> tuple[Explanation, ...] | None:
+        """Mistakes that explain a site: those that explained others of its role, or else any.
+
+        None if there was no time to look for them.
+        """
+        role = f"{look.result.site.role} {strictly}"
         known = self._causes.setdefault(role, [])
-        if not known and self._diagnosed[role] >= DIAGNOSED:
-            return ()
-        diagnosis = self._diagnosis(look, strictly=bool(how))
+        left = self._until - time.perf_counter()
+        late = left < (0 if self._in_vain[role] < DIAGNOSED else SECONDS / 2)
+        if late and (left < -AGAIN or not known):
+            return None
+        if self.told is not None:
+            self.told(look.result)
+        diagnosis = self._diagnosis(look, strictly)
         again = diagnosis(only={cause.name for cause in known}) if known else ()
-        if again or self._diagnosed[role] >= DIAGNOSED:
+        if again or late:
             return again
-        self._diagnosed[role] += 1
-        found = diagnosis()
+        found = diagnosis(until=self._until)
+        self._in_vain[role] += not found
         known.extend(found)
         return found
 
@@ -196,4 +266,6 @@ class _Diagnosis:
         if isinstance(evidence, FailingSite):
             return partial(diagnose, evidence, strictly=strictly)
         walk = self.sites.recomputed.exact
+        if walk.knows(evidence.site):
+            walk.array(evidence.site)
         return partial(diagnose_unbounded, evidence, self.sites.recorded, walk, self.sites.model)

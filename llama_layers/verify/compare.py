@@ -14,20 +14,24 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
-from llama_layers.layers.sites import Site, sites
-from llama_layers.verify.distance import distance
+from llama_layers.layers.sites import LOGPROBS, Site, sites
+from llama_layers.verify.distance import distance_by_token
 from llama_layers.verify.fit import OF_LAST_TOKEN
+from llama_layers.verify.logprob_arrays import NextIds, aligned, fitted_logprobs, next_tokens
+from llama_layers.verify.logprob_summary import summary_of_comparison
 from llama_layers.verify.report.comparison import Comparison, SiteDifference
-from llama_layers.verify.stored import TOKENS, info_of
+from llama_layers.verify.stored import TOKENS, StoredArrays, info_of, stored
 from llama_layers.verify.trace import Trace
-from llama_layers.verify.unknown_names import check_names
+from llama_layers.verify.unknown_names import check_names, without_unknown
 from llama_layers.verify.validate import stated_config, validated
 
 # The most layers that a config allows; a name with a higher number does not count.
 _LAYERS = 10_000
+# More than any vocabulary has.
+_MOST_TOKENS = 2**31
 
 
-def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
+def compare(trace_a: Trace, trace_b: Trace, /, *, ignore_unknown: bool = False) -> Comparison:
     r"""Say how far two traces are apart at each site, and how much of that is inherited.
 
     Parameters
@@ -35,6 +39,8 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
     trace_a, trace_b : Trace
         Of the same tokens. Where the metadata of one has a "config", arrays in any of the shapes
         that `check` knows are compared; else those of a site must have the same shape in both.
+    ignore_unknown : bool, optional
+        Whether arrays that have no site's name are left out instead of refused.
 
     Returns
     -------
@@ -51,8 +57,10 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
 
     Notes
     -----
-    A site's difference is :math:`\lVert a - b \rVert / \lVert a \rVert` over the whole array, but
-    for padding. It is a suspect if it is more than 10 times
+    A site's difference is :math:`\lVert a - b \rVert / \lVert a \rVert` of a token, as the root
+    mean square over tokens, but for padding. So a token whose activations are a thousand times as
+    large as those of others, as the first often is, does not hide what the others differ by. A site
+    is a suspect if its difference is more than 10 times
 
     .. math:: \max_i d_i + u \sqrt{n},
 
@@ -61,10 +69,12 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
     they were recorded.
 
     That is experience, and no bound: between right runs of SmolLM2 in float16, bfloat16, float32
-    and float64, no site exceeds 4 times it. An operation may amplify what it inherits, as a softmax
-    of large scores does, and be right; a mistake in few elements, or in tokens whose activations
-    are small beside those of others, may hide below it; two traces with the same mistake agree.
-    With a model, `check` judges each element of each site by what rounding allows there.
+    and float64, no site exceeds 3 times it. An operation may amplify what it inherits, as a softmax
+    of large scores does, and be right; a mistake in few elements may hide below it; two traces with
+    the same mistake agree. With a model, `check` judges each element of each site by what rounding
+    allows there.
+
+    Log-probabilities are also compared in nats, token by token.
 
     Examples
     --------
@@ -77,31 +87,42 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
     >>> comparison.first.site.name, comparison.first.difference
     ('model.layers.0.self_attn.q_proj', 1.0)
     """
-    traces = (trace_a, trace_b)
+    traces: tuple[Trace, ...] = (trace_a, trace_b)
     for name, trace in zip(("trace_a", "trace_b"), traces, strict=True):
         if not isinstance(trace, Trace):
             raise TypeError(f"{name}: expected a Trace, got {type(trace).__name__}")
     stated = [c for t in traces if (c := stated_config(t.metadata)) is not None]
     # That of more tokens may count rows of padding in the embedding.
     config = min(stated, key=lambda c: c.vocab_size, default=None)
-    every = sites(config or _stand_in(traces))
-    arrays_a, arrays_b = (_arrays(trace, config, every) for trace in traces)
+    layout = config or _stand_in(traces)
+    every = sites(layout)
+    if ignore_unknown:
+        trace_a, trace_b = traces = tuple(without_unknown(trace, layout) for trace in traces)
+    (arrays_a, ids_a), (arrays_b, ids_b) = (_arrays(trace, config, layout) for trace in traces)
     common = [site for site in every if site.name in arrays_a and site.name in arrays_b]
     if not common:
         raise TraceError("traces: expected at least one site that both have, got none")
     same_tokens = _check_tokens(trace_a, trace_b)
     keep = _keep(traces)
     differences: dict[str, SiteDifference] = {}
+    logprobs = None
     for site in common:
         both = ((arrays_a, trace_a), (arrays_b, trace_b))
         formats = [_format(site, info_of(arrays, site.name).dtype, t) for arrays, t in both]
         a, b = (to_numpy(arrays[site.name]) for arrays, _ in both)
         inputs, steps = _nearest(site, every, differences)
-        a, b, allowed = _rows(site, a, b, keep, config)
+        if site.name == LOGPROBS and ids_a is not None and ids_b is not None:
+            a, b, known = aligned((a, b), (ids_a, ids_b))
+            logprobs = summary_of_comparison(a, b, known, keep)
+            counts = known >= 0 if a.shape[-1] == 1 or keep is None else keep[:, -a.shape[1] :]
+            # Those near 0 may differ by any factor: all are one row.
+            a, b, allowed = a[counts][None], b[counts][None], None
+        else:
+            a, b, allowed = _rows(site, a, b, keep, config)
         differences[site.name] = SiteDifference(
             site,
             (formats[0].name, formats[1].name),
-            distance(a, b, allowed),
+            distance_by_token(a, b, allowed),
             inputs,
             max((differences[i].difference for i in inputs if i in differences), default=0.0),
             max(form.unit_roundoff for form in formats) * math.sqrt(steps),
@@ -115,6 +136,7 @@ def compare(trace_a: Trace, trace_b: Trace, /) -> Comparison:
         same_tokens,
         dict(trace_a.metadata),
         dict(trace_b.metadata),
+        logprobs,
     )
 
 
@@ -135,12 +157,26 @@ def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
     )
 
 
-def _arrays(trace: Trace, config: LlamaConfig | None, every: Sequence[Site]) -> Mapping[str, Array]:
-    """Return the arrays of a trace, in the shapes of a config if there is one."""
+def _arrays(
+    trace: Trace, config: LlamaConfig | None, known: LlamaConfig
+) -> tuple[Mapping[str, Array], NextIds | None]:
+    """Return the arrays of a trace, in the shapes of a config if there is one.
+
+    And the tokens whose log-probabilities it has, which are brought into one shape in any case.
+    """
     if config is not None:
-        return validated(trace, config).arrays
-    check_names(trace.arrays, {site.name: site for site in every})
-    return trace.arrays
+        recorded = validated(trace, config)
+        return recorded.arrays, recorded.next_ids
+    check_names(trace.arrays, known)
+    if LOGPROBS not in trace.arrays or trace.input_ids is None:
+        return trace.arrays, None
+    ids, array = np.atleast_2d(to_numpy(trace.input_ids)), stored(trace.arrays, LOGPROBS)
+    extent = (ids.shape[0], ids.shape[1])
+    vocabulary = max(array.info().shape[-1:], default=0)
+    next_ids = next_tokens(trace.next_ids, ids, _keep([trace]), extent, _MOST_TOKENS)
+    fitted, next_ids = fitted_logprobs(array, extent, vocabulary, next_ids)
+    others = {name: stored(trace.arrays, name) for name in trace.arrays}
+    return StoredArrays(others | {LOGPROBS: fitted}), next_ids
 
 
 def _check_tokens(trace_a: Trace, trace_b: Trace) -> bool:
@@ -234,11 +270,15 @@ def _rows(
         )
     allowed = None
     if site.pairwise:
-        a, b = _pairwise(site, a), _pairwise(site, b)
+        a, b = _pairwise(site, a, config), _pairwise(site, b, config)
         a, b = np.swapaxes(a, 1, 2), np.swapaxes(b, 1, 2)
         window = None if config is None or site.layer is None else config.window_of(site.layer)
-        places = np.arange(a.shape[1])
-        rows = np.asarray(Mask(places, places, window, keep).rows(0, len(places)))
+        keys = np.arange(a.shape[3])
+        past = len(keys) - a.shape[1]
+        whole = keep
+        if keep is not None and past:
+            whole = np.concatenate([np.ones((len(keep), past), bool), keep[:, -a.shape[1] :]], 1)
+        rows = np.asarray(Mask(keys[past:], keys, window, whole).rows(0, a.shape[1]))
         allowed = np.broadcast_to(rows, (len(a), *rows.shape[1:]))[:, :, None, :]
     if keep is not None and keep.shape[0] == a.shape[0]:
         if keep.shape[1] < a.shape[1]:
@@ -252,10 +292,10 @@ def _rows(
     return a, b, None if allowed is None else allowed.reshape(-1, *allowed.shape[2:])
 
 
-def _pairwise(site: Site, array: np.ndarray) -> np.ndarray:
-    """Return an array of pairs of tokens with all four axes."""
+def _pairwise(site: Site, array: np.ndarray, config: LlamaConfig | None) -> np.ndarray:
+    """Return an array of pairs of tokens with all four axes; a config has told those of a past."""
     whole = array if array.ndim == 4 else array[None]
-    if whole.ndim != 4 or whole.shape[2] != whole.shape[3]:
+    if whole.ndim != 4 or (config is None and whole.shape[2] != whole.shape[3]):
         raise TraceError(f"{site.name}: expected shape [B, heads, S, S], got {list(array.shape)}")
     return whole
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
@@ -12,6 +14,7 @@ from llama_layers.verify.attention import OverHeads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.fitness import Fitness, floored, leaves_a_part
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
 from llama_layers.verify.mistakes.registry import Change
 from llama_layers.verify.operations import (
@@ -26,6 +29,7 @@ from llama_layers.verify.operations import (
 from llama_layers.verify.profiles import CONTRACT, Rounding, RoundingProfile
 from llama_layers.verify.recompute import computed
 from llama_layers.verify.report import Explanation
+from llama_layers.verify.roundoff import read_in
 
 # Every rounding that any engine is known for, but for a cache: what is read from it is another
 # number, and no wider bound. A mistake that holds with neither of the two holds with no engine's.
@@ -47,8 +51,16 @@ _CACHED = replace(_ALL, kv_cache="float16")
 _QUICK = (Norm, Rope, Gate, Residual, Attention)
 # How much of a product is looked at before all of it: the worst tokens and the worst outputs.
 _TOKENS, _OUTPUTS = 3, 64
-# Explanations whose errors are this much larger than the least count as equally good.
-_ALIKE = 1.25
+# How many times as likely an explanation must be as another to be told without it, as a logarithm.
+_ALIKE = 6.0
+# What an explanation must gain in likelihood by what it assumes, as a logarithm: nothing by another
+# formula, more by numbers read off the array.
+_COSTS = {Kind.FORMULA: 0.0, Kind.ROUNDING: 2.0, Kind.SOLVED: 12.0}
+# How many times our own errors, relative to what is usual, a port's may be with what explains them:
+# where results are rounded last, and where only sums are, which other orders change much.
+_PREDICTED = {True: 1.6, False: 16.0}
+# Errors below this share of the usual ones are as good as any.
+_WELL = 1 / 64
 # An explanation leaves an error below this share of the one that it explains.
 _LESS = 0.9
 # Of the elements that are wrong, the share that must differ from zero by more than the limit: with
@@ -59,8 +71,10 @@ _TOLD = 0.25
 @dataclass(frozen=True)
 class _Found:
     explanation: Explanation
-    error: float
+    fitness: Fitness
     """Of the whole array, with the mistake."""
+    surprise: float
+    """Minus the logarithm of the likelihood, with what it costs to assume the mistake."""
 
 
 @np.errstate(all="ignore")  # with a mistake, numbers may overflow
@@ -71,12 +85,16 @@ def diagnose(
     only: Collection[str] | None = None,
     strictly: bool = False,
     usually: bool = False,
+    until: float = math.inf,
 ) -> tuple[Explanation, ...]:
     """The mistakes that would explain a failing site, the likeliest first.
 
-    A mistake explains it if the bound of the operation with the mistake holds the port's array.
-    Mistakes in the formula are tried first, then too few bits, then what can be read off the array
-    itself; what explains is looked for no further.
+    A mistake explains it if the bound of the operation with the mistake holds the port's array,
+    and what is left looks like rounding: as large as in a run of ours, and without a part of what
+    the mistake changes. Mistakes that only widen the bound have a test of their own. Mistakes in
+    the formula are tried first, then too few bits, then what can be read off the array itself,
+    until one leaves as little as our own run. Of those that explain the site, the likeliest are
+    told.
 
     Parameters
     ----------
@@ -89,12 +107,14 @@ def diagnose(
     usually : bool, optional
         Whether to hold errors that are larger than usual, and within the limit, against what is
         usual instead of the limit, and to try roundings only.
+    until : float, optional
+        When to stop, of ``time.perf_counter()``.
 
     Returns
     -------
     tuple of Explanation
-        Those that cannot be told apart from the port's array, by the error that they leave; none
-        if no mistake explains it.
+        Those that cannot be told apart from the port's array, by the likelihood of the errors that
+        they leave; none if no mistake explains it.
     """
     chosen = [mistake for mistake in MISTAKES if only is None or mistake.name in only]
     if strictly:
@@ -104,13 +124,15 @@ def diagnose(
     trial = _Trial(failing, usually=usually, profiles=(CONTRACT,) if strictly else None)
     if not trial.fails:
         return ()
+    found: list[_Found] = []
     for kind in Kind:
-        found = [f for m in chosen if m.kind == kind for f in trial.found(m)]
-        if found:
-            least = _ALIKE * min(f.error for f in found)
-            found.sort(key=lambda f: max(f.error, least))
-            return tuple(f.explanation for f in found)
-    return ()
+        for mistake in chosen:
+            if mistake.kind == kind and time.perf_counter() < until:
+                found += trial.found(mistake)
+        if any(trial.is_well_explained(f.fitness) for f in found):
+            break
+    found.sort(key=lambda f: f.surprise)
+    return tuple(f.explanation for f in found if f.surprise <= found[0].surprise + _ALIKE)
 
 
 class _Trial:
@@ -135,7 +157,10 @@ class _Trial:
         self._wrong = ratio > 1
         if not self.fails:
             return
-        self._error = _error(failing.computed, right)
+        self._scale = floored(right.usual)
+        self._count = np.count_nonzero(~np.isinf(right.limit))
+        self._error = self._fitness(right).error
+        self._expected = self._own(right)
         if isinstance(failing.operation, Linear):
             self._tokens = _largest(ratio.max(axis=(0, 2)), _TOKENS)
             self._outputs = _largest(ratio.max(axis=(0, 1)), _OUTPUTS)
@@ -153,9 +178,26 @@ class _Trial:
             if self._possible(mistake, change)
             for result in self._explained(mistake, change)
         ]
-        found.sort(key=lambda f: f.error)
-        best = {f.explanation.detail: f for f in reversed(found) if f.error <= 4 * found[0].error}
+        found.sort(key=lambda f: f.surprise)
+        best = {f.explanation.detail: f for f in reversed(found)}
         return list(best.values())[::-1]
+
+    def is_well_explained(self, fitness: Fitness) -> bool:
+        """Whether no other explanation can leave much less."""
+        return min(fitness.relative, fitness.scaled) <= 1.2 * self._expected
+
+    def _fitness(self, bound: Bound) -> Fitness:
+        return Fitness.of(self._failing.computed, bound, self._scale)
+
+    def _own(self, right: Bound) -> float:
+        """The errors of a run of ours, relative to what is usual; our own formula, once."""
+        operation, formats = self._failing.operation, self._formats
+        if formats.sums.name == "float64":
+            return _WELL
+        own = read_in(wide(computed(operation, np.dtype(np.float32))), formats.out)
+        relative = Fitness.of(own, right, self._scale).relative
+        # Where ours has no error, a formula with a mistake may have a rounding.
+        return max(relative, _WELL) if relative else 1.0
 
     def _possible(self, mistake: Mistake, change: Change) -> bool:
         """Whether a mistake survives a look at less than is needed to explain the site by it."""
@@ -202,15 +244,30 @@ class _Trial:
                 bound = self._partly(bound, self._judged(self._failing.bound(formats)), tokens)
             ratio = bound.ratio(computed).max()
             if ratio <= 1:
-                # A bound that says nothing where the port is wrong explains nothing.
-                judged = np.count_nonzero(self._wrong & ~np.isinf(bound.limit))
-                error = _error(computed, bound)
-                less = mistake.loosens or error < _LESS * self._error
-                told = mistake.loosens or self._told_from_zero(bound)
-                if 2 * judged >= np.count_nonzero(self._wrong) and less and told:
+                fitness = self._fitness(bound)
+                if self._is_evident(mistake, bound, fitness):
                     detail = change.detail if tokens.all() else _at(wrong, tokens, change.detail)
-                    yield _Found(Explanation(mistake.name, detail, float(ratio)), error)
+                    explanation = Explanation(mistake.name, detail, float(ratio))
+                    surprise = self._count * fitness.surprise(self._expected / 2)
+                    surprise += _COSTS[mistake.kind]
+                    yield _Found(explanation, fitness, surprise)
                 return
+
+    def _is_evident(self, mistake: Mistake, bound: Bound, fitness: Fitness) -> bool:
+        """Whether a bound that holds the array says enough of it."""
+        # A bound that says nothing where the port is wrong explains nothing.
+        judged = np.count_nonzero(self._wrong & ~np.isinf(bound.limit))
+        if 2 * judged < np.count_nonzero(self._wrong):
+            return False
+        if mistake.shows is not None:
+            return mistake.shows(self._failing, bound)
+        most = _PREDICTED[self._formats.narrower is not None] * self._expected
+        return (
+            fitness.error < _LESS * self._error
+            and min(fitness.relative, fitness.scaled) <= most
+            and self._told_from_zero(bound)
+            and not leaves_a_part(self._failing.computed, bound, self._right)
+        )
 
     def _told_from_zero(self, bound: Bound) -> bool:
         """Whether enough of what is wrong is explained by a bound that zero would not hold.
@@ -284,14 +341,3 @@ def _counted(what: str, numbers: NDArray[np.intp]) -> str:
 
 def _largest(values: np.ndarray, count: int) -> NDArray[np.intp]:
     return np.sort(np.argsort(-values, kind="stable")[:count])
-
-
-def _error(computed: np.ndarray, bound: Bound) -> float:
-    """The root of the sum of squared errors; infinite for numbers that are none and should be."""
-    values = wide(computed)
-    judged = ~np.isinf(bound.limit)
-    with np.errstate(invalid="ignore", over="ignore"):
-        error = np.abs(values - bound.exact)
-        same = (values == bound.exact) | (np.isnan(values) & np.isnan(bound.exact))
-        error = np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
-        return float(np.sqrt(np.sum(np.square(error[judged]))))

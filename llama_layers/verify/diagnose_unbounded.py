@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import ChainMap, Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.layers.sites import Site, sites
+from llama_layers.layers.sites import LOGPROBS, Site, sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.build import matrix, operation_of
 from llama_layers.verify.distance import distance
@@ -56,6 +57,7 @@ def diagnose_unbounded(
     /,
     *,
     only: Collection[str] | None = None,
+    until: float = math.inf,
 ) -> tuple[Explanation, ...]:
     """The mistakes that leave a difference like that of rounding, the likeliest first.
 
@@ -74,18 +76,22 @@ def diagnose_unbounded(
         The model.
     only : collection of str, optional
         Names of mistakes to try; all if not given.
+    until : float, optional
+        When to stop, of ``time.perf_counter()``.
 
     Returns
     -------
     tuple of Explanation
         Those that leave about as little; none if no mistake explains the site.
     """
-    if not math.isfinite(unbounded.difference):
+    if not math.isfinite(unbounded.difference) and unbounded.site.name != LOGPROBS:
         return ()
     chosen = [m for m in MISTAKES if only is None or m.name in only]
     between = _Between(unbounded, recorded, walk, model, chosen)
     found = []
     for candidate in between.candidates():
+        if time.perf_counter() > until:
+            break
         if only is None or candidate.name in only:
             left = candidate.left()
             if left <= unbounded.allowed:
@@ -117,7 +123,8 @@ class _Between:
         self._known = walk.known()
         self._gap = walk.gap(unbounded.site)
         self._model = model
-        self._in_formulas = [m for m in mistakes if m.kind == Kind.FORMULA]
+        kinds = (Kind.FORMULA, Kind.ROUNDING) if self._site.name == LOGPROBS else (Kind.FORMULA,)
+        self._in_formulas = [m for m in mistakes if m.kind in kinds and not m.loosens]
         self._common = [m for m in mistakes if m.common]
 
     def candidates(self) -> Iterator[Candidate]:

@@ -18,6 +18,7 @@ from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.operations import Operation
+from llama_layers.verify.past import OF_PAST
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.validate import Recorded
 
@@ -45,6 +46,12 @@ class FailingSite:
     def config(self) -> LlamaConfig:
         """The model's config."""
         return self.model.config
+
+    @property
+    def has_past(self) -> bool:
+        """Whether it is attention that sees tokens before the first of the trace."""
+        past = self.recorded.past.count(self.site.layer)
+        return past > 0 and self.site.operation in OF_PAST
 
     def bound(self, formats: Rounding) -> Bound:
         """The bound of the operation without a mistake, computed once."""

@@ -27,6 +27,11 @@ OF_LAST_TOKEN = ("model.norm", HEAD)
 FLAT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # Sites that hold heads, side by side or not.
 HEADED = (*FLAT, "self_attn.q_rope", "self_attn.k_rope", "self_attn.attention")
+# Sites that a cache keeps, and the names of what it has kept of earlier tokens.
+OF_CACHE = {
+    "self_attn.k_rope": "self_attn.past_key",
+    "self_attn.v_proj": "self_attn.past_value",
+}
 # Sites whose heads hold pairs that RoPE rotates.
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_attn.k_rope")
 
@@ -37,25 +42,25 @@ def fitted(
     config: LlamaConfig,
     extent: tuple[int, int],
     layout: str,
+    keys: Mapping[int, int],
 ) -> StoredArrays:
     """Return a trace's arrays as NumPy's, each brought into its site's shape when it is used.
 
     Heads may be an axis of their own or side by side, and a batch of one may be no axis. Where the
     metadata's "rope_layout" is "interleaved", the two numbers of a pair that RoPE rotates come next
     to each other, and are put half a head apart. Logits of no token, from a head with rows of
-    padding, are left out.
+    padding, are left out. Queries of a layer may see more keys than there are tokens, `keys`.
 
     Raise TraceError unless each array has the shape of its site and holds floats.
     """
-    if layout not in ("half", "interleaved"):
-        raise TraceError(f"metadata rope_layout: expected 'half' or 'interleaved', got {layout!r}")
     found = {}
     for name in arrays:
         site, array = known[name], stored(arrays, name)
         if name == HEAD:
-            array = _without_padding(array, config.vocab_size)
+            array = without_padding(array, config.vocab_size)
         given = array.info()
-        shape = _shape(site, given.shape, extent, config.head_dim)
+        seen = extent[1] if site.layer is None else keys[site.layer]
+        shape = _shape(site, given.shape, extent, config.head_dim, seen)
         if given.dtype not in FLOATS:
             raise TraceError(
                 f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {given.dtype}"
@@ -65,7 +70,13 @@ def fitted(
     return StoredArrays(found)
 
 
-def _without_padding(logits: StoredArray, tokens: int) -> StoredArray:
+def check_layout(layout: str) -> None:
+    """Raise TraceError unless it is the name of a RoPE layout."""
+    if layout not in ("half", "interleaved"):
+        raise TraceError(f"metadata rope_layout: expected 'half' or 'interleaved', got {layout!r}")
+
+
+def without_padding(logits: StoredArray, tokens: int) -> StoredArray:
     """Leave out what a head with rows of padding gives beyond the vocabulary."""
     *others, width = logits.info().shape or (0,)
     if not padding(width, tokens):
@@ -86,11 +97,13 @@ def _fit(shape: tuple[int, ...], interleaved: int | None, given: Array) -> np.nd
 
 
 def _shape(
-    site: Site, found: tuple[int, ...], extent: tuple[int, int], width: int
+    site: Site, found: tuple[int, ...], extent: tuple[int, int], width: int, keys: int
 ) -> tuple[int, ...]:
     """Return the shape of its site that an array has, but for how it is written."""
     sizes = dict(zip("BS", extent, strict=True))
     whole = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in site.shape)
+    if site.pairwise:
+        whole = (*whole[:-1], keys)
     last = (whole[0], 1, *whole[2:])
     shapes = [whole, last] if site.name in OF_LAST_TOKEN else [whole]
     for shape in shapes:
@@ -100,14 +113,16 @@ def _shape(
     or_last = f" or, of the last token, {list(last)}" if len(shapes) > 1 else ""
     raise TraceError(
         f"{site.name}: expected shape {list(whole)} ([{axes}]){or_last}, "
-        f"got {list(found)}{_transposed(site, found, extent, width)}"
+        f"got {list(found)}{_hint(site, found, extent, width)}"
     )
 
 
-def _transposed(site: Site, shape: tuple[int, ...], extent: tuple[int, int], width: int) -> str:
-    """Say what to do about heads that come before tokens."""
+def _hint(site: Site, shape: tuple[int, ...], extent: tuple[int, int], width: int) -> str:
+    """Say what to do about heads that come before tokens, and about keys of the past."""
     batch, count = extent
     heads = math.prod(size for size in site.shape if isinstance(size, int)) // width
+    if site.role in OF_CACHE and (past := math.prod(shape) // (batch * heads * width) - count) > 0:
+        return f": write the first {past} tokens, of the past, as {OF_CACHE[site.role]}"
     if site.role in HEADED and shape[-3:] == (heads, count, width):
         if len(shape) == 3 and batch == 1:
             return ": transpose axes 0 and 1, heads and tokens"

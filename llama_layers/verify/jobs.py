@@ -57,7 +57,8 @@ class _Job:
         names = inputs.union(site.name for site in part) & recorded.arrays.keys()
         arrays = {name: stored(recorded.arrays, name) for name in names}
         errors = {name: recorded.errors[name] for name in names & recorded.errors.keys()}
-        without = replace(recorded, arrays={}, errors=errors)
+        past = replace(recorded.past, arrays=recorded.past.of_layers({s.layer for s in part}))
+        without = replace(recorded, arrays={}, errors=errors, past=past)
         return cls(part, judged.asked, model, without, arrays)
 
     def looks(self) -> list[Look]:

@@ -109,7 +109,9 @@ def join_ranks(traces: Sequence[Trace], config: LlamaConfig, /) -> JoinedTrace:
         raise ValueError("traces: expected one of each rank, got none")
     first = traces[0]
     known = {site.name: site for site in sites(config)}
-    check_names(first.arrays, known)
+    check_names(first.arrays, config)
+    if unsplit := [name for name in first.arrays if name not in known]:
+        raise TraceError(f"{unsplit[0]}: expected traces of ranks without a past, got one with it")
     for rank, trace in enumerate(traces):
         _check_same(rank, trace, first)
     kinds, ways = _kinds(config), _Ways(config, traces)
@@ -358,10 +360,13 @@ def _sum_error(reads: Sequence[Callable[[], Array]], first: Array) -> np.ndarray
     return np.asarray(grown * size + 2 * len(reads) * form.smallest_subnormal)
 
 
-def recorded_by_ranks(trace: Trace, config: LlamaConfig) -> Recorded:
+def recorded_by_ranks(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> Recorded:
     """A trace that fits its model; a joined one with the errors of its sums."""
-    errors = trace.errors if isinstance(trace, JoinedTrace) else {}
-    return replace(validated(trace, config), errors=errors)
+    if not isinstance(trace, JoinedTrace):
+        return validated(trace, config, past)
+    if past is not None:
+        raise ValueError("past: expected none for traces of ranks")
+    return replace(validated(trace, config), errors=trace.errors)
 
 
 def _metadata(traces: Sequence[Trace], config: LlamaConfig) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
-from llama_layers.layers.sites import Site
+from llama_layers.layers.sites import LOGPROBS, Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
@@ -20,11 +21,14 @@ from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.fit import HEAD
 from llama_layers.verify.judge import Judgement, judge
+from llama_layers.verify.mistakes.rounding import are_numbers_of
+from llama_layers.verify.place import place_of
 from llama_layers.verify.profiles import (
     CONTRACT,
     PROFILES,
     Rounding,
     RoundingProfile,
+    allowing,
     profile_named,
 )
 from llama_layers.verify.report import EDGES, Element, SiteResult, SiteVerdict
@@ -49,11 +53,19 @@ class Look:
         `result` excuses it by: they would excuse much.
     evidence : FailingSite, Unbounded or None
         What mistakes are to explain; None where it was left behind, to be computed again.
+    always : bool
+        Whether `unexcused` is to be tried at every such site, and not only where few sites need
+        those roundings.
     """
 
     result: SiteResult
     unexcused: SiteResult | None = None
     evidence: FailingSite | Unbounded | None = field(default=None, repr=False)
+    always: bool = False
+
+    def without_arrays(self) -> Look:
+        """The look without evidence that holds a layer's arrays."""
+        return replace(self, evidence=None) if isinstance(self.evidence, FailingSite) else self
 
 
 @dataclass(frozen=True)
@@ -68,12 +80,19 @@ class Asked:
         The engine; every engine's roundings are tried where none is given.
     explains : bool
         Whether to look for mistakes.
+    allowed : str
+        Roundings that are allowed besides: "cache=float16, scores".
     """
 
     dtype: str | None
     accumulate: str | None
     profile: RoundingProfile | None
     explains: bool
+    allowed: str = ""
+
+    def allowing(self, profile: RoundingProfile) -> RoundingProfile:
+        """A profile, with what is allowed besides."""
+        return allowing(profile, self.allowed) if self.allowed else profile
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +113,15 @@ class Sites:
         evidence = self.evidence(site)
         if isinstance(evidence, Unbounded):
             result = _compared(evidence)
-            return Look(replace(result, note=result.note or self._padding(site)), evidence=evidence)
-        return self._judged(evidence)
+            lacks_past = self.recomputed.exact.lacks_past(site)
+            look = Look(replace(result, note=result.note or self._padding(site)), evidence=evidence)
+        else:
+            look = self._judged(evidence)
+            lacks_past = self.recorded.past.needed(site, look.result.inputs)
+        result = look.result
+        if lacks_past and (result.verdict in ("FAIL", "DIFFERS") or math.isnan(result.difference)):
+            return Look(_not_judged(result, self.recorded.past.note))
+        return look
 
     @np.errstate(invalid="ignore")  # the port may have signalling NaN
     def evidence(self, site: Site) -> FailingSite | Unbounded:
@@ -105,13 +131,16 @@ class Sites:
             return self.recomputed.compared(site, array, self._formats(array))
         operation = operation_of(site, route, self.recorded, self.model)
         formats = self._formats(array, route)
+        if site.name == LOGPROBS and not are_numbers_of(formats.dtype, array):
+            formats = replace(formats, dtype=dtype_name(array.dtype))  # of an engine that rounds
         return FailingSite(site, operation, array, formats, self.recorded, self.model)
 
     def _formats(self, array: np.ndarray, inputs: Sequence[str] = ()) -> Rounding:
         found, *read = (self._format(a) for a in (array, *map(self.recorded.array, inputs)))
         accumulate = self.asked.accumulate or accumulate_format(found).name
         narrowest = min(read, key=lambda form: form.precision).name if read else None
-        return Rounding(found.name, accumulate, self.asked.profile or CONTRACT, narrowest)
+        profile = self.asked.allowing(self.asked.profile or CONTRACT)
+        return Rounding(found.name, accumulate, profile, narrowest)
 
     def _format(self, array: np.ndarray) -> FloatFormat:
         """The format that an array was rounded to."""
@@ -123,11 +152,15 @@ class Sites:
     @np.errstate(invalid="ignore")
     def _judged(self, failing: FailingSite) -> Look:
         array, formats = failing.computed, failing.formats
-        bound = where_defined(failing.bound(formats), failing.site, self.recorded)
+        bound = where_defined(self._bound(failing), failing.site, self.recorded)
         judgement = judge(array, bound)
         theirs = None
         if judgement.verdict != "PASS" and self.asked.profile is None:
             theirs = self._profile_of(failing)
+        if theirs is not None and self._is_stated(theirs):
+            formats = replace(formats, profile=theirs)
+            bound = where_defined(failing.bound(formats), failing.site, self.recorded)
+            judgement = judge(array, bound)
         route = self.recorded.route(failing.site)
         assert route is not None  # or else it is not judged
         failed = SiteResult(
@@ -143,15 +176,30 @@ class Sites:
             note=self._padding(failing.site),
             worst=_worst(array, bound),
         )
+        if judgement.verdict == "FAIL" and (theirs is None or theirs.excess_precision):
+            place = place_of(failing.site, array, bound, self.model.config)
+            failed = replace(failed, place=place)
         if theirs is None and judgement.verdict == "FAIL":
             return Look(failed, evidence=failing)
         verdict, note = self._remark(failing, judgement, bound, theirs)
-        result = replace(
-            failed, verdict=verdict, note=note, profile="" if theirs is None else theirs.name
-        )
-        if theirs is None or not theirs.excess_precision:
+        profile = "" if theirs is None else theirs.name
+        result = replace(failed, verdict=verdict, note=note, profile=profile, place=None)
+        if theirs is None or judgement.verdict != "FAIL":
             return Look(result)
-        return Look(result, failed, failing)
+        return Look(result, failed, failing, always=theirs.excess_precision)
+
+    def _bound(self, failing: FailingSite) -> Bound:
+        """The bound; where a cache may round, the nearer of those with and without that.
+
+        Tokens of a first chunk are often computed from keys and values that are not in it yet.
+        """
+        bound, profile = failing.bound(failing.formats), failing.formats.profile
+        if profile.cache is None or "cache" not in failing.operation.steps:
+            return bound
+        other = failing.bound(replace(failing.formats, profile=replace(profile, cache=None)))
+        nearer = bound.ratio(failing.computed) <= other.ratio(failing.computed)
+        both = ((bound.exact, other.exact), (bound.limit, other.limit), (bound.usual, other.usual))
+        return Bound(*(np.where(nearer, first, second) for first, second in both))
 
     def _remark(
         self,
@@ -168,7 +216,8 @@ class Sites:
             return "WARN", f"{counted(lost, 'number')} overflowed {formats.dtype} here"
         if theirs is not None:
             habits = theirs.habits(failing.operation.steps, formats.narrower)
-            return "WARN", f"rounds as {theirs.name} does: {habits}"
+            verdict: SiteVerdict = "PASS" if self._is_stated(theirs) else "WARN"
+            return verdict, f"rounds as {theirs.name} does: {habits}"
         note = self._unusual(failing, judgement) or self._padding(failing.site)
         return judgement.verdict, note
 
@@ -180,11 +229,20 @@ class Sites:
         if "tensor_parallel" in said and "reduce" in failing.operation.steps:
             profiles += (profile_named(f"tensor parallel, {said['tensor_parallel']}"),)
         for profile in profiles:
-            bound = failing.operation.bound(replace(failing.formats, profile=profile))
+            allowed = self.asked.allowing(profile)
+            bound = failing.operation.bound(replace(failing.formats, profile=allowed))
             bound = where_defined(bound, failing.site, self.recorded)
             if judge(failing.computed, bound).verdict == "PASS":
                 return profile
         return None
+
+    def _is_stated(self, profile: RoundingProfile) -> bool:
+        """Whether the trace says that it is of an engine that rounds so."""
+        engine = self.recorded.metadata.get("engine", "").partition(" ")[0]
+        own = [known for known in PROFILES.values() if engine and known.name.startswith(engine)]
+        if profile.name == "float32 phases":
+            return any(known.phases == profile.phases for known in own)
+        return profile in own
 
     def _padding(self, site: Site) -> str:
         """A note on logits that were not looked at."""
@@ -224,6 +282,22 @@ def _compared(found: Unbounded) -> SiteResult:
         difference=found.difference,
         yardstick=found.yardstick,
         note=found.note,
+        place=found.place,
+    )
+
+
+def _not_judged(result: SiteResult, note: str) -> SiteResult:
+    """The result at a site that the port computed from what is not in the trace."""
+    return SiteResult(
+        site=result.site,
+        verdict="SEEN",
+        shape=result.shape,
+        dtype=result.dtype,
+        accumulate=result.accumulate,
+        inputs=(),
+        judgement=None,
+        difference=math.nan,
+        note=note,
     )
 
 

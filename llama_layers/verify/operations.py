@@ -27,6 +27,7 @@ The views, in which x, weight and so on are tracked where nothing else is said:
 - `Rope`: a `Rotation`.
 - `Gate`: ``gate``, ``up``.
 - `Residual`: ``x``, ``added``.
+- `Logprobs`: a `Choice`; see there.
 - `Scores`, `Softmax`, `Probabilities`, `WeightedSum` and `Attention`: `Heads`, the query heads of
   one key head at a time. Their formulas differ in what they make of ``heads.scores()`` and in
   ``heads.weigh(...)``, which leaves probabilities as they are where they are the result:
@@ -54,6 +55,7 @@ from llama_layers.verify.attention import (
     Softmax,
     WeightedSum,
 )
+from llama_layers.verify.log_softmax import Logprobs
 from llama_layers.verify.operation import Numbers, Operation, Stored
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rotation import Rotation, rope_phases
@@ -66,6 +68,7 @@ __all__ = [
     "Gate",
     "Heads",
     "Linear",
+    "Logprobs",
     "Norm",
     "Operation",
     "Probabilities",

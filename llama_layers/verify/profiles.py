@@ -55,6 +55,9 @@ class RoundingProfile:
     kv_cache : str or None
         The format that attention rounds queries, keys and values to where it reads them; None for
         the dtype.
+    cache : str or None
+        The format that keys and values are rounded to where a cache stores them; None for the
+        dtype. Queries are what they are.
     weighted_sums : str or None
         The format that attention keeps its sums of weighted values in; None for that of all sums.
         With it a profile allows much, and counts only where it is named.
@@ -89,6 +92,7 @@ class RoundingProfile:
     sigmoid: bool | str = _step("each step of the sigmoid to {}")
     silu: bool | str = _step("silu(gate) to {}")
     kv_cache: str | None = _step("queries, keys and values to {}", None)
+    cache: str | None = _step("cached keys and values to {}", None)
     weighted_sums: str | None = _step("weighted sums to {}", None)
     flushes: bool = _step("subnormal numbers to zero")
     excess_precision: bool = _step("inputs only where they are written out")
@@ -167,6 +171,41 @@ def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
             f"2 ranks, bfloat16 reduce', got {profile!r}"
         )
     return PROFILES[profile]
+
+
+def allowing(profile: RoundingProfile, roundings: str) -> RoundingProfile:
+    """A profile with more roundings, such as "cache=float16, scores"; a ValueError if unknown."""
+    given = dict(_allowed(one.strip()) for one in roundings.split(","))
+    said = ", ".join(
+        f"{name}={value}" if value is not True else name for name, value in given.items()
+    )
+    return replace(
+        profile, name=said if profile is CONTRACT else f"{profile.name}, {said}", **given
+    )
+
+
+def _allowed(one: str) -> tuple[str, Any]:
+    """The field of a profile that a text such as "cache=float16" means, and its value."""
+    name, equals, value = (part.strip() for part in one.partition("="))
+    kinds = {step.name: str(step.type) for step in fields(RoundingProfile) if step.name != "name"}
+    kind = kinds.get(name, "")
+    if kind.startswith("bool") and not equals:
+        return name, True
+    if "str" in kind and value in FLOATS:
+        return name, value
+    try:
+        if kind in ("int", "float"):
+            return name, int(value) if kind == "int" else float(value)
+    except ValueError:
+        pass
+    expected = {
+        "bool": name,
+        "bool | str": f"{name}, or one such as {name}=bfloat16",
+        "str | None": f"a format, such as {name}=float16",
+        "int": f"a number, such as {name}=2",
+        "float": f"a number, such as {name}=2",
+    }.get(kind, f"roundings such as 'cache=float16, scores', of {', '.join(kinds)}")
+    raise ValueError(f"allow: expected {expected}, got {shown(one)}")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from llama_layers.verify.operations import (
     Embedding,
     Gate,
     Linear,
+    Logprobs,
     Norm,
     Operation,
     Residual,
@@ -104,7 +105,16 @@ class Recomputation:
     def knows(self, site: Site) -> bool:
         """Whether a site can be recomputed."""
         given = self._recorded.input_ids is not None or "input_ids" not in self.gap(site).sources
-        return given and not site.pairwise
+        return given and not site.pairwise and not (self.lacks_past(site) and self._seen(site))
+
+    def lacks_past(self, site: Site) -> bool:
+        """Whether a site is recomputed through attention whose keys of the past are missing."""
+        past = self._recorded.past
+        return any(past.needed(step, step.routes[-1]) for step in self.gap(site).sites)
+
+    def _seen(self, site: Site) -> bool:
+        """Whether recorded probabilities show that there was a past."""
+        return any(self._recorded.past.count(step.layer) for step in self.gap(site).sites)
 
     @np.errstate(all="ignore")  # the port may have NaN or Inf
     def array(self, site: Site) -> np.ndarray:
@@ -177,4 +187,6 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
             return swiglu(x(operation.gate), x(operation.up))
         case Residual():
             return x(operation.x) + x(operation.added)
+        case Logprobs():
+            return x(operation.computed(x(operation.logits)))
     return x(operation.bound(Rounding("float64", "float64")).exact)

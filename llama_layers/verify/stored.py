@@ -11,7 +11,7 @@ from llama_layers.arrays.types import Array
 from llama_layers.errors import TraceError
 
 # Arrays of a trace that are not activations.
-TOKENS = ("input_ids", "positions", "attention_mask")
+TOKENS = ("input_ids", "positions", "attention_mask", "next_ids")
 
 
 class ArrayInfo(NamedTuple):

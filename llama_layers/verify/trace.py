@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llama_layers.arrays.transfer import to_numpy
@@ -43,7 +43,11 @@ class Trace:
         Where the trace comes from. `check` reads "config" (the content of a config.json), "dtype"
         and "accumulate" (formats that the engine computed in, where the arrays do not show it), and
         "rope_layout" ("interleaved" where the pairs that RoPE rotates are next to each other in
-        queries and keys, and not half a head apart); the rest is for people.
+        queries and keys, and not half a head apart), and "temperature" (which the logits were
+        divided by before ``logprobs``, 1 by default); the rest is for people.
+    next_ids : Array of integers, shape [B, S] or [B], or None
+        Only for ``logprobs``: the token after each, or after the last of each sequence. Where it
+        is None they are those of `input_ids`, and the one after the last is not known.
 
     Raises
     ------
@@ -67,6 +71,7 @@ class Trace:
     positions: Array | None = None
     attention_mask: Array | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    next_ids: Array | None = None
 
     def __post_init__(self) -> None:
         _check_texts("arrays", self.arrays, "arrays by name")
@@ -176,6 +181,11 @@ class Trace:
             raise FileNotFoundError(f"{file}: no such file")
         is_numpy = file.is_dir() or file.suffix == ".npz"
         return trace_of(file, *(open_arrays if is_numpy else open_tensors)(file))
+
+
+def with_layout(trace: Trace, layout: str) -> Trace:
+    """Return a trace with another RoPE layout in its metadata."""
+    return replace(trace, metadata={**trace.metadata, "rope_layout": layout})
 
 
 def trace_of(file: Path, stored: Mapping[str, StoredArray], metadata: Mapping[str, str]) -> Trace:

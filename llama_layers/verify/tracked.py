@@ -369,17 +369,21 @@ def _times(error: Float64Array, size: Float64Array) -> Float64Array:
 
 
 def read(
-    name: str, array: Array, how: Rounding, *, recorded: bool = True, cached: bool = False
+    name: str,
+    array: Array,
+    how: Rounding,
+    *,
+    recorded: bool = True,
+    cache: FloatFormat | None = None,
 ) -> Tracked:
     """Numbers as they were stored.
 
-    Those that were recorded may have had more digits; those that are read from a cache may be
-    rounded to its format.
+    Those that were recorded may have had more digits; those of a cache are rounded to its format.
     """
     form = float_format(name, array)
     exact = to_numpy(array).astype(np.float64)
     off = _NONE
-    if cached and (cache := how.step("kv_cache")) is not None and not cache.holds(form):
+    if cache is not None and not cache.holds(form):
         finite, exact, form = np.isfinite(exact), read_in(exact, cache), cache
         off = np.where(finite & np.isinf(exact), np.inf, 0.0)
     if recorded and how.before is not None:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.layers.sites import Site
+from llama_layers.layers.sites import LOGPROBS, Site
 from llama_layers.model.llama import Llama
+from llama_layers.verify.bound import Bound
 from llama_layers.verify.distance import distance
+from llama_layers.verify.place import Place, place_of
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.recompute import Recomputation
 from llama_layers.verify.validate import Recorded
 
 # Such a site may differ from the exact array this many times as much as our own run does.
 CLOSE = 30.0
+# Log-probabilities of enough tokens may do so this many times: transformers differs by 0.9 to 1.15
+# times what our own run does, in each dtype. The error of few tokens may be small by chance.
+CLOSE_LOGPROBS, ENOUGH = 6.0, 16
+# Elements are wrong that differ this many times as much as our own run does at their token; some do
+# wherever the whole array differs by more than CLOSE, since it is less than CLOSE / sqrt(2).
+_WRONG = 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +53,8 @@ class Unbounded:
         Whether it has NaN or Inf that nothing recorded and no weight accounts for.
     lacks_ids : bool
         Whether it could be recomputed if `input_ids` were recorded.
+    place : Place or None
+        Where the wrong elements are, if it differs.
     """
 
     site: Site
@@ -54,12 +65,16 @@ class Unbounded:
     yardstick: float | None
     odd: bool = False
     lacks_ids: bool = False
+    place: Place | None = None
 
     @property
     def allowed(self) -> float:
         """The largest difference that looks like rounding."""
         floor = FLOATS[self.formats.dtype].unit_roundoff
-        return CLOSE * max(self.yardstick or 0.0, floor)
+        close = CLOSE
+        if self.site.name == LOGPROBS and (~np.isnan(self.array[..., 0])).sum() >= ENOUGH:
+            close = CLOSE_LOGPROBS
+        return close * max(self.yardstick or 0.0, floor)
 
     @property
     def verdict(self) -> Literal["SEEN", "DIFFERS"]:
@@ -99,13 +114,45 @@ class Recomputed:
                 self._model, site
             )
             lacks_ids = self._recorded.input_ids is None and not site.pairwise
-            return Unbounded(site, array, formats, (), math.nan, None, odd, lacks_ids)
-        own = self._own.setdefault(
-            formats.dtype, Recomputation(self._recorded, self._model, formats.dtype)
-        )
-        exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in (self.exact, own))
+            found = Unbounded(site, array, formats, (), math.nan, None, odd, lacks_ids)
+            finite = np.where(np.isfinite(array), array, 0).astype(np.float64)
+            return self._placed(found, finite, finite)
+        walks = (self.exact, self.walk(formats.dtype))
+        exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in walks)
         sources, far = self.exact.gap(site).sources, apart(self._recorded, array, exact)
-        return Unbounded(site, array, formats, sources, far, distance(exact, ours))
+        found = Unbounded(site, array, formats, sources, far, distance(exact, ours))
+        return self._placed(found, exact, ours)
+
+    def walk(self, dtype: str) -> Recomputation:
+        """The recomputation in a dtype."""
+        if dtype == "float64":
+            return self.exact
+        if dtype not in self._own:
+            self._own[dtype] = Recomputation(self._recorded, self._model, dtype)
+        return self._own[dtype]
+
+    def _placed(self, found: Unbounded, exact: np.ndarray, ours: np.ndarray) -> Unbounded:
+        """Say where an array differs, if it does."""
+        if found.verdict != "DIFFERS" or found.site.name == LOGPROBS:
+            return found  # the report says which tokens' log-probabilities differ most
+        bound = _as_our_own(exact, ours, FLOATS[found.formats.dtype].unit_roundoff)
+        bound = bound.only(_counts(self._recorded, found.site, found.array.shape))
+        return replace(found, place=place_of(found.site, found.array, bound, self._model.config))
+
+
+def _as_our_own(exact: np.ndarray, ours: np.ndarray, roundoff: float) -> Bound:
+    """What our own run's errors let expect, in each row; no bound on rounding."""
+    exact, ours = exact.astype(np.float64), ours.astype(np.float64)
+    error = np.maximum(_size(ours - exact), roundoff * _size(exact))
+    limit = np.broadcast_to(_WRONG * error, exact.shape)
+    return Bound(exact, limit, limit)
+
+
+def _size(array: np.ndarray) -> np.ndarray:
+    """The root mean square over the last axis of what is finite."""
+    finite = np.where(np.isfinite(array), array, 0.0)
+    with np.errstate(over="ignore"):  # what hides keys is huge
+        return np.asarray(np.sqrt(np.mean(np.square(finite), axis=-1, keepdims=True)))
 
 
 def apart(recorded: Recorded, array: np.ndarray, exact: np.ndarray) -> float:
@@ -118,16 +165,21 @@ def apart(recorded: Recorded, array: np.ndarray, exact: np.ndarray) -> float:
 
 
 def _is_finite(recorded: Recorded, site: Site, array: np.ndarray) -> bool:
-    """Whether each number that depends on no padding and no hidden key is finite."""
+    """Whether each number that counts is finite."""
     finite = np.isfinite(array.astype(np.float64))
+    return bool(finite[_counts(recorded, site, array.shape)].all())
+
+
+def _counts(recorded: Recorded, site: Site, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Which numbers of a site depend on no padding and no hidden key."""
+    counts = np.ones(shape, bool)
     if site.pairwise:
         assert site.layer is not None  # pairs are of a layer's tokens
-        window = recorded.config.window_of(site.layer)
-        finite |= ~recorded.allowed(window)[:, None]
-    if recorded.keep is None:
-        return bool(finite.all())
-    finite = np.swapaxes(finite, 1, 2) if site.pairwise else finite
-    return bool(finite[recorded.keep[:, -finite.shape[1] :]].all())
+        counts &= recorded.allowed(site.layer)[:, None]
+    if recorded.keep is not None:
+        tokens = np.swapaxes(counts, 1, 2) if site.pairwise else counts
+        tokens[~recorded.keep[:, -tokens.shape[1] :]] = False
+    return counts
 
 
 def _weights_are_finite(model: Llama, site: Site) -> bool:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from llama_layers.arrays.types import Array
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
-from llama_layers.layers.sites import Site
-from llama_layers.verify.aliases import no_site
+from llama_layers.layers.sites import Site, sites
+from llama_layers.verify.not_sites import no_site
+from llama_layers.verify.past import past_names
+from llama_layers.verify.stored import StoredArrays, stored
+from llama_layers.verify.trace import Trace
 
 # How many names a message lists.
 _LISTED = 5
@@ -46,18 +51,52 @@ _MEANINGS = {
 _HIDDEN_STATE = re.compile(r"(?:all_)?hidden_states?(?:[._\[-]+(\d{1,9})\]?)?")
 
 
-def check_names(arrays: Mapping[str, Array], known: Mapping[str, Site]) -> None:
+def check_names(arrays: Mapping[str, Array], config: LlamaConfig) -> None:
     """Raise TraceError for names that no site has, and say what they probably mean."""
-    unknown = sorted(name for name in arrays if name not in known)
-    if unknown:
-        more = len(unknown) - _LISTED
+    if unknown := unknown_names(arrays, config):
         raise TraceError(
-            "trace: expected names of sites of this model, got "
-            + "; ".join(_with_suggestion(name, known) for name in unknown[:_LISTED])
-            + (f"; and {more} more" if more > 0 else "")
+            "trace: expected names of sites of this model (--ignore-unknown, in Python "
+            f"ignore_unknown=True, leaves others out), got {told(unknown, config)}"
         )
-    if not arrays:
+    if not any(site.name in arrays for site in sites(config)):
         raise TraceError("trace: expected at least one site of the model, got none")
+
+
+def without_unknown(trace: Trace, config: LlamaConfig) -> Trace:
+    """Return a trace without the arrays whose names no site of a model has."""
+    if not isinstance(trace, Trace):
+        raise TypeError(f"trace: expected a Trace, got {type(trace).__name__}")
+    return only_sites(trace, set(trace.arrays).difference(unknown_names(trace.arrays, config)))
+
+
+def only_sites(trace: Trace, names: Collection[str]) -> Trace:
+    """Return a trace with those of its arrays that have one of some names."""
+    if isinstance(trace.arrays, dict):
+        return replace(trace, arrays={n: a for n, a in trace.arrays.items() if n in names})
+    kept = {name: stored(trace.arrays, name) for name in trace.arrays if name in names}
+    return replace(trace, arrays=StoredArrays(kept))
+
+
+def unknown_names(names: Iterable[str], config: LlamaConfig) -> list[str]:
+    """Return the names that no site has, nor the past, in order."""
+    known = {*(site.name for site in sites(config)), *past_names(config)}
+    return sorted(name for name in names if name not in known)
+
+
+def told(unknown: list[str], config: LlamaConfig) -> str:
+    """List the first of some unknown names, with what they probably mean.
+
+    What is the same in many layers is said once.
+    """
+    known = {site.name: site for site in sites(config)}
+    alike: dict[str, list[str]] = {}
+    for name in unknown:
+        alike.setdefault(re.sub(r"(?<=[.-])\d+(?=\.|$)", "{}", name[:200], count=1), []).append(
+            name
+        )
+    said = [_with_suggestion(names[0], known) for names in list(alike.values())[:_LISTED]]
+    more = len(unknown) - len(said)
+    return "; ".join(said) + (f"; and {more} more" if more > 0 else "")
 
 
 def _with_suggestion(name: str, known: Mapping[str, Site]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +18,26 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
-from llama_layers.layers.sites import Site, sites
+from llama_layers.layers.sites import LOGPROBS, Site, sites
 from llama_layers.model.padding import padding
-from llama_layers.verify.fit import HEAD, HEADED, OF_LAST_TOKEN, fitted
+from llama_layers.verify.fit import (
+    HEAD,
+    HEADED,
+    OF_CACHE,
+    OF_LAST_TOKEN,
+    check_layout,
+    fitted,
+    without_padding,
+)
+from llama_layers.verify.logprob_arrays import NextIds, fitted_logprobs, next_tokens
+from llama_layers.verify.past import Past, past_of
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
+from llama_layers.verify.tokens import beginning, ids_of, positions_of, valid_tokens
 from llama_layers.verify.trace import Trace
-from llama_layers.verify.unknown_names import check_names
+from llama_layers.verify.unknown_names import check_names, only_sites
 
 # The keys of a trace's metadata that are read; the rest is for people.
-_READ = ("config", "dtype", "accumulate", "rope_layout", "weights")
-# Phases are computed in float64, in which larger positions are not whole numbers.
-_FARTHEST = 2**53
+_READ = ("config", "dtype", "accumulate", "rope_layout", "weights", "temperature")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +55,8 @@ class Recorded:
     metadata: Mapping[str, str]
     padding: int = 0  # logits of no token, from rows of padding in the head, which were left out
     errors: Mapping[str, StoredArray] = field(default_factory=dict)  # of what was not recorded
+    past: Past = field(default_factory=Past)  # what attention sees of earlier tokens
+    next_ids: NextIds | None = None  # whose log-probabilities were recorded, [B, S]; -1 for none
 
     def array(self, name: str) -> np.ndarray:
         """Return the array of a site, as NumPy's.
@@ -57,15 +70,36 @@ class Recorded:
         if site.operation == "embedding":
             return None if self.input_ids is None else ()
         for route in site.routes:
-            if all(name in self.arrays for name in route):
+            # Recorded probabilities may have keys of a past that was not recorded.
+            fits = not (self.past.needed(site, route) and self.past.count(site.layer))
+            if fits and all(name in self.arrays for name in route):
                 return route
         return None
 
-    def allowed(self, window: int | None) -> NDArray[np.bool_]:
-        """Return which keys each query may attend to, [B, S, S] or [1, S, S]."""
-        places = np.arange(self.count)
-        rows = Mask(places, places, window, self.keep).rows(0, self.count)
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before log-probabilities are made of them."""
+        return _temperature(self.metadata)
+
+    def allowed(self, layer: int) -> NDArray[np.bool_]:
+        """Return which keys each query of a layer may attend to, [B or 1, S, P + S]."""
+        before = self.past.count(layer)
+        queries, keys = before + np.arange(self.count), np.arange(before + self.count)
+        keep = self.keep_with_past(before)
+        rows = Mask(queries, keys, self.config.window_of(layer), keep).rows(0, self.count)
         return np.asarray(rows)
+
+    def keep_with_past(self, before: int) -> NDArray[np.bool_] | None:
+        """Return which keys are not padding, the last ones of the past first."""
+        if self.keep is None and self.past.keep is None:
+            return None
+        every = [self.past.keep, self.keep]
+        counts = [before, self.count]
+        parts = [
+            np.ones((self.batch, count), bool) if keep is None else keep[:, len(keep[0]) - count :]
+            for keep, count in zip(every, counts, strict=True)
+        ]
+        return np.concatenate(parts, axis=1)
 
 
 def first_tokens(recorded: Recorded, count: int) -> Recorded:
@@ -81,6 +115,7 @@ def first_tokens(recorded: Recorded, count: int) -> Recorded:
         count=count,
         input_ids=None if recorded.input_ids is None else recorded.input_ids[:, :count],
         positions=recorded.positions[..., :count],
+        next_ids=None if recorded.next_ids is None else recorded.next_ids[:, :count],
     )
 
 
@@ -88,28 +123,49 @@ def _first(array: StoredArray, name: str, count: int) -> StoredArray:
     """Return the first tokens of an array."""
     batch, second, *rest = array.info().shape
     if name.endswith(("self_attn.scores", "self_attn.probabilities")):
-        return array.changed((batch, second, count, count), lambda a: a[:, :, :count, :count])
+        keys = rest[1] - rest[0] + count  # with those of the past
+        return array.changed((batch, second, count, keys), lambda a: a[:, :, :count, :keys])
     return array.changed((batch, count, *rest), lambda a: a[:, :count])
 
 
-def validated(trace: Trace, config: LlamaConfig) -> Recorded:
-    """Return a trace ready to be checked; raise TraceError if it cannot be one of the model."""
+def validated(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> Recorded:
+    """Return a trace ready to be checked; raise TraceError if it cannot be one of the model.
+
+    Earlier tokens may be in a trace of their own.
+    """
     if not isinstance(trace, Trace):
         raise TypeError(f"trace: expected a Trace, got {type(trace).__name__}")
     _check_config(trace.metadata, config)
     _check_formats(trace.metadata)
     known = {site.name: site for site in sites(config)}
-    check_names(trace.arrays, known)
+    check_names(trace.arrays, config)
+    given = trace.arrays
+    trace = only_sites(trace, known)
     batch, count = extent(trace, known)
     if not batch or not count:
         raise TraceError(
             f"trace: expected at least one sequence of one token, got {batch} of {count}"
         )
     layout = trace.metadata.get("rope_layout", "half")
-    arrays = fitted(trace.arrays, known, config, (batch, count), layout)
-    keep = _keep(trace.attention_mask, batch, count)
-    ids = _ids(trace.input_ids, batch, count, config)
-    positions = _positions(trace.positions, keep, batch, count)
+    check_layout(layout)
+    before = Past(past_of(given, config, batch, layout))
+    if past is not None:
+        before = _past_in(past, config, batch, before)
+    longest = max((array.info().shape[1] for array in before.arrays.values()), default=0)
+    keep, keep_past = valid_tokens(trace.attention_mask, batch, count, longest)
+    before = replace(before, keep=before.keep if keep_past is None else keep_past)
+    ids = ids_of(trace.input_ids, batch, count, config)
+    positions = positions_of(trace.positions, keep, before.keep, batch, count, longest)
+    if begins := beginning(positions, keep):
+        before = replace(before, begins=begins, seen=_seen(trace.arrays, known, count))
+    keys = {layer: before.count(layer) + count for layer in range(config.num_hidden_layers)}
+    arrays = fitted(_without(trace.arrays, LOGPROBS), known, config, (batch, count), layout, keys)
+    next_ids = next_tokens(trace.next_ids, ids, keep, (batch, count), config.vocab_size)
+    if LOGPROBS in trace.arrays:
+        found = without_padding(stored(trace.arrays, LOGPROBS), config.vocab_size)
+        found, next_ids = fitted_logprobs(found, (batch, count), config.vocab_size, next_ids)
+        _check_logits(arrays, found)
+        arrays = StoredArrays({**arrays.stored, LOGPROBS: found})
     return Recorded(
         arrays,
         config,
@@ -121,7 +177,68 @@ def validated(trace: Trace, config: LlamaConfig) -> Recorded:
         keep,
         trace.metadata,
         _padding(trace.arrays, config),
+        past=before,
+        next_ids=next_ids,
     )
+
+
+def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past) -> Past:
+    """Return the keys and values of a trace of earlier tokens, and which are not padding."""
+    if not isinstance(past, Trace):
+        raise TypeError(f"past: expected a Trace, got {type(past).__name__}")
+    if own.arrays:
+        raise TraceError("past: expected a trace without keys and values of the past of its own")
+    found = validated(past, config)
+    if found.batch != batch:
+        raise TraceError(f"past: expected {batch} sequences, as the trace has, got {found.batch}")
+    heads = (config.num_key_value_heads, config.head_dim)
+    arrays = {}
+    for layer in range(config.num_hidden_layers):
+        names = {role: f"model.layers.{layer}.{site}" for site, role in OF_CACHE.items()}
+        if not all(name in found.arrays for name in names.values()) or found.past.lacks(layer):
+            continue
+        for role, name in names.items():
+            shape = (batch, found.past.count(layer) + found.count, *heads)
+            change = partial(_with_its_past, found.past, layer, role, (batch, -1, *heads))
+            arrays[f"model.layers.{layer}.{role}"] = stored(found.arrays, name).changed(
+                shape, change
+            )
+    if not arrays:
+        raise TraceError(
+            "past: expected self_attn.k_rope and self_attn.v_proj of a layer, got none"
+        )
+    longest = max(array.info().shape[1] for array in arrays.values())
+    return Past(arrays, found.keep_with_past(longest - found.count))
+
+
+def _with_its_past(
+    past: Past, layer: int, role: str, shape: tuple[int, ...], array: Array
+) -> np.ndarray:
+    return past.joined(layer, role, to_numpy(array).reshape(shape))
+
+
+def _seen(arrays: Mapping[str, Array], known: Mapping[str, Site], count: int) -> dict[int, int]:
+    """Return how many earlier keys recorded scores or probabilities of layers have."""
+    found: dict[int, int] = {}
+    for name in arrays:
+        layer, shape = known[name].layer, info_of(arrays, name).shape
+        if known[name].pairwise and layer is not None and len(shape) > 1 and shape[-2] == count:
+            found[layer] = max(found.get(layer, 0), shape[-1] - count)
+    return {layer: before for layer, before in found.items() if before > 0}
+
+
+def _without(arrays: Mapping[str, Array], name: str) -> StoredArrays:
+    return StoredArrays({other: stored(arrays, other) for other in arrays if other != name})
+
+
+def _check_logits(arrays: StoredArrays, logprobs: StoredArray) -> None:
+    """Raise TraceError if logits were recorded, and not of every token with a log-probability."""
+    shape = logprobs.info().shape
+    if HEAD in arrays and info_of(arrays, HEAD).shape[1] < shape[1]:
+        raise TraceError(
+            f"{HEAD}: expected the logits of all {shape[1]} tokens beside their {LOGPROBS}, or "
+            "none, got those of the last token only"
+        )
 
 
 def stated_config(metadata: Mapping[str, str]) -> LlamaConfig | None:
@@ -168,11 +285,24 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
         close = difflib.get_close_matches(key.lower().replace("-", "_"), _READ, n=1, cutoff=0.75)
         if close:
             raise TraceError(f"metadata: expected keys such as {close[0]!r}, got {key!r}")
+    _temperature(metadata)
     for key in ("dtype", "accumulate"):
         if metadata.get(key) not in (None, *FLOATS):
             raise TraceError(
                 f"metadata {key}: expected one of {', '.join(FLOATS)}, got {metadata[key]!r}"
             )
+
+
+def _temperature(metadata: Mapping[str, str]) -> float:
+    """Return what logits are divided by before log-probabilities are made of them."""
+    said = metadata.get("temperature", "1")
+    try:
+        number = float(said)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise TraceError(f"metadata temperature: expected a positive number, got {said!r}")
+    return number
 
 
 def extent(trace: Trace, known: Mapping[str, Site]) -> tuple[int, int]:
@@ -209,7 +339,9 @@ def _extent_of_arrays(
 ) -> tuple[int, int] | None:
     """Return batch and sequence of the first array whose other sizes are those of its site."""
     given = [
-        (known[name], info_of(arrays, name).shape) for name in arrays if name not in OF_LAST_TOKEN
+        (known[name], info_of(arrays, name).shape)
+        for name in arrays
+        if name not in (*OF_LAST_TOKEN, LOGPROBS)
     ]
     for read in (_extent_as, _extent_by_last_axis):  # a site with a wrong size is refused later
         for site, shape in given:
@@ -239,62 +371,3 @@ def _heads_first(site: Site) -> tuple[str | int, ...]:
         return site.shape
     batch, tokens, heads, width = site.shape
     return batch, heads, tokens, width
-
-
-def _keep(mask: Array | None, batch: int, count: int) -> NDArray[np.bool_] | None:
-    if mask is None:
-        return None
-    keep = np.atleast_2d(to_numpy(mask))
-    if keep.dtype.kind not in "biuf":
-        raise TraceError(f"attention_mask: expected 0 and 1, got {keep.dtype}")
-    if keep.shape != (batch, count):
-        raise TraceError(
-            f"attention_mask: expected 0 and 1 in shape [{batch}, {count}], got {list(keep.shape)}"
-        )
-    odd = np.argwhere(~np.isin(keep, (0, 1)))
-    if len(odd):
-        place = tuple(int(i) for i in odd[0])
-        raise TraceError(
-            f"attention_mask: expected 0 and 1, as Hugging Face has it, got {keep[place]} at "
-            f"{list(place)}"
-        )
-    return None if keep.all() else keep.astype(bool)
-
-
-def _ids(
-    input_ids: Array | None, batch: int, count: int, config: LlamaConfig
-) -> NDArray[np.int64] | None:
-    if input_ids is None:
-        return None
-    ids = np.atleast_2d(to_numpy(input_ids))
-    if ids.dtype.kind not in "iu":
-        raise TraceError(f"input_ids: expected integers, got {ids.dtype}")
-    if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
-        raise TraceError(
-            f"input_ids: expected ids from 0 to {config.vocab_size - 1}, got {ids.min()} to "
-            f"{ids.max()}"
-        )
-    return ids.astype(np.int64)
-
-
-def _positions(
-    given: Array | None, keep: NDArray[np.bool_] | None, batch: int, count: int
-) -> NDArray[np.int64]:
-    if given is None:
-        if keep is None:
-            return np.arange(count)
-        return np.maximum(np.cumsum(keep, axis=1) - 1, 0)
-    positions = to_numpy(given)
-    if positions.dtype.kind not in "iu" or positions.shape not in ((count,), (batch, count)):
-        raise TraceError(
-            f"positions: expected integers in shape [{count}] or [{batch}, {count}], got "
-            f"{positions.dtype} in {list(positions.shape)}"
-        )
-    if positions.size and positions.min() < 0:
-        raise TraceError(f"positions: expected zero or more, got {positions.min()}")
-    if positions.size and positions.max() > _FARTHEST:
-        raise TraceError(
-            f"positions: expected at most 2**53, which float64 still counts to, got "
-            f"{positions.max()}"
-        )
-    return positions.astype(np.int64)

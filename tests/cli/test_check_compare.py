@@ -341,6 +341,20 @@ def test_traces_that_come_apart(run, port):
     assert any(line.split()[:2] == [Q_ROPE, "yes"] for line in lines)
 
 
+def test_compare_as_a_page(run, port):
+    page, wrong = port.with_name("report.html"), spoilt(port)
+    status, out, _ = run("compare", port, wrong, "--html", page)
+    assert status == 1
+    assert out.endswith(f"written {page}\n")
+    assert f"first at {Q_ROPE}" in page.read_text(encoding="utf-8")
+    message = trouble(run, "compare", port, wrong, "--html", page)
+    assert f"{page} exists; --force overwrites it" in message
+    message = trouble(run, "compare", port, wrong, "--html", wrong, "--force")
+    assert f"{wrong}: expected a file to write, got one that is read here" in message
+    assert run("compare", port, port, "--html", page, "--force", "--json")[0] == 0
+    assert "AGREE" in page.read_text(encoding="utf-8")
+
+
 def test_compare_refuses(run, port, tmp_path):
     other = tmp_path / "other.safetensors"
     assert run("trace", "--ids", "1,2,3,4,6", "-o", other)[0] == 0
@@ -348,3 +362,24 @@ def test_compare_refuses(run, port, tmp_path):
         "llama-layers compare: input_ids: expected the same in both traces, got 5 and 6 at [0, 4]\n"
     )
     assert "nope: no such file" in trouble(run, "compare", port, tmp_path / "nope")
+
+
+def test_log_probabilities_alone(run, port):
+    """Of an engine of which nothing else is known."""
+    ids = Trace.load(port).input_ids
+    recorded = port.with_name("logprobs.safetensors")
+    assert run("trace", "--ids", IDS, "--sites", "logprobs", "-o", recorded)[0] == 0
+    numbers = Trace.load(recorded).arrays["logprobs"]
+    assert numbers.shape == (1, 4)
+    paths = [port.with_name(f"{name}.safetensors") for name in ("right", "wrong")]
+    for path, factor in zip(paths, (1, 2), strict=True):
+        Trace({"token_logprobs": numbers * np.float32(factor)}, ids).save(path, force=True)
+    status, out, err = run("check", paths[0])
+    assert (status, err) == (0, "")
+    assert "our own run in float32 differs from" in out
+    assert run("check", paths[1])[0] == 1
+    status, out, _ = run("compare", *paths)
+    assert status == 1
+    assert "KL(the first || the second)" in out
+    content = json.loads(run("compare", *paths, "--json")[1])
+    assert content["logprobs"]["count"] == numbers.size

@@ -214,7 +214,8 @@ def test_transformers(smollm2, models, ids, dtype, attention):
     trace = record_transformers(peer, torch.asarray(ids))
     report = assert_no_false_alarm(trace, models[dtype])
     # What it rounds on purpose has a name; and with that name given, nothing is left to warn of.
-    named = {r.note.partition(" does:")[0] for r in report.results if r.verdict == "WARN"}
+    assert dtype == "bfloat16" or report.verdict == "PASS"  # the trace names the engine
+    named = {r.note.partition(" does:")[0] for r in report.results if r.profile}
     assert named <= {
         "rounds as transformers",
         "rounds as transformers with sdpa",

@@ -85,10 +85,11 @@ def test_float64(name, kind, rng):
 @pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("rolling", [None, 5])
 def test_chunks(name, rolling, rng):
-    xp, ids = LIBRARIES[name], some_ids(rng, 2, 20)
+    cuts = [5, 10, 11] if name == "jax" else [4, 9, 10, 11, 15]  # jax compiles for each length
+    xp, ids = LIBRARIES[name], some_ids(rng, 2, cuts[-1] + 5)
     model = made("window", xp=xp)
-    cache, parts = KVCache.create(model, 2, 20, rolling=rolling), []
-    for part in np.split(ids, [4, 9, 10, 11, 15], axis=1):
+    cache, parts = KVCache.create(model, 2, ids.shape[1], rolling=rolling), []
+    for part in np.split(ids, cuts, axis=1):
         logits, cache = forward(model, on(xp)(part), cache=cache)
         parts.append(to_numpy(logits))
     assert_rounded_as_well(np.concatenate(parts, axis=1), "window", ids)
@@ -106,7 +107,8 @@ def test_chunks(name, rolling, rng):
 )
 def test_texts(name, kind, rng):
     xp, ids = LIBRARIES[name], some_ids(rng, 3, 6)
-    options = {"max_new_tokens": 8, "temperature": 0.7, "top_p": 0.9, "rng": 5}
+    count = 4 if name == "jax" else 8
+    options = {"max_new_tokens": count, "temperature": 0.7, "top_p": 0.9, "rng": 5}
     theirs = generate(made(kind, xp=xp), on(xp)(ids), **options)
     ours = np.stack(list(generate(made(kind), ids, **options)))
     np.testing.assert_array_equal(np.stack([to_numpy(step) for step in theirs]), ours)
@@ -124,8 +126,8 @@ def test_16_bits(name, dtype, kind, rng):
     xp, ids = LIBRARIES[name], some_ids(rng, 2, 20)
     model = made(kind, dtype, xp)
     cache = KVCache.create(model, 2, 20)
-    first, cache = forward(model, on(xp)(ids[:, :12]), cache=cache)
-    rest, cache = forward(model, on(xp)(ids[:, 12:]), cache=cache)
+    first, cache = forward(model, on(xp)(ids[:, :10]), cache=cache)
+    rest, cache = forward(model, on(xp)(ids[:, 10:]), cache=cache)
     for array in (first, rest, cache.keys[0]):
         assert dtype_name(array.dtype) == dtype
     logits = np.concatenate([to_numpy(part).astype(float) for part in (first, rest)], axis=1)

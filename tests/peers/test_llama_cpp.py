@@ -76,10 +76,10 @@ def test_smollm2(smollm2_in_float32, kv_cache, flash_attention):
     report = check(trace, model, profile=profile)
     assert Counter(result.verdict for result in report.results) == {"PASS": 453}
     plain = check(trace, model)
-    assert {result.verdict for result in plain.results} == {"PASS", "WARN"}
-    warned = {r.site.role.removeprefix("self_attn.") for r in plain.results if r.verdict == "WARN"}
+    assert {result.verdict for result in plain.results} == {"PASS"}  # the trace names the engine
+    noted = {r.site.role.removeprefix("self_attn.") for r in plain.results if r.profile}
     rounded = {"attention"} if kv_cache == "float16" or flash_attention else set()
-    assert warned == {"q_rope", "k_rope"} | rounded
+    assert noted == {"q_rope", "k_rope"} | rounded
 
 
 def test_tokens(vocab):

@@ -204,7 +204,7 @@ def state(model):
 
 class TestModelIsLeftAsItWas:
     def test_after_a_run(self, family, attention):
-        model = model_in(family, attention, attention_dropout=0.5)
+        model = model_in(family, attention)
         model.train()
         model.model.layers[1].eval()
         model.model.norm.register_forward_hook(lambda *_: None)

@@ -41,7 +41,7 @@ def first_change(wrong: port.Arrays, right: port.Arrays, case: port.Case) -> str
     first, largest = None, 0.0
     valid = port.valid_tokens(case[1])
     for site in sites(port.CONFIGS[case[0]]):
-        if site.pairwise or site.name not in wrong:
+        if site.optional or site.name not in wrong:
             continue
         a, b = wrong[site.name], right[site.name]
         if a.shape != b.shape:

@@ -4,7 +4,7 @@ from llama_layers.verify import sites
 from tests.support.random_models import GQA
 
 IDS = "1,2,3,4,5"
-NAMES = [site.name for site in sites(GQA) if not site.pairwise]
+NAMES = [site.name for site in sites(GQA) if not site.optional]
 
 
 def trouble(run, *arguments):

@@ -8,7 +8,7 @@ from llama_layers.verify import Element, Explanation, Judgement, Report, SiteRes
 from tests.support.random_models import GQA
 
 CONFIG = replace(GQA, num_hidden_layers=4)
-SITES = {site.name: site for site in sites(CONFIG) if not site.pairwise}
+SITES = {site.name: site for site in sites(CONFIG) if not site.optional}
 Q_ROPE = [f"model.layers.{i}.self_attn.q_rope" for i in range(4)]
 K_ROPE = [f"model.layers.{i}.self_attn.k_rope" for i in range(4)]
 INTERLEAVED = Explanation("RoPE layout interleaved", "It pairs 2i and 2i + 1.", 0.41)

@@ -10,7 +10,8 @@ import pytest
 from llama_layers.errors import TraceError
 from llama_layers.layers.sites import sites
 from llama_layers.verify import Trace, check, record
-from llama_layers.verify.aliases import SCHEMES, alias_table, canonical_arrays, no_site
+from llama_layers.verify.aliases import SCHEMES, alias_table, canonical_arrays
+from llama_layers.verify.not_sites import no_site
 from tests.support.random_models import CONFIGS, GQA, model_of, random_weights
 
 # What each project calls them, written by hand from their sources, for layer 3.

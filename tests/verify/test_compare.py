@@ -59,9 +59,10 @@ def test_the_first_suspect_is_where_they_part(weight, known):
     assert by_name(comparison)["lm_head"].difference > 1e-6
 
 
-def test_the_difference_is_that_of_the_norms(rng, monkeypatch):
+def test_the_difference_is_that_of_the_norms_of_tokens(rng, monkeypatch):
     x, y = rng.standard_normal((2, 2, 7, 5)).astype(np.float32)
-    expected = np.linalg.norm(x.astype(float) - y) / np.linalg.norm(x.astype(float))
+    tokens = np.linalg.norm(x.astype(float) - y, axis=-1) / np.linalg.norm(x.astype(float), axis=-1)
+    expected = np.sqrt(np.mean(tokens**2))
     pair = Trace({"model.norm": x}, IDS), Trace({"model.norm": y}, IDS)
     assert compare(*pair).results[0].difference == pytest.approx(expected, rel=1e-12)
     monkeypatch.setattr(distance, "_BLOCK", 12)  # a row of the batch at a time
@@ -69,10 +70,44 @@ def test_the_difference_is_that_of_the_norms(rng, monkeypatch):
 
 
 def test_what_is_not_allowed_is_in_neither_norm(rng):
-    x, y = rng.standard_normal((2, 2, 7, 5)).astype(np.float32)
-    allowed = rng.random((2, 7, 5)) < 0.5
-    expected = np.linalg.norm((x - y.astype(float))[allowed]) / np.linalg.norm(x[allowed])
-    assert distance.distance(x, y, allowed) == pytest.approx(expected, rel=1e-6)
+    x, y = rng.standard_normal((2, 7, 5))
+    allowed = rng.random((7, 5)) < 0.5
+    allowed[:, 0] = True
+    tokens = [
+        np.linalg.norm((a - b)[which]) / np.linalg.norm(a[which])
+        for a, b, which in zip(x, y, allowed, strict=True)
+    ]
+    found = distance.distance_by_token(x, y, allowed)
+    assert found == pytest.approx(np.sqrt(np.mean(np.square(tokens))), rel=1e-12)
+
+
+def test_the_distance_of_whole_arrays(rng):
+    x, y = rng.standard_normal((2, 2, 7, 5))
+    expected = np.linalg.norm(x - y) / np.linalg.norm(x)
+    assert distance.distance(x, y) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_token_of_zeros_is_held_against_the_others(rng):
+    x = rng.standard_normal((3, 4))
+    x[1] = 0.0
+    y = x.copy()
+    y[1, 2] = 0.5
+    average = np.sqrt(np.sum(np.square(x)) / 3)
+    found = distance.distance_by_token(x, y)
+    assert found == pytest.approx(0.5 / average / np.sqrt(3), rel=1e-12)
+
+
+def test_a_token_of_large_activations_hides_no_other(rng):
+    """The norm makes all tokens alike, and so shows what the others differ by."""
+    stream = rng.standard_normal((1, 8, 16))
+    stream[0, 0] *= 1e4
+    other = stream * (1 + 1e-3 * rng.standard_normal(stream.shape))
+    other[0, 0] = stream[0, 0]
+    traces = []
+    for x in (stream, other):
+        norm = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True))
+        traces.append(Trace({"model.layers.0": x, "model.layers.1.input_layernorm": norm}))
+    assert compare(*traces).results[1].factor < 2
 
 
 def test_bfloat16_is_widened():

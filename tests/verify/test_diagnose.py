@@ -155,9 +155,9 @@ def rounded_trace():
 @pytest.mark.parametrize(
     ("places", "said"),
     [
-        (np.s_[:, :, :], "NaN begins here: "),
-        (np.s_[:, 5], "NaN begins here at token 5: "),
-        (np.s_[1, 2, 7], "NaN begins here at sequence 1, token 2, channel 7: "),
+        (np.s_[:, :, :], "all over the array"),
+        (np.s_[:, 5], "token 5 only"),
+        (np.s_[1, 2, 7], "sequence 1, token 2, channel 7 only"),
     ],
 )
 def test_where_nan_begins(places, said):
@@ -170,7 +170,8 @@ def test_where_nan_begins(places, said):
     report = check(Trace(arrays, trace.input_ids), model)
     assert report.first.site.name == f"model.layers.{LAYER}.input_layernorm"
     assert told(report) == ["NaN or Inf begins here"]
-    assert report.first.explanations[0].detail.startswith(said)
+    assert report.first.explanations[0].detail.startswith("NaN begins here: ")
+    assert report.first.place.words == said
 
 
 def test_where_inf_begins():
@@ -179,8 +180,10 @@ def test_where_inf_begins():
     arrays["model.norm"][0, 3, 1] = np.inf
     arrays["model.norm"][1, 3, 1] = np.nan
     results = check(Trace(arrays, trace.input_ids), model).results
-    (found,) = next(r for r in results if r.site.name == "model.norm").explanations
-    assert found.detail.startswith("NaN and Inf begin here at token 3, channel 1: ")
+    result = next(r for r in results if r.site.name == "model.norm")
+    (found,) = result.explanations
+    assert found.detail.startswith("NaN and Inf begin here: ")
+    assert result.place.words == "token 3, channel 1 only"
 
 
 def test_nan_begins_nowhere_that_gets_what_is_not_finite():
@@ -319,8 +322,11 @@ def test_other_ids_are_told(dtype):
 
 def test_zeros_are_told():
     zeros = next(m for m in MISTAKES if m.name == "zeros")
-    (found,) = check(*run(zeros)).first.explanations
-    assert found.detail == "The port has zeros at channel 5 that should be other numbers."
+    first = check(*run(zeros)).first
+    assert [e.detail for e in first.explanations] == [
+        "The port has zeros that should be other numbers."
+    ]
+    assert first.place.words == "output channel 5 only"
 
 
 def test_tf32():

@@ -46,6 +46,7 @@ def trace():
 
 def named(report):
     notes = (r.note for r in report.results if r.verdict == "WARN")
+    assert all(r.place is None for r in report.results if r.verdict == "WARN")
     return {note.removeprefix("rounds as ").partition(" does: ")[0] for note in notes}
 
 

@@ -13,7 +13,7 @@ from tests.support.mistakes import Mistake
 from tests.support.ported import BASE, CONFIGS, COUNT, WEIGHTS, omega, run, softmax, turned
 from tests.support.random_models import GQA, model_of, random_weights
 
-NAMES = [site.name for site in sites(GQA) if not site.pairwise]
+NAMES = [site.name for site in sites(GQA) if not site.optional]
 RIGHT = Mistake("none", "input_layernorm", lambda p: p.right)
 
 

@@ -13,6 +13,7 @@ from llama_layers.verify import Trace, check, judge, mistakes, sites
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes import Kind
+from llama_layers.verify.operations import Logprobs
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.validate import validated
 from tests.support.mistakes import MISTAKES, Mistake
@@ -40,6 +41,7 @@ ELSEWHERE = {
     "hidden states one place late",
     "other token ids",
     "result cut off",
+    *(m.name for m in mistakes.MISTAKES if m.operations is Logprobs),  # test_logprob_mistakes.py
 }
 
 
@@ -91,7 +93,7 @@ def planted_from(mistake):
         trace, model = run(right)
         recorded = validated(trace, model.config)
         for site in sites(model.config):
-            if site.pairwise or site.layer not in (None, LAYER):
+            if site.optional or site.layer not in (None, LAYER):
                 continue
             operation = operation_of(site, recorded.route(site), recorded, model)
             array, formats = recorded.array(site.name), Rounding("float32", "float32")

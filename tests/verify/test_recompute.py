@@ -13,7 +13,7 @@ from tests.support.mistakes import Mistake
 from tests.support.ported import BASE, CONFIGS, LAYER, WEIGHTS, run
 from tests.support.random_models import model_of
 
-ROLES = [site.role for site in sites(BASE) if site.layer == LAYER and not site.pairwise]
+ROLES = [site.role for site in sites(BASE) if site.layer == LAYER and not site.optional]
 
 
 def right(p):

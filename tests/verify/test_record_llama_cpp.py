@@ -33,7 +33,7 @@ def drawn(config, count):
     return {
         site.name: rng.standard_normal([sizes.get(n, n) for n in site.shape]).astype(np.float32)
         for site in sites(config)
-        if not site.pairwise
+        if not site.optional
     }
 
 

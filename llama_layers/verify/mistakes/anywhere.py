@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_layers.layers.sites import sites
 from llama_layers.verify.bound import Bound
@@ -40,8 +39,7 @@ def _just(numbers: Float64Array, how: Rounding) -> Bound:
 
 @mistake(Operation, "NaN or Inf begins here", kind=Kind.SOLVED)
 def _(operation: Operation, at: FailingSite) -> Changed | None:
-    """{0}"""
-    # NaN, infinity, or both, where finite numbers give finite ones.
+    """{0} {1} here: the port's inputs give finite numbers."""
     right, computed = at.bound(at.formats), wide(at.computed)
     odd = ~np.isfinite(computed) & (right.ratio(computed) > 1)
     names = [
@@ -56,31 +54,16 @@ def _(operation: Operation, at: FailingSite) -> Changed | None:
         return Bound(np.where(odd, computed, right.exact), *limits)
 
     begin = "begins" if len(names) == 1 else "begin"
-    said = (
-        f"{' and '.join(names)} {begin} here{_where(odd)}: the port's inputs give finite numbers."
-    )
-    return Computed(bound), said
+    return Computed(bound), " and ".join(names), begin
 
 
 @mistake(Operation, "zeros", kind=Kind.SOLVED)
 def _(operation: Operation, at: FailingSite) -> Changed | None:
-    """The port has zeros{0} that should be other numbers."""
+    """The port has zeros that should be other numbers."""
     wrong = at.bound(at.formats).ratio(at.computed) > 1
     if not wrong.any() or wide(at.computed)[wrong].any():
         return None
-    return moved(at, lambda y: np.where(wrong, 0.0, y)), _where(wrong)
-
-
-def _where(wrong: NDArray[np.bool_]) -> str:
-    """Along which axes the places are few."""
-    names = {3: ("sequence", "token", "channel"), 4: ("sequence", "token", "head", "channel")}
-    said = []
-    for axis, name in enumerate(names[wrong.ndim]):
-        others = tuple(i for i in range(wrong.ndim) if i != axis)
-        places = np.flatnonzero(wrong.any(axis=others))
-        if 0 < len(places) < wrong.shape[axis]:
-            said.append(f"{name} {listed(places.tolist(), 4)}")
-    return f" at {', '.join(said)}" if said else ""
+    return moved(at, lambda y: np.where(wrong, 0.0, y))
 
 
 @mistake(Operation, "everything scaled", kind=Kind.SOLVED)

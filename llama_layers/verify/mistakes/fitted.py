@@ -24,7 +24,7 @@ _FEW = 16
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-def _fitted(error: Callable[[float], float], low: float, high: float) -> float:
+def fitted(error: Callable[[float], float], low: float, high: float) -> float:
     """Where an error is least: the best of a grid of ratios, and a golden section around it."""
     grid = np.geomspace(low, high, 97)
     best = int(np.argmin([error(float(number)) for number in grid]))
@@ -60,7 +60,7 @@ def _error_of_queries(
 def _(attention: Attention, at: FailingSite) -> Changed | None:
     """Caps scores y as {0:.4g} tanh(y / {0:.4g}), as Gemma 2 does; it should leave them as they
     are."""
-    cap = _fitted(_error_of_queries(attention, at, _capped), 1e-1, 1e3)
+    cap = fitted(_error_of_queries(attention, at, _capped), 1e-1, 1e3)
 
     def formula(heads: Heads) -> Tracked:
         scores = heads.scores().apply(partial(_capped, cap=cap))
@@ -72,7 +72,7 @@ def _(attention: Attention, at: FailingSite) -> Changed | None:
 @mistake(Attention, "scores scaled", kind=Kind.SOLVED)
 def _(attention: Attention, at: FailingSite) -> Changed | None:
     """Scales scores by {0:.6g}; it should scale them by 1 / sqrt(D), {1:.6g}."""
-    times = _fitted(_error_of_queries(attention, at, np.multiply), 1e-2, 1e2)
+    times = fitted(_error_of_queries(attention, at, np.multiply), 1e-2, 1e2)
     scale = times * attention.scale
     return replace(attention, scale=scale), scale, attention.scale
 
@@ -83,7 +83,7 @@ def _(linear: Linear, at: FailingSite) -> Changed | None:
     are."""
     exact, theirs = at.bound(at.formats).exact, wide(at.computed)
     exact, theirs = exact[:, -_FEW:], theirs[:, -_FEW:]
-    cap = _fitted(lambda c: float(np.nansum(np.square(_capped(exact, c) - theirs))), 1e-1, 1e3)
+    cap = fitted(lambda c: float(np.nansum(np.square(_capped(exact, c) - theirs))), 1e-1, 1e3)
     capped = evaluated(linear, lambda n: Linear.formula(n).apply(partial(_capped, cap=cap)))
     return capped, cap
 

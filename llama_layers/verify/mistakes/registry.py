@@ -19,6 +19,9 @@ of the sentence::
         yield from ((replace(norm, eps=eps), eps, norm.eps) for eps in (1e-5, 1e-6))
 
 Diagnosis tries every mistake of the register, and the documentation lists them.
+
+A mistake that only widens the limit (``loosens=True``) would hold the arrays of many others, so it
+needs a test of its own (``shows=``): an explanation predicts, and does not only excuse.
 """
 
 from __future__ import annotations
@@ -95,6 +98,9 @@ class Mistake:
     loosens : bool
         Whether it allows larger errors around the same result, not another result; the port's
         array must show it in another way, then.
+    shows : callable or None
+        That way: whether the array of a failing site, within the bound with the mistake, looks as
+        the mistake makes it look. None unless it `loosens`.
     common : int
         How many of its first forms are also looked for in all operations at once, where inputs
         were not recorded.
@@ -108,6 +114,14 @@ class Mistake:
     kind: Kind = Kind.FORMULA
     loosens: bool = False
     common: int = 0
+    shows: Callable[[FailingSite, Bound], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if self.loosens != (self.shows is not None):
+            raise ValueError(
+                f"shows: expected a test of its own for a mistake that loosens, and for no other: "
+                f"{self.name}"
+            )
 
     @cached_property
     def formula(self) -> bool:
@@ -116,11 +130,18 @@ class Mistake:
 
     def applied(self, at: FailingSite) -> Iterator[Change]:
         """The operations with the mistake; none where it could not have been made."""
-        if isinstance(at.operation, self.operations) and (
-            not self.roles or at.site.role in self.roles
+        if (
+            isinstance(at.operation, self.operations)
+            and (not self.roles or at.site.role in self.roles)
+            and (self._fits_a_past or not at.has_past)
         ):
             for operation, *words in self._changed(at.operation, at):
                 yield Change(operation, self.sentence(*words))
+
+    @property
+    def _fits_a_past(self) -> bool:
+        """Whether it can be made where keys of the past come before those of the trace."""
+        return self.formula or self.kind == Kind.ROUNDING or self.loosens
 
     def _changed(
         self, operation: Operation, at: FailingSite
@@ -165,13 +186,14 @@ def mistake(
     roles: Collection[str] = (),
     kind: Kind = Kind.FORMULA,
     loosens: bool = False,
+    shows: Callable[[FailingSite, Bound], bool] | None = None,
     common: int = 0,
 ) -> Callable[[F], F]:
     """Register a function as a mistake: see `Mistake`. `says` replaces the docstring."""
 
     def register(change: F) -> F:
         text = says or " ".join((change.__doc__ or f"The port has: {name}.").split())
-        made = Mistake(name, operations, change, text, roles, kind, loosens, common)
+        made = Mistake(name, operations, change, text, roles, kind, loosens, common, shows)
         REGISTERED[change.__module__].append(made)
         return change
 

@@ -56,14 +56,20 @@ def _table_in(narrow: str) -> None:
         return rotated(r, *map(to, r.table))
 
 
-@mistake(Rope, "RoPE table in few bits", kind=Kind.SOLVED, loosens=True)
+# Bits after the point of a table in fixed point; one of more is within a narrow format's rounding.
+_BITS = range(4, 13)
+
+
+@mistake(Rope, "RoPE table in few bits", kind=Kind.ROUNDING)
 def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """The port's cosines and sines seem to have {0} bits after the point; they need float32 at
     the least."""
-    for bits in (10, 8):
+    for bits in _BITS:
+        for cut_off in (False, True):
+            yield evaluated(rope, _in_fixed_point, 2.0**bits, cut_off), bits
 
-        def formula(r: Rotation, off: float = 2.0 ** -(bits + 1)) -> Tracked:
-            table = (t.with_errors((t.off + off, t.usual + off)) for t in r.table)
-            return rotated(r, *table)
 
-        yield evaluated(rope, formula), bits
+def _in_fixed_point(r: Rotation, steps: float, cut_off: bool) -> Tracked:
+    to = np.trunc if cut_off else np.round
+    table = (replace(t, exact=np.asarray(to(t.exact * steps) / steps)) for t in r.table)
+    return rotated(r, *table)

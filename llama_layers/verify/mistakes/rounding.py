@@ -21,8 +21,9 @@ from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import read_in
 
 NARROW = ("bfloat16", "float16")
-# How TF32 is rounded: what is added to a float32's bits before the last 13 are cut off.
-NEAREST, CUT_OFF = 0x1000, 0
+# How TF32 is rounded: what is added to a float32's bits before the last 13 are cut off. To even,
+# the last bit that is kept is added, too.
+NEAREST, EVEN, CUT_OFF = 0x1000, 0xFFF, 0
 
 
 def in_each_narrow_format(register: Callable[[str], None]) -> None:
@@ -37,6 +38,8 @@ def tf32(array: np.ndarray, half: int) -> NDArray[np.float32]:
     odd = ~np.isfinite(numbers)
     kept = numbers[odd]
     bits = numbers.view(np.uint32)
+    if half == EVEN:
+        bits += (bits >> np.uint32(13)) & np.uint32(1)
     bits += np.uint32(half)
     bits &= np.uint32(0xFFFFE000)
     numbers[odd] = kept
@@ -69,7 +72,7 @@ def _rounded(
 @mistake(Linear | GROUPED, "inputs rounded to TF32", kind=Kind.ROUNDING)
 def _(operation: Linear | GROUPED, at: FailingSite) -> Iterator[Computable]:
     """Multiplies in TF32, with 10 bits after the point; it should multiply in float32."""
-    for half in (NEAREST, CUT_OFF):
+    for half in (NEAREST, EVEN, CUT_OFF):
         yield from _rounded(operation, partial(tf32, half=half), parts=False)
 
 
@@ -100,20 +103,37 @@ def _weights_in(narrow: str) -> None:
         return replace(operation, **{n: narrowed(y, narrow) for n, y in weights.items()})
 
 
+# Of all elements, the share that must be the exact result, rounded.
+_EXACTLY = 0.9
+
+
 @in_each_narrow_format
 def _result_in(narrow: str) -> None:
+    def shows(at: FailingSite, bound: Bound) -> bool:
+        """Whether nearly all numbers are what the exact ones are rounded to."""
+        finite = np.isfinite(bound.limit) & np.isfinite(bound.exact)
+        same = wide(at.computed) == wide(narrowed(bound.exact, narrow))
+        return bool(np.count_nonzero(same & finite) >= _EXACTLY * np.count_nonzero(finite))
+
     @mistake(
         Operation,
         f"result rounded to {narrow}",
         kind=Kind.ROUNDING,
         loosens=True,
+        shows=shows,
         says=f"The port's numbers are all numbers of {narrow}, and within its rounding.",
     )
     def _(operation: Operation, at: FailingSite) -> Computable | None:
         narrower = FLOATS[narrow].precision < FLOATS[at.formats.dtype].precision
         if not narrower or not are_numbers_of(narrow, at.computed):
             return None
-        return Computed(lambda how: operation.bound(replace(how, dtype=narrow)))
+
+        def bound(how: Rounding) -> Bound:
+            found = operation.bound(replace(how, dtype=narrow))
+            rounded, theirs = wide(narrowed(found.exact, narrow)), wide(at.computed)
+            return replace(found, exact=np.where(theirs == rounded, rounded, found.exact))
+
+        return Computed(bound)
 
 
 def are_numbers_of(narrow: str, array: np.ndarray) -> bool:
@@ -143,6 +163,11 @@ def _(operation: Operation, at: FailingSite) -> Computable | None:
     return Computed(bound)
 
 
+# The fewest tokens whose means tell a format, and how near to numbers of it they must be, in unit
+# roundoffs: by chance it is 0.3 to 0.6.
+_MEANS, _NEAR = 3, 0.15
+
+
 @in_each_narrow_format
 def _mean_in(narrow: str) -> None:
     @mistake(
@@ -159,8 +184,13 @@ def _mean_in(narrow: str) -> None:
         with np.errstate(all="ignore"):
             factor = np.sum(wide(at.computed) * normed, axis=-1, keepdims=True)
             factor /= np.sum(np.square(normed), axis=-1, keepdims=True)
-            mean = wide(narrowed(factor**-2.0 - norm.eps, narrow))
+            found = factor**-2.0 - norm.eps
+            mean = wide(narrowed(found, narrow))
             off = np.abs(mean / square - 1)
+            # Any number is within half a unit of a narrow one; these must be far nearer.
+            near = np.sqrt(np.mean(np.square((found / mean - 1) / FLOATS[narrow].unit_roundoff)))
+        if mean.size < _MEANS or not near <= _NEAR:
+            return None
         # Whatever is summed in so few bits: the sum may stop to grow long before its end.
         coarse = narrow != "bfloat16" and np.array_equal(narrowed(mean, "bfloat16"), mean)
         if coarse or not np.isfinite(off).all() or not 0 < off.max() < 0.9:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -39,6 +42,7 @@ def record_transformers(
     *,
     attention_mask: Array | None = None,
     positions: Array | None = None,
+    cache: Any = None,
     probabilities: bool = False,
 ) -> Trace:
     """Run a model of transformers (5 or later) and keep the array of every site.
@@ -47,13 +51,17 @@ def record_transformers(
     ----------
     model : LlamaForCausalLM, MistralForCausalLM or Qwen2ForCausalLM
         In any dtype, on any device, with "eager", "sdpa" or any other attention. It is left as it
-        was found, also if it fails.
+        was found, also if it fails, and runs in the mode that it is in: call ``model.eval()`` first
+        if dropout is to be off.
     input_ids : tensor or array of integers, shape [B, S]
         Token ids.
     attention_mask : tensor or array of 0 and 1, shape [B, S], optional
-        Which tokens are not padding; all if not given.
+        Which tokens are not padding; all if not given. With a past it has those tokens, too.
     positions : tensor or array of integers, shape [S] or [B, S], optional
         For RoPE; if not given transformers counts from 0, padding included.
+    cache : DynamicCache, optional
+        Keys and values of earlier tokens, as transformers returns them. They are recorded as
+        ``self_attn.past_key`` and ``self_attn.past_value``; the cache itself is left as it is.
     probabilities : bool, optional
         Whether to keep the probabilities of attention too, which only "eager" has.
 
@@ -71,6 +79,11 @@ def record_transformers(
         attention function gives none.
     RuntimeError
         If a site was never seen: in a compiled model, say, or with layers of other code.
+
+    Warns
+    -----
+    UserWarning
+        If the model is training with dropout, which no engine repeats.
 
     Examples
     --------
@@ -92,38 +105,52 @@ def record_transformers(
     if ids.ndim != 2:
         raise ValueError(f"input_ids: expected shape [B, S], got {list(ids.shape)}")
     options: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    before = 0
+    if cache is not None:
+        if getattr(cache, "is_compileable", True):  # full of places without tokens
+            raise ValueError(f"cache: expected a DynamicCache, got {type(cache).__name__}")
+        before = int(cache.get_seq_length())
+        known = inspect.signature(model.forward).parameters
+        name = "cache" if "cache" in known else "past_key_values"  # until 5.40
+        options |= {name: copy.deepcopy(cache), "use_cache": True}
     mask = None
     if attention_mask is not None:
         mask = _integers(torch, "attention_mask", attention_mask, model.device)
-        if mask.shape != ids.shape:
-            raise ValueError(
-                f"attention_mask: expected shape {list(ids.shape)}, got {list(mask.shape)}"
-            )
+        expected = [ids.shape[0], before + ids.shape[1]]
+        if list(mask.shape) != expected:
+            raise ValueError(f"attention_mask: expected shape {expected}, got {list(mask.shape)}")
         options["attention_mask"] = mask
     if positions is not None:
         options["position_ids"] = _positions(torch, positions, ids)
         # Without a mask, a jump of the positions would begin another text in the same row.
-        options.setdefault("attention_mask", torch.ones_like(ids))
+        ones = torch.ones((ids.shape[0], before + ids.shape[1]), dtype=ids.dtype, device=ids.device)
+        options.setdefault("attention_mask", ones)
     arrays: dict[str, np.ndarray] = {}
     places: list[Array] = []
 
     def keep(name: str, tensor: Array) -> None:
         arrays[name] = np.array(to_numpy(tensor))  # the tensor may be written over
 
-    with torch.no_grad(), _watched(model, keep, places.append, probabilities), _evaluating(model):
+    _warn_of_dropout(torch, model)
+    with torch.no_grad(), _watched(model, keep, places.append, probabilities):
         logits = model(**options).logits
     _check_complete(arrays, config, probabilities)
     position_ids = to_numpy(places[0])
+    # A layer with a window may have forgotten the first tokens.
+    past = [array.shape[1] for name, array in arrays.items() if name.endswith("past_key")]
+    seen = max(past, default=0) + ids.shape[1]
+    dtypes = {dtype_name(array.dtype) for array in arrays.values()}
     return Trace(
         arrays,
         input_ids=to_numpy(ids),
         positions=position_ids[0] if len(position_ids) == 1 else position_ids,
-        attention_mask=None if mask is None else to_numpy(mask) != 0,
+        attention_mask=None if mask is None else to_numpy(mask)[:, -seen:] != 0,
         metadata={
             "engine": f"transformers {version('transformers')}",
             "attention": str(config._attn_implementation),
             "config": config.to_json_string(use_diff=False),
-            "dtype": dtype_name(model.dtype),
+            # One for all arrays: a model in several dtypes, or under autocast, has none.
+            **({"dtype": dtypes.pop()} if len(dtypes) == 1 else {}),
             **describe(torch, logits),
         },
     )
@@ -146,16 +173,23 @@ def _positions(torch: Namespace, values: Array, ids: Any) -> Array:
     return torch.atleast_2d(positions)
 
 
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Turn dropout off, and put each module back into its mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _warn_of_dropout(torch: Namespace, model: Any) -> None:
+    """Warn if the model is in training mode and drops numbers, so that no run is like another."""
+    dropped = {
+        f"{name or type(module).__name__} ({module.p:g})"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Dropout) and module.training and module.p > 0
+    }
+    rate = getattr(model.config, "attention_dropout", 0.0) or 0.0
+    if rate > 0 and any(layer.self_attn.training for layer in model.model.layers):
+        dropped.add(f"attention_dropout ({rate:g})")
+    if dropped:
+        warnings.warn(
+            f"the model is in training mode with dropout, {', '.join(sorted(dropped)[:3])}, so its "
+            "arrays are random and no check can pass: call model.eval() before recording",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 @contextmanager
@@ -202,7 +236,9 @@ def _watched(
 
 @contextmanager
 def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[None]:
-    """Keep the queries and keys that the attention function is given, and its probabilities.
+    """Keep what the attention function is given, and its probabilities.
+
+    Keys and values are those of the cache, with the new ones last.
 
     The function is looked up by name at each call. For as long as the context is open, one that
     looks on stands under that name; other models than this one pass through it unseen.
@@ -215,11 +251,17 @@ def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[
     own = sys.modules[type(attentions[0]).__module__].eager_attention_forward
     function = functions.get(chosen, own)
 
-    def attention(module: object, query: Any, key: Any, *rest: Any, **options: Any) -> Any:
-        output, weights = function(module, query, key, *rest, **options)
+    def attention(
+        module: object, query: Any, key: Any, value: Any, *rest: Any, **options: Any
+    ) -> Any:
+        output, weights = function(module, query, key, value, *rest, **options)
         if (name := names.get(id(module))) is not None:
             keep(f"{name}.q_rope", query.transpose(1, 2))
-            keep(f"{name}.k_rope", key.transpose(1, 2))
+            past = key.shape[2] - query.shape[2]
+            keep(f"{name}.k_rope", key[:, :, past:].transpose(1, 2))
+            if past:
+                keep(f"{name}.past_key", key[:, :, :past].transpose(1, 2))
+                keep(f"{name}.past_value", value[:, :, :past].transpose(1, 2))
             if probabilities:
                 if weights is None:
                     raise ValueError(

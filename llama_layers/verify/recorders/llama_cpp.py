@@ -269,7 +269,7 @@ def _arrays(
     found = canonical_arrays(numbered)
     arrays = {}
     for site in sites(config):
-        if site.pairwise:
+        if site.optional:
             continue
         if site.name not in found:
             raise RuntimeError(

@@ -1,12 +1,14 @@
 """The parts of a report: their content, without a word on how they look.
 
-`text` and `html` render them. Headings, facts, maps and elements are for the page alone.
+`text` and `html` render them. Headings, facts, maps, elements and strips are for the page alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from llama_layers.verify.extent import Extent
 
 Rows = Sequence[Sequence[str]]  # the first holds the heads
 
@@ -97,13 +99,20 @@ class Elements:
 
 
 @dataclass(frozen=True)
+class Strips:
+    """The positions along each axis of an array that have wrong elements."""
+
+    extents: Sequence[Extent]
+
+
+@dataclass(frozen=True)
 class Panel:
     """Blocks that belong together."""
 
     blocks: tuple[Block, ...]
 
 
-Block = Headline | Heading | Cause | Sentences | Table | Facts | Map | Elements | Panel
+Block = Headline | Heading | Cause | Sentences | Table | Facts | Map | Elements | Strips | Panel
 
 
 def section(title: str, blocks: Iterable[Block]) -> Iterator[Block]:

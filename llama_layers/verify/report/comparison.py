@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from llama_layers.layers.sites import Site
 from llama_layers.verify.report.blocks import Block, Headline, Sentences, Table, section
+from llama_layers.verify.report.logprobs import LogprobDifference
 from llama_layers.verify.report.plain import as_json, plain
 from llama_layers.verify.report.text import Readable
 from llama_layers.verify.report.wording import (
@@ -35,8 +36,8 @@ class SiteDifference:
     dtypes : tuple of str
         The dtype in each trace.
     difference : float
-        The root of the sum of squared differences over that of the first trace's squares; Inf
-        where one is NaN or Inf and the other is not.
+        The norm of a token's difference over its norm in the first trace, as the root mean square
+        over tokens; Inf where one is NaN or Inf and the other is not.
     inputs : tuple of str
         The nearest sites that it is computed from and that both traces have.
     inherited : float
@@ -90,7 +91,7 @@ class SiteDifference:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as plain JSON values; NaN and Inf become strings.
+        """Return the result as plain JSON values; NaN and Inf become null.
 
         Returns
         -------
@@ -117,6 +118,8 @@ class Comparison(Readable):
         Whether both say that they are of the same `input_ids`; if not, that was taken for granted.
     metadata_a, metadata_b : mapping of str to str
         The metadata of the traces.
+    logprobs : LogprobDifference or None
+        How far the log-probabilities differ, if both have them and `input_ids`.
     """
 
     results: tuple[SiteDifference, ...]
@@ -125,6 +128,7 @@ class Comparison(Readable):
     same_tokens: bool = True
     metadata_a: Mapping[str, str] = field(default_factory=dict)
     metadata_b: Mapping[str, str] = field(default_factory=dict)
+    logprobs: LogprobDifference | None = None
 
     def __repr__(self) -> str:
         return f"Comparison({_headline(self)})"
@@ -155,7 +159,7 @@ class Comparison(Readable):
         return 0 if self.agrees else 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return the comparison as plain JSON values; NaN and Inf become strings.
+        """Return the comparison as plain JSON values; NaN and Inf become null.
 
         Returns
         -------
@@ -169,6 +173,7 @@ class Comparison(Readable):
         return [
             _headline(self),
             *_suspects(self.suspects),
+            *section("Log-probabilities", self.logprobs.blocks() if self.logprobs else []),
             *section("Differences by role", [_role_table(self.results)]),
             *section("All sites", [_site_table(self.results)]),
             *section("Notes", [Sentences(tuple(_remarks(self)))]),

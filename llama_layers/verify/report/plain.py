@@ -9,7 +9,7 @@ from typing import Any
 
 
 def plain(value: object) -> Any:
-    """Turn dataclasses into dicts, tuples into lists, and NaN and Inf into text for JSON."""
+    """Turn dataclasses into dicts, tuples into lists, NaN and Inf into None, which JSON lacks."""
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -17,7 +17,7 @@ def plain(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        return None
     return value
 
 

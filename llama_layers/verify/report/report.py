@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,21 +18,26 @@ from llama_layers.verify.report.blocks import (
     Headline,
     Panel,
     Sentences,
+    Strips,
     section,
 )
+from llama_layers.verify.report.logprobs import LogprobDifference
+from llama_layers.verify.report.patterns import joined_causes
 from llama_layers.verify.report.plain import as_json
+from llama_layers.verify.report.remedy import Remedy
 from llama_layers.verify.report.results import EDGES, SITE_VERDICTS, Explanation, SiteResult
 from llama_layers.verify.report.tables import (
     element_rows,
     missing_sites,
     notes,
+    places,
     role_tables,
     site_map,
     site_table,
     worst_elements,
 )
 from llama_layers.verify.report.text import Readable
-from llama_layers.verify.report.wording import counted, figure, roles_and_layers
+from llama_layers.verify.report.wording import counted, ended, figure, roles_and_layers
 
 ReportVerdict = Literal["PASS", "WARN", "FAIL", "SEEN", "NONE"]
 
@@ -46,7 +51,7 @@ class Report(Readable):
     results : tuple of SiteResult
         In the order of a forward pass, for every site that was recorded.
     missing : tuple of str
-        Sites of the model that were not recorded; those of all pairs of tokens are not counted.
+        Sites of the model that were not recorded; those that are optional are not counted.
     metadata : mapping of str to str
         The metadata of the trace.
     seconds : float
@@ -57,6 +62,10 @@ class Report(Readable):
         The dtype of the model's weights; may be empty.
     diagnosed : bool
         Whether explanations were looked for.
+    remedies : tuple of Remedy
+        Options of a check that allow what fails, if it is meant, the best first.
+    logprobs : LogprobDifference or None
+        How far the log-probabilities are from those of float64, if they were recorded.
     """
 
     results: tuple[SiteResult, ...]
@@ -66,6 +75,8 @@ class Report(Readable):
     profile: str = "contract"
     weights: str = ""
     diagnosed: bool = True
+    remedies: tuple[Remedy, ...] = ()
+    logprobs: LogprobDifference | None = None
 
     def __repr__(self) -> str:
         return f"Report({_headline(self)})"
@@ -108,7 +119,7 @@ class Report(Readable):
         return next(iter(self.failures), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as plain JSON values; NaN and Inf become strings.
+        """Return the report as plain JSON values; NaN and Inf become null.
 
         Returns
         -------
@@ -128,6 +139,9 @@ class Report(Readable):
         return [
             _headline(self),
             *_first_failure(self),
+            *section("Log-probabilities", self.logprobs.blocks() if self.logprobs else []),
+            *section("Where they are wrong", _elsewhere(self.failures)),
+            *_allowed(self),
             *section("Error over limit, by site and layer", [site_map(results)] if results else []),
             *section("How errors are spread", role_tables(results)),
             *section("All sites", [site_table(results)] if results else []),
@@ -151,7 +165,11 @@ def _headline(report: Report) -> Headline:
         passed = sum(result.verdict == "PASS" for result in report.results)
         if passed < len(report.results):
             count = f"{passed} of {count}, the others without recorded inputs"
-        said = f"{count}; {_largest_error(report.results)}"
+        worst = max(
+            (result for result in report.results if result.judgement is not None),
+            key=lambda result: result.ratio,
+        )
+        said = f"{count}; {_largest_error(worst.ratio, f', at {worst.site.name}')}"
     else:
         warned = [result for result in report.results if result.verdict == "WARN"]
         said = (
@@ -161,12 +179,25 @@ def _headline(report: Report) -> Headline:
     return Headline(verdict, said, "check of a trace")
 
 
-def _largest_error(results: Iterable[SiteResult]) -> str:
-    worst = max((r for r in results if r.judgement is not None), key=lambda result: result.ratio)
-    return (
-        f"the largest error is {figure(worst.ratio)} times what rounding allows, at "
-        f"{worst.site.name}"
-    )
+def _largest_error(ratio: float, where: str = "") -> str:
+    """Say how large errors are that rounding explains.
+
+    One of 1.00 times what rounding allows is no near miss: a correctly rounded sum can have it.
+    """
+    if figure(ratio) in ("1", "1.00"):
+        return "no error is larger than rounding allows"
+    return f"the largest error is {figure(ratio)} times what rounding allows{where}"
+
+
+def _elsewhere(failures: Sequence[SiteResult]) -> Iterator[Sentences]:
+    """Say for each failing site where it is wrong, if there are others than the first."""
+    if len(_places(failures)) > 1:
+        yield Sentences(tuple(places(failures)))
+
+
+def _places(failures: Sequence[SiteResult]) -> set[str]:
+    """Return the places of failing sites in words, each once."""
+    return {"" if result.place is None else result.place.words for result in failures}
 
 
 def _first_failure(report: Report) -> Iterator[Panel]:
@@ -175,18 +206,24 @@ def _first_failure(report: Report) -> Iterator[Panel]:
     if first is None:
         return
     blocks: list[Block] = []
+    if first.place is not None:
+        blocks += (Sentences((f"Wrong: {ended(str(first.place))}",)), Strips(first.place.extents))
     tried = report.diagnosed and (first.judgement is not None or math.isfinite(first.difference))
     if tried and not first.explanations:
         blocks.append(Sentences(("No mistake that is known here explains it.",)))
     for i, explanation in enumerate(first.explanations):
         title = f"{'Or' if i else 'Likely cause'}: {explanation.name}"
         blocks.append(Cause(title, (explanation.detail, _remainder(first, explanation))))
+    if report.remedies:
+        blocks.append(Sentences(tuple(remedy.sentence for remedy in report.remedies)))
     if first.judgement is not None and first.note:
         blocks.append(Sentences((f"{first.note[0].upper()}{first.note[1:]}.",)))
     if first.judgement is None:
         said = "The sites between were not recorded; with them, the first wrong one would be found."
         blocks.append(Sentences((said,)))
     blocks.append(Sentences(tuple(_consequences(report.failures))))
+    if together := tuple(joined_causes(report.failures)):
+        blocks.append(Sentences(together))
     blocks.append(
         Facts(
             {
@@ -202,12 +239,18 @@ def _first_failure(report: Report) -> Iterator[Panel]:
     yield Panel(tuple(blocks))
 
 
+def _allowed(report: Report) -> Iterator[Sentences]:
+    """Say which option allows what warns, where nothing fails."""
+    if report.first is None and report.remedies:
+        yield Sentences(tuple(remedy.sentence for remedy in report.remedies))
+
+
 def _remainder(result: SiteResult, explanation: Explanation) -> str:
     """Say in a sentence how much of the error a mistake leaves."""
+    if result.judgement is not None:
+        return f"So computed, {_largest_error(explanation.ratio)}."
     ratio = figure(explanation.ratio)
-    if result.judgement is None:
-        return f"So computed, it differs by {ratio} times what would still be SEEN."
-    return f"So computed, the largest error is {ratio} times what rounding allows."
+    return f"So computed, it differs by {ratio} times what would still be SEEN."
 
 
 def _consequences(failures: tuple[SiteResult, ...]) -> Iterator[str]:
@@ -215,7 +258,9 @@ def _consequences(failures: tuple[SiteResult, ...]) -> Iterator[str]:
     if len(failures) == 1:
         yield "No other site fails."
         return
-    yield f"{len(failures)} sites fail: {roles_and_layers(result.site for result in failures)}."
+    where = ", in the same places" if len(_places(failures)) == 1 and failures[0].place else ""
+    names = roles_and_layers(result.site for result in failures)
+    yield f"{len(failures)} sites fail{where}: {names}."
     if failures[0].explanations:
         name = failures[0].explanations[0].name
         others = [r.site for r in failures if name not in {e.name for e in r.explanations}]

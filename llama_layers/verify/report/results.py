@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from llama_layers.layers.sites import Site
 from llama_layers.verify.judge import Judgement
+from llama_layers.verify.place import Place
 from llama_layers.verify.report.plain import plain
 from llama_layers.verify.report.wording import apart, figure
 
@@ -97,6 +98,9 @@ class SiteResult:
         How many elements have which error over limit: see `EDGES`.
     worst : tuple of Element
         The elements with the largest error over limit, the worst first.
+    place : Place or None
+        Where the wrong elements of a FAIL or DIFFERS are. For DIFFERS they are those that err by
+        more than 20 times the root mean square of our own run's errors at that token.
     explanations : tuple of Explanation
         Mistakes that would explain a FAIL or DIFFERS, the likeliest first.
     """
@@ -114,6 +118,7 @@ class SiteResult:
     profile: str = ""
     histogram: tuple[int, ...] = ()
     worst: tuple[Element, ...] = ()
+    place: Place | None = None
     explanations: tuple[Explanation, ...] = ()
 
     def __repr__(self) -> str:
@@ -151,7 +156,7 @@ class SiteResult:
         return f"differs by {figure(self.difference)} from a recomputation{since}{own}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as plain JSON values; NaN and Inf become strings.
+        """Return the result as plain JSON values; NaN and Inf become null.
 
         Returns
         -------

@@ -11,6 +11,7 @@ from llama_layers.verify.report.results import SITE_VERDICTS, Element, SiteResul
 from llama_layers.verify.report.wording import (
     apart,
     counted,
+    ended,
     figure,
     grouped,
     layer_of,
@@ -22,6 +23,8 @@ from llama_layers.verify.report.wording import (
 LEGEND = "Beyond 1 no rounding explains it. What is rounded once, as a sum, can reach 1.00."
 # How many roles show their worst elements without a click.
 _OPEN = 3
+# At how many places sites are told to be wrong; the table of all sites has the others.
+_PLACES = 8
 
 
 def role_tables(results: Iterable[SiteResult]) -> Iterator[Table]:
@@ -79,15 +82,16 @@ def _histogram(results: Iterable[SiteResult]) -> list[int]:
 
 def site_table(results: Iterable[SiteResult]) -> Table:
     """Make a line for each site."""
-    rows = [["site", "verdict", "error/limit", "error/usual", "difference", "at"]]
+    rows = [["site", "verdict", "error/limit", "error/usual", "difference", "at", "wrong"]]
     for result in results:
         ratio = usual_ratio = at = ""
         if result.judgement is not None:
             ratio, usual_ratio = figure(result.ratio), figure(result.usual_ratio)
             at = str(list(result.judgement.index))
         difference = figure(result.difference)
-        rows.append([result.site.name, result.verdict, ratio, usual_ratio, difference, at])
-    return Table(rows, left=(0, 1, 5), long=True)
+        wrong = "" if result.place is None else str(result.place)
+        rows.append([result.site.name, result.verdict, ratio, usual_ratio, difference, at, wrong])
+    return Table(rows, left=(0, 1, 5, 6), long=True)
 
 
 def site_map(results: Sequence[SiteResult]) -> Map:
@@ -105,6 +109,8 @@ def _cell(result: SiteResult) -> Cell:
     if result.judgement is not None:
         ratio = result.ratio
         said = f"error/limit {figure(ratio)} at {list(result.judgement.index)}"
+    if result.place is not None:
+        said += f"; wrong: {result.place}"
     return Cell(result.verdict, ratio, f"{result.site.name}: {result.verdict}, {said}")
 
 
@@ -116,7 +122,8 @@ def worst_elements(results: Iterable[SiteResult]) -> Iterator[Elements]:
         opened = worst.verdict == "FAIL" and shown < _OPEN
         shown += opened
         title, rows = f"{worst.site.name}: {worst.verdict}", element_rows(worst.worst)
-        yield Elements(title, rows, worst.note, role, opened)
+        where = "" if worst.place is None else f"Wrong: {ended(str(worst.place))} "
+        yield Elements(title, rows, f"{where}{worst.note}", role, opened)
 
 
 def element_rows(elements: Sequence[Element]) -> list[list[str]]:
@@ -134,6 +141,16 @@ def notes(results: Iterable[SiteResult]) -> Iterator[str]:
     noted = (result for result in results if result.note)
     for (verdict, note), found in grouped(noted, lambda r: (r.verdict, r.note)).items():
         yield f"{verdict} {roles_and_layers(result.site for result in found)}: {note}."
+
+
+def places(failures: Iterable[SiteResult]) -> Iterator[str]:
+    """Say where sites are wrong, once for those that are wrong at the same places."""
+    placed = ((result, result.place) for result in failures if result.place is not None)
+    found = grouped(placed, lambda pair: (pair[0].verdict, pair[1].words))
+    for (verdict, words), pairs in list(found.items())[:_PLACES]:
+        yield f"{verdict} {roles_and_layers(result.site for result, _ in pairs)}: {ended(words)}"
+    if more := sum(map(len, list(found.values())[_PLACES:])):
+        yield f"{counted(more, 'more site')} at other places."
 
 
 def missing_sites(results: Iterable[SiteResult], missing: Iterable[str]) -> Iterator[str]:

@@ -40,6 +40,11 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
+def ended(sentence: str) -> str:
+    """Put a full stop after a sentence that has no mark at its end."""
+    return sentence if sentence.endswith("?") else f"{sentence}."
+
+
 def listed(numbers: Sequence[object], most: int) -> str:
     """Write the first of some numbers: 0, 1, 2 ..."""
     return ", ".join(map(str, numbers[:most])) + (" ..." if len(numbers) > most else "")

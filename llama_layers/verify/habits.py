@@ -1,0 +1,52 @@
+"""Roundings that an engine makes on purpose, counted: it makes them in each layer, or in none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from llama_layers.verify.look import Look
+from llama_layers.verify.report import SiteResult
+
+# A habit that shows at less than this share of the sites of a role may be none.
+_RARELY = 0.25
+# With fewer sites than that, nothing is said.
+_SITES = 4
+
+
+@dataclass(frozen=True)
+class Habits:
+    """At how many sites of each role a profile's roundings show, of how many."""
+
+    shown: Counter[tuple[str, str]]  # by role and profile
+    of: Counter[str]  # by role
+
+    def is_rare(self, result: SiteResult) -> bool:
+        """Whether a habit that excuses a site shows at few others of its role, and of no other."""
+        role, profile = result.site.role, result.profile
+        count = self.of[role]
+        if count < _SITES or self.shown[role, profile] >= _RARELY * count:
+            return False
+        others = {other for other, name in self.shown if name == profile and other != role}
+        return all(self.shown[other, profile] < _RARELY * self.of[other] for other in others)
+
+    def remarked(self, result: SiteResult) -> SiteResult:
+        """The result with a remark, where a habit that excuses it is rare."""
+        if not self.is_rare(result):
+            return result
+        role = result.site.role
+        said = f"which shows at {self.shown[role, result.profile]} of {self.of[role]} such sites"
+        return replace(result, note=f"{result.note}; {said}")
+
+
+def habits_of(looks: Iterable[Look]) -> Habits:
+    """Count at which sites which profile is needed."""
+    shown: Counter[tuple[str, str]] = Counter()
+    of: Counter[str] = Counter()
+    for look in looks:
+        role = look.result.site.role
+        of[role] += look.result.judgement is not None
+        if look.result.profile:
+            shown[role, look.result.profile] += 1
+    return Habits(shown, of)

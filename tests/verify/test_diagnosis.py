@@ -1,0 +1,176 @@
+"""Which sites are diagnosed, what their causes have in common, and when a habit is none."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from itertools import pairwise
+
+import ml_dtypes
+import numpy as np
+
+from llama_layers import forward
+from llama_layers.layers.sites import sites
+from llama_layers.verify import Explanation, Trace, check, record
+from llama_layers.verify.report.patterns import joined_causes
+from llama_layers.verify.report.results import SiteResult
+from tests.support.ported import BASE, omega, turned
+from tests.support.random_models import model_of, random_weights
+
+DEEP = replace(BASE, num_hidden_layers=6)
+WEIGHTS = random_weights(DEEP, 0, np.float32)
+MODEL = model_of(DEEP, WEIGHTS)
+IDS = np.random.default_rng(2).integers(0, DEEP.vocab_size, (1, 12))
+
+
+def traced(change, weights=WEIGHTS):
+    """A trace of a port that changes some of its arrays."""
+    arrays = {}
+
+    def tap(name, array):
+        arrays[name] = change(name, array, arrays).astype(array.dtype).reshape(array.shape)
+        return arrays[name]
+
+    forward(model_of(DEEP, weights), IDS, tap=tap)
+    return Trace(arrays, IDS)
+
+
+def causes(report):
+    return {r.site.name: [e.name for e in r.explanations] for r in report.failures}
+
+
+def test_every_site_is_diagnosed_whatever_explains_others():
+    """Four faults of one role that nothing explains, and a fifth that a mistake does."""
+    noise = np.random.default_rng(3)
+
+    def change(name, array, arrays):
+        if not name.endswith("q_proj"):
+            return array
+        layer = int(name.split(".")[2])
+        return array * 1.25 if layer == 5 else array * noise.uniform(0.5, 1.5, array.shape)
+
+    found = causes(check(traced(change), MODEL))
+    assert len(found) == 6
+    assert found.pop("model.layers.5.self_attn.q_proj") == ["everything scaled"]
+    assert set(map(tuple, found.values())) == {()}
+
+
+def test_positions_that_advance_by_one_a_layer():
+    def change(name, array, arrays):
+        if not name.endswith(("q_rope", "k_rope")):
+            return array
+        x = arrays[name.replace("rope", "proj")].reshape(array.shape)
+        places = np.arange(12) + int(name.split(".")[2])
+        return turned(x, np.outer(places, omega(DEEP)))
+
+    text = check(traced(change), MODEL).text(width=1000)
+    assert (
+        "RoPE at other positions, at self_attn.k_rope in layers 2-5: The port seems to rotate "
+        "tokens 0..11 at positions i..i + 11 instead of positions 0..11." in text
+    )
+
+
+def test_a_layer_late():
+    """Each layer but the last has the projection of the one after it."""
+    weights = dict(WEIGHTS)
+    name = "model.layers.{}.mlp.up_proj.weight"
+    for layer, after in pairwise(range(6)):
+        weights[name.format(layer)] = WEIGHTS[name.format(after)]
+    text = check(traced(lambda name, array, arrays: array, weights), MODEL).text(width=1000)
+    assert (
+        "another layer's weights, at mlp.up_proj in layers 0-4: The port seems to multiply by the "
+        "matrix of layer i + 1; it should multiply by that of layer i." in text
+    )
+
+
+def result(layer, detail):
+    site = next(s for s in sites(DEEP) if s.name == f"model.layers.{layer}.mlp.act")
+    explained = (Explanation("mine", detail, 0.5),)
+    return SiteResult(
+        site, "FAIL", (1,), "float32", "float32", (), None, 1.0, explanations=explained
+    )
+
+
+def test_numbers_that_follow_no_layer():
+    """Numbers with a point stay as they are."""
+    one = [result(i, "Adds 1e-05 to 3.") for i in (0, 1, 3)]
+    assert list(joined_causes(one)) == ["mine, at mlp.act in layers 0-1 and 3: Adds 1e-05 to 3."]
+    other = [result(i, f"Adds {i * i}.") for i in range(3)]
+    assert list(joined_causes(other)) == ["mine, at mlp.act in layers 0-2."]
+    assert list(joined_causes([result(4, "Adds 2.")])) == []
+
+
+def test_no_time(monkeypatch):
+    module = sys.modules["llama_layers.verify.check"]
+    monkeypatch.setattr(module, "SECONDS", -1.0 - module.AGAIN)
+    doubled = traced(lambda name, array, arrays: 2 * array if name == "model.norm" else array)
+    (failure,) = check(doubled, MODEL).failures
+    assert failure.explanations == ()
+    assert failure.note == "there was no time to look for what explains it"
+
+
+def test_it_is_said_what_is_diagnosed():
+    doubled = traced(lambda name, array, arrays: 2 * array if name == "model.norm" else array)
+    told = []
+    check(doubled, MODEL, diagnosing=told.append)
+    assert [r.site.name for r in told] == ["model.norm"]
+    check(doubled, MODEL, diagnosing=told.append, explain=False)
+    assert len(told) == 1
+
+
+BFLOAT16 = ml_dtypes.bfloat16
+
+
+def rounded(wrong, layers):
+    """A port in bfloat16 whose norm is wrong in some layers."""
+    model = model_of(DEEP, {n: w.astype(BFLOAT16) for n, w in WEIGHTS.items()})
+    arrays, last = {}, {}
+
+    def tap(name, array):
+        if name.endswith(".input_layernorm") and int(name.split(".")[2]) in layers:
+            layer = int(name.split(".")[2])
+            x = last["x"].astype(np.float64)
+            weight = WEIGHTS[f"{name}.weight"].astype(BFLOAT16).astype(np.float64)
+            array = wrong(x, weight).astype(np.float32)
+            assert layer < 6
+        arrays[name] = array.astype(BFLOAT16)
+        if name == "model.embed_tokens" or name.count(".") == 2:
+            last["x"] = arrays[name].astype(np.float32)
+        return arrays[name].astype(np.float32)
+
+    forward(model, IDS, tap=tap)
+    return check(Trace(arrays, IDS), model)
+
+
+def row_first(x, weight):
+    """As transformers: the row is rounded before it is scaled."""
+    row = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + DEEP.rms_norm_eps)
+    return row.astype(BFLOAT16).astype(np.float64) * weight
+
+
+def test_a_habit_shows_in_most_layers():
+    for layers, remarked in ((range(6), False), ([3], True)):
+        results = [r for r in rounded(row_first, layers).results if r.profile]
+        assert {r.site.layer for r in results} == set(layers)
+        assert {r.verdict for r in results} == {"WARN"}
+        notes = {"which shows at 1 of 6 such sites" in r.note for r in results}
+        assert notes == {remarked}
+
+
+def test_a_habit_of_the_engine_that_the_trace_names_passes():
+    trace = record(MODEL, IDS, positions=np.arange(12) + 100000)
+    phases = (trace.positions[..., None] * omega(DEEP).astype(np.float32)).astype(np.float32)
+    arrays = dict(trace.arrays)
+    for name in arrays:
+        if name.endswith("_rope"):
+            x = arrays[name.replace("rope", "proj")].reshape(arrays[name].shape)
+            arrays[name] = turned(x, phases.reshape(12, -1).astype(np.float64)).astype(np.float32)
+    roles = ["self_attn.q_proj", "self_attn.q_rope"]
+    arrays = {n: a for n, a in arrays.items() if n.partition("layers.")[2][2:] in roles}
+    for engine, verdict in (("transformers 5.0", "PASS"), ("mine", "WARN")):
+        report = check(replace(trace, arrays=arrays, metadata={"engine": engine}), MODEL)
+        found = [r for r in report.results if r.profile == "float32 phases"]
+        assert found
+        assert {r.verdict for r in found} == {verdict}
+        assert all(r.note.startswith("rounds as float32 phases does") for r in found)
+        assert all(r.ratio <= 1 for r in found if verdict == "PASS")
