@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.verify.attention import Heads, broadcast_mask
+from llama_layers.verify.attention import Heads, broadcast_mask, tiles
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.near import FLOAT64, is_near, some_queries, worst_tokens
@@ -16,7 +16,7 @@ from llama_layers.verify.mistakes.registry import Changed, Computed, mistake
 from llama_layers.verify.operations import Attention
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rules import Weights
-from llama_layers.verify.tracked import Tracked, read
+from llama_layers.verify.tracked import Tracked
 
 Weighing = Callable[[Tracked, NDArray[np.bool_]], Tracked]
 """The weights [heads, S, T] of scores [heads, S, T] and the keys [S, T] that may be seen."""
@@ -33,26 +33,25 @@ def joined(parts: Sequence[Tracked], axis: int) -> Tracked:
 
 def _across(attention: Attention, weighing: Weighing, how: Rounding) -> Bound:
     """Attention of which all heads are weighed at once."""
-    q, k, v = map(to_numpy, (attention.q, attention.k, attention.v))
-    batch, queries, heads, _ = q.shape
-    mask = broadcast_mask(attention.mask, batch, queries, k.shape[1])
-    results = [np.zeros(q.shape) for _ in range(3)]
+    arrays = {name: to_numpy(getattr(attention, name)) for name in "qkv"}
+    batch, queries, heads, _ = arrays["q"].shape
+    _, keys, groups, _ = arrays["k"].shape
+    mask = broadcast_mask(attention.mask, batch, queries, keys)
+    results = [np.zeros(arrays["q"].shape) for _ in range(3)]
+    by_head = [array.transpose(0, 2, 1, 3) for array in results]
+    every = list(tiles(batch, queries, keys, heads, groups, queries))
     for b in range(batch):
-        every = [
-            Heads(
-                read("q", q[b, :, None, h].swapaxes(0, 1), how),
-                read("k", k[b, :, h * k.shape[2] // heads], how, cached=True),
-                read("v", v[b, :, h * k.shape[2] // heads], how, cached=True),
-                scale=attention.scale,
-            )
-            for h in range(heads)
+        parts = [
+            (t, Heads(**t.read(arrays, how), mask=None, scale=attention.scale))
+            for t in every[:groups]
         ]
-        allowed = np.ones((queries, k.shape[1]), bool) if mask is None else mask[b]
-        weights = weighing(joined([head.scores() for head in every], 0), allowed)
-        for h, head in enumerate(every):
-            bound = head.weigh(weights[h : h + 1]).bound()
-            for array, part in zip(results, (bound.exact, bound.limit, bound.usual), strict=True):
-                array[b, :, h] = part[0]
+        every = every[groups:]
+        allowed = np.ones((queries, keys), bool) if mask is None else mask[b]
+        weights = weighing(joined([part.scores() for _, part in parts], 0), allowed)
+        for tile, part in parts:
+            bound = part.weigh(weights[tile.heads]).bound()
+            for array, found in zip(by_head, (bound.exact, bound.limit, bound.usual), strict=True):
+                array[b, tile.heads] = found
     return Bound(*results)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -28,12 +28,24 @@ _WRONG, _OUTPUTS = 4, 4096
 
 
 def _rows(at: FailingSite) -> tuple[Float64Array, Float64Array]:
-    """The right and the port's numbers of all tokens, [tokens, outputs]."""
+    """The right and the port's numbers, [tokens, outputs]; none where some are not finite."""
     width = at.computed.shape[-1]
     exact, theirs = at.bound(at.formats).exact, wide(at.computed)
-    with np.errstate(all="ignore"):
-        known = (np.isfinite(exact) & np.isfinite(theirs)).all(axis=-1)
-    return exact[known].reshape(-1, width), theirs[known].reshape(-1, width)
+    if at.site.pairwise or not (np.isfinite(exact).all() and np.isfinite(theirs).all()):
+        return np.zeros((0, width)), np.zeros((0, width))
+    return exact.reshape(-1, width), theirs.reshape(-1, width)
+
+
+def _crossed(
+    exact: Float64Array,
+    theirs: Float64Array,
+    fit: Callable[[Float64Array, Float64Array], Float64Array],
+) -> Float64Array:
+    """A number for each output, fitted to one half of the tokens for those of the other."""
+    found = np.empty_like(exact)
+    for half in (0, 1):
+        found[half::2] = fit(exact[1 - half :: 2], theirs[1 - half :: 2])
+    return found
 
 
 def _wrong_outputs(at: FailingSite) -> NDArray[np.intp]:
@@ -50,18 +62,14 @@ def _holds(right: Float64Array, found: Float64Array, theirs: Float64Array) -> bo
 def _(operation: Operation, at: FailingSite) -> Changed | None:
     """Adds the same to {0} at each token, up to {1:.3g}; it should add nothing."""
     exact, theirs = _rows(at)
-    if at.site.pairwise or len(exact) < _TOKENS:
+    if len(exact) < _TOKENS:
         return None
-    outputs = _wrong_outputs(at)
-    added = np.zeros(exact.shape[1])
-    added[outputs] = np.median((theirs - exact)[::2, outputs], axis=0)
-    if not _holds(exact[1::2], exact[1::2] + added, theirs[1::2]):
+    wrong = np.isin(np.arange(exact.shape[1]), outputs := _wrong_outputs(at))
+    added = _crossed(exact, theirs, lambda y, z: np.where(wrong, np.median(z - y, axis=0), 0.0))
+    if not _holds(exact, exact + added, theirs):
         return None
-    added[outputs] = np.mean((theirs - exact)[:, outputs], axis=0)
-    if np.ptp(added[outputs]) < 1e-3 * np.abs(added).max():
-        added[outputs] = np.median(added[outputs])
-    said = _counted(outputs, exact.shape[1])
-    return _added(at, added), said, float(np.abs(added).max())
+    more = _added(at, added.reshape(at.computed.shape))
+    return more, _counted(outputs, exact.shape[1]), float(np.abs(added).max())
 
 
 def _added(at: FailingSite, more: Float64Array) -> Computed:
@@ -81,22 +89,25 @@ def _(operation: Operation, at: FailingSite) -> Changed | None:
     """Multiplies {0} by numbers of their own, from {1:.4g} to {2:.4g}; it should leave them as
     they are."""
     exact, theirs = _rows(at)
-    outputs = _wrong_outputs(at)
-    if at.site.pairwise or len(exact) < _TOKENS:
+    if len(exact) < _TOKENS:
         return None
-    factors = np.ones(exact.shape[1])
-    with np.errstate(all="ignore"):
-        for rows in (np.s_[::2], np.s_[:]):
-            products = np.sum(exact[rows][:, outputs] * theirs[rows][:, outputs], axis=0)
-            factors[outputs] = products / np.sum(np.square(exact[rows][:, outputs]), axis=0)
-            if rows == np.s_[::2] and not _holds(exact[1::2], exact[1::2] * factors, theirs[1::2]):
-                return None
-    chosen = factors[outputs]
-    same = len(outputs) == len(factors) and np.ptp(chosen) < 1e-3 * np.abs(chosen).max()
-    if same or not np.isfinite(chosen).all() or np.abs(chosen).max() < 1e-3:
+    wrong = np.isin(np.arange(exact.shape[1]), outputs := _wrong_outputs(at))
+
+    def fit(y: Float64Array, z: Float64Array) -> Float64Array:
+        with np.errstate(all="ignore"):
+            factors = np.sum(y * z, axis=0) / np.sum(np.square(y), axis=0)
+        return np.where(wrong & np.isfinite(factors), factors, 1.0)
+
+    factors = _crossed(exact, theirs, fit)
+    if not _holds(exact, exact * factors, theirs):
         return None
+    chosen = factors[:, outputs]
+    same = len(outputs) == exact.shape[1] and np.ptp(chosen) < 1e-3 * np.abs(chosen).max()
+    if same or np.abs(chosen).max() < 1e-3:
+        return None
+    changed = moved(at, np.multiply, factors.reshape(at.computed.shape))
     said = _counted(outputs, exact.shape[1])
-    return moved(at, lambda y: y * factors), said, float(chosen.min()), float(chosen.max())
+    return changed, said, float(chosen.min()), float(chosen.max())
 
 
 def _counted(outputs: NDArray[np.intp], of: int) -> str:
@@ -216,25 +227,26 @@ def _(linear: Linear, at: FailingSite) -> Changed | None:
     error = (theirs - exact)[:, outputs]
     if len(error) < 2 * _TOKENS or len(outputs) < 2 * _TOKENS or len(error) > _OUTPUTS:
         return None
-    _, sizes, directions = np.linalg.svd(error[::2], full_matrices=False)
-    most = min(len(sizes) // 2, len(outputs) // 4)
-    energy = np.cumsum(np.square(sizes)) / np.sum(np.square(sizes))
+    first, other = (np.linalg.svd(error[half::2], full_matrices=False) for half in (0, 1))
+    energy = np.cumsum(np.square(first[1])) / np.sum(np.square(first[1]))
     rank = int(np.searchsorted(energy, 1 - 1e-4)) + 1
-    if rank > most:
+    if rank > min(len(energy) // 2, len(outputs) // 4):
         return None
-    span = directions[:rank]
-    along = error @ span[0]
-    if rank == 1 and (np.std(along) < 0.1 * abs(np.mean(along)) or _channel(linear, at)):
-        return None  # which is a constant, or one input channel
-    others = error[1::2]
-    if np.sum(np.square(others - others @ span.T @ span)) > _LEFT * np.sum(np.square(others)):
+    spans = [found[2][:rank] for found in (other, first)]  # of the other half each
+    found = np.zeros_like(error)
+    for half, span in enumerate(spans):
+        found[half::2] = error[half::2] @ span.T @ span
+    if np.sum(np.square(error - found)) > _LEFT * np.sum(np.square(error)):
         return None
-    whole = np.zeros((*at.computed.shape[:2], at.computed.shape[-1]))
-    delta = wide(at.computed) - at.bound(at.formats).exact
-    _, _, every = np.linalg.svd(error, full_matrices=False)
-    whole[..., outputs] = delta[..., outputs] @ every[:rank].T @ every[:rank]
-
+    if rank == 1 and (_alike(error @ spans[0][0]) or _alike(spans[0][0]) or _channel(linear, at)):
+        return None  # which is a constant of each output, or of each token, or one input channel
+    whole = np.zeros(at.computed.shape)
+    whole.reshape(len(error), -1)[:, outputs] = found
     return _added(at, whole), rank
+
+
+def _alike(numbers: Float64Array) -> bool:
+    return bool(np.std(numbers) < 0.1 * abs(np.mean(numbers)))
 
 
 @mistake(Operation, "result clamped", kind=Kind.SOLVED)
