@@ -86,8 +86,6 @@ def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
             said = f"at each token what belongs to the one {which} it"
             yield moved(at, partial(np.roll, shift=step, axis=1)), said
     yield moved(at, lambda y: y[:, ::-1]), "the tokens in reverse order"
-    if len(at.computed) > 1:
-        yield moved(at, lambda y: y[::-1]), "the sequences in reverse order"
 
 
 @mistake(Operation, "heads in another order", kind=Kind.SOLVED)
