@@ -49,7 +49,7 @@ def _with(part, names, array):
 def test_every_array_of_a_layer_has_a_name():
     config = CONFIGS["biases"]
     whole = layer_weights(random_weights(config, dtype=np.float32), config, 0)
-    named = whole.arrays()
+    named = {path: array for path, array in whole.arrays().items() if array is not None}
     arrays = {id(array) for array in _arrays(whole)}
     assert {id(array) for array in named.values()} == arrays
     assert len(named) == len(arrays) == 12

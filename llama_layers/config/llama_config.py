@@ -24,7 +24,7 @@ from llama_layers.config.checks import (
     check_name,
 )
 from llama_layers.config.config_file import OWN_KEY, constructor_arguments
-from llama_layers.config.families import FAMILIES, unread_fields
+from llama_layers.config.families import FAMILIES, SWITCHES, switches, unread_fields
 from llama_layers.config.presets import Preset
 from llama_layers.config.refusals import refuse_other_heads, refuse_other_maths
 from llama_layers.config.rope_scaling import RopeScaling
@@ -62,7 +62,7 @@ def _check_act(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Every number of a Llama, Mistral or Qwen2 model that is not a weight.
+    """Every number of a model that is not a weight.
 
     Attributes carry the names of config.json's keys. `from_json` reads a file and demands what a
     file must say; the constructor is for configs of your own.
@@ -105,8 +105,15 @@ class LlamaConfig:
         Whether the head is the embedding.
     hidden_act : str
         "silu", the only one.
-    model_type : {"llama", "mistral", "qwen2"}
+    model_type : {"llama", "mistral", "qwen2", "qwen3"}
         The family. Qwen2 has biases on queries, keys and values whatever `attention_bias` says.
+    qk_norm : {"none", "head", "full"}
+        Whether queries and keys are normalised, each head by itself or the whole projection. This
+        and the next two are the family's if not given.
+    qk_norm_weight : bool
+        Whether these norms have weights.
+    qk_norm_after_rope : bool
+        Whether they come after RoPE, not before it.
     dtype : str or None
         The dtype that the file names for its weights.
     bos_token_id, pad_token_id : int or None
@@ -145,6 +152,9 @@ class LlamaConfig:
     tie_word_embeddings: Flag = False
     hidden_act: Annotated[str, _check_act] = "silu"
     model_type: Annotated[str, partial(check_name, known=FAMILIES)] = "llama"
+    qk_norm: Annotated[str, partial(check_name, known=("none", "head", "full"))] = _DERIVED
+    qk_norm_weight: Flag = _DERIVED
+    qk_norm_after_rope: Flag = _DERIVED
     dtype: Annotated[str, partial(check_name, known=FLOATS)] | None = None
     bos_token_id: TokenId | None = None
     eos_token_id: TokenIds | None = None
@@ -157,6 +167,11 @@ class LlamaConfig:
             raise ConfigError(
                 f"num_key_value_heads: expected a divisor of num_attention_heads = "
                 f"{self.num_attention_heads}, got {self.num_key_value_heads}"
+            )
+        if self.qk_norm == "none" and (self.qk_norm_after_rope or not self.qk_norm_weight):
+            raise ConfigError(
+                "qk_norm: expected 'head' or 'full', since qk_norm_after_rope or qk_norm_weight "
+                "says how, got 'none'"
             )
         if self.head_dim % 2:
             raise ConfigError(
@@ -185,6 +200,10 @@ class LlamaConfig:
         }
         if isinstance(self.rope_scaling, Mapping):
             derived["rope_scaling"] = RopeScaling.from_mapping(self.rope_scaling)
+        check_name("model_type", self.model_type, FAMILIES)
+        for name, value in switches(self.model_type).items():
+            if getattr(self, name) is None:
+                derived[name] = value
         if self.num_key_value_heads is None:
             derived["num_key_value_heads"] = self.num_attention_heads
         if self.head_dim is None:
@@ -218,6 +237,11 @@ class LlamaConfig:
         return self.sliding_window
 
     @property
+    def switches(self) -> dict[str, Any]:
+        """The switches of the block that are not as in Llama, by the names of their fields."""
+        return {n: v for n, default in SWITCHES.items() if (v := getattr(self, n)) != default}
+
+    @property
     def qkv_bias(self) -> bool:
         """Whether queries, keys and values have biases."""
         return self.attention_bias or FAMILIES[self.model_type].qkv_bias
@@ -226,6 +250,16 @@ class LlamaConfig:
     def o_bias(self) -> bool:
         """Whether the output projection of attention has a bias."""
         return self.attention_bias and not FAMILIES[self.model_type].qkv_bias
+
+    @property
+    def qk_norm_before_rope(self) -> bool:
+        """Whether queries and keys are normalised before RoPE."""
+        return self.qk_norm != "none" and not self.qk_norm_after_rope
+
+    @property
+    def qk_norm_weights(self) -> bool:
+        """Whether there are norms of queries and keys that have weights."""
+        return self.qk_norm != "none" and self.qk_norm_weight
 
     # Columns: hidden size, intermediate size, layers, query heads, key/value heads.
     llama_7b = Preset("Llama 1, 7B.", presets.LLAMA_1, 4096, 11008, 32, 32, 32)
@@ -247,6 +281,13 @@ class LlamaConfig:
     smollm2_135m = Preset(
         "SmolLM2 135M, instruction-tuned (arXiv:2502.02737).", presets.SMOLLM2, 576, 1536, 30, 9, 3
     )
+
+    qwen3_0_6b = Preset("Qwen3, 0.6B.", presets.QWEN3_TIED, 1024, 3072, 28, 16, 8)
+    qwen3_1_7b = Preset("Qwen3, 1.7B.", presets.QWEN3_TIED, 2048, 6144, 28, 16, 8)
+    qwen3_4b = Preset("Qwen3, 4B.", presets.QWEN3_TIED, 2560, 9728, 36, 32, 8)
+    qwen3_8b = Preset("Qwen3, 8B.", presets.QWEN3, 4096, 12288, 36, 32, 8)
+    qwen3_14b = Preset("Qwen3, 14B.", presets.QWEN3, 5120, 17408, 40, 40, 8)
+    qwen3_32b = Preset("Qwen3, 32B.", presets.QWEN3, 5120, 25600, 64, 64, 8)
 
     @classmethod
     def from_json(cls, path_or_dict: str | os.PathLike[str] | Mapping[str, Any], /) -> LlamaConfig:
@@ -306,6 +347,7 @@ class LlamaConfig:
         True
         """
         family, unread = FAMILIES[self.model_type], unread_fields(self.model_type)
+        built_in = switches(self.model_type)
         content: dict[str, Any] = {"architectures": [family.architecture]}
         own = {}
         for field in fields(self):
@@ -313,7 +355,7 @@ class LlamaConfig:
             value = list(value) if isinstance(value, tuple) else value
             if field.name not in unread:
                 content[field.name] = value
-            elif value != field.default:
+            elif value != built_in.get(field.name, field.default):
                 own[field.name] = value
         if self.rope_scaling is not None:
             content["rope_scaling"] = {

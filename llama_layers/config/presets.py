@@ -1,8 +1,8 @@
-"""The published Llama sizes.
+"""The published sizes.
 
 Sources: for Llama 1 table 2 of arXiv:2302.13971, for Llama 2 arXiv:2307.09288, for Llama 3 and
-3.1 table 3 of arXiv:2407.21783; intermediate sizes, eps and the rest from the config.json of the
-checkpoints.
+3.1 table 3 of arXiv:2407.21783, for Qwen3 table 1 of arXiv:2505.09388; intermediate sizes, eps and
+the rest from the config.json of the checkpoints.
 """
 
 from __future__ import annotations
@@ -54,6 +54,17 @@ SMOLLM2: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
+QWEN3: dict[str, Any] = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "head_dim": 128,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+}
+QWEN3_TIED = QWEN3 | {"tie_word_embeddings": True}
 
 
 _SIZES = """

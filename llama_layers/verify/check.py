@@ -12,12 +12,12 @@ from functools import partial
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.layers.sites import sites
 from llama_layers.model.llama import Llama
-from llama_layers.verify.by_rank import named_ranks
+from llama_layers.verify.by_rank import named_ranks, settled
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.habits import Habits, habits_of
-from llama_layers.verify.jobs import looks
+from llama_layers.verify.jobs import check_executor, looks
 from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
 from llama_layers.verify.logprob_summary import summary_of_check
 from llama_layers.verify.look import Asked, Look, Sites
@@ -160,7 +160,10 @@ def check(
         _check_dtype(dtype, recorded)
     dtype = dtype or recorded.metadata.get("dtype")
     accumulate = accumulate or recorded.metadata.get("accumulate")
+    check_executor(executor)
     judged = Sites(recorded, model, Asked(dtype, accumulate, chosen, explain, allow or ""))
+    if isinstance(trace, JoinedTrace):
+        trace, judged = settled(trace, judged)
     found = looks(judged, executor)
     if isinstance(trace, JoinedTrace):
         found = named_ranks(trace, judged, found)
@@ -262,10 +265,11 @@ class _Diagnosis:
         return found
 
     def _diagnosis(self, look: Look, strictly: bool) -> Callable[..., tuple[Explanation, ...]]:
-        evidence = look.evidence or self.sites.evidence(look.result.site)
+        judged = look.sites or self.sites
+        evidence = look.evidence or judged.evidence(look.result.site)
         if isinstance(evidence, FailingSite):
             return partial(diagnose, evidence, strictly=strictly)
-        walk = self.sites.recomputed.exact
+        walk = judged.recomputed.exact
         if walk.knows(evidence.site):
             walk.array(evidence.site)
-        return partial(diagnose_unbounded, evidence, self.sites.recorded, walk, self.sites.model)
+        return partial(diagnose_unbounded, evidence, judged.recorded, walk, judged.model)

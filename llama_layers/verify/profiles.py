@@ -162,7 +162,8 @@ def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
     """The profile of a name; a ValueError if there is none."""
     if isinstance(profile, RoundingProfile):
         return profile
-    if (found := _PARALLEL.fullmatch(profile)) and found[3] in FLOATS:
+    found = _PARALLEL.fullmatch(profile)
+    if found and found[3] in FLOATS and not _PARALLEL.fullmatch(found[1] or ""):
         engine = CONTRACT if found[1] is None else profile_named(found[1])
         return replace(engine, name=profile, ranks=int(found[2]), reduce=found[3])
     if profile not in PROFILES:

@@ -23,6 +23,7 @@ from llama_layers.model.padding import padding
 from llama_layers.verify.fit import (
     HEAD,
     HEADED,
+    NORMED_KEYS,
     OF_CACHE,
     OF_LAST_TOKEN,
     check_layout,
@@ -30,7 +31,8 @@ from llama_layers.verify.fit import (
     without_padding,
 )
 from llama_layers.verify.logprob_arrays import NextIds, fitted_logprobs, next_tokens
-from llama_layers.verify.past import Past, past_of
+from llama_layers.verify.past import KEY, Past, past_of
+from llama_layers.verify.profiles import profile_named
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.tokens import beginning, ids_of, positions_of, valid_tokens
 from llama_layers.verify.trace import Trace
@@ -195,6 +197,8 @@ def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past) -> Past:
     arrays = {}
     for layer in range(config.num_hidden_layers):
         names = {role: f"model.layers.{layer}.{site}" for site, role in OF_CACHE.items()}
+        if config.qk_norm_after_rope:
+            names[KEY] = f"model.layers.{layer}.{NORMED_KEYS}"
         if not all(name in found.arrays for name in names.values()) or found.past.lacks(layer):
             continue
         for role, name in names.items():
@@ -291,6 +295,14 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
             raise TraceError(
                 f"metadata {key}: expected one of {', '.join(FLOATS)}, got {metadata[key]!r}"
             )
+    if (ranks := metadata.get("tensor_parallel")) is not None:
+        try:
+            profile_named(f"tensor parallel, {ranks}")
+        except ValueError:
+            raise TraceError(
+                f"metadata tensor_parallel: expected a text such as '2 ranks, bfloat16 reduce', "
+                f"got {ranks!r}"
+            ) from None
 
 
 def _temperature(metadata: Mapping[str, str]) -> float:

@@ -48,10 +48,11 @@ def part(trace, tokens, **more):
 def past_arrays(trace, config, count=PAST):
     """What a cache has of the first tokens, from the trace of all."""
     heads = (config.num_key_value_heads, config.head_dim)
+    keys = "k_norm" if config.qk_norm_after_rope else "k_rope"
     arrays = {}
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}.self_attn."
-        arrays[name + "past_key"] = trace.arrays[name + "k_rope"][:, :count]
+        arrays[name + "past_key"] = trace.arrays[name + keys][:, :count]
         values = trace.arrays[name + "v_proj"][:, :count]
         arrays[name + "past_value"] = values.reshape(*values.shape[:2], *heads)
     return arrays
