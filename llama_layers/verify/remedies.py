@@ -294,7 +294,10 @@ def _named(judged: Sites, first: SiteResult) -> Iterator[_Candidate]:
 
 
 def _allowing(judged: Sites, roundings: str) -> _Candidate:
-    every = ",".join(filter(None, (judged.asked.allowed, roundings)))
+    name = roundings.partition("=")[0]
+    others = judged.asked.allowed.split(",") if judged.asked.allowed else []
+    others = [one.strip() for one in others if one.partition("=")[0].strip() != name]
+    every = ",".join([*others, roundings])
     return _Candidate(
         f"--allow {every}",
         lambda sites: replace(sites, asked=replace(sites.asked, allowed=every)),

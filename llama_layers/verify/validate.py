@@ -152,7 +152,7 @@ def validated(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> R
     check_layout(layout)
     before = Past(past_of(given, config, batch, layout))
     if past is not None:
-        before = _past_in(past, config, batch, before)
+        before = _past_in(past, config, batch, before, trace)
     longest = max((array.info().shape[1] for array in before.arrays.values()), default=0)
     keep, keep_past = valid_tokens(trace.attention_mask, batch, count, longest)
     before = replace(before, keep=before.keep if keep_past is None else keep_past)
@@ -184,15 +184,19 @@ def validated(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> R
     )
 
 
-def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past) -> Past:
+def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past, trace: Trace) -> Past:
     """Return the keys and values of a trace of earlier tokens, and which are not padding."""
     if not isinstance(past, Trace):
         raise TypeError(f"past: expected a Trace, got {type(past).__name__}")
     if own.arrays:
         raise TraceError("past: expected a trace without keys and values of the past of its own")
-    found = validated(past, config)
+    try:
+        found = validated(past, config)
+    except TraceError as error:
+        raise TraceError(f"past: {str(error).removeprefix('trace: ')}") from None
     if found.batch != batch:
         raise TraceError(f"past: expected {batch} sequences, as the trace has, got {found.batch}")
+    _check_no_gap(found, trace)
     heads = (config.num_key_value_heads, config.head_dim)
     arrays = {}
     for layer in range(config.num_hidden_layers):
@@ -207,12 +211,29 @@ def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past) -> Past:
             arrays[f"model.layers.{layer}.{role}"] = stored(found.arrays, name).changed(
                 shape, change
             )
+    if not arrays and found.past.begins:
+        raise TraceError(
+            f"past: expected a trace from the first token on, got one from position "
+            f"{found.past.begins} on"
+        )
     if not arrays:
         raise TraceError(
             "past: expected self_attn.k_rope and self_attn.v_proj of a layer, got none"
         )
     longest = max(array.info().shape[1] for array in arrays.values())
     return Past(arrays, found.keep_with_past(longest - found.count))
+
+
+def _check_no_gap(past: Recorded, trace: Trace) -> None:
+    """Raise TraceError if earlier tokens do not end where a trace begins. Padding may count."""
+    if trace.positions is None or trace.attention_mask is not None or past.keep is not None:
+        return
+    begins, last = (int(p.max()) for p in (to_numpy(trace.positions)[..., :1], past.positions))
+    if past.past.keep is None and last != begins - 1:
+        raise TraceError(
+            f"past: expected tokens up to position {begins - 1}, since the trace begins at "
+            f"{begins}, got some up to {last}"
+        )
 
 
 def _with_its_past(
@@ -338,7 +359,7 @@ def _extent_of_last_tokens(trace: Trace) -> tuple[int, int]:
     given = [info_of(trace.arrays, name).shape for name in OF_LAST_TOKEN if name in trace.arrays]
     shapes = [(1, *shape) if len(shape) == 2 else shape for shape in given]
     if not all(len(shape) == 3 for shape in shapes) or not shapes:
-        raise TraceError("input_ids: missing, and no array that has every token tells their number")
+        raise TraceError("input_ids: expected them, or an array that has every token, got neither")
     batch, count = shapes[0][0], max(shape[1] for shape in shapes)
     for tokens in (trace.attention_mask, trace.positions):
         if tokens is not None and len(tokens.shape):

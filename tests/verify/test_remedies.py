@@ -228,13 +228,14 @@ def test_roundings_that_are_allowed():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("cash=float16", "allow: expected roundings such as 'cache=float16, scores', of "),
+        ("cash=float16", "allow: expected roundings such as 'cache=float16,scores', got 'cash="),
         ("", "allow: expected roundings such as"),
         ("cache", "allow: expected a format, such as cache=float16, got 'cache'"),
         ("scores=half", "allow: expected scores, or one such as scores=bfloat16, got"),
         ("flushes=1", "allow: expected flushes, got 'flushes=1'"),
         ("block=many", "allow: expected a number, such as block=2, got"),
         ("name=x", "allow: expected roundings such as"),
+        ("scores,scores=float16", "allow: expected each rounding once, got 'scores,scores"),
     ],
 )
 def test_roundings_that_are_unknown(text, said):
