@@ -95,7 +95,8 @@ class FailingSite:
             if site.pairwise or not near or site.name == self.site.name:
                 continue
             array = self.array(site.name)
-            if array is not None and array.size == np.prod(shape):
+            # An array of zeros would explain any zeros.
+            if array is not None and array.size == np.prod(shape) and array.any():
                 yield site.name, array.reshape(shape)
 
 

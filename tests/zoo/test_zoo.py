@@ -60,14 +60,14 @@ def test_a_sample_of_variants_passes(number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(VARIANTS)))
+@pytest.mark.parametrize("number", range(0, len(VARIANTS), 3))
 def test_no_false_alarm(number):
     assert alarms(VARIANTS[number]) == []
 
 
 @pytest.fixture(scope="module")
 def everything() -> list[Found]:
-    """What check says of each mistake; from layers' outputs or logits, of every fourth.
+    """What check says of every fourth mistake; from layers' outputs or logits, of every twelfth.
 
     Those take seconds each: `python -m tests.zoo` tries them all.
     """
@@ -75,7 +75,8 @@ def everything() -> list[Found]:
     return [
         one
         for number, mistake in enumerate(MISTAKES.values())
-        for one in findings(mistake, local if number % 4 else local + far)
+        if number % 4 == 0
+        for one in findings(mistake, local if number % 12 else local + far)
     ]
 
 

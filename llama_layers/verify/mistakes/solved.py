@@ -227,6 +227,9 @@ def _(linear: Linear, at: FailingSite) -> Changed | None:
     error = (theirs - exact)[:, outputs]
     if len(error) < 2 * _TOKENS or len(outputs) < 2 * _TOKENS or len(error) > _OUTPUTS:
         return None
+    squares = np.square(error)
+    if 2 * max(squares.sum(axis=axis).max() for axis in (0, 1)) > squares.sum():
+        return None  # most of it is in one output or in one token
     first, other = (np.linalg.svd(error[half::2], full_matrices=False) for half in (0, 1))
     energy = np.cumsum(np.square(first[1])) / np.sum(np.square(first[1]))
     rank = int(np.searchsorted(energy, 1 - 1e-4)) + 1
