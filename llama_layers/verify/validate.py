@@ -31,7 +31,7 @@ from llama_layers.verify.fit import (
     without_padding,
 )
 from llama_layers.verify.logprob_arrays import NextIds, fitted_logprobs, next_tokens
-from llama_layers.verify.past import KEY, Past, past_of
+from llama_layers.verify.past import KEY, Past, check_no_gap, keys_seen, past_of
 from llama_layers.verify.profiles import profile_named
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.tokens import beginning, ids_of, positions_of, valid_tokens
@@ -159,7 +159,7 @@ def validated(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> R
     ids = ids_of(trace.input_ids, batch, count, config)
     positions = positions_of(trace.positions, keep, before.keep, batch, count, longest)
     if begins := beginning(positions, keep):
-        before = replace(before, begins=begins, seen=_seen(trace.arrays, known, count))
+        before = replace(before, begins=begins, seen=keys_seen(trace.arrays, known, count))
     keys = {layer: before.count(layer) + count for layer in range(config.num_hidden_layers)}
     arrays = fitted(_without(trace.arrays, LOGPROBS), known, config, (batch, count), layout, keys)
     next_ids = next_tokens(trace.next_ids, ids, keep, (batch, count), config.vocab_size)
@@ -196,7 +196,8 @@ def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past, trace: Tra
         raise TraceError(f"past: {str(error).removeprefix('trace: ')}") from None
     if found.batch != batch:
         raise TraceError(f"past: expected {batch} sequences, as the trace has, got {found.batch}")
-    _check_no_gap(found, trace)
+    if found.keep_with_past(0) is None and trace.attention_mask is None:
+        check_no_gap(found.positions, trace.positions)
     heads = (config.num_key_value_heads, config.head_dim)
     arrays = {}
     for layer in range(config.num_hidden_layers):
@@ -224,32 +225,10 @@ def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past, trace: Tra
     return Past(arrays, found.keep_with_past(longest - found.count))
 
 
-def _check_no_gap(past: Recorded, trace: Trace) -> None:
-    """Raise TraceError if earlier tokens do not end where a trace begins. Padding may count."""
-    if trace.positions is None or trace.attention_mask is not None or past.keep is not None:
-        return
-    begins, last = (int(p.max()) for p in (to_numpy(trace.positions)[..., :1], past.positions))
-    if past.past.keep is None and last != begins - 1:
-        raise TraceError(
-            f"past: expected tokens up to position {begins - 1}, since the trace begins at "
-            f"{begins}, got some up to {last}"
-        )
-
-
 def _with_its_past(
     past: Past, layer: int, role: str, shape: tuple[int, ...], array: Array
 ) -> np.ndarray:
     return past.joined(layer, role, to_numpy(array).reshape(shape))
-
-
-def _seen(arrays: Mapping[str, Array], known: Mapping[str, Site], count: int) -> dict[int, int]:
-    """Return how many earlier keys recorded scores or probabilities of layers have."""
-    found: dict[int, int] = {}
-    for name in arrays:
-        layer, shape = known[name].layer, info_of(arrays, name).shape
-        if known[name].pairwise and layer is not None and len(shape) > 1 and shape[-2] == count:
-            found[layer] = max(found.get(layer, 0), shape[-1] - count)
-    return {layer: before for layer, before in found.items() if before > 0}
 
 
 def _without(arrays: Mapping[str, Array], name: str) -> StoredArrays:
