@@ -122,10 +122,10 @@ def _run(args: argparse.Namespace, executor: Executor | None) -> int:
         raise ValueError(
             f"trace: expected one, or --tensor-parallel for those of ranks, got {len(args.trace)}"
         )
-    if len(args.trace) != len({place.resolve() for place in args.trace}):
-        raise ValueError("trace: expected one of each rank, got one of them twice")
     if args.past is not None and args.tensor_parallel:
         raise ValueError("--past: expected none with --tensor-parallel")
+    if len(args.trace) != len({place.resolve() for place in args.trace}):
+        raise ValueError("trace: expected one of each rank, got one of them twice")
     given = [*args.trace, *([] if args.past is None else [args.past])]
     check_outputs([args.html], args.force, model=args.model, read=given)
     traces = [Trace.load(path) for path in args.trace]

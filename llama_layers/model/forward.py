@@ -168,7 +168,7 @@ def final_states(
         attention_mask=attention_mask,
         mask=mask,
         last_only=last_only,
-        cache=None if cache is None else cache.length,
+        cache=cache.length if isinstance(cache, KVCache) else None,
     )
     x = tap("model.embed_tokens", x)
     inputs = Inputs.of(
