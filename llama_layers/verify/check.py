@@ -144,6 +144,7 @@ def check(
     given = trace
     if ignore_unknown:
         trace = without_unknown(trace, model.config)
+        past = None if past is None else without_unknown(past, model.config)
     if rope_layout is not None:
         trace = with_layout(trace, rope_layout)
     recorded = recorded_by_ranks(trace, model.config, past)

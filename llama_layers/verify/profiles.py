@@ -176,7 +176,10 @@ def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
 
 def allowing(profile: RoundingProfile, roundings: str) -> RoundingProfile:
     """A profile with more roundings, such as "cache=float16, scores"; a ValueError if unknown."""
-    given = dict(_allowed(one.strip()) for one in roundings.split(","))
+    pairs = [_allowed(one.strip()) for one in roundings.split(",")]
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise ValueError(f"allow: expected each rounding once, got {shown(roundings)}")
     said = ", ".join(
         f"{name}={value}" if value is not True else name for name, value in given.items()
     )
@@ -205,7 +208,12 @@ def _allowed(one: str) -> tuple[str, Any]:
         "str | None": f"a format, such as {name}=float16",
         "int": f"a number, such as {name}=2",
         "float": f"a number, such as {name}=2",
-    }.get(kind, f"roundings such as 'cache=float16, scores', of {', '.join(kinds)}")
+    }.get(kind)
+    if expected is None:
+        raise ValueError(
+            f"allow: expected roundings such as 'cache=float16,scores', got {shown(one)}; the "
+            f"names are {', '.join(kinds)}"
+        )
     raise ValueError(f"allow: expected {expected}, got {shown(one)}")
 
 

@@ -216,6 +216,16 @@ def test_padding_in_a_sum():
     assert told(report)[0] == "log-probabilities summed"
 
 
+def test_nothing_but_nan_is_no_shift(right):
+    trace, model = right
+    array = np.full((2, trace.input_ids.shape[1] - 1), np.nan)
+    report = check(traced(trace, array, alone=True), model)
+    assert (report.verdict, told(report)) == ("FAIL", [])
+    assert "the port has NaN or Inf where float64 has not, or the reverse." in report.text(
+        width=999
+    )
+
+
 def test_probabilities_that_underflow(right):
     """In float32 the exponential of -104 is 0."""
     trace, model = right
