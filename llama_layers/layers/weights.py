@@ -306,8 +306,13 @@ def layer_problem(layer: LayerWeights, config: LlamaConfig) -> str | None:
             return f".self_attn.qkv: expected {name} = {expected}, as config says, got {found}"
     sizes = axis_sizes(config)
     for path, array in layer.arrays().items():
-        if array is not None and tuple(array.shape) != (shape := array_shape(path, sizes)):
-            return f".{path}: expected shape {list(shape)}, as config says, got {list(array.shape)}"
+        switch, shape = ARRAYS[path][0].switch, list(array_shape(path, sizes))
+        if array is not None and list(array.shape) != shape:
+            return f".{path}: expected shape {shape}, as config says, got {list(array.shape)}"
+        if switch is not None and (array is not None) != getattr(config, switch):
+            if array is None:
+                return f".{path}: expected shape {shape}, as config says, got None"
+            return f".{path}: expected None, as config says, got shape {shape}"
     return None
 
 
