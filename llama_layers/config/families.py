@@ -86,6 +86,6 @@ def unread_fields(model_type: str) -> frozenset[str]:
     return _SOMETIMES_READ - FAMILIES[model_type].reads
 
 
-def switches(model_type: str) -> dict[str, Any]:
+def family_switches(model_type: str) -> dict[str, Any]:
     """The values that the switches of the block have in a family, if a config does not say."""
     return {**SWITCHES, **FAMILIES[model_type].built_in}

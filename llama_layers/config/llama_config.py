@@ -24,7 +24,7 @@ from llama_layers.config.checks import (
     check_name,
 )
 from llama_layers.config.config_file import OWN_KEY, constructor_arguments
-from llama_layers.config.families import FAMILIES, SWITCHES, switches, unread_fields
+from llama_layers.config.families import FAMILIES, SWITCHES, family_switches, unread_fields
 from llama_layers.config.presets import Preset
 from llama_layers.config.refusals import refuse_other_heads, refuse_other_maths
 from llama_layers.config.rope_scaling import RopeScaling
@@ -201,7 +201,7 @@ class LlamaConfig:
         if isinstance(self.rope_scaling, Mapping):
             derived["rope_scaling"] = RopeScaling.from_mapping(self.rope_scaling)
         check_name("model_type", self.model_type, FAMILIES)
-        for name, value in switches(self.model_type).items():
+        for name, value in family_switches(self.model_type).items():
             if getattr(self, name) is None:
                 derived[name] = value
         if self.num_key_value_heads is None:
@@ -347,7 +347,7 @@ class LlamaConfig:
         True
         """
         family, unread = FAMILIES[self.model_type], unread_fields(self.model_type)
-        built_in = switches(self.model_type)
+        built_in = family_switches(self.model_type)
         content: dict[str, Any] = {"architectures": [family.architecture]}
         own = {}
         for field in fields(self):
