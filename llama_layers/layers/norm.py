@@ -57,11 +57,12 @@ def rms_norm(x: ArrayT, weight: Array | None, /, *, eps: Number) -> ArrayT:
     array([ 3., 40.])
     """
     xp = namespace(x=x, weight=weight)
-    check_sums_hold(x, **({} if weight is None else {"weight": weight}))
+    float_format("x", x)
     if x.ndim < 1:
         raise ValueError("x: expected shape [..., H], got a scalar")
     if weight is None:
         weight = xp.ones((x.shape[-1],), dtype=x.dtype, device=device(x))
+    check_sums_hold(x, weight=weight)
     if tuple(weight.shape) != (x.shape[-1],):
         raise ValueError(
             f"weight: expected shape [{x.shape[-1]}], the last axis of x, got {list(weight.shape)}"
