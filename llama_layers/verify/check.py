@@ -137,10 +137,20 @@ def check(
     True
     """
     start = time.perf_counter()
-    if isinstance(model, Llama) and model.weights.group is not None:
-        raise ValueError("model: expected a whole model, got the part of it that one rank has")
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
+    if model.weights.group is not None:
+        raise ValueError("model: expected a whole model, got the part of it that one rank has")
+    if rope_layout not in (None, "half", "interleaved"):
+        raise ValueError(f"rope_layout: expected 'half' or 'interleaved', got {rope_layout!r}")
+    for name, value in (("dtype", dtype), ("accumulate", accumulate)):
+        if value is not None and value not in FLOATS:
+            raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
+    check_executor(executor)
+    chosen = None if profile is None else profile_named(profile)
+    allowed = CONTRACT if chosen is None else chosen
+    if allow is not None:
+        allowed = allowing(allowed, allow)
     given = trace
     if ignore_unknown:
         trace = without_unknown(trace, model.config)
@@ -148,20 +158,10 @@ def check(
     if rope_layout is not None:
         trace = with_layout(trace, rope_layout)
     recorded = recorded_by_ranks(trace, model.config, past)
-    chosen = None if profile is None else profile_named(profile)
-    allowed = CONTRACT if chosen is None else chosen
-    if allow is not None:
-        allowed = allowing(allowed, allow)
-    if rope_layout not in (None, "half", "interleaved"):
-        raise ValueError(f"rope_layout: expected 'half' or 'interleaved', got {rope_layout!r}")
-    for name, value in (("dtype", dtype), ("accumulate", accumulate)):
-        if value is not None and value not in FLOATS:
-            raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
     if dtype is not None:
         _check_dtype(dtype, recorded)
     dtype = dtype or recorded.metadata.get("dtype")
     accumulate = accumulate or recorded.metadata.get("accumulate")
-    check_executor(executor)
     judged = Sites(recorded, model, Asked(dtype, accumulate, chosen, explain, allow or ""))
     if isinstance(trace, JoinedTrace):
         trace, judged = settled(trace, judged)
@@ -173,7 +173,8 @@ def check(
         seen.append(look.without_arrays())
         if progress is not None:
             progress(look.result)
-    results = _Diagnosis(replace(judged), habits_of(seen), diagnosing).results(seen)
+    again = replace(judged)  # whose recomputation begins at the first layer once more
+    results = _Diagnosis(again, habits_of(seen), diagnosing).results(seen)
     meant: tuple[Remedy, ...] = ()
     if explain and any(result.verdict in ("FAIL", "DIFFERS", "WARN") for result in results):
         meant = remedies(
