@@ -70,7 +70,7 @@ def floored(usual: Float64Array) -> Float64Array:
 
 
 def residual(array: np.ndarray, bound: Bound) -> Float64Array:
-    """The errors; infinite where the array or the exact result has NaN or Inf, and not the other."""
+    """The errors; infinite where there is NaN or Inf on one side only."""
     values = wide(array)
     with np.errstate(invalid="ignore", over="ignore"):
         error = values - bound.exact
