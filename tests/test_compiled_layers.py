@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.compiled_route import compiled_first
-from tests.support.random_models import CONFIGS, model_of, random_weights, run_in_chunks
+from tests.support.random_models import CONFIGS, PLAIN, model_of, random_weights, run_in_chunks
 
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
@@ -73,7 +73,7 @@ def assert_as_exact(model, exact, ids, cuts, keep=None, team=2, **options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", [k for k, config in CONFIGS.items() if not config.switches])
+@pytest.mark.parametrize("kind", PLAIN)
 @settings(max_examples=5)
 @given(data=st.data())
 def test_whole_layers(kind, dtype, data):
@@ -86,7 +86,7 @@ def test_whole_layers(kind, dtype, data):
     assert_as_exact(*models(config, dtype), ids, cuts, keep, team)
 
 
-@pytest.mark.parametrize("kind", [k for k, config in CONFIGS.items() if config.switches])
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind not in PLAIN])
 def test_switches_that_the_kernel_does_not_know(kind):
     """Nothing is ignored: the layers are computed by others."""
     model, exact = models(CONFIGS[kind], "float32")

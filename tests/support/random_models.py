@@ -71,9 +71,11 @@ CONFIGS = {
 }
 
 
+# Those of Llama's own block, which compiled bodies compute whole.
+PLAIN = [kind for kind, config in CONFIGS.items() if not config.switches]
 # Narrow formats are rounded alike in each kind: a few of them tell.
 KINDS_AND_DTYPES = [
-    *((kind, "float32") for kind in CONFIGS),
+    *((kind, "float32") for kind in PLAIN),
     *((kind, dtype) for dtype in ("bfloat16", "float16") for kind in ("gqa", "biases", "window")),
 ]
 

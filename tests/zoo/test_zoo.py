@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from tests.zoo.names import PATTERNS, judged
 from tests.zoo.registry import MISTAKES, TEXTS
-from tests.zoo.run import VIEWS, Found, alarms, arrays_of, change, findings
+from tests.zoo.run import VIEWS, alarms, arrays_of, change, findings
 from tests.zoo.variants import VARIANTS
 
 RIGHT = {"float32": 0.85, "bfloat16": 0.70, "layer outputs": 0.70}
@@ -65,44 +64,35 @@ def test_no_false_alarm(number):
     assert alarms(VARIANTS[number]) == []
 
 
-@pytest.fixture(scope="module")
-def everything() -> list[Found]:
-    """What check says of every fourth mistake; from layers' outputs or logits, of every twelfth.
+# What is short of its threshold, by what was recorded: nothing may be added to it.
+SHORT = {
+    ("first site", "bfloat16"),
+    ("right name", "float32"),
+    ("right name", "bfloat16"),  # of this part; of all 72 % have it
+    ("right name", "layer outputs"),
+}
+
+
+@pytest.mark.slow
+def test_thresholds():
+    """On every sixth mistake; from layers' outputs or logits, on every eighteenth.
 
     Those take seconds each: `python -m tests.zoo` tries them all.
     """
-    local, far = VIEWS[:3], VIEWS[3:]
-    return [
+    every = [
         one
         for number, mistake in enumerate(MISTAKES.values())
-        if number % 4 == 0
-        for one in findings(mistake, local if number % 12 else local + far)
+        if number % 6 == 0
+        for one in findings(mistake, VIEWS[:3] if number % 18 else VIEWS)
     ]
-
-
-HABIT = pytest.mark.xfail(reason="a habit of an engine excuses one mistake", strict=False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "view",
-    [pytest.param(view, marks=[HABIT] * (view in ("bfloat16", "float16"))) for view in VIEWS],
-)
-def test_first_sites(everything, view):
-    assert [one for one in everything if one.view == view and not one.at_right_site] == []
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(reason="names are to improve: issue 17", strict=False)
-@pytest.mark.parametrize("view", RIGHT)
-def test_right_names(everything, view):
-    grades = [one.grade == "right" for one in everything if one.view == view]
-    assert np.mean(grades) >= RIGHT[view]
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(reason="names are to improve: issue 17", strict=False)
-@pytest.mark.parametrize("view", VIEWS)
-def test_wrong_names(everything, view):
-    grades = Counter(one.grade for one in everything if one.view == view)
-    assert grades["wrong"] <= WRONG * grades.total()
+    short: set[tuple[str, str]] = set()
+    for view in VIEWS:
+        found = [one for one in every if one.view == view]
+        grades = Counter(one.grade for one in found)
+        if not all(one.at_right_site for one in found):
+            short.add(("first site", view))
+        if grades["right"] < RIGHT.get(view, 0) * grades.total():
+            short.add(("right name", view))
+        if grades["wrong"] > max(1, WRONG * grades.total()):  # of few, one is more than 1 %
+            short.add(("wrong name", view))
+    assert short <= SHORT
