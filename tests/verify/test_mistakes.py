@@ -131,7 +131,7 @@ FLOAT64 = [
     m
     for m in MISTAKES
     if m.config == "base" and not m.padded and not m.first and m.name not in ROUNDING
-][::4]
+][::8]
 
 
 @pytest.mark.parametrize("mistake", FLOAT64, ids=lambda m: f"{m.name}, {m.role or 'layer'}")

@@ -17,6 +17,7 @@ from llama_layers.verify.validate import validated
 from tests.support.mistakes import Mistake
 from tests.support.ported import CONFIGS, LAYER, run
 
+pytestmark = pytest.mark.slow
 FORMATS = Rounding("bfloat16", "float32")
 # Those that no site shows in so few bits or without padding, and those that need other sites, too.
 NOT_HERE = {
