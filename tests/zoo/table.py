@@ -10,7 +10,11 @@ from tests.zoo.run import VIEWS, Found
 from tests.zoo.variants import VARIANTS, Variant
 
 GRADES = ("right", "near", "none", "wrong")
-_HEAD = """# A zoo of mistakes
+_HEAD = """---
+orphan: true
+---
+
+# A zoo of mistakes
 
 Mistakes of ports, collected from public bug reports before they were tried, are planted in a NumPy
 port that shares no arithmetic with the package (`tests/zoo/`). `python -m tests.zoo` checks each
