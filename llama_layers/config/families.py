@@ -28,6 +28,11 @@ class Family:
         output of attention has none.
     switches_window : bool
         Whether ``use_sliding_window`` and ``max_window_layers`` say which layers have the window.
+    fused : frozenset of str
+        Modules of a layer that its files have instead of several, whose rows they hold.
+    interleaved : bool
+        Whether the class rotates channels next to each other, so that its files have the rows of
+        queries and keys in that order.
     """
 
     architecture: str
@@ -37,6 +42,8 @@ class Family:
     built_in: Mapping[str, Any] = field(default_factory=dict)
     qkv_bias: bool = False
     switches_window: bool = False
+    fused: frozenset[str] = frozenset()
+    interleaved: bool = False
 
 
 FAMILIES = {
