@@ -60,17 +60,37 @@ def constructor_arguments(content: Mapping[str, Any]) -> tuple[dict[str, Any], d
     family = _family(required)
     refuse_draft_heads(content)
     refuse_quantised(content)
-    _check_required(required)
     optional = {key: keys.get(key, family.defaults.get(key)) for key in [*_OPTIONAL, *family.reads]}
-    arguments = {**required, **optional, "dtype": _dtype(keys)}
+    other_names = _under_other_names(content, keys, family)
+    _check_required(required := {**required, **other_names})
+    arguments = {**optional, **required, "dtype": _dtype(keys)}
     if arguments["hidden_act"] == "swish":  # another name of the same function
         arguments["hidden_act"] = "silu"
     if family.switches_window:
         _switch_window(arguments, keys, family)
-    unread_words = _read_rope(arguments, keys)
+    if family.layer_types is not None and arguments["layer_types"] is None:
+        layers = arguments["num_hidden_layers"]
+        check_layer_count("num_hidden_layers", layers)
+        arguments["layer_types"] = family.layer_types(layers)
+    unread_words = _read_rope(arguments, keys, family)
     given = {key: value for key, value in arguments.items() if value is not None}
     own = _own_fields(keys, required["model_type"])
     return given | own, keys.unread() | unread_words
+
+
+def _under_other_names(content: Mapping[str, Any], keys: _Keys, family: Family) -> dict[str, Any]:
+    """The values of fields that a file gives under names of its family's own."""
+    found = {}
+    for key, names in family.other_keys.items():
+        if (value := keys.get(key)) is None:
+            continue
+        for name in names:
+            if content.get(name) not in (None, value):
+                raise ConfigError(
+                    f"{name}: expected {shown(value)}, as {key} says, got {shown(content[name])}"
+                )
+            found[name] = value
+    return found
 
 
 def _family(required: Mapping[str, Any]) -> Family:
@@ -108,7 +128,7 @@ def _dtype(keys: _Keys) -> object:
     return dtype
 
 
-def _read_rope(arguments: dict[str, Any], keys: _Keys) -> dict[str, Any]:
+def _read_rope(arguments: dict[str, Any], keys: _Keys, family: Family) -> dict[str, Any]:
     """Read theta and the scaling, which one schema has beside each other and another nested.
 
     Returns the words inside the nested objects that nothing reads.
@@ -116,8 +136,11 @@ def _read_rope(arguments: dict[str, Any], keys: _Keys) -> dict[str, Any]:
     thetas = [keys.get("rope_theta")]
     scalings: list[RopeScaling | None] = []
     unread: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        if not (words := keys.get(key)):  # null, false and an empty object are plain RoPE
+    said = {key: keys.get(key) for key in ("rope_scaling", "rope_parameters")}
+    if said["rope_parameters"] is None and not said["rope_scaling"]:
+        said["rope_parameters"] = family.defaults.get("rope_parameters")
+    for key, words in said.items():
+        if not words:  # null, false and an empty object are plain RoPE
             continue
         if not isinstance(words, Mapping):
             raise ConfigError(f"{key}: expected an object, got {shown(words)}")
@@ -128,7 +151,8 @@ def _read_rope(arguments: dict[str, Any], keys: _Keys) -> dict[str, Any]:
         unread |= {f"{key}.{name}": words.get(name) for name in names}
     if len(scalings) == 2 and scalings[0] != scalings[1]:
         raise ConfigError("rope_scaling: differs from rope_parameters")
-    given = [theta for theta in thetas if theta is not None] or [_DEFAULT_THETA]
+    usual = family.defaults.get("rope_theta", _DEFAULT_THETA)
+    given = [theta for theta in thetas if theta is not None] or [usual]
     for theta in given:
         check_positive("rope_theta", theta)
     if any(theta != given[0] for theta in given):

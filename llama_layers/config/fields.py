@@ -75,6 +75,7 @@ class Fields:
     qk_norm: Annotated[str, partial(check_name, known=("none", "head", "full"))] = _DERIVED
     qk_norm_weight: Flag = _DERIVED
     qk_norm_after_rope: Flag = _DERIVED
+    attention_out_bias: Flag | None = None
     dtype: Annotated[str, partial(check_name, known=FLOATS)] | None = None
     bos_token_id: TokenId | None = None
     eos_token_id: TokenIds | None = None

@@ -27,6 +27,13 @@ def file_content(config: Fields) -> dict[str, Any]:
         content["rope_scaling"] = {
             key: value for key, value in vars(config.rope_scaling).items() if value is not None
         }
+    for key, names in family.other_keys.items():
+        values = [getattr(config, name) for name in names]
+        if all(value == values[0] for value in values):
+            content[key] = values[0]
+            for name in names:
+                content.pop(name, None)
+                own.pop(name, None)
     content["torch_dtype"] = content.pop("dtype")
     if family.switches_window:
         content["use_sliding_window"] = config.sliding_window is not None
