@@ -16,7 +16,7 @@ from llama_layers.checkpoint.extras import require_installed
 from llama_layers.checkpoint.gguf.config import ARCHITECTURES, read_config
 from llama_layers.checkpoint.gguf.header import GGUFHeader, read_gguf
 from llama_layers.checkpoint.gguf.metadata import shown
-from llama_layers.checkpoint.names import to_hugging_face
+from llama_layers.checkpoint.names import from_gguf
 from llama_layers.checkpoint.rope_rows import permuted_heads
 from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, viewed
 from llama_layers.checkpoint.tokenizer import Tokenizer
@@ -171,17 +171,13 @@ def _renamed(
     stored: Mapping[str, TensorInfo], config: LlamaConfig, *, permuted: bool
 ) -> dict[str, TensorInfo]:
     """The tensors under their Hugging Face names."""
-    names = {name: to_hugging_face(name, "gguf") for name in stored}
-    for name, info in stored.items():
-        if names[name] == name:
+    found = {}
+    for stored_name, info in stored.items():
+        name = from_gguf(stored_name, config.model_type)
+        if name is None:
             raise CheckpointError(
-                f"{info.file}: {name}: no {config.model_type} has a tensor of this name"
+                f"{info.file}: {stored_name}: no {config.model_type} has a tensor of this name"
             )
-    return {
-        name: replace(
-            stored[stored_name],
-            name=name,
-            permuted_heads=permuted_heads(name, config) if permuted else None,
-        )
-        for stored_name, name in names.items()
-    }
+        heads = permuted_heads(name, config) if permuted else None
+        found[name] = replace(info, name=name, permuted_heads=heads)
+    return found
