@@ -33,6 +33,11 @@ class Family:
         output of attention has none.
     switches_window : bool
         Whether ``use_sliding_window`` and ``max_window_layers`` say which layers have the window.
+    fused : frozenset of str
+        Modules of a layer that its files have instead of several, whose rows they hold.
+    interleaved : bool
+        Whether the class rotates channels next to each other, so that its files have the rows of
+        queries and keys in that order.
     """
 
     architecture: str
@@ -43,6 +48,8 @@ class Family:
     modules: Mapping[str, str] = field(default_factory=dict)
     qkv_bias: bool = False
     switches_window: bool = False
+    fused: frozenset[str] = frozenset()
+    interleaved: bool = False
 
 
 FAMILIES = {
