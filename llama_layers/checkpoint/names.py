@@ -18,6 +18,7 @@ MODULES = [
     for line in """
 model.embed_tokens                           tok_embeddings             token_embd
 model.layers.{}.input_layernorm              layers.{}.attention_norm   blk.{}.attn_norm
+model.layers.{}.self_attn.qkv_proj           -                          blk.{}.attn_qkv
 model.layers.{}.self_attn.q_proj             layers.{}.attention.wq     blk.{}.attn_q
 model.layers.{}.self_attn.k_proj             layers.{}.attention.wk     blk.{}.attn_k
 model.layers.{}.self_attn.v_proj             layers.{}.attention.wv     blk.{}.attn_v

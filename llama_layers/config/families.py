@@ -33,6 +33,11 @@ class Family:
         those with a window; by parameters for each type of layer; by ``layer_rope_theta``.
     scaling_names : Mapping of str to str
         Other names that its files have for kinds of scaling.
+    fused : frozenset of str
+        Modules of a layer that its files have instead of several, whose rows they hold.
+    interleaved : bool
+        Whether the class rotates channels next to each other, so that its files have the rows of
+        queries and keys in that order.
     """
 
     architecture: str
@@ -44,6 +49,8 @@ class Family:
     switches_window: bool = False
     rope: str = "same"
     scaling_names: Mapping[str, str] = field(default_factory=dict)
+    fused: frozenset[str] = frozenset()
+    interleaved: bool = False
 
 
 FAMILIES = {

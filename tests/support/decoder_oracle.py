@@ -69,9 +69,7 @@ def _yarn(i, frequency, scaling, trained, theta, dim):
         for _ in range(200):
             middle = (low + high) / 2
             exponent = 2 * middle / dim
-            if math.log(trained / (2 * math.pi)) - exponent * math.log(theta) > (
-                math.log(turns)
-            ):
+            if math.log(trained / (2 * math.pi)) - exponent * math.log(theta) > (math.log(turns)):
                 low = middle
             else:
                 high = middle

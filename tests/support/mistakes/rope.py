@@ -201,7 +201,13 @@ MISTAKES = [
     Mistake("RoPE on half of the channels", Q_ROPE, _one_half),
     Mistake("partial RoPE", Q_ROPE, _partial),
     Mistake("partial RoPE", Q_ROPE, _rope("self_attn.q_proj"), "partial RoPE"),
-    Mistake("RoPE exponent by the hidden size", Q_ROPE, _width_of_head, "partial RoPE"),
+    Mistake(
+        "RoPE exponent by the hidden size",
+        Q_ROPE,
+        _width_of_head,
+        "partial RoPE",
+        also=("RoPE exponent",),
+    ),
     Mistake("RoPE phases in bfloat16", Q_ROPE, _narrow_phases(ml_dtypes.bfloat16), first=300),
     Mistake("RoPE phases in float16", Q_ROPE, _narrow_phases(np.float16), first=3000),
     *(
