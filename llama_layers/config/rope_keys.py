@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from llama_layers.config.checks import check_count, check_layer_count, check_positive
+from llama_layers.config.checks import check_count, check_flag, check_layer_count, check_positive
 from llama_layers.config.families import Family
 from llama_layers.config.fields import Fields
 from llama_layers.config.keys import Keys
@@ -52,7 +52,7 @@ def read_rope(arguments: dict[str, Any], keys: Keys, family: Family) -> dict[str
         other = _said({"rope_parameters": local}, arguments, keys, family)
         _read_local(other, arguments, keys, family)
         return said.unread | other.unread
-    if thetas := _LAYERS[family.rope](arguments, keys):
+    if (thetas := _LAYERS[family.rope](arguments, keys)) is not None:
         arguments["layer_rope_theta"] = thetas
     return said.unread
 
@@ -116,7 +116,7 @@ def _completed(
         raise ConfigError(f"{_TRAINED}: expected one, got {shown(inside)} and {shown(outside)}")
     if (trained := outside if inside is None else inside) is None and kind != "yarn":
         trained = context
-    completed = {**words, _TRAINED: trained}
+    completed: dict[str, Any] = {**words, _TRAINED: trained}
     if kind == "longrope" and words.get("factor") is None:
         check_count("max_position_embeddings", context)
         check_count(_TRAINED, trained)
@@ -149,7 +149,7 @@ def _read_local(said: _Said, arguments: dict[str, Any], keys: Keys, family: Fami
     if scaling is not None and said.scaling is None:
         arguments["sliding_rope_scaling"] = False
     types = arguments["layer_types"]
-    if theta != arguments["rope_theta"] and types is not None:
+    if theta != arguments["rope_theta"] and isinstance(types, list):
         arguments["layer_rope_theta"] = tuple(
             theta if kind == _SLIDING else arguments["rope_theta"] for kind in types
         )
@@ -161,8 +161,11 @@ def _same(arguments: Mapping[str, Any], keys: Keys) -> Thetas | None:
 
 
 def _no_rope_layers(arguments: Mapping[str, Any], keys: Keys) -> Thetas | None:
-    """SmolLM3 says 0 for a layer without RoPE, or after how many layers each of those comes."""
-    count = arguments["num_hidden_layers"]
+    """SmolLM3 says 0 for a layer without RoPE, or after how many layers each of those comes.
+
+    Only layers without RoPE have its window, if that is on.
+    """
+    count, window = arguments["num_hidden_layers"], keys.get("use_sliding_window")
     check_layer_count("num_hidden_layers", count)
     interval = keys.get("no_rope_layer_interval", 4)
     if (rotated := keys.get("no_rope_layers")) is None:
@@ -174,24 +177,33 @@ def _no_rope_layers(arguments: Mapping[str, Any], keys: Keys) -> Thetas | None:
         raise ConfigError(
             f"no_rope_layers: expected {count} entries, one for each layer, got {len(rotated)}"
         )
+    check_flag("use_sliding_window", window := False if window is None else window)
+    if arguments["layer_types"] is None and window:
+        arguments["layer_types"] = [_FULL if one else _SLIDING for one in rotated[:count]]
+    elif arguments["layer_types"] is None:
+        arguments["sliding_window"] = None
     return _thetas(rotated[:count], arguments["rope_theta"])
 
 
 def _windows_only(arguments: Mapping[str, Any], keys: Keys) -> Thetas | None:
     """In EXAONE 4 only layers with a window have RoPE, if there is a window at all."""
     types = arguments["layer_types"]
-    if arguments["sliding_window"] is None or types is None:
+    if arguments["sliding_window"] is None or not isinstance(types, list):
         return None
     return _thetas((kind == _SLIDING for kind in types), arguments["rope_theta"])
 
 
-def _by_layer(arguments: Mapping[str, Any], keys: Keys) -> Thetas | None:
+def _by_layer(arguments: dict[str, Any], keys: Keys) -> Any:
     """In files of Granite each layer may have a theta of its own."""
-    thetas = arguments.get("layer_rope_theta")
-    if not isinstance(thetas, list) or any(theta != arguments["rope_theta"] for theta in thetas):
-        return thetas
-    arguments["layer_rope_theta"] = None
-    return None
+    thetas = arguments.pop("layer_rope_theta", None)
+    count = arguments["num_hidden_layers"]
+    if (
+        isinstance(thetas, list)
+        and len(thetas) == count
+        and set(thetas) == {arguments["rope_theta"]}
+    ):
+        return None  # all are alike
+    return thetas
 
 
 def _thetas(rotated: Iterable[object], theta: float) -> Thetas | None:
@@ -199,7 +211,7 @@ def _thetas(rotated: Iterable[object], theta: float) -> Thetas | None:
     return None if all(found) else found
 
 
-_LAYERS: dict[str, Callable[[dict[str, Any], Keys], Thetas | None]] = {
+_LAYERS: dict[str, Callable[[dict[str, Any], Keys], Any]] = {
     "same": _same,
     "no_rope_layers": _no_rope_layers,
     "windows": _windows_only,
