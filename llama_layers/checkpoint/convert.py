@@ -20,7 +20,7 @@ from llama_layers.checkpoint.stored_numbers import checked_dtype
 from llama_layers.config.families import FAMILIES
 from llama_layers.errors import CheckpointError
 from llama_layers.files.directories import finish_exchange, new_directory
-from llama_layers.layers.weights import Names
+from llama_layers.layers.tensors import Names
 from llama_layers.model.fused_tensors import tensors_in_files
 from llama_layers.model.rope_rows import permute_rope_rows, permuted_heads
 

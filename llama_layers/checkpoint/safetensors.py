@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.checkpoint.checkpoint import TensorInfo
-from llama_layers.checkpoint.names import telling_names, to_hugging_face
+from llama_layers.checkpoint.names import from_meta, telling_names
 from llama_layers.checkpoint.our_order import in_our_order
 from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, STORED_DTYPES, map_file
 from llama_layers.config.families import FAMILIES
@@ -119,7 +119,7 @@ def with_hugging_face_names(path: Path, tensors: Tensors, config: LlamaConfig) -
             f"{path}: expected Hugging Face's names or Meta's, got {hugging_face} and {meta}: the "
             f"two order the rows of queries and keys differently"
         )
-    names = {stored: to_hugging_face(stored, "meta") for stored in tensors}
+    names = {stored: from_meta(stored) for stored in tensors}
     found = {name: replace(tensors[stored], name=name) for stored, name in names.items()}
     return in_our_order(path, found, config, (), permuted=True)
 

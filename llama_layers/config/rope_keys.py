@@ -160,7 +160,7 @@ def _same(arguments: Mapping[str, Any], keys: Keys) -> Thetas | None:
     return None
 
 
-def _no_rope_layers(arguments: Mapping[str, Any], keys: Keys) -> Thetas | None:
+def _no_rope_layers(arguments: dict[str, Any], keys: Keys) -> Thetas | None:
     """SmolLM3 says 0 for a layer without RoPE, or after how many layers each of those comes.
 
     Only layers without RoPE have its window, if that is on.
@@ -185,7 +185,7 @@ def _no_rope_layers(arguments: Mapping[str, Any], keys: Keys) -> Thetas | None:
     return _thetas(rotated[:count], arguments["rope_theta"])
 
 
-def _windows_only(arguments: Mapping[str, Any], keys: Keys) -> Thetas | None:
+def _windows_only(arguments: dict[str, Any], keys: Keys) -> Thetas | None:
     """In EXAONE 4 only layers with a window have RoPE, if there is a window at all."""
     types = arguments["layer_types"]
     if arguments["sliding_window"] is None or not isinstance(types, list):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from llama_layers.arrays.types import Array, ArrayT
+from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.attention import attention, tapped_attention
 from llama_layers.layers.group import reduce_partial
@@ -15,7 +16,7 @@ from llama_layers.layers.mlp import mlp
 from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope
 from llama_layers.layers.sites import sites_of_layer
-from llama_layers.layers.tap import Tap, TapFunction, asks_for, checked, inside
+from llama_layers.layers.tap import Tap, TapFunction, asks_for, checked, in_family, inside
 from llama_layers.layers.weights import AttentionWeights, LayerWeights
 
 
@@ -124,15 +125,20 @@ def decoder_layer(
     """
     _check(w, config, rope, cache)
     tap = checked(tap, partial(sites_of_layer, config))
-    eps = config.rms_norm_eps
+    tap = in_family(tap, FAMILIES[config.model_type].modules)
+    before, after = config.norms_before, config.norms_after
 
-    normed = tap("input_layernorm", rms_norm(x, w.input_layernorm, eps=eps))
+    def norm(name: str, x: Array) -> Array:
+        return tap(name, rms_norm(x, getattr(w, name), eps=config.rms_norm_eps))
+
     inner = inside(tap, "self_attn")
-    attended = _self_attention(normed, w.self_attn, config, rope, mask, cache, inner)
-    x = tap("attention_residual", x + attended)
+    read = norm("input_layernorm", x) if before else x
+    added = _self_attention(read, w.self_attn, config, rope, mask, cache, inner)
+    x = tap("attention_residual", x + (norm("post_self_attn_layernorm", added) if after else added))
 
-    normed = tap("post_attention_layernorm", rms_norm(x, w.post_attention_layernorm, eps=eps))
-    return x + mlp(normed, w.mlp, tap=inside(tap, "mlp"))
+    read = norm("post_attention_layernorm", x) if before else x
+    added = mlp(read, w.mlp, tap=inside(tap, "mlp"))
+    return x + (norm("post_mlp_layernorm", added) if after else added)
 
 
 def _self_attention(

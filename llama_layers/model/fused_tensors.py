@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
-from llama_layers.layers.weights import Names
+from llama_layers.layers.tensors import Names
 from llama_layers.model.tensor_names import expected_tensors
 
 # Modules of a layer, and those whose rows they have.

@@ -31,7 +31,7 @@ def weights_of(mapping: Mapping[str, Array], config: LlamaConfig) -> LlamaWeight
     if difference := misfit({name: tuple(a.shape) for name, a in arrays.items()}, config):
         raise CheckpointError(f"mapping: the tensors do not match the config: {difference}")
     dtypes = {name: dtype_name(array.dtype) for name, array in arrays.items()}
-    if difference := unfusible(dtypes, range(config.num_hidden_layers)):
+    if difference := unfusible(dtypes, range(config.num_hidden_layers), config.model_type):
         raise CheckpointError(f"mapping: {difference}: convert them to one")
     read = LlamaWeights.from_named(arrays, config)
     return LlamaWeights(read.embed_tokens, list(read.layers), read.norm, read.lm_head)

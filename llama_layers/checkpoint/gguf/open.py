@@ -16,7 +16,7 @@ from llama_layers.checkpoint.extras import require_installed
 from llama_layers.checkpoint.gguf.config import ARCHITECTURES, PERMUTED, read_config
 from llama_layers.checkpoint.gguf.header import GGUFHeader, read_gguf
 from llama_layers.checkpoint.gguf.metadata import shown
-from llama_layers.checkpoint.names import to_hugging_face
+from llama_layers.checkpoint.names import from_gguf
 from llama_layers.checkpoint.our_order import in_our_order
 from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, viewed
 from llama_layers.checkpoint.tokenizer import Tokenizer
@@ -174,10 +174,10 @@ def _renamed(stored: Mapping[str, TensorInfo], config: LlamaConfig) -> dict[str,
     """The tensors under their Hugging Face names."""
     found = {}
     for stored_name, info in stored.items():
-        name = to_hugging_face(stored_name, "gguf")
-        if name == stored_name:
+        name = from_gguf(stored_name, config.model_type)
+        if name is None:
             raise CheckpointError(
-                f"{info.file}: {name}: no {config.model_type} has a tensor of this name"
+                f"{info.file}: {stored_name}: no {config.model_type} has a tensor of this name"
             )
         gate = stored_name.replace("ffn_up", "ffn_gate")
         if gate not in stored and info.shape[0] == 2 * config.intermediate_size:

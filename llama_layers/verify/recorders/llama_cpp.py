@@ -266,7 +266,7 @@ def _arrays(
     for name in [n for n in numbered if "_b-" in n]:  # with its bias, instead of the one without
         plain = name.partition("#")[0].replace("_b-", "-")
         numbered = {n: a for n, a in numbered.items() if n.partition("#")[0] != plain}
-    found = canonical_arrays(numbered)
+    found = canonical_arrays(numbered, config.model_type)
     arrays = {}
     for site in sites(config):
         if site.optional:
