@@ -23,11 +23,17 @@ class Family:
         Keys that change the maths in another family and nothing in this one.
     built_in : Mapping of str to Any
         Values of switches in the code of the class, where they are not Llama's.
+    keys : Mapping of str to str
+        Keys of a file that are not called as the field of `LlamaConfig`, by the field.
     qkv_bias : bool
         Whether queries, keys and values have biases whatever ``attention_bias`` says, and the
         output of attention has none.
     switches_window : bool
         Whether ``use_sliding_window`` and ``max_window_layers`` say which layers have the window.
+    multiplies_inputs : bool
+        Whether ``embedding_multiplier`` multiplies vectors that come instead of ids, too.
+    multiplies_logits : bool
+        Whether ``logits_scaling`` multiplies the logits; it divides them elsewhere.
     """
 
     architecture: str
@@ -35,9 +41,16 @@ class Family:
     defaults: Mapping[str, Any]
     ignores: frozenset[str] = frozenset()
     built_in: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
     qkv_bias: bool = False
     switches_window: bool = False
+    multiplies_inputs: bool = False
+    multiplies_logits: bool = False
 
+
+_MULTIPLIERS = frozenset(
+    {"embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"}
+)
 
 FAMILIES = {
     "llama": Family(
@@ -75,9 +88,24 @@ FAMILIES = {
         built_in={"qk_norm": "head"},
         switches_window=True,
     ),
+    "granite": Family(
+        architecture="GraniteForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias"}) | _MULTIPLIERS,
+        defaults={"bos_token_id": 1, "eos_token_id": 2, "attention_multiplier": 1.0},
+        multiplies_inputs=True,
+    ),
 }
 # The switches of the block, with the values that Llama has.
-SWITCHES: dict[str, Any] = {"qk_norm": "none", "qk_norm_weight": True, "qk_norm_after_rope": False}
+SWITCHES: dict[str, Any] = {
+    "qk_norm": "none",
+    "qk_norm_weight": True,
+    "qk_norm_after_rope": False,
+    "embedding_multiplier": 1.0,
+    "embedding_multiplier_rounded": False,
+    "attention_multiplier": None,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}
 _SOMETIMES_READ = frozenset(SWITCHES).union(*(family.reads for family in FAMILIES.values()))
 
 

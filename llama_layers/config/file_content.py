@@ -20,7 +20,7 @@ def file_content(config: Fields) -> dict[str, Any]:
         value = getattr(config, field.name)
         value = list(value) if isinstance(value, tuple) else value
         if field.name not in unread:
-            content[field.name] = value
+            content[family.keys.get(field.name, field.name)] = value
         elif value != built_in.get(field.name, field.default):
             own[field.name] = value
     if config.rope_scaling is not None:

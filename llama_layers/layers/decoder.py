@@ -14,6 +14,7 @@ from llama_layers.layers.mask import Mask
 from llama_layers.layers.mlp import mlp
 from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope
+from llama_layers.layers.scaling import added
 from llama_layers.layers.sites import sites_of_layer
 from llama_layers.layers.tap import Tap, TapFunction, asks_for, checked, inside
 from llama_layers.layers.weights import AttentionWeights, LayerWeights
@@ -128,10 +129,11 @@ def decoder_layer(
     normed = tap("input_layernorm", rms_norm(x, w.input_layernorm, eps=eps))
     inner = inside(tap, "self_attn")
     attended = _self_attention(normed, w.self_attn, config, rope, mask, cache, inner)
-    x = tap("attention_residual", x + attended)
+    x = tap("attention_residual", added(x, attended, config.residual_multiplier))
 
     normed = tap("post_attention_layernorm", rms_norm(x, w.post_attention_layernorm, eps=eps))
-    return x + mlp(normed, w.mlp, tap=inside(tap, "mlp"))
+    y = mlp(normed, w.mlp, tap=inside(tap, "mlp"))
+    return added(x, y, config.residual_multiplier)
 
 
 def _self_attention(
@@ -155,9 +157,9 @@ def _self_attention(
     if cache is not None:
         k, v = cache.append(k, v)
     if asks_for(tap, "scores", "probabilities"):
-        heads = tapped_attention(q, k, v, mask=mask, tap=tap)
+        heads = tapped_attention(q, k, v, mask=mask, scale=config.attention_scale, tap=tap)
     else:
-        heads = attention(q, k, v, mask=mask)
+        heads = attention(q, k, v, mask=mask, scale=config.attention_scale)
     heads = tap("attention", heads)
     y = linear(merge_heads(heads), w.o_proj, w.o_bias)
     return tap("o_proj", reduce_partial(y, w.group))

@@ -46,6 +46,8 @@ mlp.act                   gate         B S inner    mlp.gate_proj,mlp.up_proj
 mlp.down_proj             linear       B S hidden   mlp.act
 """.strip()  # noqa: E501  # a table
 
+# What the head gives, and the logits where they are not that.
+HEAD, LOGITS = "lm_head", "logits"
 # What is made of the logits after a forward pass. No tap sees it.
 LOGPROBS = "logprobs"
 
@@ -62,7 +64,7 @@ class Site:
         Which layer it is in; None before the first and after the last.
     operation : str
         What computes it: "embedding", "norm", "linear", "rope", "scores", "softmax", "attention",
-        "residual", "gate" or "logprobs".
+        "residual", "gate", "logits" or "logprobs".
     shape : tuple of str
         Its axes: "B" and "S" for batch and sequence, numbers for the others.
     routes : tuple of tuple of str
@@ -106,7 +108,8 @@ def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
     Returns
     -------
     tuple of Site
-        From ``model.embed_tokens`` to ``lm_head``, and ``logprobs``.
+        From ``model.embed_tokens`` to ``lm_head``, or ``logits`` where these are scaled or capped,
+        and ``logprobs``.
 
     Examples
     --------
@@ -122,13 +125,15 @@ def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
 @lru_cache(maxsize=8)
 def _of_model(config: LlamaConfig) -> tuple[Site, ...]:
     hidden, vocabulary = config.hidden_size, config.vocab_size
+    changed = [LOGITS] if config.changes_logits else []
     last = f"model.layers.{config.num_hidden_layers - 1}"
     return (
         Site("model.embed_tokens", None, "embedding", ("B", "S", hidden), ((),)),
         *(site for layer in range(config.num_hidden_layers) for site in _of_layer(config, layer)),
         Site("model.norm", None, "norm", ("B", "S", hidden), ((last,),)),
-        Site("lm_head", None, "linear", ("B", "S", vocabulary), (("model.norm",),)),
-        Site(LOGPROBS, None, "logprobs", ("B", "S"), (("lm_head",),), optional=True),
+        Site(HEAD, None, "linear", ("B", "S", vocabulary), (("model.norm",),)),
+        *(Site(name, None, "logits", ("B", "S", vocabulary), ((HEAD,),)) for name in changed),
+        Site(LOGPROBS, None, "logprobs", ("B", "S"), ((logits_site(config),),), optional=True),
     )
 
 
@@ -172,6 +177,11 @@ def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
         yield Site(f"{name}.{role}", layer, operation, shape, tuple(inputs), starred, starred)
     residual = (f"{name}.attention_residual", f"{name}.mlp.down_proj")
     yield Site(name, layer, "residual", ("B", "S", config.hidden_size), (residual,))
+
+
+def logits_site(config: LlamaConfig) -> str:
+    """The site of a model that has its logits."""
+    return LOGITS if config.changes_logits else HEAD
 
 
 def names_matching(

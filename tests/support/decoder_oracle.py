@@ -133,7 +133,7 @@ def rms_norm(row, weight, eps):
 
 
 def forward(weights, config, ids, positions=None, lengths=None, mask=None, changes=None):
-    """Each site's array, tokens first, of one sequence; "lm_head" are the logits.
+    """Each site's array, tokens first, of one sequence; "logits" are "lm_head" if not there.
 
     `lengths` says for each token how many positions were in use when it came ("dynamic" RoPE).
     `mask` [S, S] says which keys a query may attend to, instead of its own and those before it;
@@ -174,8 +174,9 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         return sites[name]
 
     x = sites["model.embed_tokens"] = np.array(
-        [weights["model.embed_tokens.weight"][i] for i in ids]
+        [weights["model.embed_tokens.weight"][i] * config.embedding_multiplier for i in ids]
     )
+    scale = config.attention_multiplier or 1 / math.sqrt(width)
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}"
         sliding = config.layer_types is None or config.layer_types[layer] == "sliding_attention"
@@ -200,9 +201,10 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
             for s in range(count)
         ]
         change = (changes or {}).get(layer)
-        heads = attention(q[None], k[None], v[None], [seen], change=change)[0]
+        heads = attention(q[None], k[None], v[None], [seen], scale, change=change)[0]
         sites[f"{name}.self_attn.attention"] = heads
-        x = x + linear(f"{name}.self_attn.o_proj", heads.reshape(count, -1))
+        y = linear(f"{name}.self_attn.o_proj", heads.reshape(count, -1))
+        x = x + config.residual_multiplier * y
         sites[f"{name}.attention_residual"] = x
         y = normed(f"{name}.post_attention_layernorm", x)
         gate, up = linear(f"{name}.mlp.gate_proj", y), linear(f"{name}.mlp.up_proj", y)
@@ -213,13 +215,16 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
             ]
         )
         sites[f"{name}.mlp.act"] = gated
-        x = x + linear(f"{name}.mlp.down_proj", gated)
+        x = x + config.residual_multiplier * linear(f"{name}.mlp.down_proj", gated)
         sites[name] = x
     y = normed("model.norm", x)
     head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
     sites["lm_head"] = np.array([weights[f"{head}.weight"] @ row for row in y])
+    if config.logits_scaling != 1:
+        sites["logits"] = sites["lm_head"] / config.logits_scaling
     return sites
 
 
 def logits(weights, config, ids, positions=None, lengths=None):
-    return forward(weights, config, ids, positions, lengths)["lm_head"]
+    sites = forward(weights, config, ids, positions, lengths)
+    return sites.get("logits", sites["lm_head"])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llama_layers.checkpoint.checkpoint import Checkpoint, TensorInfo
 from llama_layers.checkpoint.extras import require_installed
-from llama_layers.checkpoint.gguf.config import ARCHITECTURES, read_config
+from llama_layers.checkpoint.gguf.config import ARCHITECTURES, PERMUTED, read_config
 from llama_layers.checkpoint.gguf.header import GGUFHeader, read_gguf
 from llama_layers.checkpoint.gguf.metadata import shown
 from llama_layers.checkpoint.names import to_hugging_face
@@ -60,7 +60,7 @@ def open_gguf(file: Path) -> Checkpoint:
         path=file,
         format="GGUF file",
         config=config,
-        tensors=_renamed(stored, config, permuted=architecture == "llama"),
+        tensors=_renamed(stored, config, permuted=architecture in PERMUTED),
         maps=maps,
         chat_template=read_chat_template(file, metadata),
         generation_config={"eos_token_id": list(ends)} if ends else {},
