@@ -25,11 +25,21 @@ class Family:
         Values of switches in the code of the class, where they are not Llama's.
     keys : Mapping of str to str
         Keys of a file that are not called as the field of `LlamaConfig`, by the field.
+    modules : Mapping of str to str
+        What transformers' class calls modules inside a layer that have another name here. The
+        names here are Llama's, and GLM-4's for norms that Llama does not have: ``input_layernorm``
+        and ``post_attention_layernorm`` come before attention and before the MLP,
+        ``post_self_attn_layernorm`` and ``post_mlp_layernorm`` after them.
     qkv_bias : bool
         Whether queries, keys and values have biases whatever ``attention_bias`` says, and the
         output of attention has none.
     switches_window : bool
         Whether ``use_sliding_window`` and ``max_window_layers`` say which layers have the window.
+    fused : frozenset of str
+        Modules of a layer that its files have instead of several, whose rows they hold.
+    interleaved : bool
+        Whether the class rotates channels next to each other, so that its files have the rows of
+        queries and keys in that order.
     multiplies_inputs : bool
         Whether ``embedding_multiplier`` multiplies vectors that come instead of ids, too.
     multiplies_logits : bool
@@ -42,8 +52,11 @@ class Family:
     ignores: frozenset[str] = frozenset()
     built_in: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
+    modules: Mapping[str, str] = field(default_factory=dict)
     qkv_bias: bool = False
     switches_window: bool = False
+    fused: frozenset[str] = frozenset()
+    interleaved: bool = False
     multiplies_inputs: bool = False
     multiplies_logits: bool = False
 
@@ -97,6 +110,7 @@ FAMILIES = {
 }
 # The switches of the block, with the values that Llama has.
 SWITCHES: dict[str, Any] = {
+    "norm_placement": "before",
     "qk_norm": "none",
     "qk_norm_weight": True,
     "qk_norm_after_rope": False,
@@ -117,3 +131,14 @@ def unread_fields(model_type: str) -> frozenset[str]:
 def family_switches(model_type: str) -> dict[str, Any]:
     """The values that the switches of the block have in a family, if a config does not say."""
     return {**SWITCHES, **FAMILIES[model_type].built_in}
+
+
+def module_name(model_type: str, role: str) -> str:
+    """What transformers' class of a family calls a module inside a layer."""
+    return FAMILIES[model_type].modules.get(role, role)
+
+
+def tensor_name(model_type: str, name: str) -> str:
+    """What files of a family call a tensor inside a layer: its module's name, ``.weight``."""
+    module, _, kind = name.rpartition(".")
+    return f"{module_name(model_type, module)}.{kind}"

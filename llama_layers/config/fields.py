@@ -72,6 +72,9 @@ class Fields:
     tie_word_embeddings: Flag = False
     hidden_act: Annotated[str, _check_act] = "silu"
     model_type: Annotated[str, partial(check_name, known=FAMILIES)] = "llama"
+    norm_placement: Annotated[str, partial(check_name, known=("before", "after", "both"))] = (
+        _DERIVED
+    )
     qk_norm: Annotated[str, partial(check_name, known=("none", "head", "full"))] = _DERIVED
     qk_norm_weight: Flag = _DERIVED
     qk_norm_after_rope: Flag = _DERIVED

@@ -70,9 +70,11 @@ class LlamaConfig(Fields, PublishedSizes):
         "silu", the only one.
     model_type : {"llama", "mistral", "qwen2", "qwen3"}
         The family. Qwen2 has biases on queries, keys and values whatever `attention_bias` says.
+    norm_placement : {"before", "after", "both"}
+        Whether the input of attention and of the MLP is normalised, or what they add to the
+        residual stream, or both. This and the next three are the family's if not given.
     qk_norm : {"none", "head", "full"}
-        Whether queries and keys are normalised, each head by itself or the whole projection. This
-        and the next two are the family's if not given.
+        Whether queries and keys are normalised, each head by itself or the whole projection.
     qk_norm_weight : bool
         Whether these norms have weights.
     qk_norm_after_rope : bool
@@ -155,6 +157,16 @@ class LlamaConfig(Fields, PublishedSizes):
     def changes_logits(self) -> bool:
         """Whether the logits are not what the head gives."""
         return self.logits_scaling != 1
+
+    @property
+    def norms_before(self) -> bool:
+        """Whether the input of attention and of the MLP is normalised."""
+        return self.norm_placement != "after"
+
+    @property
+    def norms_after(self) -> bool:
+        """Whether what attention and the MLP add to the residual stream is normalised."""
+        return self.norm_placement != "before"
 
     @property
     def qk_norm_before_rope(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from llama_layers.arrays.types import Array, ArrayT
+from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.attention import attention, tapped_attention
 from llama_layers.layers.group import reduce_partial
@@ -16,7 +17,7 @@ from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope
 from llama_layers.layers.scaling import added
 from llama_layers.layers.sites import sites_of_layer
-from llama_layers.layers.tap import Tap, TapFunction, asks_for, checked, inside
+from llama_layers.layers.tap import Tap, TapFunction, asks_for, checked, in_family, inside
 from llama_layers.layers.weights import AttentionWeights, LayerWeights
 
 
@@ -124,16 +125,21 @@ def decoder_layer(
     """
     _check(w, config, rope, cache)
     tap = checked(tap, partial(sites_of_layer, config))
-    eps = config.rms_norm_eps
+    tap = in_family(tap, FAMILIES[config.model_type].modules)
+    before, after = config.norms_before, config.norms_after
 
-    normed = tap("input_layernorm", rms_norm(x, w.input_layernorm, eps=eps))
+    def norm(name: str, x: Array) -> Array:
+        return tap(name, rms_norm(x, getattr(w, name), eps=config.rms_norm_eps))
+
     inner = inside(tap, "self_attn")
-    attended = _self_attention(normed, w.self_attn, config, rope, mask, cache, inner)
-    x = tap("attention_residual", added(x, attended, config.residual_multiplier))
+    by = config.residual_multiplier
+    read = norm("input_layernorm", x) if before else x
+    y = _self_attention(read, w.self_attn, config, rope, mask, cache, inner)
+    x = tap("attention_residual", added(x, norm("post_self_attn_layernorm", y) if after else y, by))
 
-    normed = tap("post_attention_layernorm", rms_norm(x, w.post_attention_layernorm, eps=eps))
-    y = mlp(normed, w.mlp, tap=inside(tap, "mlp"))
-    return added(x, y, config.residual_multiplier)
+    read = norm("post_attention_layernorm", x) if before else x
+    y = mlp(read, w.mlp, tap=inside(tap, "mlp"))
+    return added(x, norm("post_mlp_layernorm", y) if after else y, by)
 
 
 def _self_attention(

@@ -10,7 +10,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.sites import Site
-from llama_layers.layers.weights import LayerWeights, tensor_shapes
+from llama_layers.layers.weights import LayerWeights
 from llama_layers.model.embedding import embedding_factor
 from llama_layers.model.llama import Llama
 from llama_layers.parallel.plan import SUMMED
@@ -91,9 +91,10 @@ def matrix(site: Site, model: Llama) -> tuple[Array, Array | None]:
     """The weight at a site, ones for a norm without one, and the bias of its projection."""
     if site.layer is None:
         return getattr(model.weights, site.name.removeprefix("model.")), None
-    if site.operation == "norm" and f"{site.role}.weight" not in tensor_shapes(model.config):
+    layer = model.weights.layers[site.layer]
+    if site.operation == "norm" and f"{site.role}.weight" not in layer.named():
         return np.ones(int(site.shape[-1]), np.float32), None
-    return layer_matrix(model.weights.layers[site.layer], site.role)
+    return layer_matrix(layer, site.role)
 
 
 def layer_matrix(layer: LayerWeights, role: str) -> tuple[Array, Array | None]:

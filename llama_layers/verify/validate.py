@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
+from llama_layers.config.families import FAMILIES, module_name
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.sites import LOGPROBS, Site, sites
 from llama_layers.model.padding import padding
+from llama_layers.verify.aliases import canonical_arrays
 from llama_layers.verify.fit import (
     HEADED,
     NORMED_KEYS,
@@ -140,6 +142,8 @@ def validated(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> R
     _check_config(trace.metadata, config)
     _check_formats(trace.metadata)
     known = {site.name: site for site in sites(config)}
+    if FAMILIES[config.model_type].modules:
+        trace = replace(trace, arrays=canonical_arrays(trace.arrays, config.model_type))
     check_names(trace.arrays, config)
     given = trace.arrays
     trace = only_sites(trace, known)
@@ -203,7 +207,7 @@ def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past, trace: Tra
     for layer in range(config.num_hidden_layers):
         names = {role: f"model.layers.{layer}.{site}" for site, role in OF_CACHE.items()}
         if config.qk_norm_after_rope:
-            names[KEY] = f"model.layers.{layer}.{NORMED_KEYS}"
+            names[KEY] = f"model.layers.{layer}.{module_name(config.model_type, NORMED_KEYS)}"
         if not all(name in found.arrays for name in names.values()) or found.past.lacks(layer):
             continue
         for role, name in names.items():

@@ -103,6 +103,15 @@ def softmax(scores):
     return [exponential / total for exponential in exponentials]
 
 
+# What files of a family call the norms that the names of GLM-4 are used for below.
+NAMES = {
+    "olmo2": {
+        "post_self_attn_layernorm": "post_attention_layernorm",
+        "post_mlp_layernorm": "post_feedforward_layernorm",
+    }
+}
+
+
 def attention(q, k, v, allowed=None, scale=None, change=None):
     """[B, S, heads, D] from loops; allowed[b][s] lists the keys that a query may attend to.
 
@@ -177,11 +186,18 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         [weights["model.embed_tokens.weight"][i] * config.embedding_multiplier for i in ids]
     )
     scale = config.attention_multiplier or 1 / math.sqrt(width)
+    names = NAMES.get(config.model_type, {})
+
+    def norm_in_layer(where, name, rows):
+        if where not in (config.norm_placement, config.norm_placement.replace("both", where)):
+            return rows
+        return normed(f"model.layers.{layer}.{names.get(name, name)}", rows)
+
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}"
         sliding = config.layer_types is None or config.layer_types[layer] == "sliding_attention"
         window = config.sliding_window if sliding else None
-        y = normed(f"{name}.input_layernorm", x)
+        y = norm_in_layer("before", "input_layernorm", x)
         q = linear(f"{name}.self_attn.q_proj", y)
         k = linear(f"{name}.self_attn.k_proj", y)
         v = linear(f"{name}.self_attn.v_proj", y)
@@ -204,9 +220,10 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         heads = attention(q[None], k[None], v[None], [seen], scale, change=change)[0]
         sites[f"{name}.self_attn.attention"] = heads
         y = linear(f"{name}.self_attn.o_proj", heads.reshape(count, -1))
+        y = norm_in_layer("after", "post_self_attn_layernorm", y)
         x = x + config.residual_multiplier * y
         sites[f"{name}.attention_residual"] = x
-        y = normed(f"{name}.post_attention_layernorm", x)
+        y = norm_in_layer("before", "post_attention_layernorm", x)
         gate, up = linear(f"{name}.mlp.gate_proj", y), linear(f"{name}.mlp.up_proj", y)
         gated = np.array(
             [
@@ -215,7 +232,9 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
             ]
         )
         sites[f"{name}.mlp.act"] = gated
-        x = x + config.residual_multiplier * linear(f"{name}.mlp.down_proj", gated)
+        y = linear(f"{name}.mlp.down_proj", gated)
+        y = norm_in_layer("after", "post_mlp_layernorm", y)
+        x = x + config.residual_multiplier * y
         sites[name] = x
     y = normed("model.norm", x)
     head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"

@@ -54,6 +54,7 @@ CONFIGS = {
     "qwen2": replace(GQA, model_type="qwen2"),
     "qwen3": replace(GQA, model_type="qwen3", qk_norm="head"),
     "norms of projections": replace(GQA, qk_norm="full"),
+    "norms on both sides": replace(GQA, norm_placement="both"),
     "norms after RoPE": replace(GQA, qk_norm="head", qk_norm_weight=False, qk_norm_after_rope=True),
     "multipliers": replace(
         GQA,
@@ -128,6 +129,8 @@ def layer_weights(weights, config, layer, array=unmoved):
         ),
         get("post_attention_layernorm.weight"),
         MLPWeights(*matrices, *mlp_biases),
+        get("post_self_attn_layernorm.weight"),
+        get("post_mlp_layernorm.weight"),
     )
 
 

@@ -26,7 +26,7 @@ from llama_layers.model.llama import Llama
 from llama_layers.model.weights import LlamaWeights
 
 # The switches of a config that the kernels know; a layer with other arrays is left to others.
-SWITCHES = ("qkv_bias", "o_bias", "mlp_bias")
+SWITCHES = ("norms_before", "qkv_bias", "o_bias", "mlp_bias")
 
 
 class Step:

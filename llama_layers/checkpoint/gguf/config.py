@@ -23,8 +23,8 @@ from llama_layers.layers.rope import inv_freq
 
 # Mistral's files say llama.
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "granite")
-# Those whose rows of Q and K lie in Meta's order.
-PERMUTED = ("llama", "granite")
+# Those in which llama.cpp rotates channels next to each other.
+PERMUTED = frozenset({"llama", "granite"})
 
 _EPS = "attention.layer_norm_rms_epsilon"
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -88,7 +88,8 @@ def read_config(
         rms_norm_eps=_decimal(own.number(_EPS)),
         rope_theta=_decimal(own.number("rope.freq_base", 10000.0)),
         rope_scaling=_scaling(own),
-        attention_bias=architecture != "qwen2" and "blk.0.attn_q.bias" in shapes,
+        attention_bias=architecture != "qwen2"
+        and not shapes.keys().isdisjoint({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}),
         mlp_bias="blk.0.ffn_gate.bias" in shapes,
         tie_word_embeddings="output.weight" not in shapes,
         model_type=architecture,

@@ -11,6 +11,7 @@ import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.families import module_name
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.operations import Embedding, Norm, Residual
@@ -96,8 +97,9 @@ def _norms(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
     """The weights of the layer's norms, and one that scales nothing."""
     assert at.site.layer is not None  # a residual is inside a layer
     layer = at.model.weights.layers[at.site.layer]
-    for name in ("input_layernorm", "post_attention_layernorm"):
-        yield to_numpy(getattr(layer, name)), f"with the weight of {name}"
+    for role, weight in layer.norms().items():
+        name = module_name(at.config.model_type, role)
+        yield to_numpy(weight), f"with the weight of {name}"
     yield np.ones(at.config.hidden_size), "without a weight"
 
 

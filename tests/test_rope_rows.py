@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers.checkpoint.rope_rows import unpermute_rope_rows
+from llama_layers.model.rope_rows import unpermute_rope_rows
 from tests.support import tiny
 
 
