@@ -16,6 +16,7 @@ from llama_layers.model.llama import Llama
 from llama_layers.parallel.plan import SUMMED
 from llama_layers.verify.operations import (
     Attention,
+    Copy,
     Embedding,
     Gate,
     Linear,
@@ -62,7 +63,7 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if site.operation == "gate":
         return Gate(inputs[0], inputs[1])
     if site.operation == "rope":
-        return Rope(_heads(inputs[0], config.head_dim), recorded.positions, config)
+        return _rope(_heads(inputs[0], config.head_dim), site, recorded, config)
     if site.operation == "logprobs":
         whole = known and info_of(recorded.arrays, site.name).shape[-1] == config.vocab_size
         return Logprobs(inputs[0], None if whole else recorded.next_ids, recorded.temperature)
@@ -85,6 +86,12 @@ def logits_of(products: np.ndarray, config: LlamaConfig) -> Logits:
     """The operation that makes logits of what the head gives."""
     scaling = config.logits_scaling
     return Logits(products, 1 / scaling if config.multiplies_logits else scaling)
+
+
+def _rope(x: np.ndarray, site: Site, recorded: Recorded, config: LlamaConfig) -> Operation:
+    assert site.layer is not None  # queries and keys are inside a layer
+    rope = config.rope_of(site.layer)
+    return Copy(x) if rope is None else Rope(x, recorded.positions, rope)
 
 
 def matrix(site: Site, model: Llama) -> tuple[Array, Array | None]:
