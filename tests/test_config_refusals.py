@@ -164,7 +164,7 @@ def test_heads_without_logits(tmp_path):
     assert read_config(tmp_path)[0] == LlamaConfig.from_json(LLAMA)
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gemma3_text", "mixtral", "Llama", ["llama"], 3])
+@pytest.mark.parametrize("family", ["qwen3_moe", "nemotron", "mixtral", "Llama", ["llama"], 3])
 def test_other_architectures_are_named_first(family):
     """Not the first of the keys that are unknown or missing."""
     with pytest.raises(ConfigError, match=f"model_type: expected one of {KNOWN}, got"):

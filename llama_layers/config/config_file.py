@@ -43,7 +43,10 @@ def constructor_arguments(content: Mapping[str, Any]) -> tuple[dict[str, Any], d
     family = _family(required)
     refuse_draft_heads(content)
     refuse_quantised(content)
-    optional = {key: keys.get(key, family.defaults.get(key)) for key in [*_OPTIONAL, *family.reads]}
+    optional = {
+        field: keys.get(family.keys.get(field, field), family.defaults.get(field))
+        for field in [*_OPTIONAL, *family.reads]
+    }
     other_names = _under_other_names(content, keys, family)
     _check_required(required := {**required, **other_names})
     arguments = {**optional, **required, "dtype": _dtype(keys)}

@@ -53,6 +53,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "seed_oss",
         {"head_dim": 8, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
     ),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 6.0,
+        },
+    ),
+    "granite, defaults": ("granite", {"attention_bias": True, "mlp_bias": True}),
 }
 TOKENS = 40  # past the context length
 

@@ -134,6 +134,8 @@ def record_transformers(
     _warn_of_dropout(torch, model)
     with torch.no_grad(), _watched(model, keep, places.append, probabilities):
         logits = model(**options).logits
+    if _changes_logits(config):
+        keep("logits", logits)
     _check_complete(arrays, config, probabilities)
     position_ids = to_numpy(places[0])
     # A layer with a window may have forgotten the first tokens.
@@ -220,7 +222,7 @@ def _watched(
         stack.callback(
             body.rotary_emb.register_forward_pre_hook(positions, with_kwargs=True).remove
         )
-        output_of(body.embed_tokens, "model.embed_tokens")
+        input_of(body.layers[0], "model.embed_tokens")  # multiplied outside the module, if at all
         for index, layer in enumerate(body.layers):
             name = f"model.layers.{index}"
             for role in _outputs(model.config):
@@ -283,6 +285,12 @@ def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[
         del functions[chosen]
         if replaced:
             functions[chosen] = function
+
+
+def _changes_logits(config: Any) -> bool:
+    """Whether the logits are not what the head gives."""
+    scaling = getattr(config, "logits_scaling", 1)
+    return scaling != 1 or getattr(config, "final_logit_softcapping", None) is not None
 
 
 def _outputs(config: Any) -> list[str]:
