@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from llama_layers.arrays.types import Array, ArrayT
+from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.attention import attention, tapped_attention
 from llama_layers.layers.group import reduce_partial
@@ -14,8 +15,9 @@ from llama_layers.layers.mask import Mask
 from llama_layers.layers.mlp import mlp
 from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope
+from llama_layers.layers.scaling import added
 from llama_layers.layers.sites import sites_of_layer
-from llama_layers.layers.tap import Tap, TapFunction, asks_for, checked, inside
+from llama_layers.layers.tap import Tap, TapFunction, asks_for, checked, in_family, inside
 from llama_layers.layers.weights import AttentionWeights, LayerWeights
 
 
@@ -25,7 +27,7 @@ def decoder_layer(
     /,
     *,
     config: LlamaConfig,
-    rope: tuple[Array, Array],
+    rope: tuple[Array, Array] | None,
     mask: Mask | Array | None,
     cache: LayerCache | None = None,
     tap: Tap | None = None,
@@ -43,8 +45,9 @@ def decoder_layer(
         From the same library and device as `x`.
     config : LlamaConfig
         Its ``rms_norm_eps`` and the switches of the block are read.
-    rope : tuple of two Arrays
-        Cosines and sines of the tokens' positions, from `rope_table`.
+    rope : tuple of two Arrays, or None
+        Cosines and sines of the tokens' positions, from `rope_table`; None for a layer that has no
+        RoPE. Where RoPE differs from layer to layer, ``config.rope_of(layer)`` is that of a layer.
     mask : Array of bool, Mask or None
         Which keys each query may attend to; see `attention`. With None every query attends to
         every key, later ones too: causal attention needs a `Mask`, with a cache as well.
@@ -123,22 +126,28 @@ def decoder_layer(
     """
     _check(w, config, rope, cache)
     tap = checked(tap, partial(sites_of_layer, config))
-    eps = config.rms_norm_eps
+    tap = in_family(tap, FAMILIES[config.model_type].modules)
+    before, after = config.norms_before, config.norms_after
 
-    normed = tap("input_layernorm", rms_norm(x, w.input_layernorm, eps=eps))
+    def norm(name: str, x: Array) -> Array:
+        return tap(name, rms_norm(x, getattr(w, name), eps=config.rms_norm_eps))
+
     inner = inside(tap, "self_attn")
-    attended = _self_attention(normed, w.self_attn, config, rope, mask, cache, inner)
-    x = tap("attention_residual", x + attended)
+    by = config.residual_multiplier
+    read = norm("input_layernorm", x) if before else x
+    y = _self_attention(read, w.self_attn, config, rope, mask, cache, inner)
+    x = tap("attention_residual", added(x, norm("post_self_attn_layernorm", y) if after else y, by))
 
-    normed = tap("post_attention_layernorm", rms_norm(x, w.post_attention_layernorm, eps=eps))
-    return x + mlp(normed, w.mlp, tap=inside(tap, "mlp"))
+    read = norm("post_attention_layernorm", x) if before else x
+    y = mlp(read, w.mlp, tap=inside(tap, "mlp"))
+    return added(x, norm("post_mlp_layernorm", y) if after else y, by)
 
 
 def _self_attention(
     x: Array,
     w: AttentionWeights,
     config: LlamaConfig,
-    rope: tuple[Array, Array],
+    rope: tuple[Array, Array] | None,
     mask: Mask | Array | None,
     cache: LayerCache | None,
     tap: TapFunction,
@@ -149,25 +158,27 @@ def _self_attention(
     k = split_heads(tap("k_proj", k), w.qkv.head_dim)
     v = split_heads(tap("v_proj", v), w.qkv.head_dim)
     if config.qk_norm_after_rope:
-        q, k = _normed(*_rotated(q, k, rope, tap), w, config, tap)
+        q, k = _normed(*_rotated(q, k, config, rope, tap), w, config, tap)
     else:
-        q, k = _rotated(*_normed(q, k, w, config, tap), rope, tap)
+        q, k = _rotated(*_normed(q, k, w, config, tap), config, rope, tap)
     if cache is not None:
         k, v = cache.append(k, v)
     if asks_for(tap, "scores", "probabilities"):
-        heads = tapped_attention(q, k, v, mask=mask, tap=tap)
+        heads = tapped_attention(q, k, v, mask=mask, scale=config.attention_scale, tap=tap)
     else:
-        heads = attention(q, k, v, mask=mask)
+        heads = attention(q, k, v, mask=mask, scale=config.attention_scale)
     heads = tap("attention", heads)
     y = linear(merge_heads(heads), w.o_proj, w.o_bias)
     return tap("o_proj", reduce_partial(y, w.group))
 
 
 def _rotated(
-    q: Array, k: Array, rope: tuple[Array, Array], tap: TapFunction
+    q: Array, k: Array, config: LlamaConfig, rope: tuple[Array, Array] | None, tap: TapFunction
 ) -> tuple[Array, Array]:
-    """Queries and keys after RoPE."""
-    return tap("q_rope", apply_rope(q, *rope)), tap("k_rope", apply_rope(k, *rope))
+    """Queries and keys after RoPE, if the layer has it."""
+    if rope is not None:
+        q, k = (apply_rope(x, *rope, rotary_dim=config.rotary_dim) for x in (q, k))
+    return tap("q_rope", q), tap("k_rope", k)
 
 
 def _normed(
@@ -186,16 +197,15 @@ def _normed(
 
 
 def _check(
-    w: LayerWeights, config: LlamaConfig, rope: tuple[Array, Array], cache: LayerCache | None
+    w: LayerWeights, config: LlamaConfig, rope: tuple[Array, Array] | None, cache: LayerCache | None
 ) -> None:
     for name, value, kind in (("w", w, LayerWeights), ("config", config, LlamaConfig)):
         if not isinstance(value, kind):
             raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
-    pair = isinstance(rope, tuple | list)
-    if not pair or len(rope) != 2:
+    found = len(rope) if isinstance(rope, tuple | list) else type(rope).__name__
+    if found != 2 and not (rope is None and None in config.rope_kinds):
         raise TypeError(
-            f"rope: expected two arrays, cosines and sines from rope_table, "
-            f"got {len(rope) if pair else type(rope).__name__}"
+            f"rope: expected two arrays, cosines and sines from rope_table, got {found}"
         )
     if not isinstance(cache, LayerCache | None):
         raise TypeError(

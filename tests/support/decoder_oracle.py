@@ -11,9 +11,14 @@ import math
 import numpy as np
 
 
-def frequencies(config, length=None):
+def frequencies(config, length=None, layer=0):
     """Radians a position for each pair of channels, and the factor on cosines and sines."""
-    theta, dim, scaling = config.rope_theta, config.head_dim, config.rope_scaling
+    theta, scaling = config.rope_theta, config.rope_scaling
+    dim = int(config.head_dim * config.partial_rotary_factor)
+    if config.layer_rope_theta is not None:
+        theta = config.layer_rope_theta[layer]
+    if not config.sliding_rope_scaling and config.window_of(layer) is not None:
+        scaling = None
     pairs = range(dim // 2)
     plain = [1.0 / math.pow(theta, 2 * i / dim) for i in pairs]
     if scaling is None:
@@ -30,7 +35,11 @@ def frequencies(config, length=None):
         return [1.0 / math.pow(base, 2 * i / dim) for i in pairs], 1.0
     if scaling.rope_type == "llama3":
         return [_llama3(f, scaling, trained) for f in plain], 1.0
-    return [_yarn(i, plain[i], config, trained) for i in pairs], _yarn_factor(scaling)
+    if scaling.rope_type == "longrope":
+        beyond = length is not None and length > trained
+        by = scaling.long_factor if beyond else scaling.short_factor
+        return [f / d for f, d in zip(plain, by, strict=True)], _longrope_factor(scaling)
+    return [_yarn(i, plain[i], scaling, trained, theta, dim) for i in pairs], _yarn_factor(scaling)
 
 
 def _llama3(frequency, scaling, trained):
@@ -45,18 +54,22 @@ def _llama3(frequency, scaling, trained):
     return (1 - smooth) * frequency / scaling.factor + smooth * frequency
 
 
-def _yarn(i, frequency, config, trained):
-    scaling, dim = config.rope_scaling, config.head_dim
+def _longrope_factor(scaling):
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.factor <= 1:
+        return 1.0
+    return (1 + math.log(scaling.factor, scaling.original_max_position_embeddings)) ** 0.5
 
+
+def _yarn(i, frequency, scaling, trained, theta, dim):
     def pair_with(turns):
         """The real-valued i for which trained / wavelength is that many turns, by bisection."""
         low, high = -1000.0 * dim, 1000.0 * dim
         for _ in range(200):
             middle = (low + high) / 2
             exponent = 2 * middle / dim
-            if math.log(trained / (2 * math.pi)) - exponent * math.log(config.rope_theta) > (
-                math.log(turns)
-            ):
+            if math.log(trained / (2 * math.pi)) - exponent * math.log(theta) > (math.log(turns)):
                 low = middle
             else:
                 high = middle
@@ -84,11 +97,13 @@ def _yarn_factor(scaling):
     return 1 + log / 10
 
 
-def turn(vector, position, config, length=None):
-    """One head of one token, turned: channels i and i + D / 2 are the pair i."""
-    turned = np.zeros(len(vector))
-    half = len(vector) // 2
-    speeds, factor = frequencies(config, length)
+def turn(vector, position, config, length=None, layer=0):
+    """One head of one token, turned: channels i and i + R / 2 are the pair i, of the first R."""
+    if config.layer_rope_theta is not None and config.layer_rope_theta[layer] == 0:
+        return vector
+    turned = np.array(vector, np.float64)
+    speeds, factor = frequencies(config, length, layer)
+    half = len(speeds)
     for i in range(half):
         cos, sin = math.cos(position * speeds[i]), math.sin(position * speeds[i])
         turned[i] = factor * (vector[i] * cos - vector[i + half] * sin)
@@ -101,6 +116,15 @@ def softmax(scores):
     exponentials = [math.exp(score - largest) for score in scores]
     total = math.fsum(exponentials)
     return [exponential / total for exponential in exponentials]
+
+
+# What files of a family call the norms that the names of GLM-4 are used for below.
+NAMES = {
+    "olmo2": {
+        "post_self_attn_layernorm": "post_attention_layernorm",
+        "post_mlp_layernorm": "post_feedforward_layernorm",
+    }
+}
 
 
 def attention(q, k, v, allowed=None, scale=None, change=None):
@@ -133,7 +157,7 @@ def rms_norm(row, weight, eps):
 
 
 def forward(weights, config, ids, positions=None, lengths=None, mask=None, changes=None):
-    """Each site's array, tokens first, of one sequence; "lm_head" are the logits.
+    """Each site's array, tokens first, of one sequence; "logits" are "lm_head" if not there.
 
     `lengths` says for each token how many positions were in use when it came ("dynamic" RoPE).
     `mask` [S, S] says which keys a query may attend to, instead of its own and those before it;
@@ -167,20 +191,28 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         split = rows.reshape(count, heads, width)
         sites[name] = np.array(
             [
-                [turn(split[s, h], positions[s], config, lengths[s]) for h in range(heads)]
+                [turn(split[s, h], positions[s], config, lengths[s], layer) for h in range(heads)]
                 for s in range(count)
             ]
         )
         return sites[name]
 
     x = sites["model.embed_tokens"] = np.array(
-        [weights["model.embed_tokens.weight"][i] for i in ids]
+        [weights["model.embed_tokens.weight"][i] * config.embedding_multiplier for i in ids]
     )
+    scale = config.attention_multiplier or 1 / math.sqrt(width)
+    names = NAMES.get(config.model_type, {})
+
+    def norm_in_layer(where, name, rows):
+        if where not in (config.norm_placement, config.norm_placement.replace("both", where)):
+            return rows
+        return normed(f"model.layers.{layer}.{names.get(name, name)}", rows)
+
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}"
         sliding = config.layer_types is None or config.layer_types[layer] == "sliding_attention"
         window = config.sliding_window if sliding else None
-        y = normed(f"{name}.input_layernorm", x)
+        y = norm_in_layer("before", "input_layernorm", x)
         q = linear(f"{name}.self_attn.q_proj", y)
         k = linear(f"{name}.self_attn.k_proj", y)
         v = linear(f"{name}.self_attn.v_proj", y)
@@ -200,11 +232,13 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
             for s in range(count)
         ]
         change = (changes or {}).get(layer)
-        heads = attention(q[None], k[None], v[None], [seen], change=change)[0]
+        heads = attention(q[None], k[None], v[None], [seen], scale, change=change)[0]
         sites[f"{name}.self_attn.attention"] = heads
-        x = x + linear(f"{name}.self_attn.o_proj", heads.reshape(count, -1))
+        y = linear(f"{name}.self_attn.o_proj", heads.reshape(count, -1))
+        y = norm_in_layer("after", "post_self_attn_layernorm", y)
+        x = x + config.residual_multiplier * y
         sites[f"{name}.attention_residual"] = x
-        y = normed(f"{name}.post_attention_layernorm", x)
+        y = norm_in_layer("before", "post_attention_layernorm", x)
         gate, up = linear(f"{name}.mlp.gate_proj", y), linear(f"{name}.mlp.up_proj", y)
         gated = np.array(
             [
@@ -213,13 +247,18 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
             ]
         )
         sites[f"{name}.mlp.act"] = gated
-        x = x + linear(f"{name}.mlp.down_proj", gated)
+        y = linear(f"{name}.mlp.down_proj", gated)
+        y = norm_in_layer("after", "post_mlp_layernorm", y)
+        x = x + config.residual_multiplier * y
         sites[name] = x
     y = normed("model.norm", x)
     head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
     sites["lm_head"] = np.array([weights[f"{head}.weight"] @ row for row in y])
+    if config.logits_scaling != 1:
+        sites["logits"] = sites["lm_head"] / config.logits_scaling
     return sites
 
 
 def logits(weights, config, ids, positions=None, lengths=None):
-    return forward(weights, config, ids, positions, lengths)["lm_head"]
+    sites = forward(weights, config, ids, positions, lengths)
+    return sites.get("logits", sites["lm_head"])

@@ -54,7 +54,16 @@ CONFIGS = {
     "qwen2": replace(GQA, model_type="qwen2"),
     "qwen3": replace(GQA, model_type="qwen3", qk_norm="head"),
     "norms of projections": replace(GQA, qk_norm="full"),
+    "norms on both sides": replace(GQA, norm_placement="both"),
     "norms after RoPE": replace(GQA, qk_norm="head", qk_norm_weight=False, qk_norm_after_rope=True),
+    "multipliers": replace(
+        GQA,
+        model_type="granite",
+        embedding_multiplier=3.0,
+        attention_multiplier=0.3,
+        residual_multiplier=0.7,
+        logits_scaling=1.7,
+    ),
     "tied": replace(GQA, tie_word_embeddings=True),
     "window": replace(GQA, model_type="mistral", sliding_window=3),
     "window of one": replace(GQA, model_type="mistral", sliding_window=1),
@@ -68,6 +77,17 @@ CONFIGS = {
     "dynamic": replace(GQA, rope_scaling={"rope_type": "dynamic", "factor": 3.0}),
     "yarn": replace(GQA, head_dim=8, rope_scaling=YARN),
     "llama3": replace(GQA, head_dim=8, rope_scaling=LLAMA3),
+    "RoPE by layer": replace(
+        GQA,
+        head_dim=8,
+        sliding_window=2,
+        num_hidden_layers=3,
+        layer_types=("sliding_attention", "full_attention", "full_attention"),
+        layer_rope_theta=(10.0, 100.0, 0.0),
+        sliding_rope_scaling=False,
+        partial_rotary_factor=0.5,
+        rope_scaling={"rope_type": "linear", "factor": 3.0},
+    ),
 }
 
 
@@ -120,6 +140,8 @@ def layer_weights(weights, config, layer, array=unmoved):
         ),
         get("post_attention_layernorm.weight"),
         MLPWeights(*matrices, *mlp_biases),
+        get("post_self_attn_layernorm.weight"),
+        get("post_mlp_layernorm.weight"),
     )
 
 

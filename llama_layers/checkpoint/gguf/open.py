@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from llama_layers.checkpoint.checkpoint import Checkpoint, TensorInfo
 from llama_layers.checkpoint.extras import require_installed
-from llama_layers.checkpoint.gguf.config import ARCHITECTURES, read_config
+from llama_layers.checkpoint.gguf.config import ARCHITECTURES, PERMUTED, read_config
 from llama_layers.checkpoint.gguf.header import GGUFHeader, read_gguf
 from llama_layers.checkpoint.gguf.metadata import shown
-from llama_layers.checkpoint.names import to_hugging_face
-from llama_layers.checkpoint.rope_rows import permuted_heads
+from llama_layers.checkpoint.names import from_gguf
+from llama_layers.checkpoint.our_order import in_our_order
 from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, viewed
 from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer.gguf import (
@@ -27,6 +27,7 @@ from llama_layers.checkpoint.tokenizer.gguf import (
 )
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError, ConfigError
+from llama_layers.model.fused_tensors import FUSED
 
 _PART = re.compile(r"(.*)-\d{5}-of-(?!00000)(\d{5})\.gguf")
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -60,7 +61,9 @@ def open_gguf(file: Path) -> Checkpoint:
         path=file,
         format="GGUF file",
         config=config,
-        tensors=_renamed(stored, config, permuted=architecture == "llama"),
+        tensors=in_our_order(
+            file, _renamed(stored, config), config, FUSED, permuted=architecture in PERMUTED
+        ),
         maps=maps,
         chat_template=read_chat_template(file, metadata),
         generation_config={"eos_token_id": list(ends)} if ends else {},
@@ -167,21 +170,17 @@ def _numbers(info: TensorInfo, data: NDArray[np.uint8]) -> np.ndarray:
     return viewed(data[info.offset : info.offset + info.nbytes], info.dtype, info.shape)
 
 
-def _renamed(
-    stored: Mapping[str, TensorInfo], config: LlamaConfig, *, permuted: bool
-) -> dict[str, TensorInfo]:
+def _renamed(stored: Mapping[str, TensorInfo], config: LlamaConfig) -> dict[str, TensorInfo]:
     """The tensors under their Hugging Face names."""
-    names = {name: to_hugging_face(name, "gguf") for name in stored}
-    for name, info in stored.items():
-        if names[name] == name:
+    found = {}
+    for stored_name, info in stored.items():
+        name = from_gguf(stored_name, config.model_type)
+        if name is None:
             raise CheckpointError(
-                f"{info.file}: {name}: no {config.model_type} has a tensor of this name"
+                f"{info.file}: {stored_name}: no {config.model_type} has a tensor of this name"
             )
-    return {
-        name: replace(
-            stored[stored_name],
-            name=name,
-            permuted_heads=permuted_heads(name, config) if permuted else None,
-        )
-        for stored_name, name in names.items()
-    }
+        gate = stored_name.replace("ffn_up", "ffn_gate")
+        if gate not in stored and info.shape[0] == 2 * config.intermediate_size:
+            name = name.replace("mlp.up_proj", "mlp.gate_up_proj")
+        found[name] = replace(info, name=name)
+    return found

@@ -9,6 +9,7 @@ import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.families import module_name
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.predicted import rounded
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
@@ -67,8 +68,8 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Scales with the weight of {0}; it should scale with that of {1}."""
     weights = {"model.norm": at.model.weights.norm}
     for index, layer in enumerate(at.model.weights.layers):
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"model.layers.{index}.{name}"] = getattr(layer, name)
+        for role, weight in layer.norms().items():
+            weights[f"model.layers.{index}.{module_name(at.config.model_type, role)}"] = weight
     for name, weight in weights.items():
         if name != at.site.name and weight.shape == norm.weight.shape:
             yield replace(norm, weight=to_numpy(weight)), name, at.site.name
