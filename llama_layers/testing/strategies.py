@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, dtype_of
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.arrays.types import Array, Device, Namespace
+from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.weights import QKVWeights
 
@@ -35,14 +36,15 @@ SPECIAL_ELEMENTS = 4
 def configs(
     draw: st.DrawFn,
     *,
-    model_types: Sequence[str] = ("llama", "mistral", "qwen2", "qwen3"),
+    model_types: Sequence[str] = tuple(FAMILIES),
     max_heads: int = 6,
     max_head_dim: int = 8,
 ) -> LlamaConfig:
     """Small models of every shape that a config.json can describe.
 
     Multi-head, grouped-query and multi-query attention; head_dim as it follows from hidden_size
-    and free of it; biases; tied embeddings; each RoPE scaling; sliding windows.
+    and free of it; biases; tied embeddings; each RoPE scaling; sliding windows; norms in every
+    place.
 
     Parameters
     ----------
@@ -75,7 +77,14 @@ def configs(
     derived = draw(st.booleans())
     hidden_size = num_heads * head_dim if derived else draw(st.integers(1, 3 * max_head_dim))
     model_type = draw(st.sampled_from(model_types))
+    switches: dict[str, Any] = {}
+    if draw(st.booleans()):  # others than the family's
+        switches["norm_placement"] = draw(st.sampled_from(["before", "after", "both"]))
+    if draw(st.booleans()):
+        switches["qk_norm"] = draw(st.sampled_from(["head", "full"]))
+        switches |= {n: draw(st.booleans()) for n in ("qk_norm_weight", "qk_norm_after_rope")}
     return LlamaConfig(
+        **switches,
         vocab_size=draw(st.integers(1, 64)),
         hidden_size=hidden_size,
         intermediate_size=draw(st.integers(1, 4 * max_head_dim)),

@@ -55,6 +55,7 @@ CONFIGS = {
     "qwen3": replace(GQA, model_type="qwen3", qk_norm="head"),
     "norms of projections": replace(GQA, qk_norm="full"),
     "norms on both sides": replace(GQA, norm_placement="both"),
+    "olmo2": replace(GQA, model_type="olmo2", norm_placement="after", qk_norm="full"),
     "norms after RoPE": replace(GQA, qk_norm="head", qk_norm_weight=False, qk_norm_after_rope=True),
     "tied": replace(GQA, tie_word_embeddings=True),
     "window": replace(GQA, model_type="mistral", sliding_window=3),
