@@ -33,6 +33,11 @@ class Family:
         output of attention has none.
     switches_window : bool
         Whether ``use_sliding_window`` and ``max_window_layers`` say which layers have the window.
+    rope : {"same", "no_rope_layers", "windows", "type", "layer"}
+        How a file says which layers have RoPE, and which: alike in all; by ``no_rope_layers``; only
+        those with a window; by parameters for each type of layer; by ``layer_rope_theta``.
+    scaling_names : Mapping of str to str
+        Other names that its files have for kinds of scaling.
     fused : frozenset of str
         Modules of a layer that its files have instead of several, whose rows they hold.
     interleaved : bool
@@ -48,6 +53,8 @@ class Family:
     modules: Mapping[str, str] = field(default_factory=dict)
     qkv_bias: bool = False
     switches_window: bool = False
+    rope: str = "same"
+    scaling_names: Mapping[str, str] = field(default_factory=dict)
     fused: frozenset[str] = frozenset()
     interleaved: bool = False
 
@@ -115,6 +122,10 @@ SWITCHES: dict[str, Any] = {
     "qk_norm": "none",
     "qk_norm_weight": True,
     "qk_norm_after_rope": False,
+    "layer_rope_theta": None,
+    "sliding_rope_scaling": True,
+    "partial_rotary_factor": 1.0,
+    "llama_4_scaling_beta": 0.0,
 }
 _SOMETIMES_READ = frozenset(SWITCHES).union(*(family.reads for family in FAMILIES.values()))
 

@@ -19,8 +19,12 @@ from llama_layers.config.checks import (
     check_count,
     check_fields,
     check_name,
+    check_not_negative,
+    check_share,
+    check_thetas,
 )
 from llama_layers.config.families import FAMILIES, family_switches
+from llama_layers.config.rope_layers import RopeOfLayers, check_rope
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.errors import ConfigError, shown
 
@@ -51,7 +55,7 @@ def _check_act(name: str, value: object) -> None:
 
 
 @dataclass(frozen=True)
-class Fields:
+class Fields(RopeOfLayers):
     """The fields, which `LlamaConfig` documents."""
 
     vocab_size: Count
@@ -65,6 +69,10 @@ class Fields:
     num_key_value_heads: Count = _DERIVED
     head_dim: HeadDim = _DERIVED
     rope_scaling: Annotated[RopeScaling, _check_scaling] | None = None
+    layer_rope_theta: Annotated[tuple[float, ...], check_thetas] | None = None
+    sliding_rope_scaling: Flag = True
+    partial_rotary_factor: Annotated[float, check_share] = 1.0
+    llama_4_scaling_beta: Annotated[float, check_not_negative] = 0.0
     sliding_window: Count | None = None
     layer_types: Annotated[tuple[str, ...], _check_layer_types] | None = None
     attention_bias: Flag = False
@@ -100,15 +108,7 @@ class Fields:
                 "qk_norm: expected 'head' or 'full', since qk_norm_after_rope or qk_norm_weight "
                 "says how, got 'none'"
             )
-        if self.head_dim % 2:
-            raise ConfigError(
-                f"head_dim: expected an even number (RoPE rotates pairs), got {self.head_dim}"
-            )
-        if self.rope_theta == 1 and self.rope_scaling and self.rope_scaling.rope_type == "yarn":
-            raise ConfigError(
-                "rope_theta: expected another number than 1 with yarn, which divides by its "
-                "logarithm"
-            )
+        check_rope(self)
         if self.layer_types is not None:
             if len(self.layer_types) != self.num_hidden_layers:
                 raise ConfigError(
@@ -122,7 +122,7 @@ class Fields:
         """Fill in what follows from other fields, and give lists and mappings their types."""
         derived: dict[str, Any] = {
             name: tuple(value)
-            for name in ("layer_types", "eos_token_id")
+            for name in ("layer_types", "eos_token_id", "layer_rope_theta")
             if isinstance(value := getattr(self, name), list)
         }
         if isinstance(self.rope_scaling, Mapping):

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from llama_layers.config.config_file import OWN_KEY
+from llama_layers.config.config_file import OWN_KEY, constructor_arguments
 from llama_layers.config.families import FAMILIES, family_switches, unread_fields
 from llama_layers.config.fields import Fields
+from llama_layers.config.rope_keys import rope_words
+
+# Fields that a family's own keys may say, or not.
+_OF_LAYERS = ("layer_rope_theta", "sliding_rope_scaling")
 
 
 def file_content(config: Fields) -> dict[str, Any]:
@@ -23,16 +27,21 @@ def file_content(config: Fields) -> dict[str, Any]:
             content[field.name] = value
         elif value != built_in.get(field.name, field.default):
             own[field.name] = value
-    if config.rope_scaling is not None:
-        content["rope_scaling"] = {
-            key: value for key, value in vars(config.rope_scaling).items() if value is not None
-        }
+    for name in ("rope_theta", "rope_scaling", "llama_4_scaling_beta"):
+        content.pop(name, None)
+    content |= rope_words(config, family)
     content["torch_dtype"] = content.pop("dtype")
     if family.switches_window:
         content["use_sliding_window"] = config.sliding_window is not None
         content["max_window_layers"] = 0  # the number of layers before the first with a window
     if config.layer_types is None:
         content.pop("layer_types", None)
+    if family.rope != "same":
+        own = {name: value for name, value in own.items() if name not in _OF_LAYERS}
+        said, _ = constructor_arguments(content)
+        for name in _OF_LAYERS:
+            if (value := getattr(config, name)) != said.get(name, Fields.__dict__[name]):
+                own[name] = list(value) if isinstance(value, tuple) else value
     if own:
         content[OWN_KEY] = own
     return content

@@ -53,6 +53,14 @@ class LlamaConfig(Fields, PublishedSizes):
         Channels of a head; ``hidden_size / num_attention_heads`` if not given, and free otherwise.
     rope_scaling : RopeScaling, mapping or None
         How frequencies are changed for long contexts.
+    layer_rope_theta : tuple of float or None
+        The base of each layer, if they differ; 0 for a layer without RoPE.
+    sliding_rope_scaling : bool
+        Whether `rope_scaling` is for layers with a window, too.
+    partial_rotary_factor : float
+        Which part of each head's channels is rotated, the first of them.
+    llama_4_scaling_beta : float
+        How much the queries of tokens beyond the trained context grow, see `query_temperature`.
     sliding_window : int or None
         How many tokens back a token attends, itself included. A config of your own may have it in
         every family; `from_json` reads it where transformers does, not for "llama".

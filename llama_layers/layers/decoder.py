@@ -26,7 +26,7 @@ def decoder_layer(
     /,
     *,
     config: LlamaConfig,
-    rope: tuple[Array, Array],
+    rope: tuple[Array, Array] | None,
     mask: Mask | Array | None,
     cache: LayerCache | None = None,
     tap: Tap | None = None,
@@ -44,8 +44,9 @@ def decoder_layer(
         From the same library and device as `x`.
     config : LlamaConfig
         Its ``rms_norm_eps`` and the switches of the block are read.
-    rope : tuple of two Arrays
-        Cosines and sines of the tokens' positions, from `rope_table`.
+    rope : tuple of two Arrays, or None
+        Cosines and sines of the tokens' positions, from `rope_table`; None for a layer that has no
+        RoPE. Where RoPE differs from layer to layer, ``config.rope_of(layer)`` is that of a layer.
     mask : Array of bool, Mask or None
         Which keys each query may attend to; see `attention`. With None every query attends to
         every key, later ones too: causal attention needs a `Mask`, with a cache as well.
@@ -144,7 +145,7 @@ def _self_attention(
     x: Array,
     w: AttentionWeights,
     config: LlamaConfig,
-    rope: tuple[Array, Array],
+    rope: tuple[Array, Array] | None,
     mask: Mask | Array | None,
     cache: LayerCache | None,
     tap: TapFunction,
@@ -155,9 +156,9 @@ def _self_attention(
     k = split_heads(tap("k_proj", k), w.qkv.head_dim)
     v = split_heads(tap("v_proj", v), w.qkv.head_dim)
     if config.qk_norm_after_rope:
-        q, k = _normed(*_rotated(q, k, rope, tap), w, config, tap)
+        q, k = _normed(*_rotated(q, k, config, rope, tap), w, config, tap)
     else:
-        q, k = _rotated(*_normed(q, k, w, config, tap), rope, tap)
+        q, k = _rotated(*_normed(q, k, w, config, tap), config, rope, tap)
     if cache is not None:
         k, v = cache.append(k, v)
     if asks_for(tap, "scores", "probabilities"):
@@ -170,10 +171,12 @@ def _self_attention(
 
 
 def _rotated(
-    q: Array, k: Array, rope: tuple[Array, Array], tap: TapFunction
+    q: Array, k: Array, config: LlamaConfig, rope: tuple[Array, Array] | None, tap: TapFunction
 ) -> tuple[Array, Array]:
-    """Queries and keys after RoPE."""
-    return tap("q_rope", apply_rope(q, *rope)), tap("k_rope", apply_rope(k, *rope))
+    """Queries and keys after RoPE, if the layer has it."""
+    if rope is not None:
+        q, k = (apply_rope(x, *rope, rotary_dim=config.rotary_dim) for x in (q, k))
+    return tap("q_rope", q), tap("k_rope", k)
 
 
 def _normed(
@@ -192,16 +195,15 @@ def _normed(
 
 
 def _check(
-    w: LayerWeights, config: LlamaConfig, rope: tuple[Array, Array], cache: LayerCache | None
+    w: LayerWeights, config: LlamaConfig, rope: tuple[Array, Array] | None, cache: LayerCache | None
 ) -> None:
     for name, value, kind in (("w", w, LayerWeights), ("config", config, LlamaConfig)):
         if not isinstance(value, kind):
             raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
-    pair = isinstance(rope, tuple | list)
-    if not pair or len(rope) != 2:
+    found = len(rope) if isinstance(rope, tuple | list) else type(rope).__name__
+    if found != 2 and not (rope is None and None in config.rope_kinds):
         raise TypeError(
-            f"rope: expected two arrays, cosines and sines from rope_table, "
-            f"got {len(rope) if pair else type(rope).__name__}"
+            f"rope: expected two arrays, cosines and sines from rope_table, got {found}"
         )
     if not isinstance(cache, LayerCache | None):
         raise TypeError(

@@ -12,6 +12,7 @@ from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, Namespace
+from llama_layers.config.rope_layers import RopeKind
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.decoder import decoder_layer
 from llama_layers.layers.group import check_shared
@@ -174,7 +175,7 @@ def final_states(
     inputs = Inputs.of(
         x, model.config, cache, positions, attention_mask, mask=mask, last_only=last_only
     )
-    x, cache = decoder_layers(xp, x, model, inputs.rope, inputs.masks, inputs.cache, tap)
+    x, cache = decoder_layers(xp, x, model, inputs.ropes, inputs.masks, inputs.cache, tap)
     if last_only:
         x = x[:, -1:, :]
     x = tap("model.norm", rms_norm(x, model.weights.norm, eps=model.config.rms_norm_eps))
@@ -214,7 +215,7 @@ def decoder_layers(
     xp: Namespace,
     x: Array,
     model: Llama,
-    rope: tuple[Array, Array],
+    ropes: Mapping[RopeKind | None, tuple[Array, Array] | None],
     masks: Mapping[int | None, Mask | Array],
     cache: KVCache | None,
     tap: TapFunction,
@@ -223,6 +224,7 @@ def decoder_layers(
     config = model.config
     for index, layer in enumerate(model.weights.layers):
         name, mask = f"model.layers.{index}", masks[config.window_of(index)]
+        rope = ropes[config.rope_kinds[index]]
         view = None if cache is None else LayerCache(cache, index)
         x = decoder_layer(
             x, layer, config=config, rope=rope, mask=mask, cache=view, tap=inside(tap, name)

@@ -8,12 +8,14 @@ import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.sites import Site
 from llama_layers.layers.weights import LayerWeights
 from llama_layers.model.llama import Llama
 from llama_layers.parallel.plan import SUMMED
 from llama_layers.verify.operations import (
     Attention,
+    Copy,
     Embedding,
     Gate,
     Linear,
@@ -56,7 +58,7 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if site.operation == "gate":
         return Gate(inputs[0], inputs[1])
     if site.operation == "rope":
-        return Rope(_heads(inputs[0], config.head_dim), recorded.positions, config)
+        return _rope(_heads(inputs[0], config.head_dim), site, recorded, config)
     if site.operation == "logprobs":
         whole = known and info_of(recorded.arrays, site.name).shape[-1] == config.vocab_size
         return Logprobs(inputs[0], None if whole else recorded.next_ids, recorded.temperature)
@@ -73,6 +75,12 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if len(inputs) == 2:
         return WeightedSum(inputs[0], v)
     return Attention(inputs[0], past.joined(site.layer, KEY, inputs[1]), v, mask, scale)
+
+
+def _rope(x: np.ndarray, site: Site, recorded: Recorded, config: LlamaConfig) -> Operation:
+    assert site.layer is not None  # queries and keys are inside a layer
+    rope = config.rope_of(site.layer)
+    return Copy(x) if rope is None else Rope(x, recorded.positions, rope)
 
 
 def matrix(site: Site, model: Llama) -> tuple[Array, Array | None]:

@@ -67,7 +67,7 @@ def fitted(
             raise TraceError(
                 f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {given.dtype}"
             )
-        pairs = config.head_dim if layout == "interleaved" and site.role in ROTATED else None
+        pairs = config if layout == "interleaved" and site.role in ROTATED else None
         found[name] = array.changed(shape, partial(_fit, shape, pairs))
     return StoredArrays(found)
 
@@ -90,7 +90,7 @@ def _first_of(tokens: int, logits: Array) -> Array:
     return logits[..., :tokens]
 
 
-def _fit(shape: tuple[int, ...], interleaved: int | None, given: Array) -> np.ndarray:
+def _fit(shape: tuple[int, ...], interleaved: LlamaConfig | None, given: Array) -> np.ndarray:
     """Bring an array into a shape, and put pairs half a head apart where they are interleaved."""
     array = to_numpy(given).reshape(shape)
     if not array.dtype.isnative:
@@ -145,7 +145,10 @@ def _spellings(site: Site, shape: tuple[int, ...], width: int) -> list[tuple[int
     return found
 
 
-def in_halves(array: np.ndarray, width: int) -> np.ndarray:
-    """Put pairs that are next to each other half a head apart."""
-    pairs = array.reshape(*array.shape[:2], -1, width // 2, 2)
-    return np.ascontiguousarray(np.swapaxes(pairs, -1, -2)).reshape(array.shape)
+def in_halves(array: np.ndarray, config: LlamaConfig) -> np.ndarray:
+    """Put pairs that are next to each other half a head, or half of what is rotated, apart."""
+    width = config.rotary_dim
+    heads = array.reshape(*array.shape[:2], -1, config.head_dim).copy()
+    pairs = heads[..., :width].reshape(*heads.shape[:-1], width // 2, 2)
+    heads[..., :width] = np.swapaxes(pairs, -1, -2).reshape(*heads.shape[:-1], width)
+    return heads.reshape(array.shape)

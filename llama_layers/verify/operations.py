@@ -25,6 +25,7 @@ The views, in which x, weight and so on are tracked where nothing else is said:
 - `Norm`: ``x``, ``weight``, and ``eps``, a number.
 - `Linear`: a `Product`, with arrays for ``matmul(x, weight, bias)``.
 - `Rope`: a `Rotation`.
+- `Copy`: ``x``.
 - `Gate`: ``gate``, ``up``.
 - `Residual`: ``x``, ``added``.
 - `Logprobs`: a `Choice`; see there.
@@ -64,6 +65,7 @@ from llama_layers.verify.tracked import Tracked, read
 
 __all__ = [
     "Attention",
+    "Copy",
     "Embedding",
     "Gate",
     "Heads",
@@ -190,7 +192,8 @@ class Product:
 class Rope(Operation[Rotation], Generic[Stored]):
     """Rotary position embedding of x [B, S, heads, D] at positions [S] or [B, S].
 
-    The positions are those of the whole call, since "dynamic" scaling depends on the largest.
+    The positions are those of the whole call, since "dynamic" and "longrope" scaling depend on
+    the largest. Where RoPE differs from layer to layer, the config is that of one layer.
     """
 
     inputs = ("x",)
@@ -226,6 +229,19 @@ class Rope(Operation[Rotation], Generic[Stored]):
         a, b = rotation.pairs
         cos, sin = rotation.table
         return rotation.joined(rotation.plus(a * cos, -b * sin), rotation.plus(b * cos, a * sin))
+
+
+@dataclass(frozen=True, eq=False)
+class Copy(Operation["Copy[Tracked]"], Generic[Numbers]):
+    """Queries or keys x [B, S, heads, D] of a layer that has no RoPE, as they are."""
+
+    inputs = ("x",)
+    x: Numbers
+
+    @staticmethod
+    def formula(copied: Copy[Tracked]) -> Tracked:
+        """The same."""
+        return copied.x
 
 
 @dataclass(frozen=True, eq=False)

@@ -161,10 +161,10 @@ def _fitted(
         raise TraceError(
             f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {given.dtype}"
         )
-    pairs = width if layout == "interleaved" and name.endswith(KEY) else None
+    pairs = config if layout == "interleaved" and name.endswith(KEY) else None
     return array.changed(shape, partial(_fit, shape, pairs))
 
 
-def _fit(shape: tuple[int, ...], interleaved: int | None, given: Array) -> np.ndarray:
+def _fit(shape: tuple[int, ...], interleaved: LlamaConfig | None, given: Array) -> np.ndarray:
     array = to_numpy(given).reshape(shape)
     return array if interleaved is None else in_halves(array, interleaved)

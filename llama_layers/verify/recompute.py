@@ -179,7 +179,8 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
         case Rope():
             rows = x(operation.x)
             table = rope_table(operation.positions, operation.config, like=rows)
-            return apply_rope(rows, *table, layout=operation.layout)
+            width = operation.config.rotary_dim
+            return apply_rope(rows, *table, layout=operation.layout, rotary_dim=width)
         case Attention() if operation.mask is not None and operation.mask.dtype == bool:
             q, k, v = x(operation.q), x(operation.k), x(operation.v)
             return attention(q, k, v, mask=operation.mask, scale=operation.scale)

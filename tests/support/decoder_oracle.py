@@ -11,9 +11,14 @@ import math
 import numpy as np
 
 
-def frequencies(config, length=None):
+def frequencies(config, length=None, layer=0):
     """Radians a position for each pair of channels, and the factor on cosines and sines."""
-    theta, dim, scaling = config.rope_theta, config.head_dim, config.rope_scaling
+    theta, scaling = config.rope_theta, config.rope_scaling
+    dim = int(config.head_dim * config.partial_rotary_factor)
+    if config.layer_rope_theta is not None:
+        theta = config.layer_rope_theta[layer]
+    if not config.sliding_rope_scaling and config.window_of(layer) is not None:
+        scaling = None
     pairs = range(dim // 2)
     plain = [1.0 / math.pow(theta, 2 * i / dim) for i in pairs]
     if scaling is None:
@@ -30,7 +35,11 @@ def frequencies(config, length=None):
         return [1.0 / math.pow(base, 2 * i / dim) for i in pairs], 1.0
     if scaling.rope_type == "llama3":
         return [_llama3(f, scaling, trained) for f in plain], 1.0
-    return [_yarn(i, plain[i], config, trained) for i in pairs], _yarn_factor(scaling)
+    if scaling.rope_type == "longrope":
+        beyond = length is not None and length > trained
+        by = scaling.long_factor if beyond else scaling.short_factor
+        return [f / d for f, d in zip(plain, by, strict=True)], _longrope_factor(scaling)
+    return [_yarn(i, plain[i], scaling, trained, theta, dim) for i in pairs], _yarn_factor(scaling)
 
 
 def _llama3(frequency, scaling, trained):
@@ -45,18 +54,22 @@ def _llama3(frequency, scaling, trained):
     return (1 - smooth) * frequency / scaling.factor + smooth * frequency
 
 
-def _yarn(i, frequency, config, trained):
-    scaling, dim = config.rope_scaling, config.head_dim
+def _longrope_factor(scaling):
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.factor <= 1:
+        return 1.0
+    return (1 + math.log(scaling.factor, scaling.original_max_position_embeddings)) ** 0.5
 
+
+def _yarn(i, frequency, scaling, trained, theta, dim):
     def pair_with(turns):
         """The real-valued i for which trained / wavelength is that many turns, by bisection."""
         low, high = -1000.0 * dim, 1000.0 * dim
         for _ in range(200):
             middle = (low + high) / 2
             exponent = 2 * middle / dim
-            if math.log(trained / (2 * math.pi)) - exponent * math.log(config.rope_theta) > (
-                math.log(turns)
-            ):
+            if math.log(trained / (2 * math.pi)) - exponent * math.log(theta) > (math.log(turns)):
                 low = middle
             else:
                 high = middle
@@ -84,11 +97,13 @@ def _yarn_factor(scaling):
     return 1 + log / 10
 
 
-def turn(vector, position, config, length=None):
-    """One head of one token, turned: channels i and i + D / 2 are the pair i."""
-    turned = np.zeros(len(vector))
-    half = len(vector) // 2
-    speeds, factor = frequencies(config, length)
+def turn(vector, position, config, length=None, layer=0):
+    """One head of one token, turned: channels i and i + R / 2 are the pair i, of the first R."""
+    if config.layer_rope_theta is not None and config.layer_rope_theta[layer] == 0:
+        return vector
+    turned = np.array(vector, np.float64)
+    speeds, factor = frequencies(config, length, layer)
+    half = len(speeds)
     for i in range(half):
         cos, sin = math.cos(position * speeds[i]), math.sin(position * speeds[i])
         turned[i] = factor * (vector[i] * cos - vector[i + half] * sin)
@@ -176,7 +191,7 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         split = rows.reshape(count, heads, width)
         sites[name] = np.array(
             [
-                [turn(split[s, h], positions[s], config, lengths[s]) for h in range(heads)]
+                [turn(split[s, h], positions[s], config, lengths[s], layer) for h in range(heads)]
                 for s in range(count)
             ]
         )

@@ -42,6 +42,9 @@ CONFIGS = {
     ),
     "yarn": replace(BASE, rope_scaling=YARN),
     "llama3": replace(BASE, rope_scaling=LLAMA3),
+    "theta by layer": replace(BASE, layer_rope_theta=(100.0, 2000.0, 2000.0)),
+    "layer without RoPE": replace(BASE, layer_rope_theta=(2000.0, 0.0, 2000.0)),
+    "partial RoPE": replace(BASE, partial_rotary_factor=0.5),
     "six heads": replace(BASE, num_attention_heads=6, num_key_value_heads=2),
 }
 WEIGHTS = {name: random_weights(config, dtype=np.float32) for name, config in CONFIGS.items()}

@@ -70,6 +70,17 @@ CONFIGS = {
     "dynamic": replace(GQA, rope_scaling={"rope_type": "dynamic", "factor": 3.0}),
     "yarn": replace(GQA, head_dim=8, rope_scaling=YARN),
     "llama3": replace(GQA, head_dim=8, rope_scaling=LLAMA3),
+    "RoPE by layer": replace(
+        GQA,
+        head_dim=8,
+        sliding_window=2,
+        num_hidden_layers=3,
+        layer_types=("sliding_attention", "full_attention", "full_attention"),
+        layer_rope_theta=(10.0, 100.0, 0.0),
+        sliding_rope_scaling=False,
+        partial_rotary_factor=0.5,
+        rope_scaling={"rope_type": "linear", "factor": 3.0},
+    ),
 }
 
 

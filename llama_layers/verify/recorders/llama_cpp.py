@@ -284,5 +284,5 @@ def _arrays(
             )
         array = array.reshape(shape)
         rotated = layout == "interleaved" and site.role in ROTATED
-        arrays[site.name] = in_halves(array, config.head_dim) if rotated else array
+        arrays[site.name] = in_halves(array, config) if rotated else array
     return arrays
