@@ -98,6 +98,7 @@ def configs(
         rope_scaling=draw(st.none() | st.sampled_from(_ROPE_SCALINGS)),
         sliding_window=draw(st.none() | st.integers(1, 16)),
         attention_bias=draw(st.booleans()),
+        attention_out_bias=draw(st.none() | st.booleans()),
         mlp_bias=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
         model_type=model_type,

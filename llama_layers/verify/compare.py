@@ -17,7 +17,7 @@ from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
-from llama_layers.layers.sites import LOGPROBS, Site, sites
+from llama_layers.layers.sites import LOGITS, LOGPROBS, Site, sites
 from llama_layers.verify.distance import distance_by_token
 from llama_layers.verify.fit import OF_LAST_TOKEN
 from llama_layers.verify.logprob_arrays import NextIds, aligned, fitted_logprobs, next_tokens
@@ -150,7 +150,8 @@ def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
     layers = [int(n) for n in numbers if len(n) <= len(str(_LAYERS)) and int(n) < _LAYERS]
     inside = {".".join(parts[3:]) for parts in names}
     likeliest = max(_every_block(), key=lambda c: len(inside & {s.inside for s in sites(c)}))
-    return replace(likeliest, num_hidden_layers=1 + max(layers, default=0))
+    scaling = 2.0 if any(LOGITS in trace.arrays for trace in traces) else 1.0
+    return replace(likeliest, num_hidden_layers=1 + max(layers, default=0), logits_scaling=scaling)
 
 
 @cache

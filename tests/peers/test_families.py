@@ -47,6 +47,35 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True,
         },
     ),
+    "ministral": (
+        "ministral",
+        {
+            "head_dim": 8,
+            "sliding_window": 7,
+            "layer_types": ["full_attention", *["sliding_attention"] * 2],
+        },
+    ),
+    "cwm": ("cwm", {"sliding_window": 7, "head_dim": 8}),
+    "ernie4_5": ("ernie4_5", {"head_dim": 8, "tie_word_embeddings": False}),
+    "ernie4_5, biases": ("ernie4_5", {"head_dim": 16, "use_bias": True}),
+    "exaone": ("exaone", {"attention_bias": True, "mlp_bias": True}),
+    "helium": ("helium", {"head_dim": 8}),
+    "helium, biases": ("helium", {"head_dim": 8, "attention_bias": True, "mlp_bias": True}),
+    "seed_oss": ("seed_oss", {"head_dim": 16}),
+    "seed_oss, other biases": (
+        "seed_oss",
+        {"head_dim": 8, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
+    ),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 6.0,
+        },
+    ),
+    "granite, defaults": ("granite", {"attention_bias": True, "mlp_bias": True}),
 }
 TOKENS = 40  # past the context length
 

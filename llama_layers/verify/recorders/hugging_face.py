@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -22,6 +22,7 @@ from llama_layers.arrays.types import Array, Device, Namespace
 from llama_layers.config.families import FAMILIES, module_name
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.sites import Site, sites
+from llama_layers.model.fused_tensors import FUSED
 from llama_layers.verify.trace import Trace
 
 # Families that have heads before tokens where they normalise queries and keys.
@@ -129,6 +130,8 @@ def record_transformers(
     _warn_of_dropout(torch, model)
     with torch.no_grad(), _watched(model, ours, keep, places.append, probabilities):
         logits = model(**options).logits
+    if (name := "logits") in {site.name for site in sites(ours)}:
+        keep(name, logits)
     _check_complete(arrays, ours, probabilities)
     position_ids = to_numpy(places[0])
     # A layer with a window may have forgotten the first tokens.
@@ -144,6 +147,7 @@ def record_transformers(
             "engine": f"transformers {version('transformers')}",
             "attention": str(config._attn_implementation),
             "config": config.to_json_string(use_diff=False),
+            **({"rope_layout": "interleaved"} if FAMILIES[config.model_type].interleaved else {}),
             # One for all arrays: a model in several dtypes, or under autocast, has none.
             **({"dtype": dtypes.pop()} if len(dtypes) == 1 else {}),
             **describe(torch, logits),
@@ -211,6 +215,16 @@ def _watched(
 
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
+        def part_of(module: Any, site: Site, parts: Mapping[str, str]) -> None:
+            known = {other.role: int(other.shape[-1]) for other in sites(config)}
+            names = [role for role in parts if parts[role] == parts[site.role]]
+            start = sum(known[role] for role in names[: names.index(site.role)])
+
+            def hook(_: object, __: object, output: Any) -> None:
+                keep(site.name, output[..., start : start + known[site.role]])
+
+            stack.callback(module.register_forward_hook(hook).remove)
+
         def positions(_: object, inputs: tuple[Array, ...], keywords: dict[str, Array]) -> None:
             keep_positions(keywords["position_ids"] if "position_ids" in keywords else inputs[1])
 
@@ -218,12 +232,17 @@ def _watched(
         stack.callback(
             body.rotary_emb.register_forward_pre_hook(positions, with_kwargs=True).remove
         )
-        inputs = _modules_of_inputs(config)
+        inputs, fused = _modules_of_inputs(config), FAMILIES[config.model_type].fused
+        parts = {part: module for module in fused for part in FUSED[module]}
         for site in sites(config):
-            if site.role in inputs:
-                layer = f"model.layers.{site.layer}"
+            layer = f"model.layers.{site.layer}"
+            if site.operation == "embedding":
+                input_of(body.layers[0], site)  # multiplied outside the module, if at all
+            elif site.role in inputs:
                 input_of(model.get_submodule(f"{layer}.{inputs[site.role]}"), site)
-            elif site.operation in ("embedding", "norm", "linear") or site.role == "layer":
+            elif site.role in parts:
+                part_of(model.get_submodule(f"{layer}.{parts[site.role]}"), site, parts)
+            elif site.operation in ("norm", "linear") or site.role == "layer":
                 output_of(model.get_submodule(site.name), site)
         rotated = not config.qk_norm_after_rope
         stack.enter_context(_attention_watched(model, keep, rotated, probabilities))
