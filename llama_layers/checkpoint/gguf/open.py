@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llama_layers.checkpoint.checkpoint import Checkpoint, TensorInfo
 from llama_layers.checkpoint.extras import require_installed
-from llama_layers.checkpoint.gguf.config import ARCHITECTURES, PERMUTED, read_config
+from llama_layers.checkpoint.gguf.config import ARCHITECTURES, PERMUTED, WITH_DIVISORS, read_config
 from llama_layers.checkpoint.gguf.header import GGUFHeader, read_gguf
 from llama_layers.checkpoint.gguf.metadata import shown
 from llama_layers.checkpoint.names import from_gguf
@@ -47,7 +47,7 @@ def open_gguf(file: Path) -> Checkpoint:
         )
     stored = _all_tensors(parts)
     _check_vectors(stored)
-    factors = stored.pop(_ROPE_FACTORS, None) if architecture == "llama" else None
+    factors = stored.pop(_ROPE_FACTORS, None) if architecture in WITH_DIVISORS else None
     maps = {part.file: part.data for part in parts}
     shapes = {name: info.shape for name, info in stored.items()}
     divisors = None if factors is None else _numbers(factors, maps[factors.file])
