@@ -208,6 +208,28 @@ FAMILIES = {
         output_bias=False,
         interleaved=True,
     ),
+    "internlm3": Family(
+        architecture="InternLM3ForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias"}),
+        defaults={
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "head_dim": 128,
+            "num_key_value_heads": 2,
+            "pad_token_id": 2,
+        },
+        other_keys={"qkv_bias": ("attention_bias",), "bias": ("mlp_bias", "attention_out_bias")},
+    ),
+    "iquestcoder": Family(
+        architecture="IQuestCoderForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias"}),
+        defaults={
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "head_dim": 128,
+            "num_key_value_heads": 8,
+        },
+    ),
     "seed_oss": Family(
         architecture="SeedOssForCausalLM",
         reads=frozenset({"attention_bias", "attention_out_bias", "mlp_bias"}),
