@@ -305,6 +305,12 @@ def module_name(model_type: str, role: str) -> str:
     return FAMILIES[model_type].modules.get(role, role)
 
 
+def names_norms_otherwise(model_type: str) -> bool:
+    """Whether a family has the name of one norm here for another."""
+    modules = FAMILIES[model_type].modules
+    return "post_attention_layernorm" in modules.values()
+
+
 def is_renamed(model_type: str, role: str) -> bool:
     """Whether a family has the name of a module that it does not have for another one."""
     modules = FAMILIES[model_type].modules
