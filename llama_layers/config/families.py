@@ -39,6 +39,8 @@ class Family:
     rope : {"same", "no_rope_layers", "windows", "type", "layer"}
         How a file says which layers have RoPE, and which: alike in all; by ``no_rope_layers``; only
         those with a window; by parameters for each type of layer; by ``layer_rope_theta``.
+    ntk_alpha : bool
+        Whether ``alpha`` in a "dynamic" scaling stands for another theta, and nothing dynamic.
     scaling_names : Mapping of str to str
         Other names that its files have for kinds of scaling.
     fused : frozenset of str
@@ -70,6 +72,7 @@ class Family:
     output_bias: bool = True
     switches_window: bool = False
     rope: str = "same"
+    ntk_alpha: bool = False
     scaling_names: Mapping[str, str] = field(default_factory=dict)
     fused: frozenset[str] = frozenset()
     interleaved: bool = False
@@ -198,6 +201,7 @@ FAMILIES = {
             "self_attn.q_norm": "self_attn.query_layernorm",
             "self_attn.k_norm": "self_attn.key_layernorm",
         },
+        ntk_alpha=True,
     ),
     "cwm": Family(
         architecture="CwmForCausalLM",

@@ -68,6 +68,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "head_dim": 12,
             "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 100.0,
+                "factor": 1.0,
+                "alpha": 50.0,
+                "beta_fast": 32,
+                "mscale": 1.0,
+            },
         },
     ),
     "ministral": (
