@@ -236,7 +236,7 @@ OTHER_SCALING = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}
         ({"hidden_size": 4095}, "hidden_size: expected a multiple of .* 32 where head_dim"),
         ({"hidden_size": 32}, r"head_dim: expected an even number .*, got 1"),
         ({"head_dim": 3}, r"head_dim: expected an even number .*, got 3"),
-        ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected one of silu, gelu_pytorch_tanh, got 'gelu'"),
         (
             {"model_type": "mixtral"},
             "model_type: expected one of llama, mistral, qwen2, qwen3, .*, got 'mixtral'",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama_layers.config.checks import check_count, check_flag, check_layer_count
-from llama_layers.config.families import FAMILIES, Family, unread_fields
+from llama_layers.config.families import FAMILIES, Family, Key, unread_fields
 from llama_layers.config.keys import Keys
 from llama_layers.config.refusals import refuse_draft_heads, refuse_quantised
 from llama_layers.config.rope_keys import read_rope
@@ -44,19 +44,27 @@ def constructor_arguments(content: Mapping[str, Any]) -> tuple[dict[str, Any], d
     refuse_draft_heads(content)
     refuse_quantised(content)
     _check_required(required)
-    optional = {
-        field: keys.get(family.keys.get(field, field), family.defaults.get(field))
-        for field in [*_OPTIONAL, *family.reads]
-    }
+    optional = {field: _read(keys, field, family) for field in [*_OPTIONAL, *family.reads]}
     arguments = {**required, **optional, "dtype": _dtype(keys)}
     if arguments["hidden_act"] == "swish":  # another name of the same function
         arguments["hidden_act"] = "silu"
+    for key, needed in family.needs.items():
+        if (found := keys.get(key)) not in (None, needed):
+            raise ConfigError(f"{key}: expected {needed} or nothing, got {shown(found)}")
     if family.switches_window:
         _switch_window(arguments, keys, family)
+    _alternate_windows(arguments, keys, family)
     unread_words = read_rope(arguments, keys, family)
     given = {key: value for key, value in arguments.items() if value is not None}
     own = _own_fields(keys, required["model_type"])
     return given | own, keys.unread() | unread_words
+
+
+def _read(keys: Keys, field: str, family: Family) -> Any:
+    """The value of a field that a key says; None if it is not said."""
+    key = family.keys.get(field) or Key(field)
+    said = keys.get(key.name, family.defaults.get(key.name))
+    return None if said is None else key.read(said)
 
 
 def _family(required: Mapping[str, Any]) -> Family:
@@ -92,6 +100,21 @@ def _dtype(keys: Keys) -> object:
         dtype = dtype.removeprefix("torch.")
         return _DTYPES.get(dtype, dtype)
     return dtype
+
+
+def _alternate_windows(arguments: dict[str, Any], keys: Keys, family: Family) -> None:
+    """Say with layer_types that every so manyth layer has no window."""
+    every, pattern = family.full_every, "sliding_window_pattern"
+    if pattern in family.defaults:
+        every = keys.get(pattern, family.defaults[pattern])
+        check_count(pattern, every)
+    if every and arguments["layer_types"] is None:
+        layers = arguments["num_hidden_layers"]
+        check_layer_count("num_hidden_layers", layers)
+        arguments["layer_types"] = [
+            "sliding_attention" if (layer + 1) % every else "full_attention"
+            for layer in range(layers)
+        ]
 
 
 def _switch_window(arguments: dict[str, Any], keys: Keys, family: Family) -> None:

@@ -2,9 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from llama_layers.config.checks import check_flag, check_positive
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of config.json that says what a field of `LlamaConfig` says, in another way.
+
+    Attributes
+    ----------
+    name : str
+        The key.
+    read, write : callable
+        From the key's value to the field's, and back.
+    """
+
+    name: str
+    read: Callable[[Any], Any] = _same
+    write: Callable[[Any], Any] = _same
+
+
+def _multiplier(scalar: Any) -> float:
+    check_positive("query_pre_attn_scalar", scalar)
+    return float(scalar**-0.5)
+
+
+def _scalar(multiplier: float | None) -> float | None:
+    """The number of which `_multiplier` makes this one: an integer, if there is one."""
+    if multiplier is None:
+        return None
+    near = multiplier**-2
+    around = [near, *(math.nextafter(near, end) for end in (0.0, math.inf))]
+    return next((n for n in (round(near), *around) if n and n**-0.5 == multiplier), near)
+
+
+def _placement(post_norm: Any) -> str:
+    check_flag("use_post_norm", post_norm)
+    return "both" if post_norm else "before"
+
+
+_GELU = "gelu_pytorch_tanh"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +69,13 @@ class Family:
         Keys that change the maths in another family and nothing in this one.
     built_in : Mapping of str to Any
         Values of switches in the code of the class, where they are not Llama's.
-    keys : Mapping of str to str
-        Keys of a file that are not called as the field of `LlamaConfig`, by the field.
+    keys : Mapping of str to Key
+        Keys of a file that say a field of `LlamaConfig` in another way, by the field.
+    needs : Mapping of str to Any
+        Keys that the class reads, with the only value that is supported.
+    full_every : int
+        Where a file does not say the types of layers: every how many layers one has no window; 0
+        if that is not so.
     modules : Mapping of str to str
         What transformers' class calls modules inside a layer that have another name here. The
         names here are Llama's, and GLM-4's for norms that Llama does not have: ``input_layernorm``
@@ -45,6 +96,8 @@ class Family:
     interleaved : bool
         Whether the class rotates channels next to each other, so that its files have the rows of
         queries and keys in that order.
+    scales_embedding : bool
+        Whether the embedding's multiplier is the root of hidden_size if a config does not say.
     multiplies_inputs : bool
         Whether ``embedding_multiplier`` multiplies vectors that come instead of ids, too.
     multiplies_logits : bool
@@ -56,7 +109,9 @@ class Family:
     defaults: Mapping[str, Any]
     ignores: frozenset[str] = frozenset()
     built_in: Mapping[str, Any] = field(default_factory=dict)
-    keys: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    full_every: int = 0
     modules: Mapping[str, str] = field(default_factory=dict)
     qkv_bias: bool = False
     switches_window: bool = False
@@ -64,6 +119,7 @@ class Family:
     scaling_names: Mapping[str, str] = field(default_factory=dict)
     fused: frozenset[str] = frozenset()
     interleaved: bool = False
+    scales_embedding: bool = False
     multiplies_inputs: bool = False
     multiplies_logits: bool = False
 
@@ -71,6 +127,35 @@ class Family:
 _MULTIPLIERS = frozenset(
     {"embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"}
 )
+_GEMMA = {
+    "embedding_multiplier_rounded": True,
+    "norm_weight_offset": 1.0,
+    "hidden_act": _GELU,
+}
+_GEMMA_TOKENS: dict[str, Any] = {
+    "head_dim": 256,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+    "tie_word_embeddings": True,
+}
+_CAUSAL = {"use_bidirectional_attention": False}
+_GEMMA_2 = frozenset(
+    """
+    attention_bias sliding_window layer_types attention_multiplier attn_logit_softcapping
+    final_logit_softcapping
+    """.split()
+)
+_GEMMA_2_KEYS = {
+    "hidden_act": Key("hidden_activation"),
+    "attention_multiplier": Key("query_pre_attn_scalar", _multiplier, _scalar),
+}
+_GEMMA_2_IGNORES = frozenset({"sliding_window_pattern"})  # it is always every second layer
+_GEMMA_NORMS = {
+    "post_self_attn_layernorm": "post_attention_layernorm",
+    "post_attention_layernorm": "pre_feedforward_layernorm",
+    "post_mlp_layernorm": "post_feedforward_layernorm",
+}
 
 FAMILIES = {
     "llama": Family(
@@ -114,6 +199,84 @@ FAMILIES = {
         defaults={"bos_token_id": 1, "eos_token_id": 2, "attention_multiplier": 1.0},
         multiplies_inputs=True,
     ),
+    "hyperclovax": Family(
+        architecture="HyperCLOVAXForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias", "norm_placement"}) | _MULTIPLIERS,
+        defaults={"bos_token_id": 1, "eos_token_id": 2, "use_post_norm": True},
+        built_in={"norm_placement": "both"},
+        keys={"norm_placement": Key("use_post_norm", _placement, lambda where: where == "both")},
+        modules={"post_self_attn_layernorm": "post_norm1", "post_mlp_layernorm": "post_norm2"},
+        multiplies_inputs=True,
+        multiplies_logits=True,
+    ),
+    "gemma": Family(
+        architecture="GemmaForCausalLM",
+        reads=frozenset({"attention_bias"}),
+        defaults=_GEMMA_TOKENS | {"num_key_value_heads": 16},
+        built_in=_GEMMA,
+        keys={"hidden_act": Key("hidden_act", lambda act: _GELU if act == "gelu" else act)},
+        ignores=frozenset({"hidden_activation"}),
+        needs=_CAUSAL,
+        scales_embedding=True,
+    ),
+    "gemma2": Family(
+        architecture="Gemma2ForCausalLM",
+        reads=_GEMMA_2,
+        defaults=_GEMMA_TOKENS
+        | {
+            "num_key_value_heads": 4,
+            "sliding_window": 4096,
+            "query_pre_attn_scalar": 256,
+            "final_logit_softcapping": 30.0,
+            "attn_logit_softcapping": 50.0,
+        },
+        built_in=_GEMMA | {"norm_placement": "both"},
+        keys=_GEMMA_2_KEYS,
+        ignores=_GEMMA_2_IGNORES,
+        needs=_CAUSAL,
+        full_every=2,
+        modules=_GEMMA_NORMS,
+        scales_embedding=True,
+    ),
+    "gemma3_text": Family(
+        architecture="Gemma3ForCausalLM",
+        reads=_GEMMA_2 - {"attn_logit_softcapping"}  # which the class keeps and does not use
+        | {"layer_rope_theta", "sliding_rope_scaling"},
+        defaults=_GEMMA_TOKENS
+        | {
+            "num_key_value_heads": 4,
+            "sliding_window": 4096,
+            "sliding_window_pattern": 6,
+            "query_pre_attn_scalar": 256,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+        },
+        built_in=_GEMMA | {"norm_placement": "both", "qk_norm": "head"},
+        keys=_GEMMA_2_KEYS,
+        ignores=frozenset({"attn_logit_softcapping"}),
+        needs=_CAUSAL,
+        modules=_GEMMA_NORMS,
+        rope="type",
+        scales_embedding=True,
+    ),
+    "vaultgemma": Family(
+        architecture="VaultGemmaForCausalLM",
+        reads=_GEMMA_2,
+        defaults=_GEMMA_TOKENS
+        | {
+            "num_key_value_heads": 4,
+            "sliding_window": 4096,
+            "query_pre_attn_scalar": 256,
+            "final_logit_softcapping": 30.0,
+            "attn_logit_softcapping": 50.0,
+        },
+        built_in=_GEMMA,
+        keys=_GEMMA_2_KEYS,
+        ignores=_GEMMA_2_IGNORES,
+        full_every=2,
+        modules={"post_attention_layernorm": "pre_feedforward_layernorm"},
+        scales_embedding=True,
+    ),
 }
 # The switches of the block, with the values that Llama has.
 SWITCHES: dict[str, Any] = {
@@ -126,12 +289,18 @@ SWITCHES: dict[str, Any] = {
     "attention_multiplier": None,
     "residual_multiplier": 1.0,
     "logits_scaling": 1.0,
+    "norm_weight_offset": 0.0,
+    "hidden_act": "silu",
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
     "layer_rope_theta": None,
     "sliding_rope_scaling": True,
     "partial_rotary_factor": 1.0,
     "llama_4_scaling_beta": 0.0,
 }
-_SOMETIMES_READ = frozenset(SWITCHES).union(*(family.reads for family in FAMILIES.values()))
+_SOMETIMES_READ = (frozenset(SWITCHES) - {"hidden_act"}).union(
+    *(family.reads for family in FAMILIES.values())
+)
 
 
 def unread_fields(model_type: str) -> frozenset[str]:
@@ -139,9 +308,11 @@ def unread_fields(model_type: str) -> frozenset[str]:
     return _SOMETIMES_READ - FAMILIES[model_type].reads
 
 
-def family_switches(model_type: str) -> dict[str, Any]:
+def family_switches(model_type: str, hidden_size: int) -> dict[str, Any]:
     """The values that the switches of the block have in a family, if a config does not say."""
-    return {**SWITCHES, **FAMILIES[model_type].built_in}
+    family = FAMILIES[model_type]
+    root = {"embedding_multiplier": math.sqrt(hidden_size)} if family.scales_embedding else {}
+    return {**SWITCHES, **family.built_in, **root}
 
 
 def module_name(model_type: str, role: str) -> str:

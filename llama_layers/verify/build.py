@@ -48,7 +48,8 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         return Embedding(recorded.input_ids, to_numpy(table), embedding_factor(config, table))
     if site.operation == "norm":
         x = _heads(inputs[0], config.head_dim) if len(site.shape) == 4 else _flat(inputs[0])
-        return Norm(x, to_numpy(matrix(site, model)[0]), config.rms_norm_eps)
+        weights = to_numpy(matrix(site, model)[0])
+        return Norm(x, weights, config.rms_norm_eps, norm_offset(site, config))
     if site.operation == "linear":
         weight, bias = matrix(site, model)
         added = None if bias is None else to_numpy(bias)
@@ -61,31 +62,38 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if site.operation == "logits":
         return logits_of(inputs[0], config)
     if site.operation == "gate":
-        return Gate(inputs[0], inputs[1])
+        return Gate(inputs[0], inputs[1], config.hidden_act)
     if site.operation == "rope":
         return _rope(_heads(inputs[0], config.head_dim), site, recorded, config)
     if site.operation == "logprobs":
         whole = known and info_of(recorded.arrays, site.name).shape[-1] == config.vocab_size
         return Logprobs(inputs[0], None if whole else recorded.next_ids, recorded.temperature)
     assert site.layer is not None  # attention is inside a layer
-    scale = config.attention_scale
+    scale, cap = config.attention_scale, config.attn_logit_softcapping
     mask, past = recorded.allowed(site.layer), recorded.past
     if site.operation == "scores":
-        return Scores(inputs[0], past.joined(site.layer, KEY, inputs[1]), mask, scale)
+        return Scores(inputs[0], past.joined(site.layer, KEY, inputs[1]), mask, scale, cap)
     if site.operation == "softmax":
         if len(inputs) == 1:
             return Softmax(inputs[0], mask)
-        return Probabilities(inputs[0], past.joined(site.layer, KEY, inputs[1]), mask, scale)
+        return Probabilities(inputs[0], past.joined(site.layer, KEY, inputs[1]), mask, scale, cap)
     v = past.joined(site.layer, VALUE, _heads(inputs[-1], config.head_dim))
     if len(inputs) == 2:
         return WeightedSum(inputs[0], v)
-    return Attention(inputs[0], past.joined(site.layer, KEY, inputs[1]), v, mask, scale)
+    return Attention(inputs[0], past.joined(site.layer, KEY, inputs[1]), v, mask, scale, cap)
+
+
+def norm_offset(site: Site, config: LlamaConfig) -> float:
+    """What a norm adds to its weight: nothing where it has none."""
+    weightless = site.role.endswith(("q_norm", "k_norm")) and not config.qk_norm_weight
+    return 0.0 if weightless else config.norm_weight_offset
 
 
 def logits_of(products: np.ndarray, config: LlamaConfig) -> Logits:
     """The operation that makes logits of what the head gives."""
     scaling = config.logits_scaling
-    return Logits(products, 1 / scaling if config.multiplies_logits else scaling)
+    scaling = 1 / scaling if config.multiplies_logits else scaling
+    return Logits(products, scaling, config.final_logit_softcapping)
 
 
 def _rope(x: np.ndarray, site: Site, recorded: Recorded, config: LlamaConfig) -> Operation:

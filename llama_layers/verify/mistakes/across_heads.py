@@ -34,6 +34,7 @@ def joined(parts: Sequence[Tracked], axis: int) -> Tracked:
 def _across(attention: Attention, weighing: Weighing, how: Rounding) -> Bound:
     """Attention of which all heads are weighed at once."""
     arrays = {name: to_numpy(getattr(attention, name)) for name in "qkv"}
+    scale, cap = attention.scale, attention.cap
     batch, queries, heads, _ = arrays["q"].shape
     _, keys, groups, _ = arrays["k"].shape
     mask = broadcast_mask(attention.mask, batch, queries, keys)
@@ -42,7 +43,7 @@ def _across(attention: Attention, weighing: Weighing, how: Rounding) -> Bound:
     every = list(tiles(batch, queries, keys, heads, groups, queries))
     for b in range(batch):
         parts = [
-            (t, Heads(**t.read(arrays, how), mask=None, scale=attention.scale))
+            (t, Heads(**t.read(arrays, how), mask=None, scale=scale, cap=cap))
             for t in every[:groups]
         ]
         every = every[groups:]
