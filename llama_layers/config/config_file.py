@@ -43,9 +43,10 @@ def constructor_arguments(content: Mapping[str, Any]) -> tuple[dict[str, Any], d
     family = _family(required)
     refuse_draft_heads(content)
     refuse_quantised(content)
-    _check_required(required)
     optional = {field: _read(keys, field, family) for field in [*_OPTIONAL, *family.reads]}
-    arguments = {**required, **optional, "dtype": _dtype(keys)}
+    other_names = _under_other_names(content, keys, family)
+    _check_required(required := {**required, **other_names})
+    arguments = {**optional, **required, "dtype": _dtype(keys)}
     if arguments["hidden_act"] == "swish":  # another name of the same function
         arguments["hidden_act"] = "silu"
     for key, needed in family.needs.items():
@@ -53,7 +54,7 @@ def constructor_arguments(content: Mapping[str, Any]) -> tuple[dict[str, Any], d
             raise ConfigError(f"{key}: expected {needed} or nothing, got {shown(found)}")
     if family.switches_window:
         _switch_window(arguments, keys, family)
-    _alternate_windows(arguments, keys, family)
+    _name_layer_types(arguments, keys, family)
     unread_words = read_rope(arguments, keys, family)
     given = {key: value for key, value in arguments.items() if value is not None}
     own = _own_fields(keys, required["model_type"])
@@ -65,6 +66,21 @@ def _read(keys: Keys, field: str, family: Family) -> Any:
     key = family.keys.get(field) or Key(field)
     said = keys.get(key.name, family.defaults.get(key.name))
     return None if said is None else key.read(said)
+
+
+def _under_other_names(content: Mapping[str, Any], keys: Keys, family: Family) -> dict[str, Any]:
+    """The values of fields that a file gives under names of its family's own."""
+    found = {}
+    for key, names in family.other_keys.items():
+        if (value := keys.get(key)) is None:
+            continue
+        for name in names:
+            if content.get(name) not in (None, value):
+                raise ConfigError(
+                    f"{name}: expected {shown(value)}, as {key} says, got {shown(content[name])}"
+                )
+            found[name] = value
+    return found
 
 
 def _family(required: Mapping[str, Any]) -> Family:
@@ -102,19 +118,18 @@ def _dtype(keys: Keys) -> object:
     return dtype
 
 
-def _alternate_windows(arguments: dict[str, Any], keys: Keys, family: Family) -> None:
-    """Say with layer_types that every so manyth layer has no window."""
-    every, pattern = family.full_every, "sliding_window_pattern"
+def _name_layer_types(arguments: dict[str, Any], keys: Keys, family: Family) -> None:
+    """Say the types of layers where a file does not."""
+    if family.layer_types is None:
+        return
+    said, pattern = {}, "sliding_window_pattern"
     if pattern in family.defaults:
-        every = keys.get(pattern, family.defaults[pattern])
-        check_count(pattern, every)
-    if every and arguments["layer_types"] is None:
+        said["every"] = keys.get(pattern, family.defaults[pattern])
+        check_count(pattern, said["every"])
+    if arguments["layer_types"] is None:
         layers = arguments["num_hidden_layers"]
         check_layer_count("num_hidden_layers", layers)
-        arguments["layer_types"] = [
-            "sliding_attention" if (layer + 1) % every else "full_attention"
-            for layer in range(layers)
-        ]
+        arguments["layer_types"] = family.layer_types(layers, **said)
 
 
 def _switch_window(arguments: dict[str, Any], keys: Keys, family: Family) -> None:

@@ -19,6 +19,7 @@ from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array, Device, Namespace
 from llama_layers.config.families import FAMILIES
+from llama_layers.model.fused_tensors import FUSED
 from llama_layers.verify.trace import Trace
 
 # Modules of a layer whose output is a site.
@@ -49,7 +50,7 @@ def record_transformers(
 
     Parameters
     ----------
-    model : LlamaForCausalLM, MistralForCausalLM or that of another known family
+    model : LlamaForCausalLM, or that class of another family that `load` reads
         In any dtype, on any device, with "eager", "sdpa" or any other attention. It is left as it
         was found, also if it fails, and runs in the mode that it is in: call ``model.eval()`` first
         if dropout is to be off.
@@ -97,8 +98,8 @@ def record_transformers(
     config: Any = getattr(model, "config", None)
     if getattr(config, "model_type", None) not in FAMILIES or not hasattr(model, "lm_head"):
         raise TypeError(
-            "model: expected the causal language model of a family of transformers that is known "
-            f"({', '.join(FAMILIES)}), got {type(model).__name__}"
+            f"model: expected the causal language model of one of transformers' families "
+            f"{', '.join(FAMILIES)}, got {type(model).__name__}"
         )
     torch = importlib.import_module("torch")
     ids = _integers(torch, "input_ids", input_ids, model.device)
@@ -151,6 +152,7 @@ def record_transformers(
             "engine": f"transformers {version('transformers')}",
             "attention": str(config._attn_implementation),
             "config": config.to_json_string(use_diff=False),
+            **({"rope_layout": "interleaved"} if FAMILIES[config.model_type].interleaved else {}),
             # One for all arrays: a model in several dtypes, or under autocast, has none.
             **({"dtype": dtypes.pop()} if len(dtypes) == 1 else {}),
             **describe(torch, logits),
@@ -214,6 +216,13 @@ def _watched(
 
             stack.callback(module.register_forward_pre_hook(hook).remove)
 
+        def outputs_of(module: Any, names: list[str], sizes: list[int]) -> None:
+            def hook(_: object, __: object, output: Any) -> None:
+                for name, part in zip(names, output.split(sizes, dim=-1), strict=True):
+                    keep(name, part)
+
+            stack.callback(module.register_forward_hook(hook).remove)
+
         def positions(_: object, inputs: tuple[Array, ...], keywords: dict[str, Array]) -> None:
             keep_positions(keywords["position_ids"] if "position_ids" in keywords else inputs[1])
 
@@ -224,8 +233,14 @@ def _watched(
         input_of(body.layers[0], "model.embed_tokens")  # multiplied outside the module, if at all
         for index, layer in enumerate(body.layers):
             name = f"model.layers.{index}"
-            for role in _outputs(model.config):
+            fused = FAMILIES[model.config.model_type].fused
+            parts = {part for module in fused for part in FUSED[module]}
+            for role in (role for role in _outputs(model.config) if role not in parts):
                 output_of(layer.get_submodule(role), f"{name}.{role}")
+            for module in fused:
+                sizes = _sizes(layer, module, model.config)
+                names = [f"{name}.{part}" for part in FUSED[module]]
+                outputs_of(layer.get_submodule(module), names, sizes)
             for role, site in _INPUTS.items():
                 width = layer.self_attn.head_dim if site == "self_attn.attention" else None
                 input_of(layer.get_submodule(role), f"{name}.{site}", width)
@@ -296,6 +311,14 @@ def _outputs(config: Any) -> list[str]:
     """The modules of a layer whose output is a site."""
     norms = ["self_attn.q_norm", "self_attn.k_norm"] if config.model_type == "qwen3" else []
     return [*_OUTPUTS, *norms]
+
+
+def _sizes(layer: Any, module: str, config: Any) -> list[int]:
+    """How many outputs of a fused module are those of each of its parts."""
+    if module == "mlp.gate_up_proj":
+        return [config.intermediate_size] * 2
+    queries, keys = config.num_attention_heads, config.num_key_value_heads
+    return [heads * layer.self_attn.head_dim for heads in (queries, keys, keys)]
 
 
 def _check_complete(arrays: dict[str, np.ndarray], config: Any, probabilities: bool) -> None:
