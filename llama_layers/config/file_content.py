@@ -6,7 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from llama_layers.config.config_file import OWN_KEY, constructor_arguments
-from llama_layers.config.families import FAMILIES, Key, family_switches, unread_fields
+from llama_layers.config.families import FAMILIES, family_switches, unread_fields
+from llama_layers.config.family import Key
 from llama_layers.config.fields import Fields
 from llama_layers.config.rope_keys import rope_words
 
@@ -24,8 +25,8 @@ def file_content(config: Fields) -> dict[str, Any]:
         value = getattr(config, field.name)
         value = list(value) if isinstance(value, tuple) else value
         if field.name not in unread:
-            key = family.keys.get(field.name) or Key(field.name)
-            content[key.name] = key.write(value)
+            file_key = family.keys.get(field.name, Key(field.name))
+            content[file_key.name] = file_key.write(value)
         elif value != built_in.get(field.name, field.default):
             own[field.name] = value
     for key, names in family.other_keys.items():
