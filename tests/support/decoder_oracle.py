@@ -123,7 +123,19 @@ _OLMO = {
     "post_self_attn_layernorm": "post_attention_layernorm",
     "post_mlp_layernorm": "post_feedforward_layernorm",
 }
+_GEMMA = {
+    "post_self_attn_layernorm": "post_attention_layernorm",
+    "post_attention_layernorm": "pre_feedforward_layernorm",
+    "post_mlp_layernorm": "post_feedforward_layernorm",
+}
 NAMES = {
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "vaultgemma": {"post_attention_layernorm": "pre_feedforward_layernorm"},
+    "hyperclovax": {
+        "post_self_attn_layernorm": "post_norm1",
+        "post_mlp_layernorm": "post_norm2",
+    },
     "olmo2": _OLMO,
     "hunyuan_v1_dense": {
         "self_attn.q_norm": "self_attn.query_layernorm",
@@ -273,7 +285,8 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
     head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
     sites["lm_head"] = np.array([weights[f"{head}.weight"] @ row for row in y])
     if config.logits_scaling != 1:
-        sites["logits"] = sites["lm_head"] / config.logits_scaling
+        by = config.logits_scaling
+        sites["logits"] = sites["lm_head"] * (by if config.model_type == "hyperclovax" else 1 / by)
     if (cap := config.final_logit_softcapping) is not None:
         logits = sites.get("logits", sites["lm_head"])
         sites["logits"] = cap * np.tanh(logits / cap)
