@@ -7,22 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from llama_layers.config.checks import check_flag, check_positive
-from llama_layers.config.family import Family, Key
-
-
-def _multiplier(scalar: Any) -> float:
-    check_positive("query_pre_attn_scalar", scalar)
-    return float(scalar**-0.5)
-
-
-def _scalar(multiplier: float | None) -> float | None:
-    """The number of which `_multiplier` makes this one: an integer, if there is one."""
-    if multiplier is None:
-        return None
-    near = multiplier**-2
-    around = [near, *(math.nextafter(near, end) for end in (0.0, math.inf))]
-    return next((n for n in (round(near), *around) if n and n**-0.5 == multiplier), near)
+from llama_layers.config.checks import check_flag
+from llama_layers.config.family import Family, Key, last_of_several_full
+from llama_layers.config.gemma import GEMMA
 
 
 def _placement(post_norm: Any) -> str:
@@ -30,22 +17,15 @@ def _placement(post_norm: Any) -> str:
     return "both" if post_norm else "before"
 
 
-_GELU = "gelu_pytorch_tanh"
-
-
 def _first_of_four_full(layers: int) -> list[str]:
     """Types of layers of which each first of four attends to all tokens."""
     return ["sliding_attention" if layer % 4 else "full_attention" for layer in range(layers)]
 
 
-def _last_of_several_full(layers: int, *, every: int) -> list[str]:
-    """Types of layers of which each last of several attends to all tokens."""
-    return [
-        "full_attention" if layer % every == every - 1 else "sliding_attention"
-        for layer in range(layers)
-    ]
-
-
+_NORMS_OF_OLMO = {
+    "post_self_attn_layernorm": "post_attention_layernorm",
+    "post_mlp_layernorm": "post_feedforward_layernorm",
+}
 _MISTRAL = Family(
     architecture="MistralForCausalLM",
     reads=frozenset({"sliding_window", "layer_types"}),
@@ -61,36 +41,6 @@ _MISTRAL = Family(
 _MULTIPLIERS = frozenset(
     {"embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"}
 )
-_GEMMA = {
-    "embedding_multiplier_rounded": True,
-    "norm_weight_offset": 1.0,
-    "hidden_act": _GELU,
-}
-_GEMMA_TOKENS: dict[str, Any] = {
-    "head_dim": 256,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-    "tie_word_embeddings": True,
-}
-_CAUSAL = {"use_bidirectional_attention": False}
-_GEMMA_2 = frozenset(
-    """
-    attention_bias sliding_window layer_types attention_multiplier attn_logit_softcapping
-    final_logit_softcapping
-    """.split()
-)
-_GEMMA_2_KEYS = {
-    "hidden_act": Key("hidden_activation"),
-    "attention_multiplier": Key("query_pre_attn_scalar", _multiplier, _scalar),
-}
-_GEMMA_2_IGNORES = frozenset({"sliding_window_pattern"})  # it is always every second layer
-_GEMMA_NORMS = {
-    "post_self_attn_layernorm": "post_attention_layernorm",
-    "post_attention_layernorm": "pre_feedforward_layernorm",
-    "post_mlp_layernorm": "post_feedforward_layernorm",
-}
-
 FAMILIES = {
     "llama": Family(
         architecture="LlamaForCausalLM",
@@ -124,10 +74,52 @@ FAMILIES = {
         reads=frozenset({"attention_bias"}),
         defaults={"eos_token_id": 50279, "pad_token_id": 1},
         built_in={"norm_placement": "after", "qk_norm": "full"},
-        modules={
-            "post_self_attn_layernorm": "post_attention_layernorm",
-            "post_mlp_layernorm": "post_feedforward_layernorm",
+        modules=_NORMS_OF_OLMO,
+    ),
+    "olmo3": Family(
+        architecture="Olmo3ForCausalLM",
+        reads=frozenset({"attention_bias", "sliding_window", "layer_types"}),
+        defaults={
+            "eos_token_id": 50279,
+            "pad_token_id": 1,
+            "rope_theta": 500000.0,
+            "sliding_window": 4096,
         },
+        built_in={"norm_placement": "after", "qk_norm": "full"},
+        modules=_NORMS_OF_OLMO,
+        rope="type",
+        layer_types=partial(last_of_several_full, every=4),
+    ),
+    "exaone4": Family(
+        architecture="Exaone4ForCausalLM",
+        reads=frozenset({"sliding_window", "layer_types"}),
+        defaults={
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "num_key_value_heads": 32,
+            "sliding_window": 4096,
+        },
+        ignores=frozenset({"sliding_window_pattern"}),
+        built_in={"norm_placement": "after", "qk_norm": "head"},
+        modules=_NORMS_OF_OLMO,
+        rope="windows",
+        layer_types=partial(last_of_several_full, every=4),
+    ),
+    "glm4": Family(
+        architecture="Glm4ForCausalLM",
+        reads=frozenset({"attention_bias", "partial_rotary_factor"}),
+        defaults={
+            "attention_bias": True,
+            "eos_token_id": [151329, 151336, 151338],
+            "head_dim": 128,
+            "num_key_value_heads": 2,
+            "pad_token_id": 151329,
+            "partial_rotary_factor": 0.5,
+        },
+        built_in={"norm_placement": "both"},
+        output_bias=False,
+        fused=frozenset({"mlp.gate_up_proj"}),
+        interleaved=True,
     ),
     "hunyuan_v1_dense": Family(
         architecture="HunYuanDenseV1ForCausalLM",
@@ -138,6 +130,7 @@ FAMILIES = {
             "self_attn.q_norm": "self_attn.query_layernorm",
             "self_attn.k_norm": "self_attn.key_layernorm",
         },
+        ntk_alpha=True,
     ),
     "cwm": Family(
         architecture="CwmForCausalLM",
@@ -271,75 +264,7 @@ FAMILIES = {
         multiplies_inputs=True,
         multiplies_logits=True,
     ),
-    "gemma": Family(
-        architecture="GemmaForCausalLM",
-        reads=frozenset({"attention_bias"}),
-        defaults=_GEMMA_TOKENS | {"num_key_value_heads": 16},
-        built_in=_GEMMA,
-        keys={"hidden_act": Key("hidden_act", lambda act: _GELU if act == "gelu" else act)},
-        ignores=frozenset({"hidden_activation"}),
-        needs=_CAUSAL,
-        scales_embedding=True,
-    ),
-    "gemma2": Family(
-        architecture="Gemma2ForCausalLM",
-        reads=_GEMMA_2,
-        defaults=_GEMMA_TOKENS
-        | {
-            "num_key_value_heads": 4,
-            "sliding_window": 4096,
-            "query_pre_attn_scalar": 256,
-            "final_logit_softcapping": 30.0,
-            "attn_logit_softcapping": 50.0,
-        },
-        built_in=_GEMMA | {"norm_placement": "both"},
-        keys=_GEMMA_2_KEYS,
-        ignores=_GEMMA_2_IGNORES,
-        needs=_CAUSAL,
-        layer_types=partial(_last_of_several_full, every=2),
-        modules=_GEMMA_NORMS,
-        scales_embedding=True,
-    ),
-    "gemma3_text": Family(
-        architecture="Gemma3ForCausalLM",
-        reads=_GEMMA_2 - {"attn_logit_softcapping"}  # which the class keeps and does not use
-        | {"layer_rope_theta", "sliding_rope_scaling"},
-        defaults=_GEMMA_TOKENS
-        | {
-            "num_key_value_heads": 4,
-            "sliding_window": 4096,
-            "sliding_window_pattern": 6,  # which a file may say
-            "query_pre_attn_scalar": 256,
-            "rope_theta": 1e6,
-            "rope_local_base_freq": 1e4,
-        },
-        built_in=_GEMMA | {"norm_placement": "both", "qk_norm": "head"},
-        keys=_GEMMA_2_KEYS,
-        ignores=frozenset({"attn_logit_softcapping"}),
-        layer_types=_last_of_several_full,
-        needs=_CAUSAL,
-        modules=_GEMMA_NORMS,
-        rope="type",
-        scales_embedding=True,
-    ),
-    "vaultgemma": Family(
-        architecture="VaultGemmaForCausalLM",
-        reads=_GEMMA_2,
-        defaults=_GEMMA_TOKENS
-        | {
-            "num_key_value_heads": 4,
-            "sliding_window": 4096,
-            "query_pre_attn_scalar": 256,
-            "final_logit_softcapping": 30.0,
-            "attn_logit_softcapping": 50.0,
-        },
-        built_in=_GEMMA,
-        keys=_GEMMA_2_KEYS,
-        ignores=_GEMMA_2_IGNORES,
-        layer_types=partial(_last_of_several_full, every=2),
-        modules={"post_attention_layernorm": "pre_feedforward_layernorm"},
-        scales_embedding=True,
-    ),
+    **GEMMA,
 }
 # The switches of the block, with the values that Llama has.
 SWITCHES: dict[str, Any] = {

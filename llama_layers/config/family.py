@@ -62,6 +62,8 @@ class Family:
     rope : {"same", "no_rope_layers", "windows", "type", "layer"}
         How a file says which layers have RoPE, and which: alike in all; by ``no_rope_layers``; only
         those with a window; by parameters for each type of layer; by ``layer_rope_theta``.
+    ntk_alpha : bool
+        Whether ``alpha`` in a "dynamic" scaling stands for another theta, and nothing dynamic.
     scaling_names : Mapping of str to str
         Other names that its files have for kinds of scaling.
     fused : frozenset of str
@@ -96,6 +98,7 @@ class Family:
     output_bias: bool = True
     switches_window: bool = False
     rope: str = "same"
+    ntk_alpha: bool = False
     scaling_names: Mapping[str, str] = field(default_factory=dict)
     fused: frozenset[str] = frozenset()
     interleaved: bool = False
@@ -105,3 +108,11 @@ class Family:
     scales_embedding: bool = False
     multiplies_inputs: bool = False
     multiplies_logits: bool = False
+
+
+def last_of_several_full(layers: int, *, every: int) -> list[str]:
+    """Types of layers of which each last of several attends to all tokens."""
+    return [
+        "full_attention" if layer % every == every - 1 else "sliding_attention"
+        for layer in range(layers)
+    ]

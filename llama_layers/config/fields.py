@@ -118,7 +118,7 @@ class Fields(RopeOfLayers):
                 "qk_norm: expected 'head' or 'full', since qk_norm_after_rope or qk_norm_weight "
                 "says how, got 'none'"
             )
-        usual = family_switches(self.model_type)["norm_placement"]
+        usual = family_switches(self.model_type, self.hidden_size)["norm_placement"]
         if self.norm_placement != usual and names_norms_otherwise(self.model_type):
             raise ConfigError(
                 f"norm_placement: expected {usual!r}, which the names of the norms in a "
