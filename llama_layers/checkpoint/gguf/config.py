@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llama_layers.checkpoint.gguf.gemma import gemma_fields
 from llama_layers.checkpoint.gguf.metadata import GGUFStrings, Section, shown
 from llama_layers.checkpoint.gguf.unread_keys import unread_keys
 from llama_layers.checkpoint.tokenizer.vocabulary import ends_by_spelling
@@ -23,7 +24,11 @@ from llama_layers.errors import ConfigError
 from llama_layers.layers.rope import inv_freq
 
 # Mistral's files say llama.
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "granite", "ernie4_5", "exaone", "seed_oss")
+ARCHITECTURES = (
+    *("llama", "qwen2", "qwen3", "granite", "ernie4_5", "exaone", "seed_oss"),
+    *("gemma", "gemma2", "gemma3"),
+)
+_MODEL_TYPES = {"gemma3": "gemma3_text"}
 # Those in which llama.cpp rotates channels next to each other.
 PERMUTED = frozenset({"llama", "granite", "ernie4_5"})
 # Those whose RoPE has divisors in a tensor.
@@ -85,7 +90,10 @@ def read_config(
     fields |= {field: _token_id(tokenizer, name, vocab_size) for field, name in _IDS.items()}
     scalars = _SCALARS.get(architecture, {})
     fields |= {field: _decimal(n) for key, field in scalars.items() if (n := own.number(key))}
-    fields |= _attention_biases(architecture, shapes)
+    model_type = _MODEL_TYPES.get(architecture, architecture)
+    fields |= _attention_biases(model_type, shapes)
+    if architecture.startswith("gemma"):
+        fields |= gemma_fields(architecture, own, layers)
     config = LlamaConfig(
         **fields,
         vocab_size=vocab_size,
@@ -94,7 +102,7 @@ def read_config(
         rope_scaling=_scaling(own),
         mlp_bias="blk.0.ffn_gate.bias" in shapes,
         tie_word_embeddings="output.weight" not in shapes,
-        model_type=architecture,
+        model_type=model_type,
     )
     for key in ("attention.value_length", "rope.dimension_count"):
         if (size := own.integer(key, config.head_dim)) != config.head_dim:
