@@ -44,7 +44,7 @@ def run(config, weights, x, positions, mask, cache=None):
 @settings(max_examples=60)
 @given(config=configs(max_heads=4), seed=st.integers(0, 2**32 - 1), count=st.integers(1, 6))
 def test_like_naive_loops(config, seed, count):
-    if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
+    if config.rope_scaling is not None and config.rope_scaling.depends_on_length:
         config = replace(config, rope_scaling=None)  # of the length: see test_forward
     config, weights, x = drawn(config, seed, count)
     positions = np.sort(np.random.default_rng(seed).choice(60, size=count, replace=False))

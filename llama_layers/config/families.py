@@ -95,6 +95,52 @@ FAMILIES = {
         built_in={"qk_norm": "head"},
         switches_window=True,
     ),
+    "smollm3": Family(
+        architecture="SmolLM3ForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias", "sliding_window", "layer_types"}),
+        defaults={
+            "num_key_value_heads": 4,
+            "bos_token_id": 128000,
+            "eos_token_id": 128001,
+            "pad_token_id": 128004,
+            "tie_word_embeddings": True,
+        },
+        rope="no_rope_layers",
+    ),
+    "ministral3": Family(
+        architecture="Ministral3ForCausalLM",
+        reads=frozenset({"sliding_window", "llama_4_scaling_beta"}),
+        defaults={
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 11,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 16.0,
+                "original_max_position_embeddings": 16384,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+    ),
+    "phi3": Family(
+        architecture="Phi3ForCausalLM",
+        reads=frozenset({"sliding_window", "partial_rotary_factor"}),
+        defaults={
+            "bos_token_id": 1,
+            "eos_token_id": 32000,
+            "pad_token_id": 32000,
+            "original_max_position_embeddings": 4096,
+        },
+        scaling_names={"su": "longrope", "yarn": "longrope"},
+        fused=frozenset({"self_attn.qkv_proj", "mlp.gate_up_proj"}),
+    ),
 }
 # The switches of the block, with the values that Llama has.
 SWITCHES: dict[str, Any] = {

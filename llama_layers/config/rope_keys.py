@@ -41,6 +41,8 @@ def read_rope(arguments: dict[str, Any], keys: Keys, family: Family) -> dict[str
     words = {key: _object(keys.get(key), key) for key in ("rope_scaling", "rope_parameters")}
     if not any(words.values()):
         words["rope_parameters"] = family.defaults.get("rope_parameters", {})
+    if _TRAINED in family.defaults:
+        keys.get(_TRAINED)  # which says nothing where there is no scaling
     local: Mapping[str, Any] = {}
     if family.rope == "type":
         words["rope_parameters"], local = _by_type(words["rope_parameters"])
