@@ -43,7 +43,8 @@ def sites_of(config):
             f"model.layers.{layer}",
         ]
     ]
-    return ["model.embed_tokens", *inside, "model.norm", "lm_head"]
+    last = ["lm_head", "logits"] if config.changes_logits else ["lm_head"]
+    return ["model.embed_tokens", *inside, "model.norm", *last]
 
 
 def recorded(model, ids, **options):

@@ -44,7 +44,10 @@ def constructor_arguments(content: Mapping[str, Any]) -> tuple[dict[str, Any], d
     refuse_draft_heads(content)
     refuse_quantised(content)
     _check_required(required)
-    optional = {key: keys.get(key, family.defaults.get(key)) for key in [*_OPTIONAL, *family.reads]}
+    optional = {
+        field: keys.get(family.keys.get(field, field), family.defaults.get(field))
+        for field in [*_OPTIONAL, *family.reads]
+    }
     arguments = {**required, **optional, "dtype": _dtype(keys)}
     if arguments["hidden_act"] == "swish":  # another name of the same function
         arguments["hidden_act"] = "silu"

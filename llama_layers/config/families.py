@@ -23,6 +23,8 @@ class Family:
         Keys that change the maths in another family and nothing in this one.
     built_in : Mapping of str to Any
         Values of switches in the code of the class, where they are not Llama's.
+    keys : Mapping of str to str
+        Keys of a file that are not called as the field of `LlamaConfig`, by the field.
     modules : Mapping of str to str
         What transformers' class calls modules inside a layer that have another name here. The
         names here are Llama's, and GLM-4's for norms that Llama does not have: ``input_layernorm``
@@ -43,6 +45,10 @@ class Family:
     interleaved : bool
         Whether the class rotates channels next to each other, so that its files have the rows of
         queries and keys in that order.
+    multiplies_inputs : bool
+        Whether ``embedding_multiplier`` multiplies vectors that come instead of ids, too.
+    multiplies_logits : bool
+        Whether ``logits_scaling`` multiplies the logits; it divides them elsewhere.
     """
 
     architecture: str
@@ -50,6 +56,7 @@ class Family:
     defaults: Mapping[str, Any]
     ignores: frozenset[str] = frozenset()
     built_in: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
     qkv_bias: bool = False
     switches_window: bool = False
@@ -57,7 +64,13 @@ class Family:
     scaling_names: Mapping[str, str] = field(default_factory=dict)
     fused: frozenset[str] = frozenset()
     interleaved: bool = False
+    multiplies_inputs: bool = False
+    multiplies_logits: bool = False
 
+
+_MULTIPLIERS = frozenset(
+    {"embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"}
+)
 
 FAMILIES = {
     "llama": Family(
@@ -141,6 +154,12 @@ FAMILIES = {
         scaling_names={"su": "longrope", "yarn": "longrope"},
         fused=frozenset({"self_attn.qkv_proj", "mlp.gate_up_proj"}),
     ),
+    "granite": Family(
+        architecture="GraniteForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias"}) | _MULTIPLIERS,
+        defaults={"bos_token_id": 1, "eos_token_id": 2, "attention_multiplier": 1.0},
+        multiplies_inputs=True,
+    ),
 }
 # The switches of the block, with the values that Llama has.
 SWITCHES: dict[str, Any] = {
@@ -148,6 +167,11 @@ SWITCHES: dict[str, Any] = {
     "qk_norm": "none",
     "qk_norm_weight": True,
     "qk_norm_after_rope": False,
+    "embedding_multiplier": 1.0,
+    "embedding_multiplier_rounded": False,
+    "attention_multiplier": None,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
     "layer_rope_theta": None,
     "sliding_rope_scaling": True,
     "partial_rotary_factor": 1.0,

@@ -86,6 +86,11 @@ class Fields(RopeOfLayers):
     qk_norm: Annotated[str, partial(check_name, known=("none", "head", "full"))] = _DERIVED
     qk_norm_weight: Flag = _DERIVED
     qk_norm_after_rope: Flag = _DERIVED
+    embedding_multiplier: Positive = _DERIVED
+    embedding_multiplier_rounded: Flag = _DERIVED
+    attention_multiplier: Positive | None = None
+    residual_multiplier: Positive = _DERIVED
+    logits_scaling: Positive = _DERIVED
     dtype: Annotated[str, partial(check_name, known=FLOATS)] | None = None
     bos_token_id: TokenId | None = None
     eos_token_id: TokenIds | None = None

@@ -24,7 +24,7 @@ def file_content(config: Fields) -> dict[str, Any]:
         value = getattr(config, field.name)
         value = list(value) if isinstance(value, tuple) else value
         if field.name not in unread:
-            content[field.name] = value
+            content[family.keys.get(field.name, field.name)] = value
         elif value != built_in.get(field.name, field.default):
             own[field.name] = value
     for name in ("rope_theta", "rope_scaling", "llama_4_scaling_beta"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -86,6 +87,16 @@ class LlamaConfig(Fields, PublishedSizes):
         Whether these norms have weights.
     qk_norm_after_rope : bool
         Whether they come after RoPE, not before it.
+    embedding_multiplier : float
+        What the embedding's rows are multiplied by.
+    embedding_multiplier_rounded : bool
+        Whether that number is rounded to the dtype of the weights first.
+    attention_multiplier : float or None
+        What the products of queries and keys are multiplied by; ``1 / sqrt(head_dim)`` if None.
+    residual_multiplier : float
+        What the results of attention and of the MLP are multiplied by before they are added.
+    logits_scaling : float
+        What the logits are divided by; what they are multiplied by in HyperCLOVA X.
     dtype : str or None
         The dtype that the file names for its weights.
     bos_token_id, pad_token_id : int or None
@@ -137,6 +148,23 @@ class LlamaConfig(Fields, PublishedSizes):
     def o_bias(self) -> bool:
         """Whether the output projection of attention has a bias."""
         return self.attention_bias and not FAMILIES[self.model_type].qkv_bias
+
+    @property
+    def attention_scale(self) -> float:
+        """What the products of queries and keys are multiplied by."""
+        if self.attention_multiplier is not None:
+            return self.attention_multiplier
+        return 1 / math.sqrt(self.head_dim)
+
+    @property
+    def multiplies_logits(self) -> bool:
+        """Whether `logits_scaling` multiplies the logits, instead of dividing them."""
+        return FAMILIES[self.model_type].multiplies_logits
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether the logits are not what the head gives."""
+        return self.logits_scaling != 1
 
     @property
     def norms_before(self) -> bool:

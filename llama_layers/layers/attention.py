@@ -154,7 +154,14 @@ def attend(
 
 
 def tapped_attention(
-    q: ArrayT, k: Array, v: Array, /, *, mask: Mask | Array | None, tap: TapFunction
+    q: ArrayT,
+    k: Array,
+    v: Array,
+    /,
+    *,
+    mask: Mask | Array | None,
+    scale: float,
+    tap: TapFunction,
 ) -> ArrayT:
     """Attend with all scores at once, so that a tap can see and replace what they become.
 
@@ -163,12 +170,12 @@ def tapped_attention(
     """
     xp = namespace(q=q, k=k, v=v)
     _check(xp, q, k, v, mask)
-    batch, queries, heads, width = q.shape
+    batch, queries, heads, _ = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
     by_head = (batch, heads, queries, keys)
     by_key_head = (batch, kv_heads, heads // kv_heads, queries, keys)
     grouped, kt, values = _by_key_head(xp, q, k, v)
-    scores = _products(xp, grouped, kt) * (1 / math.sqrt(max(1, width)))
+    scores = _products(xp, grouped, kt) * scale
     scores = tap("scores", xp.reshape(scores, by_head))
     probabilities = scores
     if math.prod(by_head):

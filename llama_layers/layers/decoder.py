@@ -15,6 +15,7 @@ from llama_layers.layers.mask import Mask
 from llama_layers.layers.mlp import mlp
 from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope
+from llama_layers.layers.scaling import added
 from llama_layers.layers.sites import sites_of_layer
 from llama_layers.layers.tap import Tap, TapFunction, asks_for, checked, in_family, inside
 from llama_layers.layers.temperature import rotated_query
@@ -134,13 +135,14 @@ def decoder_layer(
         return tap(name, rms_norm(x, getattr(w, name), eps=config.rms_norm_eps))
 
     inner = inside(tap, "self_attn")
+    by = config.residual_multiplier
     read = norm("input_layernorm", x) if before else x
-    added = _self_attention(read, w.self_attn, config, rope, mask, cache, inner)
-    x = tap("attention_residual", x + (norm("post_self_attn_layernorm", added) if after else added))
+    y = _self_attention(read, w.self_attn, config, rope, mask, cache, inner)
+    x = tap("attention_residual", added(x, norm("post_self_attn_layernorm", y) if after else y, by))
 
     read = norm("post_attention_layernorm", x) if before else x
-    added = mlp(read, w.mlp, tap=inside(tap, "mlp"))
-    return x + (norm("post_mlp_layernorm", added) if after else added)
+    y = mlp(read, w.mlp, tap=inside(tap, "mlp"))
+    return added(x, norm("post_mlp_layernorm", y) if after else y, by)
 
 
 def _self_attention(
@@ -164,9 +166,9 @@ def _self_attention(
     if cache is not None:
         k, v = cache.append(k, v)
     if asks_for(tap, "scores", "probabilities"):
-        heads = tapped_attention(q, k, v, mask=mask, tap=tap)
+        heads = tapped_attention(q, k, v, mask=mask, scale=config.attention_scale, tap=tap)
     else:
-        heads = attention(q, k, v, mask=mask)
+        heads = attention(q, k, v, mask=mask, scale=config.attention_scale)
     heads = tap("attention", heads)
     y = linear(merge_heads(heads), w.o_proj, w.o_bias)
     return tap("o_proj", reduce_partial(y, w.group))

@@ -23,7 +23,7 @@ SCHEMES = ("Hugging Face", "Meta", "llama.cpp", "TransformerLens")
 # models/llama.cpp (names given to callbacks); TransformerLens 2.18 (hooks of HookedTransformer)
 # and, for names that end in hook_out, 4.3 (TransformerBridge).
 _TABLE = """
-model.embed_tokens                        embd|inp_embd                  hook_embed
+model.embed_tokens                        embd|inp_embd|inp_scaled       hook_embed
 model.layers.{}.input_layernorm           attn_norm-{}                   blocks.{}.ln1.hook_out
 model.layers.{}.self_attn.q_proj          Qcur-{}#-2                     blocks.{}.attn.hook_q
 model.layers.{}.self_attn.k_proj          Kcur-{}#-2                     blocks.{}.attn.hook_k
@@ -47,6 +47,7 @@ model.layers.{}.post_mlp_layernorm        ffn_post_norm-{}|post_mlp_norm-{}  blo
 model.layers.{}                           l_out-{}                       blocks.{}.hook_resid_post
 model.norm                                result_norm                    ln_final.hook_out
 lm_head                                   result_output                  unembed.hook_out
+logits                                    -                              -
 logprobs                                  -                              -
 """.strip()  # noqa: E501  # a table
 # Modules of Meta's have the names of their weights; the layer itself has none.

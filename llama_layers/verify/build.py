@@ -12,6 +12,7 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.sites import Site
 from llama_layers.layers.temperature import temperatures
 from llama_layers.layers.weights import LayerWeights
+from llama_layers.model.embedding import embedding_factor
 from llama_layers.model.llama import Llama
 from llama_layers.parallel.plan import SUMMED
 from llama_layers.verify.operations import (
@@ -20,6 +21,7 @@ from llama_layers.verify.operations import (
     Embedding,
     Gate,
     Linear,
+    Logits,
     Logprobs,
     Norm,
     Operation,
@@ -43,7 +45,8 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     inputs = [_last(recorded, name, rows) for name in route]
     if site.operation == "embedding":
         assert recorded.input_ids is not None  # it is on no route without them
-        return Embedding(recorded.input_ids, to_numpy(model.weights.embed_tokens))
+        table = model.weights.embed_tokens
+        return Embedding(recorded.input_ids, to_numpy(table), embedding_factor(config, table))
     if site.operation == "norm":
         x = _heads(inputs[0], config.head_dim) if len(site.shape) == 4 else _flat(inputs[0])
         return Norm(x, to_numpy(matrix(site, model)[0]), config.rms_norm_eps)
@@ -55,7 +58,9 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         x, added = inputs
         error = recorded.errors.get(route[1])
         off = None if error is None else to_numpy(error.read()).reshape(added.shape)
-        return Residual(x, added, off)
+        return Residual(x, added, off, config.residual_multiplier)
+    if site.operation == "logits":
+        return logits_of(inputs[0], config)
     if site.operation == "gate":
         return Gate(inputs[0], inputs[1])
     if site.operation == "rope":
@@ -64,7 +69,7 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         whole = known and info_of(recorded.arrays, site.name).shape[-1] == config.vocab_size
         return Logprobs(inputs[0], None if whole else recorded.next_ids, recorded.temperature)
     assert site.layer is not None  # attention is inside a layer
-    scale = 1 / math.sqrt(config.head_dim)
+    scale = config.attention_scale
     mask, past = recorded.allowed(site.layer), recorded.past
     if site.operation == "scores":
         return Scores(inputs[0], past.joined(site.layer, KEY, inputs[1]), mask, scale)
@@ -76,6 +81,12 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if len(inputs) == 2:
         return WeightedSum(inputs[0], v)
     return Attention(inputs[0], past.joined(site.layer, KEY, inputs[1]), v, mask, scale)
+
+
+def logits_of(products: np.ndarray, config: LlamaConfig) -> Logits:
+    """The operation that makes logits of what the head gives."""
+    scaling = config.logits_scaling
+    return Logits(products, 1 / scaling if config.multiplies_logits else scaling)
 
 
 def _rope(x: np.ndarray, site: Site, recorded: Recorded, config: LlamaConfig) -> Operation:

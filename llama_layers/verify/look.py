@@ -19,7 +19,7 @@ from llama_layers.verify.defined import where_defined
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.fit import HEAD
+from llama_layers.verify.fit import OF_VOCABULARY
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.mistakes.rounding import are_numbers_of
 from llama_layers.verify.place import place_of
@@ -250,7 +250,7 @@ class Sites:
 
     def _padding(self, site: Site) -> str:
         """A note on logits that were not looked at."""
-        if site.name != HEAD or not self.recorded.padding:
+        if site.name not in OF_VOCABULARY or not self.recorded.padding:
             return ""
         left_out = counted(self.recorded.padding, "logit")
         return f"{left_out} of each token are beyond the vocabulary, and were left out"

@@ -21,13 +21,14 @@ nothing happens where it does not.
 
 The views, in which x, weight and so on are tracked where nothing else is said:
 
-- `Embedding`: `Rows`, the chosen ones.
+- `Embedding`: `Rows`, the chosen ones, multiplied.
 - `Norm`: ``x``, ``weight``, and ``eps``, a number.
 - `Linear`: a `Product`, with arrays for ``matmul(x, weight, bias)``.
 - `Rope`: a `Rotation`.
 - `Copy`: ``x``.
 - `Gate`: ``gate``, ``up``.
-- `Residual`: ``x``, ``added``.
+- `Residual`: ``x``, and ``added``, multiplied.
+- `Logits`: ``products``, of the head's matrix, and ``scaling``, a number.
 - `Logprobs`: a `Choice`; see there.
 - `Scores`, `Softmax`, `Probabilities`, `WeightedSum` and `Attention`: `Heads`, the query heads of
   one key head at a time. Their formulas differ in what they make of ``heads.scores()`` and in
@@ -38,7 +39,7 @@ The views, in which x, weight and so on are tracked where nothing else is said:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal
 
 import numpy as np
@@ -70,6 +71,7 @@ __all__ = [
     "Gate",
     "Heads",
     "Linear",
+    "Logits",
     "Logprobs",
     "Norm",
     "Operation",
@@ -84,11 +86,12 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Embedding(Operation["Rows"], Generic[Stored]):
-    """Rows of a table [N, H]."""
+    """Rows of a table [N, H], times a factor."""
 
     inputs = ("table",)
     ids: Stored
     table: Stored
+    factor: float = 1.0
 
     def read(self, how: Rounding) -> Rows:
         """The rows that are chosen, which are exact."""
@@ -102,7 +105,8 @@ class Embedding(Operation["Rows"], Generic[Stored]):
             raise ValueError(
                 f"ids: expected numbers from 0 to {len(table) - 1}, got {ids.min()} to {ids.max()}"
             )
-        return Rows(read("table", table[ids], how, recorded=False))
+        rows = read("table", table[ids], how, recorded=False)
+        return Rows(rows if self.factor == 1 else rows * self.factor)
 
     @staticmethod
     def formula(view: Rows) -> Tracked:
@@ -112,7 +116,7 @@ class Embedding(Operation["Rows"], Generic[Stored]):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of a table that an embedding copies."""
+    """The rows of a table that an embedding copies, times its factor."""
 
     rows: Tracked
 
@@ -268,27 +272,50 @@ class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
 
 @dataclass(frozen=True, eq=False)
 class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
-    """The residual stream and what a block adds to it.
+    """The residual stream and a multiple of what a block computes.
 
     What is added may be `off` from what was recorded.
     """
 
     inputs = ("x", "added")
+    steps = ("multiplied",)
     x: Numbers
     added: Numbers
     off: np.ndarray | None = None
+    multiplier: float = 1.0
 
     def check(self) -> None:
         """Raise ValueError unless both have one shape."""
         _check_same("added", self.added, "x", self.x)
 
+    def read(self, how: Rounding) -> Residual[Tracked]:
+        """The view: what is added is multiplied already."""
+        view, off, multiplier = super().read(how), self.off, self.multiplier
+        added = view.added
+        if off is not None:
+            added = added.with_errors(added.errors(lambda e: e + off))
+        if multiplier != 1:
+            added = (added * multiplier).step("multiplied")
+        return replace(view, added=added, off=None, multiplier=1.0)
+
     @staticmethod
     def formula(residual: Residual[Tracked]) -> Tracked:
         """Their sum."""
-        x, added, off = residual.x, residual.added, residual.off
-        if off is not None:
-            added = added.with_errors(added.errors(lambda e: e + off))
-        return x + added
+        return residual.x + residual.added
+
+
+@dataclass(frozen=True, eq=False)
+class Logits(Operation["Logits[Tracked]"], Generic[Numbers]):
+    """The logits of what the head gives: divided by a scaling."""
+
+    inputs = ("products",)
+    products: Numbers
+    scaling: float = 1.0
+
+    @staticmethod
+    def formula(logits: Logits[Tracked]) -> Tracked:
+        """Divide by the scaling."""
+        return logits.products / logits.scaling
 
 
 def _check_same(name: str, array: Array | Tracked, other: str, like: Array | Tracked) -> None:

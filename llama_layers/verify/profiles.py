@@ -52,6 +52,9 @@ class RoundingProfile:
         dtype.
     silu : bool or str
         silu(gate) is rounded to the dtype before it multiplies.
+    multiplied : bool or str
+        What a block adds to the residual stream is rounded to the dtype where it is multiplied by
+        ``residual_multiplier``.
     kv_cache : str or None
         The format that attention rounds queries, keys and values to where it reads them; None for
         the dtype.
@@ -91,6 +94,7 @@ class RoundingProfile:
     probabilities: bool | str = _step("probabilities to {}")
     sigmoid: bool | str = _step("each step of the sigmoid to {}")
     silu: bool | str = _step("silu(gate) to {}")
+    multiplied: bool | str = _step("what is multiplied to {}")
     kv_cache: str | None = _step("queries, keys and values to {}", None)
     cache: str | None = _step("cached keys and values to {}", None)
     weighted_sums: str | None = _step("weighted sums to {}", None)
@@ -128,7 +132,13 @@ _IN_EVERY_OPERATION = ("flushes", "excess_precision")
 CONTRACT = RoundingProfile("contract")
 # What jax computes from plain code: the result of each operation is rounded.
 _XLA = RoundingProfile(
-    "XLA", scores=True, probabilities=True, sigmoid=True, silu=True, flushes=True
+    "XLA",
+    scores=True,
+    probabilities=True,
+    sigmoid=True,
+    silu=True,
+    multiplied=True,
+    flushes=True,
 )
 _SDPA = RoundingProfile(
     "transformers with sdpa",
@@ -138,6 +148,7 @@ _SDPA = RoundingProfile(
     rope_arithmetic=True,
     probabilities=True,
     silu=True,
+    multiplied=True,
 )
 _LLAMA_CPP = RoundingProfile("llama.cpp", phases="float32", kv_cache="float16")
 PROFILES = {

@@ -20,6 +20,7 @@ from llama_layers.layers.linear import linear
 from llama_layers.layers.mlp import swiglu
 from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope, rope_table
+from llama_layers.layers.scaling import added, multiplied
 from llama_layers.layers.sites import Site, sites
 from llama_layers.model.embedding import embed
 from llama_layers.model.llama import Llama
@@ -30,6 +31,7 @@ from llama_layers.verify.operations import (
     Embedding,
     Gate,
     Linear,
+    Logits,
     Logprobs,
     Norm,
     Operation,
@@ -170,7 +172,7 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
 
     match operation:
         case Embedding():
-            return x(embed(operation.ids, operation.table))
+            return multiplied(x(embed(operation.ids, operation.table)), operation.factor)
         case Norm():
             return rms_norm(x(operation.x), w(operation.weight), eps=operation.eps)
         case Linear():
@@ -190,7 +192,9 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
         case Gate():
             return swiglu(x(operation.gate), x(operation.up))
         case Residual():
-            return x(operation.x) + x(operation.added)
+            return added(x(operation.x), x(operation.added), operation.multiplier)
+        case Logits():
+            return multiplied(x(operation.products), 1 / operation.scaling)
         case Logprobs():
             return x(operation.computed(x(operation.logits)))
     return x(operation.bound(Rounding("float64", "float64")).exact)

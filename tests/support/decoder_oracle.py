@@ -157,7 +157,7 @@ def rms_norm(row, weight, eps):
 
 
 def forward(weights, config, ids, positions=None, lengths=None, mask=None, changes=None):
-    """Each site's array, tokens first, of one sequence; "lm_head" are the logits.
+    """Each site's array, tokens first, of one sequence; "logits" are "lm_head" if not there.
 
     `lengths` says for each token how many positions were in use when it came ("dynamic" RoPE).
     `mask` [S, S] says which keys a query may attend to, instead of its own and those before it;
@@ -207,8 +207,9 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         return np.array([(1 + rise) * rows for rise, rows in zip(rises, q, strict=True)])
 
     x = sites["model.embed_tokens"] = np.array(
-        [weights["model.embed_tokens.weight"][i] for i in ids]
+        [weights["model.embed_tokens.weight"][i] * config.embedding_multiplier for i in ids]
     )
+    scale = config.attention_multiplier or 1 / math.sqrt(width)
     names = NAMES.get(config.model_type, {})
 
     def norm_in_layer(where, name, rows):
@@ -241,10 +242,11 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
             for s in range(count)
         ]
         change = (changes or {}).get(layer)
-        heads = attention(q[None], k[None], v[None], [seen], change=change)[0]
+        heads = attention(q[None], k[None], v[None], [seen], scale, change=change)[0]
         sites[f"{name}.self_attn.attention"] = heads
         y = linear(f"{name}.self_attn.o_proj", heads.reshape(count, -1))
-        x = x + norm_in_layer("after", "post_self_attn_layernorm", y)
+        y = norm_in_layer("after", "post_self_attn_layernorm", y)
+        x = x + config.residual_multiplier * y
         sites[f"{name}.attention_residual"] = x
         y = norm_in_layer("before", "post_attention_layernorm", x)
         gate, up = linear(f"{name}.mlp.gate_proj", y), linear(f"{name}.mlp.up_proj", y)
@@ -256,13 +258,17 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         )
         sites[f"{name}.mlp.act"] = gated
         y = linear(f"{name}.mlp.down_proj", gated)
-        x = x + norm_in_layer("after", "post_mlp_layernorm", y)
+        y = norm_in_layer("after", "post_mlp_layernorm", y)
+        x = x + config.residual_multiplier * y
         sites[name] = x
     y = normed("model.norm", x)
     head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
     sites["lm_head"] = np.array([weights[f"{head}.weight"] @ row for row in y])
+    if config.logits_scaling != 1:
+        sites["logits"] = sites["lm_head"] / config.logits_scaling
     return sites
 
 
 def logits(weights, config, ids, positions=None, lengths=None):
-    return forward(weights, config, ids, positions, lengths)["lm_head"]
+    sites = forward(weights, config, ids, positions, lengths)
+    return sites.get("logits", sites["lm_head"])

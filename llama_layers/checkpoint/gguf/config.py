@@ -22,9 +22,9 @@ from llama_layers.errors import ConfigError
 from llama_layers.layers.rope import inv_freq
 
 # Mistral's files say llama.
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "granite")
 # Those in which llama.cpp rotates channels next to each other.
-PERMUTED = frozenset({"llama"})
+PERMUTED = frozenset({"llama", "granite"})
 
 _EPS = "attention.layer_norm_rms_epsilon"
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -37,6 +37,15 @@ _COUNTS = {
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
+}
+# Numbers of some architectures, and the config's field; 0 stands for none.
+_SCALARS = {
+    "granite": {
+        "embedding_scale": "embedding_multiplier",
+        "attention.scale": "attention_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_scale": "logits_scaling",
+    },
 }
 _REQUIRED = (*list(_COUNTS)[:5], _EPS)
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
@@ -71,6 +80,8 @@ def read_config(
         field: _of_all_layers(own, key, layers) for key, field in _COUNTS.items() if key in own
     }
     fields |= {field: _token_id(tokenizer, name, vocab_size) for field, name in _IDS.items()}
+    scalars = _SCALARS.get(architecture, {})
+    fields |= {field: _decimal(n) for key, field in scalars.items() if (n := own.number(key))}
     config = LlamaConfig(
         **fields,
         vocab_size=vocab_size,

@@ -16,6 +16,7 @@ from llama_layers.verify.mistakes import (
     logprobs_solved,
     masks,
     mlp,
+    multipliers,
     narrow_sums,
     norms,
     projections,
@@ -36,6 +37,7 @@ from llama_layers.verify.mistakes.registry import REGISTERED, Kind, Mistake
 # Each registers its own; the order is that in which they are tried.
 _SUBJECTS = (
     hidden_states,
+    multipliers,
     streams,
     norms,
     projections,

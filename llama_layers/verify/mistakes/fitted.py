@@ -11,6 +11,7 @@ import numpy as np
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.attention import Heads
 from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.attention import scale_words
 from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.operations import Attention, Linear
@@ -71,10 +72,12 @@ def _(attention: Attention, at: FailingSite) -> Changed | None:
 
 @mistake(Attention, "scores scaled", kind=Kind.SOLVED)
 def _(attention: Attention, at: FailingSite) -> Changed | None:
-    """Scales scores by {0:.6g}; it should scale them by 1 / sqrt(D), {1:.6g}."""
+    """Scales scores by {0:.6g}; it should scale them by {1}."""
     times = fitted(_error_of_queries(attention, at, np.multiply), 1e-2, 1e2)
     scale = times * attention.scale
-    return replace(attention, scale=scale), scale, attention.scale
+    should = scale_words(at.config)
+    said = should if at.config.attention_multiplier else f"{should}, {attention.scale:.6g}"
+    return replace(attention, scale=scale), scale, said
 
 
 @mistake(Linear, "logits capped", kind=Kind.SOLVED, roles=("lm_head",))

@@ -110,7 +110,7 @@ def _normed(x: Tracked, weight: np.ndarray, at: FailingSite) -> Tracked:
 
 @mistake(Residual, "added block scaled", kind=Kind.SOLVED)
 def _(residual: Residual, at: FailingSite) -> Changed | None:
-    """Adds {0:.6g} times what the block computes; it should add it as it is."""
+    """Adds {0:.6g} times what the block computes; it should add {1}."""
     # The factor of the block's output that fits best.
     x, added, computed = wide(residual.x), wide(residual.added), wide(at.computed)
     size = float(np.sum(np.square(added)))
@@ -123,7 +123,9 @@ def _(residual: Residual, at: FailingSite) -> Changed | None:
     for near in (single, float(f"{factor:.12g}")):
         if np.isclose(near, factor, rtol=1e-13, atol=0):
             factor = near
-    return (evaluated(residual, lambda r: r.x + factor * r.added), factor)
+    times = residual.multiplier
+    should = "it as it is" if times == 1 else f"{times:g} times that"
+    return replace(residual, multiplier=factor), factor, should
 
 
 @mistake(Embedding, "embedding scaled by the root of hidden_size", common=1)

@@ -18,9 +18,9 @@ from llama_layers.arrays.describe import describe
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array, Device, Namespace
+from llama_layers.config.families import FAMILIES
 from llama_layers.verify.trace import Trace
 
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Modules of a layer whose output is a site.
 _OUTPUTS = """
 input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj
@@ -49,7 +49,7 @@ def record_transformers(
 
     Parameters
     ----------
-    model : LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM
+    model : LlamaForCausalLM, MistralForCausalLM or that of another known family
         In any dtype, on any device, with "eager", "sdpa" or any other attention. It is left as it
         was found, also if it fails, and runs in the mode that it is in: call ``model.eval()`` first
         if dropout is to be off.
@@ -95,10 +95,10 @@ def record_transformers(
     True
     """
     config: Any = getattr(model, "config", None)
-    if getattr(config, "model_type", None) not in _FAMILIES or not hasattr(model, "lm_head"):
+    if getattr(config, "model_type", None) not in FAMILIES or not hasattr(model, "lm_head"):
         raise TypeError(
-            "model: expected the causal language model of a Llama, Mistral, Qwen2 or Qwen3 of "
-            f"transformers, got {type(model).__name__}"
+            "model: expected the causal language model of a family of transformers that is known "
+            f"({', '.join(FAMILIES)}), got {type(model).__name__}"
         )
     torch = importlib.import_module("torch")
     ids = _integers(torch, "input_ids", input_ids, model.device)
@@ -134,6 +134,8 @@ def record_transformers(
     _warn_of_dropout(torch, model)
     with torch.no_grad(), _watched(model, keep, places.append, probabilities):
         logits = model(**options).logits
+    if _changes_logits(config):
+        keep("logits", logits)
     _check_complete(arrays, config, probabilities)
     position_ids = to_numpy(places[0])
     # A layer with a window may have forgotten the first tokens.
@@ -219,7 +221,7 @@ def _watched(
         stack.callback(
             body.rotary_emb.register_forward_pre_hook(positions, with_kwargs=True).remove
         )
-        output_of(body.embed_tokens, "model.embed_tokens")
+        input_of(body.layers[0], "model.embed_tokens")  # multiplied outside the module, if at all
         for index, layer in enumerate(body.layers):
             name = f"model.layers.{index}"
             for role in _outputs(model.config):
@@ -282,6 +284,12 @@ def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[
         del functions[chosen]
         if replaced:
             functions[chosen] = function
+
+
+def _changes_logits(config: Any) -> bool:
+    """Whether the logits are not what the head gives."""
+    scaling = getattr(config, "logits_scaling", 1)
+    return scaling != 1 or getattr(config, "final_logit_softcapping", None) is not None
 
 
 def _outputs(config: Any) -> list[str]:

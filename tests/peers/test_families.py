@@ -1,0 +1,172 @@
+"""Each family: random checkpoints of transformers' own class, loaded here, run and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from llama_layers import KVCache, Llama, LlamaConfig, forward, load
+from llama_layers.config.families import FAMILIES
+from llama_layers.verify import check
+from llama_layers.verify.recorders import record_transformers
+
+pytestmark = pytest.mark.peer
+
+BASE = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# The family, and options of its config: each family with all of its switches at least once.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 6.0,
+        },
+    ),
+    "granite, defaults": ("granite", {"attention_bias": True, "mlp_bias": True}),
+}
+TOKENS = 40  # past the context length
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One checkpoint, in transformers and here."""
+
+    directory: Path
+    theirs: Any
+    ours: Llama
+    exact: Llama
+
+    def theirs_on(self, ids: Any, **options: Any) -> Any:
+        with torch.no_grad():
+            return self.theirs(torch.from_numpy(ids), use_cache=False, **options).logits.numpy()
+
+    def assert_rounded_as_well(self, logits: Any, theirs: Any, exact: Any) -> None:
+        """Our error is at most 4 times theirs, or 4 ulps of the largest logit."""
+        assert logits.dtype == np.float32
+        assert exact.dtype == np.float64
+        ulps = 4 * np.spacing(np.abs(exact).max().astype(np.float32))
+        error, their_error = (np.abs(run - exact).max() for run in (logits, theirs))
+        assert their_error < 1e-3 * np.abs(exact).max()
+        assert error <= 4 * their_error + ulps
+
+
+def written(directory: Path, case: str) -> Path:
+    """A checkpoint of random weights, of a size that makes attention sharp."""
+    family, options = CASES[case]
+    torch.manual_seed(1)
+    config = transformers.AutoConfig.for_model(family, **BASE | options)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        centre = 1.0 if "norm" in name and parameter.mean() > 0.5 else 0.0
+        torch.nn.init.normal_(parameter, centre, 0.3)
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Each pair, made when first asked for."""
+    made: dict[str, Pair] = {}
+
+    def get(case: str) -> Pair:
+        if case not in made:
+            directory = written(tmp_path_factory.mktemp("family"), case)
+            made[case] = Pair(
+                directory,
+                transformers.AutoModelForCausalLM.from_pretrained(
+                    directory, dtype=torch.float32, attn_implementation="eager"
+                ).eval(),
+                load(directory),
+                load(directory, dtype="float64"),
+            )
+        return made[case]
+
+    return get
+
+
+@pytest.fixture(params=CASES)
+def pair(request: pytest.FixtureRequest, pairs: Any) -> Pair:
+    return pairs(request.param)
+
+
+def in_chunks(model: Llama, ids: Any, cuts: list[int], mask: Any = None) -> Any:
+    """The logits of a pass that is cut before some tokens."""
+    cache, parts = KVCache.create(model, *ids.shape), []
+    for start, stop in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
+        own = None if mask is None else mask[:, :stop]
+        output = forward(model, ids[:, start:stop], cache=cache, attention_mask=own)
+        parts.append(output.logits)
+        cache = output.cache
+    return np.concatenate(parts, axis=1)
+
+
+def test_every_family_has_a_case():
+    old = {"llama", "mistral", "qwen2", "qwen3"}  # in test_decoder_random.py
+    assert {family for family, _ in CASES.values()} == set(FAMILIES) - old
+
+
+def test_whole_in_chunks_and_token_by_token(pair, rng):
+    ids = rng.integers(0, 61, (2, TOKENS))
+    theirs, exact = pair.theirs_on(ids), forward(pair.exact, ids).logits
+    for cuts in ([], [3, 17, 33], list(range(1, TOKENS))):
+        pair.assert_rounded_as_well(in_chunks(pair.ours, ids, cuts), theirs, exact)
+
+
+def test_padding(pair, rng):
+    ids = rng.integers(0, 61, (2, TOKENS))
+    mask = np.ones((2, TOKENS), np.int64)
+    mask[1, :7] = 0
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    theirs = pair.theirs_on(
+        ids, attention_mask=torch.from_numpy(mask), position_ids=torch.from_numpy(positions)
+    )
+    exact, ours = (in_chunks(model, ids, [11], mask) for model in (pair.exact, pair.ours))
+    valid = mask.astype(bool)
+    pair.assert_rounded_as_well(ours[valid], theirs[valid], exact[valid])
+
+
+def test_vectors_instead_of_ids(pair, rng):
+    x = rng.standard_normal((1, 5, 32)).astype(np.float32)
+    with torch.no_grad():
+        theirs = pair.theirs(inputs_embeds=torch.from_numpy(x)).logits.numpy()
+    exact = forward(pair.exact, inputs_embeds=x.astype(np.float64)).logits
+    pair.assert_rounded_as_well(forward(pair.ours, inputs_embeds=x).logits, theirs, exact)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_recorded_site_passes(pair, rng, dtype):
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        pair.directory, dtype=getattr(torch, dtype), attn_implementation="eager"
+    ).eval()
+    ids = rng.integers(0, 61, (2, 9))
+    trace = record_transformers(model, ids, probabilities=True)
+    ours = load(pair.directory, dtype=dtype)
+    report = check(trace, ours, profile="transformers")
+    assert not report.failures, report
+    assert {r.verdict for r in report.results if r.site.name in trace.arrays} <= {"PASS", "WARN"}
+    assert {r.site.name for r in report.results} >= set(trace.arrays)
+
+
+def test_the_config_is_written_as_it_was_read(pair):
+    config = pair.ours.config
+    assert LlamaConfig.from_json(config.to_json()) == config
