@@ -232,6 +232,8 @@ def rope_words(config: Fields, family: Family) -> dict[str, Any]:
             for key, value in vars(config.rope_scaling).items()
             if value is not None
         }
+        if _TRAINED in family.defaults:  # where it is read
+            words[_TRAINED] = config.rope_scaling.original_max_position_embeddings
     kinds = config.rope_kinds
     if family.rope == "no_rope_layers":
         words["no_rope_layers"] = [int(kind is not None) for kind in kinds]
