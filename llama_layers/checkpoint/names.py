@@ -6,7 +6,7 @@ Inside this package a tensor has the name that Hugging Face gives it, in the mod
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 from llama_layers.config.families import module_name
@@ -78,10 +78,11 @@ def in_family(template: str, model_type: str) -> str:
     return template if role == template else _LAYER + module_name(model_type, role)
 
 
-def renamed(name: str, modules: dict[str, str]) -> str | None:
+def renamed(name: str, modules: Mapping[str, str]) -> str | None:
     """The name of a tensor after its module was looked up in a table; None if it is not there."""
     module, _, kind = name.rpartition(".")
-    numbered = re.fullmatch(r"((?:model\.layers|layers|blk)\.)(0|[1-9]\d*)(\..+)", module)
+    layers = r"((?:model\.layers|transformer\.h|layers|blk)\.)(0|[1-9]\d*)(\..+)"
+    numbered = re.fullmatch(layers, module)
     template = f"{numbered[1]}{{}}{numbered[3]}" if numbered else module
     found = modules.get(template)
     if found is None or ("{}" in template) != bool(numbered):

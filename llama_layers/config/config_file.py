@@ -43,20 +43,40 @@ def constructor_arguments(content: Mapping[str, Any]) -> tuple[dict[str, Any], d
     family = _family(required)
     refuse_draft_heads(content)
     refuse_quantised(content)
-    _check_required(required)
     optional = {
         field: keys.get(family.keys.get(field, field), family.defaults.get(field))
         for field in [*_OPTIONAL, *family.reads]
     }
-    arguments = {**required, **optional, "dtype": _dtype(keys)}
+    other_names = _under_other_names(content, keys, family)
+    _check_required(required := {**required, **other_names})
+    arguments = {**optional, **required, "dtype": _dtype(keys)}
     if arguments["hidden_act"] == "swish":  # another name of the same function
         arguments["hidden_act"] = "silu"
     if family.switches_window:
         _switch_window(arguments, keys, family)
+    if family.layer_types is not None and arguments["layer_types"] is None:
+        layers = arguments["num_hidden_layers"]
+        check_layer_count("num_hidden_layers", layers)
+        arguments["layer_types"] = family.layer_types(layers)
     unread_words = read_rope(arguments, keys, family)
     given = {key: value for key, value in arguments.items() if value is not None}
     own = _own_fields(keys, required["model_type"])
     return given | own, keys.unread() | unread_words
+
+
+def _under_other_names(content: Mapping[str, Any], keys: Keys, family: Family) -> dict[str, Any]:
+    """The values of fields that a file gives under names of its family's own."""
+    found = {}
+    for key, names in family.other_keys.items():
+        if (value := keys.get(key)) is None:
+            continue
+        for name in names:
+            if content.get(name) not in (None, value):
+                raise ConfigError(
+                    f"{name}: expected {shown(value)}, as {key} says, got {shown(content[name])}"
+                )
+            found[name] = value
+    return found
 
 
 def _family(required: Mapping[str, Any]) -> Family:

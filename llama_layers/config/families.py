@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -31,8 +31,9 @@ class Family:
         and ``post_attention_layernorm`` come before attention and before the MLP,
         ``post_self_attn_layernorm`` and ``post_mlp_layernorm`` after them.
     qkv_bias : bool
-        Whether queries, keys and values have biases whatever ``attention_bias`` says, and the
-        output of attention has none.
+        Whether queries, keys and values have biases whatever ``attention_bias`` says.
+    output_bias : bool
+        Whether ``attention_bias`` gives a bias to the output of attention, too.
     switches_window : bool
         Whether ``use_sliding_window`` and ``max_window_layers`` say which layers have the window.
     rope : {"same", "no_rope_layers", "windows", "type", "layer"}
@@ -45,6 +46,13 @@ class Family:
     interleaved : bool
         Whether the class rotates channels next to each other, so that its files have the rows of
         queries and keys in that order.
+    other_keys : Mapping of str to tuple of str
+        Other names that its files have for keys, each with the fields that it sets.
+    stored_names : Mapping of str to str
+        Names of modules in its files, where they are others than in the class: by the name in the
+        class, with {} for the number of a layer.
+    layer_types : callable or None
+        The ``layer_types`` of a number of layers, where a file does not say.
     multiplies_inputs : bool
         Whether ``embedding_multiplier`` multiplies vectors that come instead of ids, too.
     multiplies_logits : bool
@@ -59,15 +67,35 @@ class Family:
     keys: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
     qkv_bias: bool = False
+    output_bias: bool = True
     switches_window: bool = False
     rope: str = "same"
     scaling_names: Mapping[str, str] = field(default_factory=dict)
     fused: frozenset[str] = frozenset()
     interleaved: bool = False
+    other_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stored_names: Mapping[str, str] = field(default_factory=dict)
+    layer_types: Callable[[int], list[str]] | None = None
     multiplies_inputs: bool = False
     multiplies_logits: bool = False
 
 
+def _first_of_four_full(layers: int) -> list[str]:
+    """Types of layers of which each first of four attends to all tokens."""
+    return ["sliding_attention" if layer % 4 else "full_attention" for layer in range(layers)]
+
+
+_MISTRAL = Family(
+    architecture="MistralForCausalLM",
+    reads=frozenset({"sliding_window", "layer_types"}),
+    defaults={
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    ignores=frozenset({"use_sliding_window"}),  # the window is always on
+)
 _MULTIPLIERS = frozenset(
     {"embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"}
 )
@@ -78,22 +106,14 @@ FAMILIES = {
         reads=frozenset({"attention_bias", "mlp_bias"}),
         defaults={"bos_token_id": 1, "eos_token_id": 2},
     ),
-    "mistral": Family(
-        architecture="MistralForCausalLM",
-        reads=frozenset({"sliding_window", "layer_types"}),
-        defaults={
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "num_key_value_heads": 8,
-            "sliding_window": 4096,
-        },
-        ignores=frozenset({"use_sliding_window"}),  # the window is always on
-    ),
+    "mistral": _MISTRAL,
+    "ministral": replace(_MISTRAL, architecture="MinistralForCausalLM"),
     "qwen2": Family(
         architecture="Qwen2ForCausalLM",
         reads=frozenset({"sliding_window", "layer_types"}),
         defaults={"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
         qkv_bias=True,
+        output_bias=False,
         switches_window=True,
     ),
     "qwen3": Family(
@@ -153,6 +173,100 @@ FAMILIES = {
         },
         scaling_names={"su": "longrope", "yarn": "longrope"},
         fused=frozenset({"self_attn.qkv_proj", "mlp.gate_up_proj"}),
+    ),
+    "cwm": Family(
+        architecture="CwmForCausalLM",
+        reads=frozenset({"mlp_bias", "sliding_window", "layer_types"}),
+        defaults={
+            "bos_token_id": 128000,
+            "eos_token_id": [128001, 128008, 128009],
+            "head_dim": 128,
+            "num_key_value_heads": 8,
+            "rope_parameters": {
+                "rope_theta": 1e6,
+                "rope_type": "llama3",
+                "factor": 16.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            "rope_theta": 1e6,
+            "sliding_window": 8192,
+        },
+        ignores=frozenset({"use_sliding_window"}),
+        layer_types=_first_of_four_full,
+    ),
+    "ernie4_5": Family(
+        architecture="Ernie4_5ForCausalLM",
+        reads=frozenset(),
+        defaults={
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "head_dim": 128,
+            "num_key_value_heads": 2,
+            "pad_token_id": 0,
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+        },
+        interleaved=True,
+        other_keys={"use_bias": ("attention_bias", "mlp_bias")},
+    ),
+    "exaone": Family(
+        architecture="ExaoneForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias"}),
+        defaults={
+            "bos_token_id": 1,
+            "eos_token_id": 361,
+            "num_key_value_heads": 8,
+            "pad_token_id": 0,
+            "rope_theta": 500000.0,
+        },
+        other_keys={
+            "num_layers": ("num_hidden_layers",),
+            "layer_norm_epsilon": ("rms_norm_eps",),
+            "activation_function": ("hidden_act",),
+        },
+        stored_names={
+            "model.embed_tokens": "transformer.wte",
+            "model.layers.{}.input_layernorm": "transformer.h.{}.ln_1",
+            "model.layers.{}.self_attn.q_proj": "transformer.h.{}.attn.attention.q_proj",
+            "model.layers.{}.self_attn.k_proj": "transformer.h.{}.attn.attention.k_proj",
+            "model.layers.{}.self_attn.v_proj": "transformer.h.{}.attn.attention.v_proj",
+            "model.layers.{}.self_attn.o_proj": "transformer.h.{}.attn.attention.out_proj",
+            "model.layers.{}.post_attention_layernorm": "transformer.h.{}.ln_2",
+            "model.layers.{}.mlp.gate_proj": "transformer.h.{}.mlp.c_fc_0",
+            "model.layers.{}.mlp.up_proj": "transformer.h.{}.mlp.c_fc_1",
+            "model.layers.{}.mlp.down_proj": "transformer.h.{}.mlp.c_proj",
+            "model.norm": "transformer.ln_f",
+        },
+    ),
+    "helium": Family(
+        architecture="HeliumForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias"}),
+        defaults={
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "head_dim": 128,
+            "num_key_value_heads": 20,
+            "pad_token_id": 3,
+            "rope_theta": 100000.0,
+        },
+        output_bias=False,
+        interleaved=True,
+    ),
+    "seed_oss": Family(
+        architecture="SeedOssForCausalLM",
+        reads=frozenset({"attention_bias", "attention_out_bias", "mlp_bias"}),
+        defaults={
+            "attention_bias": True,
+            "attention_out_bias": False,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "head_dim": 128,
+            "num_key_value_heads": 8,
+            "pad_token_id": 1,
+        },
+        output_bias=False,
     ),
     "granite": Family(
         architecture="GraniteForCausalLM",

@@ -18,6 +18,7 @@ from llama_layers.config.checks import (
     TokenIds,
     check_count,
     check_fields,
+    check_layer_count,
     check_name,
     check_not_negative,
     check_share,
@@ -86,6 +87,7 @@ class Fields(RopeOfLayers):
     qk_norm: Annotated[str, partial(check_name, known=("none", "head", "full"))] = _DERIVED
     qk_norm_weight: Flag = _DERIVED
     qk_norm_after_rope: Flag = _DERIVED
+    attention_out_bias: Flag | None = None
     embedding_multiplier: Positive = _DERIVED
     embedding_multiplier_rounded: Flag = _DERIVED
     attention_multiplier: Positive | None = None
@@ -136,6 +138,11 @@ class Fields(RopeOfLayers):
         for name, value in family_switches(self.model_type).items():
             if getattr(self, name) is None:
                 derived[name] = value
+        if self.layer_types is None and FAMILIES[self.model_type].layer_types is not None:
+            # A file without them means others.
+            check_layer_count("num_hidden_layers", self.num_hidden_layers)
+            kind = "full_attention" if self.sliding_window is None else "sliding_attention"
+            derived["layer_types"] = (kind,) * self.num_hidden_layers
         if self.num_key_value_heads is None:
             derived["num_key_value_heads"] = self.num_attention_heads
         if self.head_dim is None:

@@ -27,6 +27,13 @@ def file_content(config: Fields) -> dict[str, Any]:
             content[family.keys.get(field.name, field.name)] = value
         elif value != built_in.get(field.name, field.default):
             own[field.name] = value
+    for key, names in family.other_keys.items():
+        values = [getattr(config, name) for name in names]
+        if all(value == values[0] for value in values):
+            content[key] = values[0]
+            for name in names:
+                content.pop(name, None)
+                own.pop(name, None)
     for name in ("rope_theta", "rope_scaling", "llama_4_scaling_beta"):
         content.pop(name, None)
     content |= rope_words(config, family)

@@ -69,15 +69,17 @@ class LlamaConfig(Fields, PublishedSizes):
         "full_attention" or "sliding_attention" for each layer; None applies `sliding_window` to
         all of them.
     attention_bias : bool
-        Whether the four attention projections have biases.
+        Whether the four attention projections have biases, or in some families those into
+        queries, keys and values only.
     mlp_bias : bool
         Whether the three MLP projections have biases.
     tie_word_embeddings : bool
         Whether the head is the embedding.
     hidden_act : str
         "silu", the only one.
-    model_type : {"llama", "mistral", "qwen2", "qwen3"}
-        The family. Qwen2 has biases on queries, keys and values whatever `attention_bias` says.
+    model_type : str
+        The family, as its files name it. Qwen2 has biases on queries, keys and values whatever
+        `attention_bias` says.
     norm_placement : {"before", "after", "both"}
         Whether the input of attention and of the MLP is normalised, or what they add to the
         residual stream, or both. This and the next three are the family's if not given.
@@ -87,6 +89,8 @@ class LlamaConfig(Fields, PublishedSizes):
         Whether these norms have weights.
     qk_norm_after_rope : bool
         Whether they come after RoPE, not before it.
+    attention_out_bias : bool or None
+        Whether the output projection of attention has a bias; None if `attention_bias` says so.
     embedding_multiplier : float
         What the embedding's rows are multiplied by.
     embedding_multiplier_rounded : bool
@@ -147,7 +151,9 @@ class LlamaConfig(Fields, PublishedSizes):
     @property
     def o_bias(self) -> bool:
         """Whether the output projection of attention has a bias."""
-        return self.attention_bias and not FAMILIES[self.model_type].qkv_bias
+        if self.attention_out_bias is not None:
+            return self.attention_out_bias
+        return self.attention_bias and FAMILIES[self.model_type].output_bias
 
     @property
     def attention_scale(self) -> float:

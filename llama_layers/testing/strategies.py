@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, dtype_of
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.arrays.types import Array, Device, Namespace
+from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.weights import QKVWeights
 
@@ -35,7 +36,7 @@ SPECIAL_ELEMENTS = 4
 def configs(
     draw: st.DrawFn,
     *,
-    model_types: Sequence[str] = ("llama", "mistral", "qwen2", "qwen3"),
+    model_types: Sequence[str] = tuple(FAMILIES),
     max_heads: int = 6,
     max_head_dim: int = 8,
 ) -> LlamaConfig:
@@ -89,6 +90,7 @@ def configs(
         rope_scaling=draw(st.none() | st.sampled_from(_ROPE_SCALINGS)),
         sliding_window=draw(st.none() | st.integers(1, 16)),
         attention_bias=draw(st.booleans()),
+        attention_out_bias=draw(st.none() | st.booleans()),
         mlp_bias=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
         model_type=model_type,

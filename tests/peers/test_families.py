@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from llama_layers import KVCache, Llama, LlamaConfig, forward, load
+from llama_layers.checkpoint import convert
 from llama_layers.config.families import FAMILIES
 from llama_layers.verify import check
 from llama_layers.verify.recorders import record_transformers
@@ -33,6 +34,25 @@ BASE = {
 }
 # The family, and options of its config: each family with all of its switches at least once.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ministral": (
+        "ministral",
+        {
+            "head_dim": 8,
+            "sliding_window": 7,
+            "layer_types": ["full_attention", *["sliding_attention"] * 2],
+        },
+    ),
+    "cwm": ("cwm", {"sliding_window": 7, "head_dim": 8}),
+    "ernie4_5": ("ernie4_5", {"head_dim": 8, "tie_word_embeddings": False}),
+    "ernie4_5, biases": ("ernie4_5", {"head_dim": 16, "use_bias": True}),
+    "exaone": ("exaone", {"attention_bias": True, "mlp_bias": True}),
+    "helium": ("helium", {"head_dim": 8}),
+    "helium, biases": ("helium", {"head_dim": 8, "attention_bias": True, "mlp_bias": True}),
+    "seed_oss": ("seed_oss", {"head_dim": 16}),
+    "seed_oss, other biases": (
+        "seed_oss",
+        {"head_dim": 8, "attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
+    ),
     "granite": (
         "granite",
         {
@@ -217,6 +237,24 @@ def test_every_recorded_site_passes(pair, rng, dtype):
     assert not report.failures, report
     assert {r.verdict for r in report.results if r.site.name in trace.arrays} <= {"PASS", "WARN"}
     assert {r.site.name for r in report.results} >= set(trace.arrays)
+
+
+def test_transformers_reads_what_we_convert(pair, tmp_path):
+    directory = convert(pair.directory, tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    expected = pair.theirs.state_dict()
+    assert again.state_dict().keys() == expected.keys()
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_model_in_memory(pair, rng):
+    ids = rng.integers(0, 61, (1, 7))
+    model = Llama.from_state_dict(pair.theirs.state_dict(), pair.theirs.config)
+    expected = forward(pair.ours, ids).logits
+    np.testing.assert_allclose(
+        forward(model, torch.from_numpy(ids)).logits.numpy(), expected, atol=1e-4
+    )
 
 
 def test_the_config_is_written_as_it_was_read(pair):

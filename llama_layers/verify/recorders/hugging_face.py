@@ -49,7 +49,7 @@ def record_transformers(
 
     Parameters
     ----------
-    model : LlamaForCausalLM, MistralForCausalLM or that of another known family
+    model : LlamaForCausalLM, or that class of another family that `load` reads
         In any dtype, on any device, with "eager", "sdpa" or any other attention. It is left as it
         was found, also if it fails, and runs in the mode that it is in: call ``model.eval()`` first
         if dropout is to be off.
@@ -97,8 +97,8 @@ def record_transformers(
     config: Any = getattr(model, "config", None)
     if getattr(config, "model_type", None) not in FAMILIES or not hasattr(model, "lm_head"):
         raise TypeError(
-            "model: expected the causal language model of a family of transformers that is known "
-            f"({', '.join(FAMILIES)}), got {type(model).__name__}"
+            f"model: expected the causal language model of one of transformers' families "
+            f"{', '.join(FAMILIES)}, got {type(model).__name__}"
         )
     torch = importlib.import_module("torch")
     ids = _integers(torch, "input_ids", input_ids, model.device)
@@ -151,6 +151,7 @@ def record_transformers(
             "engine": f"transformers {version('transformers')}",
             "attention": str(config._attn_implementation),
             "config": config.to_json_string(use_diff=False),
+            **({"rope_layout": "interleaved"} if FAMILIES[config.model_type].interleaved else {}),
             # One for all arrays: a model in several dtypes, or under autocast, has none.
             **({"dtype": dtypes.pop()} if len(dtypes) == 1 else {}),
             **describe(torch, logits),
