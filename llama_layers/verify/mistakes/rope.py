@@ -281,7 +281,8 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     config = rope.config
     yield replace(rope, temperature=temperatures(rope.positions + 1, config)), "the position after"
     longer = temperatures(rope.positions, replace(config, rope_scaling=None))
-    yield replace(rope, temperature=longer), "their position over max_position_embeddings"
+    if (longer > 1).any():
+        yield replace(rope, temperature=longer), "their position over max_position_embeddings"
     context = trained_context(config)
     smooth = 1 + config.llama_4_scaling_beta * np.log1p(rope.positions / context)
     yield replace(rope, temperature=smooth), "their position without rounding down"
