@@ -103,12 +103,13 @@ def _together(parts: Sequence[TensorInfo]) -> tuple[int, ...]:
 
 def _as_in_files(checkpoint: Checkpoint, parts: Names, dtype: str) -> np.ndarray:
     """Tensors below each other, with their rows in the order of the family's files."""
-    interleaved = FAMILIES[checkpoint.config.model_type].interleaved
-    arrays = []
+    config, arrays = checkpoint.config, []
     for part in parts:
-        heads = permuted_heads(part, checkpoint.config) if interleaved else None
         array = checkpoint.read(part, dtype)
-        arrays.append(array if heads is None else permute_rope_rows(array, heads))
+        heads = permuted_heads(part, config)
+        if FAMILIES[config.model_type].interleaved and heads is not None:
+            array = permute_rope_rows(array, heads, config.rotary_dim)
+        arrays.append(array)
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 

@@ -19,6 +19,7 @@ from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array, Device, Namespace
 from llama_layers.config.families import FAMILIES
+from llama_layers.model.fused_tensors import FUSED
 from llama_layers.verify.trace import Trace
 
 # Modules of a layer whose output is a site.
@@ -215,6 +216,13 @@ def _watched(
 
             stack.callback(module.register_forward_pre_hook(hook).remove)
 
+        def outputs_of(module: Any, names: list[str], sizes: list[int]) -> None:
+            def hook(_: object, __: object, output: Any) -> None:
+                for name, part in zip(names, output.split(sizes, dim=-1), strict=True):
+                    keep(name, part)
+
+            stack.callback(module.register_forward_hook(hook).remove)
+
         def positions(_: object, inputs: tuple[Array, ...], keywords: dict[str, Array]) -> None:
             keep_positions(keywords["position_ids"] if "position_ids" in keywords else inputs[1])
 
@@ -225,8 +233,14 @@ def _watched(
         input_of(body.layers[0], "model.embed_tokens")  # multiplied outside the module, if at all
         for index, layer in enumerate(body.layers):
             name = f"model.layers.{index}"
-            for role in _outputs(model.config):
+            fused = FAMILIES[model.config.model_type].fused
+            parts = {part for module in fused for part in FUSED[module]}
+            for role in (role for role in _outputs(model.config) if role not in parts):
                 output_of(layer.get_submodule(role), f"{name}.{role}")
+            for module in fused:
+                sizes = _sizes(layer, module, model.config)
+                names = [f"{name}.{part}" for part in FUSED[module]]
+                outputs_of(layer.get_submodule(module), names, sizes)
             for role, site in _INPUTS.items():
                 width = layer.self_attn.head_dim if site == "self_attn.attention" else None
                 input_of(layer.get_submodule(role), f"{name}.{site}", width)
@@ -297,6 +311,14 @@ def _outputs(config: Any) -> list[str]:
     """The modules of a layer whose output is a site."""
     norms = ["self_attn.q_norm", "self_attn.k_norm"] if config.model_type == "qwen3" else []
     return [*_OUTPUTS, *norms]
+
+
+def _sizes(layer: Any, module: str, config: Any) -> list[int]:
+    """How many outputs of a fused module are those of each of its parts."""
+    if module == "mlp.gate_up_proj":
+        return [config.intermediate_size] * 2
+    queries, keys = config.num_attention_heads, config.num_key_value_heads
+    return [heads * layer.self_attn.head_dim for heads in (queries, keys, keys)]
 
 
 def _check_complete(arrays: dict[str, np.ndarray], config: Any, probabilities: bool) -> None:
