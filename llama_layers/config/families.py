@@ -162,6 +162,21 @@ FAMILIES = {
             },
         },
     ),
+    "glm": Family(
+        architecture="GlmForCausalLM",
+        reads=frozenset({"attention_bias", "partial_rotary_factor"}),
+        defaults={
+            "attention_bias": True,
+            "eos_token_id": [151329, 151336, 151338],
+            "head_dim": 128,
+            "num_key_value_heads": 2,
+            "pad_token_id": 151329,
+            "partial_rotary_factor": 0.5,
+        },
+        output_bias=False,
+        fused=frozenset({"mlp.gate_up_proj"}),
+        interleaved=True,
+    ),
     "phi3": Family(
         architecture="Phi3ForCausalLM",
         reads=frozenset({"sliding_window", "partial_rotary_factor"}),

@@ -80,6 +80,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "glm": ("glm", {"head_dim": 12}),  # of which 6 are rotated
+    "glm, no biases": ("glm", {"head_dim": 8, "attention_bias": False}),
     "phi3": ("phi3", {"sliding_window": 7}),
     "phi3, longrope": (
         "phi3",
