@@ -136,6 +136,7 @@ FAMILIES = {
             "bos_token_id": 128000,
             "eos_token_id": 128001,
             "pad_token_id": 128004,
+            "rope_theta": 2000000.0,
             "tie_word_embeddings": True,
         },
         rope="no_rope_layers",

@@ -180,7 +180,7 @@ def _no_rope_layers(arguments: dict[str, Any], keys: Keys) -> Thetas | None:
             f"no_rope_layers: expected {count} entries, one for each layer, got {len(rotated)}"
         )
     check_flag("use_sliding_window", window := False if window is None else window)
-    if arguments["layer_types"] is None and window:
+    if arguments["layer_types"] is None and window and arguments["sliding_window"] is not None:
         arguments["layer_types"] = [_FULL if one else _SLIDING for one in rotated[:count]]
     elif arguments["layer_types"] is None:
         arguments["sliding_window"] = None
