@@ -30,7 +30,7 @@ def in_layer(config):
     if config.norm_placement != "before":
         names.insert(names.index("attention_residual"), "post_self_attn_layernorm")
         names.append("post_mlp_layernorm")
-    return names
+    return [decoder_oracle.called(config, name) for name in names]
 
 
 def sites_of(config):

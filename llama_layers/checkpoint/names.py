@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 
-from llama_layers.config.families import module_name
+from llama_layers.config.families import is_renamed, module_name
 from llama_layers.model.tensor_names import expected_tensors
 
 __all__ = ["expected_tensors"]  # for the package
@@ -68,14 +68,21 @@ def from_gguf(name: str, model_type: str) -> str | None:
 def _from_gguf(model_type: str) -> dict[str, str]:
     own = _OF_ARCHITECTURE.get(model_type, {})
     return {
-        own.get(module, gguf): in_family(module, model_type) for module, gguf in GGUF_NAMES.items()
+        own.get(module, gguf): name
+        for module, gguf in GGUF_NAMES.items()
+        if (name := in_family(module, model_type)) is not None
     }
 
 
-def in_family(template: str, model_type: str) -> str:
-    """A Hugging Face name of this table with {} for the layer, as a family has it."""
+def in_family(template: str, model_type: str) -> str | None:
+    """A Hugging Face name of this table with {} for the layer, as a family has it.
+
+    None if the family does not have the module, and another of its modules has that name.
+    """
     role = template.removeprefix(_LAYER)
-    return template if role == template else _LAYER + module_name(model_type, role)
+    if role == template:
+        return template
+    return None if is_renamed(model_type, role) else _LAYER + module_name(model_type, role)
 
 
 def renamed(name: str, modules: Mapping[str, str]) -> str | None:

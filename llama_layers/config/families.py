@@ -190,6 +190,26 @@ FAMILIES = {
         scaling_names={"su": "longrope", "yarn": "longrope"},
         fused=frozenset({"self_attn.qkv_proj", "mlp.gate_up_proj"}),
     ),
+    "olmo2": Family(
+        architecture="Olmo2ForCausalLM",
+        reads=frozenset({"attention_bias"}),
+        defaults={"eos_token_id": 50279, "pad_token_id": 1},
+        built_in={"norm_placement": "after", "qk_norm": "full"},
+        modules={
+            "post_self_attn_layernorm": "post_attention_layernorm",
+            "post_mlp_layernorm": "post_feedforward_layernorm",
+        },
+    ),
+    "hunyuan_v1_dense": Family(
+        architecture="HunYuanDenseV1ForCausalLM",
+        reads=frozenset({"attention_bias"}),
+        defaults={"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+        built_in={"qk_norm": "head", "qk_norm_after_rope": True},
+        modules={
+            "self_attn.q_norm": "self_attn.query_layernorm",
+            "self_attn.k_norm": "self_attn.key_layernorm",
+        },
+    ),
     "cwm": Family(
         architecture="CwmForCausalLM",
         reads=frozenset({"mlp_bias", "sliding_window", "layer_types"}),
@@ -323,6 +343,12 @@ def family_switches(model_type: str) -> dict[str, Any]:
 def module_name(model_type: str, role: str) -> str:
     """What transformers' class of a family calls a module inside a layer."""
     return FAMILIES[model_type].modules.get(role, role)
+
+
+def is_renamed(model_type: str, role: str) -> bool:
+    """Whether a family has the name of a module that it does not have for another one."""
+    modules = FAMILIES[model_type].modules
+    return role not in modules and role in modules.values()
 
 
 def tensor_name(model_type: str, name: str) -> str:

@@ -43,8 +43,8 @@ def configs(
     """Small models of every shape that a config.json can describe.
 
     Multi-head, grouped-query and multi-query attention; head_dim as it follows from hidden_size
-    and free of it; biases; tied embeddings; each RoPE scaling; layers with RoPE of their
-    own, or none; sliding windows.
+    and free of it; biases; tied embeddings; each RoPE scaling; layers with RoPE of their own, or
+    none; sliding windows; norms in every place.
 
     Parameters
     ----------
@@ -78,7 +78,14 @@ def configs(
     hidden_size = num_heads * head_dim if derived else draw(st.integers(1, 3 * max_head_dim))
     model_type = draw(st.sampled_from(model_types))
     num_layers = draw(st.integers(1, 3))
+    switches: dict[str, Any] = {}
+    if draw(st.booleans()):  # others than the family's
+        switches["norm_placement"] = draw(st.sampled_from(["before", "after", "both"]))
+    if draw(st.booleans()):
+        switches["qk_norm"] = draw(st.sampled_from(["head", "full"]))
+        switches |= {n: draw(st.booleans()) for n in ("qk_norm_weight", "qk_norm_after_rope")}
     return LlamaConfig(
+        **switches,
         vocab_size=draw(st.integers(1, 64)),
         hidden_size=hidden_size,
         intermediate_size=draw(st.integers(1, 4 * max_head_dim)),

@@ -99,14 +99,16 @@ def alias_table() -> Iterator[tuple[str, ...]]:
 def _columns(model_type: str) -> Iterator[tuple[str, str, str, int]]:
     """Yield each name in the table: its scheme, the name, its site, and which of its tensors."""
     for row in alias_table():
-        site = in_family(row[0], model_type)
+        if (site := in_family(row[0], model_type)) is None:
+            continue
         for scheme, cell in zip(SCHEMES, (site, *row[1:]), strict=True):
             for name in filter(None, cell.split("|")):
                 plain, _, place = name.partition("#")
                 yield scheme, plain, site, int(place or -1)
-    for name, site in _MORE.items():
-        module, ending, _ = name.partition(_INPUT)
-        yield SCHEMES[0], in_family(module, model_type) + ending, site, -1
+    for given, site in _MORE.items():
+        module, ending, _ = given.partition(_INPUT)
+        if (own := in_family(module, model_type)) is not None:
+            yield SCHEMES[0], own + ending, site, -1
 
 
 @cache

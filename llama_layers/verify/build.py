@@ -71,16 +71,19 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     assert site.layer is not None  # attention is inside a layer
     scale = config.attention_scale
     mask, past = recorded.allowed(site.layer), recorded.past
+    if site.operation == "softmax" and len(inputs) == 1:
+        return Softmax(inputs[0], mask)
+    if site.operation == "attention":
+        v = past.joined(site.layer, VALUE, _heads(inputs[-1], config.head_dim))
+        if len(inputs) == 2:
+            return WeightedSum(inputs[0], v)
+    q, k = (_heads(array, config.head_dim) for array in inputs[:2])
+    k = past.joined(site.layer, KEY, k)
     if site.operation == "scores":
-        return Scores(inputs[0], past.joined(site.layer, KEY, inputs[1]), mask, scale)
+        return Scores(q, k, mask, scale)
     if site.operation == "softmax":
-        if len(inputs) == 1:
-            return Softmax(inputs[0], mask)
-        return Probabilities(inputs[0], past.joined(site.layer, KEY, inputs[1]), mask, scale)
-    v = past.joined(site.layer, VALUE, _heads(inputs[-1], config.head_dim))
-    if len(inputs) == 2:
-        return WeightedSum(inputs[0], v)
-    return Attention(inputs[0], past.joined(site.layer, KEY, inputs[1]), v, mask, scale)
+        return Probabilities(q, k, mask, scale)
+    return Attention(q, k, v, mask, scale)
 
 
 def logits_of(products: np.ndarray, config: LlamaConfig) -> Logits:

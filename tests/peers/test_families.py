@@ -34,6 +34,19 @@ BASE = {
 }
 # The family, and options of its config: each family with all of its switches at least once.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "olmo2": ("olmo2", {}),
+    "olmo2, biases": (
+        "olmo2",
+        {"head_dim": 12, "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {"head_dim": 8}),
+    "hunyuan_v1_dense, biases": (
+        "hunyuan_v1_dense",
+        {
+            "head_dim": 12,
+            "attention_bias": True,
+        },
+    ),
     "ministral": (
         "ministral",
         {

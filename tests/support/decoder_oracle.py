@@ -118,13 +118,23 @@ def softmax(scores):
     return [exponential / total for exponential in exponentials]
 
 
-# What files of a family call the norms that the names of GLM-4 are used for below.
-NAMES = {
-    "olmo2": {
-        "post_self_attn_layernorm": "post_attention_layernorm",
-        "post_mlp_layernorm": "post_feedforward_layernorm",
-    }
+# What the files of families call norms that have GLM-4's and Qwen3's names below.
+_OLMO = {
+    "post_self_attn_layernorm": "post_attention_layernorm",
+    "post_mlp_layernorm": "post_feedforward_layernorm",
 }
+NAMES = {
+    "olmo2": _OLMO,
+    "hunyuan_v1_dense": {
+        "self_attn.q_norm": "self_attn.query_layernorm",
+        "self_attn.k_norm": "self_attn.key_layernorm",
+    },
+}
+
+
+def called(config, role):
+    """The name of a module inside a layer."""
+    return NAMES.get(config.model_type, {}).get(role, role)
 
 
 def attention(q, k, v, allowed=None, scale=None, change=None):
@@ -210,12 +220,11 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         [weights["model.embed_tokens.weight"][i] * config.embedding_multiplier for i in ids]
     )
     scale = config.attention_multiplier or 1 / math.sqrt(width)
-    names = NAMES.get(config.model_type, {})
 
-    def norm_in_layer(where, name, rows):
-        if where not in (config.norm_placement, config.norm_placement.replace("both", where)):
+    def norm_in_layer(where, role, rows):
+        if config.norm_placement not in (where, "both"):
             return rows
-        return normed(f"model.layers.{layer}.{names.get(name, name)}", rows)
+        return normed(f"model.layers.{layer}.{called(config, role)}", rows)
 
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}"
@@ -227,14 +236,14 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         v = linear(f"{name}.self_attn.v_proj", y)
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         if config.qk_norm != "none" and not config.qk_norm_after_rope:
-            q = normed_heads(f"{name}.self_attn.q_norm", q, heads)
-            k = normed_heads(f"{name}.self_attn.k_norm", k, kv_heads)
+            q = normed_heads(f"{name}.{called(config, 'self_attn.q_norm')}", q, heads)
+            k = normed_heads(f"{name}.{called(config, 'self_attn.k_norm')}", k, kv_heads)
         q = turned(f"{name}.self_attn.q_rope", q, heads)
         q = sites[f"{name}.self_attn.q_rope"] = warmed(q)
         k = turned(f"{name}.self_attn.k_rope", k, kv_heads)
         if config.qk_norm_after_rope:
-            q = normed_heads(f"{name}.self_attn.q_norm", q, heads)
-            k = normed_heads(f"{name}.self_attn.k_norm", k, kv_heads)
+            q = normed_heads(f"{name}.{called(config, 'self_attn.q_norm')}", q, heads)
+            k = normed_heads(f"{name}.{called(config, 'self_attn.k_norm')}", k, kv_heads)
         v = v.reshape(count, config.num_key_value_heads, width)
         rule = np.tri(count) if mask is None else mask
         seen = [

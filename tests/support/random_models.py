@@ -19,6 +19,7 @@ from llama_layers import (
 )
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.checkpoint import expected_tensors
+from tests.support.decoder_oracle import called
 
 
 def unmoved(array):
@@ -55,6 +56,7 @@ CONFIGS = {
     "qwen3": replace(GQA, model_type="qwen3", qk_norm="head"),
     "norms of projections": replace(GQA, qk_norm="full"),
     "norms on both sides": replace(GQA, norm_placement="both"),
+    "olmo2": replace(GQA, model_type="olmo2", norm_placement="after", qk_norm="full"),
     "norms after RoPE": replace(GQA, qk_norm="head", qk_norm_weight=False, qk_norm_after_rope=True),
     "multipliers": replace(
         GQA,
@@ -130,6 +132,10 @@ def layer_weights(weights, config, layer, array=unmoved):
         found = weights.get(f"model.layers.{layer}.{name}")
         return None if found is None else array(found)
 
+    def norm(role, where="both"):
+        there = "both" in (where, config.norm_placement) or where == config.norm_placement
+        return get(f"{called(config, role)}.weight") if there else None
+
     q, k, v = (get(f"self_attn.{x}_proj.weight") for x in "qkv")
     biases = [get(f"self_attn.{x}_proj.bias") for x in "qkv"]
     qkv = QKVWeights.from_separate(
@@ -141,18 +147,18 @@ def layer_weights(weights, config, layer, array=unmoved):
     matrices = (get(f"mlp.{x}_proj.weight") for x in ("gate", "up", "down"))
     mlp_biases = (get(f"mlp.{x}_proj.bias") for x in ("gate", "up", "down"))
     return LayerWeights(
-        get("input_layernorm.weight"),
+        norm("input_layernorm", "before"),
         AttentionWeights(
             qkv,
             get("self_attn.o_proj.weight"),
             get("self_attn.o_proj.bias"),
-            get("self_attn.q_norm.weight"),
-            get("self_attn.k_norm.weight"),
+            norm("self_attn.q_norm"),
+            norm("self_attn.k_norm"),
         ),
-        get("post_attention_layernorm.weight"),
+        norm("post_attention_layernorm", "before"),
         MLPWeights(*matrices, *mlp_biases),
-        get("post_self_attn_layernorm.weight"),
-        get("post_mlp_layernorm.weight"),
+        norm("post_self_attn_layernorm", "after"),
+        norm("post_mlp_layernorm", "after"),
     )
 
 
