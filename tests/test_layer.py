@@ -54,8 +54,8 @@ def run(config, weights, x, positions, mask, cache=None):
     rope = None
     if (own := config.rope_of(0)) is not None:
         rope = rope_table(positions, own, like=x)
-        if own.llama_4_scaling_beta:
-            rope = (*rope, query_temperature(positions, own, like=x))
+        if config.llama_4_scaling_beta:
+            rope = (*rope, query_temperature(positions, config, like=x))
     return decoder_layer(x, w, config=config, rope=rope, mask=mask, cache=cache)
 
 

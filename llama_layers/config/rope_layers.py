@@ -74,7 +74,6 @@ class RopeOfLayers:
             changes: dict[str, Any] = {
                 "rope_theta": kind.theta,
                 "rope_scaling": self.rope_scaling if kind.scaled else None,
-                "llama_4_scaling_beta": self.llama_4_scaling_beta if kind.scaled else 0.0,
                 "layer_rope_theta": None,
                 "sliding_rope_scaling": True,
             }

@@ -208,9 +208,9 @@ def _check(
     found = len(rope) if isinstance(rope, tuple | list) else type(rope).__name__
     if rope is None and None in config.rope_kinds:
         return
-    if config.llama_4_scaling_beta and found not in (2, 3):
+    if config.llama_4_scaling_beta and found != 3:
         raise TypeError(
-            f"rope: expected cosines, sines and, in layers with rope_scaling, factors from "
+            f"rope: expected cosines and sines from rope_table and factors from "
             f"query_temperature, got {found}"
         )
     if not config.llama_4_scaling_beta and found != 2:

@@ -63,7 +63,7 @@ class Inputs(NamedTuple):
             positions = _token_positions(x, valid, cache)
         _check_positions(x, positions)
         ropes = {
-            kind: None if kind is None else _rope(positions, config.with_rope(kind), x)
+            kind: None if kind is None else _rope(positions, config, kind, x)
             for kind in set(config.rope_kinds)
         }
         if cache is not None:
@@ -71,8 +71,8 @@ class Inputs(NamedTuple):
         return cls(positions, ropes, _masks(x, config, mask, valid, cache), cache)
 
 
-def _rope(positions: Array, config: LlamaConfig, x: Array) -> tuple[Array, ...]:
-    table = rope_table(positions, config, like=x)
+def _rope(positions: Array, config: LlamaConfig, kind: RopeKind, x: Array) -> tuple[Array, ...]:
+    table = rope_table(positions, config.with_rope(kind), like=x)
     if not config.llama_4_scaling_beta:
         return table
     return (*table, query_temperature(positions, config, like=x))

@@ -98,8 +98,8 @@ def _rope(x: np.ndarray, site: Site, recorded: Recorded, config: LlamaConfig) ->
     if rope is None:
         return Copy(x)
     temperature = None
-    if rope.llama_4_scaling_beta and site.role == "self_attn.q_rope":
-        temperature = temperatures(recorded.positions, rope)
+    if config.llama_4_scaling_beta and site.role == "self_attn.q_rope":
+        temperature = temperatures(recorded.positions, config)
     return Rope(x, recorded.positions, rope, temperature=temperature)
 
 

@@ -239,7 +239,8 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
             q = normed_heads(f"{name}.{called(config, 'self_attn.q_norm')}", q, heads)
             k = normed_heads(f"{name}.{called(config, 'self_attn.k_norm')}", k, kv_heads)
         q = turned(f"{name}.self_attn.q_rope", q, heads)
-        q = sites[f"{name}.self_attn.q_rope"] = warmed(q)
+        if config.layer_rope_theta is None or config.layer_rope_theta[layer]:
+            q = sites[f"{name}.self_attn.q_rope"] = warmed(q)
         k = turned(f"{name}.self_attn.k_rope", k, kv_heads)
         if config.qk_norm_after_rope:
             q = normed_heads(f"{name}.{called(config, 'self_attn.q_norm')}", q, heads)

@@ -278,7 +278,7 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     the trained context."""
     if rope.temperature is None:
         return
-    config = rope.config
+    config = at.config
     yield replace(rope, temperature=temperatures(rope.positions + 1, config)), "the position after"
     longer = temperatures(rope.positions, replace(config, rope_scaling=None))
     if (longer > 1).any():
@@ -291,9 +291,9 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
 @mistake(Rope, "query temperature on keys", roles=("self_attn.k_rope",))
 def _(rope: Rope, at: FailingSite) -> Rope | None:
     """Multiplies keys with the temperature of queries; it should leave them as RoPE gives them."""
-    if not rope.config.llama_4_scaling_beta:
+    if not at.config.llama_4_scaling_beta:
         return None
-    return replace(rope, temperature=temperatures(rope.positions, rope.config))
+    return replace(rope, temperature=temperatures(rope.positions, at.config))
 
 
 @mistake(Rope, "RoPE not applied", common=1)
