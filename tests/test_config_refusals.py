@@ -237,6 +237,10 @@ OTHER_SCALING = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}
         ({"head_dim": 3}, r"head_dim: expected an even number .*, got 3"),
         ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
         (
+            {"model_type": "olmo2", "llama_layers": {"norm_placement": "both"}},
+            "norm_placement: expected 'after', which the names of the norms in a olmo2 stand for",
+        ),
+        (
             {"model_type": "phi"},
             f"model_type: expected one of {KNOWN}, got 'phi'",
         ),

@@ -40,7 +40,9 @@ lm_head                                      output                     output
 ]
 _LAYER = "model.layers.{}."
 # By architecture, the names in GGUF that are other modules' in the rest.
-_OF_ARCHITECTURE: dict[str, dict[str, str]] = {}
+_OF_ARCHITECTURE: dict[str, dict[str, str]] = {
+    "seed_oss": {"model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm"},
+}
 META_NAMES = {hugging_face: meta for hugging_face, meta, _ in MODULES if meta != "-"}
 GGUF_NAMES = {hugging_face: gguf for hugging_face, _, gguf in MODULES}
 _FROM_META = {meta: hugging_face for hugging_face, meta in META_NAMES.items()}

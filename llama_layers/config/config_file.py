@@ -14,6 +14,7 @@ from llama_layers.config.families import FAMILIES, Family, unread_fields
 from llama_layers.config.keys import Keys
 from llama_layers.config.refusals import refuse_draft_heads, refuse_quantised
 from llama_layers.config.rope_keys import read_rope
+from llama_layers.config.unsupported import but_it_has
 from llama_layers.errors import ConfigError, shown
 
 # A file must have its family, its sizes, and eps, which no published file leaves out.
@@ -40,7 +41,7 @@ def constructor_arguments(content: Mapping[str, Any]) -> tuple[dict[str, Any], d
     required = {key: keys.get(key) for key in _REQUIRED}
     if required["max_position_embeddings"] is None:  # Llama 1 has the older name
         required["max_position_embeddings"] = keys.get("max_sequence_length")
-    family = _family(required)
+    family = _family(required, content)
     refuse_draft_heads(content)
     refuse_quantised(content)
     optional = {
@@ -79,12 +80,15 @@ def _under_other_names(content: Mapping[str, Any], keys: Keys, family: Family) -
     return found
 
 
-def _family(required: Mapping[str, Any]) -> Family:
+def _family(required: Mapping[str, Any], content: Mapping[str, Any]) -> Family:
     name = required["model_type"]
     if name is None:
         _check_required(required)
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ConfigError(f"model_type: expected one of {', '.join(FAMILIES)}, got {shown(name)}")
+        why = but_it_has(name, content) if isinstance(name, str) else ""
+        raise ConfigError(
+            f"model_type: expected one of {', '.join(FAMILIES)}, got {shown(name)}{why}"
+        )
     return FAMILIES[name]
 
 

@@ -290,6 +290,28 @@ FAMILIES = {
         output_bias=False,
         interleaved=True,
     ),
+    "internlm3": Family(
+        architecture="InternLM3ForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias"}),
+        defaults={
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "head_dim": 128,
+            "num_key_value_heads": 2,
+            "pad_token_id": 2,
+        },
+        other_keys={"qkv_bias": ("attention_bias",), "bias": ("mlp_bias", "attention_out_bias")},
+    ),
+    "iquestcoder": Family(
+        architecture="IQuestCoderForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias"}),
+        defaults={
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "head_dim": 128,
+            "num_key_value_heads": 8,
+        },
+    ),
     "seed_oss": Family(
         architecture="SeedOssForCausalLM",
         reads=frozenset({"attention_bias", "attention_out_bias", "mlp_bias"}),
@@ -343,6 +365,12 @@ def family_switches(model_type: str) -> dict[str, Any]:
 def module_name(model_type: str, role: str) -> str:
     """What transformers' class of a family calls a module inside a layer."""
     return FAMILIES[model_type].modules.get(role, role)
+
+
+def names_norms_otherwise(model_type: str) -> bool:
+    """Whether a family has the name of one norm here for another."""
+    modules = FAMILIES[model_type].modules
+    return "post_attention_layernorm" in modules.values()
 
 
 def is_renamed(model_type: str, role: str) -> bool:

@@ -24,7 +24,7 @@ from llama_layers.config.checks import (
     check_share,
     check_thetas,
 )
-from llama_layers.config.families import FAMILIES, family_switches
+from llama_layers.config.families import FAMILIES, family_switches, names_norms_otherwise
 from llama_layers.config.rope_layers import RopeOfLayers, check_rope
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.errors import ConfigError, shown
@@ -114,6 +114,12 @@ class Fields(RopeOfLayers):
             raise ConfigError(
                 "qk_norm: expected 'head' or 'full', since qk_norm_after_rope or qk_norm_weight "
                 "says how, got 'none'"
+            )
+        usual = family_switches(self.model_type)["norm_placement"]
+        if self.norm_placement != usual and names_norms_otherwise(self.model_type):
+            raise ConfigError(
+                f"norm_placement: expected {usual!r}, which the names of the norms in a "
+                f"{self.model_type} stand for, got {self.norm_placement!r}"
             )
         check_rope(self)
         if self.layer_types is not None:

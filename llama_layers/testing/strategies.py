@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, dtype_of
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.arrays.types import Array, Device, Namespace
-from llama_layers.config.families import FAMILIES
+from llama_layers.config.families import FAMILIES, names_norms_otherwise
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.weights import QKVWeights
 
@@ -79,7 +79,7 @@ def configs(
     model_type = draw(st.sampled_from(model_types))
     num_layers = draw(st.integers(1, 3))
     switches: dict[str, Any] = {}
-    if draw(st.booleans()):  # others than the family's
+    if draw(st.booleans()) and not names_norms_otherwise(model_type):  # others than the family's
         switches["norm_placement"] = draw(st.sampled_from(["before", "after", "both"]))
     if draw(st.booleans()):
         switches["qk_norm"] = draw(st.sampled_from(["head", "full"]))

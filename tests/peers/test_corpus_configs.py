@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 
 from llama_layers import ConfigError, LlamaConfig, inv_freq
+from llama_layers.config.families import FAMILIES as SUPPORTED
 from llama_layers.layers.rope import attention_factor
 
-# exaone has the class of llama
-FAMILIES = tuple(
-    "llama mistral qwen2 qwen3 ministral cwm ernie4_5 exaone helium seed_oss smollm3 ministral3 "
-    "glm phi3".split()
+# Families of which transformers has a config, and the class of Llama.
+LLAMAS = ("exaone", "internlm3", "iquestcoder")
+FAMILIES = (
+    *"llama mistral qwen2 qwen3 ministral cwm ernie4_5 helium seed_oss".split(),
+    *"smollm3 ministral3 glm phi3".split(),
+    *LLAMAS,
 )
 SAME = """
 vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
@@ -79,8 +82,9 @@ def joined(module: Any, *names: str) -> Any:
 def differences(ours: LlamaConfig, theirs: Any) -> list[str]:
     """The names of what is not the same in both."""
     torch = importlib.import_module("torch")
-    name = type(theirs).__name__.removesuffix("Config").replace("Exaone", "Llama")
-    family = theirs.model_type.replace("exaone", "llama")
+    name, family = type(theirs).__name__.removesuffix("Config"), theirs.model_type
+    if family in LLAMAS:
+        name, family = "Llama", "llama"
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     with torch.device("meta"):
         attention = getattr(module, f"{name}Attention")(theirs, 0)
@@ -133,6 +137,25 @@ def test_files_of_other_architectures(published):
             assert family is None or f"got {family!r}" in str(e.value)
             others += 1
     assert others > 50
+
+
+# Families whose switches are there, or come.
+TO_COME = """
+exaone4 gemma gemma2 gemma3_text glm glm4 granite_swa hunyuan_v1_dense hyperclovax ministral3 olmo2
+olmo3 phi3 smollm3 vaultgemma
+""".split()
+
+
+def test_each_other_causal_model_has_its_reason():
+    module = importlib.import_module("transformers.models.auto.modeling_auto")
+    transformers = importlib.import_module("transformers")
+    others = set(module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(SUPPORTED)
+    others -= {"gemma4_assistant", *TO_COME}
+    assert len(others) > 100
+    for family in sorted(others):
+        content = transformers.AutoConfig.for_model(family).to_dict()
+        with pytest.raises(ConfigError, match=r", which has .*: not supported$"):
+            LlamaConfig.from_json(content | {"model_type": family})
 
 
 SAID = {
@@ -189,7 +212,7 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "helium": {"num_attention_heads": 20},
     "ministral": {"head_dim": 4},
 }
-WITHOUT_WINDOW = ("llama", "ernie4_5", "exaone", "glm", "helium", "seed_oss")
+WITHOUT_WINDOW = ("llama", "ernie4_5", "glm", "helium", "seed_oss", *LLAMAS)
 WITHOUT_SWITCH = (*WITHOUT_WINDOW, "ministral3", "phi3")
 # What their class does not take: null for these, and (ours) Qwen2's switch in a Llama file, windows
 # of no size, two bases, and scalings of another kind than Phi-3's.

@@ -61,6 +61,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone": ("exaone", {"attention_bias": True, "mlp_bias": True}),
     "helium": ("helium", {"head_dim": 8}),
     "helium, biases": ("helium", {"head_dim": 8, "attention_bias": True, "mlp_bias": True}),
+    "internlm3": ("internlm3", {"head_dim": 8, "attention_bias": True, "mlp_bias": True}),
+    "iquestcoder": ("iquestcoder", {"head_dim": 16}),
     "seed_oss": ("seed_oss", {"head_dim": 16}),
     "seed_oss, other biases": (
         "seed_oss",

@@ -6,7 +6,7 @@ architectures, for what it takes where one is missing, and for what the values m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import log
 from typing import Any, NamedTuple
@@ -16,15 +16,18 @@ import numpy as np
 from llama_layers.checkpoint.gguf.metadata import GGUFStrings, Section, shown
 from llama_layers.checkpoint.gguf.unread_keys import unread_keys
 from llama_layers.checkpoint.tokenizer.vocabulary import ends_by_spelling
+from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.errors import ConfigError
 from llama_layers.layers.rope import inv_freq
 
 # Mistral's files say llama.
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "granite")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "granite", "ernie4_5", "exaone", "seed_oss")
 # Those in which llama.cpp rotates channels next to each other.
-PERMUTED = frozenset({"llama", "granite"})
+PERMUTED = frozenset({"llama", "granite", "ernie4_5"})
+# Those whose RoPE has divisors in a tensor.
+WITH_DIVISORS = frozenset({"llama", "exaone"})
 
 _EPS = "attention.layer_norm_rms_epsilon"
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -82,14 +85,13 @@ def read_config(
     fields |= {field: _token_id(tokenizer, name, vocab_size) for field, name in _IDS.items()}
     scalars = _SCALARS.get(architecture, {})
     fields |= {field: _decimal(n) for key, field in scalars.items() if (n := own.number(key))}
+    fields |= _attention_biases(architecture, shapes)
     config = LlamaConfig(
         **fields,
         vocab_size=vocab_size,
         rms_norm_eps=_decimal(own.number(_EPS)),
         rope_theta=_decimal(own.number("rope.freq_base", 10000.0)),
         rope_scaling=_scaling(own),
-        attention_bias=architecture != "qwen2"
-        and not shapes.keys().isdisjoint({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}),
         mlp_bias="blk.0.ffn_gate.bias" in shapes,
         tie_word_embeddings="output.weight" not in shapes,
         model_type=architecture,
@@ -101,6 +103,17 @@ def read_config(
     if rope_factors is not None:
         config = _with_llama3_scaling(config, rope_factors)
     return GGUFConfig(config, _ends(tokenizer, vocab_size), ignored)
+
+
+def _attention_biases(architecture: str, shapes: Collection[str]) -> dict[str, bool]:
+    """The fields that say which projections of attention have biases, as the tensors do."""
+    family = FAMILIES[architecture]
+    biased = "blk.0.attn_q.bias" in shapes or "blk.0.attn_qkv.bias" in shapes
+    fields = {"attention_bias": biased and not family.qkv_bias}
+    output = "blk.0.attn_output.bias" in shapes
+    if output != (fields["attention_bias"] and family.output_bias):
+        fields["attention_out_bias"] = output
+    return fields
 
 
 def _of_all_layers(own: Section, key: str, layers: int) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llama_layers.checkpoint.checkpoint import Checkpoint, TensorInfo
 from llama_layers.checkpoint.extras import require_installed
-from llama_layers.checkpoint.gguf.config import ARCHITECTURES, PERMUTED, read_config
+from llama_layers.checkpoint.gguf.config import ARCHITECTURES, PERMUTED, WITH_DIVISORS, read_config
 from llama_layers.checkpoint.gguf.header import GGUFHeader, read_gguf
 from llama_layers.checkpoint.gguf.metadata import shown
 from llama_layers.checkpoint.names import from_gguf
@@ -26,6 +26,7 @@ from llama_layers.checkpoint.tokenizer.gguf import (
     tokenizer_files,
 )
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.config.unsupported import but_it_has
 from llama_layers.errors import CheckpointError, ConfigError
 from llama_layers.model.fused_tensors import FUSED
 
@@ -43,11 +44,11 @@ def open_gguf(file: Path) -> Checkpoint:
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{file}: expected one of the architectures {', '.join(ARCHITECTURES)}, "
-            f"got {shown(architecture)}"
+            f"got {shown(architecture)}{_why(architecture, metadata)}"
         )
     stored = _all_tensors(parts)
     _check_vectors(stored)
-    factors = stored.pop(_ROPE_FACTORS, None) if architecture == "llama" else None
+    factors = stored.pop(_ROPE_FACTORS, None) if architecture in WITH_DIVISORS else None
     maps = {part.file: part.data for part in parts}
     shapes = {name: info.shape for name, info in stored.items()}
     divisors = None if factors is None else _numbers(factors, maps[factors.file])
@@ -70,6 +71,15 @@ def open_gguf(file: Path) -> Checkpoint:
         ignored_keys=ignored,
         metadata=metadata,
     )
+
+
+def _why(architecture: object, metadata: Mapping[str, Any]) -> str:
+    """What an architecture has that is not supported, if that is known."""
+    if not isinstance(architecture, str):
+        return ""
+    start = f"{architecture}."
+    own = {key.removeprefix(start): v for key, v in metadata.items() if key.startswith(start)}
+    return but_it_has(architecture, own)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
