@@ -39,6 +39,8 @@ class Family:
     rope : {"same", "no_rope_layers", "windows", "type", "layer"}
         How a file says which layers have RoPE, and which: alike in all; by ``no_rope_layers``; only
         those with a window; by parameters for each type of layer; by ``layer_rope_theta``.
+    ntk_alpha : bool
+        Whether ``alpha`` in a "dynamic" scaling stands for another theta, and nothing dynamic.
     scaling_names : Mapping of str to str
         Other names that its files have for kinds of scaling.
     fused : frozenset of str
@@ -70,6 +72,7 @@ class Family:
     output_bias: bool = True
     switches_window: bool = False
     rope: str = "same"
+    ntk_alpha: bool = False
     scaling_names: Mapping[str, str] = field(default_factory=dict)
     fused: frozenset[str] = frozenset()
     interleaved: bool = False
@@ -85,6 +88,15 @@ def _first_of_four_full(layers: int) -> list[str]:
     return ["sliding_attention" if layer % 4 else "full_attention" for layer in range(layers)]
 
 
+def _fourth_of_four_full(layers: int) -> list[str]:
+    """Types of layers of which each last of four attends to all tokens."""
+    return ["full_attention" if layer % 4 == 3 else "sliding_attention" for layer in range(layers)]
+
+
+_NORMS_OF_OLMO = {
+    "post_self_attn_layernorm": "post_attention_layernorm",
+    "post_mlp_layernorm": "post_feedforward_layernorm",
+}
 _MISTRAL = Family(
     architecture="MistralForCausalLM",
     reads=frozenset({"sliding_window", "layer_types"}),
@@ -195,10 +207,52 @@ FAMILIES = {
         reads=frozenset({"attention_bias"}),
         defaults={"eos_token_id": 50279, "pad_token_id": 1},
         built_in={"norm_placement": "after", "qk_norm": "full"},
-        modules={
-            "post_self_attn_layernorm": "post_attention_layernorm",
-            "post_mlp_layernorm": "post_feedforward_layernorm",
+        modules=_NORMS_OF_OLMO,
+    ),
+    "olmo3": Family(
+        architecture="Olmo3ForCausalLM",
+        reads=frozenset({"attention_bias", "sliding_window", "layer_types"}),
+        defaults={
+            "eos_token_id": 50279,
+            "pad_token_id": 1,
+            "rope_theta": 500000.0,
+            "sliding_window": 4096,
         },
+        built_in={"norm_placement": "after", "qk_norm": "full"},
+        modules=_NORMS_OF_OLMO,
+        rope="type",
+        layer_types=_fourth_of_four_full,
+    ),
+    "exaone4": Family(
+        architecture="Exaone4ForCausalLM",
+        reads=frozenset({"sliding_window", "layer_types"}),
+        defaults={
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "num_key_value_heads": 32,
+            "sliding_window": 4096,
+        },
+        ignores=frozenset({"sliding_window_pattern"}),
+        built_in={"norm_placement": "after", "qk_norm": "head"},
+        modules=_NORMS_OF_OLMO,
+        rope="windows",
+        layer_types=_fourth_of_four_full,
+    ),
+    "glm4": Family(
+        architecture="Glm4ForCausalLM",
+        reads=frozenset({"attention_bias", "partial_rotary_factor"}),
+        defaults={
+            "attention_bias": True,
+            "eos_token_id": [151329, 151336, 151338],
+            "head_dim": 128,
+            "num_key_value_heads": 2,
+            "pad_token_id": 151329,
+            "partial_rotary_factor": 0.5,
+        },
+        built_in={"norm_placement": "both"},
+        output_bias=False,
+        fused=frozenset({"mlp.gate_up_proj"}),
+        interleaved=True,
     ),
     "hunyuan_v1_dense": Family(
         architecture="HunYuanDenseV1ForCausalLM",
@@ -209,6 +263,7 @@ FAMILIES = {
             "self_attn.q_norm": "self_attn.query_layernorm",
             "self_attn.k_norm": "self_attn.key_layernorm",
         },
+        ntk_alpha=True,
     ),
     "cwm": Family(
         architecture="CwmForCausalLM",

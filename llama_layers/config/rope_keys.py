@@ -43,12 +43,13 @@ def read_rope(arguments: dict[str, Any], keys: Keys, family: Family) -> dict[str
         words["rope_parameters"] = family.defaults.get("rope_parameters", {})
     if _TRAINED in family.defaults:
         keys.get(_TRAINED)  # which says nothing where there is no scaling
+    stretch = _stretch(words, arguments) if family.ntk_alpha else 1.0
     local: Mapping[str, Any] = {}
     if family.rope == "type":
         words["rope_parameters"], local = _by_type(words["rope_parameters"])
     said = _said(words, arguments, keys, family)
     given = [theta for theta in (keys.get("rope_theta"), *said.thetas) if theta is not None]
-    theta = _one_theta(given or [family.defaults.get("rope_theta", _THETA)])
+    theta = stretch * _one_theta(given or [family.defaults.get("rope_theta", _THETA)])
     arguments |= {**said.fields, "rope_theta": theta, "rope_scaling": said.scaling}
     if family.rope == "type":
         other = _said({"rope_parameters": local}, arguments, keys, family)
@@ -65,6 +66,24 @@ def _object(words: Any, key: str) -> Mapping[str, Any]:
     if not isinstance(words, Mapping):
         raise ConfigError(f"{key}: expected an object, got {shown(words)}")
     return words
+
+
+def _stretch(words: dict[str, Mapping[str, Any]], arguments: Mapping[str, Any]) -> float:
+    """What HunYuan's alpha multiplies theta by; the scaling that has it is taken out."""
+    factor = 1.0
+    for key, said in words.items():
+        if said.get("rope_type", said.get("type")) != "dynamic" or not said.get("alpha"):
+            continue
+        check_positive("alpha", said["alpha"])
+        if (dim := arguments["head_dim"]) is None:
+            check_count("num_attention_heads", arguments["num_attention_heads"])
+            dim = arguments["hidden_size"] // arguments["num_attention_heads"]
+        check_count("head_dim", dim)
+        if dim <= 2:
+            raise ConfigError(f"head_dim: expected more than 2 with alpha, got {dim}")
+        factor = said["alpha"] ** (dim / (dim - 2))
+        words[key] = {name: value for name, value in said.items() if name == "rope_theta"}
+    return factor
 
 
 def _by_type(words: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

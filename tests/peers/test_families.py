@@ -39,12 +39,43 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "olmo2",
         {"head_dim": 12, "attention_bias": True, "tie_word_embeddings": True},
     ),
+    "olmo3": (
+        "olmo3",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 7,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 10000.0,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
+    "exaone4": ("exaone4", {"num_hidden_layers": 4, "sliding_window": 7, "head_dim": 12}),
+    "exaone4, no window": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 3},
+    ),
+    "glm4": ("glm4", {"head_dim": 16}),
+    "glm4, no biases": ("glm4", {"head_dim": 8, "attention_bias": False}),
     "hunyuan_v1_dense": ("hunyuan_v1_dense", {"head_dim": 8}),
     "hunyuan_v1_dense, biases": (
         "hunyuan_v1_dense",
         {
             "head_dim": 12,
             "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 100.0,
+                "factor": 1.0,
+                "alpha": 50.0,
+                "beta_fast": 32,
+                "mscale": 1.0,
+            },
         },
     ),
     "ministral": (

@@ -124,7 +124,7 @@ _OLMO = {
     "post_mlp_layernorm": "post_feedforward_layernorm",
 }
 NAMES = {
-    "olmo2": _OLMO,
+    **dict.fromkeys(("olmo2", "olmo3", "exaone4"), _OLMO),
     "hunyuan_v1_dense": {
         "self_attn.q_norm": "self_attn.query_layernorm",
         "self_attn.k_norm": "self_attn.key_layernorm",
