@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama_layers.config.checks import check_count, check_flag, check_layer_count
-from llama_layers.config.families import FAMILIES, Family, unread_fields
+from llama_layers.config.families import FAMILIES, unread_fields
+from llama_layers.config.family import Family
 from llama_layers.config.keys import Keys
 from llama_layers.config.refusals import refuse_draft_heads, refuse_quantised
 from llama_layers.config.rope_keys import read_rope
