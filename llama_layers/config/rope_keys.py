@@ -21,6 +21,8 @@ _THETA = 10000.0
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _LOCAL = "rope_local_base_freq"
 _TRAINED = "original_max_position_embeddings"
+# Fields that the words of a family whose layers differ may say, or not.
+OF_LAYERS = frozenset({"layer_rope_theta", "sliding_rope_scaling", "layer_types", "sliding_window"})
 # Fields of ours that a file may have among the parameters of RoPE.
 _WITHIN = ("partial_rotary_factor", "llama_4_scaling_beta")
 
@@ -126,7 +128,7 @@ def _completed(
 ) -> Mapping[str, Any]:
     """Add to a scaling what is said outside: the trained context, as in files made from Phi's."""
     kind = words.get("rope_type", words.get("type"))
-    if isinstance(kind, str) and kind in family.scaling_names:
+    if isinstance(kind, str) and kind in family.scaling_names and "short_factor" in words:
         kind = family.scaling_names[kind]
         words = {**words, "rope_type": kind}
     if kind not in ("yarn", "llama3", "longrope"):
