@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from llama_layers.config.family import Family
+from llama_layers.config.checks import check_flag
+from llama_layers.config.family import Family, Key, last_of_several_full
+from llama_layers.config.gemma import GEMMA
+
+
+def _placement(post_norm: Any) -> str:
+    check_flag("use_post_norm", post_norm)
+    return "both" if post_norm else "before"
 
 
 def _first_of_four_full(layers: int) -> list[str]:
     """Types of layers of which each first of four attends to all tokens."""
     return ["sliding_attention" if layer % 4 else "full_attention" for layer in range(layers)]
-
-
-def _fourth_of_four_full(layers: int) -> list[str]:
-    """Types of layers of which each last of four attends to all tokens."""
-    return ["full_attention" if layer % 4 == 3 else "sliding_attention" for layer in range(layers)]
 
 
 _NORMS_OF_OLMO = {
@@ -33,10 +37,10 @@ _MISTRAL = Family(
     },
     ignores=frozenset({"use_sliding_window"}),  # the window is always on
 )
+
 _MULTIPLIERS = frozenset(
     {"embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"}
 )
-
 FAMILIES = {
     "llama": Family(
         architecture="LlamaForCausalLM",
@@ -146,7 +150,7 @@ FAMILIES = {
         built_in={"norm_placement": "after", "qk_norm": "full"},
         modules=_NORMS_OF_OLMO,
         rope="type",
-        layer_types=_fourth_of_four_full,
+        layer_types=partial(last_of_several_full, every=4),
     ),
     "exaone4": Family(
         architecture="Exaone4ForCausalLM",
@@ -161,7 +165,7 @@ FAMILIES = {
         built_in={"norm_placement": "after", "qk_norm": "head"},
         modules=_NORMS_OF_OLMO,
         rope="windows",
-        layer_types=_fourth_of_four_full,
+        layer_types=partial(last_of_several_full, every=4),
     ),
     "glm4": Family(
         architecture="Glm4ForCausalLM",
@@ -312,6 +316,17 @@ FAMILIES = {
         defaults={"bos_token_id": 1, "eos_token_id": 2, "attention_multiplier": 1.0},
         multiplies_inputs=True,
     ),
+    "hyperclovax": Family(
+        architecture="HyperCLOVAXForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias", "norm_placement"}) | _MULTIPLIERS,
+        defaults={"bos_token_id": 1, "eos_token_id": 2, "use_post_norm": True},
+        built_in={"norm_placement": "both"},
+        keys={"norm_placement": Key("use_post_norm", _placement, lambda where: where == "both")},
+        modules={"post_self_attn_layernorm": "post_norm1", "post_mlp_layernorm": "post_norm2"},
+        multiplies_inputs=True,
+        multiplies_logits=True,
+    ),
+    **GEMMA,
 }
 # The switches of the block, with the values that Llama has.
 SWITCHES: dict[str, Any] = {
@@ -324,12 +339,18 @@ SWITCHES: dict[str, Any] = {
     "attention_multiplier": None,
     "residual_multiplier": 1.0,
     "logits_scaling": 1.0,
+    "norm_weight_offset": 0.0,
+    "hidden_act": "silu",
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
     "layer_rope_theta": None,
     "sliding_rope_scaling": True,
     "partial_rotary_factor": 1.0,
     "llama_4_scaling_beta": 0.0,
 }
-_SOMETIMES_READ = frozenset(SWITCHES).union(*(family.reads for family in FAMILIES.values()))
+_SOMETIMES_READ = (frozenset(SWITCHES) - {"hidden_act"}).union(
+    *(family.reads for family in FAMILIES.values())
+)
 
 
 def unread_fields(model_type: str) -> frozenset[str]:
@@ -337,9 +358,11 @@ def unread_fields(model_type: str) -> frozenset[str]:
     return _SOMETIMES_READ - FAMILIES[model_type].reads
 
 
-def family_switches(model_type: str) -> dict[str, Any]:
+def family_switches(model_type: str, hidden_size: int) -> dict[str, Any]:
     """The values that the switches of the block have in a family, if a config does not say."""
-    return {**SWITCHES, **FAMILIES[model_type].built_in}
+    family = FAMILIES[model_type]
+    root = {"embedding_multiplier": math.sqrt(hidden_size)} if family.scales_embedding else {}
+    return {**SWITCHES, **family.built_in, **root}
 
 
 def module_name(model_type: str, role: str) -> str:

@@ -1,10 +1,31 @@
-"""What tells one model family from the others."""
+"""What tells a model family from the others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of config.json that says what a field of `LlamaConfig` says, in another way.
+
+    Attributes
+    ----------
+    name : str
+        The key.
+    read, write : callable
+        From the key's value to the field's, and back.
+    """
+
+    name: str
+    read: Callable[[Any], Any] = _same
+    write: Callable[[Any], Any] = _same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +44,10 @@ class Family:
         Keys that change the maths in another family and nothing in this one.
     built_in : Mapping of str to Any
         Values of switches in the code of the class, where they are not Llama's.
-    keys : Mapping of str to str
-        Keys of a file that are not called as the field of `LlamaConfig`, by the field.
+    keys : Mapping of str to Key
+        Keys of a file that say a field of `LlamaConfig` in another way, by the field.
+    needs : Mapping of str to Any
+        Keys that the class reads, with the only value that is supported.
     modules : Mapping of str to str
         What transformers' class calls modules inside a layer that have another name here. The
         names here are Llama's, and GLM-4's for norms that Llama does not have: ``input_layernorm``
@@ -55,6 +78,8 @@ class Family:
         class, with {} for the number of a layer.
     layer_types : callable or None
         The ``layer_types`` of a number of layers, where a file does not say.
+    scales_embedding : bool
+        Whether the embedding's multiplier is the root of hidden_size if a config does not say.
     multiplies_inputs : bool
         Whether ``embedding_multiplier`` multiplies vectors that come instead of ids, too.
     multiplies_logits : bool
@@ -66,7 +91,8 @@ class Family:
     defaults: Mapping[str, Any]
     ignores: frozenset[str] = frozenset()
     built_in: Mapping[str, Any] = field(default_factory=dict)
-    keys: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    needs: Mapping[str, Any] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
     qkv_bias: bool = False
     output_bias: bool = True
@@ -78,6 +104,15 @@ class Family:
     interleaved: bool = False
     other_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stored_names: Mapping[str, str] = field(default_factory=dict)
-    layer_types: Callable[[int], list[str]] | None = None
+    layer_types: Callable[..., list[str]] | None = None
+    scales_embedding: bool = False
     multiplies_inputs: bool = False
     multiplies_logits: bool = False
+
+
+def last_of_several_full(layers: int, *, every: int) -> list[str]:
+    """Types of layers of which each last of several attends to all tokens."""
+    return [
+        "full_attention" if layer % every == every - 1 else "sliding_attention"
+        for layer in range(layers)
+    ]
