@@ -45,7 +45,7 @@ def file_content(config: Fields) -> dict[str, Any]:
     if family.rope != "same":
         own = {name: value for name, value in own.items() if name not in OF_LAYERS}
         arguments, _ = constructor_arguments(content)
-        said = type(config)(**arguments)
+        said = type(config)(**(arguments | own))
         for name in OF_LAYERS:
             if (value := getattr(config, name)) != getattr(said, name):
                 own[name] = list(value) if isinstance(value, tuple) else value
