@@ -131,7 +131,7 @@ def test_the_27b_scales_by_another_width(tmp_path, architecture, layers):
         f"{architecture}.block_count": layers,
         f"{architecture}.attention.key_length": 4,
     }
-    config = read_config(numbers, {"token_embd.weight": (40, 32)}, None).config
+    config = read_config(numbers, {"token_embd.weight": (40, 32)}, {}).config
     assert config.attention_scale == (32 // 4) ** -0.5
 
 

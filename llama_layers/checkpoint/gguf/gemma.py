@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llama_layers.checkpoint.gguf.metadata import Section
+from llama_layers.checkpoint.gguf.rope import decimal
 from llama_layers.config.checks import check_layer_count
 from llama_layers.config.family import last_of_several_full
 
@@ -31,16 +32,20 @@ def gemma_fields(architecture: str, own: Section, layers: int) -> dict[str, Any]
         fields["attention_multiplier"] = width**-0.5
     window, of_scores, of_logits = _USUAL[architecture]
     if architecture == "gemma2":
-        fields["attn_logit_softcapping"] = own.number("attn_logit_softcapping", of_scores) or None
-    fields["final_logit_softcapping"] = own.number("final_logit_softcapping", of_logits) or None
+        fields["attn_logit_softcapping"] = (
+            decimal(own.number("attn_logit_softcapping", of_scores)) or None
+        )
+    fields["final_logit_softcapping"] = (
+        decimal(own.number("final_logit_softcapping", of_logits)) or None
+    )
     if not (window := own.integer("attention.sliding_window", window)):
         return fields
     types = last_of_several_full(layers, every=_FULL_EVERY[architecture])
     fields |= {"sliding_window": window, "layer_types": types}
     if architecture == "gemma3":
         thetas = {
-            "full_attention": own.number("rope.freq_base", 10000.0),
-            "sliding_attention": own.number("rope.freq_base_swa", 10000.0),
+            "full_attention": decimal(own.number("rope.freq_base", 10000.0)),
+            "sliding_attention": decimal(own.number("rope.freq_base_swa", 10000.0)),
         }
         fields["layer_rope_theta"] = [thetas[kind] for kind in types]
         fields["sliding_rope_scaling"] = False
