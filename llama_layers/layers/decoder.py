@@ -164,9 +164,11 @@ def _self_attention(
     if cache is not None:
         k, v = cache.append(k, v)
     if asks_for(tap, "scores", "probabilities"):
-        heads = tapped_attention(q, k, v, mask=mask, scale=config.attention_scale, tap=tap)
+        heads = tapped_attention(
+            q, k, v, mask=mask, scale=config.attention_scale, sinks=w.sinks, tap=tap
+        )
     else:
-        heads = attention(q, k, v, mask=mask, scale=config.attention_scale)
+        heads = attention(q, k, v, mask=mask, scale=config.attention_scale, sinks=w.sinks)
     heads = tap("attention", heads)
     y = linear(merge_heads(heads), w.o_proj, w.o_bias)
     return tap("o_proj", reduce_partial(y, w.group))

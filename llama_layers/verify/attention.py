@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic
 
 import numpy as np
@@ -33,6 +34,7 @@ class Heads:
     given: Tracked | None = None  # recorded scores or probabilities, [heads, S, T]
     mask: np.ndarray | None = None  # [S, T]: which keys may be seen, or floats to add to the scores
     scale: float = 1.0  # of the products of queries and keys
+    sinks: np.ndarray | None = None  # what joins the scores of each head, [heads]
 
     @property
     def allowed(self) -> NDArray[np.bool_] | None:
@@ -52,8 +54,30 @@ class Heads:
         return total.step("scores")
 
     def softmax(self, blocks: int = 0) -> Weights:
-        """The softmax of the scores over the keys that are allowed."""
-        return Weights.of(self.scores(), self.allowed, blocks)
+        """The softmax of the scores over the keys that are allowed, and the sink, which is last."""
+        return self._softmax(self.scores(), self.allowed, blocks)
+
+    def probabilities(self) -> Tracked:
+        """The probabilities of the keys."""
+        return self.probabilities_of(self.scores(), self.allowed)
+
+    def probabilities_of(
+        self, scores: Tracked, allowed: NDArray[np.bool_] | None = None
+    ) -> Tracked:
+        """The probabilities of keys that have these scores."""
+        found = self._softmax(scores, allowed).probabilities()
+        return found if self.sinks is None else found[..., :-1]
+
+    def _softmax(
+        self, scores: Tracked, allowed: NDArray[np.bool_] | None, blocks: int = 0
+    ) -> Weights:
+        if self.sinks is not None:
+            keys = np.arange(scores.shape[-1] + 1) < scores.shape[-1]
+            scores = scores.moved(partial(_one_more, axis=-1))
+            scores = scores.where(keys, self.sinks[:, None, None])
+            if allowed is not None:
+                allowed = np.concatenate([allowed, np.ones_like(allowed[:, :1])], axis=-1)
+        return Weights.of(scores, allowed, blocks)
 
     def weigh(self, weights: Tracked) -> Tracked:
         """The values weighed, or the weights where an operation reads no values."""
@@ -150,7 +174,8 @@ class OverHeads(Operation[Heads]):
 
     Its fields are some of ``q`` [B, S, heads, D], ``k`` and ``v`` [B, T, kv_heads, D], ``scores``
     or ``probabilities`` [B, heads, S, T], ``mask`` [S, T], [1, S, T] or [B, S, T], of bool or, to
-    be added to the scores, of floats, and ``scale``.
+    be added to the scores, of floats, and ``scale``, and
+    ``sinks`` [heads].
     """
 
     def check(self) -> None:
@@ -182,8 +207,10 @@ class OverHeads(Operation[Heads]):
         rows = None if formula is type(self).formula else queries
         for tile in tiles(batch, queries, keys, heads, kv_heads, rows):
             some = None if mask is None else mask[tile.batch, tile.rows]
-            scale = vars(self).get("scale", 1.0)
-            bound = formula(Heads(**tile.read(arrays, how), mask=some, scale=scale)).bound()
+            scale, sinks = vars(self).get("scale", 1.0), vars(self).get("sinks")
+            own = None if sinks is None else to_numpy(sinks)[tile.heads].astype(np.float64)
+            heads_of_tile = Heads(**tile.read(arrays, how), mask=some, scale=scale, sinks=own)
+            bound = formula(heads_of_tile).bound()
             for array, part in zip(by_head, (bound.exact, bound.limit, bound.usual), strict=True):
                 array[tile.batch, tile.heads, tile.rows] = part
         return Bound(*results)
@@ -199,6 +226,7 @@ class Scores(OverHeads, Generic[Stored]):
     k: Stored
     mask: Stored | None
     scale: float
+    sinks: Stored | None = None
 
     @staticmethod
     def formula(heads: Heads) -> Tracked:
@@ -214,6 +242,7 @@ class Softmax(OverHeads, Generic[Stored]):
     inputs = ("scores",)
     scores: Stored
     mask: Stored | None
+    sinks: Stored | None = None
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless the scores are [B, heads, S, T]."""
@@ -222,7 +251,7 @@ class Softmax(OverHeads, Generic[Stored]):
     @staticmethod
     def formula(heads: Heads) -> Tracked:
         """The probabilities."""
-        return heads.softmax().probabilities()
+        return heads.probabilities()
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +301,7 @@ class Attention(OverHeads, Generic[Stored]):
     v: Stored
     mask: Stored | None
     scale: float
+    sinks: Stored | None = None
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless queries, keys and values fit each other."""
@@ -287,7 +317,15 @@ class Attention(OverHeads, Generic[Stored]):
         """The values, weighed with the softmax of the scores."""
         assert heads.v is not None
         blocks = -(-len(heads.v.exact) // heads.v.how.profile.block)
-        return heads.softmax(blocks).weigh(heads.v)
+        v = heads.v if heads.sinks is None else heads.v.moved(partial(_one_more, axis=0))
+        return heads.softmax(blocks).weigh(v)
+
+
+def _one_more(array: np.ndarray, axis: int) -> np.ndarray:
+    """An array with zeros after its last numbers along an axis."""
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, 1)
+    return np.pad(array, widths)
 
 
 def _check_pairwise(name: str, array: Array) -> None:

@@ -68,10 +68,12 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         whole = known and info_of(recorded.arrays, site.name).shape[-1] == config.vocab_size
         return Logprobs(inputs[0], None if whole else recorded.next_ids, recorded.temperature)
     assert site.layer is not None  # attention is inside a layer
-    scale = config.attention_scale
+    scale, sinks = config.attention_scale, None
+    if (of_heads := model.weights.layers[site.layer].self_attn.sinks) is not None:
+        sinks = to_numpy(of_heads)
     mask, past = recorded.allowed(site.layer), recorded.past
     if site.operation == "softmax" and len(inputs) == 1:
-        return Softmax(inputs[0], mask)
+        return Softmax(inputs[0], mask, sinks)
     if site.operation == "attention":
         v = past.joined(site.layer, VALUE, _heads(inputs[-1], config.head_dim))
         if len(inputs) == 2:
@@ -81,8 +83,8 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if site.operation == "scores":
         return Scores(q, k, mask, scale)
     if site.operation == "softmax":
-        return Probabilities(q, k, mask, scale)
-    return Attention(q, k, v, mask, scale)
+        return Probabilities(q, k, mask, scale, sinks)
+    return Attention(q, k, v, mask, scale, sinks)
 
 
 def logits_of(products: np.ndarray, config: LlamaConfig) -> Logits:

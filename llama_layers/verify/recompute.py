@@ -185,7 +185,8 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
             return apply_rope(rows, *table, layout=operation.layout, rotary_dim=width)
         case Attention() if operation.mask is not None and operation.mask.dtype == bool:
             q, k, v = x(operation.q), x(operation.k), x(operation.v)
-            return attention(q, k, v, mask=operation.mask, scale=operation.scale)
+            sinks = None if operation.sinks is None else w(operation.sinks)
+            return attention(q, k, v, mask=operation.mask, scale=operation.scale, sinks=sinks)
         case Gate():
             return swiglu(x(operation.gate), x(operation.up))
         case Residual():

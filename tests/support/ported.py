@@ -53,6 +53,7 @@ CONFIGS = {
     "theta by layer": replace(BASE, layer_rope_theta=(100.0, 2000.0, 2000.0)),
     "layer without RoPE": replace(BASE, layer_rope_theta=(2000.0, 0.0, 2000.0)),
     "partial RoPE": replace(BASE, partial_rotary_factor=0.5),
+    "sinks": replace(BASE, attention_sinks=True),
     "six heads": replace(BASE, num_attention_heads=6, num_key_value_heads=2),
 }
 WEIGHTS = {name: random_weights(config, dtype=np.float32) for name, config in CONFIGS.items()}

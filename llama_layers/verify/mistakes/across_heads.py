@@ -42,7 +42,7 @@ def _across(attention: Attention, weighing: Weighing, how: Rounding) -> Bound:
     every = list(tiles(batch, queries, keys, heads, groups, queries))
     for b in range(batch):
         parts = [
-            (t, Heads(**t.read(arrays, how), mask=None, scale=attention.scale))
+            (t, Heads(**t.read(arrays, how), mask=None, scale=attention.scale, sinks=None))
             for t in every[:groups]
         ]
         every = every[groups:]
