@@ -17,6 +17,7 @@ from llama_layers.arrays.dtypes import (
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, ArrayT, Namespace, Number
 from llama_layers.layers.mask import Mask, mask_rows
+from llama_layers.layers.scaling import soft_capped
 from llama_layers.layers.tap import TapFunction
 
 # Scores held at a time, over all heads and batches: 64 MiB in float32.
@@ -31,6 +32,7 @@ def attention(
     *,
     mask: Mask | Array | None = None,
     scale: Number | None = None,
+    softcap: Number | None = None,
     sinks: Array | None = None,
 ) -> ArrayT:
     r"""Average the values of the keys that a query may attend to, weighted by softmax.
@@ -54,6 +56,8 @@ def attention(
         True where a query may attend to a key; every key for every query if not given.
     scale : float, optional
         The c above; ``1 / sqrt(D)`` if not given.
+    softcap : float, optional
+        Scores a become ``softcap * tanh(a / softcap)``, as in Gemma 2.
     sinks : Array, shape [num_heads], optional
         A number for each query head that joins its scores in the softmax, as that of one more key,
         which every query may attend to and whose value is zero.
@@ -68,9 +72,9 @@ def attention(
     ------
     TypeError
         If an argument is not an array of floats, the mask is not boolean, library or dtype differ,
-        or the scale is not a number.
+        or `scale` or `softcap` is not a number.
     ValueError
-        If the shapes do not fit, or the scale is not finite.
+        If the shapes do not fit, `scale` is not finite, or `softcap` is not finite and positive.
 
     Notes
     -----
@@ -101,9 +105,12 @@ def attention(
     if scale is None:
         scale = 1 / math.sqrt(max(1, q.shape[3]))
     scale = check_finite("scale", scale)
-    if sinks is None:
+    cap = None if softcap is None else check_finite("softcap", softcap)
+    if cap is not None and cap <= 0:
+        raise ValueError(f"softcap: expected a positive number, got {cap!r}")
+    if cap is None and sinks is None:
         return attend(xp, q, k, v, mask, scale)
-    return attend_in_blocks(xp, q, k, v, mask, scale, sinks)
+    return attend_in_blocks(xp, q, k, v, mask, scale, cap, sinks)
 
 
 def _check(
@@ -154,8 +161,8 @@ def _check(
 def attend(
     xp: Namespace, q: ArrayT, k: Array, v: Array, mask: Mask | Array | None, scale: float
 ) -> ArrayT:
-    """The definition of `attention` without sinks, for arguments already checked."""
-    return attend_in_blocks(xp, q, k, v, mask, scale, None)
+    """The definition of `attention` without cap and sinks, for arguments already checked."""
+    return attend_in_blocks(xp, q, k, v, mask, scale, None, None)
 
 
 def attend_in_blocks(
@@ -165,6 +172,7 @@ def attend_in_blocks(
     v: Array,
     mask: Mask | Array | None,
     scale: float,
+    softcap: float | None,
     sinks: Array | None,
 ) -> ArrayT:
     """Attend some queries at a time."""
@@ -179,6 +187,8 @@ def attend_in_blocks(
     for start in range(0, queries, step):
         stop = min(start + step, queries)
         scores = _products(xp, grouped[:, :, :, start:stop, :], kt) * scale
+        if softcap is not None:
+            scores = soft_capped(scores, softcap)
         weights, totals = _weights(xp, scores, _allowed(xp, mask, start, stop), sinks)
         y = _products(xp, weights, values) / totals
         blocks.append(_by_query(xp, y, q))
@@ -193,12 +203,13 @@ def tapped_attention(
     *,
     mask: Mask | Array | None,
     scale: float,
+    softcap: float | None,
     sinks: Array | None,
     tap: TapFunction,
 ) -> ArrayT:
     """Attend with all scores at once, so that a tap can see and replace what they become.
 
-    The tap gets ``scores`` [B, num_heads, S, T], scaled and before the mask, and then
+    The tap gets ``scores`` [B, num_heads, S, T], scaled, capped and before the mask, and then
     ``probabilities`` of the same shape, both in the format of sums.
     """
     xp = namespace(q=q, k=k, v=v)
@@ -209,6 +220,8 @@ def tapped_attention(
     by_key_head = (batch, kv_heads, heads // kv_heads, queries, keys)
     grouped, kt, values = _by_key_head(xp, q, k, v)
     scores = _products(xp, grouped, kt) * scale
+    if softcap is not None:
+        scores = soft_capped(scores, softcap)
     scores = tap("scores", xp.reshape(scores, by_head))
     probabilities = scores
     if math.prod(by_head):

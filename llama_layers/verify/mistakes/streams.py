@@ -100,11 +100,13 @@ def _norms(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
     for role, weight in layer.norms().items():
         name = module_name(at.config.model_type, role)
         yield to_numpy(weight), f"with the weight of {name}"
-    yield np.ones(at.config.hidden_size), "without a weight"
+    yield np.ones(at.config.hidden_size) - at.config.norm_weight_offset, "without a weight"
 
 
 def _normed(x: Tracked, weight: np.ndarray, at: FailingSite) -> Tracked:
     scale = read("weight", weight, x.how, recorded=False)
+    if at.config.norm_weight_offset:
+        scale = scale + at.config.norm_weight_offset
     return Norm.formula(Norm(x, scale, at.config.rms_norm_eps))
 
 

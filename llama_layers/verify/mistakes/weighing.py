@@ -37,8 +37,8 @@ def total(heads: Heads, weights: Tracked, shift: Tracked | float = 0.0) -> Track
     found = weights.sum()
     if heads.sinks is None:
         return found
-    sinks = heads.sinks[:, None, None]
-    return found + (np.exp(sinks) if isinstance(shift, float) else (-shift + sinks).exp())
+    own = np.exp(heads.sinks) if isinstance(shift, float) else (-shift + heads.sinks).exp()
+    return found + own
 
 
 @mistake(WEIGHING, "softmax over the queries")

@@ -26,7 +26,7 @@ from llama_layers.model.fused_tensors import FUSED
 from llama_layers.verify.trace import Trace
 
 # Families that have heads before tokens where they normalise queries and keys.
-_HEADS_FIRST = frozenset({"hunyuan_v1_dense"})
+_HEADS_FIRST = frozenset({"exaone4", "gemma3_text", "hunyuan_v1_dense"})
 Keep = Callable[[str, Array], None]
 
 
@@ -216,12 +216,12 @@ def _watched(
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
         def part_of(module: Any, site: Site, parts: Mapping[str, str]) -> None:
-            known = {other.role: int(other.shape[-1]) for other in sites(config)}
             names = [role for role in parts if parts[role] == parts[site.role]]
-            start = sum(known[role] for role in names[: names.index(site.role)])
+            sizes = {s.role: int(s.shape[-1]) for s in sites(config) if s.role in names}
+            start = sum(sizes[role] for role in names[: names.index(site.role)])
 
             def hook(_: object, __: object, output: Any) -> None:
-                keep(site.name, output[..., start : start + known[site.role]])
+                keep(site.name, output[..., start : start + sizes[site.role]])
 
             stack.callback(module.register_forward_hook(hook).remove)
 
