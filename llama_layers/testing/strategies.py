@@ -89,6 +89,8 @@ def configs(
         switches |= {n: draw(st.booleans()) for n in ("qk_norm_weight", "qk_norm_after_rope")}
     if draw(st.booleans()):
         switches |= {name: draw(st.sampled_from(values)) for name, values in _NUMBERS.items()}
+    if draw(st.booleans()):
+        switches["attention_sinks"] = True
     return LlamaConfig(
         **switches,
         vocab_size=draw(st.integers(1, 64)),
