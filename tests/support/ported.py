@@ -53,6 +53,10 @@ CONFIGS = {
     "theta by layer": replace(BASE, layer_rope_theta=(100.0, 2000.0, 2000.0)),
     "layer without RoPE": replace(BASE, layer_rope_theta=(2000.0, 0.0, 2000.0)),
     "partial RoPE": replace(BASE, partial_rotary_factor=0.5),
+    "norms on both sides": replace(BASE, norm_placement="both"),
+    "norms after": replace(BASE, norm_placement="after", qk_norm="full"),
+    "norms of heads": replace(BASE, qk_norm="head"),
+    "norms after RoPE": replace(BASE, qk_norm="head", qk_norm_after_rope=True),
     "six heads": replace(BASE, num_attention_heads=6, num_key_value_heads=2),
 }
 WEIGHTS = {name: random_weights(config, dtype=np.float32) for name, config in CONFIGS.items()}
