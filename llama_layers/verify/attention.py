@@ -1,4 +1,4 @@
-"""Operations of attention, computed a tile at a time: query heads that share a key head."""
+"""Operations of attention, computed a tile at a time."""
 
 from __future__ import annotations
 
@@ -25,18 +25,21 @@ TILE = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """Some query heads, the key head that they read, and a mask; only what an operation reads."""
+    """Query heads, the key heads that they read, and a mask; only what an operation reads.
 
-    q: Tracked | None = None  # queries, [heads, S, D]
-    k: Tracked | None = None  # keys, [T, D]
-    v: Tracked | None = None  # values, [T, D]
-    given: Tracked | None = None  # recorded scores or probabilities, [heads, S, T]
-    mask: np.ndarray | None = None  # [S, T]: which keys may be seen, or floats to add to the scores
+    Axes are batch, key heads, the query heads that read one, and two more.
+    """
+
+    q: Tracked | None = None  # queries, [B, kv_heads, group, S, D]
+    k: Tracked | None = None  # keys, [B, kv_heads, 1, T, D]
+    v: Tracked | None = None  # values, [B, kv_heads, 1, T, D]
+    given: Tracked | None = None  # recorded scores or probabilities, [B, kv_heads, group, S, T]
+    mask: np.ndarray | None = None  # [B, 1, 1, S, T]: which keys may be seen, or what to add
     scale: float = 1.0  # of the products of queries and keys
 
     @property
     def allowed(self) -> NDArray[np.bool_] | None:
-        """The keys that may be seen, [S, T]; None for all."""
+        """The keys that may be seen, [B, 1, 1, S, T]; None for all."""
         return None if self.mask is None or self.mask.dtype != bool else self.mask
 
     def scores(self) -> Tracked:
@@ -64,33 +67,48 @@ class Heads:
     def weighted_sum(self, weights: Tracked) -> Tracked:
         """The values weighed; an engine may leave out keys that weigh nothing, and their NaN."""
         assert self.v is not None
-        total = dot(weights, self.v.moved(lambda values: values.T))
+        total = dot(weights, self.v.moved(lambda values: values.swapaxes(-1, -2)))
         return total.only(np.isfinite(total.exact))
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Some queries of the heads that read one key head."""
+    """Some queries of the heads that read some key heads, in some sequences."""
 
-    batch: int
-    kv: int
-    heads: slice
+    batch: slice
+    kv: slice
     rows: slice
+    group: int  # query heads that read a key head
+
+    @property
+    def heads(self) -> slice:
+        """The query heads."""
+        return slice(self.kv.start * self.group, self.kv.stop * self.group)
 
     def read(self, arrays: dict[str, np.ndarray], how: Rounding) -> dict[str, Tracked]:
         """The part of q, k, v and what is given that a tile reads, as tracked numbers."""
         b, kv, heads, rows = self.batch, self.kv, self.heads, self.rows
         parts: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            "q": lambda q: q[b, rows, heads].transpose(1, 0, 2),
-            "k": lambda k: k[b, :, kv],
-            "v": lambda v: v[b, :, kv],
-            "given": lambda given: given[b, heads, rows],
+            "q": lambda q: self.grouped(q[b, rows, heads].transpose(0, 2, 1, 3)),
+            "k": lambda k: k[b, :, kv].transpose(0, 2, 1, 3)[:, :, None],
+            "v": lambda v: v[b, :, kv].transpose(0, 2, 1, 3)[:, :, None],
+            "given": lambda given: self.grouped(given[b, heads, rows]),
         }
         cached = len(arrays) > 1  # scores alone are not read from a cache
         return {
             n: read(n, parts[n](array), how, cache=_cache(n, how) if cached else None)
             for n, array in arrays.items()
         }
+
+    def grouped(self, array: np.ndarray) -> np.ndarray:
+        """An array [batch, heads, ...] as [batch, key heads, group, ...]."""
+        batch, heads, *rest = array.shape
+        return array.reshape(batch, heads // self.group, self.group, *rest)
+
+    def write(self, by_head: np.ndarray, part: np.ndarray) -> None:
+        """Put what was computed of a tile into an array [batch, heads, queries, ...]."""
+        batch, kv, group, *rest = part.shape
+        by_head[self.batch, self.heads, self.rows] = part.reshape(batch, kv * group, *rest)
 
 
 def _cache(name: str, how: Rounding) -> FloatFormat | None:
@@ -102,14 +120,21 @@ def _cache(name: str, how: Rounding) -> FloatFormat | None:
 def tiles(
     batch: int, queries: int, keys: int, heads: int, kv_heads: int, rows: int | None = None
 ) -> Iterator[Tile]:
-    """All queries of all heads: `rows` at a time, or as many as give `TILE` scores."""
+    """All queries of all heads, as many at a time as give `TILE` scores; or `rows` at least."""
     group = heads // kv_heads
     step = max(1, TILE // max(1, group * keys) if rows is None else rows)
-    for b in range(batch):
-        for h in range(kv_heads):
-            for start in range(0, queries, step):
-                some = slice(start, min(start + step, queries))
-                yield Tile(b, h, slice(h * group, (h + 1) * group), some)
+    # Of few queries the keys are the larger array; most heads have 128 channels.
+    size = keys * max(group * queries, 128)
+    several = max(1, TILE // max(1, size)) if step >= queries else 1
+    kv_step, b_step = min(several, kv_heads), max(1, several // kv_heads)
+    for b in _slices(batch, b_step):
+        for kv in _slices(kv_heads, kv_step):
+            for some in _slices(queries, step):
+                yield Tile(b, kv, some, group)
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def check_heads(q: Array, **others: Array) -> None:
@@ -181,11 +206,11 @@ class OverHeads(Operation[Heads]):
             by_head = results = [np.zeros((batch, heads, queries, keys)) for _ in range(3)]
         rows = None if formula is type(self).formula else queries
         for tile in tiles(batch, queries, keys, heads, kv_heads, rows):
-            some = None if mask is None else mask[tile.batch, tile.rows]
+            some = None if mask is None else mask[tile.batch, None, None, tile.rows]
             scale = vars(self).get("scale", 1.0)
             bound = formula(Heads(**tile.read(arrays, how), mask=some, scale=scale)).bound()
             for array, part in zip(by_head, (bound.exact, bound.limit, bound.usual), strict=True):
-                array[tile.batch, tile.heads, tile.rows] = part
+                tile.write(array, part)
         return Bound(*results)
 
 
@@ -286,7 +311,7 @@ class Attention(OverHeads, Generic[Stored]):
     def formula(heads: Heads) -> Tracked:
         """The values, weighed with the softmax of the scores."""
         assert heads.v is not None
-        blocks = -(-len(heads.v.exact) // heads.v.how.profile.block)
+        blocks = -(-heads.v.shape[-2] // heads.v.how.profile.block)
         return heads.softmax(blocks).weigh(heads.v)
 
 

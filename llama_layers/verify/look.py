@@ -165,7 +165,7 @@ class Sites:
             formats = replace(formats, profile=theirs)
             bound = where_defined(failing.bound(formats), failing.site, self.recorded)
             judgement = judge(array, bound)
-        route = self.recorded.route(failing.site)
+        route, ratio = self.recorded.route(failing.site), bound.ratio(array)
         assert route is not None  # or else it is not judged
         failed = SiteResult(
             site=failing.site,
@@ -176,9 +176,9 @@ class Sites:
             inputs=route,
             judgement=judgement,
             difference=distance(bound.exact, array),
-            histogram=_histogram(bound.ratio(array)),
+            histogram=_histogram(ratio),
             note=self._padding(failing.site),
-            worst=_worst(array, bound),
+            worst=_worst(array, bound, ratio),
         )
         if judgement.verdict == "FAIL" and (theirs is None or theirs.excess_precision):
             place = place_of(failing.site, array, bound, self.model.config)
@@ -320,8 +320,7 @@ def _histogram(ratio: NDArray[np.float64]) -> tuple[int, ...]:
     return tuple(int(n) for n in np.bincount(places, minlength=len(EDGES) + 1))
 
 
-def _worst(array: np.ndarray, bound: Bound) -> tuple[Element, ...]:
-    ratio = bound.ratio(array)
+def _worst(array: np.ndarray, bound: Bound, ratio: NDArray[np.float64]) -> tuple[Element, ...]:
     count = min(WORST, ratio.size)
     if not count:
         return ()

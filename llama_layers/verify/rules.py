@@ -59,7 +59,7 @@ def dot(
     scale: float | None = None,
     ranks: Ranks | None = None,
 ) -> Tracked:
-    r"""Products of x [..., S, K] with rows [N, K], a bias [N] added, or scaled.
+    r"""Products of x [..., S, K] with rows [..., N, K], a bias [N] added, or scaled.
 
     With n products an element, of factors that are off by :math:`\delta` and :math:`\epsilon`,
     :math:`A = (|x| + \delta) (|W| + \epsilon)^\top` and what the products are off by,
@@ -93,7 +93,9 @@ def dot(
             magnitude += finite_magnitude(bias)
         underflow: float | Float64Array = n * how.lost
         if how.profile.flushes or scale is not None:
-            underflow = how.lost * (size_x.sum(-1)[..., None] + size_w.sum(-1) + 2 * n)
+            underflow = how.lost * (
+                size_x.sum(-1)[..., None] + size_w.sum(-1)[..., None, :] + 2 * n
+            )
         if ranks is not None:
             underflow = underflow + ranks.lost
         zero = (magnitude == 0) & (sums.name != "float64")
@@ -235,7 +237,7 @@ class Weights:
     unlimited: NDArray[np.bool_]
     """Rows without a bound, [..., S, 1]: with NaN, infinity, or no finite score."""
     allowed: NDArray[np.bool_] | None
-    """The keys that may be seen, [S, T], or None; a row without any has exact zeros."""
+    """The keys that may be seen, [..., S, T], or None; a row without any has exact zeros."""
     blocks: int
     """How often an engine rescales."""
     how: Rounding
@@ -300,7 +302,7 @@ class Weights:
         return Tracked(self.p, errors[0], errors[1], self.how, self.how.sums)
 
     def weigh(self, v: Tracked) -> Tracked:
-        r"""The values v [T, D] weighed, normalised before or after, or block by block.
+        r"""The values v [..., T, D] weighed, normalised before or after, or block by block.
 
         For exact sums of inexact exponentials
 
@@ -321,7 +323,7 @@ class Weights:
         the result is not finite.
         """
         how, sums = self.how, self.how.sums
-        n, u, lost = len(v.exact), sums.unit_roundoff, self.how.lost
+        n, u, lost = v.shape[-2], sums.unit_roundoff, self.how.lost
         forms = [how.step(name) for name in ("probabilities", "kv_cache", "weighted_sums")]
         *factors, kept = (None if f is None or f.holds(sums) else f for f in forms)
         each = [form for form in factors if form is not None]
@@ -329,9 +331,9 @@ class Weights:
         off = np.broadcast_to(v.off, v.shape)
         empty = False if self.allowed is None else ~self.allowed.any(axis=-1, keepdims=True)
         with np.errstate(all="ignore"):
-            exact = _contiguous(self.p) @ np.ascontiguousarray(v.exact[::-1])
+            exact = _contiguous(self.p) @ np.ascontiguousarray(v.exact[..., ::-1, :])
             magnitude = self.p @ size
-            total = size.sum(axis=0)
+            total = size.sum(axis=-2, keepdims=True)
             # Exponentials, products and quotients can all underflow, and lose so much at most.
             underflow = 4 * lost * (total + n * (np.abs(exact) + 1))
             for form in each:
@@ -358,7 +360,7 @@ class Weights:
                 fits = (n * (magnitude + error) < (kept or sums).max) & ~self.unlimited
                 fits &= np.isfinite(exact)
                 for form in each:
-                    fits &= not (size >= form.max).any()
+                    fits &= ~(size >= form.max).any(axis=(-2, -1), keepdims=True)
                 error = np.where(fits, error, np.inf)
                 errors.append(np.where(np.asarray(empty) & np.isfinite(exact), 0.0, error))
         return Tracked(exact, errors[0], errors[1], how, sums)
