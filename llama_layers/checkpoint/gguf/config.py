@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llama_layers.checkpoint.gguf.metadata import GGUFStrings, Section, shown
+from llama_layers.checkpoint.gguf.of_layers import fields_of_layers, model_type_of
 from llama_layers.checkpoint.gguf.unread_keys import unread_keys
 from llama_layers.checkpoint.tokenizer.vocabulary import ends_by_spelling
 from llama_layers.config.families import FAMILIES
@@ -23,12 +24,16 @@ from llama_layers.errors import ConfigError
 from llama_layers.layers.rope import inv_freq
 
 # Mistral's files say llama.
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "granite", "ernie4_5", "exaone", "seed_oss")
+ARCHITECTURES = (
+    *("llama", "qwen2", "qwen3", "granite", "ernie4_5", "exaone", "seed_oss"),
+    *("olmo2", "exaone4", "glm4", "hunyuan-dense"),
+)
 # Those in which llama.cpp rotates channels next to each other.
-PERMUTED = frozenset({"llama", "granite", "ernie4_5"})
+PERMUTED = frozenset({"llama", "granite", "ernie4_5", "glm4"})
 # Those whose RoPE has divisors in a tensor.
-WITH_DIVISORS = frozenset({"llama", "exaone"})
+WITH_DIVISORS = frozenset({"llama", "exaone", "exaone4"})
 
+_THETA = "rope.freq_base"
 _EPS = "attention.layer_norm_rms_epsilon"
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 # Keys without the architecture in front, and the config's field.
@@ -85,19 +90,27 @@ def read_config(
     fields |= {field: _token_id(tokenizer, name, vocab_size) for field, name in _IDS.items()}
     scalars = _SCALARS.get(architecture, {})
     fields |= {field: _decimal(n) for key, field in scalars.items() if (n := own.number(key))}
-    fields |= _attention_biases(architecture, shapes)
+    model_type, theta = model_type_of(architecture, own), _decimal(own.number(_THETA, 10000.0))
+    fields |= _attention_biases(model_type, shapes)
+    fields |= fields_of_layers(model_type, own, layers, theta)
+    if "partial_rotary_factor" in FAMILIES[model_type].reads:
+        width = fields.get("head_dim", fields["hidden_size"] // fields["num_attention_heads"])
+        fields["partial_rotary_factor"] = own.integer("rope.dimension_count", width) / width
     config = LlamaConfig(
         **fields,
         vocab_size=vocab_size,
         rms_norm_eps=_decimal(own.number(_EPS)),
-        rope_theta=_decimal(own.number("rope.freq_base", 10000.0)),
+        rope_theta=theta,
         rope_scaling=_scaling(own),
         mlp_bias="blk.0.ffn_gate.bias" in shapes,
         tie_word_embeddings="output.weight" not in shapes,
-        model_type=architecture,
+        model_type=model_type,
     )
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if (size := own.integer(key, config.head_dim)) != config.head_dim:
+    for key, expected in (
+        ("attention.value_length", config.head_dim),
+        ("rope.dimension_count", config.rotary_dim),
+    ):
+        if (size := own.integer(key, expected)) != expected:
             raise own.error(key, f"expected the head_dim, {config.head_dim}, got {size}")
     ignored = unread_keys(own.unread(), metadata, config)
     if rope_factors is not None:
@@ -105,9 +118,9 @@ def read_config(
     return GGUFConfig(config, _ends(tokenizer, vocab_size), ignored)
 
 
-def _attention_biases(architecture: str, shapes: Collection[str]) -> dict[str, bool]:
+def _attention_biases(model_type: str, shapes: Collection[str]) -> dict[str, bool]:
     """The fields that say which projections of attention have biases, as the tensors do."""
-    family = FAMILIES[architecture]
+    family = FAMILIES[model_type]
     biased = "blk.0.attn_q.bias" in shapes or "blk.0.attn_qkv.bias" in shapes
     fields = {"attention_bias": biased and not family.qkv_bias}
     output = "blk.0.attn_output.bias" in shapes
