@@ -9,7 +9,7 @@ from .layers.decoder import decoder_layer
 from .layers.layer_cache import LayerCache
 from .layers.linear import QKV, linear, qkv_projection
 from .layers.mask import Mask
-from .layers.mlp import mlp, swiglu
+from .layers.mlp import geglu, mlp, swiglu
 from .layers.norm import rms_norm
 from .layers.rope import apply_rope, inv_freq, rope_table
 from .layers.weights import (
@@ -57,6 +57,7 @@ __all__ = [
     "decoder_layer",
     "embed",
     "forward",
+    "geglu",
     "generate",
     "inv_freq",
     "linear",

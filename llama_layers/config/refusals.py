@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
-from llama_layers.config.families import FAMILIES, Family
+from llama_layers.config.families import FAMILIES
+from llama_layers.config.family import Family
 from llama_layers.errors import ConfigError, shown
 
 # Switches and tables that change the maths unless they are off: false, 0 or empty. From the

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from llama_layers.config.checks import check_count, check_flag, check_layer_count, check_positive
-from llama_layers.config.families import Family
+from llama_layers.config.family import Family
 from llama_layers.config.fields import Fields
 from llama_layers.config.keys import Keys
 from llama_layers.config.rope_scaling import RopeScaling, read_scaling

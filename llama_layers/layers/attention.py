@@ -16,6 +16,7 @@ from llama_layers.arrays.dtypes import (
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, ArrayT, Namespace, Number
 from llama_layers.layers.mask import Mask, mask_rows
+from llama_layers.layers.scaling import soft_capped
 from llama_layers.layers.tap import TapFunction
 
 # Scores held at a time, over all heads and batches: 64 MiB in float32.
@@ -30,6 +31,7 @@ def attention(
     *,
     mask: Mask | Array | None = None,
     scale: Number | None = None,
+    softcap: Number | None = None,
 ) -> ArrayT:
     r"""Average the values of the keys that a query may attend to, weighted by softmax.
 
@@ -52,6 +54,8 @@ def attention(
         True where a query may attend to a key; every key for every query if not given.
     scale : float, optional
         The c above; ``1 / sqrt(D)`` if not given.
+    softcap : float, optional
+        Scores a become ``softcap * tanh(a / softcap)``, as in Gemma 2.
 
     Returns
     -------
@@ -63,9 +67,9 @@ def attention(
     ------
     TypeError
         If an argument is not an array of floats, the mask is not boolean, library or dtype differ,
-        or the scale is not a number.
+        or `scale` or `softcap` is not a number.
     ValueError
-        If the shapes do not fit, or the scale is not finite.
+        If the shapes do not fit, `scale` is not finite, or `softcap` is not finite and positive.
 
     Notes
     -----
@@ -95,7 +99,12 @@ def attention(
     _check(xp, q, k, v, mask)
     if scale is None:
         scale = 1 / math.sqrt(max(1, q.shape[3]))
-    return attend(xp, q, k, v, mask, check_finite("scale", scale))
+    scale = check_finite("scale", scale)
+    if softcap is None:
+        return attend(xp, q, k, v, mask, scale)
+    if (softcap := check_finite("softcap", softcap)) <= 0:
+        raise ValueError(f"softcap: expected a positive number, got {softcap!r}")
+    return attend_in_blocks(xp, q, k, v, mask, scale, softcap)
 
 
 def _check(xp: Namespace, q: Array, k: Array, v: Array, mask: Mask | Array | None) -> None:
@@ -134,7 +143,20 @@ def _check(xp: Namespace, q: Array, k: Array, v: Array, mask: Mask | Array | Non
 def attend(
     xp: Namespace, q: ArrayT, k: Array, v: Array, mask: Mask | Array | None, scale: float
 ) -> ArrayT:
-    """The definition of `attention`, for arguments already checked."""
+    """The definition of `attention` without a cap, for arguments already checked."""
+    return attend_in_blocks(xp, q, k, v, mask, scale, None)
+
+
+def attend_in_blocks(
+    xp: Namespace,
+    q: ArrayT,
+    k: Array,
+    v: Array,
+    mask: Mask | Array | None,
+    scale: float,
+    softcap: float | None,
+) -> ArrayT:
+    """Attend some queries at a time."""
     batch, queries, heads, _ = q.shape
     keys = k.shape[1]
     if not math.prod(q.shape) or not keys:
@@ -146,6 +168,8 @@ def attend(
     for start in range(0, queries, step):
         stop = min(start + step, queries)
         scores = _products(xp, grouped[:, :, :, start:stop, :], kt) * scale
+        if softcap is not None:
+            scores = soft_capped(scores, softcap)
         allowed = _allowed(xp, mask, start, stop)
         weights = shifted_exp(xp, scores, allowed)
         y = _products(xp, weights, values) / _totals(xp, weights)
@@ -161,11 +185,12 @@ def tapped_attention(
     *,
     mask: Mask | Array | None,
     scale: float,
+    softcap: float | None,
     tap: TapFunction,
 ) -> ArrayT:
     """Attend with all scores at once, so that a tap can see and replace what they become.
 
-    The tap gets ``scores`` [B, num_heads, S, T], scaled and before the mask, and then
+    The tap gets ``scores`` [B, num_heads, S, T], scaled, capped and before the mask, and then
     ``probabilities`` of the same shape, both in the format of sums.
     """
     xp = namespace(q=q, k=k, v=v)
@@ -176,6 +201,8 @@ def tapped_attention(
     by_key_head = (batch, kv_heads, heads // kv_heads, queries, keys)
     grouped, kt, values = _by_key_head(xp, q, k, v)
     scores = _products(xp, grouped, kt) * scale
+    if softcap is not None:
+        scores = soft_capped(scores, softcap)
     scores = tap("scores", xp.reshape(scores, by_head))
     probabilities = scores
     if math.prod(by_head):

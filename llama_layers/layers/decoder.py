@@ -128,9 +128,10 @@ def decoder_layer(
     tap = checked(tap, partial(sites_of_layer, config))
     tap = in_family(tap, FAMILIES[config.model_type].modules)
     before, after = config.norms_before, config.norms_after
+    eps, offset = config.rms_norm_eps, config.norm_weight_offset
 
     def norm(name: str, x: Array) -> Array:
-        return tap(name, rms_norm(x, getattr(w, name), eps=config.rms_norm_eps))
+        return tap(name, rms_norm(x, getattr(w, name), eps=eps, offset=offset))
 
     inner = inside(tap, "self_attn")
     by = config.residual_multiplier
@@ -139,7 +140,7 @@ def decoder_layer(
     x = tap("attention_residual", added(x, norm("post_self_attn_layernorm", y) if after else y, by))
 
     read = norm("post_attention_layernorm", x) if before else x
-    y = mlp(read, w.mlp, tap=inside(tap, "mlp"))
+    y = mlp(read, w.mlp, hidden_act=config.hidden_act, tap=inside(tap, "mlp"))
     return added(x, norm("post_mlp_layernorm", y) if after else y, by)
 
 
@@ -163,10 +164,11 @@ def _self_attention(
         q, k = _rotated(*_normed(q, k, w, config, tap), config, rope, tap)
     if cache is not None:
         k, v = cache.append(k, v)
+    scale, softcap = config.attention_scale, config.attn_logit_softcapping
     if asks_for(tap, "scores", "probabilities"):
-        heads = tapped_attention(q, k, v, mask=mask, scale=config.attention_scale, tap=tap)
+        heads = tapped_attention(q, k, v, mask=mask, scale=scale, softcap=softcap, tap=tap)
     else:
-        heads = attention(q, k, v, mask=mask, scale=config.attention_scale)
+        heads = attention(q, k, v, mask=mask, scale=scale, softcap=softcap)
     heads = tap("attention", heads)
     y = linear(merge_heads(heads), w.o_proj, w.o_bias)
     return tap("o_proj", reduce_partial(y, w.group))
@@ -191,7 +193,8 @@ def _normed(
     for name, x, weight in (("q_norm", q, w.q_norm), ("k_norm", k, w.k_norm)):
         whole = config.qk_norm == "full"
         rows = merge_heads(x) if whole else x
-        y = tap(name, rms_norm(rows, weight, eps=config.rms_norm_eps))
+        y = rms_norm(rows, weight, eps=config.rms_norm_eps, offset=config.norm_weight_offset)
+        y = tap(name, y)
         normed.append(split_heads(y, w.qkv.head_dim) if whole else y)
     return normed[0], normed[1]
 

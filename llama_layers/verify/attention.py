@@ -15,6 +15,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.operation import Operation, Stored
+from llama_layers.verify.pointwise import soft_capped
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rules import Weights, dot
 from llama_layers.verify.tracked import Tracked, read
@@ -36,6 +37,7 @@ class Heads:
     given: Tracked | None = None  # recorded scores or probabilities, [B, kv_heads, group, S, T]
     mask: np.ndarray | None = None  # [B, 1, 1, S, T]: which keys may be seen, or what to add
     scale: float = 1.0  # of the products of queries and keys
+    cap: float | None = None  # of these, scaled
 
     @property
     def allowed(self) -> NDArray[np.bool_] | None:
@@ -49,6 +51,8 @@ class Heads:
             scores = self.given
         else:
             scores = dot(self.q, self.k, scale=self.scale)
+            if self.cap is not None:
+                scores = soft_capped(scores, self.cap, "scores")
         if self.mask is None or self.mask.dtype == bool:
             return scores
         total = scores + self.mask.astype(np.float64)
@@ -175,7 +179,7 @@ class OverHeads(Operation[Heads]):
 
     Its fields are some of ``q`` [B, S, heads, D], ``k`` and ``v`` [B, T, kv_heads, D], ``scores``
     or ``probabilities`` [B, heads, S, T], ``mask`` [S, T], [1, S, T] or [B, S, T], of bool or, to
-    be added to the scores, of floats, and ``scale``.
+    be added to the scores, of floats, ``scale``, and ``cap``, of scores.
     """
 
     def check(self) -> None:
@@ -207,8 +211,9 @@ class OverHeads(Operation[Heads]):
         rows = None if formula is type(self).formula else queries
         for tile in tiles(batch, queries, keys, heads, kv_heads, rows):
             some = None if mask is None else mask[tile.batch, None, None, tile.rows]
-            scale = vars(self).get("scale", 1.0)
-            bound = formula(Heads(**tile.read(arrays, how), mask=some, scale=scale)).bound()
+            scale, cap = vars(self).get("scale", 1.0), vars(self).get("cap")
+            some_heads = Heads(**tile.read(arrays, how), mask=some, scale=scale, cap=cap)
+            bound = formula(some_heads).bound()
             for array, part in zip(by_head, (bound.exact, bound.limit, bound.usual), strict=True):
                 tile.write(array, part)
         return Bound(*results)
@@ -224,6 +229,7 @@ class Scores(OverHeads, Generic[Stored]):
     k: Stored
     mask: Stored | None
     scale: float
+    cap: float | None = None
 
     @staticmethod
     def formula(heads: Heads) -> Tracked:
@@ -297,6 +303,7 @@ class Attention(OverHeads, Generic[Stored]):
     v: Stored
     mask: Stored | None
     scale: float
+    cap: float | None = None
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless queries, keys and values fit each other."""

@@ -48,7 +48,8 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         return Embedding(recorded.input_ids, to_numpy(table), embedding_factor(config, table))
     if site.operation == "norm":
         x = _heads(inputs[0], config.head_dim) if len(site.shape) == 4 else _flat(inputs[0])
-        return Norm(x, to_numpy(matrix(site, model)[0]), config.rms_norm_eps)
+        weights = to_numpy(matrix(site, model)[0])
+        return Norm(x, weights, config.rms_norm_eps, norm_offset(site, config))
     if site.operation == "linear":
         weight, bias = matrix(site, model)
         added = None if bias is None else to_numpy(bias)
@@ -61,14 +62,14 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if site.operation == "logits":
         return logits_of(inputs[0], config)
     if site.operation == "gate":
-        return Gate(inputs[0], inputs[1])
+        return Gate(inputs[0], inputs[1], config.hidden_act)
     if site.operation == "rope":
         return _rope(_heads(inputs[0], config.head_dim), site, recorded, config)
     if site.operation == "logprobs":
         whole = known and info_of(recorded.arrays, site.name).shape[-1] == config.vocab_size
         return Logprobs(inputs[0], None if whole else recorded.next_ids, recorded.temperature)
     assert site.layer is not None  # attention is inside a layer
-    scale = config.attention_scale
+    scale, cap = config.attention_scale, config.attn_logit_softcapping
     mask, past = recorded.allowed(site.layer), recorded.past
     if site.operation == "softmax" and len(inputs) == 1:
         return Softmax(inputs[0], mask)
@@ -79,16 +80,23 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     q, k = (_heads(array, config.head_dim) for array in inputs[:2])
     k = past.joined(site.layer, KEY, k)
     if site.operation == "scores":
-        return Scores(q, k, mask, scale)
+        return Scores(q, k, mask, scale, cap)
     if site.operation == "softmax":
-        return Probabilities(q, k, mask, scale)
-    return Attention(q, k, v, mask, scale)
+        return Probabilities(q, k, mask, scale, cap)
+    return Attention(q, k, v, mask, scale, cap)
+
+
+def norm_offset(site: Site, config: LlamaConfig) -> float:
+    """What a norm adds to its weight: nothing where it has none."""
+    weightless = site.role.endswith(("q_norm", "k_norm")) and not config.qk_norm_weight
+    return 0.0 if weightless else config.norm_weight_offset
 
 
 def logits_of(products: np.ndarray, config: LlamaConfig) -> Logits:
     """The operation that makes logits of what the head gives."""
     scaling = config.logits_scaling
-    return Logits(products, 1 / scaling if config.multiplies_logits else scaling)
+    scaling = 1 / scaling if config.multiplies_logits else scaling
+    return Logits(products, scaling, config.final_logit_softcapping)
 
 
 def _rope(x: np.ndarray, site: Site, recorded: Recorded, config: LlamaConfig) -> Operation:

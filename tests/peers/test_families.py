@@ -109,6 +109,50 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "granite, defaults": ("granite", {"attention_bias": True, "mlp_bias": True}),
+    "hyperclovax": (
+        "hyperclovax",
+        {
+            "embedding_multiplier": 10.0,
+            "attention_multiplier": 0.08,
+            "residual_multiplier": 0.3,
+            "logits_scaling": 0.12,
+            "head_dim": 8,
+        },
+    ),
+    "hyperclovax, no post norm": ("hyperclovax", {"use_post_norm": False}),
+    "gemma": ("gemma", {"head_dim": 10}),
+    "gemma2": (
+        "gemma2",
+        {
+            "head_dim": 10,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 7,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
+    "gemma2, no caps": (
+        "gemma2",
+        {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma3_text": (
+        "gemma3_text",
+        {
+            "head_dim": 10,
+            "sliding_window": 5,
+            "sliding_window_pattern": 2,
+            "query_pre_attn_scalar": 7,
+            "final_logit_softcapping": 4.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+            },
+        },
+    ),
+    "vaultgemma": (
+        "vaultgemma",
+        {"head_dim": 10, "sliding_window": 5, "query_pre_attn_scalar": 7},
+    ),
 }
 TOKENS = 40  # past the context length
 

@@ -123,7 +123,19 @@ _OLMO = {
     "post_self_attn_layernorm": "post_attention_layernorm",
     "post_mlp_layernorm": "post_feedforward_layernorm",
 }
+_GEMMA = {
+    "post_self_attn_layernorm": "post_attention_layernorm",
+    "post_attention_layernorm": "pre_feedforward_layernorm",
+    "post_mlp_layernorm": "post_feedforward_layernorm",
+}
 NAMES = {
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "vaultgemma": {"post_attention_layernorm": "pre_feedforward_layernorm"},
+    "hyperclovax": {
+        "post_self_attn_layernorm": "post_norm1",
+        "post_mlp_layernorm": "post_norm2",
+    },
     **dict.fromkeys(("olmo2", "olmo3", "exaone4"), _OLMO),
     "hunyuan_v1_dense": {
         "self_attn.q_norm": "self_attn.query_layernorm",
@@ -137,7 +149,7 @@ def called(config, role):
     return NAMES.get(config.model_type, {}).get(role, role)
 
 
-def attention(q, k, v, allowed=None, scale=None, change=None):
+def attention(q, k, v, allowed=None, scale=None, cap=None, change=None):
     """[B, S, heads, D] from loops; allowed[b][s] lists the keys that a query may attend to.
 
     ``change(h, s, t, probability)`` gives what is used instead of a probability.
@@ -152,6 +164,8 @@ def attention(q, k, v, allowed=None, scale=None, change=None):
             for h in range(heads if seen else 0):
                 kv = h // group
                 scores = [scale * sum(map(float, q[b, s, h] * k[b, t, kv])) for t in seen]
+                if cap is not None:
+                    scores = [cap * math.tanh(score / cap) for score in scores]
                 for weight, t in zip(softmax(scores), seen, strict=True):
                     used = weight if change is None else change(h, s, t, weight)
                     y[b, s, h] += used * v[b, t, kv]
@@ -160,6 +174,10 @@ def attention(q, k, v, allowed=None, scale=None, change=None):
 
 def silu(x):
     return x / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def gelu(x):
+    return x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def rms_norm(row, weight, eps):
@@ -186,7 +204,8 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         return sites[name]
 
     def normed(name, rows):
-        weight = weights.get(f"{name}.weight", 1.0)
+        weight = weights.get(f"{name}.weight", 1.0 - config.norm_weight_offset)
+        weight = weight + config.norm_weight_offset
         sites[name] = np.array([rms_norm(row, weight, config.rms_norm_eps) for row in rows])
         return sites[name]
 
@@ -210,6 +229,7 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
     x = sites["model.embed_tokens"] = np.array(
         [weights["model.embed_tokens.weight"][i] * config.embedding_multiplier for i in ids]
     )
+    act = {"silu": silu, "gelu_pytorch_tanh": gelu}[config.hidden_act]
     scale = config.attention_multiplier or 1 / math.sqrt(width)
 
     def norm_in_layer(where, role, rows):
@@ -241,7 +261,8 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
             for s in range(count)
         ]
         change = (changes or {}).get(layer)
-        heads = attention(q[None], k[None], v[None], [seen], scale, change=change)[0]
+        cap = config.attn_logit_softcapping
+        heads = attention(q[None], k[None], v[None], [seen], scale, cap, change)[0]
         sites[f"{name}.self_attn.attention"] = heads
         y = linear(f"{name}.self_attn.o_proj", heads.reshape(count, -1))
         y = norm_in_layer("after", "post_self_attn_layernorm", y)
@@ -251,7 +272,7 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         gate, up = linear(f"{name}.mlp.gate_proj", y), linear(f"{name}.mlp.up_proj", y)
         gated = np.array(
             [
-                [silu(g) * u for g, u in zip(*rows, strict=True)]
+                [act(g) * u for g, u in zip(*rows, strict=True)]
                 for rows in zip(gate, up, strict=True)
             ]
         )
@@ -264,7 +285,11 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
     head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
     sites["lm_head"] = np.array([weights[f"{head}.weight"] @ row for row in y])
     if config.logits_scaling != 1:
-        sites["logits"] = sites["lm_head"] / config.logits_scaling
+        by = config.logits_scaling
+        sites["logits"] = sites["lm_head"] * (by if config.model_type == "hyperclovax" else 1 / by)
+    if (cap := config.final_logit_softcapping) is not None:
+        logits = sites.get("logits", sites["lm_head"])
+        sites["logits"] = cap * np.tanh(logits / cap)
     return sites
 
 

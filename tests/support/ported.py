@@ -57,6 +57,16 @@ CONFIGS = {
     "norms after": replace(BASE, norm_placement="after", qk_norm="full"),
     "norms of heads": replace(BASE, qk_norm="head"),
     "norms after RoPE": replace(BASE, qk_norm="head", qk_norm_after_rope=True),
+    "gemma": replace(
+        BASE,
+        embedding_multiplier=5.7,
+        embedding_multiplier_rounded=True,
+        norm_weight_offset=1.0,
+        hidden_act="gelu_pytorch_tanh",
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=2.5,
+        qk_norm="head",
+    ),
     "six heads": replace(BASE, num_attention_heads=6, num_key_value_heads=2),
 }
 WEIGHTS = {name: random_weights(config, dtype=np.float32) for name, config in CONFIGS.items()}

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.config.families import module_name
 from llama_layers.layers.sites import sites
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.registry import Changed, Computed, evaluated, mistake
-from llama_layers.verify.operations import Linear, Norm, Product, Rope
+from llama_layers.verify.mistakes.streams import normed, norms_of_layer
+from llama_layers.verify.operations import Linear, Norm, Rope
 from llama_layers.verify.rotation import Rotation
 from llama_layers.verify.tracked import Tracked, read
 
@@ -38,17 +38,13 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     before = at.input_site(0)
     if at.site.layer is None or before is None or before.operation not in ("residual", "embedding"):
         return
-    layer, eps = at.model.weights.layers[at.site.layer], at.config.rms_norm_eps
-
-    def formula(p: Product, weight: np.ndarray) -> Tracked:
-        scale = read("weight", weight, p.x.how, recorded=False)
-        return Linear.formula(replace(p, x=Norm.formula(Norm(p.x, scale, eps))))
-
-    for role, weight in layer.norms().items():
-        name = module_name(at.config.model_type, role)
-        yield evaluated(linear, formula, to_numpy(weight)), f"with the weight of {name}"
-    ones = np.ones(at.config.hidden_size, np.float32)
-    yield evaluated(linear, formula, ones), "without a weight"
+    for weight, said in norms_of_layer(at):
+        yield (
+            evaluated(
+                linear, lambda p, w: Linear.formula(replace(p, x=normed(p.x, w, at))), weight
+            ),
+            said,
+        )
 
 
 @mistake(Norm, "norm over the wrong width", roles=_OF_HEADS)
@@ -76,8 +72,7 @@ def _(norm: Norm, at: FailingSite) -> Computed | None:
 
     def formula(r: Rotation) -> Tracked:
         x = Rope.formula(r).moved(lambda y: y.reshape(norm.x.shape))
-        scale = read("weight", norm.weight, x.how, recorded=False)
-        return Norm.formula(Norm(x, scale, norm.eps))
+        return normed(x, norm.weight, at)
 
     return evaluated(rope, formula)
 
@@ -94,7 +89,6 @@ def _(rope: Rope, at: FailingSite) -> Computed | None:
     numbers = ones if weight is None else to_numpy(weight)
 
     def formula(r: Rotation) -> Tracked:
-        scale = read("weight", numbers, r.x.how, recorded=False)
-        return Rope.formula(replace(r, x=Norm.formula(Norm(r.x, scale, at.config.rms_norm_eps))))
+        return Rope.formula(replace(r, x=normed(r.x, numbers, at)))
 
     return evaluated(rope, formula)

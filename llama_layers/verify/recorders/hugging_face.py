@@ -26,7 +26,7 @@ from llama_layers.model.fused_tensors import FUSED
 from llama_layers.verify.trace import Trace
 
 # Families that have heads before tokens where they normalise queries and keys.
-_HEADS_FIRST = frozenset({"exaone4", "hunyuan_v1_dense"})
+_HEADS_FIRST = frozenset({"exaone4", "gemma3_text", "hunyuan_v1_dense"})
 Keep = Callable[[str, Array], None]
 
 
