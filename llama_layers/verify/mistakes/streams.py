@@ -104,6 +104,7 @@ def norms_of_layer(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
 
 
 def normed(x: Tracked, weight: np.ndarray, at: FailingSite) -> Tracked:
+    """The RMSNorm of tracked numbers, with a weight of the model's."""
     scale = read("weight", weight, x.how, recorded=False)
     if at.config.norm_weight_offset:
         scale = scale + at.config.norm_weight_offset
