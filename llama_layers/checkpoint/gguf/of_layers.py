@@ -10,6 +10,8 @@ from llama_layers.checkpoint.gguf.metadata import Section, shown
 from llama_layers.config.families import FAMILIES
 
 _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+# The family, where it is not called as the architecture.
+_FAMILIES = {"hunyuan-dense": "hunyuan_v1_dense", "mistral3": "ministral3"}
 # The window of EXAONE 4 with that many layers, whose files need not say it.
 _EXAONE_LAYERS, _EXAONE_WINDOW = 64, 4096
 
@@ -18,7 +20,7 @@ def model_type_of(architecture: str, own: Section) -> str:
     """The family of an architecture: OLMo 3 is an OLMo 2 with a window."""
     if architecture == "olmo2" and own.integer(_WINDOW, 0):
         return "olmo3"
-    return {"hunyuan-dense": "hunyuan_v1_dense"}.get(architecture, architecture)
+    return _FAMILIES.get(architecture, architecture)
 
 
 def fields_of_layers(model_type: str, own: Section, layers: int, theta: float) -> dict[str, Any]:
