@@ -68,6 +68,7 @@ CONFIGS = {
     "norms after": replace(BASE, norm_placement="after", qk_norm="full"),
     "norms of heads": replace(BASE, qk_norm="head"),
     "norms after RoPE": replace(BASE, qk_norm="head", qk_norm_after_rope=True),
+    "sinks": replace(BASE, attention_sinks=True),
     "gemma": replace(
         BASE,
         embedding_multiplier=5.7,
