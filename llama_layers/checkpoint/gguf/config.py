@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llama_layers.checkpoint.gguf.gemma import gemma_fields
 from llama_layers.checkpoint.gguf.metadata import GGUFStrings, Section, shown
 from llama_layers.checkpoint.gguf.of_layers import fields_of_layers, model_type_of
 from llama_layers.checkpoint.gguf.rope import (
@@ -29,7 +30,8 @@ from llama_layers.errors import ConfigError
 # Mistral's files say llama.
 ARCHITECTURES = (
     *("llama", "qwen2", "qwen3", "granite", "ernie4_5", "exaone", "seed_oss"),
-    *("smollm3", "mistral3", "phi3", "olmo2", "exaone4", "glm4", "hunyuan-dense"),
+    *("smollm3", "mistral3", "phi3", "gemma", "gemma2", "gemma3"),
+    *("olmo2", "exaone4", "glm4", "hunyuan-dense"),
 )
 # Those in which llama.cpp rotates channels next to each other.
 PERMUTED = frozenset({"llama", "granite", "ernie4_5", "glm4", "smollm3", "mistral3"})
@@ -94,6 +96,8 @@ def read_config(
     fields |= _attention_biases(model_type, shapes)
     fields |= rope_fields(architecture, own, divisors, fields)
     fields |= fields_of_layers(model_type, own, layers, fields["rope_theta"])
+    if architecture.startswith("gemma"):
+        fields |= gemma_fields(architecture, own, layers)
     config = LlamaConfig(
         **fields,
         vocab_size=vocab_size,

@@ -11,7 +11,11 @@ from llama_layers.config.families import FAMILIES
 
 _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 # The family, where it is not called as the architecture.
-_FAMILIES = {"hunyuan-dense": "hunyuan_v1_dense", "mistral3": "ministral3"}
+_FAMILIES = {
+    "gemma3": "gemma3_text",
+    "hunyuan-dense": "hunyuan_v1_dense",
+    "mistral3": "ministral3",
+}
 # The window of EXAONE 4 with that many layers, whose files need not say it.
 _EXAONE_LAYERS, _EXAONE_WINDOW = 64, 4096
 
