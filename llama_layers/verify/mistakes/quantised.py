@@ -208,10 +208,10 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     _, outputs = worst_of_product(at)
     bias = None if linear.bias is None else linear.bias[outputs]
     for keep, of in ((2, 4), (1, 2), (4, 8)):
-        if linear.weight.shape[1] % of == 0:
-            few = replace(linear, weight=pruned(linear.weight[outputs], keep, of), bias=bias)
-            if explains_outputs(few, at, outputs):
-                yield replace(linear, weight=pruned(linear.weight, keep, of)), of - keep, of
+        for last in (False, True) if linear.weight.shape[1] % of == 0 else ():
+            few = pruned(linear.weight[outputs], keep, of, last)
+            if explains_outputs(replace(linear, weight=few, bias=bias), at, outputs):
+                yield replace(linear, weight=pruned(linear.weight, keep, of, last)), of - keep, of
 
 
 @mistake(Linear, "weights pruned", kind=Kind.SOLVED)
