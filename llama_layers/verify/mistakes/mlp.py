@@ -137,7 +137,9 @@ def _(gate: Gate, at: FailingSite) -> Changed | None:
     """Looks silu up in a table with steps of {0:.4g} from {1:g} to {2:g}, {3}; it should compute
     it."""
     error = np.abs(wide(at.computed) - at.bound(at.formats).exact).ravel()
-    some = np.argsort(-np.nan_to_num(error), kind="stable")[:_LOOKED_AT]
+    size = np.abs(wide(gate.gate)).ravel()
+    worst = (np.argsort(-np.nan_to_num(y), kind="stable")[:_LOOKED_AT] for y in (error, size))
+    some = np.union1d(*worst)
     g, up, theirs = (wide(y).ravel()[some] for y in (gate.gate, gate.up, at.computed))
     best = 0.25 * np.sum(np.square(error[some]))
     found = None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.codes import (
     FLOAT8,
     INT4,
@@ -20,7 +20,8 @@ from llama_layers.verify.mistakes.codes import (
     Scaling,
 )
 from llama_layers.verify.mistakes.near import explains_outputs, worst_of_product
-from llama_layers.verify.mistakes.registry import Changed, Kind, mistake
+from llama_layers.verify.mistakes.quantised import TIE, product_of
+from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, mistake
 from llama_layers.verify.operations import Linear
 from llama_layers.verify.roundoff import Float64Array, read_in
 
@@ -34,18 +35,21 @@ Rows = NDArray[np.intp]
 
 
 def _told(
-    linear: Linear, at: FailingSite, read: Callable[[np.ndarray, Rows], Float64Array]
-) -> Iterator[Linear]:
+    linear: Linear, at: FailingSite, read: Callable[[np.ndarray, Rows, float], Float64Array]
+) -> Iterator[Computed]:
     """The product with rows of weights as they are read, if that explains the worst outputs."""
     _, outputs = worst_of_product(at)
     bias = None if linear.bias is None else linear.bias[outputs]
-    some = read(linear.weight, outputs)
+    some = read(linear.weight, outputs, 0.0)
     if not explains_outputs(replace(linear, weight=some, bias=bias), at, outputs):
         return
-    weight = read(linear.weight, np.arange(len(linear.weight)))
-    yield replace(linear, weight=weight)
-    if at.formats.narrower is not None:  # as kernels do that multiply in such a format
-        yield replace(linear, weight=read_in(weight, FLOATS[at.formats.dtype]))
+    every = np.arange(len(linear.weight))
+    found = [read(linear.weight, every, tie) for tie in (0.0, -TIE, TIE)]
+    # Some kernels multiply in the format of the results.
+    for form in dict.fromkeys((FLOATS["float64"], FLOATS[at.formats.dtype])):
+        weight, *ends = (read_in(y, form) for y in found)
+        unsure = np.maximum(*(np.abs(end - weight) for end in ends))
+        yield product_of(linear, None, (weight, unsure))
 
 
 @mistake(Linear, "zero points off by one", kind=Kind.ROUNDING)
@@ -59,8 +63,12 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
                     yield found, codes.name, scaling.said
 
 
-def _in_codes(codes: Codes, scaling: Scaling, weight: np.ndarray, rows: Rows) -> Float64Array:
-    return codes.of(weight[rows], scaling)
+def _in_codes(
+    codes: Codes, scaling: Scaling, weight: np.ndarray, rows: Rows, tie: float
+) -> Float64Array:
+    """Rows of weights in a code, which are moved by so much from where two codes are as near."""
+    some = wide(weight[rows])
+    return codes.of(some * (1 + tie), scaling, limits=scaling.limits(some))
 
 
 @mistake(Linear, "scales of another block", kind=Kind.ROUNDING)
@@ -78,7 +86,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
 
 
 def _with_scales_of(
-    codes: Codes, scaling: Scaling, step: int, weight: np.ndarray, rows: Rows
+    codes: Codes, scaling: Scaling, step: int, weight: np.ndarray, rows: Rows, tie: float
 ) -> Float64Array:
     """Rows of weights with the scales of other blocks of a row, or of other rows."""
     some = weight[rows]
@@ -88,7 +96,8 @@ def _with_scales_of(
         if scaling.blocks
         else _scales(codes, scaling, weight[(rows - step) % len(weight)])
     )
-    return scaling.joined(scaling.split(codes.of(some, scaling)) * (other / own), some.shape)
+    found = scaling.split(_in_codes(codes, scaling, weight, rows, tie))
+    return scaling.joined(found * (other / own), some.shape)
 
 
 def _scales(codes: Codes, scaling: Scaling, some: np.ndarray) -> Float64Array:

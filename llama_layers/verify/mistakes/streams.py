@@ -193,7 +193,7 @@ def _(embedding: Embedding, at: FailingSite) -> Changed | None:
 
     def formula(e: Embedding[Tracked]) -> Tracked:
         more = read("row", embedding.table[row], e.rows.how, recorded=False)
-        return e.rows.where(~places, e.rows + more)
+        return e.rows.where(~places, (e.rows + more).to(e.rows.how.out))
 
     return evaluated(embedding, formula), row, len(error)
 
