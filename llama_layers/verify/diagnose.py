@@ -59,6 +59,8 @@ _ALIKE = 6.0
 # What an explanation must gain in likelihood by what it assumes, as a logarithm: nothing by another
 # formula, more by numbers read off the array.
 _COSTS = {Kind.FORMULA: 0.0, Kind.ROUNDING: 2.0, Kind.SOLVED: 12.0, Kind.FITTED: 24.0}
+# The same, for assuming it in some heads or channels only.
+_PARTS = 12.0
 # How many times our own errors, relative to what is usual, a port's may be with what explains them:
 # where results are rounded last, and where only sums are, which other orders change much.
 _PREDICTED = {True: 1.6, False: 16.0}
@@ -96,8 +98,8 @@ def diagnose(
     and what is left looks like rounding: as large as in a run of ours, and without a part of what
     the mistake changes. Mistakes that only widen the bound have a test of their own. Mistakes in
     the formula are tried first, then too few bits, then what can be read off the array itself,
-    until one leaves as little as our own run. Of those that explain the site, the likeliest are
-    told.
+    until one leaves as little as our own run, and last, if nothing explains the site, a number for
+    each token or output. Of those that explain it, the likeliest are told.
 
     Parameters
     ----------
@@ -129,6 +131,8 @@ def diagnose(
         return ()
     found: list[_Found] = []
     for kind in Kind:
+        if kind == Kind.FITTED and found:
+            break  # so many numbers fit what is explained by few, too
         for mistake in chosen:
             if mistake.kind == kind and time.perf_counter() < until:
                 found += trial.found(mistake)
@@ -269,7 +273,7 @@ class _Trial:
                     detail = localised(change.detail, wrong, tokens, part)
                     explanation = Explanation(mistake.name, detail, float(ratio))
                     surprise = self._count * fitness.surprise(self._expected / 2)
-                    surprise += _COSTS[mistake.kind]
+                    surprise += _COSTS[mistake.kind] + (0.0 if parts is None else _PARTS)
                     yield _Found(explanation, fitness, surprise)
                 return
 

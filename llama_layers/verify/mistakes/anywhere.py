@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 
+from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.layers.sites import Site, sites
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.failing_site import FailingSite, wide
-from llama_layers.verify.fit import FLAT
+from llama_layers.verify.fit import FLAT, ROTATED
 from llama_layers.verify.judge import judge
 from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, mistake, moved
 from llama_layers.verify.operations import Operation
@@ -22,8 +24,6 @@ from llama_layers.verify.stored import info_of
 
 # Elements in which flipped bits are looked for, and how many limits these must be off.
 _FLIPPED, _TOLD = 4, 64.0
-# How near a fitted factor must be to a number of few digits to be taken for it.
-_SAME = 1e-7
 
 
 @mistake(Operation, "array of another site", kind=Kind.SOLVED)
@@ -131,16 +131,33 @@ def _(operation: Operation, at: FailingSite) -> Changed | None:
 
 @mistake(Operation, "everything scaled", kind=Kind.SOLVED)
 def _(operation: Operation, at: FailingSite) -> Changed | None:
-    """The port has {0:.6g} times what it should have, everywhere."""
+    """The port has {0:.6g} times what it should have, everywhere{1}."""
     exact, computed = at.bound(at.formats).exact, wide(at.computed)
     both = np.isfinite(exact) & np.isfinite(computed)
     size = float(np.sum(np.square(exact[both])))
     factor = float(np.sum(computed[both] * exact[both])) / size if size else 0.0
     if not factor:
         return None
-    few = float(f"{factor:.6g}")
-    factor = few if abs(few / factor - 1) < _SAME else factor
-    return moved(at, lambda y: factor * y), factor
+
+    def bound(how: Rounding) -> Bound:
+        right = at.bound(how)
+        exact = factor * right.exact
+        rounding = 2 * FLOATS[how.dtype].unit_roundoff * np.abs(exact)
+        limits = (abs(factor) * y + rounding for y in (right.limit, right.usual))
+        return Bound(exact, *limits)
+
+    return Computed(bound), factor, _scale_of_scores(at, factor)
+
+
+def _scale_of_scores(at: FailingSite, factor: float) -> str:
+    """A remark where a factor of queries or keys is one that scores are scaled with."""
+    if at.site.role not in ROTATED:
+        return ""
+    root = at.config.head_dim**0.5
+    scales = {1 / root: "1 / sqrt(D)", root: "sqrt(D)", root**-0.5: "the root of 1 / sqrt(D)"}
+    scales |= {y / math.log(2): f"log2(e) times {said}" for y, said in scales.items()}
+    said = next((said for y, said in scales.items() if math.isclose(y, factor, rel_tol=1e-4)), "")
+    return f", which is {said}: only scores are scaled" if said else ""
 
 
 @mistake(Operation, "tokens in another place", kind=Kind.SOLVED)
@@ -155,7 +172,7 @@ def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
     yield moved(at, lambda y: y[:, ::-1]), "the tokens in reverse order"
 
 
-@mistake(Operation, "heads written twice", kind=Kind.SOLVED)
+@mistake(Operation, "heads repeated", kind=Kind.SOLVED)
 def _(operation: Operation, at: FailingSite) -> Changed | None:
     """The port has heads {0} instead of {1}."""
     return _in_order(at, twice=True)

@@ -13,7 +13,7 @@ from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import Computable, FailingSite, wide
 from llama_layers.verify.mistakes.near import is_near
 from llama_layers.verify.mistakes.registry import Changed, Computed, mistake, moved
-from llama_layers.verify.operations import Attention, Linear, Operation, Rope, Scores, WeightedSum
+from llama_layers.verify.operations import Attention, Operation, Rope, Scores, WeightedSum
 from llama_layers.verify.profiles import Rounding
 
 SUMMED = Attention | WeightedSum
@@ -21,7 +21,6 @@ KEYED = Attention | Scores
 GROUPED = KEYED | WeightedSum
 _FLOAT64 = Rounding("float64", "float64")
 _ARRAYS = {"k": "keys", "v": "values"}
-_SCALED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_attn.k_rope")
 # What attention is gated with, where it is.
 _GATES = {
     "self_attn.q_rope": "the queries",
@@ -187,18 +186,3 @@ _other_heads(
     "Takes the heads of {0} in reverse order.",
     lambda heads, groups: [groups - 1 - h * groups // heads for h in range(heads)],
 )
-
-
-@mistake(Rope | Linear, "scale of scores applied to the array", roles=_SCALED)
-def _(operation: Rope | Linear, at: FailingSite) -> Iterator[Changed]:
-    """Multiplies by {0}; it should scale the scores only."""
-    scale = at.config.head_dim**-0.5
-    for factor, said in (
-        (scale, "1 / sqrt(D)"),
-        (math.sqrt(scale), "the root of 1 / sqrt(D)"),
-        (scale / math.log(2), "log2(e) / sqrt(D)"),
-        (1 / math.log(2), "log2(e)"),
-        (scale * scale, "1 / D"),
-        (1 / scale, "sqrt(D)"),
-    ):
-        yield moved(at, np.multiply, np.float64(factor)), said

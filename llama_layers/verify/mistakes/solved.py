@@ -128,7 +128,7 @@ def _counted(outputs: NDArray[np.intp], of: int) -> str:
     return f"{len(outputs)} of {of} outputs"
 
 
-@mistake(Linear, "outputs written twice", kind=Kind.SOLVED)
+@mistake(Linear, "outputs repeated", kind=Kind.SOLVED)
 def _(linear: Linear, at: FailingSite) -> Changed | None:
     """Has {0}, which is where it belongs, too; it should have the rows of the matrix in their
     order."""

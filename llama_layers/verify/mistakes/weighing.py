@@ -11,7 +11,7 @@ from llama_layers.verify.attention import Heads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.near import weighed
-from llama_layers.verify.mistakes.registry import Changed, Computed, mistake
+from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, mistake
 from llama_layers.verify.operations import Attention, Probabilities, Softmax
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rules import Weights
@@ -158,7 +158,7 @@ def _of_largest(heads: Heads, count: int) -> Tracked:
     return heads.weigh(_softmax(scores.where(scores.exact >= least, -np.inf)))
 
 
-@mistake(WEIGHING, "newest slot not written")
+@mistake(WEIGHING, "newest slot not written", kind=Kind.SOLVED)
 def _(operation: WEIGHING, at: FailingSite) -> Changed | None:
     """Reads zeros for a token's own key and value, as from a slot that is written too late; it
     should write them before it reads."""

@@ -7,6 +7,7 @@ from tests.support.mistakes import (
     norms,
     projections,
     quantised,
+    read_off,
     rope,
     rounding,
     solved,
@@ -27,6 +28,7 @@ MISTAKES = [
         rounding,
         quantised,
         solved,
+        read_off,
     )
     for mistake in subject.MISTAKES
 ]
