@@ -168,7 +168,11 @@ class _Trial:
         self._count = np.count_nonzero(~np.isinf(right.limit))
         self._error = self._fitness(right).error
         self._expected = self._own(right)
-        self._parts = None if failing.site.pairwise else _some(self._wrong.any(axis=_BUT_PARTS[: self._wrong.ndim - 1]))
+        self._parts = (
+            None
+            if failing.site.pairwise
+            else _some(self._wrong.any(axis=_BUT_PARTS[: self._wrong.ndim - 1]))
+        )
         if isinstance(failing.operation, Linear):
             self._tokens = _largest(ratio.max(axis=(0, 2)), _TOKENS)
             worst = ratio.max(axis=(0, 1))
@@ -220,9 +224,7 @@ class _Trial:
         bounds = (self._judged(operation.bound(formats)) for formats in self._liberal())
         computed = self._failing.computed
         here = np.s_[:] if parts is None else np.s_[:, :, parts]
-        return any(
-            self._holds(bound.ratio(computed)[here], self._wrong[here]) for bound in bounds
-        )
+        return any(self._holds(bound.ratio(computed)[here], self._wrong[here]) for bound in bounds)
 
     def _is_near(self, operation: Operation, parts: NDArray[np.bool_] | None) -> bool:
         """Whether what is wrong would err less with a mistake, by the numbers alone."""

@@ -29,7 +29,7 @@ _FLIPPED, _TOLD = 4, 64.0
 @mistake(Operation, "array of another site", kind=Kind.SOLVED)
 def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
     """The port has the array of {0} here{1}, bit for bit."""
-    wrong = (at.ratio > 1).any(axis=-1)
+    wrong = np.asarray((at.ratio > 1).any(axis=-1))
     if not wrong.any():
         wrong = np.ones_like(wrong)
     theirs = at.computed[wrong]

@@ -1,4 +1,4 @@
-"""Input channels in another order than the columns of their matrix, or seen through a wrong view."""
+"""Input channels in another order than their matrix has, or seen through a wrong view."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
             places[:whole] = places[:whole].reshape(-1, block)[:, order].ravel()
             few = replace(linear, weight=linear.weight[np.ix_(outputs, places)], bias=bias)
             if explains_outputs(few, at, outputs):
-                yield replace(linear, weight=linear.weight[:, places]), f"in blocks of {block} {said}"
+                yield (
+                    replace(linear, weight=linear.weight[:, places]),
+                    f"in blocks of {block} {said}",
+                )
 
 
 def _inside(block: int) -> dict[str, NDArray[np.intp]]:
@@ -81,9 +84,7 @@ def _(linear: Linear, at: FailingSite) -> Changed | None:
     return None
 
 
-def _order(
-    pairs: np.ndarray, energies: np.ndarray, group: int
-) -> NDArray[np.intp] | None:
+def _order(pairs: np.ndarray, energies: np.ndarray, group: int) -> NDArray[np.intp] | None:
     """For each column the input channel that goes with it; None if some go with several."""
     count = len(pairs) // group
     split = (count, group, count, group)

@@ -154,7 +154,11 @@ def _(gate: Gate, at: FailingSite) -> Changed | None:
     if found is None:
         return None
     top, step, mode = found
-    said = {"nearest": "the nearest", "below": "the one below", "between": "and draws lines between"}
+    said = {
+        "nearest": "the nearest",
+        "below": "the one below",
+        "between": "and draws lines between",
+    }
 
     def formula(g: Gate[Tracked]) -> Tracked:
         return g.gate.apply(lambda y: _from_table(y, top, step, mode)).step("silu") * g.up

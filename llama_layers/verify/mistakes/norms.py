@@ -83,9 +83,9 @@ def _with_weights(norm: Norm, at: FailingSite, *, same_role: bool) -> Iterator[C
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[name, f"model.layers.{index}.{name}"] = getattr(layer, name)
     for (role, name), weight in weights.items():
-        if name != at.site.name and (role == at.site.role) is same_role:
-            if weight.shape == norm.weight.shape:
-                yield replace(norm, weight=to_numpy(weight)), name, at.site.name
+        other = name != at.site.name and weight.shape == norm.weight.shape
+        if other and (role == at.site.role) is same_role:
+            yield replace(norm, weight=to_numpy(weight)), name, at.site.name
 
 
 @mistake(Norm, "mean subtracted")

@@ -204,9 +204,7 @@ def mistake(
 
     def register(change: F) -> F:
         text = says or " ".join((change.__doc__ or f"The port has: {name}.").split())
-        made = Mistake(
-            name, operations, change, text, roles, kind, loosens, common, shows, parts
-        )
+        made = Mistake(name, operations, change, text, roles, kind, loosens, common, shows, parts)
         REGISTERED[change.__module__].append(made)
         return change
 

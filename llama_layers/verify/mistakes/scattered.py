@@ -1,4 +1,4 @@
-"""Parts of sums that are lost, or come twice, in some elements here and there, as races leave them."""
+"""Parts of sums that are lost in some elements, here and there."""
 
 from __future__ import annotations
 

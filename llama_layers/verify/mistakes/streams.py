@@ -13,7 +13,7 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
-from llama_layers.verify.operations import Embedding, Norm, Residual
+from llama_layers.verify.operations import Embedding, Norm, Residual, Rows
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked, read
 
@@ -180,7 +180,7 @@ def _row_of(row: Float64Array, table: np.ndarray, dtype: str) -> int | None:
 def _(embedding: Embedding, at: FailingSite) -> Changed | None:
     """Adds row {0} of the table to those of {1} tokens, as a share of the vocabulary does that
     hides nothing of the other shares; it should add nothing."""
-    wrong = (at.ratio > 1).any(axis=-1)
+    wrong = np.asarray((at.ratio > 1).any(axis=-1))
     error = (wide(at.computed) - at.bound(at.formats).exact)[wrong]
     if len(error) < 2 or not np.isfinite(error).all():
         return None
@@ -191,7 +191,7 @@ def _(embedding: Embedding, at: FailingSite) -> Changed | None:
         return None
     places = wrong[..., None]
 
-    def formula(e: Embedding[Tracked]) -> Tracked:
+    def formula(e: Rows) -> Tracked:
         more = read("row", embedding.table[row], e.rows.how, recorded=False)
         return e.rows.where(~places, (e.rows + more).to(e.rows.how.out))
 
