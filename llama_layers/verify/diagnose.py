@@ -168,15 +168,11 @@ class _Trial:
         self._count = np.count_nonzero(~np.isinf(right.limit))
         self._error = self._fitness(right).error
         self._expected = self._own(right)
-        self._parts = (
-            None
-            if failing.site.pairwise
-            else _some(self._wrong.any(axis=_BUT_PARTS[: self._wrong.ndim - 1]))
-        )
+        self._parts = None if failing.site.pairwise else _some(self._wrong)
         if isinstance(failing.operation, Linear):
             self._tokens = _largest(ratio.max(axis=(0, 2)), _TOKENS)
             worst = ratio.max(axis=(0, 1))
-            self._outputs = _largest(worst, min(_OUTPUTS, np.count_nonzero(worst > 1)))
+            self._outputs = _largest(worst, min(_OUTPUTS, int(np.count_nonzero(worst > 1))))
 
     @property
     def fails(self) -> bool:
@@ -218,9 +214,9 @@ class _Trial:
         if isinstance(operation, Linear):
             return self._possible_product(operation)
         parts = self._parts if mistake.shows_in_parts else None
-        if isinstance(operation, _QUICK) and not mistake.loosens:
-            if not self._is_near(operation, parts):
-                return False
+        quick = isinstance(operation, _QUICK) and not mistake.loosens
+        if quick and not self._is_near(operation, parts):
+            return False
         bounds = (self._judged(operation.bound(formats)) for formats in self._liberal())
         computed = self._failing.computed
         here = np.s_[:] if parts is None else np.s_[:, :, parts]
@@ -345,9 +341,10 @@ def _partly(mistaken: Bound, right: Bound, here: NDArray[np.bool_]) -> Bound:
     )
 
 
-def _some(places: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """Places, unless they are all."""
-    return None if places.all() else places
+def _some(wrong: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """The heads or channels in which something is wrong, unless they are all."""
+    parts = np.asarray(wrong.any(axis=_BUT_PARTS[: wrong.ndim - 1]))
+    return None if parts.all() else parts
 
 
 def _largest(values: np.ndarray, count: int) -> NDArray[np.intp]:

@@ -65,9 +65,8 @@ def with_mistakes(note: str, found: Sequence[Explanation]) -> str:
     if not found:
         return note
     names = " or ".join(dict.fromkeys(cause.name for cause in found))
-    return f"{note}; a mistake would explain it as well: {names}. {found[0].detail}".removesuffix(
-        "."
-    )
+    detail = found[0].detail.removesuffix(".")
+    return f"{note}; a mistake would explain it as well: {names}. {detail}"
 
 
 def said_of_both(result: SiteResult, habit: str) -> SiteResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -11,7 +12,7 @@ import numpy as np
 
 from llama_layers import forward
 from llama_layers.layers.sites import sites
-from llama_layers.verify import Explanation, Trace, check, record
+from llama_layers.verify import Explanation, Trace, check, record, to_html
 from llama_layers.verify.report.patterns import joined_causes
 from llama_layers.verify.report.results import SiteResult
 from tests.support.ported import BASE, omega, turned
@@ -190,7 +191,7 @@ def test_where_a_mistake_and_a_habit_fit_both_are_said():
         assert {cause.name for cause in result.explanations} == {"another eps"}
         assert habit in result.note
         assert "another eps" in result.note or verdict == "FAIL"
-        for said in (str(report), report.to_html(), report.to_json()):
+        for said in (report.text(width=1000), to_html(report), json.dumps(report.to_json())):
             assert habit in said
             assert "another eps" in said
 
