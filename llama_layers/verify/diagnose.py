@@ -214,8 +214,11 @@ class _Trial:
         if isinstance(operation, Linear):
             return self._possible_product(operation)
         parts = self._parts if mistake.shows_in_parts else None
-        quick = isinstance(operation, _QUICK) and not mistake.loosens
-        if quick and not self._is_near(operation, parts):
+        if (
+            isinstance(operation, _QUICK)
+            and not mistake.loosens
+            and not self._is_near(operation, parts)
+        ):
             return False
         bounds = (self._judged(operation.bound(formats)) for formats in self._liberal())
         computed = self._failing.computed

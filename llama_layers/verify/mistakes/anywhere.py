@@ -53,13 +53,17 @@ def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
 
 
 def _follows(site: Site, at: FailingSite) -> bool:
-    """Whether another site is right as computed from this one: its sum absorbs the other part."""
+    """Whether another site is right as computed from the same array: its sum absorbs the rest."""
     route = at.recorded.route(site)
-    if route is None or at.site.name not in route:
+    if route is None or not any(_is_same(name, at) for name in route):
         return False
     operation = operation_of(site, route, at.recorded, at.model)
     array = at.recorded.array(site.name)
     return judge(array, operation.bound(at.formats)).verdict != "FAIL"
+
+
+def _is_same(name: str, at: FailingSite) -> bool:
+    return name == at.site.name or np.array_equal(at.recorded.array(name), at.computed)
 
 
 def _with(at: FailingSite, numbers: Float64Array, places: np.ndarray, how: Rounding) -> Bound:
