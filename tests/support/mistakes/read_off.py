@@ -119,6 +119,22 @@ def _of_largest(count):
     return weights
 
 
+def _by_bits(scores):
+    """Schraudolph's exponentials, in integers."""
+    x = np.maximum(scores - scores.max(axis=-1, keepdims=True), -80)
+    bits = np.round(x * (2**23 / np.log(2)) + 127 * 2**23 - 486411).astype(np.int32)
+    e = np.where(np.isfinite(scores), bits.view(np.float32).astype(np.float64), 0)
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def _by_squares(scores):
+    x = np.where(np.isfinite(scores), scores - scores.max(axis=-1, keepdims=True), -1e9)
+    e = np.maximum(1 + x / 256, 0)
+    for _ in range(8):
+        e = e * e
+    return e / e.sum(axis=-1, keepdims=True)
+
+
 def _newest_of_zeros(p):
     q, k, v = (p.heads(name) for name in (Q_ROPE, K_ROPE, V))
     y = np.zeros(q.shape)
@@ -232,6 +248,8 @@ MISTAKES = [
     Mistake("uniform attention", ATTENTION, _heads(lambda s: softmax(np.where(s > -1e9, 0.0, s)))),
     Mistake("output gated", ATTENTION, _gated),
     Mistake("only the largest scores", ATTENTION, _heads(_of_largest(5))),
+    Mistake("exponentials approximated", ATTENTION, _heads(_by_bits)),
+    Mistake("exponentials approximated", ATTENTION, _heads(_by_squares)),
     Mistake("newest slot not written", ATTENTION, _newest_of_zeros),
     Mistake("blocks of keys averaged", ATTENTION, _halves_averaged),
     Mistake("value heads in reverse order", ATTENTION, _heads(v=lambda v: v[:, :, ::-1])),
