@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -15,9 +16,9 @@ from llama_layers.verify.mistakes.weighing import WEIGHING, hidden_at
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked
 
-# By how much the exponent is lowered, in units of 2^-20: none, and the choices that are best in some
-# way (N. Schraudolph, "A fast, compact approximation of the exponential function", Neural
-# Computation 11, 1999).
+# By how much the exponent is lowered, in units of 2^-20: none, and what is best in some way (N.
+# Schraudolph, "A fast, compact approximation of the exponential function", Neural Computation 11,
+# 1999).
 _LOWERED = (0, 45799, 60801, 68243, 90253)
 _SQUARINGS = range(3, 13)
 
@@ -54,7 +55,7 @@ def _approximations() -> Iterator[tuple[Callable[[Float64Array], Float64Array], 
 
 def _with(heads: Heads, function: Callable[[Float64Array], Float64Array]) -> Tracked:
     scores = hidden_at(heads, 0.0)
-    seen = True if heads.allowed is None else heads.allowed
+    seen = np.isfinite(hidden_at(heads, -np.inf).exact)
     largest = hidden_at(heads, -np.inf).max()
     weights = (scores - largest).apply(function, slope=1.5).where(seen, 0.0)
     return heads.weigh(weights / weights.sum())
@@ -63,6 +64,7 @@ def _with(heads: Heads, function: Callable[[Float64Array], Float64Array]) -> Tra
 @mistake(WEIGHING, "exponentials approximated")
 def _(operation: WEIGHING, at: FailingSite) -> Iterator[Changed]:
     """Takes exponentials {0}; it should take them as exact as the format is."""
-    for function, said in _approximations():
+    known = None if (at.ratio > 1).any() else 1
+    for function, said in islice(_approximations(), known):
         if found := weighed(operation, at, _with, function):
             yield found, said

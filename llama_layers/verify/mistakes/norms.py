@@ -123,13 +123,13 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     others = [-(-width // multiple) * multiple for multiple in _PADDED]
     others += [1 << (width - 1).bit_length(), width // 2, config.head_dim]
     others += [config.intermediate_size, config.num_attention_heads * config.head_dim]
-    for other in dict.fromkeys(others):
-        if other not in (0, 1, width):
+    others = [n for n in dict.fromkeys(others) if n not in (0, 1, width)]
+    for other in others if (at.ratio > 1).any() else others[:3]:
 
-            def formula(n: Norm[Tracked], by: float = float(other)) -> Tracked:
-                return n.x * ((n.x * n.x).sum() / by + n.eps).rsqrt() * n.weight
+        def formula(n: Norm[Tracked], by: float = float(other)) -> Tracked:
+            return n.x * ((n.x * n.x).sum() / by + n.eps).rsqrt() * n.weight
 
-            yield evaluated(norm, formula), other, width
+        yield evaluated(norm, formula), other, width
 
 
 @mistake(Norm, "mean of magnitudes")
