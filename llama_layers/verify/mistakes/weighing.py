@@ -145,8 +145,8 @@ def _(operation: WEIGHING, at: FailingSite) -> Changed | None:
     axes = (1, 3) if at.site.pairwise else (2, 3)
     wrong = (at.ratio > 1).any(axis=axes)
     seen = np.broadcast_to(np.asarray(operation.mask).sum(axis=-1), wrong.shape)
-    count = int(seen[wrong].min() if wrong.any() else seen.max()) - 1
-    if count < 1 or 2 * np.count_nonzero(wrong) < np.count_nonzero(seen > count):
+    count = int(seen[wrong].min() - 1 if wrong.any() else seen.max() // 2)
+    if count < 1 or 2 * np.count_nonzero(wrong) < wrong.any() * np.count_nonzero(seen > count):
         return None
     found = weighed(operation, at, _of_largest, count)
     return (found, count) if found else None
