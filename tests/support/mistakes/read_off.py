@@ -171,13 +171,19 @@ def _estimated_root(p):
     return p["x"] * (np.floor(root) / 4096) * p.weight(NORM)
 
 
-def _norm_of_bfloat16(p):
-    x = narrow(p["x"])
-    total = np.zeros_like(x[..., :1])
-    for i in range(x.shape[-1]):
-        total = narrow(total + narrow(x[..., i : i + 1] ** 2))
-    root = narrow(np.sqrt(narrow(narrow(total / x.shape[-1]) + np.float32(p.config.rms_norm_eps))))
-    return narrow(narrow(x / root) * p.weight(NORM))
+def _norm_in(dtype):
+    def cut(y):
+        return narrow(np.asarray(y), dtype)
+
+    def wrong(p):
+        x = cut(p["x"])
+        total = np.zeros_like(x[..., :1])
+        for i in range(x.shape[-1]):
+            total = cut(total + cut(x[..., i : i + 1] ** 2))
+        root = cut(np.sqrt(cut(cut(total / x.shape[-1]) + np.float32(p.config.rms_norm_eps))))
+        return cut(cut(x / root) * p.weight(NORM))
+
+    return wrong
 
 
 def _by(divisor):
@@ -256,7 +262,8 @@ MISTAKES = [
     Mistake("activation from a table of steps", ACT, _nearest_of_table),
     Mistake("activation from a table of steps", ACT, _lines_of_table),
     Mistake("another root in the norm", NORM, _estimated_root),
-    Mistake("norm computed in bfloat16", NORM, _norm_of_bfloat16),
+    Mistake("norm computed in bfloat16", NORM, _norm_in(ml_dtypes.bfloat16)),
+    Mistake("norm computed in float16", NORM, _norm_in(np.float16)),
     Mistake(
         "mean over another width",
         NORM,
