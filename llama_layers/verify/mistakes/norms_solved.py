@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat
+from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.predicted import rounded
-from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake, moved
+from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, evaluated, mistake, moved
 from llama_layers.verify.mistakes.rounding import in_each_narrow_format
 from llama_layers.verify.operations import Norm
+from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import Float64Array, read_in
 from llama_layers.verify.tracked import Tracked
 
@@ -75,7 +78,19 @@ def _roots_in(narrow: str) -> None:
                     return rounded(y * n.weight, form) if how[1] else y * n.weight
 
                 said = f"so that the first is {float(roots.flat[0]):.6g}"
-                yield evaluated(norm, formula), said
+                changed = evaluated(norm, formula)
+                yield _either_side(changed, at) if late else changed, said
+
+
+def _either_side(changed: Computed, at: FailingSite) -> Computed:
+    """Numbers of a narrow format; the port's own where it is not sure which of two they are."""
+
+    def bound(how: Rounding) -> Bound:
+        found, theirs = changed.bound(how), wide(at.computed)
+        unsure = np.abs(theirs - found.exact) <= found.limit
+        return replace(found, exact=np.where(unsure, theirs, found.exact))
+
+    return Computed(bound)
 
 
 def _roots(
