@@ -19,6 +19,7 @@ from llama_layers.verify.mistakes import (
     masks,
     misread,
     mlp,
+    multipliers,
     narrow_sums,
     norms,
     norms_solved,
@@ -31,6 +32,7 @@ from llama_layers.verify.mistakes import (
     rounding,
     scattered,
     shares,
+    sinks,
     slots,
     solved,
     streams,
@@ -42,6 +44,7 @@ from llama_layers.verify.mistakes.registry import REGISTERED, Kind, Mistake
 # Each registers its own; the order is that in which they are tried.
 _SUBJECTS = (
     hidden_states,
+    multipliers,
     streams,
     norms,
     norms_solved,
@@ -55,6 +58,7 @@ _SUBJECTS = (
     rope_solved,
     masks,
     caches,
+    sinks,
     weighing,
     fast_exponentials,
     kernels,

@@ -10,6 +10,7 @@ from tests.support.mistakes import (
     read_off,
     rope,
     rounding,
+    sinks,
     solved,
     streams,
 )
@@ -24,6 +25,7 @@ MISTAKES = [
         norms,
         heads,
         kernels,
+        sinks,
         mlp,
         rounding,
         quantised,
