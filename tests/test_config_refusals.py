@@ -235,7 +235,7 @@ OTHER_SCALING = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}
         ({"hidden_size": 4095}, "hidden_size: expected a multiple of .* 32 where head_dim"),
         ({"hidden_size": 32}, r"head_dim: expected an even number .*, got 1"),
         ({"head_dim": 3}, r"head_dim: expected an even number .*, got 3"),
-        ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected one of silu, gelu_pytorch_tanh, got 'gelu'"),
         (
             {"model_type": "olmo2", "llama_layers": {"norm_placement": "both"}},
             "norm_placement: expected 'after', which the names of the norms in a olmo2 stand for",

@@ -75,8 +75,8 @@ class LlamaConfig(Fields, PublishedSizes):
         Whether the three MLP projections have biases.
     tie_word_embeddings : bool
         Whether the head is the embedding.
-    hidden_act : str
-        "silu", the only one.
+    hidden_act : {"silu", "gelu_pytorch_tanh"}
+        What is made of the gate of the MLP; the family's if not given.
     model_type : str
         The family, as its files name it. Qwen2 has biases on queries, keys and values whatever
         `attention_bias` says.
@@ -91,6 +91,8 @@ class LlamaConfig(Fields, PublishedSizes):
         Whether they come after RoPE, not before it.
     attention_out_bias : bool or None
         Whether the output projection of attention has a bias; None if `attention_bias` says so.
+    attention_sinks : bool
+        Whether each query head has a number that joins its scores in the softmax, and no value.
     embedding_multiplier : float
         What the embedding's rows are multiplied by.
     embedding_multiplier_rounded : bool
@@ -101,6 +103,10 @@ class LlamaConfig(Fields, PublishedSizes):
         What the results of attention and of the MLP are multiplied by before they are added.
     logits_scaling : float
         What the logits are divided by; what they are multiplied by in HyperCLOVA X.
+    norm_weight_offset : float
+        What is added to the weights of all norms: 1 in Gemma, whose files hold weights less 1.
+    attn_logit_softcapping, final_logit_softcapping : float or None
+        A cap c of the scores of attention, or of the logits, which become c tanh(y / c).
     dtype : str or None
         The dtype that the file names for its weights.
     bos_token_id, pad_token_id : int or None
@@ -170,7 +176,7 @@ class LlamaConfig(Fields, PublishedSizes):
     @property
     def changes_logits(self) -> bool:
         """Whether the logits are not what the head gives."""
-        return self.logits_scaling != 1
+        return self.logits_scaling != 1 or self.final_logit_softcapping is not None
 
     @property
     def norms_before(self) -> bool:

@@ -1,8 +1,8 @@
 """The published sizes.
 
 Sources: for Llama 1 table 2 of arXiv:2302.13971, for Llama 2 arXiv:2307.09288, for Llama 3 and
-3.1 table 3 of arXiv:2407.21783, for Qwen3 table 1 of arXiv:2505.09388; intermediate sizes, eps and
-the rest from the config.json of the checkpoints.
+3.1 table 3 of arXiv:2407.21783, for Qwen3 table 1 of arXiv:2505.09388, for OLMo 2
+arXiv:2501.00656; intermediate sizes, eps and the rest from the config.json of the checkpoints.
 """
 
 from __future__ import annotations
@@ -64,7 +64,66 @@ QWEN3: dict[str, Any] = {
     "bos_token_id": 151643,
     "eos_token_id": 151645,
 }
+SMOLLM3: dict[str, Any] = {
+    "model_type": "smollm3",
+    "vocab_size": 128256,
+    "max_position_embeddings": 65536,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5e6,
+    "layer_rope_theta": [5e6, 5e6, 5e6, 0.0] * 9,
+    "tie_word_embeddings": True,
+    "bos_token_id": 128000,
+    "eos_token_id": 128012,
+    "pad_token_id": 128004,
+}
+PHI_4: dict[str, Any] = {
+    "model_type": "phi3",
+    "vocab_size": 100352,
+    "max_position_embeddings": 16384,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 250000.0,
+    "bos_token_id": 100257,
+    "eos_token_id": 100265,
+    "pad_token_id": 100349,
+}
+PHI_4_MINI: dict[str, Any] = {
+    "model_type": "phi3",
+    "vocab_size": 200064,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": {
+        "rope_type": "longrope",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "short_factor": [1.0] * 48,
+        "long_factor": [
+            *(1, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897),
+            *(1.956131817, 2.187582649, 2.446418898, 2.735880826, 3.059592084, 3.421605075),
+            *(3.826451687, 4.279200023, 4.785517845, 5.351743533, 5.984965424, 6.693110555),
+            *(7.485043894, 8.370679318, 9.36110372, 10.4687158, 11.70738129, 13.09260651),
+            *(14.64173252, 16.37415215, 18.31155283, 20.47818807, 22.90118105, 25.61086418),
+            *(28.64115884, 32.03, 32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71),
+            *(32.93, 32.97, 33.28, 33.49, 33.5, 44.16, 47.77),
+        ],
+    },
+    "sliding_window": 262144,
+    "tie_word_embeddings": True,
+    "bos_token_id": 199999,
+    "eos_token_id": 199999,
+    "pad_token_id": 199999,
+}
 QWEN3_TIED = QWEN3 | {"tie_word_embeddings": True}
+OLMO_2: dict[str, Any] = {
+    "model_type": "olmo2",
+    "vocab_size": 100352,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 500000.0,
+    "eos_token_id": 100257,
+    "pad_token_id": 100277,
+}
 
 
 _SIZES = """
@@ -112,9 +171,19 @@ class PublishedSizes:
         "SmolLM2 135M, instruction-tuned (arXiv:2502.02737).", SMOLLM2, 576, 1536, 30, 9, 3
     )
 
+    smollm3_3b = Preset("SmolLM3 3B, instruction-tuned.", SMOLLM3, 2048, 11008, 36, 16, 4)
+
+    phi4_14b = Preset("Phi-4, 14B (arXiv:2412.08905).", PHI_4, 5120, 17920, 40, 40, 10)
+    phi4_mini = Preset("Phi-4-mini, 3.8B (arXiv:2503.01743).", PHI_4_MINI, 3072, 8192, 32, 24, 8)
+
     qwen3_0_6b = Preset("Qwen3, 0.6B.", QWEN3_TIED, 1024, 3072, 28, 16, 8)
     qwen3_1_7b = Preset("Qwen3, 1.7B.", QWEN3_TIED, 2048, 6144, 28, 16, 8)
     qwen3_4b = Preset("Qwen3, 4B.", QWEN3_TIED, 2560, 9728, 36, 32, 8)
     qwen3_8b = Preset("Qwen3, 8B.", QWEN3, 4096, 12288, 36, 32, 8)
     qwen3_14b = Preset("Qwen3, 14B.", QWEN3, 5120, 17408, 40, 40, 8)
     qwen3_32b = Preset("Qwen3, 32B.", QWEN3, 5120, 25600, 64, 64, 8)
+
+    olmo2_1b = Preset("OLMo 2, 1B.", OLMO_2, 2048, 8192, 16, 16, 16)
+    olmo2_7b = Preset("OLMo 2, 7B.", OLMO_2, 4096, 11008, 32, 32, 32)
+    olmo2_13b = Preset("OLMo 2, 13B.", OLMO_2, 5120, 13824, 40, 40, 40)
+    olmo2_32b = Preset("OLMo 2, 32B.", OLMO_2, 5120, 27648, 64, 40, 8)

@@ -33,7 +33,14 @@ def scaled_logits(y: ArrayT, config: LlamaConfig) -> ArrayT:
     if config.logits_scaling != 1:
         scaling = config.logits_scaling
         wide = wide * scaling if config.multiplies_logits else wide / scaling
+    if config.final_logit_softcapping is not None:
+        wide = soft_capped(wide, config.final_logit_softcapping)
     return xp.astype(wide, y.dtype, copy=False)
+
+
+def soft_capped(y: ArrayT, cap: float) -> ArrayT:
+    """Numbers y as ``cap * tanh(y / cap)``."""
+    return namespace(y=y).tanh(y / cap) * cap
 
 
 def _wide(x: Array) -> Array:

@@ -185,7 +185,8 @@ def final_states(
     x, cache = decoder_layers(xp, x, model, inputs.ropes, inputs.masks, inputs.cache, tap)
     if last_only:
         x = x[:, -1:, :]
-    x = tap("model.norm", rms_norm(x, model.weights.norm, eps=model.config.rms_norm_eps))
+    eps, offset = model.config.rms_norm_eps, model.config.norm_weight_offset
+    x = tap("model.norm", rms_norm(x, model.weights.norm, eps=eps, offset=offset))
     return x, None if cache is None else cache.without_room()
 
 
@@ -231,7 +232,7 @@ def decoder_layers(
     xp: Namespace,
     x: Array,
     model: Llama,
-    ropes: Mapping[RopeKind | None, tuple[Array, Array] | None],
+    ropes: Mapping[RopeKind | None, tuple[Array, ...] | None],
     masks: Mapping[int | None, Mask | Array],
     cache: KVCache | None,
     tap: TapFunction,

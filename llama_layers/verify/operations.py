@@ -22,13 +22,13 @@ nothing happens where it does not.
 The views, in which x, weight and so on are tracked where nothing else is said:
 
 - `Embedding`: `Rows`, the chosen ones, multiplied.
-- `Norm`: ``x``, ``weight``, and ``eps``, a number.
+- `Norm`: ``x``, ``weight`` with the offset in it, and ``eps``, a number.
 - `Linear`: a `Product`, with arrays for ``matmul(x, weight, bias)``.
 - `Rope`: a `Rotation`.
 - `Copy`: ``x``.
-- `Gate`: ``gate``, ``up``.
+- `Gate`: ``gate``, ``up``, and ``act``, a name.
 - `Residual`: ``x``, and ``added``, multiplied.
-- `Logits`: ``products``, of the head's matrix, and ``scaling``, a number.
+- `Logits`: ``products``, of the head's matrix, ``scaling``, a number, and ``cap``, or None.
 - `Logprobs`: a `Choice`; see there.
 - `Scores`, `Softmax`, `Probabilities`, `WeightedSum` and `Attention`: `Heads`, the query heads of
   one key head at a time. Their formulas differ in what they make of ``heads.scores()`` and in
@@ -59,9 +59,10 @@ from llama_layers.verify.attention import (
 )
 from llama_layers.verify.log_softmax import Logprobs
 from llama_layers.verify.operation import Numbers, Operation, Stored
+from llama_layers.verify.pointwise import ACTS, gated, soft_capped
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rotation import Rotation, rope_phases
-from llama_layers.verify.rules import gated, matmul
+from llama_layers.verify.rules import matmul
 from llama_layers.verify.tracked import Tracked, read
 
 __all__ = [
@@ -123,13 +124,14 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
-    """RMSNorm of x [..., H]."""
+    """RMSNorm of x [..., H], with an offset that is added to the weight."""
 
     inputs = ("x", "weight")
     steps = ("norm_before_weight",)
     x: Numbers
     weight: Numbers
     eps: float
+    offset: float = 0.0
 
     def check(self) -> None:
         """Raise ValueError unless there is a weight for each channel."""
@@ -138,6 +140,16 @@ class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
                 f"weight: expected shape [H] for x [..., H], got {list(self.weight.shape)} "
                 f"for x {list(self.x.shape)}"
             )
+
+    def read(self, how: Rounding) -> Norm[Tracked]:
+        """The view, whose weight has the offset in it."""
+        view = super().read(how)
+        return replace(view, weight=view.weight + self.offset, offset=0.0) if self.offset else view
+
+    @property
+    def scale(self) -> np.ndarray:
+        """The weight with the offset in it, in float64."""
+        return np.asarray(self.weight, np.float64) + self.offset
 
     @staticmethod
     def formula(norm: Norm[Tracked]) -> Tracked:
@@ -198,6 +210,7 @@ class Rope(Operation[Rotation], Generic[Stored]):
 
     The positions are those of the whole call, since "dynamic" and "longrope" scaling depend on
     the largest. Where RoPE differs from layer to layer, the config is that of one layer.
+    Queries are multiplied with their `temperature`, of the shape of the positions, if there is one.
     """
 
     inputs = ("x",)
@@ -206,6 +219,7 @@ class Rope(Operation[Rotation], Generic[Stored]):
     positions: Stored
     config: LlamaConfig
     layout: Literal["half", "interleaved"] = "half"
+    temperature: np.ndarray | None = None
 
     def read(self, how: Rounding) -> Rotation:
         """The view: x as tracked numbers, and by how much they are rotated."""
@@ -225,7 +239,8 @@ class Rope(Operation[Rotation], Generic[Stored]):
         if self.layout not in ("half", "interleaved"):
             raise ValueError(f"layout: expected 'half' or 'interleaved', got {self.layout!r}")
         phases, off = rope_phases(positions, self.config, how.phases.unit_roundoff)
-        return Rotation(x, phases, off, attention_factor(self.config), self.layout)
+        factor = attention_factor(self.config)
+        return Rotation(x, phases, off, factor, self.layout, self.temperature)
 
     @staticmethod
     def formula(rotation: Rotation) -> Tracked:
@@ -250,12 +265,13 @@ class Copy(Operation["Copy[Tracked]"], Generic[Numbers]):
 
 @dataclass(frozen=True, eq=False)
 class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
-    """The gated product, silu(gate) times up."""
+    """The gated product, act(gate) times up, where act is silu or gelu_pytorch_tanh."""
 
     inputs = ("gate", "up")
     steps = ("sigmoid", "silu")
     gate: Numbers
     up: Numbers
+    act: str = "silu"
 
     def check(self) -> None:
         """Raise ValueError unless both have one shape."""
@@ -263,8 +279,8 @@ class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
 
     @staticmethod
     def formula(product: Gate[Tracked]) -> Tracked:
-        """Multiply silu(gate) with up."""
-        return gated(product.gate, product.up)
+        """Multiply act(gate) with up."""
+        return gated(product.gate, product.up, ACTS[product.act])
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,16 +319,19 @@ class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
 
 @dataclass(frozen=True, eq=False)
 class Logits(Operation["Logits[Tracked]"], Generic[Numbers]):
-    """The logits of what the head gives: divided by a scaling."""
+    """The logits of what the head gives: divided by a scaling, and capped."""
 
     inputs = ("products",)
+    steps = ("capped",)
     products: Numbers
     scaling: float = 1.0
+    cap: float | None = None
 
     @staticmethod
     def formula(logits: Logits[Tracked]) -> Tracked:
-        """Divide by the scaling."""
-        return logits.products / logits.scaling
+        """Divide by the scaling, and cap."""
+        scaled = logits.products / logits.scaling
+        return scaled if logits.cap is None else soft_capped(scaled, logits.cap, "capped")
 
 
 def _check_same(name: str, array: Array | Tracked, other: str, like: Array | Tracked) -> None:

@@ -44,7 +44,8 @@ class RoundingProfile:
     rope_arithmetic : bool or str
         The products and the sum of RoPE are each rounded to the dtype.
     scores : bool or str
-        The scores of attention are rounded to the dtype, before and after they are scaled.
+        The scores of attention are rounded to the dtype, before and after they are scaled, and
+        after each step of a soft cap.
     probabilities : bool or str
         The probabilities of attention are rounded to the dtype.
     sigmoid : bool or str
@@ -55,6 +56,8 @@ class RoundingProfile:
     multiplied : bool or str
         What a block adds to the residual stream is rounded to the dtype where it is multiplied by
         ``residual_multiplier``.
+    capped : bool or str
+        The steps of a soft cap of the logits are each rounded to the dtype.
     kv_cache : str or None
         The format that attention rounds queries, keys and values to where it reads them; None for
         the dtype.
@@ -95,6 +98,7 @@ class RoundingProfile:
     sigmoid: bool | str = _step("each step of the sigmoid to {}")
     silu: bool | str = _step("silu(gate) to {}")
     multiplied: bool | str = _step("what is multiplied to {}")
+    capped: bool | str = _step("each step of a cap to {}")
     kv_cache: str | None = _step("queries, keys and values to {}", None)
     cache: str | None = _step("cached keys and values to {}", None)
     weighted_sums: str | None = _step("weighted sums to {}", None)
@@ -138,6 +142,7 @@ _XLA = RoundingProfile(
     sigmoid=True,
     silu=True,
     multiplied=True,
+    capped=True,
     flushes=True,
 )
 _SDPA = RoundingProfile(
@@ -149,6 +154,7 @@ _SDPA = RoundingProfile(
     probabilities=True,
     silu=True,
     multiplied=True,
+    capped=True,
 )
 _LLAMA_CPP = RoundingProfile("llama.cpp", phases="float32", kv_cache="float16")
 PROFILES = {

@@ -52,7 +52,33 @@ CONFIGS = {
     ),
     "theta by layer": replace(BASE, layer_rope_theta=(100.0, 2000.0, 2000.0)),
     "layer without RoPE": replace(BASE, layer_rope_theta=(2000.0, 0.0, 2000.0)),
+    "longrope": replace(
+        BASE,
+        llama_4_scaling_beta=0.5,
+        rope_scaling={
+            "rope_type": "longrope",
+            "factor": 2.0,
+            "original_max_position_embeddings": 4,
+            "short_factor": (1.0, 1.5, 1.75, 2.0),
+            "long_factor": (1.25, 3.0, 6.0, 8.0),
+        },
+    ),
     "partial RoPE": replace(BASE, partial_rotary_factor=0.5),
+    "norms on both sides": replace(BASE, norm_placement="both"),
+    "norms after": replace(BASE, norm_placement="after", qk_norm="full"),
+    "norms of heads": replace(BASE, qk_norm="head"),
+    "norms after RoPE": replace(BASE, qk_norm="head", qk_norm_after_rope=True),
+    "sinks": replace(BASE, attention_sinks=True),
+    "gemma": replace(
+        BASE,
+        embedding_multiplier=5.7,
+        embedding_multiplier_rounded=True,
+        norm_weight_offset=1.0,
+        hidden_act="gelu_pytorch_tanh",
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=2.5,
+        qk_norm="head",
+    ),
     "six heads": replace(BASE, num_attention_heads=6, num_key_value_heads=2),
 }
 WEIGHTS = {name: random_weights(config, dtype=np.float32) for name, config in CONFIGS.items()}

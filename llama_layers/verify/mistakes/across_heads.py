@@ -34,13 +34,14 @@ def joined(parts: Sequence[Tracked], axis: int) -> Tracked:
 def _across(attention: Attention, weighing: Weighing, how: Rounding) -> Bound:
     """Attention of which all heads are weighed at once."""
     arrays = {name: to_numpy(getattr(attention, name)) for name in "qkv"}
+    scale, cap = attention.scale, attention.cap
     batch, queries, heads, _ = arrays["q"].shape
     _, keys, groups, _ = arrays["k"].shape
     mask = broadcast_mask(attention.mask, batch, queries, keys)
     results = [np.zeros(arrays["q"].shape) for _ in range(3)]
     for b in range(batch):
         tile = Tile(slice(b, b + 1), slice(0, groups), slice(0, queries), heads // groups)
-        part = Heads(**tile.read(arrays, how), mask=None, scale=attention.scale)
+        part = Heads(**tile.read(arrays, how), mask=None, scale=scale, cap=cap, sinks=None)
         allowed = np.ones((queries, keys), bool) if mask is None else mask[b]
         scores = part.scores()
         weights = weighing(scores.moved(lambda y: y.reshape(heads, queries, keys)), allowed)

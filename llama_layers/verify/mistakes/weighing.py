@@ -11,10 +11,9 @@ from llama_layers.verify.attention import Heads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.near import weighed
-from llama_layers.verify.mistakes.registry import Changed, Computed, mistake
+from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, mistake
 from llama_layers.verify.operations import Attention, Probabilities, Softmax
 from llama_layers.verify.profiles import Rounding
-from llama_layers.verify.rules import Weights
 from llama_layers.verify.tracked import Tracked
 
 WEIGHING = Attention | Probabilities | Softmax
@@ -33,9 +32,13 @@ def exponentials(heads: Heads) -> Tracked:
     return (scores - scores.max()).exp()
 
 
-def _softmax(scores: Tracked) -> Tracked:
-    """The softmax over all keys."""
-    return Weights.of(scores, None).probabilities()
+def total(heads: Heads, weights: Tracked, shift: Tracked | float = 0.0) -> Tracked:
+    """The sum of exponentials, of scores less a shift, with that of the sink."""
+    found = weights.sum()
+    if heads.sinks is None:
+        return found
+    own = np.exp(heads.sinks) if isinstance(shift, float) else (-shift + heads.sinks).exp()
+    return found + own
 
 
 @mistake(WEIGHING, "softmax over the queries")
@@ -75,8 +78,8 @@ def _(operation: WEIGHING, at: FailingSite) -> Computed:
     def formula(heads: Heads) -> Tracked:
         weights = hidden_at(heads, -np.inf).exp()
         fits = weights.exact <= _LARGEST
-        total = weights.sum().where(fits.all(axis=-1, keepdims=True), np.inf)
-        return heads.weigh(weights.where(fits, np.inf) / total)
+        every = total(heads, weights).where(fits.all(axis=-1, keepdims=True), np.inf)
+        return heads.weigh(weights.where(fits, np.inf) / every)
 
     def bound(how: Rounding) -> Bound:
         found = operation.evaluate(formula, how)
@@ -89,14 +92,15 @@ def _(operation: WEIGHING, at: FailingSite) -> Computed:
 def _(heads: Heads) -> Tracked:
     """Adds one to the sum of the exponentials."""
     scores = hidden_at(heads, -np.inf)
-    weights = (scores - scores.max()).exp()
-    return heads.weigh(weights / (weights.sum() + (-scores.max()).exp()))
+    largest = scores.max()
+    weights = (scores - largest).exp()
+    return heads.weigh(weights / (total(heads, weights, largest) + (-largest).exp()))
 
 
 @mistake(WEIGHING, "masked after softmax")
 def _(heads: Heads) -> Tracked:
     """Hides keys after the softmax; it should hide them before it."""
-    weights = _softmax(replace(heads, mask=None).scores())
+    weights = replace(heads, mask=None).probabilities()
     return heads.weigh(weights if heads.allowed is None else weights.where(heads.allowed, 0.0))
 
 
@@ -117,15 +121,70 @@ def _(operation: WEIGHING, at: FailingSite) -> Iterator[Changed]:
 
 def _lowered(heads: Heads, score: float, added: bool) -> Tracked:
     if not added:
-        return heads.weigh(_softmax(hidden_at(heads, score)))
+        return heads.weigh(heads.probabilities_of(hidden_at(heads, score)))
     hidden = 0.0 if heads.allowed is None else np.where(heads.allowed, 0.0, score)
-    return heads.weigh(_softmax(heads.scores() + hidden))
+    return heads.weigh(heads.probabilities_of(heads.scores() + hidden))
+
+
+@mistake(WEIGHING, "uniform attention", parts=True)
+def _(operation: WEIGHING, at: FailingSite) -> Iterator[Changed]:
+    """Weighs {0} alike, as where all scores are the same; it should weigh them with the softmax of
+    the scores."""
+    for seen, said in ((False, "all keys, later ones too,"), (True, "the keys that are seen")):
+        if found := weighed(operation, at, _alike, seen):
+            yield found, said
+
+
+def _alike(heads: Heads, seen: bool) -> Tracked:
+    allowed = heads.allowed if seen else None
+    return heads.weigh(heads.probabilities_of(0.0 * heads.scores(), allowed))
+
+
+@mistake(WEIGHING, "only the largest scores", parts=True)
+def _(operation: WEIGHING, at: FailingSite) -> Changed | None:
+    """Weighs the {0} keys with the largest scores only; it should weigh all that are seen."""
+    # Queries that see no more keys than that are right.
+    if operation.mask is None:
+        return None
+    axes = (1, 3) if at.site.pairwise else (2, 3)
+    wrong = (at.ratio > 1).any(axis=axes)
+    seen = np.broadcast_to(np.asarray(operation.mask).sum(axis=-1), wrong.shape)
+    count = int(seen[wrong].min() - 1 if wrong.any() else seen.max() // 2)
+    if count < 1 or 2 * np.count_nonzero(wrong) < wrong.any() * np.count_nonzero(seen > count):
+        return None
+    found = weighed(operation, at, _of_largest, count)
+    return (found, count) if found else None
+
+
+def _of_largest(heads: Heads, count: int) -> Tracked:
+    scores = hidden_at(heads, -np.inf)
+    least = np.partition(scores.exact, -count, axis=-1)[..., -count, None]
+    return heads.weigh(heads.probabilities_of(scores.where(scores.exact >= least, -np.inf)))
+
+
+@mistake(WEIGHING, "newest slot not written", kind=Kind.SOLVED)
+def _(operation: WEIGHING, at: FailingSite) -> Changed | None:
+    """Reads zeros for a token's own key and value, as from a slot that is written too late; it
+    should write them before it reads."""
+    if operation.mask is None or np.asarray(operation.mask).dtype != bool:
+        return None
+    return weighed(operation, at, _own_of_zeros)
+
+
+def _own_of_zeros(heads: Heads) -> Tracked:
+    assert heads.allowed is not None
+    # The last key that a token sees is its own.
+    count = heads.allowed.shape[-1]
+    last = count - 1 - np.argmax(heads.allowed[..., ::-1], axis=-1)
+    others = np.arange(count) != last[..., None]
+    weights = heads.probabilities_of(heads.scores().where(others, 0.0), heads.allowed)
+    return heads.weigh(weights.where(others, 0.0))
 
 
 @mistake(WEIGHING, "hidden keys at 0")
 def _(heads: Heads) -> Tracked:
     """Gives hidden keys a score of 0; it should give them minus infinity."""
-    return heads.weigh(_softmax(hidden_at(heads, 0.0)))
+    return heads.weigh(heads.probabilities_of(hidden_at(heads, 0.0)))
 
 
 @mistake(WEIGHING, "softmax left out")

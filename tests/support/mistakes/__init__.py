@@ -7,8 +7,10 @@ from tests.support.mistakes import (
     norms,
     projections,
     quantised,
+    read_off,
     rope,
     rounding,
+    sinks,
     solved,
     streams,
 )
@@ -23,10 +25,12 @@ MISTAKES = [
         norms,
         heads,
         kernels,
+        sinks,
         mlp,
         rounding,
         quantised,
         solved,
+        read_off,
     )
     for mistake in subject.MISTAKES
 ]
