@@ -12,6 +12,7 @@ from .layers.mask import Mask
 from .layers.mlp import geglu, mlp, swiglu
 from .layers.norm import rms_norm
 from .layers.rope import apply_rope, inv_freq, rope_table
+from .layers.temperature import query_temperature
 from .layers.weights import (
     AttentionWeights,
     LayerWeights,
@@ -65,6 +66,7 @@ __all__ = [
     "logprobs",
     "mlp",
     "qkv_projection",
+    "query_temperature",
     "record",
     "rms_norm",
     "rope_table",

@@ -14,7 +14,7 @@ from llama_layers.config.families import FAMILIES, unread_fields
 from llama_layers.config.family import Family, Key
 from llama_layers.config.keys import Keys
 from llama_layers.config.refusals import refuse_draft_heads, refuse_quantised
-from llama_layers.config.rope_keys import read_rope
+from llama_layers.config.rope_keys import OF_LAYERS, read_rope
 from llama_layers.config.unsupported import but_it_has
 from llama_layers.errors import ConfigError, shown
 
@@ -106,6 +106,8 @@ def _check_required(required: Mapping[str, Any]) -> None:
 def _own_fields(keys: Keys, model_type: str) -> dict[str, Any]:
     own = keys.get(OWN_KEY) or {}
     names = unread_fields(model_type)
+    if FAMILIES[model_type].rope != "same":
+        names |= OF_LAYERS
     if not isinstance(own, Mapping) or not own.keys() <= names:
         raise ConfigError(
             f"{OWN_KEY}: expected an object with {', '.join(sorted(names))}, got {shown(own)}"

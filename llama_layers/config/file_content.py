@@ -9,10 +9,7 @@ from llama_layers.config.config_file import OWN_KEY, constructor_arguments
 from llama_layers.config.families import FAMILIES, family_switches, unread_fields
 from llama_layers.config.family import Key
 from llama_layers.config.fields import Fields
-from llama_layers.config.rope_keys import rope_words
-
-# Fields that a family's own keys may say, or not.
-_OF_LAYERS = ("layer_rope_theta", "sliding_rope_scaling")
+from llama_layers.config.rope_keys import OF_LAYERS, rope_words
 
 
 def file_content(config: Fields) -> dict[str, Any]:
@@ -46,10 +43,11 @@ def file_content(config: Fields) -> dict[str, Any]:
     if config.layer_types is None:
         content.pop("layer_types", None)
     if family.rope != "same":
-        own = {name: value for name, value in own.items() if name not in _OF_LAYERS}
-        said, _ = constructor_arguments(content)
-        for name in _OF_LAYERS:
-            if (value := getattr(config, name)) != said.get(name, Fields.__dict__[name]):
+        own = {name: value for name, value in own.items() if name not in OF_LAYERS}
+        arguments, _ = constructor_arguments(content)
+        said = type(config)(**(arguments | own))
+        for name in OF_LAYERS:
+            if (value := getattr(config, name)) != getattr(said, name):
                 own[name] = list(value) if isinstance(value, tuple) else value
     if own:
         content[OWN_KEY] = own

@@ -21,6 +21,8 @@ _THETA = 10000.0
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _LOCAL = "rope_local_base_freq"
 _TRAINED = "original_max_position_embeddings"
+# Fields that the words of a family whose layers differ may say, or not.
+OF_LAYERS = frozenset({"layer_rope_theta", "sliding_rope_scaling", "layer_types", "sliding_window"})
 # Fields of ours that a file may have among the parameters of RoPE.
 _WITHIN = ("partial_rotary_factor", "llama_4_scaling_beta")
 
@@ -41,6 +43,8 @@ def read_rope(arguments: dict[str, Any], keys: Keys, family: Family) -> dict[str
     words = {key: _object(keys.get(key), key) for key in ("rope_scaling", "rope_parameters")}
     if not any(words.values()):
         words["rope_parameters"] = family.defaults.get("rope_parameters", {})
+    if _TRAINED in family.defaults:
+        keys.get(_TRAINED)  # which says nothing where there is no scaling
     stretch = _stretch(words, arguments) if family.ntk_alpha else 1.0
     local: Mapping[str, Any] = {}
     if family.rope == "type":
@@ -124,7 +128,7 @@ def _completed(
 ) -> Mapping[str, Any]:
     """Add to a scaling what is said outside: the trained context, as in files made from Phi's."""
     kind = words.get("rope_type", words.get("type"))
-    if isinstance(kind, str) and kind in family.scaling_names:
+    if isinstance(kind, str) and kind in family.scaling_names and "short_factor" in words:
         kind = family.scaling_names[kind]
         words = {**words, "rope_type": kind}
     if kind not in ("yarn", "llama3", "longrope"):
@@ -197,7 +201,7 @@ def _no_rope_layers(arguments: dict[str, Any], keys: Keys) -> Thetas | None:
             f"no_rope_layers: expected {count} entries, one for each layer, got {len(rotated)}"
         )
     check_flag("use_sliding_window", window := False if window is None else window)
-    if arguments["layer_types"] is None and window:
+    if arguments["layer_types"] is None and window and arguments["sliding_window"] is not None:
         arguments["layer_types"] = [_FULL if one else _SLIDING for one in rotated[:count]]
     elif arguments["layer_types"] is None:
         arguments["sliding_window"] = None
@@ -249,6 +253,8 @@ def rope_words(config: Fields, family: Family) -> dict[str, Any]:
             for key, value in vars(config.rope_scaling).items()
             if value is not None
         }
+        if _TRAINED in family.defaults:  # where it is read
+            words[_TRAINED] = config.rope_scaling.original_max_position_embeddings
     kinds = config.rope_kinds
     if family.rope == "no_rope_layers":
         words["no_rope_layers"] = [int(kind is not None) for kind in kinds]

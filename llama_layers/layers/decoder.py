@@ -18,6 +18,7 @@ from llama_layers.layers.rope import apply_rope
 from llama_layers.layers.scaling import added
 from llama_layers.layers.sites import sites_of_layer
 from llama_layers.layers.tap import Tap, TapFunction, asks_for, checked, in_family, inside
+from llama_layers.layers.temperature import rotated_query
 from llama_layers.layers.weights import AttentionWeights, LayerWeights
 
 
@@ -27,7 +28,7 @@ def decoder_layer(
     /,
     *,
     config: LlamaConfig,
-    rope: tuple[Array, Array] | None,
+    rope: tuple[Array, ...] | None,
     mask: Mask | Array | None,
     cache: LayerCache | None = None,
     tap: Tap | None = None,
@@ -45,8 +46,9 @@ def decoder_layer(
         From the same library and device as `x`.
     config : LlamaConfig
         Its ``rms_norm_eps`` and the switches of the block are read.
-    rope : tuple of two Arrays, or None
-        Cosines and sines of the tokens' positions, from `rope_table`; None for a layer that has no
+    rope : tuple of two or three Arrays, or None
+        Cosines and sines of the tokens' positions, from `rope_table`, and where the config has a
+        ``llama_4_scaling_beta`` the factors from `query_temperature`; None for a layer that has no
         RoPE. Where RoPE differs from layer to layer, ``config.rope_of(layer)`` is that of a layer.
     mask : Array of bool, Mask or None
         Which keys each query may attend to; see `attention`. With None every query attends to
@@ -148,7 +150,7 @@ def _self_attention(
     x: Array,
     w: AttentionWeights,
     config: LlamaConfig,
-    rope: tuple[Array, Array] | None,
+    rope: tuple[Array, ...] | None,
     mask: Mask | Array | None,
     cache: LayerCache | None,
     tap: TapFunction,
@@ -175,11 +177,12 @@ def _self_attention(
 
 
 def _rotated(
-    q: Array, k: Array, config: LlamaConfig, rope: tuple[Array, Array] | None, tap: TapFunction
+    q: Array, k: Array, config: LlamaConfig, rope: tuple[Array, ...] | None, tap: TapFunction
 ) -> tuple[Array, Array]:
     """Queries and keys after RoPE, if the layer has it."""
     if rope is not None:
-        q, k = (apply_rope(x, *rope, rotary_dim=config.rotary_dim) for x in (q, k))
+        q = rotated_query(q, rope, config)
+        k = apply_rope(k, *rope[:2], rotary_dim=config.rotary_dim)
     return tap("q_rope", q), tap("k_rope", k)
 
 
@@ -200,13 +203,20 @@ def _normed(
 
 
 def _check(
-    w: LayerWeights, config: LlamaConfig, rope: tuple[Array, Array] | None, cache: LayerCache | None
+    w: LayerWeights, config: LlamaConfig, rope: tuple[Array, ...] | None, cache: LayerCache | None
 ) -> None:
     for name, value, kind in (("w", w, LayerWeights), ("config", config, LlamaConfig)):
         if not isinstance(value, kind):
             raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
     found = len(rope) if isinstance(rope, tuple | list) else type(rope).__name__
-    if found != 2 and not (rope is None and None in config.rope_kinds):
+    if rope is None and None in config.rope_kinds:
+        return
+    if config.llama_4_scaling_beta and found != 3:
+        raise TypeError(
+            f"rope: expected cosines and sines from rope_table and factors from "
+            f"query_temperature, got {found}"
+        )
+    if not config.llama_4_scaling_beta and found != 2:
         raise TypeError(
             f"rope: expected two arrays, cosines and sines from rope_table, got {found}"
         )

@@ -232,7 +232,7 @@ def decoder_layers(
     xp: Namespace,
     x: Array,
     model: Llama,
-    ropes: Mapping[RopeKind | None, tuple[Array, Array] | None],
+    ropes: Mapping[RopeKind | None, tuple[Array, ...] | None],
     masks: Mapping[int | None, Mask | Array],
     cache: KVCache | None,
     tap: TapFunction,

@@ -43,8 +43,8 @@ def configs(
     """Small models of every shape that a config.json can describe.
 
     Multi-head, grouped-query and multi-query attention; head_dim as it follows from hidden_size
-    and free of it; biases; tied embeddings; each RoPE scaling; sliding windows; norms in every
-    place.
+    and free of it; biases; tied embeddings; each RoPE scaling; layers with RoPE of their own, or
+    none; sliding windows; norms in every place.
 
     Parameters
     ----------
@@ -77,6 +77,7 @@ def configs(
     derived = draw(st.booleans())
     hidden_size = num_heads * head_dim if derived else draw(st.integers(1, 3 * max_head_dim))
     model_type = draw(st.sampled_from(model_types))
+    num_layers = draw(st.integers(1, 3))
     switches: dict[str, Any] = {}
     if draw(st.booleans()) and not names_norms_otherwise(model_type):  # others than the family's
         switches["norm_placement"] = draw(st.sampled_from(["before", "after", "both"]))
@@ -88,14 +89,13 @@ def configs(
         vocab_size=draw(st.integers(1, 64)),
         hidden_size=hidden_size,
         intermediate_size=draw(st.integers(1, 4 * max_head_dim)),
-        num_hidden_layers=draw(st.integers(1, 3)),
+        num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=num_kv_heads,
         head_dim=None if derived else head_dim,  # type: ignore[arg-type]  # derived then
         rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
-        rope_theta=draw(st.sampled_from([10000.0, 500000.0])),
+        **draw(_ropes(head_dim, num_layers)),
         max_position_embeddings=draw(st.sampled_from([32, 2048])),
-        rope_scaling=draw(st.none() | st.sampled_from(_ROPE_SCALINGS)),
         sliding_window=draw(st.none() | st.integers(1, 16)),
         attention_bias=draw(st.booleans()),
         attention_out_bias=draw(st.none() | st.booleans()),
@@ -302,6 +302,32 @@ def _special(kind: FloatFormat, largest: float) -> list[float]:
         [1.0, kind.smallest_normal, kind.smallest_subnormal, 3 * kind.smallest_subnormal, largest]
     )
     return [0.0, -0.0, *positive.tolist(), *(-positive).tolist()]
+
+
+@st.composite
+def _ropes(draw: st.DrawFn, head_dim: int, num_layers: int) -> dict[str, Any]:
+    """The fields of RoPE, of heads of some width and of some layers."""
+    parts = [1.0, *(part for part in (0.5, 0.25) if int(head_dim * part) in range(2, 99, 2))]
+    part = draw(st.sampled_from(parts))
+    pairs = int(head_dim * part) // 2
+    longrope = {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "original_max_position_embeddings": 4,
+        "short_factor": [1.0 + i / 4 for i in range(pairs)],
+        "long_factor": [1.0 + i for i in range(pairs)],
+    }
+    thetas = st.sampled_from([10000.0, 100.0, 0.0])
+    return {
+        "rope_theta": draw(st.sampled_from([10000.0, 500000.0])),
+        "rope_scaling": draw(st.none() | st.sampled_from([*_ROPE_SCALINGS, longrope])),
+        "layer_rope_theta": draw(
+            st.none() | st.lists(thetas, min_size=num_layers, max_size=num_layers)
+        ),
+        "sliding_rope_scaling": draw(st.sampled_from([True, False])),
+        "partial_rotary_factor": part,
+        "llama_4_scaling_beta": draw(st.sampled_from([0.0, 0.5])),
+    }
 
 
 _ROPE_SCALINGS: tuple[dict[str, Any], ...] = (

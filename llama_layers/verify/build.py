@@ -10,6 +10,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.sites import Site
+from llama_layers.layers.temperature import temperatures
 from llama_layers.layers.weights import LayerWeights
 from llama_layers.model.embedding import embedding_factor
 from llama_layers.model.llama import Llama
@@ -102,7 +103,12 @@ def logits_of(products: np.ndarray, config: LlamaConfig) -> Logits:
 def _rope(x: np.ndarray, site: Site, recorded: Recorded, config: LlamaConfig) -> Operation:
     assert site.layer is not None  # queries and keys are inside a layer
     rope = config.rope_of(site.layer)
-    return Copy(x) if rope is None else Rope(x, recorded.positions, rope)
+    if rope is None:
+        return Copy(x)
+    temperature = None
+    if config.llama_4_scaling_beta and site.role == "self_attn.q_rope":
+        temperature = temperatures(recorded.positions, config)
+    return Rope(x, recorded.positions, rope, temperature=temperature)
 
 
 def matrix(site: Site, model: Llama) -> tuple[Array, Array | None]:

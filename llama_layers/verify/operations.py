@@ -210,6 +210,7 @@ class Rope(Operation[Rotation], Generic[Stored]):
 
     The positions are those of the whole call, since "dynamic" and "longrope" scaling depend on
     the largest. Where RoPE differs from layer to layer, the config is that of one layer.
+    Queries are multiplied with their `temperature`, of the shape of the positions, if there is one.
     """
 
     inputs = ("x",)
@@ -218,6 +219,7 @@ class Rope(Operation[Rotation], Generic[Stored]):
     positions: Stored
     config: LlamaConfig
     layout: Literal["half", "interleaved"] = "half"
+    temperature: np.ndarray | None = None
 
     def read(self, how: Rounding) -> Rotation:
         """The view: x as tracked numbers, and by how much they are rotated."""
@@ -237,7 +239,8 @@ class Rope(Operation[Rotation], Generic[Stored]):
         if self.layout not in ("half", "interleaved"):
             raise ValueError(f"layout: expected 'half' or 'interleaved', got {self.layout!r}")
         phases, off = rope_phases(positions, self.config, how.phases.unit_roundoff)
-        return Rotation(x, phases, off, attention_factor(self.config), self.layout)
+        factor = attention_factor(self.config)
+        return Rotation(x, phases, off, factor, self.layout, self.temperature)
 
     @staticmethod
     def formula(rotation: Rotation) -> Tracked:

@@ -183,7 +183,10 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
             rows = x(operation.x)
             table = rope_table(operation.positions, operation.config, like=rows)
             width = operation.config.rotary_dim
-            return apply_rope(rows, *table, layout=operation.layout, rotary_dim=width)
+            rotated = apply_rope(rows, *table, layout=operation.layout, rotary_dim=width)
+            if operation.temperature is None:
+                return rotated
+            return (rotated * operation.temperature[..., None, None]).astype(rows.dtype)
         case Attention() if operation.mask is not None and operation.mask.dtype == bool:
             q, k, v = x(operation.q), x(operation.k), x(operation.v)
             scale, softcap = operation.scale, operation.cap

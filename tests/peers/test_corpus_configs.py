@@ -24,6 +24,7 @@ from llama_layers.layers.rope import attention_factor
 LLAMAS = ("exaone", "internlm3", "iquestcoder")
 FAMILIES = (
     *"llama mistral qwen2 qwen3 ministral cwm ernie4_5 helium seed_oss".split(),
+    *"smollm3 ministral3 glm phi3".split(),
     *LLAMAS,
 )
 SAME = """
@@ -67,10 +68,15 @@ def window(theirs: Any, layer: int) -> int | None:
     """
     if not hasattr(type(theirs), "sliding_window"):
         return None
-    if theirs.model_type == "mistral":
+    if theirs.model_type in ("mistral", "ministral3", "phi3"):
         return theirs.sliding_window
     sliding = theirs.layer_types[layer] == "sliding_attention"
     return theirs.sliding_window if sliding else None
+
+
+def joined(module: Any, *names: str) -> Any:
+    """A projection, under the name that it has by itself or together with others."""
+    return next(found for name in names if (found := getattr(module, f"{name}_proj", None)))
 
 
 def differences(ours: LlamaConfig, theirs: Any) -> list[str]:
@@ -88,9 +94,9 @@ def differences(ours: LlamaConfig, theirs: Any) -> list[str]:
     same = {key: getattr(ours, key) == getattr(theirs, key) for key in SAME} | {
         "eos_token_id": eos == theirs.eos_token_id,
         "head_dim": ours.head_dim == attention.head_dim,
-        "qkv_bias": ours.qkv_bias == (attention.q_proj.bias is not None),
+        "qkv_bias": ours.qkv_bias == (joined(attention, "q", "qkv").bias is not None),
         "o_bias": ours.o_bias == (attention.o_proj.bias is not None),
-        "mlp_bias": ours.mlp_bias == (mlp.gate_proj.bias is not None),
+        "mlp_bias": ours.mlp_bias == (joined(mlp, "gate", "gate_up").bias is not None),
         "scale": np.isclose(ours.head_dim**-0.5, attention.scaling, rtol=1e-15),
         "rope_theta": ours.rope_theta == theirs.rope_parameters["rope_theta"],
         "dtype": ours.dtype is None or f"torch.{ours.dtype}" == str(theirs.dtype),
@@ -206,9 +212,10 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "helium": {"num_attention_heads": 20},
     "ministral": {"head_dim": 4},
 }
-WITHOUT_WINDOW = ("llama", "ernie4_5", "helium", "seed_oss", *LLAMAS)
+WITHOUT_WINDOW = ("llama", "ernie4_5", "glm", "helium", "seed_oss", *LLAMAS)
+WITHOUT_SWITCH = (*WITHOUT_WINDOW, "ministral3", "phi3")
 # What their class does not take: null for these, and (ours) Qwen2's switch in a Llama file, windows
-# of no size, and two bases.
+# of no size, two bases, and scalings of another kind than Phi-3's.
 REFUSED = {
     ("mistral", "no number of key heads"),
     ("ministral", "no number of key heads"),
@@ -219,11 +226,18 @@ REFUSED = {
     ("ministral", "no size of heads"),
     ("cwm", "no size of heads"),
     ("helium", "no size of heads"),
+    *(("ministral3", f"no {what}") for what in ("number of key heads", "size of heads")),
+    *(("glm", f"no {what}") for what in ("number of key heads", "size of heads")),
+    ("smollm3", "no size of heads"),
+    ("phi3", "no size of heads"),
     ("cwm", "window of no size"),
     ("cwm", "empty"),
     ("cwm", "false"),
-    *((family, "window switched on") for family in WITHOUT_WINDOW),
-    *((family, "window of no size") for family in WITHOUT_WINDOW),
+    ("ministral3", "empty"),
+    ("ministral3", "false"),
+    *(("phi3", change) for change in CHANGES if "rope_scaling" in CHANGES[change]),
+    *((family, "window switched on") for family in WITHOUT_SWITCH),
+    *((family, "window of no size") for family in WITHOUT_SWITCH),
 }
 
 

@@ -226,6 +226,15 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         )
         return sites[name]
 
+    def warmed(q):
+        """Queries, which grow with each trained context that lies before them."""
+        scaling = config.rope_scaling
+        trained = (scaling and scaling.original_max_position_embeddings) or (
+            config.max_position_embeddings
+        )
+        rises = [config.llama_4_scaling_beta * math.log(1 + p // trained) for p in positions]
+        return np.array([(1 + rise) * rows for rise, rows in zip(rises, q, strict=True)])
+
     x = sites["model.embed_tokens"] = np.array(
         [weights["model.embed_tokens.weight"][i] * config.embedding_multiplier for i in ids]
     )
@@ -250,6 +259,8 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
             q = normed_heads(f"{name}.{called(config, 'self_attn.q_norm')}", q, heads)
             k = normed_heads(f"{name}.{called(config, 'self_attn.k_norm')}", k, kv_heads)
         q = turned(f"{name}.self_attn.q_rope", q, heads)
+        if config.layer_rope_theta is None or config.layer_rope_theta[layer]:
+            q = sites[f"{name}.self_attn.q_rope"] = warmed(q)
         k = turned(f"{name}.self_attn.k_rope", k, kv_heads)
         if config.qk_norm_after_rope:
             q = normed_heads(f"{name}.{called(config, 'self_attn.q_norm')}", q, heads)

@@ -52,6 +52,17 @@ CONFIGS = {
     ),
     "theta by layer": replace(BASE, layer_rope_theta=(100.0, 2000.0, 2000.0)),
     "layer without RoPE": replace(BASE, layer_rope_theta=(2000.0, 0.0, 2000.0)),
+    "longrope": replace(
+        BASE,
+        llama_4_scaling_beta=0.5,
+        rope_scaling={
+            "rope_type": "longrope",
+            "factor": 2.0,
+            "original_max_position_embeddings": 4,
+            "short_factor": (1.0, 1.5, 1.75, 2.0),
+            "long_factor": (1.25, 3.0, 6.0, 8.0),
+        },
+    ),
     "partial RoPE": replace(BASE, partial_rotary_factor=0.5),
     "gemma": replace(
         BASE,

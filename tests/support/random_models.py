@@ -89,6 +89,17 @@ CONFIGS = {
     "dynamic": replace(GQA, rope_scaling={"rope_type": "dynamic", "factor": 3.0}),
     "yarn": replace(GQA, head_dim=8, rope_scaling=YARN),
     "llama3": replace(GQA, head_dim=8, rope_scaling=LLAMA3),
+    "longrope": replace(
+        GQA,
+        llama_4_scaling_beta=0.5,
+        rope_scaling={
+            "rope_type": "longrope",
+            "factor": 2.0,
+            "original_max_position_embeddings": 4,
+            "short_factor": (1.0, 1.5),
+            "long_factor": (1.25, 6.0),
+        },
+    ),
     "RoPE by layer": replace(
         GQA,
         head_dim=8,
