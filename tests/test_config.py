@@ -299,6 +299,9 @@ PARAMETERS = {
     "llama3_2_1b": 1_235_814_400,
     "llama3_2_3b": 3_212_749_824,
     "smollm2_135m": 134_515_008,
+    "smollm3_3b": 3_075_098_624,
+    "phi4_14b": 14_659_507_200,
+    "phi4_mini": 3_836_021_760,
 }
 
 
@@ -313,7 +316,7 @@ def test_presets_have_the_published_number_of_parameters(preset):
 
 
 def test_presets_are_all_checked():
-    names = {name for name in dir(LlamaConfig) if name.startswith(("llama", "smollm"))}
+    names = {name for name in dir(LlamaConfig) if name.startswith(("llama", "smollm", "phi"))}
     presets = {name for name in names if callable(getattr(LlamaConfig, name))}
     assert presets == set(PARAMETERS)
 

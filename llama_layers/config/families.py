@@ -330,6 +330,7 @@ FAMILIES = {
 }
 # The switches of the block, with the values that Llama has.
 SWITCHES: dict[str, Any] = {
+    "attention_sinks": False,
     "norm_placement": "before",
     "qk_norm": "none",
     "qk_norm_weight": True,

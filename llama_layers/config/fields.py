@@ -88,6 +88,7 @@ class Fields(RopeOfLayers):
     qk_norm_weight: Flag = _DERIVED
     qk_norm_after_rope: Flag = _DERIVED
     attention_out_bias: Flag | None = None
+    attention_sinks: Flag = _DERIVED
     embedding_multiplier: Positive = _DERIVED
     embedding_multiplier_rounded: Flag = _DERIVED
     attention_multiplier: Positive | None = None

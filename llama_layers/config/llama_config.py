@@ -91,6 +91,8 @@ class LlamaConfig(Fields, PublishedSizes):
         Whether they come after RoPE, not before it.
     attention_out_bias : bool or None
         Whether the output projection of attention has a bias; None if `attention_bias` says so.
+    attention_sinks : bool
+        Whether each query head has a number that joins its scores in the softmax, and no value.
     embedding_multiplier : float
         What the embedding's rows are multiplied by.
     embedding_multiplier_rounded : bool

@@ -168,9 +168,11 @@ def _self_attention(
         k, v = cache.append(k, v)
     scale, softcap = config.attention_scale, config.attn_logit_softcapping
     if asks_for(tap, "scores", "probabilities"):
-        heads = tapped_attention(q, k, v, mask=mask, scale=scale, softcap=softcap, tap=tap)
+        heads = tapped_attention(
+            q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=w.sinks, tap=tap
+        )
     else:
-        heads = attention(q, k, v, mask=mask, scale=scale, softcap=softcap)
+        heads = attention(q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=w.sinks)
     heads = tap("attention", heads)
     y = linear(merge_heads(heads), w.o_proj, w.o_bias)
     return tap("o_proj", reduce_partial(y, w.group))

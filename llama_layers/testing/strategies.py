@@ -84,6 +84,8 @@ def configs(
     if draw(st.booleans()):
         switches["qk_norm"] = draw(st.sampled_from(["head", "full"]))
         switches |= {n: draw(st.booleans()) for n in ("qk_norm_weight", "qk_norm_after_rope")}
+    if draw(st.booleans()):
+        switches["attention_sinks"] = True
     return LlamaConfig(
         **switches,
         vocab_size=draw(st.integers(1, 64)),

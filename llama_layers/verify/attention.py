@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic
 
 import numpy as np
@@ -38,6 +39,7 @@ class Heads:
     mask: np.ndarray | None = None  # [B, 1, 1, S, T]: which keys may be seen, or what to add
     scale: float = 1.0  # of the products of queries and keys
     cap: float | None = None  # of these, scaled
+    sinks: np.ndarray | None = None  # what joins the scores of each head, [1, kv, group, 1, 1]
 
     @property
     def allowed(self) -> NDArray[np.bool_] | None:
@@ -59,8 +61,30 @@ class Heads:
         return total.step("scores")
 
     def softmax(self, blocks: int = 0) -> Weights:
-        """The softmax of the scores over the keys that are allowed."""
-        return Weights.of(self.scores(), self.allowed, blocks)
+        """The softmax of the scores over the keys that are allowed, and the sink, which is last."""
+        return self._softmax(self.scores(), self.allowed, blocks)
+
+    def probabilities(self) -> Tracked:
+        """The probabilities of the keys."""
+        return self.probabilities_of(self.scores(), self.allowed)
+
+    def probabilities_of(
+        self, scores: Tracked, allowed: NDArray[np.bool_] | None = None
+    ) -> Tracked:
+        """The probabilities of keys that have these scores."""
+        found = self._softmax(scores, allowed).probabilities()
+        return found if self.sinks is None else found[..., :-1]
+
+    def _softmax(
+        self, scores: Tracked, allowed: NDArray[np.bool_] | None, blocks: int = 0
+    ) -> Weights:
+        if self.sinks is not None:
+            keys = np.arange(scores.shape[-1] + 1) < scores.shape[-1]
+            scores = scores.moved(partial(_one_more, axis=-1))
+            scores = scores.where(keys, self.sinks)
+            if allowed is not None:
+                allowed = np.concatenate([allowed, np.ones_like(allowed[..., :1])], axis=-1)
+        return Weights.of(scores, allowed, blocks)
 
     def weigh(self, weights: Tracked) -> Tracked:
         """The values weighed, or the weights where an operation reads no values."""
@@ -108,6 +132,12 @@ class Tile:
         """An array [batch, heads, ...] as [batch, key heads, group, ...]."""
         batch, heads, *rest = array.shape
         return array.reshape(batch, heads // self.group, self.group, *rest)
+
+    def sinks(self, sinks: Array | None) -> np.ndarray | None:
+        """The sinks of the tile's heads, as `Heads` has them."""
+        if sinks is None:
+            return None
+        return to_numpy(sinks)[self.heads].astype(np.float64).reshape(1, -1, self.group, 1, 1)
 
     def write(self, by_head: np.ndarray, part: np.ndarray) -> None:
         """Put what was computed of a tile into an array [batch, heads, queries, ...]."""
@@ -179,7 +209,7 @@ class OverHeads(Operation[Heads]):
 
     Its fields are some of ``q`` [B, S, heads, D], ``k`` and ``v`` [B, T, kv_heads, D], ``scores``
     or ``probabilities`` [B, heads, S, T], ``mask`` [S, T], [1, S, T] or [B, S, T], of bool or, to
-    be added to the scores, of floats, ``scale``, and ``cap``, of scores.
+    be added to the scores, of floats, ``scale``, ``cap``, of scores, and ``sinks`` [heads].
     """
 
     def check(self) -> None:
@@ -212,7 +242,10 @@ class OverHeads(Operation[Heads]):
         for tile in tiles(batch, queries, keys, heads, kv_heads, rows):
             some = None if mask is None else mask[tile.batch, None, None, tile.rows]
             scale, cap = vars(self).get("scale", 1.0), vars(self).get("cap")
-            some_heads = Heads(**tile.read(arrays, how), mask=some, scale=scale, cap=cap)
+            sinks = tile.sinks(vars(self).get("sinks"))
+            some_heads = Heads(
+                **tile.read(arrays, how), mask=some, scale=scale, cap=cap, sinks=sinks
+            )
             bound = formula(some_heads).bound()
             for array, part in zip(by_head, (bound.exact, bound.limit, bound.usual), strict=True):
                 tile.write(array, part)
@@ -230,6 +263,7 @@ class Scores(OverHeads, Generic[Stored]):
     mask: Stored | None
     scale: float
     cap: float | None = None
+    sinks: Stored | None = None
 
     @staticmethod
     def formula(heads: Heads) -> Tracked:
@@ -245,6 +279,7 @@ class Softmax(OverHeads, Generic[Stored]):
     inputs = ("scores",)
     scores: Stored
     mask: Stored | None
+    sinks: Stored | None = None
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless the scores are [B, heads, S, T]."""
@@ -253,7 +288,7 @@ class Softmax(OverHeads, Generic[Stored]):
     @staticmethod
     def formula(heads: Heads) -> Tracked:
         """The probabilities."""
-        return heads.softmax().probabilities()
+        return heads.probabilities()
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,6 +339,7 @@ class Attention(OverHeads, Generic[Stored]):
     mask: Stored | None
     scale: float
     cap: float | None = None
+    sinks: Stored | None = None
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless queries, keys and values fit each other."""
@@ -319,7 +355,15 @@ class Attention(OverHeads, Generic[Stored]):
         """The values, weighed with the softmax of the scores."""
         assert heads.v is not None
         blocks = -(-heads.v.shape[-2] // heads.v.how.profile.block)
-        return heads.softmax(blocks).weigh(heads.v)
+        v = heads.v if heads.sinks is None else heads.v.moved(partial(_one_more, axis=-2))
+        return heads.softmax(blocks).weigh(v)
+
+
+def _one_more(array: np.ndarray, axis: int) -> np.ndarray:
+    """An array with zeros after its last numbers along an axis."""
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, 1)
+    return np.pad(array, widths)
 
 
 def _check_pairwise(name: str, array: Array) -> None:

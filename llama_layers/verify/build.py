@@ -71,9 +71,12 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         return Logprobs(inputs[0], None if whole else recorded.next_ids, recorded.temperature)
     assert site.layer is not None  # attention is inside a layer
     scale, cap = config.attention_scale, config.attn_logit_softcapping
+    sinks = None
+    if (of_heads := model.weights.layers[site.layer].self_attn.sinks) is not None:
+        sinks = to_numpy(of_heads)
     mask, past = recorded.allowed(site.layer), recorded.past
     if site.operation == "softmax" and len(inputs) == 1:
-        return Softmax(inputs[0], mask)
+        return Softmax(inputs[0], mask, sinks)
     if site.operation == "attention":
         v = past.joined(site.layer, VALUE, _heads(inputs[-1], config.head_dim))
         if len(inputs) == 2:
@@ -83,8 +86,8 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if site.operation == "scores":
         return Scores(q, k, mask, scale, cap)
     if site.operation == "softmax":
-        return Probabilities(q, k, mask, scale, cap)
-    return Attention(q, k, v, mask, scale, cap)
+        return Probabilities(q, k, mask, scale, cap, sinks)
+    return Attention(q, k, v, mask, scale, cap, sinks)
 
 
 def norm_offset(site: Site, config: LlamaConfig) -> float:

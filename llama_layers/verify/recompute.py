@@ -189,8 +189,9 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
             return (rotated * operation.temperature[..., None, None]).astype(rows.dtype)
         case Attention() if operation.mask is not None and operation.mask.dtype == bool:
             q, k, v = x(operation.q), x(operation.k), x(operation.v)
-            scale, softcap = operation.scale, operation.cap
-            return attention(q, k, v, mask=operation.mask, scale=scale, softcap=softcap)
+            scale, cap, sinks = operation.scale, operation.cap, operation.sinks
+            sinks = None if sinks is None else w(sinks)
+            return attention(q, k, v, mask=operation.mask, scale=scale, softcap=cap, sinks=sinks)
         case Gate():
             return x(GATES[operation.act](x(operation.gate), x(operation.up)))
         case Residual():

@@ -149,10 +149,11 @@ def called(config, role):
     return NAMES.get(config.model_type, {}).get(role, role)
 
 
-def attention(q, k, v, allowed=None, scale=None, cap=None, change=None):
+def attention(q, k, v, allowed=None, scale=None, cap=None, change=None, sinks=None):
     """[B, S, heads, D] from loops; allowed[b][s] lists the keys that a query may attend to.
 
-    ``change(h, s, t, probability)`` gives what is used instead of a probability.
+    ``change(h, s, t, probability)`` gives what is used instead of a probability. `sinks` has a
+    score for each head that weighs nothing.
     """
     batch, queries, heads, width = q.shape
     keys, group = k.shape[1], heads // k.shape[2]
@@ -166,7 +167,8 @@ def attention(q, k, v, allowed=None, scale=None, cap=None, change=None):
                 scores = [scale * sum(map(float, q[b, s, h] * k[b, t, kv])) for t in seen]
                 if cap is not None:
                     scores = [cap * math.tanh(score / cap) for score in scores]
-                for weight, t in zip(softmax(scores), seen, strict=True):
+                more = [] if sinks is None else [float(sinks[h])]
+                for weight, t in zip(softmax([*scores, *more]), seen, strict=not more):
                     used = weight if change is None else change(h, s, t, weight)
                     y[b, s, h] += used * v[b, t, kv]
     return y
@@ -273,7 +275,8 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         ]
         change = (changes or {}).get(layer)
         cap = config.attn_logit_softcapping
-        heads = attention(q[None], k[None], v[None], [seen], scale, cap, change)[0]
+        sinks = weights[f"{name}.self_attn.sinks"] if config.attention_sinks else None
+        heads = attention(q[None], k[None], v[None], [seen], scale, cap, change, sinks)[0]
         sites[f"{name}.self_attn.attention"] = heads
         y = linear(f"{name}.self_attn.o_proj", heads.reshape(count, -1))
         y = norm_in_layer("after", "post_self_attn_layernorm", y)

@@ -64,6 +64,7 @@ CONFIGS = {
         },
     ),
     "partial RoPE": replace(BASE, partial_rotary_factor=0.5),
+    "sinks": replace(BASE, attention_sinks=True),
     "gemma": replace(
         BASE,
         embedding_multiplier=5.7,

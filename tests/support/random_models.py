@@ -66,6 +66,7 @@ CONFIGS = {
         residual_multiplier=0.7,
         logits_scaling=1.7,
     ),
+    "sinks": replace(GQA, attention_sinks=True, sliding_window=3),
     "gemma": replace(
         GQA,
         embedding_multiplier=3.3,
@@ -164,6 +165,7 @@ def layer_weights(weights, config, layer, array=unmoved):
             get("self_attn.o_proj.bias"),
             norm("self_attn.q_norm"),
             norm("self_attn.k_norm"),
+            get("self_attn.sinks"),
         ),
         norm("post_attention_layernorm", "before"),
         MLPWeights(*matrices, *mlp_biases),

@@ -17,7 +17,6 @@ from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mist
 from llama_layers.verify.operations import Attention, Linear
 from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
-from llama_layers.verify.rules import Weights
 from llama_layers.verify.tracked import Tracked
 
 # Queries, and outputs, that numbers are fitted to: the last and the first.
@@ -65,7 +64,7 @@ def _(attention: Attention, at: FailingSite) -> Changed | None:
 
     def formula(heads: Heads) -> Tracked:
         scores = heads.scores().apply(partial(_capped, cap=cap))
-        return heads.weigh(Weights.of(scores, heads.allowed).probabilities())
+        return heads.weigh(heads.probabilities_of(scores, heads.allowed))
 
     return evaluated(attention, formula), cap
 
