@@ -26,6 +26,7 @@ AT = {
         *("sliding_rope_scaling", "llama_4_scaling_beta"),
     ],
     "self_attn.scores": ["attention_multiplier", "attn_logit_softcapping"],
+    "self_attn.probabilities": ["attention_sinks"],
     "post_self_attn_layernorm": ["norm_placement"],
     "post_attention_layernorm": ["norm_placement"],
     "post_mlp_layernorm": ["norm_placement"],
