@@ -125,6 +125,13 @@ class Fields(RopeOfLayers):
                 f"norm_placement: expected {usual!r}, which the names of the norms in a "
                 f"{self.model_type} stand for, got {self.norm_placement!r}"
             )
+        for name, key in FAMILIES[self.model_type].keys.items():
+            value = getattr(self, name)
+            if value is not None and key.read(key.write(value)) != value:
+                raise ConfigError(
+                    f"{name}: expected a value that {key.name} has in a file of {self.model_type}, "
+                    f"got {shown(value)}"
+                )
         check_rope(self)
         if self.layer_types is not None:
             if len(self.layer_types) != self.num_hidden_layers:

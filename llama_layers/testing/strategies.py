@@ -44,7 +44,7 @@ def configs(
 
     Multi-head, grouped-query and multi-query attention; head_dim as it follows from hidden_size
     and free of it; biases; tied embeddings; each RoPE scaling; layers with RoPE of their own, or
-    none; sliding windows; norms in every place.
+    none; sliding windows; norms in every place; multipliers and caps.
 
     Parameters
     ----------
@@ -80,10 +80,15 @@ def configs(
     num_layers = draw(st.integers(1, 3))
     switches: dict[str, Any] = {}
     if draw(st.booleans()) and not names_norms_otherwise(model_type):  # others than the family's
-        switches["norm_placement"] = draw(st.sampled_from(["before", "after", "both"]))
+        placements = ["before", "after", "both"]
+        if "norm_placement" in FAMILIES[model_type].keys:
+            placements.remove("after")
+        switches["norm_placement"] = draw(st.sampled_from(placements))
     if draw(st.booleans()):
         switches["qk_norm"] = draw(st.sampled_from(["head", "full"]))
         switches |= {n: draw(st.booleans()) for n in ("qk_norm_weight", "qk_norm_after_rope")}
+    if draw(st.booleans()):
+        switches |= {name: draw(st.sampled_from(values)) for name, values in _NUMBERS.items()}
     if draw(st.booleans()):
         switches["attention_sinks"] = True
     return LlamaConfig(
@@ -304,6 +309,19 @@ def _special(kind: FloatFormat, largest: float) -> list[float]:
         [1.0, kind.smallest_normal, kind.smallest_subnormal, 3 * kind.smallest_subnormal, largest]
     )
     return [0.0, -0.0, *positive.tolist(), *(-positive).tolist()]
+
+
+_NUMBERS: dict[str, list[Any]] = {
+    "embedding_multiplier": [1.0, 0.3, 12.0],
+    "embedding_multiplier_rounded": [False, True],
+    "attention_multiplier": [None, 0.3],
+    "residual_multiplier": [1.0, 0.22],
+    "logits_scaling": [1.0, 6.0],
+    "norm_weight_offset": [0.0, 1.0],
+    "hidden_act": ["silu", "gelu_pytorch_tanh"],
+    "attn_logit_softcapping": [None, 2.0],
+    "final_logit_softcapping": [None, 3.0],
+}
 
 
 @st.composite

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llama_layers.checkpoint.gguf.gemma import gemma_fields
 from llama_layers.checkpoint.gguf.metadata import GGUFStrings, Section, shown
 from llama_layers.checkpoint.gguf.rope import (
     LLAMA3,
@@ -28,12 +29,12 @@ from llama_layers.errors import ConfigError
 # Mistral's files say llama.
 ARCHITECTURES = (
     *("llama", "qwen2", "qwen3", "granite", "ernie4_5", "exaone", "seed_oss"),
-    *("smollm3", "mistral3", "phi3"),
+    *("smollm3", "mistral3", "phi3", "gemma", "gemma2", "gemma3"),
 )
 # Those in which llama.cpp rotates channels next to each other.
 PERMUTED = frozenset({"llama", "granite", "ernie4_5", "smollm3", "mistral3"})
 # The family, where it is not called as the architecture.
-_FAMILIES = {"mistral3": "ministral3"}
+_FAMILIES = {"gemma3": "gemma3_text", "mistral3": "ministral3"}
 
 _EPS = "attention.layer_norm_rms_epsilon"
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -93,6 +94,8 @@ def read_config(
     fields |= {field: decimal(n) for key, field in scalars.items() if (n := own.number(key))}
     model_type = _FAMILIES.get(architecture, architecture)
     fields |= _attention_biases(model_type, shapes)
+    if architecture.startswith("gemma"):
+        fields |= gemma_fields(architecture, own, layers)
     config = LlamaConfig(
         **fields,
         vocab_size=vocab_size,
