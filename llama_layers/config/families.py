@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from llama_layers.config.checks import check_flag
+from llama_layers.config.exaone import EXAONE_NAMES
 from llama_layers.config.family import Family, Key, last_of_several_full
 from llama_layers.config.gemma import GEMMA
 
@@ -246,19 +247,7 @@ FAMILIES = {
             "layer_norm_epsilon": ("rms_norm_eps",),
             "activation_function": ("hidden_act",),
         },
-        stored_names={
-            "model.embed_tokens": "transformer.wte",
-            "model.layers.{}.input_layernorm": "transformer.h.{}.ln_1",
-            "model.layers.{}.self_attn.q_proj": "transformer.h.{}.attn.attention.q_proj",
-            "model.layers.{}.self_attn.k_proj": "transformer.h.{}.attn.attention.k_proj",
-            "model.layers.{}.self_attn.v_proj": "transformer.h.{}.attn.attention.v_proj",
-            "model.layers.{}.self_attn.o_proj": "transformer.h.{}.attn.attention.out_proj",
-            "model.layers.{}.post_attention_layernorm": "transformer.h.{}.ln_2",
-            "model.layers.{}.mlp.gate_proj": "transformer.h.{}.mlp.c_fc_0",
-            "model.layers.{}.mlp.up_proj": "transformer.h.{}.mlp.c_fc_1",
-            "model.layers.{}.mlp.down_proj": "transformer.h.{}.mlp.c_proj",
-            "model.norm": "transformer.ln_f",
-        },
+        stored_names=EXAONE_NAMES,
     ),
     "helium": Family(
         architecture="HeliumForCausalLM",
@@ -315,6 +304,25 @@ FAMILIES = {
         reads=frozenset({"attention_bias", "mlp_bias"}) | _MULTIPLIERS,
         defaults={"bos_token_id": 1, "eos_token_id": 2, "attention_multiplier": 1.0},
         multiplies_inputs=True,
+    ),
+    "granite_swa": Family(
+        architecture="GraniteSWAForCausalLM",
+        reads=frozenset(
+            {"attention_bias", "mlp_bias", "sliding_window", "layer_types", "layer_rope_theta"}
+        )
+        | _MULTIPLIERS,
+        defaults={
+            "bos_token_id": 100257,
+            "eos_token_id": 100257,
+            "num_key_value_heads": 4,
+            "sliding_window": 128,
+            "tie_word_embeddings": True,
+            "attention_multiplier": 1.0,
+        },
+        built_in={"attention_sinks": True},
+        layer_types=_first_of_four_full,
+        multiplies_inputs=True,
+        rope="layer",
     ),
     "hyperclovax": Family(
         architecture="HyperCLOVAXForCausalLM",

@@ -120,13 +120,13 @@ def _(n: Norm[Tracked]) -> Tracked:
 @mistake(Norm, "normalised over several tokens")
 def _(n: Norm[Tracked]) -> Tracked:
     """Takes one mean square for several tokens; it should take one for each."""
-    return n.x * (_square(n).mean(axis=-2) + n.eps).rsqrt() * n.weight
+    return n.x * (_square(n).mean(axis=1) + n.eps).rsqrt() * n.weight
 
 
 @mistake(Norm, "normalised over several tokens")
 def _(n: Norm[Tracked]) -> Tracked:
     """Takes one mean square for all sequences; it should take one for each token."""
-    return n.x * (_square(n).mean(axis=-2).mean(axis=0) + n.eps).rsqrt() * n.weight
+    return n.x * (_square(n).mean(axis=1).mean(axis=0) + n.eps).rsqrt() * n.weight
 
 
 @mistake(Norm, "norm skipped")

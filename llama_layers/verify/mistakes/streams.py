@@ -79,9 +79,9 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
 @mistake(Residual, "what is added normalised")
 def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Normalises what the block computes before it adds it, {0}; it should add it as it is."""
-    for weight, said in _norms(at):
+    for weight, said in norms_of_layer(at):
         yield (
-            evaluated(residual, lambda r, w: r.x + _normed(r.added, w, at), weight),
+            evaluated(residual, lambda r, w: r.x + normed(r.added, w, at), weight),
             said,
         )
 
@@ -89,11 +89,11 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
 @mistake(Residual, "sum normalised")
 def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Normalises the sum, {0}; it should pass it on as it is."""
-    for weight, said in _norms(at):
-        yield evaluated(residual, lambda r, w: _normed(r.x + r.added, w, at), weight), said
+    for weight, said in norms_of_layer(at):
+        yield evaluated(residual, lambda r, w: normed(r.x + r.added, w, at), weight), said
 
 
-def _norms(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
+def norms_of_layer(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
     """The weights of the layer's norms, and one that scales nothing."""
     assert at.site.layer is not None  # a residual is inside a layer
     layer = at.model.weights.layers[at.site.layer]
@@ -103,7 +103,8 @@ def _norms(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
     yield np.ones(at.config.hidden_size) - at.config.norm_weight_offset, "without a weight"
 
 
-def _normed(x: Tracked, weight: np.ndarray, at: FailingSite) -> Tracked:
+def normed(x: Tracked, weight: np.ndarray, at: FailingSite) -> Tracked:
+    """The RMSNorm of tracked numbers, with a weight of the model's."""
     scale = read("weight", weight, x.how, recorded=False)
     if at.config.norm_weight_offset:
         scale = scale + at.config.norm_weight_offset

@@ -229,9 +229,9 @@ def _watched(
             keep_positions(keywords["position_ids"] if "position_ids" in keywords else inputs[1])
 
         body = model.model
-        stack.callback(
-            body.rotary_emb.register_forward_pre_hook(positions, with_kwargs=True).remove
-        )
+        # Granite with windows has a table for each theta, and does not use the one for all.
+        for table in getattr(body, "rotary_embs", None) or [body.rotary_emb]:
+            stack.callback(table.register_forward_pre_hook(positions, with_kwargs=True).remove)
         inputs, fused = _modules_of_inputs(config), FAMILIES[config.model_type].fused
         parts = {part: module for module in fused for part in FUSED[module]}
         for site in sites(config):
@@ -286,6 +286,11 @@ def _attention_watched(
                 if weights is None:
                     raise ValueError(
                         f"probabilities: expected a model with attention 'eager', got {chosen!r}"
+                    )
+                if getattr(module, "sinks", None) is not None:
+                    raise ValueError(
+                        "probabilities: expected False, since this attention does not give them: "
+                        "its sink is left out and multiplied in afterwards"
                     )
                 keep(f"{name}.probabilities", weights)
         return output, weights
