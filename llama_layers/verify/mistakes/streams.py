@@ -14,7 +14,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.families import module_name
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
-from llama_layers.verify.operations import Embedding, Norm, Residual
+from llama_layers.verify.operations import Embedding, Norm, Residual, Rows
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked, read
 
@@ -181,6 +181,28 @@ def _row_of(row: Float64Array, table: np.ndarray, dtype: str) -> int | None:
     if not len(near):
         return None
     return int(near[np.argmin(np.abs(table[near].astype(np.float64) - row).sum(axis=-1))])
+
+
+@mistake(Embedding, "another row added", kind=Kind.SOLVED)
+def _(embedding: Embedding, at: FailingSite) -> Changed | None:
+    """Adds row {0} of the table to those of {1} tokens, as a share of the vocabulary does that
+    hides nothing of the other shares; it should add nothing."""
+    wrong = np.asarray((at.ratio > 1).any(axis=-1))
+    error = (wide(at.computed) - at.bound(at.formats).exact)[wrong]
+    if len(error) < 2 or not np.isfinite(error).all():
+        return None
+    table = wide(embedding.table)
+    size = np.maximum(np.linalg.norm(table, axis=-1), 1e-300)
+    row = int(np.argmax(table @ error.mean(axis=0) / size))
+    if np.sum(np.square(error - table[row])) > 0.1 * np.sum(np.square(error)):
+        return None
+    places = wrong[..., None]
+
+    def formula(e: Rows) -> Tracked:
+        more = read("row", embedding.table[row], e.rows.how, recorded=False)
+        return e.rows.where(~places, (e.rows + more).to(e.rows.how.out))
+
+    return evaluated(embedding, formula), row, len(error)
 
 
 @mistake(Embedding, "another embedding table")

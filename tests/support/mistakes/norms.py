@@ -160,7 +160,6 @@ MISTAKES = [
         NORM,
         _norm(weight=lambda p, w: p.weight("post_attention_layernorm")),
     ),
-    Mistake("another norm's weight", NORM, _norm(weight=lambda p, w: p.weight(NORM, 2))),
     Mistake("mean subtracted", NORM, _by(lambda x, eps: np.sqrt(_square(x) + eps), centre=True)),
     Mistake("sum instead of the mean", NORM, _by(lambda x, eps: np.sqrt(32 * _square(x) + eps))),
     Mistake("mean over one less", NORM, _by(lambda x, eps: np.sqrt(32 / 31 * _square(x) + eps))),
