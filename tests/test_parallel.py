@@ -171,7 +171,7 @@ def test_ranks_with_other_models_are_named(tmp_path):
             random_models.random_weights(config, rank // 2, np.float32), path / "model.safetensors"
         )
         (path / "config.json").write_text(json.dumps(replace(config, rms_norm_eps=1e-2).to_json()))
-    with pytest.raises(ValueError, match="rank 2: expected the model of rank 0, got another: the"):
+    with pytest.raises(ValueError, match="rank 2: expected the model of rank 0, got another: model"):
         run_ranks(3, lambda group: load(tmp_path / str(group.rank), parallel=group))
     (tmp_path / "1" / "config.json").write_text(
         json.dumps(replace(config, rms_norm_eps=1e-3).to_json())
@@ -181,6 +181,19 @@ def test_ranks_with_other_models_are_named(tmp_path):
     dtypes = ["float32", "bfloat16"]
     with pytest.raises(ValueError, match=r"rank 1: .* the dtype to load is bfloat16, not float32"):
         run_ranks(2, lambda group: load(path, dtype=dtypes[group.rank], parallel=group))
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "model.layers.1.mlp.down_proj"])
+def test_one_tensor_of_another_model_is_named(tmp_path, name):
+    """A stale copy on one computer, say."""
+    config, key = random_models.GQA, f"{name}.weight"
+    weights = random_models.random_weights(config, 0, np.float32)
+    for rank, factor in enumerate((1, 1.5)):
+        (tmp_path / str(rank)).mkdir()
+        other = weights | {key: (weights[key] * factor).astype(np.float32)}
+        tiny.write_single(tmp_path / str(rank), other, config)
+    with pytest.raises(ValueError, match=rf"rank 1: .* got another: {key} is float32 in .* CRC-32"):
+        run_ranks(2, lambda group: load(tmp_path / str(group.rank), parallel=group))
 
 
 def test_other_ids_on_a_rank_are_named():
