@@ -171,7 +171,7 @@ def test_ranks_with_other_models_are_named(tmp_path):
             random_models.random_weights(config, rank // 2, np.float32), path / "model.safetensors"
         )
         (path / "config.json").write_text(json.dumps(replace(config, rms_norm_eps=1e-2).to_json()))
-    with pytest.raises(ValueError, match="rank 2: expected the model of rank 0, got another: model"):
+    with pytest.raises(ValueError, match=r"rank 2: .*the model of rank 0, got another: model"):
         run_ranks(3, lambda group: load(tmp_path / str(group.rank), parallel=group))
     (tmp_path / "1" / "config.json").write_text(
         json.dumps(replace(config, rms_norm_eps=1e-3).to_json())

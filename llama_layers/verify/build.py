@@ -30,6 +30,7 @@ from llama_layers.verify.operations import (
     WeightedSum,
 )
 from llama_layers.verify.past import KEY, VALUE
+from llama_layers.verify.ranks import AddedParts
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.validate import Recorded
 
@@ -52,9 +53,8 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         return Linear(_flat(inputs[0]), to_numpy(weight), added, site.role in SUMMED)
     if site.operation == "residual":
         x, added = inputs
-        error = recorded.errors.get(route[1])
-        off = None if error is None else to_numpy(error.read()).reshape(added.shape)
-        return Residual(x, added, off)
+        parts = [to_numpy(part.read()) for part in recorded.parts.get(route[1], ())]
+        return Residual(x, added, AddedParts.of(parts) if parts else None)
     if site.operation == "gate":
         return Gate(inputs[0], inputs[1])
     if site.operation == "rope":

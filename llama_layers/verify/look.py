@@ -231,7 +231,7 @@ class Sites:
         if said.get("flash_attention") == "yes":  # as `record_llama_cpp` says
             profiles += (PROFILES["llama.cpp with flash attention"],)
         if "tensor_parallel" in said and "reduce" in failing.operation.steps:
-            profiles += (profile_named(f"tensor parallel, {said['tensor_parallel']}"),)
+            profiles = (profile_named(f"tensor parallel, {said['tensor_parallel']}"), *profiles)
         for profile in profiles:
             allowed = self.asked.allowing(profile)
             bound = failing.operation.bound(replace(failing.formats, profile=allowed))

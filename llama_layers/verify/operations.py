@@ -59,6 +59,7 @@ from llama_layers.verify.attention import (
 from llama_layers.verify.log_softmax import Logprobs
 from llama_layers.verify.operation import Numbers, Operation, Stored
 from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.ranks import AddedParts
 from llama_layers.verify.rotation import Rotation, rope_phases
 from llama_layers.verify.rules import gated, matmul
 from llama_layers.verify.tracked import Tracked, read
@@ -267,13 +268,14 @@ class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
 class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
     """The residual stream and what a block adds to it.
 
-    What is added may be `off` from what was recorded.
+    What is added may be a sum of parts, as which it was recorded.
     """
 
     inputs = ("x", "added")
+    steps = ("reduce",)
     x: Numbers
     added: Numbers
-    off: np.ndarray | None = None
+    parts: AddedParts | None = None
 
     def check(self) -> None:
         """Raise ValueError unless both have one shape."""
@@ -282,8 +284,9 @@ class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
     @staticmethod
     def formula(residual: Residual[Tracked]) -> Tracked:
         """Their sum."""
-        x, added, off = residual.x, residual.added, residual.off
-        if off is not None:
+        x, added = residual.x, residual.added
+        if residual.parts is not None:
+            off = residual.parts.off(added.how).reshape(added.shape)
             added = added.with_errors(added.errors(lambda e: e + off))
         return x + added
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.sites import LOGPROBS, Site, sites
 from llama_layers.model.padding import padding
+from llama_layers.parallel.plan import Places
 from llama_layers.verify.aliases import canonical_arrays
 from llama_layers.verify.fit import (
     HEAD,
@@ -58,7 +59,9 @@ class Recorded:
     keep: NDArray[np.bool_] | None  # which tokens are not padding, [B, S]
     metadata: Mapping[str, str]
     padding: int = 0  # logits of no token, from rows of padding in the head, which were left out
-    errors: Mapping[str, StoredArray] = field(default_factory=dict)  # of what was not recorded
+    parts: Mapping[str, Sequence[StoredArray]] = field(default_factory=dict)  # of sums, by rank
+    places: Mapping[str, tuple[Places, ...]] = field(default_factory=dict)  # that each rank has
+    rank: int | None = None  # whose places alone are judged; all if None
     past: Past = field(default_factory=Past)  # what attention sees of earlier tokens
     next_ids: NextIds | None = None  # whose log-probabilities were recorded, [B, S]; -1 for none
 

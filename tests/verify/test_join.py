@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -163,6 +164,9 @@ def test_the_rank_that_computed_a_wrong_head(model, whole):
         report = check(join_ranks(ranks, CONFIG), model, explain=False)
         assert report.first.site.name == name
         assert report.first.note == f"its worst elements are those of rank {rank}"
+        ranks = wrong_on(ranks, rank, name, SPOILT["NaN"])
+        report = check(join_ranks(ranks, CONFIG), model, explain=False)
+        assert report.first.note == f"its worst elements are those of rank {rank}"
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
@@ -174,6 +178,19 @@ def test_a_key_head_that_is_another_on_one_rank(model, whole, rank):
     assert result.note == f"ranks differ here: wrong on rank {rank}, right on rank {rank ^ 1}"
 
 
+def test_what_a_rank_makes_of_its_own_wrong_numbers(model, whole):
+    """Rank 1 alone has key head 1, and shares key head 0: rank 0 is right, and so is attention."""
+    ranks = by_heads(whole, (0, 3, 8))
+    for role in ("v_proj", "attention"):
+        ranks = wrong_on(ranks, 1, f"{LAYER}.self_attn.{role}", lambda a: a * 2)
+    report = check(join_ranks(ranks, CONFIG), model, explain=False)
+    assert [r.site.role for r in report.failures] == ["self_attn.v_proj", "self_attn.o_proj"]
+    assert report.first.note == "ranks differ here: wrong on rank 1, right on rank 0"
+    wrong = wrong_on(ranks, 1, f"{LAYER}.self_attn.attention")
+    _, attention, *_ = check(join_ranks(wrong, CONFIG), model, explain=False).failures
+    assert (attention.site.role, attention.note) == ("self_attn.attention", "wrong on rank 1")
+
+
 def test_refused(model, whole):
     def said(ranks):
         with pytest.raises(TraceError) as error:
@@ -183,6 +200,17 @@ def test_refused(model, whole):
     ranks = engine(whole, model, 2)
     other = replace(ranks[1], input_ids=IDS + 1)
     assert said([ranks[0], other]) == "rank 1: expected the input_ids of rank 0, got others"
+    other = replace(ranks[1], input_ids=None)
+    assert said([ranks[0], other]) == "rank 1: expected the input_ids of rank 0, got none"
+    assert said([other, ranks[0]]) == "rank 1: expected no input_ids, as on rank 0, got some"
+    stated = [replace(t, metadata={"tensor_parallel": "3 ranks, float32 reduce"}) for t in ranks]
+    assert said(stated) == (
+        "metadata tensor_parallel: expected 2 ranks, one for each trace, got 3 ranks, float32 "
+        "reduce"
+    )
+    profile = "tensor parallel, 4 ranks, float32 reduce"
+    with pytest.raises(ValueError, match="profile: expected 2 ranks, one for each trace, got 4"):
+        check(join_ranks(ranks, CONFIG), model, profile=profile)
     fewer = {n: a for n, a in ranks[1].arrays.items() if n != "model.norm"}
     assert "rank 1: expected the sites of rank 0" in said(
         [ranks[0], replace(ranks[1], arrays=fewer)]
@@ -272,7 +300,7 @@ def test_the_rank_whose_part_of_a_sum_is_wrong(model, whole, rank, how):
     ranks = wrong_on(engine(whole, model, 4, reduced=False), rank, name, SPOILT[how])
     result = check(join_ranks(ranks, CONFIG), model, explain=False).first
     assert result.site.name == name
-    assert result.note == f"it is a sum, to which the parts of rank {rank} are wrong"
+    assert result.note == f"the part that rank {rank} adds is wrong"
 
 
 def test_a_bias_that_every_rank_adds():
@@ -291,12 +319,61 @@ def test_a_bias_that_every_rank_adds():
         report = check(join_ranks(ranks, config), model, explain=False)
         found = {r.verdict for r in report.results if r.site.role == "self_attn.o_proj"}
         assert found == ({"PASS"} if biased == 1 else {"FAIL"})
-    said = "it is a sum, whose parts are right on each rank, but perhaps for a bias"
+    said = "the part that each rank adds is right, except perhaps for its bias"
     assert report.first.note == said
 
 
-@pytest.mark.parametrize("order", [(1, 0), (0, 0), (1, 1)])
-def test_ranks_in_another_order(model, whole, order):
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("order", [(1, 0), (2, 0, 1), (0, 3, 2, 1)])
+def test_files_of_ranks_in_another_order(model, whole, order, dtype):
+    """They are refused before anything is judged; those of one head and of two may not fit."""
+    judged = []
+    for uneven in (False, True):
+        bounds = [0, *(rank + 1 + uneven for rank in range(len(order) - 1)), 8]
+        ranks = [
+            replace(t, metadata={}, arrays={n: a.astype(dtype) for n, a in t.arrays.items()})
+            for t in by_heads(whole, bounds)
+        ]
+        said = f"those of ranks {', '.join(map(str, order))}, as model.layers.0|in another order"
+        with pytest.raises(TraceError, match=said):
+            check(join_ranks([ranks[r] for r in order], CONFIG), model, progress=judged.append)
+        assert judged == []
+    if dtype == np.float32:
+        assert check(join_ranks(ranks, CONFIG), model, explain=False).agrees
+
+
+def test_one_layer_of_ranks_in_another_order_is_a_failure(model, whole):
+    ranks = engine(whole, model, 2)
+    names = [name for name in ranks[0].arrays if name.startswith(LAYER)]
+    arrays = [trace.arrays for trace in ranks]
+    ranks = [
+        replace(trace, arrays=own | {name: other[name] for name in names})
+        for trace, own, other in zip(ranks, arrays, arrays[::-1], strict=True)
+    ]
+    result = check(join_ranks(ranks, CONFIG), model, explain=False).first
+    assert result.site.name == f"{LAYER}.self_attn.q_proj"
+
+
+def by_heads(trace, bounds):
+    """Traces of ranks that have heads from one bound to the next, and three channels for two."""
+    ranks, width = [], CONFIG.head_dim
+    for start, stop in pairwise(bounds):
+        keys = slice(start // 4, (stop - 1) // 4 + 1)
+        heads = {"q": slice(start, stop), "k": keys, "v": keys, "a": slice(start, stop)}
+        arrays = {}
+        for name, array in trace.arrays.items():
+            _, attention, role = name.partition("self_attn.")
+            if attention and not role.startswith("o_"):
+                array = array.reshape(1, IDS.shape[1], -1, width)[:, :, heads[role[0]]]
+            elif name.endswith(("gate_proj", "up_proj", "act")):
+                array = array[..., start * 3 // 2 : stop * 3 // 2]
+            arrays[name] = array
+        ranks.append(replace(trace, arrays=arrays))
+    return ranks
+
+
+@pytest.mark.parametrize("order", [(0, 0), (1, 1)])
+def test_what_another_rank_should_have(model, whole, order):
     ranks = engine(whole, model, 2)
     result = check(join_ranks([ranks[i] for i in order], CONFIG), model, explain=False).first
     assert result.site.role == "self_attn.q_proj"
