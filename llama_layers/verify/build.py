@@ -46,15 +46,15 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         return Embedding(recorded.input_ids, to_numpy(model.weights.embed_tokens))
     if site.operation == "norm":
         x = _heads(inputs[0], config.head_dim) if len(site.shape) == 4 else _flat(inputs[0])
-        return Norm(x, to_numpy(matrix(site, model)[0]), config.rms_norm_eps)
+        of_norm, _ = matrix(site, model)
+        return Norm(x, to_numpy(of_norm), config.rms_norm_eps, _parts(recorded, route[0]))
     if site.operation == "linear":
         weight, bias = matrix(site, model)
         added = None if bias is None else to_numpy(bias)
         return Linear(_flat(inputs[0]), to_numpy(weight), added, site.role in SUMMED)
     if site.operation == "residual":
         x, added = inputs
-        parts = [to_numpy(part.read()) for part in recorded.parts.get(route[1], ())]
-        return Residual(x, added, AddedParts.of(parts) if parts else None)
+        return Residual(x, added, _parts(recorded, route[1]))
     if site.operation == "gate":
         return Gate(inputs[0], inputs[1])
     if site.operation == "rope":
@@ -75,6 +75,12 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     if len(inputs) == 2:
         return WeightedSum(inputs[0], v)
     return Attention(inputs[0], past.joined(site.layer, KEY, inputs[1]), v, mask, scale)
+
+
+def _parts(recorded: Recorded, name: str) -> AddedParts | None:
+    """What ranks recorded of a sum before they added it; None if they did after."""
+    parts = [to_numpy(part.read()) for part in recorded.parts.get(name, ())]
+    return AddedParts.of(parts) if parts else None
 
 
 def _rope(x: np.ndarray, site: Site, recorded: Recorded, config: LlamaConfig) -> Operation:

@@ -146,9 +146,9 @@ def join_ranks(traces: Iterable[Trace], config: LlamaConfig, /) -> JoinedTrace:
     parts: dict[str, Sequence[StoredArray]] = {}
     for role in SUMMED:
         of_role = {name: found for name, found in by_site.items() if known[name].role == role}
-        for recorded in of_role.values():  # of ranks that probably added in the dtype they have
-            said = f"{len(traces)} ranks, {recorded[0].info().dtype} reduce"
-            metadata.setdefault("tensor_parallel", said)
+        if of_role and len(traces) > 1:  # which probably added in the dtype of their arrays
+            dtype = next(iter(of_role.values()))[0].info().dtype
+            metadata.setdefault("tensor_parallel", f"{len(traces)} ranks, {dtype} reduce")
         if any(differing[name] for name in of_role) and not looks_added(of_role.values()):
             parts |= of_role
     for name, recorded in parts.items():

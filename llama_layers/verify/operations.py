@@ -38,7 +38,7 @@ The views, in which x, weight and so on are tracked where nothing else is said:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal
 
 import numpy as np
@@ -120,13 +120,19 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
-    """RMSNorm of x [..., H]."""
+    """RMSNorm of x [..., H], which may be a sum of parts, as which it was recorded."""
 
     inputs = ("x", "weight")
-    steps = ("norm_before_weight",)
+    steps = ("norm_before_weight", "reduce")
     x: Numbers
     weight: Numbers
     eps: float
+    parts: AddedParts | None = None
+
+    def read(self, how: Rounding) -> Norm[Tracked]:
+        """The view, in which x is what the ranks went on with."""
+        view = super().read(how)
+        return replace(view, x=_as_added(view.x, self.parts))
 
     def check(self) -> None:
         """Raise ValueError unless there is a weight for each channel."""
@@ -277,6 +283,11 @@ class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
     added: Numbers
     parts: AddedParts | None = None
 
+    def read(self, how: Rounding) -> Residual[Tracked]:
+        """The view, in which the sum is what the ranks went on with."""
+        view = super().read(how)
+        return replace(view, added=_as_added(view.added, self.parts))
+
     def check(self) -> None:
         """Raise ValueError unless both have one shape."""
         _check_same("added", self.added, "x", self.x)
@@ -284,11 +295,15 @@ class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
     @staticmethod
     def formula(residual: Residual[Tracked]) -> Tracked:
         """Their sum."""
-        x, added = residual.x, residual.added
-        if residual.parts is not None:
-            off = residual.parts.off(added.how).reshape(added.shape)
-            added = added.with_errors(added.errors(lambda e: e + off))
-        return x + added
+        return residual.x + residual.added
+
+
+def _as_added(x: Tracked, parts: AddedParts | None) -> Tracked:
+    """A sum of parts, as ranks may have added them."""
+    if parts is None:
+        return x
+    off = parts.off(x.how).reshape(x.shape)
+    return x.with_errors(x.errors(lambda e: e + off))
 
 
 def _check_same(name: str, array: Array | Tracked, other: str, like: Array | Tracked) -> None:

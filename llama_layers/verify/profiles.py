@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -155,7 +155,8 @@ PROFILES = {
 
 
 # An engine whose ranks add partial sums: "transformers, tensor parallel, 2 ranks, float32 reduce".
-_PARALLEL = re.compile(r"(?:(.+), )?tensor parallel, ([1-9]\d{0,5}) ranks?, (\w+) reduce")
+PARALLEL = "tensor parallel, "
+_PARALLEL = re.compile(rf"(?:(.+), )?{PARALLEL}([1-9]\d{{0,5}}) ranks?, (\w+) reduce")
 
 
 def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
@@ -172,6 +173,12 @@ def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
             f"2 ranks, bfloat16 reduce', got {profile!r}"
         )
     return PROFILES[profile]
+
+
+def parallel_profile(metadata: Mapping[str, str]) -> RoundingProfile | None:
+    """The ranks that a trace says it is of; None if it says nothing of them."""
+    said = metadata.get("tensor_parallel")
+    return None if said is None else profile_named(f"{PARALLEL}{said}")
 
 
 def allowing(profile: RoundingProfile, roundings: str) -> RoundingProfile:

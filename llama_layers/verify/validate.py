@@ -35,7 +35,7 @@ from llama_layers.verify.fit import (
 )
 from llama_layers.verify.logprob_arrays import NextIds, fitted_logprobs, next_tokens
 from llama_layers.verify.past import KEY, Past, check_no_gap, keys_seen, past_of
-from llama_layers.verify.profiles import profile_named
+from llama_layers.verify.profiles import parallel_profile
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.tokens import beginning, ids_of, positions_of, valid_tokens
 from llama_layers.verify.trace import Trace
@@ -302,14 +302,13 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
             raise TraceError(
                 f"metadata {key}: expected one of {', '.join(FLOATS)}, got {metadata[key]!r}"
             )
-    if (ranks := metadata.get("tensor_parallel")) is not None:
-        try:
-            profile_named(f"tensor parallel, {ranks}")
-        except ValueError:
-            raise TraceError(
-                f"metadata tensor_parallel: expected a text such as '2 ranks, bfloat16 reduce', "
-                f"got {ranks!r}"
-            ) from None
+    try:
+        parallel_profile(metadata)
+    except ValueError:
+        raise TraceError(
+            f"metadata tensor_parallel: expected a text such as '2 ranks, bfloat16 reduce', "
+            f"got {metadata['tensor_parallel']!r}"
+        ) from None
 
 
 def _temperature(metadata: Mapping[str, str]) -> float:
