@@ -235,6 +235,21 @@ def test_other_arguments_on_a_rank_are_named():
             run_ranks(3, run)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"), [("max_new_tokens", (3, 5)), ("top_k", (None, 2)), ("eos_token_id", (1, 2))]
+)
+def test_other_options_of_generate_on_a_rank_are_named(name, values):
+    config, ids = random_models.GQA, np.array([[1, 2, 3]])
+    weights = random_models.random_weights(config)
+
+    def run(group):
+        options = {"max_new_tokens": 1, "temperature": 1.0, name: values[group.rank]}
+        return list(generate(sharded(weights, config, group), ids, **options))
+
+    with pytest.raises(ValueError, match=f"^{name}: expected the same on every rank"):
+        run_ranks(2, run)
+
+
 def test_a_longer_cache_on_a_rank_is_named():
     config, ids = random_models.GQA, np.array([[1, 2, 3]])
     weights = random_models.random_weights(config)
