@@ -122,7 +122,10 @@ def test_a_kernel_is_told_of_arrays_that_it_does_not_know():
         model_of(c, random_weights(c)).weights.layers[0]
         for c in (CONFIGS["biases"], CONFIGS["gqa"])
     )
-    every = ("norms_before", "qkv_bias", "o_bias", "mlp_bias", "qk_norm_weights", "norms_after")
+    every = (
+        *("norms_before", "qkv_bias", "o_bias", "mlp_bias", "qk_norm_weights", "norms_after"),
+        "attention_sinks",
+    )
     for found, array in zip(known_arrays(biased, every), biased.arrays().values(), strict=True):
         assert found is array
     assert known_arrays(biased, every[:3]) is None
@@ -130,7 +133,7 @@ def test_a_kernel_is_told_of_arrays_that_it_does_not_know():
     assert len(present) == 7
     for found, array in zip(known_arrays(bare, ("norms_before",)), present, strict=True):
         assert found is array
-    assert len(known_arrays(bare, every)) == 16
+    assert len(known_arrays(bare, every)) == 17
 
 
 @pytest.mark.parametrize(

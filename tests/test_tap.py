@@ -30,7 +30,7 @@ def in_layer(config):
     if config.norm_placement != "before":
         names.insert(names.index("attention_residual"), "post_self_attn_layernorm")
         names.append("post_mlp_layernorm")
-    return names
+    return [decoder_oracle.called(config, name) for name in names]
 
 
 def sites_of(config):
@@ -43,7 +43,8 @@ def sites_of(config):
             f"model.layers.{layer}",
         ]
     ]
-    return ["model.embed_tokens", *inside, "model.norm", "lm_head"]
+    last = ["lm_head", "logits"] if config.changes_logits else ["lm_head"]
+    return ["model.embed_tokens", *inside, "model.norm", *last]
 
 
 def recorded(model, ids, **options):

@@ -56,6 +56,8 @@ class TensorInfo:
         The bytes that it takes there.
     permuted_heads : int or None
         The number of heads whose rows the file permutes for RoPE; None where rows are in order.
+    permuted_rows : int
+        The number of rows of a head that it permutes, the first ones.
     padding : int
         Rows that follow in the file, and belong to no token.
     """
@@ -68,6 +70,7 @@ class TensorInfo:
     offset: int
     nbytes: int
     permuted_heads: int | None = None
+    permuted_rows: int = 0
     padding: int = 0
 
     @property
@@ -293,7 +296,8 @@ class Checkpoint(ABC):
             with np.errstate(all="ignore"):  # a file may hold scales of Inf and NaN
                 array = gguf.dequantize(rows, kind)
         if info.permuted_heads is not None:
-            array = unpermute_rope_rows(array, (stop - start) // info.rows_at_once)
+            heads = (stop - start) // info.rows_at_once
+            array = unpermute_rope_rows(array, heads, info.permuted_rows)
         return read_only(array if dtype is None else cast(name, array, dtype))
 
     def read_rows(self, names: Sequence[str], /, dtype: str | None = None) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.types import DType
 from llama_layers.checkpoint.checkpoint import Checkpoint, TensorInfo
+from llama_layers.checkpoint.names import renamed
 from llama_layers.checkpoint.open import open_checkpoint
 from llama_layers.checkpoint.safetensors import SINGLE, holds_weights, write_safetensors
 from llama_layers.checkpoint.stored_numbers import checked_dtype
@@ -77,7 +78,10 @@ def convert(
         for file, content in checkpoint.companions().items():
             (directory / file).parent.mkdir(exist_ok=True)
             (directory / file).write_bytes(content)
-        stored = tensors_in_files(config)
+        names = FAMILIES[config.model_type].stored_names
+        stored = {
+            renamed(key, names) or key: parts for key, parts in tensors_in_files(config).items()
+        }
         written = {key: _widest(dtypes[part] for part in parts) for key, parts in stored.items()}
         write_safetensors(
             directory / SINGLE,
@@ -99,12 +103,13 @@ def _together(parts: Sequence[TensorInfo]) -> tuple[int, ...]:
 
 def _as_in_files(checkpoint: Checkpoint, parts: Names, dtype: str) -> np.ndarray:
     """Tensors below each other, with their rows in the order of the family's files."""
-    interleaved = FAMILIES[checkpoint.config.model_type].interleaved
-    arrays = []
+    config, arrays = checkpoint.config, []
     for part in parts:
-        heads = permuted_heads(part, checkpoint.config) if interleaved else None
         array = checkpoint.read(part, dtype)
-        arrays.append(array if heads is None else permute_rope_rows(array, heads))
+        heads = permuted_heads(part, config)
+        if FAMILIES[config.model_type].interleaved and heads is not None:
+            array = permute_rope_rows(array, heads, config.rotary_dim)
+        arrays.append(array)
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 

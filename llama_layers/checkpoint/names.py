@@ -6,10 +6,10 @@ Inside this package a tensor has the name that Hugging Face gives it, in the mod
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 
-from llama_layers.config.families import module_name
+from llama_layers.config.families import is_renamed, module_name
 from llama_layers.model.tensor_names import expected_tensors
 
 __all__ = ["expected_tensors"]  # for the package
@@ -40,7 +40,9 @@ lm_head                                      output                     output
 ]
 _LAYER = "model.layers.{}."
 # By architecture, the names in GGUF that are other modules' in the rest.
-_OF_ARCHITECTURE: dict[str, dict[str, str]] = {}
+_OF_ARCHITECTURE: dict[str, dict[str, str]] = {
+    "seed_oss": {"model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm"},
+}
 META_NAMES = {hugging_face: meta for hugging_face, meta, _ in MODULES if meta != "-"}
 GGUF_NAMES = {hugging_face: gguf for hugging_face, _, gguf in MODULES}
 _FROM_META = {meta: hugging_face for hugging_face, meta in META_NAMES.items()}
@@ -68,20 +70,28 @@ def from_gguf(name: str, model_type: str) -> str | None:
 def _from_gguf(model_type: str) -> dict[str, str]:
     own = _OF_ARCHITECTURE.get(model_type, {})
     return {
-        own.get(module, gguf): in_family(module, model_type) for module, gguf in GGUF_NAMES.items()
+        own.get(module, gguf): name
+        for module, gguf in GGUF_NAMES.items()
+        if (name := in_family(module, model_type)) is not None
     }
 
 
-def in_family(template: str, model_type: str) -> str:
-    """A Hugging Face name of this table with {} for the layer, as a family has it."""
+def in_family(template: str, model_type: str) -> str | None:
+    """A Hugging Face name of this table with {} for the layer, as a family has it.
+
+    None if the family does not have the module, and another of its modules has that name.
+    """
     role = template.removeprefix(_LAYER)
-    return template if role == template else _LAYER + module_name(model_type, role)
+    if role == template:
+        return template
+    return None if is_renamed(model_type, role) else _LAYER + module_name(model_type, role)
 
 
-def renamed(name: str, modules: dict[str, str]) -> str | None:
+def renamed(name: str, modules: Mapping[str, str]) -> str | None:
     """The name of a tensor after its module was looked up in a table; None if it is not there."""
     module, _, kind = name.rpartition(".")
-    numbered = re.fullmatch(r"((?:model\.layers|layers|blk)\.)(0|[1-9]\d*)(\..+)", module)
+    layers = r"((?:model\.layers|transformer\.h|layers|blk)\.)(0|[1-9]\d*)(\..+)"
+    numbered = re.fullmatch(layers, module)
     template = f"{numbered[1]}{{}}{numbered[3]}" if numbered else module
     found = modules.get(template)
     if found is None or ("{}" in template) != bool(numbered):

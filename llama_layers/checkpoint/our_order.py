@@ -31,7 +31,7 @@ def in_our_order(
         raise CheckpointError(f"{path}: {error}") from None
     if not permuted:
         return found
-    return {
-        name: replace(info, permuted_heads=permuted_heads(name, config))
-        for name, info in found.items()
-    }
+    for name, info in found.items():
+        if (heads := permuted_heads(name, config)) is not None:
+            found[name] = replace(info, permuted_heads=heads, permuted_rows=config.rotary_dim)
+    return found

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.checkpoint.checkpoint import TensorInfo
-from llama_layers.checkpoint.names import from_meta, telling_names
+from llama_layers.checkpoint.names import from_meta, renamed, telling_names
 from llama_layers.checkpoint.our_order import in_our_order
 from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, STORED_DTYPES, map_file
 from llama_layers.config.families import FAMILIES
@@ -110,8 +110,11 @@ def with_hugging_face_names(path: Path, tensors: Tensors, config: LlamaConfig) -
                 f"{info.file}: {name}: expected one of the dtypes {', '.join(STORED_DTYPES)}, "
                 f"got {info.dtype}"
             )
-    meta, hugging_face = telling_names(weights)
     family = FAMILIES[config.model_type]
+    if own := {theirs: name for name, theirs in family.stored_names.items()}:
+        found = {renamed(name, own) or name: info for name, info in tensors.items()}
+        tensors = {name: replace(info, name=name) for name, info in found.items()}
+    meta, hugging_face = telling_names(weights)
     if meta is None:
         return in_our_order(path, tensors, config, family.fused, permuted=family.interleaved)
     if hugging_face is not None:

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama_layers.config.checks import check_count, check_flag, check_layer_count
-from llama_layers.config.families import FAMILIES, Family, unread_fields
+from llama_layers.config.families import FAMILIES, unread_fields
+from llama_layers.config.family import Family, Key
 from llama_layers.config.keys import Keys
 from llama_layers.config.refusals import refuse_draft_heads, refuse_quantised
-from llama_layers.config.rope_keys import read_rope
+from llama_layers.config.rope_keys import OF_LAYERS, read_rope
+from llama_layers.config.unsupported import but_it_has
 from llama_layers.errors import ConfigError, shown
 
 # A file must have its family, its sizes, and eps, which no published file leaves out.
@@ -40,28 +42,58 @@ def constructor_arguments(content: Mapping[str, Any]) -> tuple[dict[str, Any], d
     required = {key: keys.get(key) for key in _REQUIRED}
     if required["max_position_embeddings"] is None:  # Llama 1 has the older name
         required["max_position_embeddings"] = keys.get("max_sequence_length")
-    family = _family(required)
+    family = _family(required, content)
     refuse_draft_heads(content)
     refuse_quantised(content)
-    _check_required(required)
-    optional = {key: keys.get(key, family.defaults.get(key)) for key in [*_OPTIONAL, *family.reads]}
-    arguments = {**required, **optional, "dtype": _dtype(keys)}
+    optional = {field: _read(keys, field, family) for field in [*_OPTIONAL, *family.reads]}
+    other_names = _under_other_names(content, keys, family)
+    _check_required(required := {**required, **other_names})
+    arguments = {**optional, **required, "dtype": _dtype(keys)}
     if arguments["hidden_act"] == "swish":  # another name of the same function
         arguments["hidden_act"] = "silu"
+    for key, needed in family.needs.items():
+        if (found := keys.get(key)) not in (None, needed):
+            raise ConfigError(f"{key}: expected {needed} or nothing, got {shown(found)}")
     if family.switches_window:
         _switch_window(arguments, keys, family)
+    _name_layer_types(arguments, keys, family)
     unread_words = read_rope(arguments, keys, family)
     given = {key: value for key, value in arguments.items() if value is not None}
     own = _own_fields(keys, required["model_type"])
     return given | own, keys.unread() | unread_words
 
 
-def _family(required: Mapping[str, Any]) -> Family:
+def _read(keys: Keys, field: str, family: Family) -> Any:
+    """The value of a field that a key says; None if it is not said."""
+    key = family.keys.get(field) or Key(field)
+    said = keys.get(key.name, family.defaults.get(key.name))
+    return None if said is None else key.read(said)
+
+
+def _under_other_names(content: Mapping[str, Any], keys: Keys, family: Family) -> dict[str, Any]:
+    """The values of fields that a file gives under names of its family's own."""
+    found = {}
+    for key, names in family.other_keys.items():
+        if (value := keys.get(key)) is None:
+            continue
+        for name in names:
+            if content.get(name) not in (None, value):
+                raise ConfigError(
+                    f"{name}: expected {shown(value)}, as {key} says, got {shown(content[name])}"
+                )
+            found[name] = value
+    return found
+
+
+def _family(required: Mapping[str, Any], content: Mapping[str, Any]) -> Family:
     name = required["model_type"]
     if name is None:
         _check_required(required)
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ConfigError(f"model_type: expected one of {', '.join(FAMILIES)}, got {shown(name)}")
+        why = but_it_has(name, content) if isinstance(name, str) else ""
+        raise ConfigError(
+            f"model_type: expected one of {', '.join(FAMILIES)}, got {shown(name)}{why}"
+        )
     return FAMILIES[name]
 
 
@@ -74,6 +106,8 @@ def _check_required(required: Mapping[str, Any]) -> None:
 def _own_fields(keys: Keys, model_type: str) -> dict[str, Any]:
     own = keys.get(OWN_KEY) or {}
     names = unread_fields(model_type)
+    if FAMILIES[model_type].rope != "same":
+        names |= OF_LAYERS
     if not isinstance(own, Mapping) or not own.keys() <= names:
         raise ConfigError(
             f"{OWN_KEY}: expected an object with {', '.join(sorted(names))}, got {shown(own)}"
@@ -89,6 +123,20 @@ def _dtype(keys: Keys) -> object:
         dtype = dtype.removeprefix("torch.")
         return _DTYPES.get(dtype, dtype)
     return dtype
+
+
+def _name_layer_types(arguments: dict[str, Any], keys: Keys, family: Family) -> None:
+    """Say the types of layers where a file does not."""
+    if family.layer_types is None:
+        return
+    said, pattern = {}, "sliding_window_pattern"
+    if pattern in family.defaults:
+        said["every"] = keys.get(pattern, family.defaults[pattern])
+        check_count(pattern, said["every"])
+    if arguments["layer_types"] is None:
+        layers = arguments["num_hidden_layers"]
+        check_layer_count("num_hidden_layers", layers)
+        arguments["layer_types"] = family.layer_types(layers, **said)
 
 
 def _switch_window(arguments: dict[str, Any], keys: Keys, family: Family) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from llama_layers.config.checks import check_count, check_flag, check_layer_count, check_positive
-from llama_layers.config.families import Family
+from llama_layers.config.family import Family
 from llama_layers.config.fields import Fields
 from llama_layers.config.keys import Keys
 from llama_layers.config.rope_scaling import RopeScaling, read_scaling
@@ -21,6 +21,8 @@ _THETA = 10000.0
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _LOCAL = "rope_local_base_freq"
 _TRAINED = "original_max_position_embeddings"
+# Fields that the words of a family whose layers differ may say, or not.
+OF_LAYERS = frozenset({"layer_rope_theta", "sliding_rope_scaling", "layer_types", "sliding_window"})
 # Fields of ours that a file may have among the parameters of RoPE.
 _WITHIN = ("partial_rotary_factor", "llama_4_scaling_beta")
 
@@ -41,12 +43,15 @@ def read_rope(arguments: dict[str, Any], keys: Keys, family: Family) -> dict[str
     words = {key: _object(keys.get(key), key) for key in ("rope_scaling", "rope_parameters")}
     if not any(words.values()):
         words["rope_parameters"] = family.defaults.get("rope_parameters", {})
+    if _TRAINED in family.defaults:
+        keys.get(_TRAINED)  # which says nothing where there is no scaling
+    stretch = _stretch(words, arguments) if family.ntk_alpha else 1.0
     local: Mapping[str, Any] = {}
     if family.rope == "type":
         words["rope_parameters"], local = _by_type(words["rope_parameters"])
     said = _said(words, arguments, keys, family)
     given = [theta for theta in (keys.get("rope_theta"), *said.thetas) if theta is not None]
-    theta = _one_theta(given or [family.defaults.get("rope_theta", _THETA)])
+    theta = stretch * _one_theta(given or [family.defaults.get("rope_theta", _THETA)])
     arguments |= {**said.fields, "rope_theta": theta, "rope_scaling": said.scaling}
     if family.rope == "type":
         other = _said({"rope_parameters": local}, arguments, keys, family)
@@ -63,6 +68,24 @@ def _object(words: Any, key: str) -> Mapping[str, Any]:
     if not isinstance(words, Mapping):
         raise ConfigError(f"{key}: expected an object, got {shown(words)}")
     return words
+
+
+def _stretch(words: dict[str, Mapping[str, Any]], arguments: Mapping[str, Any]) -> float:
+    """What HunYuan's alpha multiplies theta by; the scaling that has it is taken out."""
+    factor = 1.0
+    for key, said in words.items():
+        if said.get("rope_type", said.get("type")) != "dynamic" or not said.get("alpha"):
+            continue
+        check_positive("alpha", said["alpha"])
+        if (dim := arguments["head_dim"]) is None:
+            check_count("num_attention_heads", arguments["num_attention_heads"])
+            dim = arguments["hidden_size"] // arguments["num_attention_heads"]
+        check_count("head_dim", dim)
+        if dim <= 2:
+            raise ConfigError(f"head_dim: expected more than 2 with alpha, got {dim}")
+        factor = said["alpha"] ** (dim / (dim - 2))
+        words[key] = {name: value for name, value in said.items() if name == "rope_theta"}
+    return factor
 
 
 def _by_type(words: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -105,7 +128,7 @@ def _completed(
 ) -> Mapping[str, Any]:
     """Add to a scaling what is said outside: the trained context, as in files made from Phi's."""
     kind = words.get("rope_type", words.get("type"))
-    if isinstance(kind, str) and kind in family.scaling_names:
+    if isinstance(kind, str) and kind in family.scaling_names and "short_factor" in words:
         kind = family.scaling_names[kind]
         words = {**words, "rope_type": kind}
     if kind not in ("yarn", "llama3", "longrope"):
@@ -178,7 +201,7 @@ def _no_rope_layers(arguments: dict[str, Any], keys: Keys) -> Thetas | None:
             f"no_rope_layers: expected {count} entries, one for each layer, got {len(rotated)}"
         )
     check_flag("use_sliding_window", window := False if window is None else window)
-    if arguments["layer_types"] is None and window:
+    if arguments["layer_types"] is None and window and arguments["sliding_window"] is not None:
         arguments["layer_types"] = [_FULL if one else _SLIDING for one in rotated[:count]]
     elif arguments["layer_types"] is None:
         arguments["sliding_window"] = None
@@ -230,6 +253,8 @@ def rope_words(config: Fields, family: Family) -> dict[str, Any]:
             for key, value in vars(config.rope_scaling).items()
             if value is not None
         }
+        if _TRAINED in family.defaults:  # where it is read
+            words[_TRAINED] = config.rope_scaling.original_max_position_embeddings
     kinds = config.rope_kinds
     if family.rope == "no_rope_layers":
         words["no_rope_layers"] = [int(kind is not None) for kind in kinds]

@@ -74,7 +74,6 @@ class RopeOfLayers:
             changes: dict[str, Any] = {
                 "rope_theta": kind.theta,
                 "rope_scaling": self.rope_scaling if kind.scaled else None,
-                "llama_4_scaling_beta": self.llama_4_scaling_beta if kind.scaled else 0.0,
                 "layer_rope_theta": None,
                 "sliding_rope_scaling": True,
             }
@@ -117,11 +116,6 @@ def check_rope(config: RopeOfLayers) -> None:
             f"got {len(thetas)}"
         )
     scaling: RopeScaling | None = config.rope_scaling
-    if config.llama_4_scaling_beta and not (scaling and scaling.original_max_position_embeddings):
-        raise ConfigError(
-            "rope_scaling: expected one that says original_max_position_embeddings, which "
-            "llama_4_scaling_beta counts by"
-        )
     if scaling is None:
         return
     if scaling.rope_type == "yarn" and 1 in (config.rope_theta, *(thetas or ())):

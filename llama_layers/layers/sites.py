@@ -51,6 +51,8 @@ norms_after? post_mlp_layernorm  norm  B S hidden  mlp.down_proj
 layer                     residual     B S hidden   attention_residual,post_mlp_layernorm
 """.strip()  # noqa: E501  # a table
 
+# What the head gives, and the logits where they are not that.
+HEAD, LOGITS = "lm_head", "logits"
 # What is made of the logits after a forward pass. No tap sees it.
 LOGPROBS = "logprobs"
 
@@ -70,7 +72,7 @@ class Site:
         Which layer it is in; None before the first and after the last.
     operation : str
         What computes it: "embedding", "norm", "linear", "rope", "scores", "softmax", "attention",
-        "residual", "gate" or "logprobs".
+        "residual", "gate", "logits" or "logprobs".
     shape : tuple of str
         Its axes: "B" and "S" for batch and sequence, numbers for the others.
     routes : tuple of tuple of str
@@ -120,7 +122,8 @@ def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
     Returns
     -------
     tuple of Site
-        From ``model.embed_tokens`` to ``lm_head``, and ``logprobs``.
+        From ``model.embed_tokens`` to ``lm_head``, or ``logits`` where these are scaled or capped,
+        and ``logprobs``.
 
     Examples
     --------
@@ -135,15 +138,17 @@ def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
 
 @lru_cache(maxsize=8)
 def _of_model(config: LlamaConfig) -> tuple[Site, ...]:
-    hidden, vocabulary = config.hidden_size, config.vocab_size
+    hidden, logits = config.hidden_size, ("B", "S", config.vocab_size)
+    changed, of_logprobs = [LOGITS] if config.changes_logits else [], (logits_site(config),)
     last = f"model.layers.{config.num_hidden_layers - 1}"
     embedding, norm = "model.embed_tokens", "model.norm"
     return (
         Site(embedding, embedding, None, "embedding", ("B", "S", hidden), ((),)),
         *(site for layer in range(config.num_hidden_layers) for site in _of_layer(config, layer)),
         Site(norm, norm, None, "norm", ("B", "S", hidden), ((last,),)),
-        Site("lm_head", "lm_head", None, "linear", ("B", "S", vocabulary), ((norm,),)),
-        Site(LOGPROBS, LOGPROBS, None, "logprobs", ("B", "S"), (("lm_head",),), optional=True),
+        Site(HEAD, HEAD, None, "linear", logits, ((norm,),)),
+        *(Site(name, name, None, "logits", logits, ((HEAD,),)) for name in changed),
+        Site(LOGPROBS, LOGPROBS, None, "logprobs", ("B", "S"), (of_logprobs,), optional=True),
     )
 
 
@@ -188,6 +193,11 @@ def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
         starred = role.endswith("*")
         role = role.rstrip("*")
         yield Site(named(role), role, layer, operation, shape, tuple(inputs), starred, starred)
+
+
+def logits_site(config: LlamaConfig) -> str:
+    """The site of a model that has its logits."""
+    return LOGITS if config.changes_logits else HEAD
 
 
 def names_matching(

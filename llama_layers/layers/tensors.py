@@ -37,6 +37,7 @@ TENSORS = (
     Tensor("self_attn.v_proj.bias", "kv_size", "self_attn.qkv.bias", "qkv_bias"),
     Tensor("self_attn.q_norm.weight", "q_norm_size", "self_attn.q_norm", "qk_norm_weights"),
     Tensor("self_attn.k_norm.weight", "k_norm_size", "self_attn.k_norm", "qk_norm_weights"),
+    Tensor("self_attn.sinks", "num_heads", "self_attn.sinks", "attention_sinks"),
     Tensor("self_attn.o_proj.weight", "hidden_size q_size", "self_attn.o_proj"),
     Tensor("self_attn.o_proj.bias", "hidden_size", "self_attn.o_bias", "o_bias"),
     Tensor(
@@ -69,6 +70,7 @@ def axis_sizes(config: LlamaConfig) -> dict[str, int]:
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "head_dim": config.head_dim,
+        "num_heads": config.num_attention_heads,
         "q_size": q_size,
         "kv_size": kv_size,
         "q_norm_size": q_size if whole else config.head_dim,

@@ -43,6 +43,8 @@ class AttentionWeights(DeepCopied):
     q_norm, k_norm : Array or None
         Weights of the norms of queries and keys: [head_dim] where each head is normalised by
         itself, [num_heads * head_dim] and [num_kv_heads * head_dim] where the projection is.
+    sinks : Array, shape [num_heads], or None
+        What joins the scores of each query head in the softmax, and weighs no value.
     group : Group or None
         Where set, the heads are those of one rank, and the output is summed over the ranks.
 
@@ -60,6 +62,7 @@ class AttentionWeights(DeepCopied):
     o_bias: Array | None = None
     q_norm: Array | None = None
     k_norm: Array | None = None
+    sinks: Array | None = None
     group: Group | None = field(default=None, metadata=STATIC)
 
     def __post_init__(self) -> None:

@@ -54,7 +54,7 @@ def unfused(
             )
         stop = 0
         for part, count in zip(parts, rows, strict=True):
-            start, stop = stop, stop + count - 0 if count else 0
+            start, stop = stop, stop + count
             found[part] = cut(tensor, part, start, stop)
     return found
 

@@ -23,22 +23,26 @@ def permuted_heads(name: str, config: LlamaConfig) -> int | None:
     return None
 
 
-def unpermute_rope_rows(array: ArrayT, heads: int) -> ArrayT:
+def unpermute_rope_rows(array: ArrayT, heads: int, rotated: int) -> ArrayT:
     """Put the rows of Q or K, weight or bias, from adjacent pairs into halves.
 
-    Row 2i + j of a head becomes its row i + j * head_dim / 2.
+    Row 2i + j of a head becomes its row i + j * rotated / 2; rows from `rotated` on stay.
     """
-    return _swapped(array, (heads, -1, 2))
+    return _swapped(array, heads, rotated, (-1, 2))
 
 
-def permute_rope_rows(array: ArrayT, heads: int) -> ArrayT:
+def permute_rope_rows(array: ArrayT, heads: int, rotated: int) -> ArrayT:
     """Put the rows of Q or K, weight or bias, from halves into adjacent pairs."""
-    return _swapped(array, (heads, 2, -1))
+    return _swapped(array, heads, rotated, (2, -1))
 
 
-def _swapped(array: ArrayT, split: tuple[int, int, int]) -> ArrayT:
-    """An array whose rows, split along three axes, have the last two of these exchanged."""
+def _swapped(array: ArrayT, heads: int, rotated: int, split: tuple[int, int]) -> ArrayT:
+    """An array whose rotated rows, split along two axes for each head, have these exchanged."""
     xp, columns = namespace(array=array), tuple(array.shape[1:])
-    pairs = xp.reshape(array, (*split, *columns))
+    whole = xp.reshape(array, (heads, -1, *columns))
+    pairs = xp.reshape(whole[:, :rotated, ...], (heads, *split, *columns))
     axes = (0, 2, 1, *range(3, 3 + len(columns)))
-    return xp.reshape(xp.permute_dims(pairs, axes), array.shape)
+    turned = xp.reshape(xp.permute_dims(pairs, axes), (heads, rotated, *columns))
+    if rotated < whole.shape[1]:
+        turned = xp.concat([turned, whole[:, rotated:, ...]], axis=1)
+    return xp.reshape(turned, array.shape)

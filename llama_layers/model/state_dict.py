@@ -69,7 +69,7 @@ def _in_our_order(arrays: Mapping[str, Array], config: LlamaConfig) -> dict[str,
         raise CheckpointError(f"mapping: {error}") from None
     for name in found if family.interleaved else ():
         if (heads := permuted_heads(name, config)) is not None:
-            found[name] = unpermute_rope_rows(found[name], heads)
+            found[name] = unpermute_rope_rows(found[name], heads, config.rotary_dim)
     return found
 
 

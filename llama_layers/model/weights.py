@@ -80,10 +80,10 @@ class LlamaWeights(DeepCopied):
                 raise TypeError(
                     f"layers[{index}]: expected LayerWeights, got {type(layer).__name__}"
                 )
-            name, norm = next((n, a) for n, a in layer.arrays().items() if a is not None)
-            name = f"layers[{index}].{name}"
-            namespace(embed_tokens=self.embed_tokens, **{name: norm})
-            check_shape(name, norm, hidden)
+            for attribute, norm in layer.norms().items():
+                name = f"layers[{index}].{attribute}"
+                namespace(embed_tokens=self.embed_tokens, **{name: norm})
+                check_shape(name, norm, hidden)
 
     def __repr__(self) -> str:
         """What is known without reading an array."""

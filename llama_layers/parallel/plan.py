@@ -126,6 +126,7 @@ class Shard:
         channels = Piece(self.channels.start, self.channels.stop)
         return {
             "q_size": tuple(piece.times(width) for piece in _pieces(self.query_heads)),
+            "num_heads": _pieces(self.query_heads),
             "kv_size": (Piece(kv.start, kv.stop).times(width),),
             "intermediate_size": (channels if self.channels else Piece(0, 1, zeros=True),),
         }

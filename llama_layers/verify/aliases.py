@@ -23,7 +23,7 @@ SCHEMES = ("Hugging Face", "Meta", "llama.cpp", "TransformerLens")
 # models/llama.cpp (names given to callbacks); TransformerLens 2.18 (hooks of HookedTransformer)
 # and, for names that end in hook_out, 4.3 (TransformerBridge).
 _TABLE = """
-model.embed_tokens                        embd|inp_embd                  hook_embed
+model.embed_tokens                        embd|inp_embd|inp_scaled       hook_embed
 model.layers.{}.input_layernorm           attn_norm-{}                   blocks.{}.ln1.hook_out
 model.layers.{}.self_attn.q_proj          Qcur-{}#-2                     blocks.{}.attn.hook_q
 model.layers.{}.self_attn.k_proj          Kcur-{}#-2                     blocks.{}.attn.hook_k
@@ -47,6 +47,7 @@ model.layers.{}.post_mlp_layernorm        ffn_post_norm-{}|post_mlp_norm-{}  blo
 model.layers.{}                           l_out-{}                       blocks.{}.hook_resid_post
 model.norm                                result_norm                    ln_final.hook_out
 lm_head                                   result_output                  unembed.hook_out
+logits                                    -                              -
 logprobs                                  -                              -
 """.strip()  # noqa: E501  # a table
 # Modules of Meta's have the names of their weights; the layer itself has none.
@@ -98,14 +99,16 @@ def alias_table() -> Iterator[tuple[str, ...]]:
 def _columns(model_type: str) -> Iterator[tuple[str, str, str, int]]:
     """Yield each name in the table: its scheme, the name, its site, and which of its tensors."""
     for row in alias_table():
-        site = in_family(row[0], model_type)
+        if (site := in_family(row[0], model_type)) is None:
+            continue
         for scheme, cell in zip(SCHEMES, (site, *row[1:]), strict=True):
             for name in filter(None, cell.split("|")):
                 plain, _, place = name.partition("#")
                 yield scheme, plain, site, int(place or -1)
-    for name, site in _MORE.items():
-        module, ending, _ = name.partition(_INPUT)
-        yield SCHEMES[0], in_family(module, model_type) + ending, site, -1
+    for given, site in _MORE.items():
+        module, ending, _ = given.partition(_INPUT)
+        if (own := in_family(module, model_type)) is not None:
+            yield SCHEMES[0], own + ending, site, -1
 
 
 @cache

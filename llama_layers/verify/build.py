@@ -10,7 +10,9 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.sites import Site
+from llama_layers.layers.temperature import temperatures
 from llama_layers.layers.weights import LayerWeights
+from llama_layers.model.embedding import embedding_factor
 from llama_layers.model.llama import Llama
 from llama_layers.parallel.plan import SUMMED
 from llama_layers.verify.operations import (
@@ -19,6 +21,7 @@ from llama_layers.verify.operations import (
     Embedding,
     Gate,
     Linear,
+    Logits,
     Logprobs,
     Norm,
     Operation,
@@ -43,38 +46,60 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
     inputs = [_last(recorded, name, rows) for name in route]
     if site.operation == "embedding":
         assert recorded.input_ids is not None  # it is on no route without them
-        return Embedding(recorded.input_ids, to_numpy(model.weights.embed_tokens))
+        table = model.weights.embed_tokens
+        return Embedding(recorded.input_ids, to_numpy(table), embedding_factor(config, table))
     if site.operation == "norm":
         x = _heads(inputs[0], config.head_dim) if len(site.shape) == 4 else _flat(inputs[0])
-        of_norm, _ = matrix(site, model)
-        return Norm(x, to_numpy(of_norm), config.rms_norm_eps, _parts(recorded, route[0]))
+        weights, offset = to_numpy(matrix(site, model)[0]), norm_offset(site, config)
+        return Norm(x, weights, config.rms_norm_eps, offset, _parts(recorded, route[0]))
     if site.operation == "linear":
         weight, bias = matrix(site, model)
         added = None if bias is None else to_numpy(bias)
         return Linear(_flat(inputs[0]), to_numpy(weight), added, site.role in SUMMED)
     if site.operation == "residual":
         x, added = inputs
-        return Residual(x, added, _parts(recorded, route[1]))
+        return Residual(x, added, config.residual_multiplier, _parts(recorded, route[1]))
+    if site.operation == "logits":
+        return logits_of(inputs[0], config)
     if site.operation == "gate":
-        return Gate(inputs[0], inputs[1])
+        return Gate(inputs[0], inputs[1], config.hidden_act)
     if site.operation == "rope":
         return _rope(_heads(inputs[0], config.head_dim), site, recorded, config)
     if site.operation == "logprobs":
         whole = known and info_of(recorded.arrays, site.name).shape[-1] == config.vocab_size
         return Logprobs(inputs[0], None if whole else recorded.next_ids, recorded.temperature)
     assert site.layer is not None  # attention is inside a layer
-    scale = 1 / math.sqrt(config.head_dim)
+    scale, cap = config.attention_scale, config.attn_logit_softcapping
+    sinks = None
+    if (of_heads := model.weights.layers[site.layer].self_attn.sinks) is not None:
+        sinks = to_numpy(of_heads)
     mask, past = recorded.allowed(site.layer), recorded.past
+    if site.operation == "softmax" and len(inputs) == 1:
+        return Softmax(inputs[0], mask, sinks)
+    if site.operation == "attention":
+        v = past.joined(site.layer, VALUE, _heads(inputs[-1], config.head_dim))
+        if len(inputs) == 2:
+            return WeightedSum(inputs[0], v)
+    q, k = (_heads(array, config.head_dim) for array in inputs[:2])
+    k = past.joined(site.layer, KEY, k)
     if site.operation == "scores":
-        return Scores(inputs[0], past.joined(site.layer, KEY, inputs[1]), mask, scale)
+        return Scores(q, k, mask, scale, cap)
     if site.operation == "softmax":
-        if len(inputs) == 1:
-            return Softmax(inputs[0], mask)
-        return Probabilities(inputs[0], past.joined(site.layer, KEY, inputs[1]), mask, scale)
-    v = past.joined(site.layer, VALUE, _heads(inputs[-1], config.head_dim))
-    if len(inputs) == 2:
-        return WeightedSum(inputs[0], v)
-    return Attention(inputs[0], past.joined(site.layer, KEY, inputs[1]), v, mask, scale)
+        return Probabilities(q, k, mask, scale, cap, sinks)
+    return Attention(q, k, v, mask, scale, cap, sinks)
+
+
+def norm_offset(site: Site, config: LlamaConfig) -> float:
+    """What a norm adds to its weight: nothing where it has none."""
+    weightless = site.role.endswith(("q_norm", "k_norm")) and not config.qk_norm_weight
+    return 0.0 if weightless else config.norm_weight_offset
+
+
+def logits_of(products: np.ndarray, config: LlamaConfig) -> Logits:
+    """The operation that makes logits of what the head gives."""
+    scaling = config.logits_scaling
+    scaling = 1 / scaling if config.multiplies_logits else scaling
+    return Logits(products, scaling, config.final_logit_softcapping)
 
 
 def _parts(recorded: Recorded, name: str) -> AddedParts | None:
@@ -86,7 +111,12 @@ def _parts(recorded: Recorded, name: str) -> AddedParts | None:
 def _rope(x: np.ndarray, site: Site, recorded: Recorded, config: LlamaConfig) -> Operation:
     assert site.layer is not None  # queries and keys are inside a layer
     rope = config.rope_of(site.layer)
-    return Copy(x) if rope is None else Rope(x, recorded.positions, rope)
+    if rope is None:
+        return Copy(x)
+    temperature = None
+    if config.llama_4_scaling_beta and site.role == "self_attn.q_rope":
+        temperature = temperatures(recorded.positions, config)
+    return Rope(x, recorded.positions, rope, temperature=temperature)
 
 
 def matrix(site: Site, model: Llama) -> tuple[Array, Array | None]:

@@ -16,13 +16,14 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
-from llama_layers.layers.sites import Site
+from llama_layers.layers.sites import HEAD, LOGITS, Site
 from llama_layers.model.padding import padding
 from llama_layers.verify.stored import StoredArray, StoredArrays, stored
 
-HEAD = "lm_head"
 # Sites of which an engine may have kept the last token only.
-OF_LAST_TOKEN = ("model.norm", HEAD)
+OF_LAST_TOKEN = ("model.norm", HEAD, LOGITS)
+# Sites of which an axis holds the vocabulary.
+OF_VOCABULARY = (HEAD, LOGITS)
 # Sites of which an axis holds heads side by side.
 FLAT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # Sites that hold heads, side by side or not.
@@ -58,7 +59,7 @@ def fitted(
     found = {}
     for name in arrays:
         site, array = known[name], stored(arrays, name)
-        if name == HEAD:
+        if name in OF_VOCABULARY:
             array = without_padding(array, config.vocab_size)
         given = array.info()
         seen = extent[1] if site.layer is None else keys[site.layer]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, dtype_name
-from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.profiles import PARALLEL, Rounding, RoundingProfile, profile_named
 from llama_layers.verify.roundoff import Float64Array, compounded, gamma
+
+
+def parallel_profile(metadata: Mapping[str, str]) -> RoundingProfile | None:
+    """The ranks that a trace says it is of; None if it says nothing of them."""
+    said = metadata.get("tensor_parallel")
+    return None if said is None else profile_named(f"{PARALLEL}{said}")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from llama_layers.parallel.plan import SUMMED
 from llama_layers.verify.fit import ROTATED
 from llama_layers.verify.look import Sites
 from llama_layers.verify.mistakes.rounding import NARROW, are_numbers_of, narrowed
-from llama_layers.verify.profiles import PARALLEL, PROFILES, parallel_profile, profile_named
+from llama_layers.verify.profiles import PARALLEL, PROFILES, profile_named
+from llama_layers.verify.ranks import parallel_profile
 from llama_layers.verify.report import SiteResult
 from llama_layers.verify.report.remedy import Remedy
 from llama_layers.verify.validate import Recorded

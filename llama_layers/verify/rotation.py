@@ -33,6 +33,7 @@ class Rotation:
     off: Float64Array  # how far off the phases can be
     factor: float  # of cosines and sines
     layout: str  # which channels are a pair: "half" or "interleaved"
+    temperature: np.ndarray | None = None  # by token, of queries
 
     @property
     def width(self) -> int:
@@ -75,10 +76,19 @@ class Rotation:
             order = np.arange(self.width)
         else:
             order = np.arange(self.width).reshape(2, -1).T.ravel()
-        rotated = _side_by_side(first, second)[..., order]
-        if self.width == self.x.shape[-1]:
-            return rotated
-        return _side_by_side(rotated, self.x[..., self.width :])
+        joined = _side_by_side(first, second)[..., order]
+        if self.width < self.x.shape[-1]:
+            joined = _side_by_side(joined, self.x[..., self.width :])
+        return joined if self.temperature is None else joined * self.factors
+
+    @property
+    def factors(self) -> Tracked:
+        """The temperature of each query: one and a multiple of a logarithm."""
+        assert self.temperature is not None  # or there are none
+        how, exact = self.x.how, self.temperature[..., None, None].astype(np.float64)
+        roundings = 2 * how.profile.exp_ulps + 4  # a quotient, a sum, the logarithm, and a product
+        error = how.unit * (roundings * np.abs(exact - 1) + np.abs(exact))
+        return Tracked(exact, error, error, how, how.sums).step("rope_table")
 
 
 def _side_by_side(first: Tracked, second: Tracked) -> Tracked:

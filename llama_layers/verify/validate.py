@@ -24,18 +24,18 @@ from llama_layers.model.padding import padding
 from llama_layers.parallel.plan import Places
 from llama_layers.verify.aliases import canonical_arrays
 from llama_layers.verify.fit import (
-    HEAD,
     HEADED,
     NORMED_KEYS,
     OF_CACHE,
     OF_LAST_TOKEN,
+    OF_VOCABULARY,
     check_layout,
     fitted,
     without_padding,
 )
 from llama_layers.verify.logprob_arrays import NextIds, fitted_logprobs, next_tokens
 from llama_layers.verify.past import KEY, Past, check_no_gap, keys_seen, past_of
-from llama_layers.verify.profiles import parallel_profile
+from llama_layers.verify.ranks import parallel_profile
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.tokens import beginning, ids_of, positions_of, valid_tokens
 from llama_layers.verify.trace import Trace
@@ -245,11 +245,12 @@ def _without(arrays: Mapping[str, Array], name: str) -> StoredArrays:
 def _check_logits(arrays: StoredArrays, logprobs: StoredArray) -> None:
     """Raise TraceError if logits were recorded, and not of every token with a log-probability."""
     shape = logprobs.info().shape
-    if HEAD in arrays and info_of(arrays, HEAD).shape[1] < shape[1]:
-        raise TraceError(
-            f"{HEAD}: expected the logits of all {shape[1]} tokens beside their {LOGPROBS}, or "
-            "none, got those of the last token only"
-        )
+    for name in OF_VOCABULARY:
+        if name in arrays and info_of(arrays, name).shape[1] < shape[1]:
+            raise TraceError(
+                f"{name}: expected the logits of all {shape[1]} tokens beside their {LOGPROBS}, or "
+                "none, got those of the last token only"
+            )
 
 
 def stated_config(metadata: Mapping[str, str]) -> LlamaConfig | None:
@@ -288,7 +289,8 @@ def _check_config(metadata: Mapping[str, str], config: LlamaConfig) -> None:
 
 def _padding(arrays: Mapping[str, Array], config: LlamaConfig) -> int:
     """Count the logits of each token that are beyond the vocabulary."""
-    return padding(info_of(arrays, HEAD).shape[-1], config.vocab_size) if HEAD in arrays else 0
+    widths = [info_of(arrays, name).shape[-1] for name in OF_VOCABULARY if name in arrays]
+    return max((padding(width, config.vocab_size) for width in widths), default=0)
 
 
 def _check_formats(metadata: Mapping[str, str]) -> None:

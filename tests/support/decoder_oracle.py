@@ -118,19 +118,42 @@ def softmax(scores):
     return [exponential / total for exponential in exponentials]
 
 
-# What files of a family call the norms that the names of GLM-4 are used for below.
+# What the files of families call norms that have GLM-4's and Qwen3's names below.
+_OLMO = {
+    "post_self_attn_layernorm": "post_attention_layernorm",
+    "post_mlp_layernorm": "post_feedforward_layernorm",
+}
+_GEMMA = {
+    "post_self_attn_layernorm": "post_attention_layernorm",
+    "post_attention_layernorm": "pre_feedforward_layernorm",
+    "post_mlp_layernorm": "post_feedforward_layernorm",
+}
 NAMES = {
-    "olmo2": {
-        "post_self_attn_layernorm": "post_attention_layernorm",
-        "post_mlp_layernorm": "post_feedforward_layernorm",
-    }
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "vaultgemma": {"post_attention_layernorm": "pre_feedforward_layernorm"},
+    "hyperclovax": {
+        "post_self_attn_layernorm": "post_norm1",
+        "post_mlp_layernorm": "post_norm2",
+    },
+    **dict.fromkeys(("olmo2", "olmo3", "exaone4"), _OLMO),
+    "hunyuan_v1_dense": {
+        "self_attn.q_norm": "self_attn.query_layernorm",
+        "self_attn.k_norm": "self_attn.key_layernorm",
+    },
 }
 
 
-def attention(q, k, v, allowed=None, scale=None, change=None):
+def called(config, role):
+    """The name of a module inside a layer."""
+    return NAMES.get(config.model_type, {}).get(role, role)
+
+
+def attention(q, k, v, allowed=None, scale=None, cap=None, change=None, sinks=None):
     """[B, S, heads, D] from loops; allowed[b][s] lists the keys that a query may attend to.
 
-    ``change(h, s, t, probability)`` gives what is used instead of a probability.
+    ``change(h, s, t, probability)`` gives what is used instead of a probability. `sinks` has a
+    score for each head that weighs nothing.
     """
     batch, queries, heads, width = q.shape
     keys, group = k.shape[1], heads // k.shape[2]
@@ -142,7 +165,10 @@ def attention(q, k, v, allowed=None, scale=None, change=None):
             for h in range(heads if seen else 0):
                 kv = h // group
                 scores = [scale * sum(map(float, q[b, s, h] * k[b, t, kv])) for t in seen]
-                for weight, t in zip(softmax(scores), seen, strict=True):
+                if cap is not None:
+                    scores = [cap * math.tanh(score / cap) for score in scores]
+                more = [] if sinks is None else [float(sinks[h])]
+                for weight, t in zip(softmax([*scores, *more]), seen, strict=not more):
                     used = weight if change is None else change(h, s, t, weight)
                     y[b, s, h] += used * v[b, t, kv]
     return y
@@ -152,12 +178,16 @@ def silu(x):
     return x / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
+def gelu(x):
+    return x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
 def rms_norm(row, weight, eps):
     return weight * row / math.sqrt(math.fsum(row * row) / len(row) + eps)
 
 
 def forward(weights, config, ids, positions=None, lengths=None, mask=None, changes=None):
-    """Each site's array, tokens first, of one sequence; "lm_head" are the logits.
+    """Each site's array, tokens first, of one sequence; "logits" are "lm_head" if not there.
 
     `lengths` says for each token how many positions were in use when it came ("dynamic" RoPE).
     `mask` [S, S] says which keys a query may attend to, instead of its own and those before it;
@@ -176,7 +206,8 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         return sites[name]
 
     def normed(name, rows):
-        weight = weights.get(f"{name}.weight", 1.0)
+        weight = weights.get(f"{name}.weight", 1.0 - config.norm_weight_offset)
+        weight = weight + config.norm_weight_offset
         sites[name] = np.array([rms_norm(row, weight, config.rms_norm_eps) for row in rows])
         return sites[name]
 
@@ -197,15 +228,25 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         )
         return sites[name]
 
-    x = sites["model.embed_tokens"] = np.array(
-        [weights["model.embed_tokens.weight"][i] for i in ids]
-    )
-    names = NAMES.get(config.model_type, {})
+    def warmed(q):
+        """Queries, which grow with each trained context that lies before them."""
+        scaling = config.rope_scaling
+        trained = (scaling and scaling.original_max_position_embeddings) or (
+            config.max_position_embeddings
+        )
+        rises = [config.llama_4_scaling_beta * math.log(1 + p // trained) for p in positions]
+        return np.array([(1 + rise) * rows for rise, rows in zip(rises, q, strict=True)])
 
-    def norm_in_layer(where, name, rows):
-        if where not in (config.norm_placement, config.norm_placement.replace("both", where)):
+    x = sites["model.embed_tokens"] = np.array(
+        [weights["model.embed_tokens.weight"][i] * config.embedding_multiplier for i in ids]
+    )
+    act = {"silu": silu, "gelu_pytorch_tanh": gelu}[config.hidden_act]
+    scale = config.attention_multiplier or 1 / math.sqrt(width)
+
+    def norm_in_layer(where, role, rows):
+        if config.norm_placement not in (where, "both"):
             return rows
-        return normed(f"model.layers.{layer}.{names.get(name, name)}", rows)
+        return normed(f"model.layers.{layer}.{called(config, role)}", rows)
 
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}"
@@ -217,13 +258,15 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         v = linear(f"{name}.self_attn.v_proj", y)
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         if config.qk_norm != "none" and not config.qk_norm_after_rope:
-            q = normed_heads(f"{name}.self_attn.q_norm", q, heads)
-            k = normed_heads(f"{name}.self_attn.k_norm", k, kv_heads)
+            q = normed_heads(f"{name}.{called(config, 'self_attn.q_norm')}", q, heads)
+            k = normed_heads(f"{name}.{called(config, 'self_attn.k_norm')}", k, kv_heads)
         q = turned(f"{name}.self_attn.q_rope", q, heads)
+        if config.layer_rope_theta is None or config.layer_rope_theta[layer]:
+            q = sites[f"{name}.self_attn.q_rope"] = warmed(q)
         k = turned(f"{name}.self_attn.k_rope", k, kv_heads)
         if config.qk_norm_after_rope:
-            q = normed_heads(f"{name}.self_attn.q_norm", q, heads)
-            k = normed_heads(f"{name}.self_attn.k_norm", k, kv_heads)
+            q = normed_heads(f"{name}.{called(config, 'self_attn.q_norm')}", q, heads)
+            k = normed_heads(f"{name}.{called(config, 'self_attn.k_norm')}", k, kv_heads)
         v = v.reshape(count, config.num_key_value_heads, width)
         rule = np.tri(count) if mask is None else mask
         seen = [
@@ -231,28 +274,39 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
             for s in range(count)
         ]
         change = (changes or {}).get(layer)
-        heads = attention(q[None], k[None], v[None], [seen], change=change)[0]
+        cap = config.attn_logit_softcapping
+        sinks = weights[f"{name}.self_attn.sinks"] if config.attention_sinks else None
+        heads = attention(q[None], k[None], v[None], [seen], scale, cap, change, sinks)[0]
         sites[f"{name}.self_attn.attention"] = heads
         y = linear(f"{name}.self_attn.o_proj", heads.reshape(count, -1))
-        x = x + norm_in_layer("after", "post_self_attn_layernorm", y)
+        y = norm_in_layer("after", "post_self_attn_layernorm", y)
+        x = x + config.residual_multiplier * y
         sites[f"{name}.attention_residual"] = x
         y = norm_in_layer("before", "post_attention_layernorm", x)
         gate, up = linear(f"{name}.mlp.gate_proj", y), linear(f"{name}.mlp.up_proj", y)
         gated = np.array(
             [
-                [silu(g) * u for g, u in zip(*rows, strict=True)]
+                [act(g) * u for g, u in zip(*rows, strict=True)]
                 for rows in zip(gate, up, strict=True)
             ]
         )
         sites[f"{name}.mlp.act"] = gated
         y = linear(f"{name}.mlp.down_proj", gated)
-        x = x + norm_in_layer("after", "post_mlp_layernorm", y)
+        y = norm_in_layer("after", "post_mlp_layernorm", y)
+        x = x + config.residual_multiplier * y
         sites[name] = x
     y = normed("model.norm", x)
     head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
     sites["lm_head"] = np.array([weights[f"{head}.weight"] @ row for row in y])
+    if config.logits_scaling != 1:
+        by = config.logits_scaling
+        sites["logits"] = sites["lm_head"] * (by if config.model_type == "hyperclovax" else 1 / by)
+    if (cap := config.final_logit_softcapping) is not None:
+        logits = sites.get("logits", sites["lm_head"])
+        sites["logits"] = cap * np.tanh(logits / cap)
     return sites
 
 
 def logits(weights, config, ids, positions=None, lengths=None):
-    return forward(weights, config, ids, positions, lengths)["lm_head"]
+    sites = forward(weights, config, ids, positions, lengths)
+    return sites.get("logits", sites["lm_head"])

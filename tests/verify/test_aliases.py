@@ -193,7 +193,7 @@ class TestNames:
 
 class TestTable:
     def test_has_every_site_once(self):
-        configs = (CONFIGS[kind] for kind in ("norms on both sides", "qwen3"))
+        configs = (CONFIGS[kind] for kind in ("norms on both sides", "qwen3", "multipliers"))
         every = {site.name for config in configs for site in sites(config)}
         layered = {name.replace("model.layers.0", "model.layers.{}") for name in every}
         rows = [row[0] for row in alias_table()]
@@ -212,7 +212,8 @@ class TestTable:
             }
             plain = {name.partition("#")[0] for name in names}
             others = "inp_embd ffn_gate_b-3 ffn_up_b-3 ffn_gate_par-3 sa_out-3 post_attn_norm-3"
-            assert plain <= found <= plain | {"", "post_mlp_norm-3", *others.split()}
+            others += " inp_scaled post_mlp_norm-3"
+            assert plain <= found <= plain | {"", *others.split()}
 
 
 # Rows of heads, as a C program would write them.

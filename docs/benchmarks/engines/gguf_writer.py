@@ -53,7 +53,7 @@ def write_gguf(file: Path, model: Llama) -> None:
     types = gguf.GGMLQuantizationType
     for name, array in model.weights.named().items():
         heads = permuted_heads(name, c)
-        rows = array if heads is None else permute_rope_rows(array, heads)
+        rows = array if heads is None else permute_rope_rows(array, heads, c.head_dim)
         if rows.ndim == 1:
             rows = rows.astype(np.float32)
         if rows.dtype.name == "bfloat16":

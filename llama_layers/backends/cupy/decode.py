@@ -161,7 +161,7 @@ def decoder_layers(
     xp: Namespace,
     x: CupyArray,
     model: Llama,
-    ropes: Mapping[RopeKind | None, tuple[CupyArray, CupyArray] | None],
+    ropes: Mapping[RopeKind | None, tuple[CupyArray, ...] | None],
     masks: Mapping[int | None, Mask | CupyArray],
     cache: KVCache | None,
     tap: TapFunction,
@@ -170,8 +170,9 @@ def decoder_layers(
     assert cache is not None  # or it is not taken
     (rope,) = ropes.values()  # layers differ only by switches
     assert rope is not None
+    cos, sin = rope
     step = step_for(LayersStep, model, cache)
-    return step.run(x, rope, int(cache.length) - 1), cache
+    return step.run(x, (cos, sin), int(cache.length) - 1), cache
 
 
 S = TypeVar("S", bound=Step)

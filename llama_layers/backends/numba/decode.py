@@ -109,7 +109,7 @@ def decoder_layers(
     xp: Namespace,
     x: np.ndarray,
     model: Llama,
-    ropes: Mapping[RopeKind | None, tuple[np.ndarray, np.ndarray] | None],
+    ropes: Mapping[RopeKind | None, tuple[np.ndarray, ...] | None],
     masks: Mapping[int | None, Mask | np.ndarray],
     cache: KVCache | None,
     tap: TapFunction,
@@ -121,7 +121,8 @@ def decoder_layers(
     plan, caches = found
     (rope,) = ropes.values()  # layers differ only by switches
     assert rope is not None
-    return _run(x, model.config, plan, rope, masks, cache, caches), cache
+    cos, sin = rope
+    return _run(x, model.config, plan, (cos, sin), masks, cache, caches), cache
 
 
 def _run(

@@ -16,6 +16,7 @@ from llama_layers.checkpoint.extras import require_installed
 from llama_layers.checkpoint.gguf.config import ARCHITECTURES, PERMUTED, read_config
 from llama_layers.checkpoint.gguf.header import GGUFHeader, read_gguf
 from llama_layers.checkpoint.gguf.metadata import shown
+from llama_layers.checkpoint.gguf.rope import DIVISORS
 from llama_layers.checkpoint.names import from_gguf
 from llama_layers.checkpoint.our_order import in_our_order
 from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, viewed
@@ -26,11 +27,11 @@ from llama_layers.checkpoint.tokenizer.gguf import (
     tokenizer_files,
 )
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.config.unsupported import but_it_has
 from llama_layers.errors import CheckpointError, ConfigError
 from llama_layers.model.fused_tensors import FUSED
 
 _PART = re.compile(r"(.*)-\d{5}-of-(?!00000)(\d{5})\.gguf")
-_ROPE_FACTORS = "rope_freqs.weight"
 # RoPE frequencies, which old converters kept and llama.cpp never read.
 _UNUSED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
 
@@ -43,14 +44,17 @@ def open_gguf(file: Path) -> Checkpoint:
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{file}: expected one of the architectures {', '.join(ARCHITECTURES)}, "
-            f"got {shown(architecture)}"
+            f"got {shown(architecture)}{_why(architecture, metadata)}"
         )
     stored = _all_tensors(parts)
     _check_vectors(stored)
-    factors = stored.pop(_ROPE_FACTORS, None) if architecture == "llama" else None
     maps = {part.file: part.data for part in parts}
+    divisors = {
+        name: _numbers(info, maps[info.file])
+        for name in [name for name, readers in DIVISORS.items() if architecture in readers]
+        if (info := stored.pop(name, None)) is not None
+    }
     shapes = {name: info.shape for name, info in stored.items()}
-    divisors = None if factors is None else _numbers(factors, maps[factors.file])
     try:
         config, ends, ignored = read_config(metadata, shapes, divisors)
     except ConfigError as error:
@@ -70,6 +74,15 @@ def open_gguf(file: Path) -> Checkpoint:
         ignored_keys=ignored,
         metadata=metadata,
     )
+
+
+def _why(architecture: object, metadata: Mapping[str, Any]) -> str:
+    """What an architecture has that is not supported, if that is known."""
+    if not isinstance(architecture, str):
+        return ""
+    start = f"{architecture}."
+    own = {key.removeprefix(start): v for key, v in metadata.items() if key.startswith(start)}
+    return but_it_has(architecture, own)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -159,7 +172,7 @@ def _all_tensors(parts: Sequence[GGUFHeader]) -> dict[str, TensorInfo]:
 def _check_vectors(stored: Mapping[str, TensorInfo]) -> None:
     """Raise if a norm or bias is in blocks, which llama.cpp cannot compute with either."""
     for name, info in stored.items():
-        vector = len(info.shape) < 2 or name == _ROPE_FACTORS
+        vector = len(info.shape) < 2 or name in DIVISORS
         if vector and info.dtype not in NUMPY_DTYPES:
             raise CheckpointError(
                 f"{info.file}: {name}: expected floats for a vector, got blocks of {info.dtype}"

@@ -46,6 +46,8 @@ def _(residual: Residual, at: FailingSite) -> Computable | None:
 
     def formula(r: Residual[Tracked]) -> Tracked:
         scale = read("weight", weight, r.x.how, recorded=False)
+        offset = at.config.norm_weight_offset
+        scale = scale + offset if offset else scale
         return Norm.formula(Norm(Residual.formula(r), scale, eps))
 
     return evaluated(residual, formula)
@@ -60,7 +62,7 @@ def _(residual: Residual, at: FailingSite) -> Computable | None:
 )
 def _(norm: Norm, at: FailingSite) -> Computable | None:
     """The model's norm skipped, where what goes into it is normalised: its rows have size one."""
-    square = np.mean(np.square(wide(norm.x) / wide(norm.weight)), axis=-1)
+    square = np.mean(np.square(wide(norm.x) / norm.scale), axis=-1)
     alike = (np.abs(square - 1) < _UNIT).all()
     return evaluated(norm, lambda n: n.x) if alike else None
 

@@ -80,7 +80,9 @@ def _(operation: Attention | WeightedSum, at: FailingSite) -> Iterator[Changed]:
 def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Rotates pairs of the whole row of heads; it should rotate each head by itself."""
     x = rope.x.reshape(*rope.x.shape[:2], 1, -1)
-    if rope.x.shape[2] > 1 and rope.config.rotary_dim == rope.config.head_dim:
+    scaling = rope.config.rope_scaling
+    by_pair = scaling is not None and scaling.short_factor is not None
+    if rope.x.shape[2] > 1 and rope.config.rotary_dim == rope.config.head_dim and not by_pair:
         config = replace(rope.config, head_dim=x.shape[-1])
         for layout in ("half", "interleaved"):
             whole = Rope(x, rope.positions, config, layout)

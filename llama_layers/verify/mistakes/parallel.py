@@ -11,7 +11,8 @@ from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.mistakes.registry import Computed, Kind, mistake
 from llama_layers.verify.mistakes.rounding import are_numbers_of, in_each_narrow_format
 from llama_layers.verify.operations import Linear
-from llama_layers.verify.profiles import Rounding, parallel_profile
+from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.ranks import parallel_profile
 
 
 @in_each_narrow_format

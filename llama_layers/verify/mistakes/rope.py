@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from llama_layers.config.rope_layers import RopeKind
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.layers.rope import inv_freq
+from llama_layers.layers.temperature import temperatures, trained_context
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.registry import Changed, Computed, evaluated, mistake, moved
 from llama_layers.verify.operations import Copy, Rope
@@ -235,18 +236,64 @@ def _(rope: Rope, at: FailingSite) -> Computed | None:
 
 @mistake(Rope, "attention factor of yarn missing")
 def _(r: Rotation) -> Tracked:
-    """Rotates without yarn's attention factor; it should multiply cosines and sines by it."""
+    """Rotates without the attention factor of yarn or longrope; it should multiply cosines and
+    sines by it."""
     return Rope.formula(replace(r, factor=1.0))
 
 
 @mistake(Rope, "attention factor of yarn misused")
 def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
-    """Applies yarn's attention factor to cosines or sines only, or to another power; it should
-    multiply both by it, once."""
+    """Applies the attention factor of yarn or longrope to cosines or sines only, or to another
+    power; it should multiply both by it, once."""
     for power in (2, 0.5, -1):
         yield evaluated(rope, lambda r, n: Rope.formula(replace(r, factor=r.factor**n)), power)
     yield evaluated(rope, lambda r: rotated(r, r.table[0], r.table[1] / r.factor))
     yield evaluated(rope, lambda r: rotated(r, r.table[0] / r.factor, r.table[1]))
+
+
+@mistake(Rope, "longrope's factors of another length")
+def _(rope: Rope, at: FailingSite) -> Changed | None:
+    """Divides frequencies by {0}; with {1} tokens in use it should divide them by {2}."""
+    scaling = rope.config.rope_scaling
+    if scaling is None or scaling.rope_type != "longrope":
+        return None
+    swapped = replace(scaling, short_factor=scaling.long_factor, long_factor=scaling.short_factor)
+    length, names = int(rope.positions.max()) + 1, ["long_factor", "short_factor"]
+    assert scaling.original_max_position_embeddings is not None  # longrope has it
+    if length > scaling.original_max_position_embeddings:
+        names.reverse()
+    return _scaled(rope, swapped), names[0], length, names[1]
+
+
+@mistake(Rope, "query temperature missing", common=1)
+def _(rope: Rope, at: FailingSite) -> Rope | None:
+    """Leaves queries as RoPE gives them; it should multiply them with 1 + llama_4_scaling_beta
+    log(1 + floor(position / original_max_position_embeddings))."""
+    return None if rope.temperature is None else replace(rope, temperature=None)
+
+
+@mistake(Rope, "query temperature of other positions")
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
+    """Multiplies queries with the temperature of {0}; it should take that of their position over
+    the trained context."""
+    if rope.temperature is None:
+        return
+    config = at.config
+    yield replace(rope, temperature=temperatures(rope.positions + 1, config)), "the position after"
+    longer = temperatures(rope.positions, replace(config, rope_scaling=None))
+    if (longer > 1).any():
+        yield replace(rope, temperature=longer), "their position over max_position_embeddings"
+    context = trained_context(config)
+    smooth = 1 + config.llama_4_scaling_beta * np.log1p(rope.positions / context)
+    yield replace(rope, temperature=smooth), "their position without rounding down"
+
+
+@mistake(Rope, "query temperature on keys", roles=("self_attn.k_rope",))
+def _(rope: Rope, at: FailingSite) -> Rope | None:
+    """Multiplies keys with the temperature of queries; it should leave them as RoPE gives them."""
+    if not at.config.llama_4_scaling_beta:
+        return None
+    return replace(rope, temperature=temperatures(rope.positions, at.config))
 
 
 @mistake(Rope, "RoPE not applied", common=1)
