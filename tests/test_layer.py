@@ -35,6 +35,7 @@ def drawn(config, seed, count=6):
         vocab_size=2 * count,
         layer_types=None,
         layer_rope_theta=None if thetas is None else thetas[:1],
+        embedding_multiplier=1.0,
     )
     weights = random_weights(one, seed)
     return one, weights, weights["model.embed_tokens.weight"].reshape(2, count, -1)
