@@ -25,9 +25,11 @@ from tests.support.ported import (
     WEIGHTS,
     attended,
     causal,
+    omega,
     run,
     softmax,
     told,
+    turned,
 )
 from tests.support.random_models import model_of
 
@@ -36,6 +38,7 @@ NAME = f"model.layers.{LAYER}.self_attn"
 ELSEWHERE = {
     "another token's logits",
     "NaN or Inf begins here",
+    "RoPE layout half",
     "another token's norm",
     "cache shared by all layers",
     "hidden states one place late",
@@ -126,6 +129,38 @@ def test_attention_of_padding_may_be_anything():
 
     assert check(*run(Mistake("none", "self_attn.attention", wrong, padded=True))).agrees
     assert not check(*run(Mistake("none", "self_attn.attention", wrong))).agrees
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "layout"),
+    [
+        ("RoPE layout half", "base", "half"),
+        ("partial RoPE", "partial RoPE", "interleaved"),
+    ],
+)
+def test_pairs_next_to_each_other(name, config, layout):
+    """A port whose channels are in pairs 2i and 2i + 1; what it computes, it computes of those."""
+    trace, model = run(Mistake("none", "input_layernorm", lambda p: p.right, config))
+    width = model.config.rotary_dim
+    pairs = np.arange(width).reshape(2, -1).T.ravel()
+    stored = np.concatenate([pairs, np.arange(width, model.config.head_dim)])
+
+    def as_stored(array):
+        heads = array.reshape(*array.shape[:2], -1, model.config.head_dim)
+        return heads[..., stored].reshape(array.shape)
+
+    arrays = {
+        site: as_stored(array) if site.endswith(("q_proj", "k_proj", "_rope")) else array
+        for site, array in trace.arrays.items()
+    }
+    trace = replace(trace, arrays=arrays, metadata={"rope_layout": "interleaved"})
+    assert check(trace, model).agrees
+    x = arrays[f"{NAME}.k_proj"].reshape(2, COUNT, -1, model.config.head_dim)
+    wrong = turned(x, np.outer(np.arange(COUNT), omega(model.config)), layout)
+    arrays[f"{NAME}.k_rope"] = wrong.astype(np.float32)
+    report = check(replace(trace, arrays=arrays), model)
+    assert report.first.site.name == f"{NAME}.k_rope"
+    assert told(report) == [name]
 
 
 ROUNDING = {m.name for m in mistakes.MISTAKES if m.kind is Kind.ROUNDING or m.loosens}
