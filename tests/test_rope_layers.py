@@ -132,6 +132,17 @@ def test_what_a_family_has_no_words_for_is_written(config):
             OLMO3 | {"rope_parameters": {"sliding_attention": YARN}},
             "rope_parameters: expected for sliding_attention no scaling or that of full_attention",
         ),
+        # transformers silently drops both where RoPE differs by the type of the layer.
+        (
+            OLMO3 | {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling: expected the kind as rope_type, got type = 'linear', which the class",
+        ),
+        (
+            OLMO3
+            | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
+            | {"original_max_position_embeddings": 16},
+            "original_max_position_embeddings: expected it beside rope_type, got 16 elsewhere",
+        ),
         (
             PHI3 | {"rope_scaling": {"type": "su", "original_max_position_embeddings": 8} | TABLES},
             "original_max_position_embeddings: expected one, got 8 and 16",

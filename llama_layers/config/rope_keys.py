@@ -48,6 +48,7 @@ def read_rope(arguments: dict[str, Any], keys: Keys, family: Family) -> dict[str
     stretch = _stretch(words, arguments) if family.ntk_alpha else 1.0
     local: Mapping[str, Any] = {}
     if family.rope == "type":
+        _check_kind(words["rope_scaling"])
         words["rope_parameters"], local = _by_type(words["rope_parameters"])
     said = _said(words, arguments, keys, family)
     given = [theta for theta in (keys.get("rope_theta"), *said.thetas) if theta is not None]
@@ -86,6 +87,15 @@ def _stretch(words: dict[str, Mapping[str, Any]], arguments: Mapping[str, Any]) 
         factor = said["alpha"] ** (dim / (dim - 2))
         words[key] = {name: value for name, value in said.items() if name == "rope_theta"}
     return factor
+
+
+def _check_kind(scaling: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an older key that a class with parameters for each type passes over."""
+    if scaling.get("rope_type") is None and scaling.get("type") not in (None, "default"):
+        raise ConfigError(
+            f"rope_scaling: expected the kind as rope_type, got type = {shown(scaling['type'])}, "
+            f"which the class of this family does not read"
+        )
 
 
 def _by_type(words: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -135,6 +145,11 @@ def _completed(
         return words
     context = arguments["max_position_embeddings"]
     outside, inside = keys.get(_TRAINED, family.defaults.get(_TRAINED)), words.get(_TRAINED)
+    if family.rope == "type" and outside not in (None, inside):
+        raise ConfigError(
+            f"{_TRAINED}: expected it beside rope_type, got {shown(outside)} elsewhere, which the "
+            f"class of this family does not read"
+        )
     if None not in (outside, inside) and outside != inside:
         raise ConfigError(f"{_TRAINED}: expected one, got {shown(inside)} and {shown(outside)}")
     if (trained := outside if inside is None else inside) is None and kind != "yarn":

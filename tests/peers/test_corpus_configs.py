@@ -8,31 +8,17 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from llama_layers import ConfigError, LlamaConfig, inv_freq
-from llama_layers.config.families import FAMILIES as SUPPORTED
-from llama_layers.layers.rope import attention_factor
+from llama_layers import ConfigError, LlamaConfig
+from llama_layers.config.families import FAMILIES
+from tests.support.config_of_transformers import differences, in_transformers
 
 pytestmark = pytest.mark.peer
-
-# Families of which transformers has a config, and the class of Llama.
-LLAMAS = ("exaone", "internlm3", "iquestcoder")
-FAMILIES = (
-    *"llama mistral qwen2 qwen3 ministral cwm ernie4_5 helium seed_oss".split(),
-    *"smollm3 ministral3 glm phi3".split(),
-    *LLAMAS,
-)
-SAME = """
-vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
-rms_norm_eps max_position_embeddings tie_word_embeddings hidden_act bos_token_id pad_token_id
-""".split()
 
 
 @pytest.fixture(scope="module")
@@ -55,64 +41,6 @@ def reason(content: dict[str, Any]) -> str | None:
     return None
 
 
-def in_transformers(path: Path, directory: Path) -> Any:
-    """The config as transformers reads it, from a directory as published."""
-    transformers = pytest.importorskip("transformers")
-    shutil.copy(path, directory / "config.json")
-    return transformers.AutoConfig.from_pretrained(directory)
-
-
-def window(theirs: Any, layer: int) -> int | None:
-    """How far a layer attends in transformers' model code.
-
-    Llama's asks for no window, Mistral's for the same in all layers, Qwen2's and Ministral's by
-    the type of the layer.
-    """
-    if not hasattr(type(theirs), "sliding_window"):
-        return None
-    if theirs.model_type in ("mistral", "ministral3", "phi3"):
-        return theirs.sliding_window
-    sliding = theirs.layer_types[layer] == "sliding_attention"
-    return theirs.sliding_window if sliding else None
-
-
-def joined(module: Any, *names: str) -> Any:
-    """A projection, under the name that it has by itself or together with others."""
-    return next(found for name in names if (found := getattr(module, f"{name}_proj", None)))
-
-
-def differences(ours: LlamaConfig, theirs: Any) -> list[str]:
-    """The names of what is not the same in both."""
-    torch = importlib.import_module("torch")
-    name, family = type(theirs).__name__.removesuffix("Config"), theirs.model_type
-    if family in LLAMAS:
-        name, family = "Llama", "llama"
-    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    with torch.device("meta"):
-        attention = getattr(module, f"{name}Attention")(theirs, 0)
-        mlp = getattr(module, f"{name}MLP")(theirs)
-    rope = getattr(module, f"{name}RotaryEmbedding")(theirs)
-    eos = list(ours.eos_token_id) if isinstance(ours.eos_token_id, tuple) else ours.eos_token_id
-    same = {key: getattr(ours, key) == getattr(theirs, key) for key in SAME} | {
-        "eos_token_id": eos == theirs.eos_token_id,
-        "head_dim": ours.head_dim == attention.head_dim,
-        "qkv_bias": ours.qkv_bias == (joined(attention, "q", "qkv").bias is not None),
-        "o_bias": ours.o_bias == (attention.o_proj.bias is not None),
-        "mlp_bias": ours.mlp_bias == (joined(mlp, "gate", "gate_up").bias is not None),
-        "scale": np.isclose(ours.head_dim**-0.5, attention.scaling, rtol=1e-15),
-        "rope_theta": ours.rope_theta == theirs.rope_parameters["rope_theta"],
-        "dtype": ours.dtype is None or f"torch.{ours.dtype}" == str(theirs.dtype),
-        "windows": all(
-            ours.window_of(layer) == window(theirs, layer)
-            for layer in range(ours.num_hidden_layers)
-        ),
-        # Theirs are powers in float32: the error of an exponent grows with log(theta) < 30.
-        "frequencies": np.allclose(inv_freq(ours), rope.inv_freq.numpy(), rtol=4e-6, atol=0),
-        "attention_factor": np.isclose(attention_factor(ours), rope.attention_scaling, rtol=1e-12),
-    }
-    return [key for key, agrees in same.items() if not agrees]
-
-
 def test_files_of_our_families(published, tmp_path):
     found: Counter[str] = Counter()
     for path, content in published.items():
@@ -133,7 +61,7 @@ def test_files_of_our_families(published, tmp_path):
 def test_files_of_other_architectures(published):
     others = 0
     for path, content in published.items():
-        if (family := content.get("model_type")) not in SUPPORTED:
+        if (family := content.get("model_type")) not in FAMILIES:
             with pytest.raises(ConfigError, match=r"model_type.*one of llama, ") as e:
                 LlamaConfig.from_json(path)
             assert family is None or f"got {family!r}" in str(e.value)
@@ -141,11 +69,10 @@ def test_files_of_other_architectures(published):
     assert others > 50
 
 
-# Families whose switches are there, or come.
 def test_each_other_causal_model_has_its_reason():
     module = importlib.import_module("transformers.models.auto.modeling_auto")
     transformers = importlib.import_module("transformers")
-    others = set(module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(SUPPORTED)
+    others = set(module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(FAMILIES)
     others -= {"gemma4_assistant"}
     assert len(others) > 100
     for family in sorted(others):
@@ -156,7 +83,7 @@ def test_each_other_causal_model_has_its_reason():
 
 SAID = {
     "vocab_size": 64,
-    "hidden_size": 128,
+    "hidden_size": 1024,
     "intermediate_size": 96,
     "num_hidden_layers": 30,
     "num_attention_heads": 32,
@@ -201,58 +128,134 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "swish": {"use_mrope": False, "eos_token_id": [3, 4], "bos_token_id": -1},
 }
-
-
+GEMMAS = "gemma2 gemma3_text vaultgemma"
+MULTIPLIED = "granite granite_swa hyperclovax"
+# Changes that only some families read, with their names.
+OF_SOME: dict[str, tuple[str, dict[str, Any]]] = {
+    "biases": (
+        f"llama smollm3 exaone helium internlm3 iquestcoder seed_oss {MULTIPLIED}",
+        {"attention_bias": True, "mlp_bias": True},
+    ),
+    "biases of attention": (
+        f"qwen3 glm glm4 olmo2 olmo3 hunyuan_v1_dense gemma {GEMMAS}",
+        {"attention_bias": True},
+    ),
+    "multipliers": (
+        MULTIPLIED,
+        {
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.125,
+            "residual_multiplier": 0.25,
+            "logits_scaling": 8,
+        },
+    ),
+    "no multiplier of attention": ("hyperclovax", {"attention_multiplier": None}),
+    "norms before only": ("hyperclovax", {"use_post_norm": False}),
+    "caps": (GEMMAS, {"attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0}),
+    "no caps": (GEMMAS, {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "scalar": (GEMMAS, {"query_pre_attn_scalar": 144}),
+    "name of the activation": ("gemma", {"hidden_act": "gelu"}),
+    "every second": (f"exaone4 {GEMMAS}", {"sliding_window": 7, "sliding_window_pattern": 2}),
+    "types": (
+        f"ministral cwm olmo3 granite_swa exaone4 {GEMMAS}",
+        {"sliding_window": 7, "layer_types": ["full_attention", "sliding_attention"] * 15},
+    ),
+    "types and letters": (
+        "exaone4",
+        {"layer_types": ["full_attention"] * 30, "sliding_window_pattern": "LLLG"},
+    ),
+    "two bases": ("gemma3_text", {"rope_theta": 5e5, "rope_local_base_freq": 300.0}),
+    "a base and a scaling": (
+        "gemma3_text olmo3 granite_swa exaone4",
+        {"rope_theta": 3e5, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    ),
+    "bases by type": (
+        "gemma3_text olmo3",
+        {
+            "rope_parameters": {
+                "full_attention": {"type": "linear", "rope_theta": 5e5, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            }
+        },
+    ),
+    "a base of one type": (
+        "gemma3_text olmo3",
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 300.0}}},
+    ),
+    "bases by layer": ("granite_swa", {"layer_rope_theta": [0, 300.0, 5e5] * 10}),
+    "layers without RoPE": ("smollm3", {"no_rope_layers": [0, 1, 1] * 10}),
+    "each third without RoPE": ("smollm3", {"no_rope_layer_interval": 3}),
+    "alpha": (
+        "hunyuan_v1_dense",
+        {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
+    ),
+    "a part": ("phi3 glm glm4", {"partial_rotary_factor": 0.25}),
+}
 # What some classes do not do without, or not with.
 OF_FAMILY: dict[str, dict[str, Any]] = {
     "helium": {"num_attention_heads": 20},
-    "ministral": {"head_dim": 4},
-}
-WITHOUT_WINDOW = ("llama", "ernie4_5", "glm", "helium", "seed_oss", *LLAMAS)
-WITHOUT_SWITCH = (*WITHOUT_WINDOW, "ministral3", "phi3")
-# What their class does not take: null for these, and (ours) Qwen2's switch in a Llama file, windows
-# of no size, two bases, and scalings of another kind than Phi-3's.
-REFUSED = {
-    ("mistral", "no number of key heads"),
-    ("ministral", "no number of key heads"),
-    ("cwm", "no number of key heads"),
-    ("helium", "no number of key heads"),
-    ("qwen2", "no size of heads"),
-    ("qwen3", "no size of heads"),
-    ("ministral", "no size of heads"),
-    ("cwm", "no size of heads"),
-    ("helium", "no size of heads"),
-    *(("ministral3", f"no {what}") for what in ("number of key heads", "size of heads")),
-    *(("glm", f"no {what}") for what in ("number of key heads", "size of heads")),
-    ("smollm3", "no size of heads"),
-    ("phi3", "no size of heads"),
-    ("cwm", "window of no size"),
-    ("cwm", "empty"),
-    ("cwm", "false"),
-    ("ministral3", "empty"),
-    ("ministral3", "false"),
-    *(("phi3", change) for change in CHANGES if "rope_scaling" in CHANGES[change]),
-    *((family, "window switched on") for family in WITHOUT_SWITCH),
-    *((family, "window of no size") for family in WITHOUT_SWITCH),
+    "ministral": {"head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
 }
 
 
-@pytest.mark.parametrize(
-    ("family", "change"),
-    [
-        (family, change)
-        for family in FAMILIES
-        for change in CHANGES
-        if (family, change) not in REFUSED
-    ],
+def pairs(*rows: tuple[str, str]) -> set[tuple[str, str]]:
+    """Each family of a row with the row's change."""
+    return {(family, change) for change, families in rows for family in families.split()}
+
+
+# What transformers itself does not take: null for these, and scalings of another kind than Phi-3's.
+NOT_THEIRS = pairs(
+    (
+        "no number of key heads",
+        f"mistral ministral ministral3 cwm helium glm glm4 exaone4 gemma {GEMMAS}",
+    ),
+    (
+        "no size of heads",
+        "qwen2 qwen3 ministral ministral3 cwm helium smollm3 phi3 glm glm4 olmo2 olmo3 exaone4 "
+        f"hunyuan_v1_dense granite granite_swa gemma {GEMMAS}",
+    ),
+    ("false", "gemma3_text olmo3"),
+    *((change, "phi3") for change in CHANGES if CHANGES[change].get("rope_scaling")),
 )
+# What we refuse: Qwen2's switch in a file of another family, windows of no size, two bases, and
+# words that a class with parameters of RoPE for each type of layer silently passes over.
+SWITCHED = "mistral ministral qwen2 qwen3 smollm3"
+REFUSED = pairs(
+    ("window switched on", " ".join(set(FAMILIES) - {*SWITCHED.split(), "cwm"})),
+    ("window of no size", " ".join(set(FAMILIES) - set(SWITCHED.split()))),
+    ("empty", "cwm ministral3"),
+    ("false", "cwm ministral3"),
+    ("nested", "gemma3_text olmo3"),
+    ("finetuned", "gemma3_text olmo3"),
+    ("yarn of another", "gemma3_text olmo3"),
+    ("a short context", "gemma3_text olmo3"),
+    ("dynamic", "gemma3_text olmo3"),
+)
+CASES = {(family, change) for family in FAMILIES for change in CHANGES} | pairs(
+    *((change, families) for change, (families, _) in OF_SOME.items())
+)
+
+
+def content(family: str, change: str) -> dict[str, Any]:
+    """A made file of a family."""
+    said = OF_SOME[change][1] if change in OF_SOME else CHANGES[change]
+    return SAID | OF_FAMILY.get(family, {}) | said | {"model_type": family}
+
+
+@pytest.mark.parametrize(("family", "change"), sorted(CASES - NOT_THEIRS - REFUSED))
 def test_what_is_left_out_or_not_read(family, change, tmp_path):
     path = tmp_path / "file.json"
-    path.write_text(
-        json.dumps(SAID | OF_FAMILY.get(family, {}) | CHANGES[change] | {"model_type": family})
-    )
+    path.write_text(json.dumps(content(family, change)))
     theirs = in_transformers(path, tmp_path)
     assert differences(LlamaConfig.from_json(path), theirs) == []
+
+
+def test_what_is_refused():
+    assert REFUSED < CASES
+    for family, change in sorted(REFUSED):
+        with pytest.raises(ConfigError, match=r"does not read|missing|expected (one|objects)"):
+            LlamaConfig.from_json(content(family, change))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
