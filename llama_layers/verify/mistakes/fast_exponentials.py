@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -25,14 +26,14 @@ _SQUARINGS = range(3, 13)
 
 def _by_bits(x: Float64Array, lowered: float) -> Float64Array:
     """A number whose bits are those of the exponent, scaled: linear between powers of two."""
-    y = x * np.log2(np.e) - lowered
+    y = x * math.log2(math.e) - lowered
     whole = np.floor(y)
     return np.exp2(whole) * (1 + y - whole)
 
 
 def _quadratic(x: Float64Array) -> Float64Array:
     """A parabola between powers of two that meets them with slopes that fit."""
-    y = x * np.log2(np.e)
+    y = x * math.log2(math.e)
     part = y - np.floor(y)
     return np.exp2(np.floor(y)) * (1 + part * (2 + part) / 3)
 
