@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -266,7 +265,4 @@ class _Diagnosis:
         evidence = look.evidence or self.sites.evidence(look.result.site)
         if isinstance(evidence, FailingSite):
             return partial(diagnose, evidence, strictly=strictly)
-        walk = self.sites.recomputed.exact
-        if math.isfinite(evidence.difference):
-            walk.array(evidence.site)
-        return partial(diagnose_unbounded, evidence, self.sites.recorded, walk, self.sites.model)
+        return partial(diagnose_unbounded, evidence, self.sites.recorded, self.sites.model)

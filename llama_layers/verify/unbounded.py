@@ -136,16 +136,27 @@ class Recomputed:
         if found.verdict != "DIFFERS" or found.site.name == LOGPROBS:
             return found  # the report says which tokens' log-probabilities differ most
         bound = _as_our_own(exact, ours, FLOATS[found.formats.dtype].unit_roundoff)
-        bound = bound.only(_counts(self._recorded, found.site, found.array.shape))
+        bound = bound.only(counts(self._recorded, found.site, found.array.shape))
         return replace(found, place=place_of(found.site, found.array, bound, self._model.config))
 
 
 def _as_our_own(exact: np.ndarray, ours: np.ndarray, roundoff: float) -> Bound:
     """What our own run's errors let expect, in each row; no bound on rounding."""
+    limit = np.broadcast_to(_WRONG * own_errors(exact, ours, roundoff), exact.shape)
+    return Bound(exact.astype(np.float64), limit, limit)
+
+
+def own_errors(exact: np.ndarray, ours: np.ndarray, roundoff: float) -> np.ndarray:
+    """The size of our own run's errors in each row, and at least that of one rounding.
+
+    Rows of one number are taken together.
+    """
     exact, ours = exact.astype(np.float64), ours.astype(np.float64)
-    error = np.maximum(_size(ours - exact), roundoff * _size(exact))
-    limit = np.broadcast_to(_WRONG * error, exact.shape)
-    return Bound(exact, limit, limit)
+    if exact.shape[-1] == 1:
+        exact, ours = exact.reshape(1, -1), ours.reshape(1, -1)
+        error = np.maximum(_size(ours - exact), roundoff * _size(exact))
+        return error[..., None]
+    return np.maximum(_size(ours - exact), roundoff * _size(exact))
 
 
 def _size(array: np.ndarray) -> np.ndarray:
@@ -167,10 +178,10 @@ def apart(recorded: Recorded, array: np.ndarray, exact: np.ndarray) -> float:
 def _is_finite(recorded: Recorded, site: Site, array: np.ndarray) -> bool:
     """Whether each number that counts is finite."""
     finite = np.isfinite(array.astype(np.float64))
-    return bool(finite[_counts(recorded, site, array.shape)].all())
+    return bool(finite[counts(recorded, site, array.shape)].all())
 
 
-def _counts(recorded: Recorded, site: Site, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def counts(recorded: Recorded, site: Site, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Which numbers of a site depend on no padding and no hidden key."""
     counts = np.ones(shape, bool)
     if site.pairwise:
