@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from llama_layers.layers.sites import LOGPROBS, Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.failing_site import Computable, FailingSite
+from llama_layers.verify.gap_scale import scaled
 from llama_layers.verify.gap_trial import Candidate, Left, Part, Trial
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
 from llama_layers.verify.mistakes.hidden_states import DETAIL, LATE, NORMED, are_late
@@ -32,6 +34,8 @@ _ALIKE = 6.0
 _COSTS = {Kind.FORMULA: 0.0, Kind.ROUNDING: 2.0, Kind.SOLVED: 12.0}
 # The same of mistakes that are less common: where two leave the same, the common one is told.
 _RARE = 7.0
+# Mistakes that are made in traces, and no operation: they count as common.
+_LIKELY = (LATE, NORMED)
 # If at most this many layers were not recorded, each is tried with the weights of every other.
 _FEW_LAYERS = 2
 
@@ -86,16 +90,15 @@ def diagnose_unbounded(
     trial = Trial(unbounded, recorded, model)
     between = _Between(trial, only)
     found: list[_Found] = []
-    for kind in Kind:
-        for candidate in between.candidates(kind):
+    for candidates in between.groups():
+        for candidate in candidates:
             if time.perf_counter() > until:
                 break
-            if trial.survives(candidate):
-                left = trial.left(candidate)
-                if left is not None:
-                    explanation = Explanation(candidate.name, candidate.detail, left.ratio)
-                    surprise = left.surprise + _COSTS[kind] + (0.0 if candidate.common else _RARE)
-                    found.append(_Found(explanation, left, surprise))
+            left = trial.left(candidate) if trial.survives(candidate) else None
+            if left is not None:
+                explanation = Explanation(candidate.name, candidate.detail, left.ratio)
+                cost = _COSTS[candidate.kind] + (0.0 if candidate.common else _RARE)
+                found.append(_Found(explanation, left, left.surprise + cost))
         if any(f.left.well for f in found):
             break
     found.sort(key=lambda f: (f.surprise, f.explanation.name == _CONSEQUENCE))
@@ -116,29 +119,37 @@ class _Between:
         self._only = only
         self._places, self._layers = trial.whole.gap.sites, trial.whole.gap.layers
 
-    def candidates(self, kind: Kind) -> Iterator[Candidate]:
-        """Every mistake of a kind that could have been made, the more frequent first."""
+    def groups(self) -> Iterator[Iterator[Candidate]]:
+        """Every mistake that could have been made, the more frequent first."""
         chosen = [
-            m
-            for m in MISTAKES
-            if m.kind == kind and not m.loosens and (self._only is None or m.name in self._only)
+            m for m in MISTAKES if not m.loosens and (self._only is None or m.name in self._only)
         ]
-        if kind == Kind.SOLVED:
-            for mistake in chosen:
-                yield from self._at(mistake, self._site, self._trial.whole)
-            return
-        common = [m for m in chosen if m.common]
-        yield from self._made(common)
-        if kind == Kind.FORMULA:
-            for candidate in self._in_whole_layers():
-                if self._only is None or candidate.name in self._only:
-                    yield candidate
-        yield from self._made([m for m in chosen if not m.common])
+        layers = (c for c in self._in_whole_layers() if self._only is None or c.name in self._only)
+        formulas = [m for m in chosen if m.kind == Kind.FORMULA]
+        common = [m for m in formulas if m.common or m.name in _LIKELY]
+        yield chain(self._made(common), layers)
+        yield self._made([m for m in formulas if m not in common])
+        yield self._made([m for m in chosen if m.kind == Kind.ROUNDING])
+        solved = [m for m in chosen if m.kind == Kind.SOLVED]
+        at_site = (c for m in solved for c, _ in self._forms(m, self._site, self._trial.whole))
+        yield chain(at_site, scaled(self._trial, self._alone(), self._only), self._made(solved))
+
+    def _alone(self) -> list[tuple[Site, ...]]:
+        """Each site outside of layers, and those of each role in layers."""
+        places = sorted(self._examples, key=lambda p: p.operation not in ("residual", "attention"))
+        return [
+            (place,)
+            if place.layer is None
+            else tuple(p for p in self._places if p.layer is not None and p.role == place.role)
+            for place in places
+        ]
 
     def _made(self, mistakes: list[Mistake]) -> Iterator[Candidate]:
         for mistake in mistakes:
             places: dict[tuple[str, int], list[Site]] = {}
             for place in self._examples:
+                if mistake.kind == Kind.SOLVED and place == self._site:
+                    continue  # that is tried with the port's array
                 alone = place.layer is None or len(self._layers) == 1
                 for candidate, form in self._forms(mistake, place, self._few):
                     places.setdefault(form, []).append(place)
@@ -153,7 +164,7 @@ class _Between:
     def _candidate(
         mistake: Mistake, detail: str, places: Collection[str], few: Change, change: Change
     ) -> Candidate:
-        common = bool(mistake.common) or mistake.name in (LATE, NORMED)
+        common = bool(mistake.common) or mistake.name in _LIKELY
         return Candidate(mistake.name, detail, mistake.kind, common, places, few, change)
 
     @property
@@ -174,10 +185,6 @@ class _Between:
         told = {frozenset(p.name for p in extent) for extent in extents}
         yield from (set(names) for names in sorted(told, key=len, reverse=True) if len(names) > 1)
 
-    def _at(self, mistake: Mistake, place: Site, part: Part) -> Iterator[Candidate]:
-        for candidate, _ in self._forms(mistake, place, part):
-            yield candidate
-
     def _forms(
         self, mistake: Mistake, place: Site, part: Part
     ) -> Iterator[tuple[Candidate, tuple[str, int]]]:
@@ -188,7 +195,7 @@ class _Between:
             where = "" if place == self._site else f" That is at {place.name}."
             few = _one(place, made)
             # What is read off the array would be other numbers on our own run's inputs.
-            solved = mistake.kind == Kind.SOLVED
+            solved = mistake.kind == Kind.SOLVED and place == self._site
             change = few if solved else self._change(mistake, form, {place.name})
             detail = form[0] + where
             yield self._candidate(mistake, detail, {place.name}, few, change), form

@@ -34,7 +34,7 @@ _LESS = 0.5
 # each result is rounded, and in those in which other orders of sums matter as much.
 _NARROW, _WIDE = 2.0, 16.0
 # The same of errors that no other mistake can leave much less of.
-_WELL = 1.5
+_WELL = {True: 1.15, False: 1.5}
 # How far apart two runs in few bits are that compute the same.
 _SAME = 1e-3
 # A limit of errors that count: no bound holds.
@@ -187,9 +187,10 @@ class Trial:
 
     def survives(self, candidate: Candidate) -> bool:
         """Whether a mistake is worth a closer look, after one at few tokens."""
-        if self.few is self.whole:
+        places, site = candidate.places, self.whole.site
+        # What is read off the site's array is of all tokens.
+        if self.few is self.whole or (candidate.kind == Kind.SOLVED and places == {site.name}):
             return True
-        places = candidate.places
         size = self._size(self.few.changed(candidate.few, places))
         return size <= max(_LESS * self._few_error, _WIDE) or self._mixes(candidate)
 
@@ -215,11 +216,13 @@ class Trial:
         bound = self._bound(exact, self._usual(exact, own))
         fitness = self._fitness(bound)
         most = _NARROW if self._is_narrow else _WIDE
-        size = fitness.scaled if candidate.kind == Kind.SOLVED else fitness.relative
+        # Nothing was computed with what is read off the array.
+        solved = candidate.kind == Kind.SOLVED
+        size = min(fitness.scaled, fitness.relative) if solved else fitness.relative
         if not size <= most or leaves_a_part(self.whole.array, bound, self.whole.right):
             return None
         surprise = np.count_nonzero(self.whole.counted) * fitness.surprise(0.5)
-        return Left(size / most, surprise, size <= _WELL)
+        return Left(size / most, surprise, size <= _WELL[self._is_narrow])
 
     @property
     def _is_narrow(self) -> bool:
