@@ -127,12 +127,13 @@ class _Between:
         layers = (c for c in self._in_whole_layers() if self._only is None or c.name in self._only)
         formulas = [m for m in chosen if m.kind == Kind.FORMULA]
         common = [m for m in formulas if m.common or m.name in _LIKELY]
+        solved = [m for m in chosen if m.kind == Kind.SOLVED]
         yield chain(self._made(common), layers)
+        # These are soon tried: all that they take is there.
+        yield (c for m in solved for c, _ in self._forms(m, self._site, self._trial.whole))
         yield self._made([m for m in formulas if m not in common])
         yield self._made([m for m in chosen if m.kind == Kind.ROUNDING])
-        solved = [m for m in chosen if m.kind == Kind.SOLVED]
-        at_site = (c for m in solved for c, _ in self._forms(m, self._site, self._trial.whole))
-        yield chain(at_site, scaled(self._trial, self._alone(), self._only), self._made(solved))
+        yield chain(scaled(self._trial, self._alone(), self._only), self._made(solved))
 
     def _alone(self) -> list[tuple[Site, ...]]:
         """Each site outside of layers, and those of each role in layers."""
