@@ -16,7 +16,7 @@ from llama_layers.model.llama import Llama
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.gap_scale import scaled
-from llama_layers.verify.gap_trial import Candidate, Left, Part, Trial
+from llama_layers.verify.gap_trial import Candidate, Part, Trial
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
 from llama_layers.verify.mistakes.hidden_states import DETAIL, LATE, NORMED, are_late
 from llama_layers.verify.operations import Operation
@@ -36,6 +36,8 @@ _COSTS = {Kind.FORMULA: 0.0, Kind.ROUNDING: 2.0, Kind.SOLVED: 12.0}
 _RARE = 7.0
 # Mistakes that are made in traces, and no operation: they count as common.
 _LIKELY = (LATE, NORMED)
+# Mistakes that are read off an array, but can be seen without it.
+_UNSEEN = ("zeros", "tokens in another place")
 # If at most this many layers were not recorded, each is tried with the weights of every other.
 _FEW_LAYERS = 2
 
@@ -43,7 +45,6 @@ _FEW_LAYERS = 2
 @dataclass(frozen=True)
 class _Found:
     explanation: Explanation
-    left: Left
     surprise: float
     """Minus the logarithm of the likelihood, with what it costs to assume the mistake."""
 
@@ -90,7 +91,8 @@ def diagnose_unbounded(
     trial = Trial(unbounded, recorded, model)
     between = _Between(trial, only)
     found: list[_Found] = []
-    for candidates in between.groups():
+    enough = any_well = False
+    for last, candidates in between.groups():
         for candidate in candidates:
             if time.perf_counter() > until:
                 break
@@ -98,8 +100,11 @@ def diagnose_unbounded(
             if left is not None:
                 explanation = Explanation(candidate.name, candidate.detail, left.ratio)
                 cost = _COSTS[candidate.kind] + (0.0 if candidate.common else _RARE)
-                found.append(_Found(explanation, left, left.surprise + cost))
-        if any(f.left.well for f in found):
+                found.append(_Found(explanation, left.surprise + cost))
+                sure = candidate.common or candidate.kind == Kind.SOLVED
+                enough |= left.well and sure
+                any_well |= left.well
+        if enough or (last and any_well):
             break
     found.sort(key=lambda f: (f.surprise, f.explanation.name == _CONSEQUENCE))
     best: dict[str, Explanation] = {}
@@ -119,8 +124,11 @@ class _Between:
         self._only = only
         self._places, self._layers = trial.whole.gap.sites, trial.whole.gap.layers
 
-    def groups(self) -> Iterator[Iterator[Candidate]]:
-        """Every mistake that could have been made, the more frequent first."""
+    def groups(self) -> Iterator[tuple[bool, Iterator[Candidate]]]:
+        """Every mistake that could have been made, the more frequent first.
+
+        With each group, whether any mistake that explains a site in it makes others unlikely.
+        """
         chosen = [
             m for m in MISTAKES if not m.loosens and (self._only is None or m.name in self._only)
         ]
@@ -128,12 +136,18 @@ class _Between:
         formulas = [m for m in chosen if m.kind == Kind.FORMULA]
         common = [m for m in formulas if m.common or m.name in _LIKELY]
         solved = [m for m in chosen if m.kind == Kind.SOLVED]
-        yield chain(self._made(common), layers)
+        yield False, chain(self._made(common), layers)
         # These are soon tried: all that they take is there.
-        yield (c for m in solved for c, _ in self._forms(m, self._site, self._trial.whole))
-        yield self._made([m for m in formulas if m not in common])
-        yield self._made([m for m in chosen if m.kind == Kind.ROUNDING])
-        yield chain(scaled(self._trial, self._alone(), self._only), self._made(solved))
+        yield False, (c for m in solved for c, _ in self._forms(m, self._site, self._trial.whole))
+        yield True, self._made([m for m in formulas if m not in common])
+        yield True, self._made([m for m in chosen if m.kind == Kind.ROUNDING])
+        yield (
+            True,
+            chain(
+                scaled(self._trial, self._alone(), self._only),
+                self._made([m for m in solved if m.name in _UNSEEN]),
+            ),
+        )
 
     def _alone(self) -> list[tuple[Site, ...]]:
         """Each site outside of layers, and those of each role in layers."""
@@ -147,19 +161,22 @@ class _Between:
 
     def _made(self, mistakes: list[Mistake]) -> Iterator[Candidate]:
         for mistake in mistakes:
+            alone: list[tuple[Candidate, tuple[str, int]]] = []
             places: dict[tuple[str, int], list[Site]] = {}
             for place in self._examples:
                 if mistake.kind == Kind.SOLVED and place == self._site:
                     continue  # that is tried with the port's array
-                alone = place.layer is None or len(self._layers) == 1
                 for candidate, form in self._forms(mistake, place, self._few):
                     places.setdefault(form, []).append(place)
-                    if alone:
-                        yield candidate
+                    if place.layer is None or len(self._layers) == 1:
+                        alone.append((candidate, form))
             for form, found in places.items():
                 for extent in self._extents(found):
                     change = self._change(mistake, form, extent)
                     yield self._candidate(mistake, form[0], extent, change, change)
+            for candidate, form in alone:
+                # Keys and values that are swapped are so in both projections.
+                yield candidate._replace(common=candidate.common and len(places[form]) == 1)
 
     @staticmethod
     def _candidate(

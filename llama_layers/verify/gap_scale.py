@@ -21,8 +21,9 @@ _NAMES = {"residual": "added block scaled", "attention": "scores scaled"}
 _SCALED = "everything scaled"
 # Steps of a fit, and by what a factor is moved to see what that changes.
 _STEPS, _MOVE = 12, 1e-3
-# A fit goes on as long as a step leaves less than that share of the errors.
-_BETTER = 0.9
+# A fit goes on as long as a step leaves less than that share of the squared errors, and explains
+# something if it has left less than that.
+_BETTER, _LESS = 0.9, 0.25
 
 
 def scaled(
@@ -63,7 +64,7 @@ def _fitted(part: Part, places: tuple[Site, ...], factor: float) -> float | None
             start = error
         if not error < least:
             break
-        done = step > 1 and error > _BETTER * least
+        done = step > 0 and error > _BETTER * least
         least, best = error, factor
         slope = (there - here) / (factor * _MOVE)
         size = float(np.sum(np.square(slope)))
@@ -71,7 +72,7 @@ def _fitted(part: Part, places: tuple[Site, ...], factor: float) -> float | None
         factor = float(np.clip(factor + move, factor / 4, factor * 4))
         if done or not np.isfinite(move):
             break
-    return best if least < start else None
+    return best if least < _LESS * start else None
 
 
 def _times(places: tuple[Site, ...], factor: float) -> Change:

@@ -83,7 +83,9 @@ class Part:
 
     @cached_property
     def layer(self) -> int | None:
-        """The layer of which most is recomputed."""
+        """The site's layer, or else the one of which most is recomputed."""
+        if self.site.layer is not None:
+            return self.site.layer
         layers = Counter(step.layer for step in self.gap.sites if step.layer is not None)
         return layers.most_common(1)[0][0] if layers else None
 
