@@ -101,7 +101,7 @@ def diagnose_unbounded(
                 explanation = Explanation(candidate.name, candidate.detail, left.ratio)
                 cost = _COSTS[candidate.kind] + (0.0 if candidate.common else _RARE)
                 found.append(_Found(explanation, left.surprise + cost))
-                sure = candidate.common or candidate.kind == Kind.SOLVED
+                sure = candidate.common or candidate.places == {unbounded.site.name}
                 enough |= left.well and sure
                 any_well |= left.well
         if enough or (last and any_well):
@@ -134,12 +134,15 @@ class _Between:
         ]
         layers = (c for c in self._in_whole_layers() if self._only is None or c.name in self._only)
         formulas = [m for m in chosen if m.kind == Kind.FORMULA]
-        common = [m for m in formulas if m.common or m.name in _LIKELY]
+        common = [m for m in formulas if _is_common(m)]
         solved = [m for m in chosen if m.kind == Kind.SOLVED]
         yield False, chain(self._made(common), layers)
-        # These are soon tried: all that they take is there.
-        yield False, (c for m in solved for c, _ in self._forms(m, self._site, self._trial.whole))
-        yield True, self._made([m for m in formulas if m not in common])
+        rare = [m for m in formulas if m not in common]
+        # At the site itself they are soon tried: all that they take is there.
+        few, whole = self._few, self._trial.whole
+        each = chain(((m, few) for m in rare), ((m, whole) for m in solved))
+        yield False, (c for m, part in each for c, _ in self._forms(m, self._site, part))
+        yield True, self._made(rare)
         yield True, self._made([m for m in chosen if m.kind == Kind.ROUNDING])
         yield (
             True,
@@ -168,7 +171,9 @@ class _Between:
                     continue  # that is tried with the port's array
                 for candidate, form in self._forms(mistake, place, self._few):
                     places.setdefault(form, []).append(place)
-                    if place.layer is None or len(self._layers) == 1:
+                    rare = mistake.kind == Kind.FORMULA and not _is_common(mistake)
+                    tried = place == self._site and rare
+                    if not tried and (place.layer is None or len(self._layers) == 1):
                         alone.append((candidate, form))
             for form, found in places.items():
                 for extent in self._extents(found):
@@ -182,7 +187,7 @@ class _Between:
     def _candidate(
         mistake: Mistake, detail: str, places: Collection[str], few: Change, change: Change
     ) -> Candidate:
-        common = bool(mistake.common) or mistake.name in _LIKELY
+        common = _is_common(mistake)
         return Candidate(mistake.name, detail, mistake.kind, common, places, few, change)
 
     @property
@@ -258,6 +263,10 @@ class _Between:
                     if late and other == layer - 1:
                         name, detail = LATE, DETAIL
                     yield candidate(name, detail, weights_of(self._model, layer, other), layer)
+
+
+def _is_common(mistake: Mistake) -> bool:
+    return bool(mistake.common) or mistake.name in _LIKELY
 
 
 def _one(place: Site, made: Computable) -> Change:
