@@ -101,7 +101,8 @@ def diagnose_unbounded(
                 explanation = Explanation(candidate.name, candidate.detail, left.ratio)
                 cost = _COSTS[candidate.kind] + (0.0 if candidate.common else _RARE)
                 found.append(_Found(explanation, left.surprise + cost))
-                sure = candidate.common or candidate.places == {unbounded.site.name}
+                here = candidate.places == {unbounded.site.name}
+                sure = candidate.common or (here and candidate.name != _CONSEQUENCE)
                 enough |= left.well and sure
                 any_well |= left.well
         if enough or (last and any_well):
