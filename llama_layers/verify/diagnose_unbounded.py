@@ -105,7 +105,7 @@ def diagnose_unbounded(
                 sure = candidate.common or (here and candidate.name != _CONSEQUENCE)
                 enough |= left.well and sure
                 any_well |= left.well
-        if enough or (last and any_well):
+        if enough or (last and any_well) or time.perf_counter() > until:
             break
     found.sort(key=lambda f: (f.surprise, f.explanation.name == _CONSEQUENCE))
     best: dict[str, Explanation] = {}
