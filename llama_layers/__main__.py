@@ -2,6 +2,7 @@
 
 import sys
 
-from llama_layers.cli import main
+if __name__ == "__main__":  # and not where processes that it starts import it again
+    from llama_layers.cli import main
 
-sys.exit(main())
+    sys.exit(main())

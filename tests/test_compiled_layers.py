@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.compiled_route import compiled_first
-from tests.support.random_models import CONFIGS, model_of, random_weights, run_in_chunks
+from tests.support.random_models import CONFIGS, PLAIN, model_of, random_weights, run_in_chunks
 
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
@@ -73,7 +73,7 @@ def assert_as_exact(model, exact, ids, cuts, keep=None, team=2, **options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", PLAIN)
 @settings(max_examples=5)
 @given(data=st.data())
 def test_whole_layers(kind, dtype, data):
@@ -84,6 +84,16 @@ def test_whole_layers(kind, dtype, data):
     cuts = sorted(data.draw(st.sets(st.integers(1, 11), max_size=5)) | {5, 8})
     keep = np.arange(12) >= rng.integers(0, 4, (batch, 1)) if data.draw(st.booleans()) else None
     assert_as_exact(*models(config, dtype), ids, cuts, keep, team)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind not in PLAIN])
+def test_switches_that_the_kernel_does_not_know(kind):
+    """Nothing is ignored: the layers are computed by others."""
+    model, exact = models(CONFIGS[kind], "float32")
+    ids = np.random.default_rng(0).integers(0, 13, (2, 6))
+    with compiled_first():
+        found = run_in_chunks(model, ids, [3, 4, 5])
+    np.testing.assert_allclose(found, plain(exact, ids, [3, 4, 5]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("head_dim", [2, 6, 16, 48, 64, 80])

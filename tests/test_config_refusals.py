@@ -161,14 +161,14 @@ def test_heads_without_logits(tmp_path):
     assert read_config(tmp_path)[0] == LlamaConfig.from_json(LLAMA)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "mixtral", "Llama", ["llama"], 3])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gemma3_text", "mixtral", "Llama", ["llama"], 3])
 def test_other_architectures_are_named_first(family):
     """Not the first of the keys that are unknown or missing."""
     with pytest.raises(
-        ConfigError, match=r"model_type: expected one of llama, mistral, qwen2, got"
+        ConfigError, match=r"model_type: expected one of llama, mistral, qwen2, qwen3, got"
     ):
         LlamaConfig.from_json({"qk_norm": True, "num_experts": 8, "model_type": family})
-    with pytest.raises(ConfigError, match=r"model_type \(one of llama, mistral, qwen2\)"):
+    with pytest.raises(ConfigError, match=r"model_type \(one of llama, mistral, qwen2, qwen3\)"):
         LlamaConfig.from_json(without(LLAMA, "model_type"))
 
 
@@ -235,7 +235,10 @@ OTHER_SCALING = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}
         ({"hidden_size": 32}, r"head_dim: expected an even number .*, got 1"),
         ({"head_dim": 3}, r"head_dim: expected an even number .*, got 3"),
         ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
-        ({"model_type": "gemma"}, "model_type: expected one of llama, mistral, qwen2, got 'gemma'"),
+        (
+            {"model_type": "gemma"},
+            "model_type: expected one of llama, mistral, qwen2, qwen3, got 'gemma'",
+        ),
         ({"torch_dtype": "int8"}, "dtype: expected one of float16, .*, got 'int8'"),
         ({"dtype": ["bfloat16"]}, r"dtype: expected one of float16, .*, got \['bfloat16'\]"),
         ({"model_type": ["llama"]}, r"model_type: expected one of .*, got \['llama'\]"),

@@ -49,7 +49,7 @@ def _with(part, names, array):
 def test_every_array_of_a_layer_has_a_name():
     config = CONFIGS["biases"]
     whole = layer_weights(random_weights(config, dtype=np.float32), config, 0)
-    named = whole.arrays()
+    named = {path: array for path, array in whole.arrays().items() if array is not None}
     arrays = {id(array) for array in _arrays(whole)}
     assert {id(array) for array in named.values()} == arrays
     assert len(named) == len(arrays) == 12
@@ -77,11 +77,21 @@ def _arrays(part):
             r"layers\[0\]\.self_attn\.qkv: expected num_heads = 2, as config says, got 4",
         ),
         ({"num_hidden_layers": 3}, "weights: expected 3 layers, as config says, got 2"),
+        ({"mlp_bias": True}, r"layers\[0\]\.mlp\.gate_bias: expected shape \[14\], .* got None"),
+        ({"qk_norm": "head"}, r"\.self_attn\.q_norm: expected shape \[4\], .* got None"),
     ],
 )
 def test_weights_of_another_config(changes, message):
     with pytest.raises(ValueError, match=message):
         Llama(replace(GQA, **changes), MODEL.weights)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("biases", "qkv.bias"), ("qwen3", "q_norm")])
+def test_weights_that_a_config_does_not_have(kind, name):
+    model = model_of(CONFIGS[kind], random_weights(CONFIGS[kind]))
+    message = rf"layers\[0\]\.self_attn\.{name}: expected None, as config says, got shape "
+    with pytest.raises(ValueError, match=message):
+        Llama(GQA, model.weights)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_a_kernel_is_told_of_arrays_that_it_does_not_know():
         model_of(c, random_weights(c)).weights.layers[0]
         for c in (CONFIGS["biases"], CONFIGS["gqa"])
     )
-    every = ("qkv_bias", "o_bias", "mlp_bias")
+    every = ("qkv_bias", "o_bias", "mlp_bias", "qk_norm_weights")
     for found, array in zip(known_arrays(biased, every), biased.arrays().values(), strict=True):
         assert found is array
     assert known_arrays(biased, every[:2]) is None
@@ -130,7 +130,7 @@ def test_a_kernel_is_told_of_arrays_that_it_does_not_know():
     assert len(present) == 7
     for found, array in zip(known_arrays(bare, ()), present, strict=True):
         assert found is array
-    assert len(known_arrays(bare, every)) == 12
+    assert len(known_arrays(bare, every)) == 14
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers import KVCache, LlamaConfig, check, forward, generate, load, record
+from llama_layers import KVCache, LlamaConfig, Mask, check, forward, generate, load, record
 from llama_layers.parallel import run_ranks, sharded
 from llama_layers.parallel.plan import Shard
 from llama_layers.testing import configs
@@ -65,7 +66,7 @@ def test_parts_are_even_and_cover_the_model(config, size):
         assert len(shard.kv_heads) <= max(1, len(own))
 
 
-@pytest.mark.parametrize("kind", random_models.CONFIGS)
+@pytest.mark.parametrize("kind", [k for k in random_models.CONFIGS if k != "norms of projections"])
 def test_a_cache_on_every_rank(kind):
     config = random_models.CONFIGS[kind]
     weights = random_models.random_weights(config)
@@ -79,6 +80,13 @@ def test_a_cache_on_every_rank(kind):
             ),
         ):
             close(logits, whole)
+
+
+def test_a_norm_over_the_heads_of_all_ranks_is_refused():
+    config = random_models.CONFIGS["norms of projections"]
+    assert Shard(config, 0, 1).config == config
+    with pytest.raises(ValueError, match=r"^config: .* got qk_norm = 'full'"):
+        Shard(config, 0, 2)
 
 
 def test_the_cache_has_the_heads_of_the_rank():
@@ -189,6 +197,45 @@ def test_other_ids_on_a_rank_are_named():
             run(lambda rank, other=other: np.array(other if rank == 2 else [[1], [2], [3]]))
 
 
+def test_other_arguments_on_a_rank_are_named():
+    config, ids = random_models.GQA, np.array([[1, 2, 3]])
+    weights = random_models.random_weights(config)
+    vectors = np.random.default_rng(0).standard_normal((1, 3, config.hidden_size))
+    cases = {
+        "inputs_embeds": (vectors, vectors + 1e-9),
+        "positions": (np.arange(3), np.arange(1, 4)),
+        "attention_mask": (np.ones((1, 3), bool), np.array([[False, True, True]])),
+        "mask": (np.ones((3, 3), bool), np.tri(3, dtype=bool)),
+        "last_only": (False, True),
+    }
+    cases["mask "] = tuple(Mask(np.arange(3), np.arange(3), window) for window in (None, 1))
+    for name, values in cases.items():
+        argument = name.strip()
+
+        def run(group, argument=argument, values=values):
+            given = {argument: values[group.rank == 2]}
+            first = () if argument == "inputs_embeds" else (ids,)
+            return forward(sharded(weights, config, group), *first, **given)
+
+        said = f"^{argument}: expected the same on every rank, got others on rank 2"
+        with pytest.raises(ValueError, match=said):
+            run_ranks(3, run)
+
+
+def test_a_longer_cache_on_a_rank_is_named():
+    config, ids = random_models.GQA, np.array([[1, 2, 3]])
+    weights = random_models.random_weights(config)
+
+    def run(group):
+        model = sharded(weights, config, group)
+        cache = forward(model, ids, cache=KVCache.create(model, 1, 9)).cache
+        other = cache if group.rank else KVCache.create(model, 1, 9)
+        return forward(model, ids, cache=other)
+
+    with pytest.raises(ValueError, match=r"^cache: expected the same on every rank"):
+        run_ranks(2, run)
+
+
 def test_check_takes_a_whole_model():
     config, ids = random_models.GQA, np.array([[1, 2]])
     weights = random_models.random_weights(config)
@@ -205,6 +252,43 @@ def test_an_error_on_one_rank_ends_all():
 
     with pytest.raises(FileNotFoundError, match="the third shard"):
         run_ranks(3, run)
+
+
+def test_a_rank_that_has_ended_is_named():
+    def run(group):
+        return group.rank == 1 or group.gather(0)
+
+    with pytest.raises((RuntimeError, TimeoutError)) as error:
+        run_ranks(3, run, timeout=5)
+    assert re.fullmatch("rank [02] waits for rank 1, which has ended", str(error.value))
+    # One that ends when all have come hinders nobody.
+    assert run_ranks(3, lambda group: group.gather(group.rank)) == [[0, 1, 2]] * 3
+
+
+def test_a_rank_that_does_not_come_is_named():
+    late = threading.Event()
+
+    def run(group):
+        if group.rank == 1:
+            late.wait(30)
+            return None
+        try:
+            return group.gather(0)
+        finally:
+            late.set()
+
+    with pytest.raises(TimeoutError, match=r"^rank 0 waited 0.05 seconds for rank 1; `timeout`"):
+        run_ranks(2, run, timeout=0.05)
+
+
+def test_wrong_ranks():
+    for size in (0, -1, 1.5, True, "2"):
+        with pytest.raises(ValueError, match=r"^size: expected a positive integer, got"):
+            run_ranks(size, lambda group: None)
+    with pytest.raises(TypeError, match=r"^run: expected a function of a group, got int"):
+        run_ranks(2, 3)
+    with pytest.raises(ValueError, match=r"^timeout: expected seconds above zero, got 0"):
+        run_ranks(2, lambda group: None, timeout=0)
 
 
 def test_refuses():

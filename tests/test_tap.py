@@ -20,13 +20,20 @@ IN_LAYER = """
 """.split()
 
 
+def in_layer(config):
+    if config.qk_norm == "none":
+        return IN_LAYER
+    place = IN_LAYER.index(f"self_attn.{'attention' if config.qk_norm_after_rope else 'q_rope'}")
+    return [*IN_LAYER[:place], "self_attn.q_norm", "self_attn.k_norm", *IN_LAYER[place:]]
+
+
 def sites_of(config):
     layers = range(config.num_hidden_layers)
     inside = [
         name
         for layer in layers
         for name in [
-            *(f"model.layers.{layer}.{site}" for site in IN_LAYER),
+            *(f"model.layers.{layer}.{site}" for site in in_layer(config)),
             f"model.layers.{layer}",
         ]
     ]

@@ -18,7 +18,7 @@ from llama_layers.checkpoint import load, open_checkpoint
 from llama_layers.checkpoint.hub import hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.config.presets import Preset
+from llama_layers.config.presets import Preset, PublishedSizes
 from llama_layers.layers.group import Group
 from llama_layers.layers.weights import QKVWeights
 from llama_layers.model.llama import Llama
@@ -27,7 +27,7 @@ from llama_layers.model.weights import LlamaWeights
 from llama_layers.parallel.mpi import MPIGroup
 from llama_layers.parallel.plan import Shard
 
-PRESETS = {k.replace("_", "-"): k for k, v in vars(LlamaConfig).items() if isinstance(v, Preset)}
+PRESETS = {k.replace("_", "-"): k for k, v in vars(PublishedSizes).items() if isinstance(v, Preset)}
 # The share of the memory that weights may take.
 SHARE = 0.7
 

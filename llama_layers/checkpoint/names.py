@@ -21,6 +21,8 @@ model.layers.{}.input_layernorm              layers.{}.attention_norm   blk.{}.a
 model.layers.{}.self_attn.q_proj             layers.{}.attention.wq     blk.{}.attn_q
 model.layers.{}.self_attn.k_proj             layers.{}.attention.wk     blk.{}.attn_k
 model.layers.{}.self_attn.v_proj             layers.{}.attention.wv     blk.{}.attn_v
+model.layers.{}.self_attn.q_norm             -                          blk.{}.attn_q_norm
+model.layers.{}.self_attn.k_norm             -                          blk.{}.attn_k_norm
 model.layers.{}.self_attn.o_proj             layers.{}.attention.wo     blk.{}.attn_output
 model.layers.{}.post_attention_layernorm     layers.{}.ffn_norm         blk.{}.ffn_norm
 model.layers.{}.mlp.gate_proj                layers.{}.feed_forward.w1  blk.{}.ffn_gate
@@ -30,7 +32,7 @@ model.norm                                   norm                       output_n
 lm_head                                      output                     output
 """.strip().splitlines()
 ]
-META_NAMES = {hugging_face: meta for hugging_face, meta, _ in MODULES}
+META_NAMES = {hugging_face: meta for hugging_face, meta, _ in MODULES if meta != "-"}
 GGUF_NAMES = {hugging_face: gguf for hugging_face, _, gguf in MODULES}
 _TO_HUGGING_FACE = {
     "meta": {meta: hugging_face for hugging_face, meta in META_NAMES.items()},

@@ -29,6 +29,7 @@ from llama_layers.cli import (
 )
 from llama_layers.errors import BackendError, one_line
 from llama_layers.files.output import OverwriteError
+from llama_layers.parallel.launcher import wait_for_rank_0
 from llama_layers.version import __version__
 
 
@@ -41,16 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # not all encodings have every character
         sys.stdout.reconfigure(errors="replace")
     ranks.silence()
-    args = _parser().parse_args(argv)
+    args = argparse.Namespace(command="")
     try:
+        args = _parsed(argv)
         ranks.connect(args.command)
         with _warnings_on_one_line(args.command):
             status: int = args.run(args)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        if named := ranks.named():
-            print(f"llama-layers {args.command}: {named}interrupted", file=sys.__stderr__)
+        _print_error(f"llama-layers {args.command}: {ranks.named()}interrupted")
         ranks.end_all(130)
         return 130
     except SystemExit:
@@ -59,15 +60,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         _settle(sys.stdout)
         return getattr(args, "status", 0)  # that of a check, which is known by then
     except BaseException as error:  # tokenizers raises one that is not an Exception
-        with suppress(OSError):  # a stderr that fails leaves the exit status
-            said = f"llama-layers {args.command}: {ranks.named()}{_said(error)}"
-            print(said, file=sys.__stderr__ if ranks.named() else sys.stderr)
-            if "LLAMA_LAYERS_TRACEBACK" in os.environ:
+        wait_for_rank_0()
+        _print_error(f"llama-layers {args.command}: {ranks.named()}{_said(error)}")
+        if "LLAMA_LAYERS_TRACEBACK" in os.environ:
+            with suppress(OSError):
                 traceback.print_exc()
         for stream in (sys.stderr, sys.stdout):
             _settle(stream)
         ranks.end_all(2)
         return 2
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; if they are wrong, other ranks learn of it."""
+    try:
+        return _parser().parse_args(argv)
+    except SystemExit as ended:
+        if ended.code:
+            ranks.connect(None)
+        raise
+
+
+def _print_error(said: str) -> None:
+    """Print a line on stderr, the real one for a rank; one that fails leaves the exit status."""
+    with suppress(OSError):  # in one piece, or else lines of several ranks are mixed
+        print(f"{said}\n", end="", file=sys.__stderr__ if ranks.named() else sys.stderr)
 
 
 @contextmanager

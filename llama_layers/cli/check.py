@@ -36,8 +36,8 @@ def add_parser(commands: Commands) -> None:
         "check",
         help="find a port's first wrong site, and say why",
         description="Recompute each site of a trace in float64 from the port's own inputs, hold "
-        "every element against what rounding allows there, and name the mistake that explains the "
-        "first that fails.",
+        "every element against what rounding allows there, and name the mistakes that explain "
+        "those that fail.",
         epilog="Exit status: 0 agrees, 1 a site fails, 2 nothing could be checked.",
     )
     parser.add_argument(
@@ -80,7 +80,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--allow",
         metavar="ROUNDINGS",
-        help="allow roundings besides, such as cache=float16 or scores,probabilities",
+        help="allow further roundings, such as cache=float16 or scores,probabilities: names of "
+        "fields of llama_layers.verify.RoundingProfile",
     )
     parser.add_argument(
         "--rope-layout",
@@ -123,6 +124,8 @@ def _run(args: argparse.Namespace, executor: Executor | None) -> int:
         )
     if args.past is not None and args.tensor_parallel:
         raise ValueError("--past: expected none with --tensor-parallel")
+    if len(args.trace) != len({place.resolve() for place in args.trace}):
+        raise ValueError("trace: expected one of each rank, got one of them twice")
     given = [*args.trace, *([] if args.past is None else [args.past])]
     check_outputs([args.html], args.force, model=args.model, read=given)
     traces = [Trace.load(path) for path in args.trace]

@@ -11,10 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.backends.cupy.detect import device_name, gpu_problem
-from llama_layers.backends.numba.detect import compiled_problem
 from llama_layers.cli.options import MODEL, Commands, add_json
-from llama_layers.cli.verify_bodies import verify
 from llama_layers.errors import one_line
 
 if TYPE_CHECKING:
@@ -55,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 "--verify: expected no model, since it tries the faster code of this machine"
             )
+        from llama_layers.cli.verify_bodies import verify
+
         return verify(args.json)
     if args.model is None and args.tensors:
         raise ValueError("--tensors: expected a model whose tensors to list")
@@ -78,6 +77,9 @@ def run(args: argparse.Namespace) -> int:
 
 def computing() -> dict[str, str]:
     """Say what computes here, and what does not and why."""
+    from llama_layers.backends.cupy.detect import gpu_problem
+    from llama_layers.backends.numba.detect import compiled_problem
+
     compiled = compiled_problem()
     return {
         "NumPy": version("numpy"),
@@ -89,6 +91,8 @@ def computing() -> dict[str, str]:
 
 
 def _gpu() -> str:
+    from llama_layers.backends.cupy.detect import device_name
+
     return f"{device_name()}, by CuPy {importlib.import_module('cupy').__version__}"
 
 

@@ -46,17 +46,36 @@ def silence() -> None:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-def connect(command: str) -> None:
-    """Connect to the other ranks, if there are any; raise if the command cannot split a model."""
+def connect(command: str | None) -> None:
+    """Connect to the other ranks, if there are any; raise unless all can run the same command.
+
+    It is None where a rank could not read its arguments: the others would wait for it.
+    """
     rank, count = launched()
-    if count > 1 and command not in PARALLEL:
-        if rank:  # rank 0 says why
+    splits = command in PARALLEL
+    try:
+        group = world()
+    except ImportError:
+        if splits:
+            raise
+    else:
+        if group is not None:
+            _check_commands(group, command)
+    if count > 1 and not splits:
+        if rank or command is None:  # rank 0 says why, or argparse has
             sys.exit(2)
         raise ValueError(
             f"{count} ranks were started: expected one, or one of the commands that split a "
             f"model ({', '.join(PARALLEL)})"
         )
-    world()
+
+
+def _check_commands(group: MPIGroup, command: str | None) -> None:
+    """Raise ValueError on every rank unless all run the same command."""
+    first, *others = (found or "one with wrong arguments" for found in group.gather(command))
+    for rank, found in enumerate(others, start=1):
+        if found != first:
+            raise ValueError(f"rank {rank}: expected the command of rank 0, {first}, got {found}")
 
 
 def named() -> str:

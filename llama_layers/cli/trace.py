@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
     ids = prompt_ids(model, args.text) if args.ids is None else args.ids
     layers = None if args.layers is None else chain.from_iterable(args.layers)
     trace = record(model, placement(backend)(np.asarray([ids])), sites=args.sites, layers=layers)
-    if (group := model.weights.group) is not None:
-        traces = group.gather(trace)
-        if group.rank:
+    if (group := ranks.world()) is not None:
+        traces = group.collect(trace)
+        if traces is None:
             return 0
         trace = join_ranks(traces, open_checkpoint(args.model).config)
     said = {"model": args.model} | ({} if args.text is None else {"text": args.text})

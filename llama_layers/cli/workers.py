@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -33,6 +35,19 @@ def _count(text: str) -> int:
 
 
 @contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment, and for good in processes that are started meanwhile."""
+    if threading.current_thread() is not threading.main_thread():  # where Python forbids it
+        yield
+        return
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+@contextmanager
 def workers(count: int, module: str) -> Iterator[Executor | None]:
     """Give processes that import a module, which they start to do now; None where one is enough.
 
@@ -42,7 +57,7 @@ def workers(count: int, module: str) -> Iterator[Executor | None]:
         yield None
         return
     from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-    from multiprocessing import get_all_start_methods, get_context
+    from multiprocessing import active_children, get_all_start_methods, get_context
 
     usual = {name: os.environ.get(name) for name in (f"{of}_NUM_THREADS" for of in _THREADS)}
     os.environ.update(dict.fromkeys(usual, "1"))
@@ -52,9 +67,20 @@ def workers(count: int, module: str) -> Iterator[Executor | None]:
             from multiprocessing import forkserver
 
             forkserver.set_forkserver_preload([module])
-            forkserver.ensure_running()
-        with ProcessPoolExecutor(count, get_context(method)) as pool:
-            yield pool
+            with _interrupts_ignored():
+                forkserver.ensure_running()
+        with ProcessPoolExecutor(  # a terminal sends Ctrl-C to all: they leave it to this one
+            count,
+            get_context(method),
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        ) as pool:
+            try:
+                yield pool
+            except KeyboardInterrupt:
+                for process in active_children():  # which would finish what they have begun
+                    process.terminate()
+                raise
     except BrokenExecutor:
         raise ChildProcessError(
             "--jobs: one of the processes ended before its work was done: killed, perhaps because "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -21,6 +21,8 @@ class Family:
         Values of keys that a file leaves out; null is another matter.
     ignores : frozenset of str
         Keys that change the maths in another family and nothing in this one.
+    built_in : Mapping of str to Any
+        Values of switches in the code of the class, where they are not Llama's.
     qkv_bias : bool
         Whether queries, keys and values have biases whatever ``attention_bias`` says, and the
         output of attention has none.
@@ -32,6 +34,7 @@ class Family:
     reads: frozenset[str]
     defaults: Mapping[str, Any]
     ignores: frozenset[str] = frozenset()
+    built_in: Mapping[str, Any] = field(default_factory=dict)
     qkv_bias: bool = False
     switches_window: bool = False
 
@@ -60,10 +63,29 @@ FAMILIES = {
         qkv_bias=True,
         switches_window=True,
     ),
+    "qwen3": Family(
+        architecture="Qwen3ForCausalLM",
+        reads=frozenset({"attention_bias", "sliding_window", "layer_types"}),
+        defaults={
+            "head_dim": 128,
+            "num_key_value_heads": 32,
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+        },
+        built_in={"qk_norm": "head"},
+        switches_window=True,
+    ),
 }
-_SOMETIMES_READ = frozenset().union(*(family.reads for family in FAMILIES.values()))
+# The switches of the block, with the values that Llama has.
+SWITCHES: dict[str, Any] = {"qk_norm": "none", "qk_norm_weight": True, "qk_norm_after_rope": False}
+_SOMETIMES_READ = frozenset(SWITCHES).union(*(family.reads for family in FAMILIES.values()))
 
 
 def unread_fields(model_type: str) -> frozenset[str]:
     """The fields of `LlamaConfig` that transformers' class of a family does not read."""
     return _SOMETIMES_READ - FAMILIES[model_type].reads
+
+
+def family_switches(model_type: str) -> dict[str, Any]:
+    """The values that the switches of the block have in a family, if a config does not say."""
+    return {**SWITCHES, **FAMILIES[model_type].built_in}

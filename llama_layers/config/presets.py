@@ -1,8 +1,8 @@
-"""The published Llama sizes.
+"""The published sizes.
 
 Sources: for Llama 1 table 2 of arXiv:2302.13971, for Llama 2 arXiv:2307.09288, for Llama 3 and
-3.1 table 3 of arXiv:2407.21783; intermediate sizes, eps and the rest from the config.json of the
-checkpoints.
+3.1 table 3 of arXiv:2407.21783, for Qwen3 table 1 of arXiv:2505.09388; intermediate sizes, eps and
+the rest from the config.json of the checkpoints.
 """
 
 from __future__ import annotations
@@ -54,6 +54,17 @@ SMOLLM2: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
+QWEN3: dict[str, Any] = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "head_dim": 128,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+}
+QWEN3_TIED = QWEN3 | {"tie_word_embeddings": True}
 
 
 _SIZES = """
@@ -75,3 +86,35 @@ class Preset:
         preset: Any = partial(kind, **self._arguments)  # which can be pickled
         preset.__name__, preset.__doc__ = self._name, self._description
         return preset
+
+
+class PublishedSizes:
+    """The configs of published models, as class methods of the class of configs."""
+
+    # Columns: hidden size, intermediate size, layers, query heads, key/value heads.
+    llama_7b = Preset("Llama 1, 7B.", LLAMA_1, 4096, 11008, 32, 32, 32)
+    llama_13b = Preset("Llama 1, 13B.", LLAMA_1, 5120, 13824, 40, 40, 40)
+    llama_30b = Preset(
+        "Llama 1, 33B, whose checkpoint is called 30B.", LLAMA_1, 6656, 17920, 60, 52, 52
+    )
+    llama_65b = Preset("Llama 1, 65B.", LLAMA_1, 8192, 22016, 80, 64, 64)
+    llama2_7b = Preset("Llama 2, 7B.", LLAMA_2, 4096, 11008, 32, 32, 32)
+    llama2_13b = Preset("Llama 2, 13B.", LLAMA_2, 5120, 13824, 40, 40, 40)
+    llama2_70b = Preset("Llama 2, 70B.", LLAMA_2, 8192, 28672, 80, 64, 8)
+    llama3_8b = Preset("Llama 3, 8B.", LLAMA_3, 4096, 14336, 32, 32, 8)
+    llama3_70b = Preset("Llama 3, 70B.", LLAMA_3, 8192, 28672, 80, 64, 8)
+    llama3_1_8b = Preset("Llama 3.1, 8B.", LLAMA_3_1, 4096, 14336, 32, 32, 8)
+    llama3_1_70b = Preset("Llama 3.1 and 3.3, 70B.", LLAMA_3_1, 8192, 28672, 80, 64, 8)
+    llama3_1_405b = Preset("Llama 3.1, 405B.", LLAMA_3_1, 16384, 53248, 126, 128, 8)
+    llama3_2_1b = Preset("Llama 3.2, 1B.", LLAMA_3_2, 2048, 8192, 16, 32, 8)
+    llama3_2_3b = Preset("Llama 3.2, 3B.", LLAMA_3_2, 3072, 8192, 28, 24, 8)
+    smollm2_135m = Preset(
+        "SmolLM2 135M, instruction-tuned (arXiv:2502.02737).", SMOLLM2, 576, 1536, 30, 9, 3
+    )
+
+    qwen3_0_6b = Preset("Qwen3, 0.6B.", QWEN3_TIED, 1024, 3072, 28, 16, 8)
+    qwen3_1_7b = Preset("Qwen3, 1.7B.", QWEN3_TIED, 2048, 6144, 28, 16, 8)
+    qwen3_4b = Preset("Qwen3, 4B.", QWEN3_TIED, 2560, 9728, 36, 32, 8)
+    qwen3_8b = Preset("Qwen3, 8B.", QWEN3, 4096, 12288, 36, 32, 8)
+    qwen3_14b = Preset("Qwen3, 14B.", QWEN3, 5120, 17408, 40, 40, 8)
+    qwen3_32b = Preset("Qwen3, 32B.", QWEN3, 5120, 25600, 64, 64, 8)

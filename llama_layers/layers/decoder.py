@@ -42,7 +42,7 @@ def decoder_layer(
     w : LayerWeights
         From the same library and device as `x`.
     config : LlamaConfig
-        Its ``rms_norm_eps`` is read.
+        Its ``rms_norm_eps`` and the switches of the block are read.
     rope : tuple of two Arrays
         Cosines and sines of the tokens' positions, from `rope_table`.
     mask : Array of bool, Mask or None
@@ -126,7 +126,8 @@ def decoder_layer(
     eps = config.rms_norm_eps
 
     normed = tap("input_layernorm", rms_norm(x, w.input_layernorm, eps=eps))
-    attended = _self_attention(normed, w.self_attn, rope, mask, cache, inside(tap, "self_attn"))
+    inner = inside(tap, "self_attn")
+    attended = _self_attention(normed, w.self_attn, config, rope, mask, cache, inner)
     x = tap("attention_residual", x + attended)
 
     normed = tap("post_attention_layernorm", rms_norm(x, w.post_attention_layernorm, eps=eps))
@@ -136,6 +137,7 @@ def decoder_layer(
 def _self_attention(
     x: Array,
     w: AttentionWeights,
+    config: LlamaConfig,
     rope: tuple[Array, Array],
     mask: Mask | Array | None,
     cache: LayerCache | None,
@@ -146,8 +148,10 @@ def _self_attention(
     q = split_heads(tap("q_proj", q), w.qkv.head_dim)
     k = split_heads(tap("k_proj", k), w.qkv.head_dim)
     v = split_heads(tap("v_proj", v), w.qkv.head_dim)
-    q = tap("q_rope", apply_rope(q, *rope))
-    k = tap("k_rope", apply_rope(k, *rope))
+    if config.qk_norm_after_rope:
+        q, k = _normed(*_rotated(q, k, rope, tap), w, config, tap)
+    else:
+        q, k = _rotated(*_normed(q, k, w, config, tap), rope, tap)
     if cache is not None:
         k, v = cache.append(k, v)
     if asks_for(tap, "scores", "probabilities"):
@@ -157,6 +161,28 @@ def _self_attention(
     heads = tap("attention", heads)
     y = linear(merge_heads(heads), w.o_proj, w.o_bias)
     return tap("o_proj", reduce_partial(y, w.group))
+
+
+def _rotated(
+    q: Array, k: Array, rope: tuple[Array, Array], tap: TapFunction
+) -> tuple[Array, Array]:
+    """Queries and keys after RoPE."""
+    return tap("q_rope", apply_rope(q, *rope)), tap("k_rope", apply_rope(k, *rope))
+
+
+def _normed(
+    q: Array, k: Array, w: AttentionWeights, config: LlamaConfig, tap: TapFunction
+) -> tuple[Array, Array]:
+    """Queries and keys after their norms, if there are any."""
+    if config.qk_norm == "none":
+        return q, k
+    normed = []
+    for name, x, weight in (("q_norm", q, w.q_norm), ("k_norm", k, w.k_norm)):
+        whole = config.qk_norm == "full"
+        rows = merge_heads(x) if whole else x
+        y = tap(name, rms_norm(rows, weight, eps=config.rms_norm_eps))
+        normed.append(split_heads(y, w.qkv.head_dim) if whole else y)
+    return normed[0], normed[1]
 
 
 def _check(

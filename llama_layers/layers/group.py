@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from llama_layers.arrays.dtypes import accumulate_format, dtype_of, float_format
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.arrays.types import Array, ArrayT
+from llama_layers.arrays.types import ArrayT
+from llama_layers.layers.mask import Mask
 
 T = TypeVar("T")
 
@@ -47,14 +48,28 @@ def reduce_partial(y: ArrayT, group: Group | None) -> ArrayT:
     return xp.astype(group.all_reduce(xp.astype(y, wide, copy=False)), y.dtype, copy=False)
 
 
-def check_shared(name: str, array: Array, group: Group | None) -> None:
-    """Raise ValueError on every rank unless all have the same numbers.
+def check_shared(group: Group | None, **arguments: object) -> None:
+    """Raise ValueError on every rank unless all have the same arguments.
 
     From different ones they would compute a mixture, and of different shapes they could not.
     """
     if group is None:
         return
-    first, *others = group.gather((tuple(array.shape), zlib.crc32(to_numpy(array).tobytes())))
-    for rank, found in enumerate(others, start=1):
-        if found != first:
-            raise ValueError(f"{name}: expected the same on every rank, got others on rank {rank}")
+    first, *others = group.gather({name: _digest(value) for name, value in arguments.items()})
+    for name in arguments:
+        for rank, found in enumerate(others, start=1):
+            if found[name] != first[name]:
+                raise ValueError(
+                    f"{name}: expected the same on every rank, got others on rank {rank}"
+                )
+
+
+def _digest(value: object) -> object:
+    """What tells an array, or None, from others, in few bytes."""
+    if isinstance(value, Mask):
+        return [_digest(part) for part in vars(value).values()]
+    if not hasattr(value, "dtype"):
+        return value
+    given: Any = value
+    array = to_numpy(given)
+    return str(array.dtype), array.shape, zlib.crc32(array.tobytes())

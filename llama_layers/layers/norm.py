@@ -5,11 +5,11 @@ from __future__ import annotations
 from llama_layers.arrays.checks import check_finite
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import accumulate_format, check_sums_hold, dtype_of, float_format
-from llama_layers.arrays.namespaces import namespace
+from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.types import Array, ArrayT, Namespace, Number
 
 
-def rms_norm(x: ArrayT, weight: Array, /, *, eps: Number) -> ArrayT:
+def rms_norm(x: ArrayT, weight: Array | None, /, *, eps: Number) -> ArrayT:
     r"""Divide each row by its root mean square and scale it by a weight.
 
     .. math:: y_i = w_i \, \frac{x_i}{\sqrt{\frac{1}{H} \sum_j x_j^2 + \varepsilon}}
@@ -18,8 +18,8 @@ def rms_norm(x: ArrayT, weight: Array, /, *, eps: Number) -> ArrayT:
     ----------
     x : Array, shape [..., H], a float dtype
         Hidden states.
-    weight : Array, shape [H], a float dtype
-        Scale of each channel, from the same library and device as `x`.
+    weight : Array, shape [H], a float dtype, or None
+        Scale of each channel, from the same library and device as `x`; 1 if None.
     eps : float
         Added to the mean square, under the root: ``rms_norm_eps`` of config.json. There is no
         default, because a checkpoint that runs with another value gives wrong numbers.
@@ -57,9 +57,12 @@ def rms_norm(x: ArrayT, weight: Array, /, *, eps: Number) -> ArrayT:
     array([ 3., 40.])
     """
     xp = namespace(x=x, weight=weight)
-    check_sums_hold(x, weight=weight)
+    float_format("x", x)
     if x.ndim < 1:
         raise ValueError("x: expected shape [..., H], got a scalar")
+    if weight is None:
+        weight = xp.ones((x.shape[-1],), dtype=x.dtype, device=device(x))
+    check_sums_hold(x, weight=weight)
     if tuple(weight.shape) != (x.shape[-1],):
         raise ValueError(
             f"weight: expected shape [{x.shape[-1]}], the last axis of x, got {list(weight.shape)}"

@@ -8,6 +8,7 @@ they are projected out, the sum after attention), a name beside them does.
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,18 +21,22 @@ from llama_layers.config.llama_config import LlamaConfig
 # In a layer, in the order of a forward pass: name, operation, shape, and the ways in which it can
 # be recomputed, the most local first. "x" is the input of the layer. Sites marked with a star hold
 # a number for each pair of tokens, and are recorded only when asked for. A row that begins with
-# "switch?" is there only if the config has that switch on. If it is off, the sites computed from
-# that row are computed from the inputs of that row instead.
+# "switch?" is there only if the config has that switch on. If it is off, the sites in later rows
+# that are computed from that row are computed from its inputs instead.
 _LAYER = """
 input_layernorm           norm         B S hidden   x
 self_attn.q_proj          linear       B S queries  input_layernorm
 self_attn.k_proj          linear       B S keys     input_layernorm
 self_attn.v_proj          linear       B S keys     input_layernorm
-self_attn.q_rope          rope         B S heads D  self_attn.q_proj
-self_attn.k_rope          rope         B S kv D     self_attn.k_proj
-self_attn.scores*         scores       B heads S S  self_attn.q_rope,self_attn.k_rope
-self_attn.probabilities*  softmax      B heads S S  self_attn.scores;self_attn.q_rope,self_attn.k_rope
-self_attn.attention       attention    B S heads D  self_attn.probabilities,self_attn.v_proj;self_attn.q_rope,self_attn.k_rope,self_attn.v_proj
+qk_norm_before_rope? self_attn.q_norm  norm  B S q_norm  self_attn.q_proj
+qk_norm_before_rope? self_attn.k_norm  norm  B S k_norm  self_attn.k_proj
+self_attn.q_rope          rope         B S heads D  self_attn.q_norm
+self_attn.k_rope          rope         B S kv D     self_attn.k_norm
+qk_norm_after_rope? self_attn.q_norm  norm  B S q_norm  self_attn.q_rope
+qk_norm_after_rope? self_attn.k_norm  norm  B S k_norm  self_attn.k_rope
+self_attn.scores*         scores       B heads S S  self_attn.q_norm,self_attn.k_norm
+self_attn.probabilities*  softmax      B heads S S  self_attn.scores;self_attn.q_norm,self_attn.k_norm
+self_attn.attention       attention    B S heads D  self_attn.probabilities,self_attn.v_proj;self_attn.q_norm,self_attn.k_norm,self_attn.v_proj
 self_attn.o_proj          linear       B S hidden   self_attn.attention
 attention_residual        residual     B S hidden   x,self_attn.o_proj
 post_attention_layernorm  norm         B S hidden   attention_residual
@@ -130,10 +135,15 @@ def _of_model(config: LlamaConfig) -> tuple[Site, ...]:
 def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
     name = f"model.layers.{layer}"
     before = f"model.layers.{layer - 1}" if layer else "model.embed_tokens"
-    sizes = {
+    heads = config.num_attention_heads, config.head_dim
+    kv_heads = config.num_key_value_heads, config.head_dim
+    whole = config.qk_norm == "full"
+    sizes: dict[str, int | tuple[int, ...]] = {
         "hidden": config.hidden_size,
-        "queries": config.num_attention_heads * config.head_dim,
-        "keys": config.num_key_value_heads * config.head_dim,
+        "queries": math.prod(heads),
+        "keys": math.prod(kv_heads),
+        "q_norm": math.prod(heads) if whole else heads,
+        "k_norm": math.prod(kv_heads) if whole else kv_heads,
         "heads": config.num_attention_heads,
         "kv": config.num_key_value_heads,
         "D": config.head_dim,
@@ -145,6 +155,7 @@ def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
         if switch and not getattr(config, switch[0]):
             instead[role] = routes
             continue
+        instead.pop(role, None)
         inputs = (
             tuple(
                 before if part == "x" else f"{name}.{instead.get(part, part)}"
@@ -152,7 +163,10 @@ def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
             )
             for route in routes.split(";")
         )
-        shape = tuple(sizes.get(axis, axis) for axis in axes.split())
+        shape: tuple[str | int, ...] = ()
+        for axis in axes.split():
+            size = sizes.get(axis, axis)
+            shape += size if isinstance(size, tuple) else (size,)
         starred = role.endswith("*")
         role = role.rstrip("*")
         yield Site(f"{name}.{role}", layer, operation, shape, tuple(inputs), starred, starred)

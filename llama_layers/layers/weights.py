@@ -50,6 +50,8 @@ TENSORS = (
     Tensor("self_attn.q_proj.bias", "q_size", "self_attn.qkv.bias", "qkv_bias"),
     Tensor("self_attn.k_proj.bias", "kv_size", "self_attn.qkv.bias", "qkv_bias"),
     Tensor("self_attn.v_proj.bias", "kv_size", "self_attn.qkv.bias", "qkv_bias"),
+    Tensor("self_attn.q_norm.weight", "q_norm_size", "self_attn.q_norm", "qk_norm_weights"),
+    Tensor("self_attn.k_norm.weight", "k_norm_size", "self_attn.k_norm", "qk_norm_weights"),
     Tensor("self_attn.o_proj.weight", "hidden_size q_size", "self_attn.o_proj"),
     Tensor("self_attn.o_proj.bias", "hidden_size", "self_attn.o_bias", "o_bias"),
     Tensor("post_attention_layernorm.weight", "hidden_size", "post_attention_layernorm"),
@@ -69,12 +71,17 @@ for _tensor in TENSORS:
 
 def axis_sizes(config: LlamaConfig) -> dict[str, int]:
     """The sizes that a config gives to the axes of a layer's arrays."""
+    q_size = config.num_attention_heads * config.head_dim
+    kv_size = config.num_key_value_heads * config.head_dim
+    whole = config.qk_norm == "full"
     return {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "head_dim": config.head_dim,
-        "q_size": config.num_attention_heads * config.head_dim,
-        "kv_size": config.num_key_value_heads * config.head_dim,
+        "q_size": q_size,
+        "kv_size": kv_size,
+        "q_norm_size": q_size if whole else config.head_dim,
+        "k_norm_size": kv_size if whole else config.head_dim,
     }
 
 
@@ -108,6 +115,9 @@ class AttentionWeights(DeepCopied):
         Out of the heads.
     o_bias : Array, shape [hidden_size], or None
         Added to the output of `o_proj`.
+    q_norm, k_norm : Array or None
+        Weights of the norms of queries and keys: [head_dim] where each head is normalised by
+        itself, [num_heads * head_dim] and [num_kv_heads * head_dim] where the projection is.
     group : Group or None
         Where set, the heads are those of one rank, and the output is summed over the ranks.
 
@@ -123,6 +133,8 @@ class AttentionWeights(DeepCopied):
     qkv: QKVWeights
     o_proj: Array
     o_bias: Array | None = None
+    q_norm: Array | None = None
+    k_norm: Array | None = None
     group: Group | None = field(default=None, metadata=STATIC)
 
     def __post_init__(self) -> None:
@@ -294,8 +306,13 @@ def layer_problem(layer: LayerWeights, config: LlamaConfig) -> str | None:
             return f".self_attn.qkv: expected {name} = {expected}, as config says, got {found}"
     sizes = axis_sizes(config)
     for path, array in layer.arrays().items():
-        if array is not None and tuple(array.shape) != (shape := array_shape(path, sizes)):
-            return f".{path}: expected shape {list(shape)}, as config says, got {list(array.shape)}"
+        switch, shape = ARRAYS[path][0].switch, list(array_shape(path, sizes))
+        if array is not None and list(array.shape) != shape:
+            return f".{path}: expected shape {shape}, as config says, got {list(array.shape)}"
+        if switch is not None and (array is not None) != getattr(config, switch):
+            if array is None:
+                return f".{path}: expected shape {shape}, as config says, got None"
+            return f".{path}: expected None, as config says, got shape {shape}"
     return None
 
 

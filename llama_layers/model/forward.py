@@ -160,6 +160,16 @@ def final_states(
 ) -> tuple[Array, KVCache | None]:
     """What `forward` gives to the head: the states [B, S or 1, hidden_size] after the last norm."""
     xp, x = _embedded(model, input_ids, inputs_embeds)
+    check_shared(
+        model.weights.group,
+        input_ids=input_ids,
+        inputs_embeds=inputs_embeds,
+        positions=positions,
+        attention_mask=attention_mask,
+        mask=mask,
+        last_only=last_only,
+        cache=cache.length if isinstance(cache, KVCache) else None,
+    )
     x = tap("model.embed_tokens", x)
     inputs = Inputs.of(
         x, model.config, cache, positions, attention_mask, mask=mask, last_only=last_only
@@ -186,7 +196,6 @@ def _embedded(
             raise TypeError("inputs_embeds: expected None together with input_ids, got both")
         xp = namespace(weights=table, input_ids=input_ids)
         x = activations(xp, embed(input_ids, table))
-        check_shared("input_ids", input_ids, model.weights.group)
         return xp, x
     if inputs_embeds is None:
         raise TypeError("input_ids: expected token ids, or inputs_embeds, got neither")

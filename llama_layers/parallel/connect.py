@@ -31,15 +31,22 @@ def connect(parallel: object, backend: str | Namespace = "numpy") -> Group:
     ------
     TypeError
         If `parallel` is neither.
+    ValueError
+        If it is a communicator without this process.
     """
-    if isinstance(parallel, Group):
+    is_comm = hasattr(parallel, "Allreduce")  # first: MPI.COMM_NULL has no rank to ask for
+    if not is_comm and isinstance(parallel, Group):
         return parallel
-    if not hasattr(parallel, "Allreduce"):
+    if not is_comm or isinstance(parallel, type):
         raise TypeError(
             f"parallel: expected a communicator of mpi4py (MPI.COMM_WORLD) or a Group, "
             f"got {type(parallel).__name__}"
         )
     comm: Any = parallel
+    if not comm:
+        raise ValueError(
+            "parallel: expected a communicator that this process is in, got MPI.COMM_NULL"
+        )
     return once_for(comm, NCCLGroup) if is_cupy(backend) else once_for(comm, MPIGroup)
 
 

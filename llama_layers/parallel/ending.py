@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from llama_layers.errors import one_line
+from llama_layers.parallel.launcher import wait_for_rank_0
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -44,6 +45,7 @@ def end_together() -> None:
     usual, rank, size = sys.excepthook, MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        wait_for_rank_0()
         usual(kind, error, trace)
         said = one_line(f"{kind.__name__}: {error}".removesuffix(": "))
         print(f"rank {rank} of {size} failed: {said}", file=sys.stderr)

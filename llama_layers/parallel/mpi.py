@@ -63,6 +63,11 @@ class MPIGroup:
         self.calls += 1
         return self._comm.allgather(value)
 
+    def collect(self, value: T, /) -> list[T] | None:
+        """Give rank 0 the values of all ranks, and the others None."""
+        self.calls += 1
+        return self._comm.gather(value)
+
     def here(self) -> tuple[int, int]:
         """Which of the ranks of this computer this is, and how many there are."""
         from mpi4py import MPI

@@ -53,7 +53,7 @@ class Shard:
     Raises
     ------
     ValueError
-        If `rank` is not one of `size` ranks.
+        If `rank` is not one of `size` ranks, or a norm goes over what several ranks have.
 
     Examples
     --------
@@ -70,6 +70,11 @@ class Shard:
 
     def __post_init__(self) -> None:
         check_count("size", self.size)
+        if self.whole.qk_norm == "full" and self.size > 1:
+            raise ValueError(
+                "config: expected norms of queries and keys over each head, which every rank can "
+                "compute, got qk_norm = 'full'"
+            )
         if not is_integer(self.rank) or not 0 <= self.rank < self.size:
             raise ValueError(
                 f"rank: expected an integer from 0 to {self.size - 1}, got {shown(self.rank)}"

@@ -10,31 +10,66 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from llama_layers.arrays.checks import check_count, check_finite
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.arrays.types import ArrayT
+from llama_layers.errors import shown
 
 T = TypeVar("T")
 
 
-@dataclass
+class _StoppedError(Exception):
+    """Raised on ranks that wait for one that has raised an error of its own."""
+
+
 class _Meeting:
     """Where the threads leave what they have, and wait until all have come."""
 
-    size: int
-    timeout: float
-    values: list[Any] = field(init=False)
-    barrier: threading.Barrier = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.values = [None] * self.size
-        self.barrier = threading.Barrier(self.size, timeout=self.timeout)
+    def __init__(self, size: int, timeout: float) -> None:
+        self.size, self.timeout = size, timeout
+        self.changed = threading.Condition()
+        self.calls = [0] * size
+        """How many calls each rank has begun."""
+        self.given: dict[int, dict[int, Any]] = {}
+        """What ranks brought to each call that is not over."""
+        self.ended: dict[int, bool] = {}
+        """The ranks that have ended, and whether by an error."""
 
     def gather(self, rank: int, value: Any) -> list[Any]:
-        self.values[rank] = value
-        self.barrier.wait()
-        found = list(self.values)
-        self.barrier.wait()  # before anyone leaves the next value
-        return found
+        with self.changed:
+            call = self.calls[rank]
+            self.calls[rank] += 1
+            here = self.given.setdefault(call, {})
+            here[rank] = value
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self._is_over(call), self.timeout)
+            if len(here) < self.size:
+                raise self._why(rank, call)
+            self.given.pop(call - 1, None)  # which all have left
+            return [here[other] for other in range(self.size)]
+
+    def end(self, rank: int, failed: bool) -> None:
+        with self.changed:
+            self.ended[rank] = failed
+            self.changed.notify_all()
+
+    def _is_over(self, call: int) -> bool:
+        """Whether all ranks have come to a call, or one never will."""
+        return len(self.given[call]) == self.size or any(
+            failed or self.calls[rank] <= call for rank, failed in self.ended.items()
+        )
+
+    def _why(self, rank: int, call: int) -> Exception:
+        """Why a rank waits no more."""
+        if any(self.ended.values()):
+            return _StoppedError()
+        missing = [other for other in range(self.size) if other not in self.given[call]]
+        if ended := [other for other in missing if other in self.ended]:
+            return RuntimeError(f"rank {rank} waits for rank {ended[0]}, which has ended")
+        return TimeoutError(
+            f"rank {rank} waited {self.timeout:g} seconds for rank {missing[0]}; `timeout` allows "
+            f"more"
+        )
 
 
 @dataclass
@@ -90,6 +125,15 @@ def run_ranks(size: int, run: Callable[[ThreadGroup], T], /, *, timeout: float =
         What `run` gave on each rank. If it raises on one, the others stop waiting, and its error is
         raised here.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of a wrong type, or `size` or `timeout` is not positive.
+    RuntimeError
+        If a rank waits for another that has ended.
+    TimeoutError
+        If a rank waits longer than `timeout`.
+
     Examples
     --------
     >>> import numpy as np
@@ -97,18 +141,25 @@ def run_ranks(size: int, run: Callable[[ThreadGroup], T], /, *, timeout: float =
     >>> run_ranks(3, lambda group: group.all_reduce(np.float32([group.rank])))
     [array([3.], dtype=float32), array([3.], dtype=float32), array([3.], dtype=float32)]
     """
+    size = check_count("size", size)
+    if not callable(run):
+        raise TypeError(f"run: expected a function of a group, got {type(run).__name__}")
+    if check_finite("timeout", timeout) <= 0:
+        raise ValueError(f"timeout: expected seconds above zero, got {shown(timeout)}")
     meeting = _Meeting(size, timeout)
 
     def guarded(rank: int) -> T:
+        failed = True
         try:
-            return run(ThreadGroup(rank, size, meeting))
-        except BaseException:
-            meeting.barrier.abort()
-            raise
+            result = run(ThreadGroup(rank, size, meeting))
+            failed = False
+            return result
+        finally:
+            meeting.end(rank, failed)
 
     with ThreadPoolExecutor(size) as pool:
         futures = [pool.submit(guarded, rank) for rank in range(size)]
     errors = [error for future in futures if (error := future.exception()) is not None]
-    for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
+    for error in sorted(errors, key=lambda e: isinstance(e, _StoppedError)):
         raise error
     return [future.result() for future in futures]

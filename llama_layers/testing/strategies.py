@@ -35,7 +35,7 @@ SPECIAL_ELEMENTS = 4
 def configs(
     draw: st.DrawFn,
     *,
-    model_types: Sequence[str] = ("llama", "mistral", "qwen2"),
+    model_types: Sequence[str] = ("llama", "mistral", "qwen2", "qwen3"),
     max_heads: int = 6,
     max_head_dim: int = 8,
 ) -> LlamaConfig:

@@ -26,6 +26,8 @@ model.layers.{}.input_layernorm           attn_norm-{}                   blocks.
 model.layers.{}.self_attn.q_proj          Qcur-{}#-2                     blocks.{}.attn.hook_q
 model.layers.{}.self_attn.k_proj          Kcur-{}#-2                     blocks.{}.attn.hook_k
 model.layers.{}.self_attn.v_proj          Vcur-{}                        blocks.{}.attn.hook_v
+model.layers.{}.self_attn.q_norm          Qcur_normed-{}                 blocks.{}.attn.q_norm.hook_out
+model.layers.{}.self_attn.k_norm          Kcur_normed-{}                 blocks.{}.attn.k_norm.hook_out
 model.layers.{}.self_attn.q_rope          Qcur-{}#-1                     blocks.{}.attn.hook_rot_q
 model.layers.{}.self_attn.k_rope          Kcur-{}#-1                     blocks.{}.attn.hook_rot_k
 model.layers.{}.self_attn.scores          -                              blocks.{}.attn.hook_attn_scores

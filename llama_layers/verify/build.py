@@ -9,7 +9,7 @@ import numpy as np
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.layers.sites import Site
-from llama_layers.layers.weights import LayerWeights
+from llama_layers.layers.weights import LayerWeights, tensor_shapes
 from llama_layers.model.llama import Llama
 from llama_layers.parallel.plan import SUMMED
 from llama_layers.verify.operations import (
@@ -42,7 +42,7 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         assert recorded.input_ids is not None  # it is on no route without them
         return Embedding(recorded.input_ids, to_numpy(model.weights.embed_tokens))
     if site.operation == "norm":
-        x = _heads(inputs[0], config.head_dim) if len(site.shape) == 4 else inputs[0]
+        x = _heads(inputs[0], config.head_dim) if len(site.shape) == 4 else _flat(inputs[0])
         return Norm(x, to_numpy(matrix(site, model)[0]), config.rms_norm_eps)
     if site.operation == "linear":
         weight, bias = matrix(site, model)
@@ -76,9 +76,11 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
 
 
 def matrix(site: Site, model: Llama) -> tuple[Array, Array | None]:
-    """The weight at a site, and the bias of its projection."""
+    """The weight at a site, ones for a norm without one, and the bias of its projection."""
     if site.layer is None:
         return getattr(model.weights, site.name.removeprefix("model.")), None
+    if site.operation == "norm" and f"{site.role}.weight" not in tensor_shapes(model.config):
+        return np.ones(int(site.shape[-1]), np.float32), None
     return layer_matrix(model.weights.layers[site.layer], site.role)
 
 

@@ -12,12 +12,12 @@ from functools import partial
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.layers.sites import sites
 from llama_layers.model.llama import Llama
-from llama_layers.verify.by_rank import named_ranks
+from llama_layers.verify.by_rank import named_ranks, settled
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.habits import Habits, habits_of
-from llama_layers.verify.jobs import looks
+from llama_layers.verify.jobs import check_executor, looks
 from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
 from llama_layers.verify.logprob_summary import summary_of_check
 from llama_layers.verify.look import Asked, Look, Sites
@@ -137,30 +137,34 @@ def check(
     True
     """
     start = time.perf_counter()
-    if isinstance(model, Llama) and model.weights.group is not None:
-        raise ValueError("model: expected a whole model, got the part of it that one rank has")
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
-    given = trace
-    if ignore_unknown:
-        trace = without_unknown(trace, model.config)
-    if rope_layout is not None:
-        trace = with_layout(trace, rope_layout)
-    recorded = recorded_by_ranks(trace, model.config, past)
-    chosen = None if profile is None else profile_named(profile)
-    allowed = CONTRACT if chosen is None else chosen
-    if allow is not None:
-        allowed = allowing(allowed, allow)
+    if model.weights.group is not None:
+        raise ValueError("model: expected a whole model, got the part of it that one rank has")
     if rope_layout not in (None, "half", "interleaved"):
         raise ValueError(f"rope_layout: expected 'half' or 'interleaved', got {rope_layout!r}")
     for name, value in (("dtype", dtype), ("accumulate", accumulate)):
         if value is not None and value not in FLOATS:
             raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
+    check_executor(executor)
+    chosen = None if profile is None else profile_named(profile)
+    allowed = CONTRACT if chosen is None else chosen
+    if allow is not None:
+        allowed = allowing(allowed, allow)
+    given = trace
+    if ignore_unknown:
+        trace = without_unknown(trace, model.config)
+        past = None if past is None else without_unknown(past, model.config)
+    if rope_layout is not None:
+        trace = with_layout(trace, rope_layout)
+    recorded = recorded_by_ranks(trace, model.config, past)
     if dtype is not None:
         _check_dtype(dtype, recorded)
     dtype = dtype or recorded.metadata.get("dtype")
     accumulate = accumulate or recorded.metadata.get("accumulate")
     judged = Sites(recorded, model, Asked(dtype, accumulate, chosen, explain, allow or ""))
+    if isinstance(trace, JoinedTrace):
+        trace, judged = settled(trace, judged)
     found = looks(judged, executor)
     if isinstance(trace, JoinedTrace):
         found = named_ranks(trace, judged, found)
@@ -169,7 +173,8 @@ def check(
         seen.append(look.without_arrays())
         if progress is not None:
             progress(look.result)
-    results = _Diagnosis(replace(judged), habits_of(seen), diagnosing).results(seen)
+    again = replace(judged)  # whose recomputation begins at the first layer once more
+    results = _Diagnosis(again, habits_of(seen), diagnosing).results(seen)
     meant: tuple[Remedy, ...] = ()
     if explain and any(result.verdict in ("FAIL", "DIFFERS", "WARN") for result in results):
         meant = remedies(
@@ -262,7 +267,8 @@ class _Diagnosis:
         return found
 
     def _diagnosis(self, look: Look, strictly: bool) -> Callable[..., tuple[Explanation, ...]]:
-        evidence = look.evidence or self.sites.evidence(look.result.site)
+        judged = look.sites or self.sites
+        evidence = look.evidence or judged.evidence(look.result.site)
         if isinstance(evidence, FailingSite):
             return partial(diagnose, evidence, strictly=strictly)
-        return partial(diagnose_unbounded, evidence, self.sites.recorded, self.sites.model)
+        return partial(diagnose_unbounded, evidence, judged.recorded, judged.model)

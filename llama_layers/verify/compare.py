@@ -141,8 +141,9 @@ def compare(trace_a: Trace, trace_b: Trace, /, *, ignore_unknown: bool = False) 
 
 
 def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
-    """Make a config with as many layers as the names tell: its sites depend on nothing else."""
-    names = (name.split(".") for trace in traces for name in trace.arrays)
+    """Make a config with the sites that the names tell: its layers, and norms of queries."""
+    names = [name.split(".") for trace in traces for name in trace.arrays]
+    normed = any(parts[-1] in ("q_norm", "k_norm") for parts in names)
     numbers = (parts[2] for parts in names if len(parts) > 2 and parts[2].isdecimal())
     layers = [int(n) for n in numbers if len(n) <= len(str(_LAYERS)) and int(n) < _LAYERS]
     return LlamaConfig(
@@ -154,6 +155,7 @@ def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
         rms_norm_eps=1e-5,
         rope_theta=1e4,
         max_position_embeddings=1,
+        qk_norm="head" if normed else "none",
     )
 
 

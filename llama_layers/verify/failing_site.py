@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.sites import Site, sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
+from llama_layers.verify.defined import where_defined
 from llama_layers.verify.operations import Operation
 from llama_layers.verify.past import OF_PAST
 from llama_layers.verify.profiles import Rounding
@@ -57,6 +59,14 @@ class FailingSite:
             self._bounds[formats] = self.operation.bound(formats)
         return self._bounds[formats]
 
+    @cached_property
+    def ratio(self) -> NDArray[np.float64]:
+        """The error of each of the port's elements over its limit; zeros if it has no numbers."""
+        if not self.computed.any():
+            return np.zeros(self.computed.shape)
+        right = where_defined(self.bound(self.formats), self.site, self.recorded)
+        return right.ratio(self.computed)
+
     def beside(self, role: str) -> np.ndarray | None:
         """The port's array of another site in the same layer, if it was recorded."""
         return self.array(f"model.layers.{self.site.layer}.{role}")
@@ -85,7 +95,8 @@ class FailingSite:
             if site.pairwise or not near or site.name == self.site.name:
                 continue
             array = self.array(site.name)
-            if array is not None and array.size == np.prod(shape):
+            # An array of zeros would explain any zeros.
+            if array is not None and array.size == np.prod(shape) and array.any():
                 yield site.name, array.reshape(shape)
 
 

@@ -32,6 +32,8 @@ OF_CACHE = {
     "self_attn.k_rope": "self_attn.past_key",
     "self_attn.v_proj": "self_attn.past_value",
 }
+# The site of keys that a cache keeps where their norm comes after RoPE.
+NORMED_KEYS = "self_attn.k_norm"
 # Sites whose heads hold pairs that RoPE rotates.
 ROTATED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_attn.k_rope")
 

@@ -31,7 +31,7 @@ class Fitness:
     """
 
     error: float
-    """The root of the sum of squared errors; infinite for numbers that are none and should be."""
+    """The root of the sum of squared errors; infinite if there is NaN or Inf on one side only."""
     relative: float
     """The root mean square of errors over those that are usual with the hypothesis."""
     scaled: float
@@ -70,7 +70,7 @@ def floored(usual: Float64Array) -> Float64Array:
 
 
 def residual(array: np.ndarray, bound: Bound) -> Float64Array:
-    """The errors; infinite for numbers that are none and should be, or the reverse."""
+    """The errors; infinite where there is NaN or Inf on one side only."""
     values = wide(array)
     with np.errstate(invalid="ignore", over="ignore"):
         error = values - bound.exact

@@ -39,6 +39,15 @@ def looks(judged: Sites, executor: Executor | None) -> Iterator[Look]:
             future.cancel()
 
 
+def check_executor(executor: object) -> None:
+    """Raise TypeError unless jobs can be given to an executor, or it is None."""
+    wrong = isinstance(executor, type) or not callable(getattr(executor, "submit", None))
+    if executor is not None and wrong:
+        kind = type(executor).__name__
+        got = f"the class {executor.__name__}" if isinstance(executor, type) else kind
+        raise TypeError(f"executor: expected one of concurrent.futures, got {got}")
+
+
 @dataclass(frozen=True)
 class _Job:
     """Some sites of a trace, as they are sent to a worker, with what they are computed from."""

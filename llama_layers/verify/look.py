@@ -56,12 +56,15 @@ class Look:
     always : bool
         Whether `unexcused` is to be tried at every such site, and not only where few sites need
         those roundings.
+    sites : Sites or None
+        Those of one rank, if the look is at its numbers and not at those of the check.
     """
 
     result: SiteResult
     unexcused: SiteResult | None = None
     evidence: FailingSite | Unbounded | None = field(default=None, repr=False)
     always: bool = False
+    sites: Sites | None = field(default=None, repr=False)
 
     def without_arrays(self) -> Look:
         """The look without evidence that holds a layer's arrays."""
@@ -116,7 +119,7 @@ class Sites:
             lacks_past = self.recomputed.exact.lacks_past(site)
             look = Look(replace(result, note=result.note or self._padding(site)), evidence=evidence)
         else:
-            look = self._judged(evidence)
+            look = self.judged(evidence)
             lacks_past = self.recorded.past.needed(site, look.result.inputs)
         result = look.result
         if lacks_past and (result.verdict in ("FAIL", "DIFFERS") or math.isnan(result.difference)):
@@ -150,7 +153,8 @@ class Sites:
         return found
 
     @np.errstate(invalid="ignore")
-    def _judged(self, failing: FailingSite) -> Look:
+    def judged(self, failing: FailingSite) -> Look:
+        """Hold an array against its bound, without and with the roundings of engines."""
         array, formats = failing.computed, failing.formats
         bound = where_defined(self._bound(failing), failing.site, self.recorded)
         judgement = judge(array, bound)

@@ -19,8 +19,8 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.sites import Site
-from llama_layers.verify.fit import OF_CACHE, in_halves
-from llama_layers.verify.stored import StoredArray, stored
+from llama_layers.verify.fit import NORMED_KEYS, OF_CACHE, in_halves
+from llama_layers.verify.stored import StoredArray, info_of, stored
 
 KEY, VALUE = OF_CACHE.values()
 # Operations that read keys or values of earlier tokens.
@@ -65,7 +65,8 @@ class Past:
 
     def needed(self, site: Site, route: tuple[str, ...]) -> bool:
         """Whether a site is computed by a route from what is missing."""
-        reads = any(name.endswith(tuple(OF_CACHE)) for name in route)
+        kept = (*OF_CACHE, NORMED_KEYS)
+        reads = any(name.endswith(kept) for name in route)
         return site.operation in OF_PAST and reads and self.lacks(site.layer)
 
     def joined(self, layer: int, role: str, array: np.ndarray) -> np.ndarray:
@@ -117,6 +118,28 @@ def past_of(
                 f"{list(found[other].info().shape)}"
             )
     return found
+
+
+def check_no_gap(past: NDArray[np.int64], positions: Array | None) -> None:
+    """Raise TraceError if earlier tokens do not end where those of a trace begin."""
+    if positions is None:
+        return
+    last, begins = int(past.max()), int(to_numpy(positions)[..., 0].max())
+    if last != begins - 1:
+        raise TraceError(
+            f"past: expected tokens up to position {begins - 1}, since the trace begins at "
+            f"{begins}, got some up to {last}"
+        )
+
+
+def keys_seen(arrays: Mapping[str, Array], known: Mapping[str, Site], count: int) -> dict[int, int]:
+    """Return how many earlier keys recorded scores or probabilities of layers have."""
+    found: dict[int, int] = {}
+    for name in arrays:
+        layer, shape = known[name].layer, info_of(arrays, name).shape
+        if known[name].pairwise and layer is not None and len(shape) > 1 and shape[-2] == count:
+            found[layer] = max(found.get(layer, 0), shape[-1] - count)
+    return {layer: before for layer, before in found.items() if before > 0}
 
 
 def _fitted(

@@ -162,7 +162,8 @@ def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
     """The profile of a name; a ValueError if there is none."""
     if isinstance(profile, RoundingProfile):
         return profile
-    if (found := _PARALLEL.fullmatch(profile)) and found[3] in FLOATS:
+    found = _PARALLEL.fullmatch(profile)
+    if found and found[3] in FLOATS and not _PARALLEL.fullmatch(found[1] or ""):
         engine = CONTRACT if found[1] is None else profile_named(found[1])
         return replace(engine, name=profile, ranks=int(found[2]), reduce=found[3])
     if profile not in PROFILES:
@@ -175,7 +176,10 @@ def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
 
 def allowing(profile: RoundingProfile, roundings: str) -> RoundingProfile:
     """A profile with more roundings, such as "cache=float16, scores"; a ValueError if unknown."""
-    given = dict(_allowed(one.strip()) for one in roundings.split(","))
+    pairs = [_allowed(one.strip()) for one in roundings.split(",")]
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise ValueError(f"allow: expected each rounding once, got {shown(roundings)}")
     said = ", ".join(
         f"{name}={value}" if value is not True else name for name, value in given.items()
     )
@@ -204,7 +208,12 @@ def _allowed(one: str) -> tuple[str, Any]:
         "str | None": f"a format, such as {name}=float16",
         "int": f"a number, such as {name}=2",
         "float": f"a number, such as {name}=2",
-    }.get(kind, f"roundings such as 'cache=float16, scores', of {', '.join(kinds)}")
+    }.get(kind)
+    if expected is None:
+        raise ValueError(
+            f"allow: expected roundings such as 'cache=float16,scores', got {shown(one)}; the "
+            f"names are {', '.join(kinds)}"
+        )
     raise ValueError(f"allow: expected {expected}, got {shown(one)}")
 
 

@@ -152,27 +152,33 @@ class _Trial:
         if start > self._end or (first is not None and self._left(changed, [first])):
             return None
         some = _sample(self._results, self._wrong)
-        found = self._remedy(candidate, changed, some)
+        left = self._left(changed, some)
+        found = self._remedy(candidate, left, some)
         each = (time.perf_counter() - start) / len(some)
         in_time = time.perf_counter() + each * len(self._results) < self._end
-        if found is None or found.tried == found.sites or not (self.failing and in_time):
-            return found
-        return self._remedy(candidate, candidate.change(self.judged), self._results)
+        if found is not None and found.tried < found.sites and self.failing and in_time:
+            left = self._left(candidate.change(self.judged), self._results)
+            return self._remedy(candidate, left, self._results)
+        return found
 
     def _remedy(
-        self, candidate: _Candidate, changed: Sites, some: Sequence[SiteResult]
+        self, candidate: _Candidate, left: Sequence[SiteResult], some: Sequence[SiteResult]
     ) -> Remedy | None:
+        """What an option leaves of some sites; None if it does not help.
+
+        A site that stands for many that pass must not fail with it.
+        """
         failing = sum(result.verdict in self._wrong for result in some)
-        left = self._left(changed, some)
-        if left >= failing:
+        trades = any(result.verdict not in self._wrong for result in left)
+        if len(left) >= failing or (trades and len(some) < len(self._results)):
             return None
         of = "failing site" if self.failing else "warning"
-        counts = (left, failing, len(some), len(self._results))
+        counts = (len(left), failing, len(some), len(self._results))
         return Remedy(candidate.option, candidate.instead, *counts, of)
 
-    def _left(self, changed: Sites, some: Iterable[SiteResult]) -> int:
-        looks = (changed.look(result.site) for result in some)
-        return sum(look.result.verdict in self._wrong for look in looks)
+    def _left(self, changed: Sites, some: Iterable[SiteResult]) -> list[SiteResult]:
+        """The sites that are wrong with an option, as they are without it."""
+        return [r for r in some if changed.look(r.site).result.verdict in self._wrong]
 
 
 def _firsts(results: Iterable[SiteResult]) -> Iterator[SiteResult]:
@@ -294,7 +300,10 @@ def _named(judged: Sites, first: SiteResult) -> Iterator[_Candidate]:
 
 
 def _allowing(judged: Sites, roundings: str) -> _Candidate:
-    every = ",".join(filter(None, (judged.asked.allowed, roundings)))
+    name = roundings.partition("=")[0]
+    others = judged.asked.allowed.split(",") if judged.asked.allowed else []
+    others = [one.strip() for one in others if one.partition("=")[0].strip() != name]
+    every = ",".join([*others, roundings])
     return _Candidate(
         f"--allow {every}",
         lambda sites: replace(sites, asked=replace(sites.asked, allowed=every)),

@@ -66,7 +66,12 @@ def without_unknown(trace: Trace, config: LlamaConfig) -> Trace:
     """Return a trace without the arrays whose names no site of a model has."""
     if not isinstance(trace, Trace):
         raise TypeError(f"trace: expected a Trace, got {type(trace).__name__}")
-    return only_sites(trace, set(trace.arrays).difference(unknown_names(trace.arrays, config)))
+    unknown = unknown_names(trace.arrays, config)
+    if unknown and len(unknown) == len(trace.arrays):
+        raise TraceError(
+            f"trace: expected at least one site of the model, got {told(unknown, config)}"
+        )
+    return only_sites(trace, set(trace.arrays).difference(unknown))
 
 
 def only_sites(trace: Trace, names: Collection[str]) -> Trace:

@@ -23,6 +23,7 @@ from llama_layers.model.padding import padding
 from llama_layers.verify.fit import (
     HEAD,
     HEADED,
+    NORMED_KEYS,
     OF_CACHE,
     OF_LAST_TOKEN,
     check_layout,
@@ -30,7 +31,8 @@ from llama_layers.verify.fit import (
     without_padding,
 )
 from llama_layers.verify.logprob_arrays import NextIds, fitted_logprobs, next_tokens
-from llama_layers.verify.past import Past, past_of
+from llama_layers.verify.past import KEY, Past, check_no_gap, keys_seen, past_of
+from llama_layers.verify.profiles import profile_named
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.tokens import beginning, ids_of, positions_of, valid_tokens
 from llama_layers.verify.trace import Trace
@@ -150,14 +152,14 @@ def validated(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> R
     check_layout(layout)
     before = Past(past_of(given, config, batch, layout))
     if past is not None:
-        before = _past_in(past, config, batch, before)
+        before = _past_in(past, config, batch, before, trace)
     longest = max((array.info().shape[1] for array in before.arrays.values()), default=0)
     keep, keep_past = valid_tokens(trace.attention_mask, batch, count, longest)
     before = replace(before, keep=before.keep if keep_past is None else keep_past)
     ids = ids_of(trace.input_ids, batch, count, config)
     positions = positions_of(trace.positions, keep, before.keep, batch, count, longest)
     if begins := beginning(positions, keep):
-        before = replace(before, begins=begins, seen=_seen(trace.arrays, known, count))
+        before = replace(before, begins=begins, seen=keys_seen(trace.arrays, known, count))
     keys = {layer: before.count(layer) + count for layer in range(config.num_hidden_layers)}
     arrays = fitted(_without(trace.arrays, LOGPROBS), known, config, (batch, count), layout, keys)
     next_ids = next_tokens(trace.next_ids, ids, keep, (batch, count), config.vocab_size)
@@ -182,19 +184,26 @@ def validated(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> R
     )
 
 
-def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past) -> Past:
+def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past, trace: Trace) -> Past:
     """Return the keys and values of a trace of earlier tokens, and which are not padding."""
     if not isinstance(past, Trace):
         raise TypeError(f"past: expected a Trace, got {type(past).__name__}")
     if own.arrays:
         raise TraceError("past: expected a trace without keys and values of the past of its own")
-    found = validated(past, config)
+    try:
+        found = validated(past, config)
+    except TraceError as error:
+        raise TraceError(f"past: {str(error).removeprefix('trace: ')}") from None
     if found.batch != batch:
         raise TraceError(f"past: expected {batch} sequences, as the trace has, got {found.batch}")
+    if found.keep_with_past(0) is None and trace.attention_mask is None:
+        check_no_gap(found.positions, trace.positions)
     heads = (config.num_key_value_heads, config.head_dim)
     arrays = {}
     for layer in range(config.num_hidden_layers):
         names = {role: f"model.layers.{layer}.{site}" for site, role in OF_CACHE.items()}
+        if config.qk_norm_after_rope:
+            names[KEY] = f"model.layers.{layer}.{NORMED_KEYS}"
         if not all(name in found.arrays for name in names.values()) or found.past.lacks(layer):
             continue
         for role, name in names.items():
@@ -203,6 +212,11 @@ def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past) -> Past:
             arrays[f"model.layers.{layer}.{role}"] = stored(found.arrays, name).changed(
                 shape, change
             )
+    if not arrays and found.past.begins:
+        raise TraceError(
+            f"past: expected a trace from the first token on, got one from position "
+            f"{found.past.begins} on"
+        )
     if not arrays:
         raise TraceError(
             "past: expected self_attn.k_rope and self_attn.v_proj of a layer, got none"
@@ -215,16 +229,6 @@ def _with_its_past(
     past: Past, layer: int, role: str, shape: tuple[int, ...], array: Array
 ) -> np.ndarray:
     return past.joined(layer, role, to_numpy(array).reshape(shape))
-
-
-def _seen(arrays: Mapping[str, Array], known: Mapping[str, Site], count: int) -> dict[int, int]:
-    """Return how many earlier keys recorded scores or probabilities of layers have."""
-    found: dict[int, int] = {}
-    for name in arrays:
-        layer, shape = known[name].layer, info_of(arrays, name).shape
-        if known[name].pairwise and layer is not None and len(shape) > 1 and shape[-2] == count:
-            found[layer] = max(found.get(layer, 0), shape[-1] - count)
-    return {layer: before for layer, before in found.items() if before > 0}
 
 
 def _without(arrays: Mapping[str, Array], name: str) -> StoredArrays:
@@ -291,6 +295,14 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
             raise TraceError(
                 f"metadata {key}: expected one of {', '.join(FLOATS)}, got {metadata[key]!r}"
             )
+    if (ranks := metadata.get("tensor_parallel")) is not None:
+        try:
+            profile_named(f"tensor parallel, {ranks}")
+        except ValueError:
+            raise TraceError(
+                f"metadata tensor_parallel: expected a text such as '2 ranks, bfloat16 reduce', "
+                f"got {ranks!r}"
+            ) from None
 
 
 def _temperature(metadata: Mapping[str, str]) -> float:
@@ -326,7 +338,7 @@ def _extent_of_last_tokens(trace: Trace) -> tuple[int, int]:
     given = [info_of(trace.arrays, name).shape for name in OF_LAST_TOKEN if name in trace.arrays]
     shapes = [(1, *shape) if len(shape) == 2 else shape for shape in given]
     if not all(len(shape) == 3 for shape in shapes) or not shapes:
-        raise TraceError("input_ids: missing, and no array that has every token tells their number")
+        raise TraceError("input_ids: expected them, or an array that has every token, got neither")
     batch, count = shapes[0][0], max(shape[1] for shape in shapes)
     for tokens in (trace.attention_mask, trace.positions):
         if tokens is not None and len(tokens.shape):

@@ -56,7 +56,7 @@ def test_another_architecture(tmp_path, architecture):
     path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), architecture=architecture)
     with pytest.raises(
         CheckpointError,
-        match=f"m.gguf: expected one of the architectures llama, qwen2, got '{architecture}'",
+        match=f"m.gguf: expected one of the architectures .*, got '{architecture}'",
     ):
         load(path)
 

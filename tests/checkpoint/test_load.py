@@ -56,8 +56,9 @@ def test_every_array_is_read_only(kind, dtype, tmp_path):
     assert layer.self_attn.qkv.fused.dtype == (dtype or "float32")
     for copied in (layer.mapped(np.array), deepcopy(layer)):
         for name, array in copied.arrays().items():
-            assert array.flags.writeable, name
-            array[...] = 0
+            if array is not None:
+                assert array.flags.writeable, name
+                array[...] = 0
     assert layer.mlp.up_proj.any()
 
 

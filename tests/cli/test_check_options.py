@@ -73,7 +73,7 @@ def test_a_decode_step(run, parts):
     assert (status, err) == (0, "")
     assert out.startswith("PASS: 33 sites")
     assert "no such file" in trouble(run, "check", step, "--past", step.with_name("none"))
-    said = trouble(run, "check", step, step, "--tensor-parallel", "--past", past)
+    said = trouble(run, "check", past, step, "--tensor-parallel", "--past", past)
     assert "--past: expected none with --tensor-parallel" in said
 
 

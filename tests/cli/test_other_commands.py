@@ -159,7 +159,10 @@ def test_info_lists_the_keys_that_were_ignored(checkpoint, capsys):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "qwen3"}, "model_type: expected one of llama, mistral, qwen2, got 'qwen3'"),
+        (
+            {"model_type": "phi"},
+            "model_type: expected one of llama, mistral, qwen2, qwen3, got 'phi'",
+        ),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "weights (awq, 4 bits)"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "gives no logits"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 changes the maths"),

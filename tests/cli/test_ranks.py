@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from llama_layers.cli import main, ranks
+from llama_layers.parallel import launcher
 from llama_layers.parallel.launcher import SIZES_AND_RANKS, launched
 
 
@@ -17,6 +18,8 @@ def start(monkeypatch):
 
     def as_rank(rank, size="PMI_SIZE"):
         ranks.world.cache_clear()
+        monkeypatch.setitem(sys.modules, "mpi4py", None)  # there is no launcher to connect to
+        monkeypatch.setattr(launcher, "SAYS", 0)
         monkeypatch.setenv(size, "2")
         monkeypatch.setenv(SIZES_AND_RANKS[size], str(rank))
 
@@ -65,8 +68,7 @@ def test_a_wrong_option_is_named_once(capfd, start):
         assert bool(capfd.readouterr().err) == lines
 
 
-def test_mpi4py_is_missing(capfd, start, monkeypatch):
-    monkeypatch.setitem(sys.modules, "mpi4py", None)
+def test_mpi4py_is_missing(capfd, start):
     start(0)
     assert main(["generate", "a", "--model", "somewhere"]) == 2
     said = capfd.readouterr().err

@@ -85,6 +85,8 @@ CASES = {
     "mistral": ("Mistral", {"sliding_window": 7}),
     "mistral, no window": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 20}),
+    "qwen3, biases": ("Qwen3", {"head_dim": 8, "attention_bias": True}),
     "qwen2, window": (
         "Qwen2",
         {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},

@@ -151,6 +151,36 @@ def test_the_command_says_what_is_wrong(arguments, says):
     assert re.search(says, run.stderr)
 
 
+def test_an_error_of_all_ranks_is_said_once(models):
+    said = failed([3, *COMMAND, "generate", "a", "--model", models["missing"]])
+    lines = [line for line in said.splitlines() if "got nothing" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("llama-layers generate: rank 0 of 3: ")
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("info {}", "generate, got info"),
+        ("trace a --model {} -o {}/trace.safetensors", "generate, got trace"),
+        ("generate --wrong", "generate, got one with wrong arguments"),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_another_command_on_one_rank(models, other, said, rank):
+    usual = [1, *COMMAND, "generate", "a", "--model", models["model"]]
+    parts = [usual, [1, *COMMAND, *other.format(*[models["model"]] * 2).split()]]
+    if rank == 0:
+        parts, said = parts[::-1], ", got ".join(reversed(said.split(", got ")))
+    assert f"rank 1: expected the command of rank 0, {said}" in failed(*parts)
+
+
+def test_no_communicator(models):
+    program = "import sys, llama_layers; from mpi4py import MPI; "
+    program += "llama_layers.load(sys.argv[1], parallel=MPI.COMM_NULL)"
+    assert "is in, got MPI.COMM_NULL" in failed([1, sys.executable, "-c", program, models["model"]])
+
+
 def test_several_models_and_communicators(models):
     run = mpiexec([4, sys.executable, "-c", mpi_ranks.SEVERAL, models["model"]])
     assert (run.returncode, run.stderr) == (0, "")

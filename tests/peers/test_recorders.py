@@ -35,6 +35,7 @@ FAMILIES = {
     "Llama": {"head_dim": 8, "attention_bias": True, "mlp_bias": True},
     "Mistral": {"sliding_window": 3, "head_dim": 6},
     "Qwen2": {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 1},
+    "Qwen3": {"head_dim": 6, "attention_bias": True},
 }
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
 
@@ -108,7 +109,12 @@ def test_every_site(family, attention, dtype):
         q, k, v = attn.q_proj(normed), attn.k_proj(normed), attn.v_proj(normed)
         for role, tensor in zip("qkv", (q, k, v), strict=True):
             assert_is(f"{name}.self_attn.{role}_proj", tensor)
-        q, k = (t.unflatten(-1, (-1, width)).transpose(1, 2) for t in (q, k))
+        q, k = (t.unflatten(-1, (-1, width)) for t in (q, k))
+        if family == "Qwen3":
+            q, k = attn.q_norm(q), attn.k_norm(k)
+            assert_is(f"{name}.self_attn.q_norm", q)
+            assert_is(f"{name}.self_attn.k_norm", k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
         assert torch.equal(k, cache.layers[index].keys)
         assert_is(f"{name}.self_attn.q_rope", q.transpose(1, 2))
@@ -271,9 +277,9 @@ class TestRefused:
     def test_other_models(self):
         config = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9)
         model = transformers.GPT2LMHeadModel(config)
-        with pytest.raises(TypeError, match=r"model: expected a Llama.*, got GPT2LMHeadModel"):
+        with pytest.raises(TypeError, match=r"model: expected the .*, got GPT2LMHeadModel"):
             record_transformers(model, IDS)
-        with pytest.raises(TypeError, match=r"model: expected a Llama.*, got LlamaModel"):
+        with pytest.raises(TypeError, match=r"model: expected the .*, got LlamaModel"):
             record_transformers(model_in("Llama").model, IDS)
 
     def test_sites_that_are_not_seen(self, monkeypatch):

@@ -152,8 +152,15 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         return sites[name]
 
     def normed(name, rows):
-        weight = weights[f"{name}.weight"]
+        weight = weights.get(f"{name}.weight", 1.0)
         sites[name] = np.array([rms_norm(row, weight, config.rms_norm_eps) for row in rows])
+        return sites[name]
+
+    def normed_heads(name, rows, heads):
+        if config.qk_norm == "full":
+            return normed(name, rows.reshape(count, -1)).reshape(count, heads, width)
+        flat = normed(name, rows.reshape(count * heads, width))
+        sites[name] = flat.reshape(count, heads, width)
         return sites[name]
 
     def turned(name, rows, heads):
@@ -177,8 +184,15 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
         q = linear(f"{name}.self_attn.q_proj", y)
         k = linear(f"{name}.self_attn.k_proj", y)
         v = linear(f"{name}.self_attn.v_proj", y)
-        q = turned(f"{name}.self_attn.q_rope", q, config.num_attention_heads)
-        k = turned(f"{name}.self_attn.k_rope", k, config.num_key_value_heads)
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        if config.qk_norm != "none" and not config.qk_norm_after_rope:
+            q = normed_heads(f"{name}.self_attn.q_norm", q, heads)
+            k = normed_heads(f"{name}.self_attn.k_norm", k, kv_heads)
+        q = turned(f"{name}.self_attn.q_rope", q, heads)
+        k = turned(f"{name}.self_attn.k_rope", k, kv_heads)
+        if config.qk_norm_after_rope:
+            q = normed_heads(f"{name}.self_attn.q_norm", q, heads)
+            k = normed_heads(f"{name}.self_attn.k_norm", k, kv_heads)
         v = v.reshape(count, config.num_key_value_heads, width)
         rule = np.tri(count) if mask is None else mask
         seen = [

@@ -113,7 +113,9 @@ MODEL = kinds(
 }
 
 
-def llama(*, heads=4, kv_heads=2, head_dim=8, hidden=32, inner=48, layers=2, vocab=40):
+def llama(
+    *, heads=4, kv_heads=2, head_dim=8, hidden=32, inner=48, layers=2, vocab=40, qk_norm=False
+):
     """The tensors of a Llama of these sizes, by GGUF's names, as float32."""
     q, k = heads * head_dim, kv_heads * head_dim
     shapes = {"token_embd": (vocab, hidden)}
@@ -125,6 +127,8 @@ def llama(*, heads=4, kv_heads=2, head_dim=8, hidden=32, inner=48, layers=2, voc
             f"blk.{i}.ffn_gate": (inner, hidden), f"blk.{i}.ffn_up": (inner, hidden),
             f"blk.{i}.ffn_down": (hidden, inner),
         }  # fmt: skip
+        if qk_norm:
+            shapes |= {f"blk.{i}.attn_{x}_norm": (head_dim,) for x in "qk"}
     shapes |= {"output_norm": (hidden,), "output": (vocab, hidden)}
     return {
         f"{name}.weight": np.arange(prod(shape), dtype=np.float32).reshape(shape)
@@ -242,4 +246,4 @@ def shrunk(log):
     for key, value in changed.items():
         if (name := f"{architecture}.{key}") in log:
             metadata[name] = log[name][0], value
-    return metadata, llama(**sizes)
+    return metadata, llama(**sizes, qk_norm=architecture == "qwen3")

@@ -52,6 +52,9 @@ CONFIGS = {
     "mqa": replace(GQA, num_key_value_heads=1, num_hidden_layers=3),
     "biases": replace(GQA, attention_bias=True, mlp_bias=True),
     "qwen2": replace(GQA, model_type="qwen2"),
+    "qwen3": replace(GQA, model_type="qwen3", qk_norm="head"),
+    "norms of projections": replace(GQA, qk_norm="full"),
+    "norms after RoPE": replace(GQA, qk_norm="head", qk_norm_weight=False, qk_norm_after_rope=True),
     "tied": replace(GQA, tie_word_embeddings=True),
     "window": replace(GQA, model_type="mistral", sliding_window=3),
     "window of one": replace(GQA, model_type="mistral", sliding_window=1),
@@ -68,9 +71,11 @@ CONFIGS = {
 }
 
 
+# Those of Llama's own block, which compiled bodies compute whole.
+PLAIN = [kind for kind, config in CONFIGS.items() if not config.switches]
 # Narrow formats are rounded alike in each kind: a few of them tell.
 KINDS_AND_DTYPES = [
-    *((kind, "float32") for kind in CONFIGS),
+    *((kind, "float32") for kind in PLAIN),
     *((kind, dtype) for dtype in ("bfloat16", "float16") for kind in ("gqa", "biases", "window")),
 ]
 
@@ -106,7 +111,13 @@ def layer_weights(weights, config, layer, array=unmoved):
     mlp_biases = (get(f"mlp.{x}_proj.bias") for x in ("gate", "up", "down"))
     return LayerWeights(
         get("input_layernorm.weight"),
-        AttentionWeights(qkv, get("self_attn.o_proj.weight"), get("self_attn.o_proj.bias")),
+        AttentionWeights(
+            qkv,
+            get("self_attn.o_proj.weight"),
+            get("self_attn.o_proj.bias"),
+            get("self_attn.q_norm.weight"),
+            get("self_attn.k_norm.weight"),
+        ),
         get("post_attention_layernorm.weight"),
         MLPWeights(*matrices, *mlp_biases),
     )

@@ -10,7 +10,7 @@ from tests.support import tiny
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-FAMILY = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
+FAMILY = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
 def random_model(family="llama", **options):

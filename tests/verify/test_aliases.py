@@ -37,6 +37,8 @@ LLAMA_CPP = {
     "Qcur-3#1": "model.layers.3.self_attn.q_rope",
     "Kcur-3#0": "model.layers.3.self_attn.k_proj",
     "Kcur-3#1": "model.layers.3.self_attn.k_rope",
+    "Qcur_normed-3": "model.layers.3.self_attn.q_norm",
+    "Kcur_normed-3": "model.layers.3.self_attn.k_norm",
     "Vcur-3": "model.layers.3.self_attn.v_proj",
     "kq_soft_max-3": "model.layers.3.self_attn.probabilities",
     "kqv_out-3": "model.layers.3.self_attn.attention",
@@ -57,6 +59,8 @@ TRANSFORMER_LENS = {
     "blocks.3.attn.hook_q": "model.layers.3.self_attn.q_proj",
     "blocks.3.attn.hook_k": "model.layers.3.self_attn.k_proj",
     "blocks.3.attn.hook_v": "model.layers.3.self_attn.v_proj",
+    "blocks.3.attn.q_norm.hook_out": "model.layers.3.self_attn.q_norm",
+    "blocks.3.attn.k_norm.hook_out": "model.layers.3.self_attn.k_norm",
     "blocks.3.attn.hook_rot_q": "model.layers.3.self_attn.q_rope",
     "blocks.3.attn.hook_rot_k": "model.layers.3.self_attn.k_rope",
     "blocks.3.attn.hook_attn_scores": "model.layers.3.self_attn.scores",
@@ -185,7 +189,8 @@ class TestNames:
 
 class TestTable:
     def test_has_every_site_once(self):
-        layered = {site.name.replace("model.layers.0", "model.layers.{}") for site in sites(GQA)}
+        every = {site.name for kind in ("gqa", "qwen3") for site in sites(CONFIGS[kind])}
+        layered = {name.replace("model.layers.0", "model.layers.{}") for name in every}
         rows = [row[0] for row in alias_table()]
         assert len(rows) == len(set(rows))
         assert set(rows) == {name for name in layered if "layers.1" not in name}

@@ -65,8 +65,9 @@ def test_positions_that_advance_by_one_a_layer():
 
     text = check(traced(change), MODEL).text(width=1000)
     assert (
-        "RoPE at other positions, at self_attn.k_rope in layers 2-5: The port seems to rotate "
-        "tokens 0..11 at positions i..i + 11 instead of positions 0..11." in text
+        "RoPE at other positions, at self_attn.q_rope in layers 2-5, self_attn.k_rope in layers "
+        "2-5: The port seems to rotate tokens 0..11 at positions i..i + 11 instead of positions "
+        "0..11; if that is meant, the trace should have positions." in text
     )
 
 
@@ -83,9 +84,9 @@ def test_a_layer_late():
     )
 
 
-def result(layer, detail):
-    site = next(s for s in sites(DEEP) if s.name == f"model.layers.{layer}.mlp.act")
-    explained = (Explanation("mine", detail, 0.5),)
+def result(layer, detail, name="mine", role="mlp.act"):
+    site = next(s for s in sites(DEEP) if s.name == f"model.layers.{layer}.{role}")
+    explained = (Explanation(name, detail, 0.5),)
     return SiteResult(
         site, "FAIL", (1,), "float32", "float32", (), None, 1.0, explanations=explained
     )
@@ -94,10 +95,24 @@ def result(layer, detail):
 def test_numbers_that_follow_no_layer():
     """Numbers with a point stay as they are."""
     one = [result(i, "Adds 1e-05 to 3.") for i in (0, 1, 3)]
-    assert list(joined_causes(one)) == ["mine, at mlp.act in layers 0-1 and 3: Adds 1e-05 to 3."]
+    first = result(0, "Adds 2.", "theirs")
+    one = [result(i, "Adds 1e-05 to 3.") for i in (0, 1, 3)]
+    said = ["mine, at mlp.act in layers 0-1 and 3: Adds 1e-05 to 3."]
+    assert list(joined_causes([first, *one])) == said
     other = [result(i, f"Adds {i * i}.") for i in range(3)]
-    assert list(joined_causes(other)) == ["mine, at mlp.act in layers 0-2."]
+    assert list(joined_causes([first, *other])) == ["mine, at mlp.act in layers 0-2."]
     assert list(joined_causes([result(4, "Adds 2.")])) == []
+
+
+def test_what_is_told_of_the_first_site_is_told_once():
+    assert list(joined_causes([result(i, "Adds 1e-05 to 3.") for i in (0, 1, 3)])) == []
+    assert list(joined_causes([result(i, f"Adds {i * i}.") for i in range(3)])) == []
+
+
+def test_one_cause_of_two_roles():
+    found = [result(i, "Adds 3.", role=role) for role in ("mlp.act", "mlp.up_proj") for i in (0, 1)]
+    where = "mlp.act in layers 0-1, mlp.up_proj in layers 0-1"
+    assert list(joined_causes([result(0, "x", "theirs"), *found])) == [f"mine, at {where}: Adds 3."]
 
 
 def test_no_time(monkeypatch):

@@ -130,6 +130,22 @@ def test_processes(model, port, tmp_path):
         both(wrong, in_memory, pool)
 
 
+def test_what_is_no_executor(model, port):
+    for wrong, got in ((2, "int"), (ThreadPoolExecutor, "the class ThreadPoolExecutor")):
+        with pytest.raises(TypeError, match=f"^executor: .*concurrent.futures, got {got}"):
+            check(Trace.load(port), model, executor=wrong)
+
+
+def test_a_file_in_bfloat16(checkpoint, tmp_path):
+    model = load(checkpoint, dtype="bfloat16")
+    path = tmp_path / "port.safetensors"
+    arrays = {n: a.astype(ml_dtypes.bfloat16) for n, a in record(model, IDS).arrays.items()}
+    spoilt(Trace(arrays, IDS), "model.layers.2.mlp.act").save(path)
+    trace = Trace.load(path)
+    assert {array.dtype for array in trace.arrays.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert both(trace, model).first.site.name == "model.layers.2.mlp.act"
+
+
 def test_threads(model, port):
     with ThreadPoolExecutor(2) as pool:
         both(Trace.load(port), model, pool)

@@ -189,7 +189,8 @@ def test_refused(model, whole):
     )
     three = engine(whole, model, 4)[:3]
     assert said(three) == (
-        "model.layers.0.self_attn.q_proj: expected parts of 8 query heads, got 2 + 2 + 2"
+        "model.layers.0.self_attn.q_proj: expected parts of 8 query heads, got 2 + 2 + 2: "
+        "is a rank's file missing?"
     )
     name = f"{LAYER}.self_attn.q_rope"
     turned = wrong_on(ranks, 1, name, lambda a: np.swapaxes(a, 1, 2))
@@ -202,7 +203,7 @@ def test_refused(model, whole):
         "rank 1: model.norm: expected float32 in [1, 5, 10], as rank 0 has, "
         "got float32 in [1, 1, 10]"
     )
-    with pytest.raises(ValueError, match="traces: expected one of each rank, got none"):
+    with pytest.raises(ValueError, match="traces: expected traces, one of each rank, got none"):
         join_ranks([], CONFIG)
 
 
@@ -220,3 +221,168 @@ def test_a_command(tmp_path, model, whole):
         command = ["check", *map(str, files), "--model", str(path), "--jobs", jobs]
         assert main([*command, "--tensor-parallel", "--no-diagnose"]) == 1
     assert main(command) == 2
+
+
+SPOILT = {
+    "a reduce that was forgotten": None,
+    "NaN": lambda a: a * np.nan,
+    "a factor": lambda a: a * 1.5,
+    "zeros": np.zeros_like,
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("role", ["self_attn.o_proj", "mlp.down_proj"])
+def test_a_sum_that_one_rank_gets_wrong_in_every_layer(model, whole, how, rank, role):
+    ranks = engine(whole, model, 2)
+    for layer in range(CONFIG.num_hidden_layers):
+        name = f"model.layers.{layer}.{role}"
+        change = SPOILT[how]
+        if change is None:
+            own = engine(whole, model, 2, reduced=False)[rank].arrays[name]
+            change = lambda _, own=own: own  # noqa: E731
+        ranks = wrong_on(ranks, rank, name, change)
+    for pool in (None, Remote()):
+        result = check(join_ranks(ranks, CONFIG), model, explain=False, executor=pool).first
+        assert result.site.name == f"model.layers.0.{role}"
+        said = f"ranks differ here: wrong on rank {rank}, right on rank {1 - rank}"
+        if SPOILT[how] is None:
+            said += f"; the parts of other ranks were not added on rank {rank}"
+        assert result.note == said
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_sum_that_one_rank_of_many_gets_wrong(model, whole, rank):
+    """Others have the same bits: no model is needed to tell."""
+    ranks = engine(whole, model, 4)
+    for layer in range(CONFIG.num_hidden_layers):
+        ranks = wrong_on(ranks, rank, f"model.layers.{layer}.mlp.down_proj", np.zeros_like)
+    joined = join_ranks(ranks, CONFIG)
+    assert not joined.parts
+    assert check(joined, model, explain=False).first.note.startswith(
+        f"ranks differ here: wrong on rank {rank}, right on ranks"
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("how", ["NaN", "a factor", "zeros"])
+def test_the_rank_whose_part_of_a_sum_is_wrong(model, whole, rank, how):
+    name = f"{LAYER}.self_attn.o_proj"
+    ranks = wrong_on(engine(whole, model, 4, reduced=False), rank, name, SPOILT[how])
+    result = check(join_ranks(ranks, CONFIG), model, explain=False).first
+    assert result.site.name == name
+    assert result.note == f"it is a sum, to which the parts of rank {rank} are wrong"
+
+
+def test_a_bias_that_every_rank_adds():
+    config = replace(CONFIG, attention_bias=True)
+    weights = random_weights(config, dtype=np.float32)
+    model = model_of(config, weights)
+    trace = record(model, IDS)
+    right = engine(trace, model, 2, reduced=False)
+    for biased in (1, 2):
+        ranks = right
+        for rank in range(biased):
+            for layer in range(config.num_hidden_layers):
+                name = f"model.layers.{layer}.self_attn.o_proj"
+                bias = weights[f"{name}.bias"]
+                ranks = wrong_on(ranks, rank, name, lambda a, bias=bias: a + bias)
+        report = check(join_ranks(ranks, config), model, explain=False)
+        found = {r.verdict for r in report.results if r.site.role == "self_attn.o_proj"}
+        assert found == ({"PASS"} if biased == 1 else {"FAIL"})
+    said = "it is a sum, whose parts are right on each rank, but perhaps for a bias"
+    assert report.first.note == said
+
+
+@pytest.mark.parametrize("order", [(1, 0), (0, 0), (1, 1)])
+def test_ranks_in_another_order(model, whole, order):
+    ranks = engine(whole, model, 2)
+    result = check(join_ranks([ranks[i] for i in order], CONFIG), model, explain=False).first
+    assert result.site.role == "self_attn.q_proj"
+    for rank, other in enumerate(order):
+        said = f"rank {rank} has what rank {other} should have"
+        assert (said in result.note) == (rank != other)
+    assert result.note.endswith("the ranks may be in another order")
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("last", [False, True])
+def test_logits_of_some_tokens_on_each_rank(model, whole, padding, last):
+    logits = whole.arrays["lm_head"][:, -1:] if last else whole.arrays["lm_head"]
+    table = np.pad(logits, [(0, 0), (0, 0), (0, padding)])
+    parts = np.split(table, [5 if not padding else 8], axis=-1)
+    ranks = [
+        replace(trace, arrays={**trace.arrays, "lm_head": part})
+        for trace, part in zip(engine(whole, model, 2), parts, strict=True)
+    ]
+    joined = join_ranks(ranks, CONFIG)
+    np.testing.assert_array_equal(joined.arrays["lm_head"], table)
+    tokens = [token for places in joined.places["lm_head"] for token in places]
+    assert tokens == list(range(CONFIG.vocab_size))
+    assert check(joined, model, explain=False).agrees
+    wrong = wrong_on(ranks, 0, "lm_head")
+    result = check(join_ranks(wrong, CONFIG), model, explain=False).first
+    assert (result.site.name, result.note.split(";")[-1].strip()) == (
+        "lm_head",
+        "its worst elements are those of rank 0",
+    )
+
+
+def test_logits_on_one_rank_only(model, whole):
+    ranks = engine(whole, model, 2)
+    others = {name: array for name, array in ranks[0].arrays.items() if name != "lm_head"}
+    joined = join_ranks([replace(ranks[0], arrays=others), ranks[1]], CONFIG)
+    assert list(joined.arrays) == list(whole.arrays)
+    assert check(joined, model).verdict == "PASS"
+
+
+def test_a_rank_with_another_dtype_or_metadata(model, whole):
+    ranks = engine(whole, model, 2)
+    name = f"{LAYER}.self_attn.q_proj"
+    array = ranks[1].arrays[name].astype(np.float64)
+    others = [ranks[0], replace(ranks[1], arrays={**ranks[1].arrays, name: array})]
+    with pytest.raises(TraceError, match=r"rank 1: .*q_proj: expected float32, .* got float64"):
+        join_ranks(others, CONFIG)
+    others = [ranks[0], replace(ranks[1], metadata={**ranks[1].metadata, "dtype": "bfloat16"})]
+    with pytest.raises(
+        TraceError, match=r"rank 1: metadata dtype: expected that of rank 0, float3"
+    ):
+        join_ranks(others, CONFIG)
+
+
+def test_metadata_that_says_nothing_of_ranks(model, whole):
+    with pytest.raises(TraceError, match=r"metadata tensor_parallel: .*, got 'yes'"):
+        check(replace(whole, metadata={"tensor_parallel": "yes"}), model)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_mistake_of_one_rank_is_named(model, whole, rank):
+    weight = model.weights.layers[1].input_layernorm
+    ranks = wrong_on(
+        engine(whole, model, 2), rank, f"{LAYER}.input_layernorm", lambda a: a / weight
+    )
+    for pool in (None, Remote()):
+        result = check(join_ranks(ranks, CONFIG), model, executor=pool).first
+        assert [cause.name for cause in result.explanations] == ["norm weight skipped"]
+
+
+def test_an_embedding_that_is_wrong_on_one_rank(model, whole):
+    ranks = wrong_on(engine(whole, model, 2), 1, "model.embed_tokens")
+    result = check(join_ranks(ranks, CONFIG), model, explain=False).first
+    assert result.site.name == "model.embed_tokens"
+    assert result.note == "ranks differ here: wrong on rank 1, right on rank 0"
+
+
+def test_what_are_no_traces(whole):
+    assert join_ranks((trace for trace in [whole]), CONFIG).size == 1
+    for wrong, said in (
+        (whole, "got Trace"),
+        ("rank0.safetensors", "got str"),
+        (["rank0.safetensors"], "got str for rank 0; Trace.load opens a file"),
+        (3, "got int"),
+    ):
+        with pytest.raises(TypeError, match=f"traces: expected traces, one of each rank, {said}"):
+            join_ranks(wrong, CONFIG)
+    with pytest.raises(TypeError, match="config: expected a LlamaConfig, got str"):
+        join_ranks([whole], "model")

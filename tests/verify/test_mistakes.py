@@ -81,7 +81,7 @@ def test_a_port_made_of_the_register(mistake):
     for planted in planted_from(mistake):
         report = check(*run(planted))
         assert report.first.site.name == planted.site
-        assert mistake.name in told(report)
+        assert told(report)[0] == mistake.name
         return
     pytest.fail("no site shows the mistake")
 
@@ -131,7 +131,7 @@ FLOAT64 = [
     m
     for m in MISTAKES
     if m.config == "base" and not m.padded and not m.first and m.name not in ROUNDING
-][::4]
+][::8]
 
 
 @pytest.mark.parametrize("mistake", FLOAT64, ids=lambda m: f"{m.name}, {m.role or 'layer'}")

@@ -64,7 +64,7 @@ def test_the_table_of_a_trace():
     assert cells == [
         ["site", "layers", "shape", "dtype"],
         ["input_ids", "", "[1, 3]", "int64"],
-        ["mlp.up_proj", "0-2, 5", "[1, 3, 20]", "float16"],
+        ["mlp.up_proj", "0-2 and 5", "[1, 3, 20]", "float16"],
         ["mlp.up_proj", "7", "[1, 3, 20]", "float32"],
         ["lm_head", "", "[3, 11]", "float32"],
     ]

@@ -48,10 +48,11 @@ def part(trace, tokens, **more):
 def past_arrays(trace, config, count=PAST):
     """What a cache has of the first tokens, from the trace of all."""
     heads = (config.num_key_value_heads, config.head_dim)
+    keys = "k_norm" if config.qk_norm_after_rope else "k_rope"
     arrays = {}
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}.self_attn."
-        arrays[name + "past_key"] = trace.arrays[name + "k_rope"][:, :count]
+        arrays[name + "past_key"] = trace.arrays[name + keys][:, :count]
         values = trace.arrays[name + "v_proj"][:, :count]
         arrays[name + "past_value"] = values.reshape(*values.shape[:2], *heads)
     return arrays
@@ -91,8 +92,10 @@ def test_a_trace_of_the_past():
     report = check(part(trace, slice(PAST, None)), model, past=middle)
     assert report.verdict == "PASS", report
     shorter = part(trace, slice(None, PAST - 1))
-    wrong = check(part(trace, slice(PAST, None)), model, past=shorter)
-    assert wrong.first.site.role == "self_attn.attention"
+    with pytest.raises(TraceError, match=r"past: expected tokens up to position 4, .* up to 3"):
+        check(part(trace, slice(PAST, None)), model, past=shorter)
+    counted = replace(part(trace, slice(PAST, None)), positions=None)
+    assert check(counted, model, past=past).verdict == "PASS"
 
 
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
@@ -207,6 +210,34 @@ def test_the_past_of_another_batch():
     one = Trace({n: a[:1] for n, a in past.arrays.items()}, past.input_ids[:1])
     with pytest.raises(TraceError, match="past: expected 2 sequences"):
         check(part(trace, slice(PAST, None)), model, past=one)
+
+
+def test_a_past_without_its_own():
+    model, trace = whole_run()
+    middle = part(trace, slice(3, PAST))
+    with pytest.raises(TraceError, match="from the first token on, got one from position 3 on"):
+        check(part(trace, slice(PAST, None)), model, past=middle)
+
+
+def test_unknown_names_in_the_past():
+    model, trace = whole_run()
+    past = part(trace, slice(None, PAST), zzz=np.ones(1))
+    with pytest.raises(TraceError, match="past: expected names of sites"):
+        check(part(trace, slice(PAST, None)), model, past=past)
+    report = check(part(trace, slice(PAST, None)), model, past=past, ignore_unknown=True)
+    assert report.verdict == "PASS"
+
+
+def test_positions_that_were_not_written():
+    """Those of the rotations are told, however far from the first they are."""
+    model = model_of(GQA, random_weights(GQA, 3, np.float32))
+    ids = np.random.default_rng(1).integers(0, GQA.vocab_size, (2, 43))
+    step = replace(part(record(model, ids), slice(40, None)), positions=None)
+    found = check(step, model).first
+    assert found.site.role == "self_attn.q_rope"
+    assert [cause.name for cause in found.explanations] == ["RoPE at other positions"]
+    said = "tokens 0..2 at positions 40..42 instead of positions 0..2; if that is meant, the trace"
+    assert said in found.explanations[0].detail
 
 
 def test_in_jobs(tmp_path):

@@ -212,5 +212,5 @@ def test_arrays_of_another_library(tmp_path):
 
 
 def test_no_model_of_transformers():
-    with pytest.raises(TypeError, match=r"model: expected a LlamaForCausalLM, .* got int"):
+    with pytest.raises(TypeError, match=r"model: expected the causal language model of .* got int"):
         record_transformers(3, IDS)

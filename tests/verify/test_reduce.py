@@ -188,7 +188,7 @@ def test_names():
     assert replace(one, name=CONTRACT.name, reduce=None) == CONTRACT
     for wrong in (
         "tensor parallel", "tensor parallel, 0 ranks, float32 reduce", f"nobody, {PROFILE}",
-        "tensor parallel, 2 ranks, tf32 reduce",
+        "tensor parallel, 2 ranks, tf32 reduce", f"{PROFILE}, {PROFILE}",
     ):  # fmt: skip
         with pytest.raises(ValueError, match="one such as 'tensor parallel, 2"):
             profile_named(wrong)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from llama_layers import attention, forward
+from llama_layers import apply_rope, attention, forward, rope_table
 from llama_layers.testing import assert_matches_reference
 from llama_layers.verify import Trace, check, record
 from llama_layers.verify.profiles import CONTRACT, PROFILES, allowing
@@ -104,6 +107,23 @@ def test_what_is_left_is_counted():
     assert report.remedies[0].left == len(left) == 2  # and mlp.act
     assert report.remedies[0].failing == len(report.failures)
     assert f"leaves 2 of {len(report.failures)} failing sites." in report.text(width=1000)
+
+
+def test_no_option_makes_others_fail_instead(monkeypatch):
+    """Where there is time for a few sites only, they tell nothing of how many would fail."""
+    module = sys.modules["llama_layers.verify.remedies"]
+    monkeypatch.setattr(module, "_ALL", 0)
+    monkeypatch.setattr(module, "_TIME", 3.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=count().__next__))
+    trace = record(MODEL, IDS)
+    cos, sin = rope_table(np.arange(IDS.shape[1]), GQA, like=np.zeros(1, np.float32))
+    turned = {}
+    for name in (n for n in trace.arrays if n.endswith("_rope")):
+        x = trace.arrays[name.replace("rope", "proj")].reshape(trace.arrays[name].shape)
+        turned[name] = apply_rope(x, cos, sin, layout="interleaved")
+    report = check(with_arrays(trace, **turned), MODEL)
+    assert report.first.explanations[0].name == "RoPE layout interleaved"
+    assert options(report) == []
 
 
 def test_pairs_next_to_each_other():
@@ -228,13 +248,14 @@ def test_roundings_that_are_allowed():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("cash=float16", "allow: expected roundings such as 'cache=float16, scores', of "),
+        ("cash=float16", "allow: expected roundings such as 'cache=float16,scores', got 'cash="),
         ("", "allow: expected roundings such as"),
         ("cache", "allow: expected a format, such as cache=float16, got 'cache'"),
         ("scores=half", "allow: expected scores, or one such as scores=bfloat16, got"),
         ("flushes=1", "allow: expected flushes, got 'flushes=1'"),
         ("block=many", "allow: expected a number, such as block=2, got"),
         ("name=x", "allow: expected roundings such as"),
+        ("scores,scores=float16", "allow: expected each rounding once, got 'scores,scores"),
     ],
 )
 def test_roundings_that_are_unknown(text, said):

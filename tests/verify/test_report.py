@@ -90,13 +90,13 @@ def test_the_first_failure_is_the_first_of_the_forward_pass():
         ),
         (
             report(unjudged("lm_head", "DIFFERS", 0.0123, 2.9e-6)),
-            "FAIL: first at lm_head: differs by 0.012 from a recomputation since input_ids, our "
+            "FAIL: first at lm_head: differs by 0.012 from a recomputation from input_ids on; our "
             "own run by 2.9e-06",
         ),
         (
             report(unjudged("lm_head", "DIFFERS", math.inf)),
-            "FAIL: first at lm_head: NaN or Inf where a recomputation since input_ids has none, or "
-            "the reverse",
+            "FAIL: first at lm_head: NaN or Inf where a recomputation from input_ids on has none, "
+            "or the reverse",
         ),
         (
             report(result("model.norm", ratio=0.97), unjudged("lm_head")),
@@ -154,7 +154,8 @@ def test_what_the_cause_explains():
         result("lm_head", "FAIL"),
     )
     assert paragraphs(made, width=1000)[2] == (
-        "7 sites fail: self_attn.q_rope in layers 0-3, self_attn.k_rope in layers 1, 3, lm_head.\n"
+        "7 sites fail: self_attn.q_rope in layers 0-3, self_attn.k_rope in layers 1 and 3, "
+        "lm_head.\n"
         "The likely cause explains 5 of them; not self_attn.k_rope in layer 3, lm_head."
     )
 
@@ -233,7 +234,7 @@ def test_notes_are_told_once():
     made = report(*(result(name, "WARN", note=note) for name in [*Q_ROPE, K_ROPE[0], K_ROPE[2]]))
     noted = [part for part in paragraphs(made, width=1000)[1:] if note in part]
     assert noted == [
-        "WARN self_attn.q_rope in layers 0-3, self_attn.k_rope in layers 0, 2: "
+        "WARN self_attn.q_rope in layers 0-3, self_attn.k_rope in layers 0 and 2: "
         "rounds as A does: the table to bfloat16."
     ]
 
@@ -254,7 +255,7 @@ def test_missing_sites_are_told_by_role():
     )
     assert paragraphs(made, width=1000)[-2].splitlines() == [
         "Not recorded in any of 4 layers: self_attn.k_rope, layer output.",
-        "Not recorded in layers 0-1, 3: mlp.up_proj.",
+        "Not recorded in layers 0-1 and 3: mlp.up_proj.",
         "Not recorded in layer 3: mlp.act.",
         "Not recorded: model.norm.",
     ]

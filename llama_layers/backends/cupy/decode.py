@@ -201,6 +201,7 @@ def fits(model: Llama, cache: KVCache) -> bool:
     if (
         not 0 < cache.keys[0].shape[0] <= launch.MAX_TOKENS
         or {(cache.keys[0].shape[0], cache.capacity, *expected)} != shapes
+        or config.switches
         or not all(layer_fits(layer, config) for layer in layers)
     ):
         return False

@@ -35,7 +35,7 @@ class Plan:
         self.layers, self.config = layers, config
         self.kind: int | None = None
         # The kernel reads and writes as much memory as the config says.
-        if not all(layer_fits(layer, config) for layer in layers):
+        if config.switches or not all(layer_fits(layer, config) for layer in layers):
             return
         arrays: list[list[Any]] = []
         for layer in layers:

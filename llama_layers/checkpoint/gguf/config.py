@@ -22,7 +22,7 @@ from llama_layers.errors import ConfigError
 from llama_layers.layers.rope import inv_freq
 
 # Mistral's files say llama. llama.cpp's own converter permutes Q and K for llama only.
-ARCHITECTURES = ("llama", "qwen2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 _EPS = "attention.layer_norm_rms_epsilon"
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -75,7 +75,7 @@ def read_config(
         rms_norm_eps=_decimal(own.number(_EPS)),
         rope_theta=_decimal(own.number("rope.freq_base", 10000.0)),
         rope_scaling=_scaling(own),
-        attention_bias=architecture == "llama" and "blk.0.attn_q.bias" in shapes,
+        attention_bias=architecture != "qwen2" and "blk.0.attn_q.bias" in shapes,
         mlp_bias="blk.0.ffn_gate.bias" in shapes,
         tie_word_embeddings="output.weight" not in shapes,
         model_type=architecture,

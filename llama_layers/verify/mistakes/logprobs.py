@@ -94,15 +94,18 @@ def _(op: Logprobs, at: FailingSite) -> Iterator[Changed]:
         (1, "The array has at position s the log-probability of token s, predicted at s - 1"),
         (-1, "The array has at position s the log-probability of token s + 2"),
     ):
-        yield moved(op, partial(_shifted, step=step, theirs=wide(at.computed))), said
+        known = op.ids[..., None] >= 0
+        yield moved(op, partial(_shifted, step, wide(at.computed), known)), said
 
 
-def _shifted(numbers: Float64Array, step: int, theirs: Float64Array) -> Float64Array:
+def _shifted(
+    step: int, theirs: Float64Array, known: np.ndarray, numbers: Float64Array
+) -> Float64Array:
     """Move numbers along the tokens; where none is known, the port's own stands."""
     found = np.roll(numbers, step, axis=1)
     found[:, 0 if step > 0 else -1] = np.nan
     unknown = np.isnan(found)
-    return np.where(unknown, theirs, np.where(np.isnan(theirs), np.nan, found))
+    return np.where(unknown, theirs, np.where(known, found, np.nan))
 
 
 @mistake(Logprobs, "log-probabilities summed")

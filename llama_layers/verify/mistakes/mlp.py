@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llama_layers.verify.mistakes.registry import mistake
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.verify.mistakes.predicted import rounded
+from llama_layers.verify.mistakes.registry import Kind, mistake
+from llama_layers.verify.mistakes.rounding import in_each_narrow_format
 from llama_layers.verify.operations import Gate
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.rules import gated, silu
@@ -79,3 +82,40 @@ _computes("silu of the product", "silu(gate * up)", lambda g: silu(g.gate * g.up
 _computes("silu twice", "silu(silu(gate)) * up", lambda g: gated(_silu(g.gate), g.up))
 _computes("silu of both", "silu(gate) * silu(up)", lambda g: _silu(g.gate) * _silu(g.up))
 _computes("gate and up added", "silu(gate) + up", lambda g: _silu(g.gate) + g.up)
+_computes(
+    "hard swish for silu",
+    "gate * relu6(gate + 3) / 6 * up",
+    lambda g: (g.gate * (g.gate + 3).apply(lambda y: np.clip(y, 0, 6)) / 6).step("silu") * g.up,
+)
+_computes(
+    "hard sigmoid for sigmoid",
+    "gate * clip(0.2 gate + 0.5, 0, 1) * up",
+    lambda g: g.gate * (0.2 * g.gate + 0.5).apply(lambda y: np.clip(y, 0, 1)) * g.up,
+)
+_computes(
+    "mish for silu",
+    "gate * tanh(log(1 + exp(gate))) * up",
+    lambda g: g.gate * g.gate.apply(lambda y: np.tanh(np.logaddexp(0, y))) * g.up,
+)
+_computes(
+    "softplus for silu",
+    "log(1 + exp(gate)) * up",
+    lambda g: g.gate.apply(lambda y: np.logaddexp(0, y)) * g.up,
+)
+_computes("sigmoid of minus gate", "gate * sigmoid(-gate) * up", lambda g: -_silu(-g.gate) * g.up)
+_computes("one added to up", "silu(gate) * (up + 1)", lambda g: _silu(g.gate) * (g.up + 1))
+_computes("sigmoid of up", "gate * sigmoid(up)", lambda g: g.gate * _sigmoid(g.up))
+
+
+@in_each_narrow_format
+def _table_in(narrow: str) -> None:
+    form = FLOATS[narrow]
+
+    @mistake(
+        Gate,
+        f"activation from a table in {narrow}",
+        kind=Kind.ROUNDING,
+        says=f"Looks silu up in a table for numbers of {narrow}; it should compute it in float32.",
+    )
+    def _(g: Gate[Tracked]) -> Tracked:
+        return rounded(silu(rounded(g.gate, form)), form) * g.up

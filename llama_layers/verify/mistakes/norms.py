@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.mistakes.registry import Changed, mistake
+from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.predicted import rounded
+from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
+from llama_layers.verify.mistakes.rounding import in_each_narrow_format
 from llama_layers.verify.operations import Norm
 from llama_layers.verify.tracked import Tracked
 
@@ -25,6 +28,20 @@ def _square(n: Norm[Tracked]) -> Tracked:
 def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Adds an eps of {0:g}; it should add {1:g}."""
     yield from ((replace(norm, eps=eps), eps, norm.eps) for eps in _EPS if eps != norm.eps)
+
+
+@mistake(Norm, "another eps", kind=Kind.SOLVED)
+def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
+    """Adds an eps of {0:g}; it should add {1:g}."""
+    # Solved for in the token with the least mean square, and held against the others.
+    square = np.mean(np.square(wide(norm.x)), axis=-1)
+    normed = wide(norm.x) * wide(norm.weight)
+    with np.errstate(all="ignore"):
+        factor = np.sum(wide(at.computed) * normed, axis=-1) / np.sum(np.square(normed), axis=-1)
+        found = float((factor**-2.0 - square).ravel()[np.argmin(square)])
+    if found > 0 and np.isfinite(found):
+        for eps in dict.fromkeys((float(f"{found:.1g}"), float(f"{found:.3g}"), found)):
+            yield replace(norm, eps=eps), eps, norm.eps
 
 
 @mistake(Norm, "eps outside the root")
@@ -113,6 +130,29 @@ def _(n: Norm[Tracked]) -> Tracked:
 def _(n: Norm[Tracked]) -> Tracked:
     """Scales with the weight without normalising; it should do both."""
     return n.x * n.weight
+
+
+@in_each_narrow_format
+def _computed_in(narrow: str) -> None:
+    form = FLOATS[narrow]
+
+    @mistake(
+        Norm,
+        f"norm computed in {narrow}",
+        kind=Kind.ROUNDING,
+        says=f"Rounds {{0}} to {narrow}; it should keep float32 to the end.",
+    )
+    def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
+        def formula(n: Norm[Tracked], squares: bool, factor: bool, row: bool) -> Tracked:
+            square = rounded(n.x * n.x, form) if squares else n.x * n.x
+            mean = square.mean()
+            scale = ((rounded(mean, form) if squares else mean) + n.eps).rsqrt()
+            y = n.x * (rounded(scale, form) if factor else scale)
+            return (rounded(y, form) if row else y) * n.weight
+
+        yield evaluated(norm, formula, True, True, True), "each of its steps"
+        yield evaluated(norm, formula, False, True, True), "the inverse root and its product"
+        yield evaluated(norm, formula, False, True, False), "the inverse root"
 
 
 @mistake(Norm, "another token's norm", roles=("model.norm",))

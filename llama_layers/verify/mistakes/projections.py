@@ -176,14 +176,10 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
 @mistake(Linear, "joined matrix split in another order", roles=FLAT)
 def _(linear: Linear, at: FailingSite) -> Iterator[Linear]:
     """Splits the joined matrix in another order than it was joined in."""
-    # The rows where they would be if the matrix were joined in another order, or by group.
     parts = [_with(linear, at, role).weight for role in FLAT]
     rows = _rows(at, parts)
     for order in list(permutations(parts))[1:]:
         yield replace(linear, weight=np.concatenate(order)[rows])
-    groups, width = at.config.num_key_value_heads, linear.weight.shape[1]
-    by_group = np.concatenate([part.reshape(groups, -1, width) for part in parts], axis=1)
-    yield replace(linear, weight=by_group.reshape(-1, width)[rows])
 
 
 @mistake(Linear, "joined matrix split in another order", roles=("mlp.gate_proj", "mlp.up_proj"))

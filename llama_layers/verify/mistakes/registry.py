@@ -167,9 +167,10 @@ def _infinitive(does: str) -> str:
     if does.startswith("Does not "):
         return f"not to {does.removeprefix('Does not ')}"
     verb, space, rest = does.partition(" ")
+    verb = verb.lower()
     for ending, instead in (("has", "have"), ("ies", "y"), ("sses", "ss"), ("oes", "o"), ("s", "")):
         if verb.endswith(ending):
-            return f"to {verb.removesuffix(ending).lower()}{instead}{space}{rest}"
+            return f"to {verb.removesuffix(ending)}{instead}{space}{rest}"
     raise ValueError(f"text: expected a verb in the third person first, got {verb!r}")
 
 

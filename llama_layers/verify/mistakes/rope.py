@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.layers.rope import inv_freq
@@ -65,6 +66,36 @@ def _(r: Rotation) -> Tracked:
     """Rotates by minus the phase, with the wrong sign of the sine; it should rotate by the
     phase."""
     return Rope.formula(replace(r, phases=-r.phases))
+
+
+@mistake(Rope, "RoPE without a minus sign")
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
+    """Adds both products with the sine; it should subtract the first, as in [-b, a]."""
+
+    def formula(r: Rotation) -> Tracked:
+        (a, b), (cos, sin) = r.pairs, r.table
+        return r.joined(r.plus(a * cos, b * sin), r.plus(b * cos, a * sin))
+
+    yield evaluated(replace(rope, layout="half"), formula)
+    yield evaluated(replace(rope, layout="interleaved"), formula)
+
+
+@mistake(Rope, "RoPE table in the other layout")
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
+    """Has the angles of {0} in its table, and takes pairs {1}; it should lay out both alike."""
+    half = rope.x.shape[-1] // 2
+    places = np.arange(half)
+    by_half = (places // 2, (places + half) // 2)
+    by_two = (2 * places % half, (2 * places + 1) % half)
+    halves, twos = "i and i + D / 2", "2i and 2i + 1"
+
+    def formula(r: Rotation, one: NDArray[np.intp], other: NDArray[np.intp]) -> Tracked:
+        (a, b), (cos, sin) = r.pairs, r.table
+        first = r.plus(a * cos[..., one], -b * sin[..., one])
+        return r.joined(first, r.plus(b * cos[..., other], a * sin[..., other]))
+
+    yield evaluated(replace(rope, layout="half"), formula, *by_half), twos, halves
+    yield evaluated(replace(rope, layout="interleaved"), formula, *by_two), halves, twos
 
 
 @mistake(Rope, "another rope_theta", common=3)

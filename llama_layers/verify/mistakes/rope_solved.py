@@ -50,7 +50,10 @@ def _(rope: Rope, at: FailingSite) -> Changed | None:
     found = np.where(at_stated >= fit.max(axis=-1) * (1 - 1e-9), stated, best)
     if (found == stated).all():
         return None
-    return replace(rope, positions=found), _mapping(found, stated)
+    said = _mapping(found, stated)
+    if not at.recorded.positions_given and np.unique(found - stated).size == 1:
+        said += "; if that is meant, the trace should have positions"
+    return replace(rope, positions=found), said
 
 
 def _candidates(stated: np.ndarray) -> NDArray[np.int64]:
@@ -58,7 +61,7 @@ def _candidates(stated: np.ndarray) -> NDArray[np.int64]:
 
     Their number does not grow with the positions.
     """
-    last = max(2 * stated.shape[1], min(int(stated.max()) + 2, _FIRST))
+    last = max(2 * stated.shape[1], _FIRST)
     near = np.unique(stated)[:, None] + np.arange(-_BESIDE, _BESIDE + 1)
     return np.union1d(np.arange(last + 1), near[near >= 0])
 

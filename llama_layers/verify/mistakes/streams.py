@@ -13,7 +13,7 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
-from llama_layers.verify.operations import Embedding, Residual
+from llama_layers.verify.operations import Embedding, Norm, Residual
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked, read
 
@@ -73,6 +73,37 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
         if name not in at.site.routes[0]:
             wrong = evaluated(residual, lambda r, y: r.x + r.added + read("y", y, r.x.how), more)
             yield wrong, name
+
+
+@mistake(Residual, "what is added normalised")
+def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
+    """Normalises what the block computes before it adds it, {0}; it should add it as it is."""
+    for weight, said in _norms(at):
+        yield (
+            evaluated(residual, lambda r, w: r.x + _normed(r.added, w, at), weight),
+            said,
+        )
+
+
+@mistake(Residual, "sum normalised")
+def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
+    """Normalises the sum, {0}; it should pass it on as it is."""
+    for weight, said in _norms(at):
+        yield evaluated(residual, lambda r, w: _normed(r.x + r.added, w, at), weight), said
+
+
+def _norms(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
+    """The weights of the layer's norms, and one that scales nothing."""
+    assert at.site.layer is not None  # a residual is inside a layer
+    layer = at.model.weights.layers[at.site.layer]
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        yield to_numpy(getattr(layer, name)), f"with the weight of {name}"
+    yield np.ones(at.config.hidden_size), "without a weight"
+
+
+def _normed(x: Tracked, weight: np.ndarray, at: FailingSite) -> Tracked:
+    scale = read("weight", weight, x.how, recorded=False)
+    return Norm.formula(Norm(x, scale, at.config.rms_norm_eps))
 
 
 @mistake(Residual, "added block scaled", kind=Kind.SOLVED)

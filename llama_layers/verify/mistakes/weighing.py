@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -9,25 +10,26 @@ import numpy as np
 from llama_layers.verify.attention import Heads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.mistakes.registry import Computed, mistake
+from llama_layers.verify.mistakes.near import weighed
+from llama_layers.verify.mistakes.registry import Changed, Computed, mistake
 from llama_layers.verify.operations import Attention, Probabilities, Softmax
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rules import Weights
 from llama_layers.verify.tracked import Tracked
 
-_WEIGHING = Attention | Probabilities | Softmax
+WEIGHING = Attention | Probabilities | Softmax
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def _hidden_at(heads: Heads, score: float) -> Tracked:
+def hidden_at(heads: Heads, score: float) -> Tracked:
     """The scores, those of hidden keys at a fixed one."""
     scores = heads.scores()
     return scores if heads.allowed is None else scores.where(heads.allowed, score)
 
 
-def _exponentials(heads: Heads) -> Tracked:
+def exponentials(heads: Heads) -> Tracked:
     """The exponentials of the scores above the largest; 0 for hidden keys."""
-    scores = _hidden_at(heads, -np.inf)
+    scores = hidden_at(heads, -np.inf)
     return (scores - scores.max()).exp()
 
 
@@ -36,42 +38,42 @@ def _softmax(scores: Tracked) -> Tracked:
     return Weights.of(scores, None).probabilities()
 
 
-@mistake(_WEIGHING, "softmax over the queries")
+@mistake(WEIGHING, "softmax over the queries")
 def _(heads: Heads) -> Tracked:
     """Normalises over the queries; it should normalise over the keys."""
-    scores = _hidden_at(heads, -np.inf)
+    scores = hidden_at(heads, -np.inf)
     weights = (scores - scores.max(axis=-2)).exp()
     return heads.weigh(weights / weights.sum(axis=-2))
 
 
-@mistake(_WEIGHING, "softmax over queries and keys")
+@mistake(WEIGHING, "softmax over queries and keys")
 def _(heads: Heads) -> Tracked:
     """Normalises over the queries and then over the keys; it should normalise over the keys
     alone."""
-    weights = _exponentials(heads)
+    weights = exponentials(heads)
     weights = weights / weights.sum(axis=-2)
     return heads.weigh(weights / weights.sum())
 
 
-@mistake(_WEIGHING, "softmax not normalised")
+@mistake(WEIGHING, "softmax not normalised")
 def _(heads: Heads) -> Tracked:
     """Does not divide the exponentials by their sum."""
-    return heads.weigh(_exponentials(heads))
+    return heads.weigh(exponentials(heads))
 
 
-@mistake(_WEIGHING, "exponentials without softmax")
+@mistake(WEIGHING, "exponentials without softmax")
 def _(heads: Heads) -> Tracked:
     """Weighs with the exponentials of the scores themselves; it should weigh with their softmax."""
-    return heads.weigh(_hidden_at(heads, -np.inf).exp())
+    return heads.weigh(hidden_at(heads, -np.inf).exp())
 
 
-@mistake(_WEIGHING, "softmax without the shift")
-def _(operation: _WEIGHING, at: FailingSite) -> Computed:
+@mistake(WEIGHING, "softmax without the shift")
+def _(operation: WEIGHING, at: FailingSite) -> Computed:
     """Takes exponentials without subtracting the largest score, so that they overflow; it should
     subtract it."""
 
     def formula(heads: Heads) -> Tracked:
-        weights = _hidden_at(heads, -np.inf).exp()
+        weights = hidden_at(heads, -np.inf).exp()
         fits = weights.exact <= _LARGEST
         total = weights.sum().where(fits.all(axis=-1, keepdims=True), np.inf)
         return heads.weigh(weights.where(fits, np.inf) / total)
@@ -83,43 +85,50 @@ def _(operation: _WEIGHING, at: FailingSite) -> Computed:
     return Computed(bound)
 
 
-@mistake(_WEIGHING, "softmax with one more")
+@mistake(WEIGHING, "softmax with one more")
 def _(heads: Heads) -> Tracked:
     """Adds one to the sum of the exponentials."""
-    scores = _hidden_at(heads, -np.inf)
+    scores = hidden_at(heads, -np.inf)
     weights = (scores - scores.max()).exp()
     return heads.weigh(weights / (weights.sum() + (-scores.max()).exp()))
 
 
-@mistake(_WEIGHING, "masked after softmax")
+@mistake(WEIGHING, "masked after softmax")
 def _(heads: Heads) -> Tracked:
     """Hides keys after the softmax; it should hide them before it."""
     weights = _softmax(replace(heads, mask=None).scores())
     return heads.weigh(weights if heads.allowed is None else weights.where(heads.allowed, 0.0))
 
 
-@mistake(_WEIGHING, "hidden keys at -1e4")
-def _(heads: Heads) -> Tracked:
-    """Gives hidden keys a score of -1e4, which low scores come near; it should give them minus
+@mistake(WEIGHING, "hidden keys at a score too high")
+def _(operation: WEIGHING, at: FailingSite) -> Iterator[Changed]:
+    """Puts hidden keys at {0}, which other scores come near; it should put them at minus
     infinity."""
-    return heads.weigh(_softmax(_hidden_at(heads, -1e4)))
+    if operation.mask is None:
+        return
+    for score in (-2.0, -3.0, -5.0, -10.0, -20.0, -30.0, -50.0, -100.0, -1e3, -1e4):
+        for added, said in (
+            (False, f"a score of {score:g}"),
+            (True, f"their score less {-score:g}"),
+        ):
+            if found := weighed(operation, at, _lowered, score, added):
+                yield found, said
 
 
-@mistake(_WEIGHING, "hidden keys at -1e4")
-def _(heads: Heads) -> Tracked:
-    """Adds -1e4 to the scores of hidden keys, which low scores come near; it should give them
-    minus infinity."""
-    hidden = 0.0 if heads.allowed is None else np.where(heads.allowed, 0.0, -1e4)
+def _lowered(heads: Heads, score: float, added: bool) -> Tracked:
+    if not added:
+        return heads.weigh(_softmax(hidden_at(heads, score)))
+    hidden = 0.0 if heads.allowed is None else np.where(heads.allowed, 0.0, score)
     return heads.weigh(_softmax(heads.scores() + hidden))
 
 
-@mistake(_WEIGHING, "hidden keys at 0")
+@mistake(WEIGHING, "hidden keys at 0")
 def _(heads: Heads) -> Tracked:
     """Gives hidden keys a score of 0; it should give them minus infinity."""
-    return heads.weigh(_softmax(_hidden_at(heads, 0.0)))
+    return heads.weigh(_softmax(hidden_at(heads, 0.0)))
 
 
-@mistake(_WEIGHING, "softmax left out")
+@mistake(WEIGHING, "softmax left out")
 def _(heads: Heads) -> Tracked:
     """Weighs with the scores themselves; it should weigh with their softmax."""
-    return heads.weigh(_hidden_at(heads, 0.0))
+    return heads.weigh(hidden_at(heads, 0.0))

@@ -20,7 +20,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array, Device, Namespace
 from llama_layers.verify.trace import Trace
 
-_FAMILIES = ("llama", "mistral", "qwen2")
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Modules of a layer whose output is a site.
 _OUTPUTS = """
 input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj
@@ -49,7 +49,7 @@ def record_transformers(
 
     Parameters
     ----------
-    model : LlamaForCausalLM, MistralForCausalLM or Qwen2ForCausalLM
+    model : LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM
         In any dtype, on any device, with "eager", "sdpa" or any other attention. It is left as it
         was found, also if it fails, and runs in the mode that it is in: call ``model.eval()`` first
         if dropout is to be off.
@@ -73,7 +73,7 @@ def record_transformers(
     Raises
     ------
     TypeError
-        If `model` is not one of the three.
+        If `model` is not one of these.
     ValueError
         If an argument has a wrong shape or dtype, or probabilities are asked for where the
         attention function gives none.
@@ -97,7 +97,7 @@ def record_transformers(
     config: Any = getattr(model, "config", None)
     if getattr(config, "model_type", None) not in _FAMILIES or not hasattr(model, "lm_head"):
         raise TypeError(
-            "model: expected a LlamaForCausalLM, MistralForCausalLM or Qwen2ForCausalLM of "
+            "model: expected the causal language model of a Llama, Mistral, Qwen2 or Qwen3 of "
             f"transformers, got {type(model).__name__}"
         )
     torch = importlib.import_module("torch")
@@ -222,7 +222,7 @@ def _watched(
         output_of(body.embed_tokens, "model.embed_tokens")
         for index, layer in enumerate(body.layers):
             name = f"model.layers.{index}"
-            for role in _OUTPUTS:
+            for role in _outputs(model.config):
                 output_of(layer.get_submodule(role), f"{name}.{role}")
             for role, site in _INPUTS.items():
                 width = layer.self_attn.head_dim if site == "self_attn.attention" else None
@@ -284,8 +284,14 @@ def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[
             functions[chosen] = function
 
 
+def _outputs(config: Any) -> list[str]:
+    """The modules of a layer whose output is a site."""
+    norms = ["self_attn.q_norm", "self_attn.k_norm"] if config.model_type == "qwen3" else []
+    return [*_OUTPUTS, *norms]
+
+
 def _check_complete(arrays: dict[str, np.ndarray], config: Any, probabilities: bool) -> None:
-    roles = [*_OUTPUTS, *_INPUTS.values(), "self_attn.q_rope", "self_attn.k_rope"]
+    roles = [*_outputs(config), *_INPUTS.values(), "self_attn.q_rope", "self_attn.k_rope"]
     if probabilities:
         roles.append("self_attn.probabilities")
     for index in range(config.num_hidden_layers):

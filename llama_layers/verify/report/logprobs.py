@@ -137,14 +137,18 @@ class LogprobDifference:
         if self.contributions:
             rows = [["log-probabilities, nats", "injected", "inherited"]]
             rows += [[c.site, figure(c.injected), figure(c.inherited)] for c in self.contributions]
-            remark = (
-                "Injected since the row above, by the port's own array there; root mean square."
-            )
+            remark = "Injected: since the row above. Inherited: before that. Root mean squares."
             blocks.append(Table(rows, remark=remark))
         return blocks
 
     def _sentences(self) -> Iterator[str]:
         first, second = self.names
+        if not math.isfinite(self.rms):
+            yield (
+                f"Log-probabilities of {counted(self.count, 'token')}: {first} has NaN or Inf "
+                f"where {second} has not, or the reverse."
+            )
+            return
         yield (
             f"Log-probabilities of {counted(self.count, 'token')}: {first} differs from {second} "
             f"by {figure(self.rms)} nats (root mean square), {figure(self.largest)} at most."

@@ -64,7 +64,7 @@ def role_name(role: str) -> str:
 
 
 def roles_and_layers(sites: Iterable[Site]) -> str:
-    """Name sites in few words: self_attn.q_rope in layers 0-3, 7."""
+    """Name sites in few words: self_attn.q_rope in layers 0-3 and 7."""
     roles = grouped(sites, lambda site: site.role)
     said = []
     for role, found in roles.items():
@@ -79,11 +79,12 @@ def layer_of(site: Site) -> str:
 
 
 def layer_ranges(layers: Iterable[int]) -> str:
-    """Name layers in few words: layer 3, layers 0-3, 7."""
+    """Name layers in few words: layer 3, layers 0-3 and 7."""
     numbers = sorted(set(layers))
     runs = [
         [number for _, number in run]
         for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
     ]
-    ranges = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"{'layer' if len(numbers) == 1 else 'layers'} {ranges}"
+    ranges = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    said = " and ".join(filter(None, (listed(ranges[:-1], 8), ranges[-1])))
+    return f"{'layer' if len(numbers) == 1 else 'layers'} {said}"

@@ -169,7 +169,7 @@ def heads_of_a_group_in_reverse_order(right, xp, q, k, v, mask, scale):
     return xp.reshape(xp.flip(groups, axis=3), y.shape)
 
 
-@wrong(ATTEND, LOOPS, "heads mixed up")
+@wrong(ATTEND, LOOPS, "heads before tokens")
 def heads_and_queries_mixed(right, xp, q, k, v, mask, scale):
     y = right(xp, q, k, v, mask, scale)
     return xp.reshape(xp.permute_dims(y, (0, 2, 1, 3)), y.shape)

@@ -7,18 +7,18 @@ from tests.planted.planting import wrong
 OTHERS = "verify/test_join.py::test_the_split_of_another_engine"
 
 
-@wrong("llama_layers.verify.join:_Ways._keys_of", OTHERS)
+@wrong("llama_layers.verify.split_sites:Ways._keys_of", OTHERS)
 def key_heads_shifted(right, self, queries):
     return tuple((key or 0) ^ 1 for key in right(self, queries))
 
 
-@wrong("llama_layers.verify.join:_own", "verify/test_join.py::test_our_own_ranks")
+@wrong("llama_layers.verify.split_sites:_own", "verify/test_join.py::test_our_own_ranks")
 def heads_of_zeros_kept(right, part, places, axis):
     return right(part, tuple(0 if place is None else place for place in places), axis)
 
 
 @wrong(
-    "llama_layers.verify.join:_sum",
+    "llama_layers.verify.partial_sums:_sum",
     "verify/test_join.py::test_sums_recorded_before_they_were_added",
 )
 def the_parts_of_rank_0_alone(right, reads, first):
@@ -26,11 +26,49 @@ def the_parts_of_rank_0_alone(right, reads, first):
 
 
 @wrong(
-    "llama_layers.verify.join:_sum_error",
+    "llama_layers.verify.partial_sums:_sum_error",
     "verify/test_join.py::test_sums_recorded_before_they_were_added",
 )
 def sums_taken_for_what_the_ranks_went_on_with(right, reads, first):
     return 0 * right(reads, first)
+
+
+ONE_WRONG_SUM = "verify/test_join.py::test_a_sum_that_one_rank_gets_wrong_in_every_layer"
+
+
+@wrong("llama_layers.verify.by_rank:settled", ONE_WRONG_SUM)
+def a_wrong_sum_taken_for_a_part(right, trace, judged):
+    return trace, judged
+
+
+@wrong(
+    "llama_layers.verify.partial_sums:looks_added",
+    "verify/test_join.py::test_a_sum_that_one_rank_of_many_gets_wrong",
+)
+def the_first_two_ranks_asked_alone(right, sites):
+    return right(of_ranks[:1] + of_ranks[-1:] for of_ranks in sites)
+
+
+@wrong(
+    "llama_layers.verify.by_rank:_wrong_parts",
+    "verify/test_join.py::test_the_rank_whose_part_of_a_sum_is_wrong",
+)
+def the_part_of_another_rank_blamed(right, trace, judged, site):
+    found = right(trace, judged, site)
+    return found and [(rank + 1) % trace.size for rank in found]
+
+
+@wrong("llama_layers.verify.by_rank:_misplaced", "verify/test_join.py::test_ranks_in_another_order")
+def the_order_of_ranks_not_looked_at(right, places, judged, site):
+    return []
+
+
+@wrong(
+    "llama_layers.verify.split_sites:Split.unpadded",
+    "verify/test_join.py::test_logits_of_some_tokens_on_each_rank",
+)
+def padding_of_logits_given_to_a_rank(right, self, places):
+    return places
 
 
 @wrong(

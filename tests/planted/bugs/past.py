@@ -56,4 +56,4 @@ def second_option_without_the_first(right, first, then):
 
 @wrong("llama_layers.verify.remedies:_Trial._left", f"{REMEDIES}test_what_is_left_is_counted")
 def nothing_is_ever_left(right, trial, changed, some):
-    return 0
+    return []

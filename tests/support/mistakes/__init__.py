@@ -1,11 +1,33 @@
 """Mistakes of ports: the name that a diagnosis should give, where it shows, and the wrong code."""
 
-from tests.support.mistakes import heads, mlp, norms, projections, rope, rounding, streams
+from tests.support.mistakes import (
+    heads,
+    kernels,
+    mlp,
+    norms,
+    projections,
+    quantised,
+    rope,
+    rounding,
+    solved,
+    streams,
+)
 from tests.support.mistakes.mistake import Mistake
 
 MISTAKES = [
     mistake
-    for subject in (streams, rope, projections, norms, heads, mlp, rounding)
+    for subject in (
+        streams,
+        rope,
+        projections,
+        norms,
+        heads,
+        kernels,
+        mlp,
+        rounding,
+        quantised,
+        solved,
+    )
     for mistake in subject.MISTAKES
 ]
 

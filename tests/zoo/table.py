@@ -1,0 +1,80 @@
+"""The table of what check found: generated, for docs/evidence/zoo.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from tests.zoo.registry import MISTAKES
+from tests.zoo.run import VIEWS, Found
+from tests.zoo.variants import VARIANTS, Variant
+
+GRADES = ("right", "near", "none", "wrong")
+_HEAD = """---
+orphan: true
+---
+
+# A zoo of mistakes
+
+Mistakes of ports, collected from public bug reports before they were tried, are planted in a NumPy
+port that shares no arithmetic with the package (`tests/zoo/`). `python -m tests.zoo` checks each
+and writes this page. A name counts as right if it describes what was planted, as a stranger reads
+it; as near, if it points at it and leaves something out. Mistakes that change no element by more
+than rounding does in a format are left out there, and in float16 only every fourth is tried.
+"""
+
+
+def page(found: Sequence[Found], alarms: Iterable[tuple[Variant, list[str]]]) -> str:
+    """The page, in Markdown."""
+    wrong = [(variant, sites) for variant, sites in alarms if sites]
+    lines = [_HEAD, *_summary(found), "", "## Correct variants", ""]
+    lines.append(
+        f"{len(VARIANTS)} correct ports compute in another order, in blocks, with other formulas, "
+        f"in other formats, or are split among ranks. {len(wrong) or 'None'} of them failed."
+    )
+    lines += ["", *(f"- {v.name} in {v.dtype}: {', '.join(sites)}" for v, sites in wrong)]
+    return "\n".join([*lines, "", "## Mistakes", "", *_rows(found), ""])
+
+
+def _summary(found: Sequence[Found]) -> list[str]:
+    lines = [
+        "| recorded | mistakes | right first site | "
+        + " | ".join(f"{g} name" for g in GRADES)
+        + " |",
+        "|---|--:|--:|" + "--:|" * len(GRADES),
+    ]
+    for view in VIEWS:
+        here = [one for one in found if one.view == view]
+        if not here:
+            continue
+        grades = Counter(one.grade for one in here)
+        cells = [len(here), sum(one.at_right_site for one in here)]
+        cells += [grades[grade] for grade in GRADES]
+        shares = [f"{n} ({100 * n / len(here):.3g} %)" for n in cells[1:]]
+        said = f"all sites, {view}" if view in ("float32", "bfloat16", "float16") else view
+        lines.append(f"| {said} | {len(here)} | " + " | ".join(shares) + " |")
+    return lines
+
+
+def _rows(found: Sequence[Found]) -> list[str]:
+    views = [view for view in VIEWS if any(one.view == view for one in found)]
+    by = {(one.mistake, one.view): one for one in found}
+    lines = ["| planted | first wrong site | " + " | ".join(views) + " |"]
+    lines.append("|---|---|" + "---|" * len(views))
+    for name, mistake in MISTAKES.items():
+        if any((name, view) in by for view in views):
+            cells = [_cell(by.get((name, view))) for view in views]
+            text = f"`{name}`: {mistake.text}"
+            lines.append(f"| {text} | `{mistake.first}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(found: Found | None) -> str:
+    if found is None:
+        return ""
+    if not found.first:
+        return "not found"
+    at = "" if found.at_right_site else f" at `{found.first}`, not `{found.expected}`"
+    place = f" ({found.place})" if found.place and found.grade == "none" else ""
+    names = "" if not found.names else ": " + "; ".join(dict.fromkeys(found.names))
+    return f"{found.grade}{names}{place}{at}"
