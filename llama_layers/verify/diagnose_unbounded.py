@@ -16,7 +16,7 @@ from llama_layers.model.llama import Llama
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.gap_scale import scaled
-from llama_layers.verify.gap_trial import Candidate, Part, Trial
+from llama_layers.verify.gap_trial import Candidate, Form, Part, Trial
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
 from llama_layers.verify.mistakes.hidden_states import DETAIL, LATE, NORMED, are_late
 from llama_layers.verify.operations import Operation
@@ -165,8 +165,8 @@ class _Between:
 
     def _made(self, mistakes: list[Mistake]) -> Iterator[Candidate]:
         for mistake in mistakes:
-            alone: list[tuple[Candidate, tuple[str, int]]] = []
-            places: dict[tuple[str, int], list[Site]] = {}
+            alone: list[tuple[Candidate, Form]] = []
+            places: dict[Form, list[Site]] = {}
             for place in self._examples:
                 if mistake.kind == Kind.SOLVED and place == self._site:
                     continue  # that is tried with the port's array
@@ -179,17 +179,22 @@ class _Between:
             for form, found in places.items():
                 for extent in self._extents(found):
                     change = self._change(mistake, form, extent)
-                    yield self._candidate(mistake, form[0], extent, change, change)
+                    yield self._candidate(mistake, form[0], form, extent, change, change)
             for candidate, form in alone:
                 # Keys and values that are swapped are so in both projections.
                 yield candidate._replace(common=candidate.common and len(places[form]) == 1)
 
     @staticmethod
     def _candidate(
-        mistake: Mistake, detail: str, places: Collection[str], few: Change, change: Change
+        mistake: Mistake,
+        detail: str,
+        form: Form,
+        places: Collection[str],
+        few: Change,
+        change: Change,
     ) -> Candidate:
         common = _is_common(mistake)
-        return Candidate(mistake.name, detail, mistake.kind, common, places, few, change)
+        return Candidate(mistake.name, detail, form, mistake.kind, common, places, few, change)
 
     @property
     def _examples(self) -> list[Site]:
@@ -209,9 +214,7 @@ class _Between:
         told = {frozenset(p.name for p in extent) for extent in extents}
         yield from (set(names) for names in sorted(told, key=len, reverse=True) if len(names) > 1)
 
-    def _forms(
-        self, mistake: Mistake, place: Site, part: Part
-    ) -> Iterator[tuple[Candidate, tuple[str, int]]]:
+    def _forms(self, mistake: Mistake, place: Site, part: Part) -> Iterator[tuple[Candidate, Form]]:
         """The forms of a mistake at one place: by its sentence, and its number among alike."""
         recorded = part.before([place.name])
         operation = operation_of(place, place.routes[-1], recorded, self._model)
@@ -222,9 +225,9 @@ class _Between:
             solved = mistake.kind == Kind.SOLVED and place == self._site
             change = few if solved else self._change(mistake, form, {place.name})
             detail = form[0] + where
-            yield self._candidate(mistake, detail, {place.name}, few, change), form
+            yield self._candidate(mistake, detail, form, {place.name}, few, change), form
 
-    def _change(self, mistake: Mistake, form: tuple[str, int], places: Collection[str]) -> Change:
+    def _change(self, mistake: Mistake, form: Form, places: Collection[str]) -> Change:
         def change(site: Site, operation: Operation, known: Recorded) -> Computable:
             if site.name not in places:
                 return operation
@@ -242,7 +245,7 @@ class _Between:
 
         def candidate(name: str, detail: str, change: Change, since: int) -> Candidate:
             places = {p.name for p in self._places if p.layer is not None and p.layer >= since}
-            return Candidate(name, detail, Kind.FORMULA, False, places, change, change)
+            return Candidate(name, detail, (detail, 0), Kind.FORMULA, False, places, change, change)
 
         for layer in layers:
             detail = f"The port seems to skip layer {layer}."
@@ -277,9 +280,7 @@ def _one(place: Site, made: Computable) -> Change:
     return change
 
 
-def _numbered(
-    mistake: Mistake, failing: FailingSite
-) -> Iterator[tuple[tuple[str, int], Computable]]:
+def _numbered(mistake: Mistake, failing: FailingSite) -> Iterator[tuple[Form, Computable]]:
     counts: Counter[str] = Counter()
     for change in mistake.applied(failing):
         yield (change.detail, counts[change.detail]), change.operation

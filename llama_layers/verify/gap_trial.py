@@ -41,11 +41,16 @@ _SAME = 1e-3
 _ANY = 1e300
 
 
+# A sentence that a mistake is told with, and its number among those that are told alike.
+Form = tuple[str, int]
+
+
 class Candidate(NamedTuple):
     """A mistake somewhere between a site and the recorded arrays."""
 
     name: str
     detail: str
+    form: Form
     kind: Kind
     common: bool
     places: Collection[str]
@@ -163,6 +168,7 @@ class Trial:
         self._half = self._first(self.few.recorded.count // 2)
         self._rows = self._scale[:, : self.few.array.shape[1]]
         self._few_error = self._size(self.few.right)
+        self._mixing: dict[tuple[str, Form], bool] = {}
 
     def _first(self, count: int) -> Part:
         """The first tokens, in few bits."""
@@ -202,8 +208,10 @@ class Trial:
             return True
         place = next(step for step in self.whole.gap.sites if step.name in candidate.places)
         at = candidate.places, place
-        half, few = (part.changed(candidate.change, *at) for part in (self._half, self.few))
-        return bool(distance(half, few[:, : half.shape[1]]) > _SAME)
+        if (key := (candidate.name, candidate.form)) not in self._mixing:
+            half, few = (part.changed(candidate.change, *at) for part in (self._half, self.few))
+            self._mixing[key] = bool(distance(half, few[:, : half.shape[1]]) > _SAME)
+        return self._mixing[key]
 
     def left(self, candidate: Candidate) -> Left | None:
         """What a mistake leaves of all tokens; None if it does not explain the site."""
