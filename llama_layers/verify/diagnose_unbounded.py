@@ -101,9 +101,7 @@ def diagnose_unbounded(
                 explanation = Explanation(candidate.name, candidate.detail, left.ratio)
                 cost = _COSTS[candidate.kind] + (0.0 if candidate.common else _RARE)
                 found.append(_Found(explanation, left.surprise + cost))
-                here = candidate.places == {unbounded.site.name}
-                sure = candidate.common or (here and candidate.name != _CONSEQUENCE)
-                enough |= left.well and sure
+                enough |= left.well and (candidate.common or candidate.sure)
                 any_well |= left.well
         if enough or (last and any_well) or time.perf_counter() > until:
             break
@@ -142,7 +140,7 @@ class _Between:
         # At the site itself they are soon tried: all that they take is there.
         few, whole = self._few, self._trial.whole
         each = chain(((m, few) for m in rare), ((m, whole) for m in solved))
-        yield False, (c for m, part in each for c, _ in self._forms(m, self._site, part))
+        yield False, (c for m, part in each for c in self._forms(m, self._site, part))
         yield True, self._made(rare)
         yield True, self._made([m for m in chosen if m.kind == Kind.ROUNDING])
         yield (
@@ -165,27 +163,28 @@ class _Between:
 
     def _made(self, mistakes: list[Mistake]) -> Iterator[Candidate]:
         for mistake in mistakes:
-            alone: list[tuple[Candidate, Form]] = []
+            alone: list[Candidate] = []
             places: dict[Form, list[Site]] = {}
             for place in self._examples:
                 if mistake.kind == Kind.SOLVED and place == self._site:
                     continue  # that is tried with the port's array
-                for candidate, form in self._forms(mistake, place, self._few):
-                    places.setdefault(form, []).append(place)
+                for candidate in self._forms(mistake, place, self._few):
+                    places.setdefault(candidate.form, []).append(place)
                     rare = mistake.kind == Kind.FORMULA and not _is_common(mistake)
                     tried = place == self._site and rare
                     if not tried and (place.layer is None or len(self._layers) == 1):
-                        alone.append((candidate, form))
+                        alone.append(candidate)
             for form, found in places.items():
                 for extent in self._extents(found):
                     change = self._change(mistake, form, extent)
                     yield self._candidate(mistake, form[0], form, extent, change, change)
-            for candidate, form in alone:
+            for candidate in alone:
                 # Keys and values that are swapped are so in both projections.
-                yield candidate._replace(common=candidate.common and len(places[form]) == 1)
+                common = candidate.common and len(places[candidate.form]) == 1
+                yield candidate._replace(common=common)
 
-    @staticmethod
     def _candidate(
+        self,
         mistake: Mistake,
         detail: str,
         form: Form,
@@ -193,8 +192,9 @@ class _Between:
         few: Change,
         change: Change,
     ) -> Candidate:
-        common = _is_common(mistake)
-        return Candidate(mistake.name, detail, form, mistake.kind, common, places, few, change)
+        name, kind, common = mistake.name, mistake.kind, _is_common(mistake)
+        sure = places == {self._site.name} and name != _CONSEQUENCE
+        return Candidate(name, detail, form, kind, common, sure, places, few, change)
 
     @property
     def _examples(self) -> list[Site]:
@@ -214,7 +214,7 @@ class _Between:
         told = {frozenset(p.name for p in extent) for extent in extents}
         yield from (set(names) for names in sorted(told, key=len, reverse=True) if len(names) > 1)
 
-    def _forms(self, mistake: Mistake, place: Site, part: Part) -> Iterator[tuple[Candidate, Form]]:
+    def _forms(self, mistake: Mistake, place: Site, part: Part) -> Iterator[Candidate]:
         """The forms of a mistake at one place: by its sentence, and its number among alike."""
         recorded = part.before([place.name])
         operation = operation_of(place, place.routes[-1], recorded, self._model)
@@ -225,7 +225,7 @@ class _Between:
             solved = mistake.kind == Kind.SOLVED and place == self._site
             change = few if solved else self._change(mistake, form, {place.name})
             detail = form[0] + where
-            yield self._candidate(mistake, detail, form, {place.name}, few, change), form
+            yield self._candidate(mistake, detail, form, {place.name}, few, change)
 
     def _change(self, mistake: Mistake, form: Form, places: Collection[str]) -> Change:
         def change(site: Site, operation: Operation, known: Recorded) -> Computable:
@@ -245,7 +245,8 @@ class _Between:
 
         def candidate(name: str, detail: str, change: Change, since: int) -> Candidate:
             places = {p.name for p in self._places if p.layer is not None and p.layer >= since}
-            return Candidate(name, detail, (detail, 0), Kind.FORMULA, False, places, change, change)
+            form = detail, 0
+            return Candidate(name, detail, form, Kind.FORMULA, False, True, places, change, change)
 
         for layer in layers:
             detail = f"The port seems to skip layer {layer}."

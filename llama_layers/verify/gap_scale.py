@@ -45,7 +45,7 @@ def scaled(
         where = "" if len(places) > 1 else f" That is at {places[0].name}."
         names, change = {p.name for p in places}, _times(places, factor)
         detail = mistake.sentence(*words) + where
-        yield Candidate(name, detail, (detail, 0), Kind.SOLVED, False, names, change, change)
+        yield Candidate(name, detail, (detail, 0), Kind.SOLVED, False, False, names, change, change)
 
 
 def _fitted(part: Part, places: tuple[Site, ...], factor: float) -> float | None:

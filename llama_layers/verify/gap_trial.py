@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.types import Array
-from llama_layers.layers.sites import Site, sites
+from llama_layers.layers.sites import Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.distance import distance
@@ -53,6 +53,8 @@ class Candidate(NamedTuple):
     form: Form
     kind: Kind
     common: bool
+    sure: bool
+    """Whether no other is likely if it explains the site well, common or not."""
     places: Collection[str]
     """The sites that it changes, before any other."""
     few: Change
@@ -121,28 +123,28 @@ class Part:
         return counts(self.recorded, self.site, self.array.shape)
 
     @cached_property
-    def after(self) -> Mapping[str, frozenset[str]]:
-        """The sites that are computed from each, and itself."""
-        every = sites(self.model.config)
+    def _after(self) -> Mapping[str, frozenset[str]]:
+        """What is computed from each site of the gap, and that site."""
         found: dict[str, frozenset[str]] = {}
-        for site in reversed(every):
-            following = [s.name for s in every if site.name in (s.routes[-1] or ())]
+        for site in reversed(self.gap.sites):
+            following = [step.name for step in self.gap.sites if site.name in step.routes[-1]]
             found[site.name] = frozenset([site.name]).union(*(found[n] for n in following))
         return found
 
     def before(self, places: Collection[str]) -> Recorded:
         """The trace, with what was recomputed and no change in some places can reach."""
-        reached: frozenset[str] = frozenset().union(*(self.after[name] for name in places))
+        reached: frozenset[str] = frozenset().union(*(self._after[name] for name in places))
         arrays = {name: array for name, array in self._computed.items() if name not in reached}
         both: Mapping[str, Array] = ChainMap(self.recorded.arrays, arrays)  # type: ignore[arg-type]
         return replace(self.recorded, arrays=both)
 
-    def changed(
-        self, change: Change, places: Collection[str], site: Site | None = None
-    ) -> np.ndarray:
-        """The site, or another, recomputed with a change in some places."""
-        walk = Recomputation(self.before(places), self.model, self.dtype, change)
-        return self._of_tokens(walk.array(site or self.site))
+    def walk(self, change: Change, places: Collection[str]) -> Recomputation:
+        """The recomputation with a change in some places."""
+        return Recomputation(self.before(places), self.model, self.dtype, change)
+
+    def changed(self, change: Change, places: Collection[str]) -> np.ndarray:
+        """The site, recomputed with a change in some places."""
+        return self._of_tokens(self.walk(change, places).array(self.site))
 
     def _of_tokens(self, exact: np.ndarray) -> np.ndarray:
         return exact[:, -self.array.shape[1] :]
@@ -199,17 +201,18 @@ class Trial:
         # What is read off the site's array is of all tokens.
         if self.few is self.whole or (candidate.kind == Kind.SOLVED and places == {site.name}):
             return True
-        size = self._size(self.few.changed(candidate.few, places))
-        return size <= max(_LESS * self._few_error, _WIDE) or self._mixes(candidate)
+        place = next(step for step in self.whole.gap.sites if step.name in places)
+        walk = self.few.walk(candidate.few, places)
+        there = walk.array(place)
+        size = self._size(there if place == site else walk.array(site))
+        return size <= max(_LESS * self._few_error, _WIDE) or self._mixes(candidate, place, there)
 
-    def _mixes(self, candidate: Candidate) -> bool:
+    def _mixes(self, candidate: Candidate, place: Site, few: np.ndarray) -> bool:
         """Whether a mistake makes of a token what depends on later ones."""
         if self._half is self.whole:
             return True
-        place = next(step for step in self.whole.gap.sites if step.name in candidate.places)
-        at = candidate.places, place
         if (key := (candidate.name, candidate.form)) not in self._mixing:
-            half, few = (part.changed(candidate.change, *at) for part in (self._half, self.few))
+            half = self._half.walk(candidate.change, candidate.places).array(place)
             self._mixing[key] = bool(distance(half, few[:, : half.shape[1]]) > _SAME)
         return self._mixing[key]
 
