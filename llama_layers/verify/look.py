@@ -232,8 +232,13 @@ class Sites:
             profiles += (PROFILES["llama.cpp with flash attention"],)
         if "tensor_parallel" in said and "reduce" in failing.operation.steps:
             profiles += (profile_named(f"tensor parallel, {said['tensor_parallel']}"),)
+        steps = failing.operation.steps
+        tried = {failing.formats.profile.rounds(steps)}
         for profile in profiles:
             allowed = self.asked.allowing(profile)
+            if (rounds := allowed.rounds(steps)) in tried:
+                continue
+            tried.add(rounds)
             bound = failing.operation.bound(replace(failing.formats, profile=allowed))
             bound = where_defined(bound, failing.site, self.recorded)
             if judge(failing.computed, bound).verdict == "PASS":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -109,6 +109,12 @@ class RoundingProfile:
         for step in fields(self):
             if step.name != "name":
                 _check_format(step.name, getattr(self, step.name))
+
+    def rounds(self, steps: Collection[str]) -> tuple[object, ...]:
+        """All that it does in an operation that has some steps: profiles that agree are alike."""
+        here = {*steps, *_IN_EVERY_OPERATION}
+        does = (f.name for f in fields(self) if f.name not in _WORDS or f.name in here)
+        return tuple(getattr(self, name) for name in does if name != "name")
 
     def habits(self, steps: Iterable[str], dtype: str | None) -> str:
         """Say which roundings some steps make; `dtype` is None where it holds the sums."""
