@@ -34,7 +34,7 @@ _ALIKE = 6.0
 _COSTS = {Kind.FORMULA: 0.0, Kind.ROUNDING: 2.0, Kind.SOLVED: 12.0}
 # The same of mistakes that are less common: where two leave the same, the common one is told.
 _RARE = 7.0
-# Mistakes that are made in traces, and no operation: they count as common.
+# Mistakes that are made in a trace, and not in an operation: they count as common.
 _LIKELY = (LATE, NORMED)
 # Mistakes that are read off an array, but can be seen without it.
 _UNSEEN = ("zeros", "tokens in another place")
@@ -84,9 +84,8 @@ def diagnose_unbounded(
     tuple of Explanation
         Those that are about as likely; none if no mistake explains the site.
     """
-    if not math.isfinite(unbounded.difference) and unbounded.site.name != LOGPROBS:
-        return ()
-    if math.isnan(unbounded.difference):
+    far = unbounded.difference
+    if math.isnan(far) or (math.isinf(far) and unbounded.site.name != LOGPROBS):
         return ()
     trial = Trial(unbounded, recorded, model)
     between = _Between(trial, only)

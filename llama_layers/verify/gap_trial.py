@@ -159,9 +159,8 @@ class Trial:
         self.whole = Part(recorded, unbounded.site, model, "float64")
         self._own = Part(recorded, unbounded.site, model, self._dtype)
         usual = self._usual(self.whole.right, self._own.right)
-        self._right = self._bound(self.whole.right, usual)
         self._scale = np.broadcast_to(usual, self.whole.array.shape)
-        self._error = self._fitness(self._right).error
+        self._error = self._fitness(self._bound(self.whole.right, usual)).error
         self.few = self._first(self._first_wrong() + _TOKENS)
         if self.few is not self.whole:
             right = self.whole.right[:, : self.few.recorded.count]
