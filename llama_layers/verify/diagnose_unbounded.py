@@ -87,6 +87,8 @@ def diagnose_unbounded(
     far = unbounded.difference
     if math.isnan(far) or (math.isinf(far) and unbounded.site.name != LOGPROBS):
         return ()
+    if np.isnan(unbounded.array.astype(np.float64)).all():
+        return ()
     trial = Trial(unbounded, recorded, model)
     between = _Between(trial, only)
     found: list[_Found] = []
@@ -134,25 +136,28 @@ class _Between:
         formulas = [m for m in chosen if m.kind == Kind.FORMULA]
         common = [m for m in formulas if _is_common(m)]
         solved = [m for m in chosen if m.kind == Kind.SOLVED]
-        yield False, chain(self._made(common), layers)
+        yield False, chain(self._made(common, self._examples), layers)
         rare = [m for m in formulas if m not in common]
         # At the site itself they are soon tried: all that they take is there.
         few, whole = self._few, self._trial.whole
         each = chain(((m, few) for m in rare), ((m, whole) for m in solved))
         yield False, (c for m, part in each for c in self._forms(m, self._site, part))
-        yield True, self._made(rare)
-        yield True, self._made([m for m in chosen if m.kind == Kind.ROUNDING])
+        # A number for each token tells too little of what is rare in layers.
+        few_numbers = self._site.name == LOGPROBS
+        places = [p for p in self._examples if p.layer is None or not few_numbers]
+        yield True, self._made(rare, places)
+        yield True, self._made([m for m in chosen if m.kind == Kind.ROUNDING], places)
         yield (
             True,
             chain(
-                scaled(self._trial, self._alone(), self._only),
-                self._made([m for m in solved if m.name in _UNSEEN]),
+                scaled(self._trial, self._alone(places), self._only),
+                self._made([m for m in solved if m.name in _UNSEEN], places),
             ),
         )
 
-    def _alone(self) -> list[tuple[Site, ...]]:
+    def _alone(self, examples: list[Site]) -> list[tuple[Site, ...]]:
         """Each site outside of layers, and those of each role in layers."""
-        places = sorted(self._examples, key=lambda p: p.operation not in ("residual", "attention"))
+        places = sorted(examples, key=lambda p: p.operation not in ("residual", "attention"))
         return [
             (place,)
             if place.layer is None
@@ -160,11 +165,12 @@ class _Between:
             for place in places
         ]
 
-    def _made(self, mistakes: list[Mistake]) -> Iterator[Candidate]:
+    def _made(self, mistakes: list[Mistake], examples: list[Site]) -> Iterator[Candidate]:
+        """Mistakes made at some sites, and at others of their roles."""
         for mistake in mistakes:
             alone: list[Candidate] = []
             places: dict[Form, list[Site]] = {}
-            for place in self._examples:
+            for place in examples:
                 if mistake.kind == Kind.SOLVED and place == self._site:
                     continue  # that is tried with the port's array
                 for candidate in self._forms(mistake, place, self._few):

@@ -266,4 +266,5 @@ class Trial:
         off = (part.array.astype(np.float64) - exact) / self._rows
         off = off[part.counted]
         off = off[~np.isnan(part.array[part.counted].astype(np.float64))]
-        return float(np.sqrt(np.mean(np.square(off)))) if np.isfinite(off).all() else np.inf
+        known = off.size > 0 and bool(np.isfinite(off).all())
+        return float(np.sqrt(np.mean(np.square(off)))) if known else np.inf
