@@ -9,9 +9,10 @@ from .layers.decoder import decoder_layer
 from .layers.layer_cache import LayerCache
 from .layers.linear import QKV, linear, qkv_projection
 from .layers.mask import Mask
-from .layers.mlp import mlp, swiglu
+from .layers.mlp import geglu, mlp, swiglu
 from .layers.norm import rms_norm
 from .layers.rope import apply_rope, inv_freq, rope_table
+from .layers.temperature import query_temperature
 from .layers.weights import (
     AttentionWeights,
     LayerWeights,
@@ -57,6 +58,7 @@ __all__ = [
     "decoder_layer",
     "embed",
     "forward",
+    "geglu",
     "generate",
     "inv_freq",
     "linear",
@@ -64,6 +66,7 @@ __all__ = [
     "logprobs",
     "mlp",
     "qkv_projection",
+    "query_temperature",
     "record",
     "rms_norm",
     "rope_table",

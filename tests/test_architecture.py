@@ -213,31 +213,33 @@ def _names(node: ast.AST) -> Iterator[str]:
         yield node.value
 
 
-OURS = Package(ROOT)
+@pytest.fixture(scope="module")
+def ours():
+    return Package(ROOT)
 
 
-def test_every_room_has_a_floor():
-    assert OURS.unknown_rooms() == set()
+def test_every_room_has_a_floor(ours):
+    assert ours.unknown_rooms() == set()
 
 
-def test_imports_point_down():
-    assert OURS.upward() == []
+def test_imports_point_down(ours):
+    assert ours.upward() == []
 
 
-def test_no_circles():
-    assert OURS.circle() == []
+def test_no_circles(ours):
+    assert ours.circle() == []
 
 
-def test_no_hidden_imports():
-    assert OURS.hidden() == []
+def test_no_hidden_imports(ours):
+    assert ours.hidden() == []
 
 
-def test_what_is_loaded_by_name():
-    assert OURS.loaded_by_name() == LOADED_BY_NAME
+def test_what_is_loaded_by_name(ours):
+    assert ours.loaded_by_name() == LOADED_BY_NAME
 
 
-def test_maths_names_no_array_library():
-    assert OURS.library_names() == []
+def test_maths_names_no_array_library(ours):
+    assert ours.library_names() == []
 
 
 def test_no_long_files():

@@ -10,8 +10,11 @@ from dataclasses import replace
 import pytest
 
 from llama_layers import ConfigError, LlamaConfig, RopeScaling
+from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import read_config
 from tests.support.published_configs import LLAMA, MISTRAL, NESTED, QWEN2, without
+
+KNOWN = ", ".join(FAMILIES)
 
 # What other architectures read: the key, a value that changes the maths there, whose it is.
 ELSEWHERE = {
@@ -161,14 +164,12 @@ def test_heads_without_logits(tmp_path):
     assert read_config(tmp_path)[0] == LlamaConfig.from_json(LLAMA)
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gemma3_text", "mixtral", "Llama", ["llama"], 3])
+@pytest.mark.parametrize("family", ["qwen3_moe", "nemotron", "mixtral", "Llama", ["llama"], 3])
 def test_other_architectures_are_named_first(family):
     """Not the first of the keys that are unknown or missing."""
-    with pytest.raises(
-        ConfigError, match=r"model_type: expected one of llama, mistral, qwen2, qwen3, got"
-    ):
+    with pytest.raises(ConfigError, match=f"model_type: expected one of {KNOWN}, got"):
         LlamaConfig.from_json({"qk_norm": True, "num_experts": 8, "model_type": family})
-    with pytest.raises(ConfigError, match=r"model_type \(one of llama, mistral, qwen2, qwen3\)"):
+    with pytest.raises(ConfigError, match=rf"model_type \(one of {KNOWN}\)"):
         LlamaConfig.from_json(without(LLAMA, "model_type"))
 
 
@@ -234,10 +235,14 @@ OTHER_SCALING = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}
         ({"hidden_size": 4095}, "hidden_size: expected a multiple of .* 32 where head_dim"),
         ({"hidden_size": 32}, r"head_dim: expected an even number .*, got 1"),
         ({"head_dim": 3}, r"head_dim: expected an even number .*, got 3"),
-        ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected one of silu, gelu_pytorch_tanh, got 'gelu'"),
         (
-            {"model_type": "gemma"},
-            "model_type: expected one of llama, mistral, qwen2, qwen3, got 'gemma'",
+            {"model_type": "olmo2", "llama_layers": {"norm_placement": "both"}},
+            "norm_placement: expected 'after', which the names of the norms in a olmo2 stand for",
+        ),
+        (
+            {"model_type": "phi"},
+            f"model_type: expected one of {KNOWN}, got 'phi'",
         ),
         ({"torch_dtype": "int8"}, "dtype: expected one of float16, .*, got 'int8'"),
         ({"dtype": ["bfloat16"]}, r"dtype: expected one of float16, .*, got \['bfloat16'\]"),

@@ -35,7 +35,7 @@ from llama_layers.backends.numba import pointwise
 from llama_layers.backends.numba.kernel_dtypes import FLOAT32, readable, ready
 from llama_layers.backends.numba.threadpool import ThreadPool
 from llama_layers.layers.cache_state import changed
-from llama_layers.layers.weights import ARRAYS
+from llama_layers.layers.tensors import ARRAYS
 
 # Zero steps: every row is the first, for the other layouts too.
 FIRST = {"repeated": lambda a: np.broadcast_to(a[:1], a.shape)}

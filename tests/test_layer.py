@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_layers import KVCache, LayerCache, Mask, decoder_layer, rope_table
+from llama_layers import (
+    KVCache,
+    LayerCache,
+    Mask,
+    decoder_layer,
+    query_temperature,
+    rope_table,
+)
 from llama_layers.testing import assert_same_bits, configs
 from tests.support import decoder_oracle
 from tests.support.random_models import CONFIGS, GQA, layer_weights, random_weights
@@ -21,7 +28,14 @@ CAUSAL = np.tril(np.ones((6, 6), bool))
 
 def drawn(config, seed, count=6):
     """Weights of one layer, and hidden states that an oracle looks up as embeddings."""
-    one = replace(config, num_hidden_layers=1, vocab_size=2 * count, layer_types=None)
+    thetas = config.layer_rope_theta
+    one = replace(
+        config,
+        num_hidden_layers=1,
+        vocab_size=2 * count,
+        layer_types=None,
+        layer_rope_theta=None if thetas is None else thetas[:1],
+    )
     weights = random_weights(one, seed)
     return one, weights, weights["model.embed_tokens.weight"].reshape(2, count, -1)
 
@@ -37,14 +51,18 @@ def expected_of(config, weights, positions):
 
 def run(config, weights, x, positions, mask, cache=None):
     w = layer_weights(weights, config, 0)
-    rope = rope_table(positions, config, like=x)
+    rope = None
+    if (own := config.rope_of(0)) is not None:
+        rope = rope_table(positions, own, like=x)
+        if config.llama_4_scaling_beta:
+            rope = (*rope, query_temperature(positions, config, like=x))
     return decoder_layer(x, w, config=config, rope=rope, mask=mask, cache=cache)
 
 
 @settings(max_examples=60)
 @given(config=configs(max_heads=4), seed=st.integers(0, 2**32 - 1), count=st.integers(1, 6))
 def test_like_naive_loops(config, seed, count):
-    if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
+    if config.rope_scaling is not None and config.rope_scaling.depends_on_length:
         config = replace(config, rope_scaling=None)  # of the length: see test_forward
     config, weights, x = drawn(config, seed, count)
     positions = np.sort(np.random.default_rng(seed).choice(60, size=count, replace=False))

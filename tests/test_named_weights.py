@@ -122,15 +122,18 @@ def test_a_kernel_is_told_of_arrays_that_it_does_not_know():
         model_of(c, random_weights(c)).weights.layers[0]
         for c in (CONFIGS["biases"], CONFIGS["gqa"])
     )
-    every = ("qkv_bias", "o_bias", "mlp_bias", "qk_norm_weights")
+    every = (
+        *("norms_before", "qkv_bias", "o_bias", "mlp_bias", "qk_norm_weights", "norms_after"),
+        "attention_sinks",
+    )
     for found, array in zip(known_arrays(biased, every), biased.arrays().values(), strict=True):
         assert found is array
-    assert known_arrays(biased, every[:2]) is None
+    assert known_arrays(biased, every[:3]) is None
     present = [array for array in bare.arrays().values() if array is not None]
     assert len(present) == 7
-    for found, array in zip(known_arrays(bare, ()), present, strict=True):
+    for found, array in zip(known_arrays(bare, ("norms_before",)), present, strict=True):
         assert found is array
-    assert len(known_arrays(bare, every)) == 14
+    assert len(known_arrays(bare, every)) == 17
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,13 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0, 2.0],
+    "long_factor": [1.0, 8.0],
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "truncate": False}
 
 
@@ -138,9 +145,13 @@ def test_what_is_accepted_has_frequencies(theta, half, context, length, scaling)
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [
-        ({"rope_type": "longrope", "factor": 2.0}, "rope_type: .*llama3, got 'longrope'"),
+        ({"rope_type": "su", "factor": 2.0}, "rope_type: .*longrope, got 'su'"),
+        ({"rope_type": "longrope", "factor": 2.0}, "rope_scaling: longrope needs"),
+        (LONGROPE | {"long_factor": [1.0, 0.0]}, "long_factor: expected a positive .*, got 0"),
+        (LONGROPE | {"long_factor": 2.0}, r"long_factor: expected a list of numbers, got 2\.0"),
+        (LONGROPE | {"original_max_position_embeddings": 1}, "expected more than 1 with longrope"),
         ({"rope_type": "linear"}, "rope_scaling: linear needs factor"),
-        ({"rope_type": ["linear"], "factor": 2.0}, r"rope_type: .*llama3, got \['linear'\]"),
+        ({"rope_type": ["linear"], "factor": 2.0}, r"rope_type: .*longrope, got \['linear'\]"),
         ({"rope_type": "linear", "factor": 1e300}, r"factor: expected a number from 1e-06 to 1e"),
         ({"rope_type": "linear", "factor": 10**400}, "factor: expected a positive finite number"),
         (YARN | {"attention_factor": 1e19}, "attention_factor: expected a number from 1e-06"),

@@ -21,10 +21,16 @@ IN_LAYER = """
 
 
 def in_layer(config):
-    if config.qk_norm == "none":
-        return IN_LAYER
-    place = IN_LAYER.index(f"self_attn.{'attention' if config.qk_norm_after_rope else 'q_rope'}")
-    return [*IN_LAYER[:place], "self_attn.q_norm", "self_attn.k_norm", *IN_LAYER[place:]]
+    names = [*IN_LAYER]
+    if config.qk_norm != "none":
+        place = names.index(f"self_attn.{'attention' if config.qk_norm_after_rope else 'q_rope'}")
+        names[place:place] = ["self_attn.q_norm", "self_attn.k_norm"]
+    if config.norm_placement == "after":
+        names = [name for name in names if "layernorm" not in name]
+    if config.norm_placement != "before":
+        names.insert(names.index("attention_residual"), "post_self_attn_layernorm")
+        names.append("post_mlp_layernorm")
+    return [decoder_oracle.called(config, name) for name in names]
 
 
 def sites_of(config):
@@ -37,7 +43,8 @@ def sites_of(config):
             f"model.layers.{layer}",
         ]
     ]
-    return ["model.embed_tokens", *inside, "model.norm", "lm_head"]
+    last = ["lm_head", "logits"] if config.changes_logits else ["lm_head"]
+    return ["model.embed_tokens", *inside, "model.norm", *last]
 
 
 def recorded(model, ids, **options):

@@ -88,9 +88,11 @@ def test_arrays_shrink_to_simple_ones():
         lambda c: c.model_type == "mistral",
         lambda c: c.model_type == "qwen2",
         lambda c: c.rope_scaling is None,
+        lambda c: {kind is None for kind in c.rope_kinds} == {True, False},
+        lambda c: c.partial_rotary_factor < 1 and c.llama_4_scaling_beta,
         *(
             lambda c, kind=kind: c.rope_scaling is not None and c.rope_scaling.rope_type == kind
-            for kind in ("linear", "dynamic", "yarn", "llama3")
+            for kind in ("linear", "dynamic", "yarn", "llama3", "longrope")
         ),
     ],
 )

@@ -7,6 +7,7 @@ their own. So formats are told apart by name, and only here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -73,7 +74,14 @@ INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16
 
 def dtype_name(dtype: DType) -> str:
     """The name of any library's dtype: ``torch.bfloat16`` and ml_dtypes' are both 'bfloat16'."""
+    if isinstance(dtype, np.dtype):
+        return _numpy_name(dtype)
     return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
+
+
+@cache
+def _numpy_name(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # which NumPy makes anew each time, in several microseconds
 
 
 def check_array(name: str, array: Array) -> None:

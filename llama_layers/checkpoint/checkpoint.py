@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.checkpoint.extras import require
-from llama_layers.checkpoint.rope_rows import unpermute_rope_rows
 from llama_layers.checkpoint.stored_numbers import (
     NUMPY_DTYPES,
     cast,
@@ -27,6 +26,7 @@ from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.model.padding import padding
+from llama_layers.model.rope_rows import unpermute_rope_rows
 from llama_layers.model.tensor_names import EMBEDDING, HEAD, TABLES, expected_tensors
 from llama_layers.model.weight_checks import is_inert, misfit
 
@@ -55,6 +55,8 @@ class TensorInfo:
         The bytes that it takes there.
     permuted_heads : int or None
         The number of heads whose rows the file permutes for RoPE; None where rows are in order.
+    permuted_rows : int
+        The number of rows of a head that it permutes, the first ones.
     padding : int
         Rows that follow in the file, and belong to no token.
     """
@@ -67,6 +69,7 @@ class TensorInfo:
     offset: int
     nbytes: int
     permuted_heads: int | None = None
+    permuted_rows: int = 0
     padding: int = 0
 
     @property
@@ -82,10 +85,18 @@ class TensorInfo:
     def first_rows(self, count: int) -> TensorInfo:
         """The tensor without the rows after the first, which are padding; itself if it has none."""
         more = padding(self.shape[0], count) if len(self.shape) == 2 else 0
-        if not more:
-            return self
-        nbytes = self.nbytes // self.shape[0] * count
-        return replace(self, shape=(count, self.shape[1]), nbytes=nbytes, padding=more)
+        return replace(self.rows(self.name, 0, count), padding=more) if more else self
+
+    def rows(self, name: str, start: int, stop: int) -> TensorInfo:
+        """Some rows of the tensor, as one of that name."""
+        row = self.nbytes // self.shape[0]
+        return replace(
+            self,
+            name=name,
+            shape=(stop - start, *self.shape[1:]),
+            offset=self.offset + start * row,
+            nbytes=(stop - start) * row,
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -269,7 +280,8 @@ class Checkpoint(ABC):
             with np.errstate(all="ignore"):  # a file may hold scales of Inf and NaN
                 array = gguf.dequantize(rows, kind)
         if info.permuted_heads is not None:
-            array = unpermute_rope_rows(array, (stop - start) // info.rows_at_once)
+            heads = (stop - start) // info.rows_at_once
+            array = unpermute_rope_rows(array, heads, info.permuted_rows)
         return read_only(array if dtype is None else cast(name, array, dtype))
 
     def read_rows(self, names: Sequence[str], /, dtype: str | None = None) -> np.ndarray:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.types import DType
+from llama_layers.checkpoint.checkpoint import Checkpoint, TensorInfo
+from llama_layers.checkpoint.names import renamed
 from llama_layers.checkpoint.open import open_checkpoint
 from llama_layers.checkpoint.safetensors import SINGLE, holds_weights, write_safetensors
 from llama_layers.checkpoint.stored_numbers import checked_dtype
+from llama_layers.config.families import FAMILIES
 from llama_layers.errors import CheckpointError
 from llama_layers.files.directories import finish_exchange, new_directory
+from llama_layers.layers.tensors import Names
+from llama_layers.model.fused_tensors import tensors_in_files
+from llama_layers.model.rope_rows import permute_rope_rows, permuted_heads
 
 
 def convert(
@@ -63,18 +71,46 @@ def convert(
     destination = Path(destination)
     with new_checkpoint_directory(destination, overwrite=overwrite) as directory:
         checkpoint = open_checkpoint(source)
-        dtypes = {key: name or info.read_dtype for key, info in checkpoint.tensors.items()}
-        shapes = {key: info.shape for key, info in checkpoint.tensors.items()}
-        widest = max(set(dtypes.values()), key=lambda d: (FLOATS[d].itemsize, FLOATS[d].precision))
-        config = replace(checkpoint.config, dtype=widest)
+        tensors = checkpoint.tensors
+        dtypes = {key: name or info.read_dtype for key, info in tensors.items()}
+        config = replace(checkpoint.config, dtype=_widest(dtypes.values()))
         (directory / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
         for file, content in checkpoint.companions().items():
             (directory / file).parent.mkdir(exist_ok=True)
             (directory / file).write_bytes(content)
+        names = FAMILIES[config.model_type].stored_names
+        stored = {
+            renamed(key, names) or key: parts for key, parts in tensors_in_files(config).items()
+        }
+        written = {key: _widest(dtypes[part] for part in parts) for key, parts in stored.items()}
         write_safetensors(
-            directory / SINGLE, dtypes, shapes, lambda key: checkpoint.read(key, name)
+            directory / SINGLE,
+            written,
+            {key: _together([tensors[part] for part in parts]) for key, parts in stored.items()},
+            lambda key: _as_in_files(checkpoint, stored[key], written[key]),
         )
     return destination
+
+
+def _widest(dtypes: Iterable[str]) -> str:
+    return max(set(dtypes), key=lambda d: (FLOATS[d].itemsize, FLOATS[d].precision))
+
+
+def _together(parts: Sequence[TensorInfo]) -> tuple[int, ...]:
+    """The shape of tensors below each other."""
+    return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+
+
+def _as_in_files(checkpoint: Checkpoint, parts: Names, dtype: str) -> np.ndarray:
+    """Tensors below each other, with their rows in the order of the family's files."""
+    config, arrays = checkpoint.config, []
+    for part in parts:
+        array = checkpoint.read(part, dtype)
+        heads = permuted_heads(part, config)
+        if FAMILIES[config.model_type].interleaved and heads is not None:
+            array = permute_rope_rows(array, heads, config.rotary_dim)
+        arrays.append(array)
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 @contextmanager

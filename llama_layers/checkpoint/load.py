@@ -24,7 +24,7 @@ from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, checked_dtype
 from llama_layers.errors import CheckpointError
 from llama_layers.files.progress import progress
 from llama_layers.layers.group import Group
-from llama_layers.layers.weights import Names
+from llama_layers.layers.tensors import Names
 from llama_layers.model.llama import Llama
 from llama_layers.model.tensor_names import layer_arrays
 from llama_layers.model.weight_checks import unfusible
@@ -125,7 +125,7 @@ def load(
     chosen = _chosen(layers, config.num_hidden_layers)
     if name is None:
         dtypes = {key: info.read_dtype for key, info in checkpoint.tensors.items()}
-        if difference := unfusible(dtypes, chosen):
+        if difference := unfusible(dtypes, chosen, config.model_type):
             raise CheckpointError(f"{checkpoint.path}: {difference}: pass a dtype to load them in")
     shard = None if group is None else _shared(checkpoint, group, name)
     tensors = _Tensors(checkpoint, chosen, name, backend, device, shard)
@@ -302,7 +302,9 @@ def ranges(count: int, step: int, most: int) -> list[tuple[int, int]]:
 
 def _arrays(checkpoint: Checkpoint, layers: frozenset[int]) -> list[Names]:
     """The arrays that some layers and the rest of a model are made of, in the file's order."""
-    together = {name: names for layer in layers for names in layer_arrays(layer) for name in names}
+    family = checkpoint.config.model_type
+    every = (names for layer in layers for names in layer_arrays(layer, family))
+    together = {name: names for names in every for name in names}
     wanted = {None, *layers}
     kept = (name for name in checkpoint.tensors if _layer_of(name) in wanted)
     return list(dict.fromkeys(together.get(name, (name,)) for name in kept))

@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.checkpoint.checkpoint import TensorInfo
-from llama_layers.checkpoint.names import telling_names, to_hugging_face
-from llama_layers.checkpoint.rope_rows import permuted_heads
+from llama_layers.checkpoint.names import from_meta, renamed, telling_names
+from llama_layers.checkpoint.our_order import in_our_order
 from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, STORED_DTYPES, map_file
+from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError, shown
 from llama_layers.files.json_files import read_json, without_duplicates
@@ -109,19 +110,21 @@ def with_hugging_face_names(path: Path, tensors: Tensors, config: LlamaConfig) -
                 f"{info.file}: {name}: expected one of the dtypes {', '.join(STORED_DTYPES)}, "
                 f"got {info.dtype}"
             )
+    family = FAMILIES[config.model_type]
+    if own := {theirs: name for name, theirs in family.stored_names.items()}:
+        found = {renamed(name, own) or name: info for name, info in tensors.items()}
+        tensors = {name: replace(info, name=name) for name, info in found.items()}
     meta, hugging_face = telling_names(weights)
     if meta is None:
-        return tensors
+        return in_our_order(path, tensors, config, family.fused, permuted=family.interleaved)
     if hugging_face is not None:
         raise CheckpointError(
             f"{path}: expected Hugging Face's names or Meta's, got {hugging_face} and {meta}: the "
             f"two order the rows of queries and keys differently"
         )
-    names = {stored: to_hugging_face(stored, "meta") for stored in tensors}
-    return {
-        name: replace(tensors[stored], name=name, permuted_heads=permuted_heads(name, config))
-        for stored, name in names.items()
-    }
+    names = {stored: from_meta(stored) for stored in tensors}
+    found = {name: replace(tensors[stored], name=name) for stored, name in names.items()}
+    return in_our_order(path, found, config, (), permuted=True)
 
 
 def _check_kind(file: Path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llama_layers.checkpoint import Checkpoint
+    from llama_layers.config.llama_config import LlamaConfig
 
 
 def add_parser(commands: Commands) -> None:
@@ -102,6 +103,7 @@ def describe(checkpoint: Checkpoint, tensors: bool) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "config": checkpoint.config.to_json(),
+        "switches": checkpoint.config.switches,
         "ignored_keys": list(checkpoint.ignored_keys),
         "parameters": parameters(checkpoint),
         "stored_bytes": stored_bytes(checkpoint),
@@ -156,16 +158,18 @@ def print_summary(console: Console, checkpoint: Checkpoint) -> None:
         "vocabulary": f"{config.vocab_size}, head "
         + ("tied to the embedding" if config.tie_word_embeddings else "of its own")
         + (f"; padded to {config.vocab_size + padding} rows in the file" if padding else ""),
-        "context": f"{config.max_position_embeddings} tokens"
-        + (f", sliding window {config.sliding_window}" if config.sliding_window else ""),
+        "context": f"{config.max_position_embeddings} tokens{_windows(config)}",
         "RoPE": rope,
         "RMSNorm": f"eps {config.rms_norm_eps:g}",
         "biases": ", ".join(biases) or "none",
+        "switches": ", ".join(f"{name} {_shown(v)}" for name, v in config.switches.items())
+        or "none: Llama's block",
         "not read": one_line(", ".join(checkpoint.ignored_keys)) or "none",
     }
     console.print(one_line(str(checkpoint.path)), style="bold", markup=False, soft_wrap=True)
     for name, fact in facts.items():
-        console.print(f"  {name:<12}{fact}", markup=False, soft_wrap=name == "not read")
+        long = name in ("switches", "not read")
+        console.print(f"  {name:<12}{fact}", markup=False, soft_wrap=long)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 2))
     for heading in ("memory", "weights", "cache, a token", "cache, full context"):
         table.add_column(heading, justify="left" if heading == "memory" else "right")
@@ -179,6 +183,25 @@ def print_summary(console: Console, checkpoint: Checkpoint) -> None:
         )
     console.print()
     console.print(table)
+
+
+def _windows(config: LlamaConfig) -> str:
+    """The sliding window, and how many layers have it where some have none."""
+    layers = config.num_hidden_layers
+    count = sum(config.window_of(layer) is not None for layer in range(layers))
+    where = "" if count == layers else f" in {count} of {layers} layers"
+    return f", sliding window {config.sliding_window}{where}" if count else ""
+
+
+def _shown(value: object) -> str:
+    """The value of a switch; of one for each layer, the different values with their numbers."""
+    if not isinstance(value, tuple):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    said = []
+    for each in dict.fromkeys(value):
+        count = value.count(each)
+        said.append(f"{_shown(each)} in {count} layer{'s' if count > 1 else ''}")
+    return " and ".join(said)
 
 
 def print_tensors(console: Console, checkpoint: Checkpoint) -> None:

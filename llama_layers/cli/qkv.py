@@ -185,7 +185,7 @@ def save(path: Path, examined: Sequence[tuple[Case, Examined]]) -> None:
 
     arrays = {}
     for case, found in examined:
-        arrays[f"{case.name}.input_layernorm"] = to_numpy(case.x)
+        arrays[case.source] = to_numpy(case.x)
         for letter, array in zip("qkv", found.qkv, strict=True):
             flat = to_numpy(array).reshape(*array.shape[:2], -1)
             arrays[f"{case.name}.self_attn.{letter}_proj"] = flat

@@ -25,11 +25,12 @@ from llama_layers.verify.qkv import site_result
 
 @dataclass(frozen=True)
 class Case:
-    """Normalised hidden states, the projection they go through, and where both come from."""
+    """Hidden states, the projection they go through, and where both come from."""
 
     name: str
     title: str
     note: str
+    source: str
     x: Array
     weights: QKVWeights
     tokens: list[str]
@@ -50,7 +51,7 @@ def builtin_cases(backend: Backend, dtype: str) -> list[Case]:
             layout="in_out",
         )
         tokens = [str(i) for i in range(x.shape[1])]
-        return Case(name, title, note, x, weights, tokens)
+        return Case(name, title, note, f"{name}.input_layernorm", x, weights, tokens)
 
     ramp = np.sin(np.arange(2 * 4096) * 0.0001).reshape(1, 2, 4096) * 0.02
     normal = np.random.default_rng(0).standard_normal((1, 2, 128))
@@ -83,20 +84,25 @@ def model_case(model: str, text: str, layer: int, backend: Backend, dtype: str |
     llama = load(model, backend=backend, dtype=dtype, layers=range(layer + 1))
     ids = prompt_ids(llama, text)
     name = f"model.layers.{layer}"
-    norm = next(s for s in sites(llama.config) if s.name == f"{name}.input_layernorm")
+    known = {site.name: site for site in sites(llama.config)}
+    read = known[known[f"{name}.self_attn.q_proj"].routes[0][0]]
     arrays = first_layers(llama, placement(backend)(np.asarray([ids])), layer + 1)
-    hidden, x = arrays[norm.routes[0][0]], arrays[norm.name]
-    weights, eps = llama.weights.layers[layer], llama.config.rms_norm_eps
-    qkv = weights.self_attn.qkv
+    x, weights = arrays[read.name], llama.weights.layers[layer]
+    qkv, norm, does = weights.self_attn.qkv, None, "Projection"
+    if weights.input_layernorm is not None:
+        hidden, eps = arrays[read.routes[0][0]], llama.config.rms_norm_eps
+        norm = site_result(read, x, rms_norm_bound(hidden, weights.input_layernorm, eps=eps))
+        does = "RMSNorm, then projection"
     return Case(
         name=name,
         title=f"{model}, layer {layer}: {len(ids)} tokens of {_shortened(text)!r}",
-        note=f"RMSNorm, then projection to {qkv.num_heads} query and {qkv.num_kv_heads} "
-        f"key/value heads of {qkv.head_dim}.",
+        note=f"{does} to {qkv.num_heads} query and {qkv.num_kv_heads} key/value heads of "
+        f"{qkv.head_dim}.",
+        source=read.name,
         x=x,
         weights=qkv,
         tokens=[llama.tokenizer.decode([i]) for i in ids],
-        norm=site_result(norm, x, rms_norm_bound(hidden, weights.input_layernorm, eps=eps)),
+        norm=norm,
     )
 
 

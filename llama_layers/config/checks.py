@@ -57,6 +57,38 @@ def check_integer(name: str, value: object) -> None:
     check_integers(name, (value,))
 
 
+# Powers and squares of RoPE's factors must stay finite in float32 too.
+check_factor = partial(check_positive, least=1e-6, most=1e6)
+
+
+def check_factors(name: str, value: object) -> None:
+    """Raise ConfigError unless a value is a tuple of factors of RoPE's frequencies."""
+    if not isinstance(value, tuple):
+        raise ConfigError(f"{name}: expected a list of numbers, got {shown(value)}")
+    for number in value:
+        check_factor(name, number)
+
+
+def check_thetas(name: str, value: object) -> None:
+    """Raise ConfigError unless a value is a tuple of positive numbers, or 0 for layers without."""
+    if not isinstance(value, tuple):
+        raise ConfigError(f"{name}: expected a list of numbers, got {shown(value)}")
+    for number in value:
+        if number != 0 or isinstance(number, bool):
+            check_positive(name, number)
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise ConfigError unless a value is a number above 0 and up to 1."""
+    check_positive(name, value, most=1.0)
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Raise ConfigError unless a value is 0 or a positive number."""
+    if value != 0 or isinstance(value, bool):
+        check_positive(name, value)
+
+
 # RoPE's tables are made from a config alone, with an entry for each pair of channels, and layers
 # are counted: a malformed file must not fill the memory. Published models have up to 126 layers
 # and heads of 512.
@@ -70,8 +102,7 @@ Positive = Annotated[float, check_positive]
 Flag = Annotated[bool, check_flag]
 TokenId = Annotated[int, check_integer]
 TokenIds = Annotated[int | tuple[int, ...], check_integers]
-# Powers and squares of RoPE's factors must stay finite in float32 too.
-Factor = Annotated[float, partial(check_positive, least=1e-6, most=1e6)]
+Factor = Annotated[float, check_factor]
 
 
 def check_fields(config: object) -> None:

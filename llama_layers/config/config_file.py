@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llama_layers.config.checks import check_count, check_flag, check_layer_count, check_positive
-from llama_layers.config.families import FAMILIES, Family, unread_fields
+from llama_layers.config.checks import check_count, check_flag, check_layer_count
+from llama_layers.config.families import FAMILIES, unread_fields
+from llama_layers.config.family import Family, Key
+from llama_layers.config.keys import Keys
 from llama_layers.config.refusals import refuse_draft_heads, refuse_quantised
-from llama_layers.config.rope_scaling import RopeScaling, read_scaling
+from llama_layers.config.rope_keys import OF_LAYERS, read_rope
+from llama_layers.config.unsupported import but_it_has
 from llama_layers.errors import ConfigError, shown
 
 # A file must have its family, its sizes, and eps, which no published file leaves out.
@@ -23,7 +26,6 @@ max_position_embeddings rms_norm_eps model_type
 _OPTIONAL = """
 num_key_value_heads head_dim hidden_act tie_word_embeddings bos_token_id eos_token_id pad_token_id
 """.split()
-_DEFAULT_THETA = 10000.0
 
 # The key under which `LlamaConfig.to_json` puts fields that the family's class does not read.
 OWN_KEY = "llama_layers"
@@ -32,53 +34,66 @@ OWN_KEY = "llama_layers"
 _DTYPES = {"half": "float16", "float": "float32", "double": "float64"}
 
 
-class _Keys:
-    """The keys of a file, with a note of those that were read."""
-
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self._content = content
-        self._read = {"architectures", "auto_map"}  # which `refusals` reads
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Read a key; the default is for one that is not there, not for null."""
-        self._read.add(key)
-        return self._content.get(key, default)
-
-    def unread(self) -> dict[str, Any]:
-        """The keys that nothing has read."""
-        return {key: value for key, value in self._content.items() if key not in self._read}
-
-
 def constructor_arguments(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of `LlamaConfig` for the content of a config.json, and what was not read."""
     if bad := [key for key in content if not isinstance(key, str)]:
         raise ConfigError(f"config: expected keys that are strings, got {shown(bad[0])}")
-    keys = _Keys(content)
+    keys = Keys(content)
     required = {key: keys.get(key) for key in _REQUIRED}
     if required["max_position_embeddings"] is None:  # Llama 1 has the older name
         required["max_position_embeddings"] = keys.get("max_sequence_length")
-    family = _family(required)
+    family = _family(required, content)
     refuse_draft_heads(content)
     refuse_quantised(content)
-    _check_required(required)
-    optional = {key: keys.get(key, family.defaults.get(key)) for key in [*_OPTIONAL, *family.reads]}
-    arguments = {**required, **optional, "dtype": _dtype(keys)}
+    optional = {field: _read(keys, field, family) for field in [*_OPTIONAL, *family.reads]}
+    other_names = _under_other_names(content, keys, family)
+    _check_required(required := {**required, **other_names})
+    arguments = {**optional, **required, "dtype": _dtype(keys)}
     if arguments["hidden_act"] == "swish":  # another name of the same function
         arguments["hidden_act"] = "silu"
+    for key, needed in family.needs.items():
+        if (found := keys.get(key)) not in (None, needed):
+            raise ConfigError(f"{key}: expected {needed} or nothing, got {shown(found)}")
     if family.switches_window:
         _switch_window(arguments, keys, family)
-    unread_words = _read_rope(arguments, keys)
+    _name_layer_types(arguments, keys, family)
+    unread_words = read_rope(arguments, keys, family)
     given = {key: value for key, value in arguments.items() if value is not None}
     own = _own_fields(keys, required["model_type"])
     return given | own, keys.unread() | unread_words
 
 
-def _family(required: Mapping[str, Any]) -> Family:
+def _read(keys: Keys, field: str, family: Family) -> Any:
+    """The value of a field that a key says; None if it is not said."""
+    key = family.keys.get(field) or Key(field)
+    said = keys.get(key.name, family.defaults.get(key.name))
+    return None if said is None else key.read(said)
+
+
+def _under_other_names(content: Mapping[str, Any], keys: Keys, family: Family) -> dict[str, Any]:
+    """The values of fields that a file gives under names of its family's own."""
+    found = {}
+    for key, names in family.other_keys.items():
+        if (value := keys.get(key)) is None:
+            continue
+        for name in names:
+            if content.get(name) not in (None, value):
+                raise ConfigError(
+                    f"{name}: expected {shown(value)}, as {key} says, got {shown(content[name])}"
+                )
+            found[name] = value
+    return found
+
+
+def _family(required: Mapping[str, Any], content: Mapping[str, Any]) -> Family:
     name = required["model_type"]
     if name is None:
         _check_required(required)
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ConfigError(f"model_type: expected one of {', '.join(FAMILIES)}, got {shown(name)}")
+        why = but_it_has(name, content) if isinstance(name, str) else ""
+        raise ConfigError(
+            f"model_type: expected one of {', '.join(FAMILIES)}, got {shown(name)}{why}"
+        )
     return FAMILIES[name]
 
 
@@ -88,9 +103,11 @@ def _check_required(required: Mapping[str, Any]) -> None:
         raise ConfigError(f"config: missing {', '.join(missing)}{families}")
 
 
-def _own_fields(keys: _Keys, model_type: str) -> dict[str, Any]:
+def _own_fields(keys: Keys, model_type: str) -> dict[str, Any]:
     own = keys.get(OWN_KEY) or {}
     names = unread_fields(model_type)
+    if FAMILIES[model_type].rope != "same":
+        names |= OF_LAYERS
     if not isinstance(own, Mapping) or not own.keys() <= names:
         raise ConfigError(
             f"{OWN_KEY}: expected an object with {', '.join(sorted(names))}, got {shown(own)}"
@@ -98,7 +115,7 @@ def _own_fields(keys: _Keys, model_type: str) -> dict[str, Any]:
     return dict(own)
 
 
-def _dtype(keys: _Keys) -> object:
+def _dtype(keys: Keys) -> object:
     """The dtype that a file names, under its newer key first."""
     said = [keys.get(key) for key in ("dtype", "torch_dtype")]
     dtype = next((word for word in said if word not in (None, "auto")), None)
@@ -108,55 +125,21 @@ def _dtype(keys: _Keys) -> object:
     return dtype
 
 
-def _read_rope(arguments: dict[str, Any], keys: _Keys) -> dict[str, Any]:
-    """Read theta and the scaling, which one schema has beside each other and another nested.
-
-    Returns the words inside the nested objects that nothing reads.
-    """
-    thetas = [keys.get("rope_theta")]
-    scalings: list[RopeScaling | None] = []
-    unread: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        if not (words := keys.get(key)):  # null, false and an empty object are plain RoPE
-            continue
-        if not isinstance(words, Mapping):
-            raise ConfigError(f"{key}: expected an object, got {shown(words)}")
-        context = arguments["max_position_embeddings"]
-        scaling, names = read_scaling(_with_trained_context(words, keys, context))
-        scalings.append(scaling)
-        thetas.append(words.get("rope_theta"))
-        unread |= {f"{key}.{name}": words.get(name) for name in names}
-    if len(scalings) == 2 and scalings[0] != scalings[1]:
-        raise ConfigError("rope_scaling: differs from rope_parameters")
-    given = [theta for theta in thetas if theta is not None] or [_DEFAULT_THETA]
-    for theta in given:
-        check_positive("rope_theta", theta)
-    if any(theta != given[0] for theta in given):
-        raise ConfigError(
-            f"rope_theta: expected one, got {' and '.join(shown(theta) for theta in given)}"
-        )
-    arguments["rope_theta"] = given[0]
-    arguments["rope_scaling"] = scalings[0] if scalings else None
-    return unread
+def _name_layer_types(arguments: dict[str, Any], keys: Keys, family: Family) -> None:
+    """Say the types of layers where a file does not."""
+    if family.layer_types is None:
+        return
+    said, pattern = {}, "sliding_window_pattern"
+    if pattern in family.defaults:
+        said["every"] = keys.get(pattern, family.defaults[pattern])
+        check_count(pattern, said["every"])
+    if arguments["layer_types"] is None:
+        layers = arguments["num_hidden_layers"]
+        check_layer_count("num_hidden_layers", layers)
+        arguments["layer_types"] = family.layer_types(layers, **said)
 
 
-def _with_trained_context(
-    words: Mapping[str, Any], keys: _Keys, context: object
-) -> Mapping[str, Any]:
-    """Add the trained context where it is said outside, as in files made from Phi's."""
-    name = "original_max_position_embeddings"
-    kind = words.get("rope_type", words.get("type"))
-    if kind not in ("yarn", "llama3"):
-        return words
-    outside, inside = keys.get(name), words.get(name)
-    if None not in (outside, inside) and outside != inside:
-        raise ConfigError(f"{name}: expected one, got {shown(inside)} and {shown(outside)}")
-    if (found := outside if inside is None else inside) is None and kind == "llama3":
-        found = context
-    return {**words, name: found}
-
-
-def _switch_window(arguments: dict[str, Any], keys: _Keys, family: Family) -> None:
+def _switch_window(arguments: dict[str, Any], keys: Keys, family: Family) -> None:
     """Say with sliding_window and layer_types what Qwen2 says with two keys more."""
     full_layers = keys.get("max_window_layers", family.defaults["max_window_layers"])
     use_window = keys.get("use_sliding_window")

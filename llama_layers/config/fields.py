@@ -18,9 +18,14 @@ from llama_layers.config.checks import (
     TokenIds,
     check_count,
     check_fields,
+    check_layer_count,
     check_name,
+    check_not_negative,
+    check_share,
+    check_thetas,
 )
-from llama_layers.config.families import FAMILIES, family_switches
+from llama_layers.config.families import FAMILIES, family_switches, names_norms_otherwise
+from llama_layers.config.rope_layers import RopeOfLayers, check_rope
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.errors import ConfigError, shown
 
@@ -45,13 +50,13 @@ def _check_layer_types(name: str, value: object) -> None:
             )
 
 
-def _check_act(name: str, value: object) -> None:
-    if value != "silu":
-        raise ConfigError(f"{name}: expected 'silu', got {shown(value)}")
+def _check_offset(name: str, value: object) -> None:
+    if isinstance(value, bool) or value not in (0, 1):
+        raise ConfigError(f"{name}: expected 0 or 1, got {shown(value)}")
 
 
 @dataclass(frozen=True)
-class Fields:
+class Fields(RopeOfLayers):
     """The fields, which `LlamaConfig` documents."""
 
     vocab_size: Count
@@ -65,16 +70,33 @@ class Fields:
     num_key_value_heads: Count = _DERIVED
     head_dim: HeadDim = _DERIVED
     rope_scaling: Annotated[RopeScaling, _check_scaling] | None = None
+    layer_rope_theta: Annotated[tuple[float, ...], check_thetas] | None = None
+    sliding_rope_scaling: Flag = True
+    partial_rotary_factor: Annotated[float, check_share] = 1.0
+    llama_4_scaling_beta: Annotated[float, check_not_negative] = 0.0
     sliding_window: Count | None = None
     layer_types: Annotated[tuple[str, ...], _check_layer_types] | None = None
     attention_bias: Flag = False
     mlp_bias: Flag = False
     tie_word_embeddings: Flag = False
-    hidden_act: Annotated[str, _check_act] = "silu"
+    hidden_act: Annotated[str, partial(check_name, known=("silu", "gelu_pytorch_tanh"))] = _DERIVED
     model_type: Annotated[str, partial(check_name, known=FAMILIES)] = "llama"
+    norm_placement: Annotated[str, partial(check_name, known=("before", "after", "both"))] = (
+        _DERIVED
+    )
     qk_norm: Annotated[str, partial(check_name, known=("none", "head", "full"))] = _DERIVED
     qk_norm_weight: Flag = _DERIVED
     qk_norm_after_rope: Flag = _DERIVED
+    attention_out_bias: Flag | None = None
+    attention_sinks: Flag = _DERIVED
+    embedding_multiplier: Positive = _DERIVED
+    embedding_multiplier_rounded: Flag = _DERIVED
+    attention_multiplier: Positive | None = None
+    residual_multiplier: Positive = _DERIVED
+    logits_scaling: Positive = _DERIVED
+    norm_weight_offset: Annotated[float, _check_offset] = _DERIVED
+    attn_logit_softcapping: Positive | None = None
+    final_logit_softcapping: Positive | None = None
     dtype: Annotated[str, partial(check_name, known=FLOATS)] | None = None
     bos_token_id: TokenId | None = None
     eos_token_id: TokenIds | None = None
@@ -97,15 +119,20 @@ class Fields:
                 "qk_norm: expected 'head' or 'full', since qk_norm_after_rope or qk_norm_weight "
                 "says how, got 'none'"
             )
-        if self.head_dim % 2:
+        usual = family_switches(self.model_type, self.hidden_size)["norm_placement"]
+        if self.norm_placement != usual and names_norms_otherwise(self.model_type):
             raise ConfigError(
-                f"head_dim: expected an even number (RoPE rotates pairs), got {self.head_dim}"
+                f"norm_placement: expected {usual!r}, which the names of the norms in a "
+                f"{self.model_type} stand for, got {self.norm_placement!r}"
             )
-        if self.rope_theta == 1 and self.rope_scaling and self.rope_scaling.rope_type == "yarn":
-            raise ConfigError(
-                "rope_theta: expected another number than 1 with yarn, which divides by its "
-                "logarithm"
-            )
+        for name, key in FAMILIES[self.model_type].keys.items():
+            value = getattr(self, name)
+            if value is not None and key.read(key.write(value)) != value:
+                raise ConfigError(
+                    f"{name}: expected a value that {key.name} has in a file of {self.model_type}, "
+                    f"got {shown(value)}"
+                )
+        check_rope(self)
         if self.layer_types is not None:
             if len(self.layer_types) != self.num_hidden_layers:
                 raise ConfigError(
@@ -119,19 +146,24 @@ class Fields:
         """Fill in what follows from other fields, and give lists and mappings their types."""
         derived: dict[str, Any] = {
             name: tuple(value)
-            for name in ("layer_types", "eos_token_id")
+            for name in ("layer_types", "eos_token_id", "layer_rope_theta")
             if isinstance(value := getattr(self, name), list)
         }
         if isinstance(self.rope_scaling, Mapping):
             derived["rope_scaling"] = RopeScaling.from_mapping(self.rope_scaling)
         check_name("model_type", self.model_type, FAMILIES)
-        for name, value in family_switches(self.model_type).items():
+        check_count("hidden_size", self.hidden_size)
+        for name, value in family_switches(self.model_type, self.hidden_size).items():
             if getattr(self, name) is None:
                 derived[name] = value
+        if self.layer_types is None and FAMILIES[self.model_type].layer_types is not None:
+            # A file without them means others.
+            check_layer_count("num_hidden_layers", self.num_hidden_layers)
+            kind = "full_attention" if self.sliding_window is None else "sliding_attention"
+            derived["layer_types"] = (kind,) * self.num_hidden_layers
         if self.num_key_value_heads is None:
             derived["num_key_value_heads"] = self.num_attention_heads
         if self.head_dim is None:
-            check_count("hidden_size", self.hidden_size)
             check_count("num_attention_heads", self.num_attention_heads)
             if self.hidden_size % self.num_attention_heads:
                 raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,14 @@ class LlamaConfig(Fields, PublishedSizes):
         Channels of a head; ``hidden_size / num_attention_heads`` if not given, and free otherwise.
     rope_scaling : RopeScaling, mapping or None
         How frequencies are changed for long contexts.
+    layer_rope_theta : tuple of float or None
+        The base of each layer, if they differ; 0 for a layer without RoPE.
+    sliding_rope_scaling : bool
+        Whether `rope_scaling` is for layers with a window, too.
+    partial_rotary_factor : float
+        Which part of each head's channels is rotated, the first of them.
+    llama_4_scaling_beta : float
+        How much the queries of tokens beyond the trained context grow, see `query_temperature`.
     sliding_window : int or None
         How many tokens back a token attends, itself included. A config of your own may have it in
         every family; `from_json` reads it where transformers does, not for "llama".
@@ -60,22 +69,44 @@ class LlamaConfig(Fields, PublishedSizes):
         "full_attention" or "sliding_attention" for each layer; None applies `sliding_window` to
         all of them.
     attention_bias : bool
-        Whether the four attention projections have biases.
+        Whether the four attention projections have biases, or in some families those into
+        queries, keys and values only.
     mlp_bias : bool
         Whether the three MLP projections have biases.
     tie_word_embeddings : bool
         Whether the head is the embedding.
-    hidden_act : str
-        "silu", the only one.
-    model_type : {"llama", "mistral", "qwen2", "qwen3"}
-        The family. Qwen2 has biases on queries, keys and values whatever `attention_bias` says.
+    hidden_act : {"silu", "gelu_pytorch_tanh"}
+        What is made of the gate of the MLP; the family's if not given.
+    model_type : str
+        The family, as its files name it. Qwen2 has biases on queries, keys and values whatever
+        `attention_bias` says.
+    norm_placement : {"before", "after", "both"}
+        Whether the input of attention and of the MLP is normalised, or what they add to the
+        residual stream, or both. This and the next three are the family's if not given.
     qk_norm : {"none", "head", "full"}
-        Whether queries and keys are normalised, each head by itself or the whole projection. This
-        and the next two are the family's if not given.
+        Whether queries and keys are normalised, each head by itself or the whole projection.
     qk_norm_weight : bool
         Whether these norms have weights.
     qk_norm_after_rope : bool
         Whether they come after RoPE, not before it.
+    attention_out_bias : bool or None
+        Whether the output projection of attention has a bias; None if `attention_bias` says so.
+    attention_sinks : bool
+        Whether each query head has a number that joins its scores in the softmax, and no value.
+    embedding_multiplier : float
+        What the embedding's rows are multiplied by.
+    embedding_multiplier_rounded : bool
+        Whether that number is rounded to the dtype of the weights first.
+    attention_multiplier : float or None
+        What the products of queries and keys are multiplied by; ``1 / sqrt(head_dim)`` if None.
+    residual_multiplier : float
+        What the results of attention and of the MLP are multiplied by before they are added.
+    logits_scaling : float
+        What the logits are divided by; what they are multiplied by in HyperCLOVA X.
+    norm_weight_offset : float
+        What is added to the weights of all norms: 1 in Gemma, whose files hold weights less 1.
+    attn_logit_softcapping, final_logit_softcapping : float or None
+        A cap c of the scores of attention, or of the logits, which become c tanh(y / c).
     dtype : str or None
         The dtype that the file names for its weights.
     bos_token_id, pad_token_id : int or None
@@ -126,7 +157,36 @@ class LlamaConfig(Fields, PublishedSizes):
     @property
     def o_bias(self) -> bool:
         """Whether the output projection of attention has a bias."""
-        return self.attention_bias and not FAMILIES[self.model_type].qkv_bias
+        if self.attention_out_bias is not None:
+            return self.attention_out_bias
+        return self.attention_bias and FAMILIES[self.model_type].output_bias
+
+    @property
+    def attention_scale(self) -> float:
+        """What the products of queries and keys are multiplied by."""
+        if self.attention_multiplier is not None:
+            return self.attention_multiplier
+        return 1 / math.sqrt(self.head_dim)
+
+    @property
+    def multiplies_logits(self) -> bool:
+        """Whether `logits_scaling` multiplies the logits, instead of dividing them."""
+        return FAMILIES[self.model_type].multiplies_logits
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether the logits are not what the head gives."""
+        return self.logits_scaling != 1 or self.final_logit_softcapping is not None
+
+    @property
+    def norms_before(self) -> bool:
+        """Whether the input of attention and of the MLP is normalised."""
+        return self.norm_placement != "after"
+
+    @property
+    def norms_after(self) -> bool:
+        """Whether what attention and the MLP add to the residual stream is normalised."""
+        return self.norm_placement != "before"
 
     @property
     def qk_norm_before_rope(self) -> bool:

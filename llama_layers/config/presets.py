@@ -64,6 +64,56 @@ QWEN3: dict[str, Any] = {
     "bos_token_id": 151643,
     "eos_token_id": 151645,
 }
+SMOLLM3: dict[str, Any] = {
+    "model_type": "smollm3",
+    "vocab_size": 128256,
+    "max_position_embeddings": 65536,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5e6,
+    "layer_rope_theta": [5e6, 5e6, 5e6, 0.0] * 9,
+    "tie_word_embeddings": True,
+    "bos_token_id": 128000,
+    "eos_token_id": 128012,
+    "pad_token_id": 128004,
+}
+PHI_4: dict[str, Any] = {
+    "model_type": "phi3",
+    "vocab_size": 100352,
+    "max_position_embeddings": 16384,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 250000.0,
+    "bos_token_id": 100257,
+    "eos_token_id": 100265,
+    "pad_token_id": 100349,
+}
+PHI_4_MINI: dict[str, Any] = {
+    "model_type": "phi3",
+    "vocab_size": 200064,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": {
+        "rope_type": "longrope",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "short_factor": [1.0] * 48,
+        "long_factor": [
+            *(1, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897),
+            *(1.956131817, 2.187582649, 2.446418898, 2.735880826, 3.059592084, 3.421605075),
+            *(3.826451687, 4.279200023, 4.785517845, 5.351743533, 5.984965424, 6.693110555),
+            *(7.485043894, 8.370679318, 9.36110372, 10.4687158, 11.70738129, 13.09260651),
+            *(14.64173252, 16.37415215, 18.31155283, 20.47818807, 22.90118105, 25.61086418),
+            *(28.64115884, 32.03, 32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71),
+            *(32.93, 32.97, 33.28, 33.49, 33.5, 44.16, 47.77),
+        ],
+    },
+    "sliding_window": 262144,
+    "tie_word_embeddings": True,
+    "bos_token_id": 199999,
+    "eos_token_id": 199999,
+    "pad_token_id": 199999,
+}
 QWEN3_TIED = QWEN3 | {"tie_word_embeddings": True}
 
 
@@ -111,6 +161,11 @@ class PublishedSizes:
     smollm2_135m = Preset(
         "SmolLM2 135M, instruction-tuned (arXiv:2502.02737).", SMOLLM2, 576, 1536, 30, 9, 3
     )
+
+    smollm3_3b = Preset("SmolLM3 3B, instruction-tuned.", SMOLLM3, 2048, 11008, 36, 16, 4)
+
+    phi4_14b = Preset("Phi-4, 14B (arXiv:2412.08905).", PHI_4, 5120, 17920, 40, 40, 10)
+    phi4_mini = Preset("Phi-4-mini, 3.8B (arXiv:2503.01743).", PHI_4_MINI, 3072, 8192, 32, 24, 8)
 
     qwen3_0_6b = Preset("Qwen3, 0.6B.", QWEN3_TIED, 1024, 3072, 28, 16, 8)
     qwen3_1_7b = Preset("Qwen3, 1.7B.", QWEN3_TIED, 2048, 6144, 28, 16, 8)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
-from llama_layers.config.families import FAMILIES, Family
+from llama_layers.config.families import FAMILIES
+from llama_layers.config.family import Family
 from llama_layers.errors import ConfigError, shown
 
 # Switches and tables that change the maths unless they are off: false, 0 or empty. From the
@@ -92,13 +93,14 @@ _INERT = frozenset(
     add_cross_attention architectures attention_dropout attn_implementation auto_map
     bad_words_ids badwordsids begin_suppress_tokens bos_token chunk_size_feed_forward
     classifier_dropout cross_attention_hidden_size decoder_start_token_id diversity_penalty
-    do_sample early_stopping encoder_no_repeat_ngram_size eos_token exponential_decay_length_penalty
+    do_sample early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token
+    exponential_decay_length_penalty
     finetuned finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
     hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config label2id
     length_penalty max_length max_sequence_length min_length model_max_length move_model_to_device
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
     output_hidden_states output_scores pad_token prefix pretraining_tp problem_type
-    remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
     selective_checkpoint_enabled sep_token_id sequence_parallel_enabled suppress_tokens
     task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p
     torchscript transformers.js_config transformers_version typical_p unk_token unk_token_id

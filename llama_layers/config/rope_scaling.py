@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from llama_layers.config.checks import Count, Factor, Flag, check_fields, check_name
+from llama_layers.config.checks import (
+    Count,
+    Factor,
+    Flag,
+    check_factors,
+    check_fields,
+    check_name,
+)
 from llama_layers.errors import ConfigError, shown
 
 # For each rope_type the keys it must have and those it may have.
@@ -22,13 +29,19 @@ _KEYS: dict[str, tuple[list[str], list[str]]] = {
         "factor low_freq_factor high_freq_factor original_max_position_embeddings".split(),
         [],
     ),
+    "longrope": (
+        "factor short_factor long_factor original_max_position_embeddings".split(),
+        ["attention_factor"],
+    ),
 }
+
+Factors = Annotated[tuple[float, ...], check_factors]
 
 # The default of a number that every type needs, so that the message can say which type lacks it.
 _NEEDED: Any = None
 
 # Keys that change the frequencies where another architecture or program reads them, with the value
-# that changes nothing: HunYuan's NTK alpha, the tables of Phi's longrope, ChatGLM's ratio, the
+# that changes nothing: HunYuan's NTK alpha, the factors of Phi's tables, ChatGLM's ratio, the
 # temperature of Ministral 3, and what the first programs with YaRN read.
 _NEUTRAL = {
     "partial_rotary_factor": 1,
@@ -56,19 +69,22 @@ class RopeScaling:
 
     Attributes
     ----------
-    rope_type : {"linear", "dynamic", "yarn", "llama3"}
+    rope_type : {"linear", "dynamic", "yarn", "llama3", "longrope"}
         The method.
     factor : float
         How many times longer the context becomes.
     original_max_position_embeddings : int or None
-        The trained context. "llama3" must say it; "yarn" takes ``max_position_embeddings`` where
-        it is None, and "dynamic" always does.
+        The trained context. "llama3" and "longrope" must say it; "yarn" takes
+        ``max_position_embeddings`` where it is None, and "dynamic" always does.
     low_freq_factor, high_freq_factor : float or None
         The band between scaled and kept frequencies of "llama3".
     beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim : float or None
-        The parameters of "yarn".
+        The parameters of "yarn"; "longrope" has `attention_factor`, too.
     truncate : bool or None
         Whether the ends of yarn's ramp are rounded outwards to whole numbers.
+    short_factor, long_factor : tuple of float or None
+        What "longrope" divides the frequency of each pair of channels by: up to the trained
+        context, and beyond it.
 
     Raises
     ------
@@ -93,8 +109,13 @@ class RopeScaling:
     mscale: Factor | None = None
     mscale_all_dim: Factor | None = None
     truncate: Flag | None = None
+    short_factor: Factors | None = None
+    long_factor: Factors | None = None
 
     def __post_init__(self) -> None:
+        for name in ("short_factor", "long_factor"):
+            if isinstance(given := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(given))  # since the dataclass is frozen
         check_name("rope_type", self.rope_type, _KEYS)
         required, optional = _KEYS[self.rope_type]
         for name, value in vars(self).items():
@@ -108,6 +129,16 @@ class RopeScaling:
             raise ConfigError(
                 f"low_freq_factor: expected less than high_freq_factor = {high!r}, got {low!r}"
             )
+        if self.rope_type == "longrope" and self.original_max_position_embeddings == 1:
+            raise ConfigError(
+                "original_max_position_embeddings: expected more than 1 with longrope, which "
+                "divides by its logarithm"
+            )
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether frequencies depend on how many positions are in use."""
+        return self.rope_type in ("dynamic", "longrope")
 
     @classmethod
     def from_mapping(cls, scaling: Mapping[str, Any], /) -> RopeScaling | None:

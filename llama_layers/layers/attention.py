@@ -9,6 +9,7 @@ from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import (
     accumulate_format,
     check_bools,
+    check_sums_hold,
     dtype_name,
     dtype_of,
     float_format,
@@ -16,6 +17,7 @@ from llama_layers.arrays.dtypes import (
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, ArrayT, Namespace, Number
 from llama_layers.layers.mask import Mask, mask_rows
+from llama_layers.layers.scaling import soft_capped
 from llama_layers.layers.tap import TapFunction
 
 # Scores held at a time, over all heads and batches: 64 MiB in float32.
@@ -30,6 +32,8 @@ def attention(
     *,
     mask: Mask | Array | None = None,
     scale: Number | None = None,
+    softcap: Number | None = None,
+    sinks: Array | None = None,
 ) -> ArrayT:
     r"""Average the values of the keys that a query may attend to, weighted by softmax.
 
@@ -52,6 +56,11 @@ def attention(
         True where a query may attend to a key; every key for every query if not given.
     scale : float, optional
         The c above; ``1 / sqrt(D)`` if not given.
+    softcap : float, optional
+        Scores a become ``softcap * tanh(a / softcap)``, as in Gemma 2.
+    sinks : Array, shape [num_heads], optional
+        A number for each query head that joins its scores in the softmax, as that of one more key,
+        which every query may attend to and whose value is zero.
 
     Returns
     -------
@@ -63,9 +72,9 @@ def attention(
     ------
     TypeError
         If an argument is not an array of floats, the mask is not boolean, library or dtype differ,
-        or the scale is not a number.
+        or `scale` or `softcap` is not a number.
     ValueError
-        If the shapes do not fit, or the scale is not finite.
+        If the shapes do not fit, `scale` is not finite, or `softcap` is not finite and positive.
 
     Notes
     -----
@@ -92,13 +101,26 @@ def attention(
     array([[[[2., 4.]]]])
     """
     xp = namespace(q=q, k=k, v=v)
-    _check(xp, q, k, v, mask)
+    _check(xp, q, k, v, mask, sinks)
     if scale is None:
         scale = 1 / math.sqrt(max(1, q.shape[3]))
-    return attend(xp, q, k, v, mask, check_finite("scale", scale))
+    scale = check_finite("scale", scale)
+    cap = None if softcap is None else check_finite("softcap", softcap)
+    if cap is not None and cap <= 0:
+        raise ValueError(f"softcap: expected a positive number, got {cap!r}")
+    if cap is None and sinks is None:
+        return attend(xp, q, k, v, mask, scale)
+    return attend_in_blocks(xp, q, k, v, mask, scale, cap, sinks)
 
 
-def _check(xp: Namespace, q: Array, k: Array, v: Array, mask: Mask | Array | None) -> None:
+def _check(
+    xp: Namespace,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask | Array | None,
+    sinks: Array | None,
+) -> None:
     form = float_format("q", q)
     if q.ndim != 4:
         raise ValueError(f"q: expected shape [B, S, num_heads, D], got {list(q.shape)}")
@@ -117,6 +139,11 @@ def _check(xp: Namespace, q: Array, k: Array, v: Array, mask: Mask | Array | Non
         raise ValueError(f"v: expected shape {list(k.shape)} of k, got {list(v.shape)}")
     if not k.shape[2] or heads % k.shape[2]:
         raise ValueError(f"k: expected heads in a divisor of q's {heads}, got {k.shape[2]}")
+    if sinks is not None:
+        namespace(q=q, sinks=sinks)
+        check_sums_hold(q, sinks=sinks)
+        if tuple(sinks.shape) != (heads,):
+            raise ValueError(f"sinks: expected shape [{heads}], got {list(sinks.shape)}")
     if isinstance(mask, Mask):
         mask.check(q, k.shape[1])
     elif mask is not None:
@@ -134,7 +161,21 @@ def _check(xp: Namespace, q: Array, k: Array, v: Array, mask: Mask | Array | Non
 def attend(
     xp: Namespace, q: ArrayT, k: Array, v: Array, mask: Mask | Array | None, scale: float
 ) -> ArrayT:
-    """The definition of `attention`, for arguments already checked."""
+    """The definition of `attention` without cap and sinks, for arguments already checked."""
+    return attend_in_blocks(xp, q, k, v, mask, scale, None, None)
+
+
+def attend_in_blocks(
+    xp: Namespace,
+    q: ArrayT,
+    k: Array,
+    v: Array,
+    mask: Mask | Array | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Array | None,
+) -> ArrayT:
+    """Attend some queries at a time."""
     batch, queries, heads, _ = q.shape
     keys = k.shape[1]
     if not math.prod(q.shape) or not keys:
@@ -146,35 +187,47 @@ def attend(
     for start in range(0, queries, step):
         stop = min(start + step, queries)
         scores = _products(xp, grouped[:, :, :, start:stop, :], kt) * scale
-        allowed = _allowed(xp, mask, start, stop)
-        weights = shifted_exp(xp, scores, allowed)
-        y = _products(xp, weights, values) / _totals(xp, weights)
+        if softcap is not None:
+            scores = soft_capped(scores, softcap)
+        weights, totals = _weights(xp, scores, _allowed(xp, mask, start, stop), sinks)
+        y = _products(xp, weights, values) / totals
         blocks.append(_by_query(xp, y, q))
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1)
 
 
 def tapped_attention(
-    q: ArrayT, k: Array, v: Array, /, *, mask: Mask | Array | None, tap: TapFunction
+    q: ArrayT,
+    k: Array,
+    v: Array,
+    /,
+    *,
+    mask: Mask | Array | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Array | None,
+    tap: TapFunction,
 ) -> ArrayT:
     """Attend with all scores at once, so that a tap can see and replace what they become.
 
-    The tap gets ``scores`` [B, num_heads, S, T], scaled and before the mask, and then
+    The tap gets ``scores`` [B, num_heads, S, T], scaled, capped and before the mask, and then
     ``probabilities`` of the same shape, both in the format of sums.
     """
     xp = namespace(q=q, k=k, v=v)
-    _check(xp, q, k, v, mask)
-    batch, queries, heads, width = q.shape
+    _check(xp, q, k, v, mask, sinks)
+    batch, queries, heads, _ = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
     by_head = (batch, heads, queries, keys)
     by_key_head = (batch, kv_heads, heads // kv_heads, queries, keys)
     grouped, kt, values = _by_key_head(xp, q, k, v)
-    scores = _products(xp, grouped, kt) * (1 / math.sqrt(max(1, width)))
+    scores = _products(xp, grouped, kt) * scale
+    if softcap is not None:
+        scores = soft_capped(scores, softcap)
     scores = tap("scores", xp.reshape(scores, by_head))
     probabilities = scores
     if math.prod(by_head):
         scores = xp.reshape(scores, by_key_head)
-        weights = shifted_exp(xp, scores, _allowed(xp, mask, 0, queries))
-        probabilities = xp.reshape(weights / _totals(xp, weights), by_head)
+        weights, totals = _weights(xp, scores, _allowed(xp, mask, 0, queries), sinks)
+        probabilities = xp.reshape(weights / totals, by_head)
     probabilities = tap("probabilities", probabilities)
     return _by_query(xp, _products(xp, xp.reshape(probabilities, by_key_head), values), q)
 
@@ -215,6 +268,22 @@ def _allowed(xp: Namespace, mask: Mask | Array | None, start: int, stop: int) ->
     """The mask of some queries, broadcastable against their scores."""
     rows = mask_rows(xp, mask, start, stop)
     return None if rows is None else xp.reshape(rows, (rows.shape[0], 1, 1, *rows.shape[1:]))
+
+
+def _weights(
+    xp: Namespace, scores: Array, allowed: Array | None, sinks: Array | None
+) -> tuple[Array, Array]:
+    """The exponentials of scores, as `shifted_exp` gives them, and their sums with the sinks'."""
+    if sinks is None:
+        weights = shifted_exp(xp, scores, allowed)
+        return weights, _totals(xp, weights)
+    batch, kv_heads, group, queries, _ = scores.shape
+    column = xp.reshape(xp.astype(sinks, scores.dtype), (1, kv_heads, group, 1, 1))
+    column = xp.broadcast_to(column, (batch, kv_heads, group, queries, 1))
+    if allowed is not None:
+        allowed = xp.concat([allowed, xp.ones_like(allowed[..., :1])], axis=-1)
+    weights = shifted_exp(xp, xp.concat([scores, column], axis=-1), allowed)
+    return weights[..., :-1], _totals(xp, weights)
 
 
 def _totals(xp: Namespace, weights: Array) -> Array:

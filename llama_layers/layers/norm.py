@@ -9,10 +9,10 @@ from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.types import Array, ArrayT, Namespace, Number
 
 
-def rms_norm(x: ArrayT, weight: Array | None, /, *, eps: Number) -> ArrayT:
+def rms_norm(x: ArrayT, weight: Array | None, /, *, eps: Number, offset: Number = 0.0) -> ArrayT:
     r"""Divide each row by its root mean square and scale it by a weight.
 
-    .. math:: y_i = w_i \, \frac{x_i}{\sqrt{\frac{1}{H} \sum_j x_j^2 + \varepsilon}}
+    .. math:: y_i = (w_i + o) \, \frac{x_i}{\sqrt{\frac{1}{H} \sum_j x_j^2 + \varepsilon}}
 
     Parameters
     ----------
@@ -23,6 +23,9 @@ def rms_norm(x: ArrayT, weight: Array | None, /, *, eps: Number) -> ArrayT:
     eps : float
         Added to the mean square, under the root: ``rms_norm_eps`` of config.json. There is no
         default, because a checkpoint that runs with another value gives wrong numbers.
+    offset : float, optional
+        The o above, which is added to the weight, in the format of the sums: 1 for Gemma, 0
+        elsewhere. Without a weight there is none.
 
     Returns
     -------
@@ -61,12 +64,15 @@ def rms_norm(x: ArrayT, weight: Array | None, /, *, eps: Number) -> ArrayT:
     if x.ndim < 1:
         raise ValueError("x: expected shape [..., H], got a scalar")
     if weight is None:
-        weight = xp.ones((x.shape[-1],), dtype=x.dtype, device=device(x))
+        weight, offset = xp.ones((x.shape[-1],), dtype=x.dtype, device=device(x)), 0.0
     check_sums_hold(x, weight=weight)
     if tuple(weight.shape) != (x.shape[-1],):
         raise ValueError(
             f"weight: expected shape [{x.shape[-1]}], the last axis of x, got {list(weight.shape)}"
         )
+    if offset:
+        wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
+        weight = xp.astype(weight, wide, copy=False) + check_finite("offset", offset)
     return normalise(xp, x, weight, check_finite("eps", eps, negative=False))
 
 

@@ -176,6 +176,7 @@ class QKVWeights(DeepCopied):
         return {
             "hidden_size": self.hidden_size,
             "head_dim": self.head_dim,
+            "num_heads": self.num_heads,
             "q_size": self.num_heads * self.head_dim,
             "kv_size": self.num_kv_heads * self.head_dim,
         }

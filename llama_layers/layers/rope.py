@@ -16,27 +16,29 @@ from llama_layers.arrays.tracing import is_traced
 from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.arrays.types import Array, ArrayT, Namespace
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.config.rope_scaling import RopeScaling
+from llama_layers.layers.frequencies import frequencies
 
 
 def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> NDArray[np.float64]:
     r"""Compute the angle by which each pair of channels rotates from one position to the next.
 
-    .. math:: \omega_i = \theta^{-2i/D}, \quad 0 \le i < D/2
+    .. math:: \omega_i = \theta^{-2i/R}, \quad 0 \le i < R/2
 
-    and what ``config.rope_scaling`` makes of it.
+    and what ``config.rope_scaling`` makes of it. R is the number of channels that are rotated,
+    ``config.rotary_dim``: those of a head, or a part of them.
 
     Parameters
     ----------
     config : LlamaConfig
-        Its ``rope_theta``, ``head_dim`` and ``rope_scaling`` are read.
+        Its ``rope_theta``, ``rotary_dim`` and ``rope_scaling`` are read. Where RoPE differs from
+        layer to layer: that of a layer, ``config.rope_of(layer)``.
     length : int, optional
-        How many positions are in use, on which "dynamic" scaling depends; the trained context if
-        not given.
+        How many positions are in use, on which "dynamic" and "longrope" scaling depend; the trained
+        context if not given.
 
     Returns
     -------
-    ndarray of float64, shape [head_dim / 2]
+    ndarray of float64, shape [R / 2]
         Radians a position.
 
     Raises
@@ -48,16 +50,18 @@ def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> NDArray[np
 
     Notes
     -----
-    With "dynamic" scaling, and beyond the trained context, a sequence fed in chunks differs from
-    the same sequence fed at once: each chunk is rotated by the frequencies of the length so far,
-    and keys that are in a cache already are not rotated again. transformers does the same.
+    With "dynamic" or "longrope" scaling, and beyond the trained context, a sequence fed in chunks
+    differs from the same sequence fed at once: each chunk is rotated by the frequencies of the
+    length so far, and keys that are in a cache already are not rotated again. transformers does the
+    same.
 
     References
     ----------
     J. Su et al., "RoFormer", section 3.4.2. `arXiv:2104.09864 <https://arxiv.org/abs/2104.09864>`_.
     Linear scaling: S. Chen et al., `arXiv:2306.15595 <https://arxiv.org/abs/2306.15595>`_. YaRN and
     dynamic NTK: B. Peng et al., `arXiv:2309.00071 <https://arxiv.org/abs/2309.00071>`_. The band
-    of "llama3": the model code that Meta published with Llama 3.1.
+    of "llama3": the model code that Meta published with Llama 3.1. LongRoPE: Y. Ding et al.,
+    `arXiv:2402.13753 <https://arxiv.org/abs/2402.13753>`_.
 
     Examples
     --------
@@ -65,18 +69,10 @@ def inv_freq(config: LlamaConfig, /, *, length: int | None = None) -> NDArray[np
     >>> inv_freq(LlamaConfig.llama2_7b())[:2].round(6).tolist()
     [1.0, 0.865964]
     """
-    scaling = _checked(config).rope_scaling
+    _checked(config)
     if length is not None:
         check_count("length", length)
-    if scaling is None:
-        return _plain(config.rope_theta, config.head_dim)
-    if scaling.rope_type == "linear":
-        return _plain(config.rope_theta, config.head_dim) / scaling.factor
-    if scaling.rope_type == "dynamic":
-        return _dynamic(config, scaling, length)
-    if scaling.rope_type == "yarn":
-        return _yarn(config, scaling)
-    return _llama3(config, scaling)
+    return frequencies(config, length)
 
 
 def _checked(config: LlamaConfig) -> LlamaConfig:
@@ -85,54 +81,8 @@ def _checked(config: LlamaConfig) -> LlamaConfig:
     return config
 
 
-def _plain(theta: float, head_dim: int) -> NDArray[np.float64]:
-    return theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-
-
-def _dynamic(config: LlamaConfig, scaling: RopeScaling, length: int | None) -> NDArray[np.float64]:
-    """Raise the base with the length, so that the slowest frequency is interpolated."""
-    if config.head_dim == 2:  # one pair, which rotates by 1 whatever the base
-        return _plain(config.rope_theta, config.head_dim)
-    trained = config.max_position_embeddings
-    stretch = scaling.factor * max(length or 0, trained) / trained - (scaling.factor - 1)
-    exponent = config.head_dim / (config.head_dim - 2)
-    return _plain(config.rope_theta * stretch**exponent, config.head_dim)
-
-
-def _yarn(config: LlamaConfig, scaling: RopeScaling) -> NDArray[np.float64]:
-    """Interpolate slow frequencies, keep fast ones, and ramp between them."""
-    trained = scaling.original_max_position_embeddings or config.max_position_embeddings
-    dim = config.head_dim
-
-    def pair_of(turns: float) -> float:
-        """The (fractional) pair of channels with this many turns over the trained context."""
-        return dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
-
-    low = pair_of(scaling.beta_fast or 32.0)
-    high = pair_of(scaling.beta_slow or 1.0)
-    if scaling.truncate is not False:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dim - 1)
-    width = high - low or 0.001  # a ramp of zero width would divide by zero
-    interpolated = np.clip((np.arange(dim // 2, dtype=np.float64) - low) / width, 0.0, 1.0)
-    plain = _plain(config.rope_theta, dim)
-    return plain / scaling.factor * interpolated + plain * (1 - interpolated)
-
-
-def _llama3(config: LlamaConfig, scaling: RopeScaling) -> NDArray[np.float64]:
-    """Divide the slow frequencies by the factor, and blend in a band of wavelengths."""
-    assert scaling.original_max_position_embeddings is not None  # RopeScaling demands all three
-    assert scaling.low_freq_factor is not None
-    assert scaling.high_freq_factor is not None
-    plain = _plain(config.rope_theta, config.head_dim)
-    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = np.clip(kept, 0.0, 1.0)
-    return plain * (kept + (1 - kept) / scaling.factor)
-
-
 def attention_factor(config: LlamaConfig, /) -> float:
-    """Compute the factor of the RoPE table: 1, except for "yarn".
+    """Compute the factor of the RoPE table: 1, except for "yarn" and "longrope".
 
     Parameters
     ----------
@@ -142,12 +92,14 @@ def attention_factor(config: LlamaConfig, /) -> float:
     Returns
     -------
     float
-        The ``attention_factor`` of the config; else, with m(s) = 0.1 s ln(factor) + 1, the
-        quotient m(mscale) / m(mscale_all_dim) where both are given, or m(1).
+        The ``attention_factor`` of the config. Else for "yarn", with m(s) = 0.1 s ln(factor) + 1,
+        the quotient m(mscale) / m(mscale_all_dim) where both are given, or m(1); for "longrope" the
+        root of 1 + ln(factor) / ln(original_max_position_embeddings).
 
     References
     ----------
     B. Peng et al., "YaRN", equation 22. `arXiv:2309.00071 <https://arxiv.org/abs/2309.00071>`_
+    Y. Ding et al., "LongRoPE". `arXiv:2402.13753 <https://arxiv.org/abs/2402.13753>`_
 
     Examples
     --------
@@ -157,10 +109,14 @@ def attention_factor(config: LlamaConfig, /) -> float:
     1.0
     """
     scaling = _checked(config).rope_scaling
-    if scaling is None or scaling.rope_type != "yarn":
+    if scaling is None or scaling.rope_type not in ("yarn", "longrope"):
         return 1.0
     if scaling.attention_factor is not None:
         return scaling.attention_factor
+    if scaling.rope_type == "longrope":
+        assert scaling.original_max_position_embeddings is not None  # RopeScaling demands it
+        more = math.log(scaling.factor) / math.log(scaling.original_max_position_embeddings)
+        return math.sqrt(1 + max(0.0, more))
 
     def temperature(scale: float) -> float:
         return 0.1 * scale * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
@@ -181,14 +137,16 @@ def rope_table(positions: Array, config: LlamaConfig, /, *, like: Array) -> tupl
     positions : Array, shape [S] or [B, S], an integer dtype
         Token positions, zero or more; of any library.
     config : LlamaConfig
-        Its ``rope_theta``, ``head_dim`` and ``rope_scaling`` are read.
+        Its ``rope_theta``, ``rotary_dim`` and ``rope_scaling`` are read. Where RoPE differs from
+        layer to layer: that of a layer, ``config.rope_of(layer)``.
     like : Array
         The table is for arrays of this library, device and dtype.
 
     Returns
     -------
-    cos, sin : Array, shape [S, head_dim / 2] or [B, S, head_dim / 2]
-        In float32, or float64 if `like` is. For "yarn" multiplied by its attention factor.
+    cos, sin : Array, shape [S, rotary_dim / 2] or [B, S, rotary_dim / 2]
+        In float32, or float64 if `like` is. For "yarn" and "longrope" multiplied by their attention
+        factor.
 
     Raises
     ------
@@ -197,8 +155,8 @@ def rope_table(positions: Array, config: LlamaConfig, /, *, like: Array) -> tupl
         floats.
     ValueError
         If their shape is another, or one is negative. Positions that `jax.jit` or `torch.compile`
-        traces are not known: negative ones give NaN, and "dynamic" scaling raises. So do positions
-        from 2**20 on where jax has no float64.
+        traces are not known: negative ones give NaN, and "dynamic" and "longrope" scaling raise.
+        So do positions from 2**20 on where jax has no float64.
 
     Examples
     --------
@@ -259,15 +217,22 @@ def traced_table(
 
 def check_known_length(config: LlamaConfig) -> None:
     """Raise ValueError if the frequencies depend on positions that are not known yet."""
-    if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.depends_on_length:
         raise ValueError(
-            "positions: expected known numbers for rope_type 'dynamic', whose frequencies depend "
-            "on the largest, got traced ones"
+            f"positions: expected known numbers for rope_type {scaling.rope_type!r}, whose "
+            "frequencies depend on the largest, got traced ones"
         )
 
 
 def apply_rope(
-    x: ArrayT, cos: Array, sin: Array, /, *, layout: Literal["half", "interleaved"] = "half"
+    x: ArrayT,
+    cos: Array,
+    sin: Array,
+    /,
+    *,
+    layout: Literal["half", "interleaved"] = "half",
+    rotary_dim: int | None = None,
 ) -> ArrayT:
     r"""Rotate each pair of channels by its angle.
 
@@ -278,12 +243,15 @@ def apply_rope(
     ----------
     x : Array, shape [B, S, heads, D], a float dtype
         Queries or keys. Values are never rotated.
-    cos, sin : Array, shape [S, D / 2], [1, S, D / 2] or [B, S, D / 2]
+    cos, sin : Array, shape [S, R / 2], [1, S, R / 2] or [B, S, R / 2]
         From `rope_table`.
     layout : {"half", "interleaved"}
-        Which channels are a pair: i and i + D / 2 ("half", Hugging Face checkpoints), or 2i and
+        Which channels are a pair: i and i + R / 2 ("half", Hugging Face checkpoints), or 2i and
         2i + 1 ("interleaved", Meta's and the paper's). The weights decide which is right, and
         config.json does not say.
+    rotary_dim : int, optional
+        R, how many channels of a head are rotated: the first ones. The others stay as they are. All
+        D if not given.
 
     Returns
     -------
@@ -311,9 +279,10 @@ def apply_rope(
     """
     xp = namespace(x=x, cos=cos, sin=sin)
     table = accumulate_format(float_format("x", x))
-    if x.ndim != 4 or x.shape[3] % 2:
+    if x.ndim != 4 or (rotary_dim is None and x.shape[3] % 2):
         raise ValueError(f"x: expected shape [B, S, heads, D] with an even D, got {list(x.shape)}")
-    expected = (x.shape[1], x.shape[3] // 2)
+    width = _rotated_width(x, rotary_dim)
+    expected = (x.shape[1], width // 2)
     for name, array in (("cos", cos), ("sin", sin)):
         if (found := float_format(name, array)) is not table:
             raise TypeError(f"{name}: expected {table.name} for x, got {found.name}")
@@ -323,7 +292,21 @@ def apply_rope(
                 f"{list(x.shape)}, got {list(array.shape)}"
             )
     check_choice("layout", layout, "half", "interleaved")
-    return rotate(xp, x, cos, sin, layout)
+    if width == x.shape[3]:
+        return rotate(xp, x, cos, sin, layout)
+    return xp.concat([rotate(xp, x[..., :width], cos, sin, layout), x[..., width:]], axis=-1)
+
+
+def _rotated_width(x: Array, rotary_dim: int | None) -> int:
+    if rotary_dim is None:
+        return int(x.shape[3])
+    check_count("rotary_dim", rotary_dim)
+    if rotary_dim % 2 or rotary_dim > x.shape[3]:
+        raise ValueError(
+            f"rotary_dim: expected an even number up to {x.shape[3]}, the channels of a head, got "
+            f"{rotary_dim}"
+        )
+    return rotary_dim
 
 
 @portable

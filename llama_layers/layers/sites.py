@@ -2,7 +2,8 @@
 
 A site has the name of its module in Hugging Face's model, and its array is what that module gives
 there. Where no module stands (queries and keys after RoPE, scores, probabilities, the heads before
-they are projected out, the sum after attention), a name beside them does.
+they are projected out, the sum after attention), a name beside them does. Families have different
+names for a module that does the same; a site's role is one of these, the same in all families.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
+from llama_layers.config.families import module_name
 from llama_layers.config.llama_config import LlamaConfig
 
 # In a layer, in the order of a forward pass: name, operation, shape, and the ways in which it can
@@ -24,7 +26,7 @@ from llama_layers.config.llama_config import LlamaConfig
 # "switch?" is there only if the config has that switch on. If it is off, the sites in later rows
 # that are computed from that row are computed from its inputs instead.
 _LAYER = """
-input_layernorm           norm         B S hidden   x
+norms_before? input_layernorm  norm  B S hidden  x
 self_attn.q_proj          linear       B S queries  input_layernorm
 self_attn.k_proj          linear       B S keys     input_layernorm
 self_attn.v_proj          linear       B S keys     input_layernorm
@@ -38,14 +40,19 @@ self_attn.scores*         scores       B heads S S  self_attn.q_norm,self_attn.k
 self_attn.probabilities*  softmax      B heads S S  self_attn.scores;self_attn.q_norm,self_attn.k_norm
 self_attn.attention       attention    B S heads D  self_attn.probabilities,self_attn.v_proj;self_attn.q_norm,self_attn.k_norm,self_attn.v_proj
 self_attn.o_proj          linear       B S hidden   self_attn.attention
-attention_residual        residual     B S hidden   x,self_attn.o_proj
-post_attention_layernorm  norm         B S hidden   attention_residual
+norms_after? post_self_attn_layernorm  norm  B S hidden  self_attn.o_proj
+attention_residual        residual     B S hidden   x,post_self_attn_layernorm
+norms_before? post_attention_layernorm  norm  B S hidden  attention_residual
 mlp.gate_proj             linear       B S inner    post_attention_layernorm
 mlp.up_proj               linear       B S inner    post_attention_layernorm
 mlp.act                   gate         B S inner    mlp.gate_proj,mlp.up_proj
 mlp.down_proj             linear       B S hidden   mlp.act
+norms_after? post_mlp_layernorm  norm  B S hidden  mlp.down_proj
+layer                     residual     B S hidden   attention_residual,post_mlp_layernorm
 """.strip()  # noqa: E501  # a table
 
+# What the head gives, and the logits where they are not that.
+HEAD, LOGITS = "lm_head", "logits"
 # What is made of the logits after a forward pass. No tap sees it.
 LOGPROBS = "logprobs"
 
@@ -57,12 +64,15 @@ class Site:
     Attributes
     ----------
     name : str
-        As in Hugging Face's model: ``model.layers.3.self_attn.q_proj``.
+        As in Hugging Face's model of the family: ``model.layers.3.self_attn.q_proj``.
+    role : str
+        What it is, whatever the family calls it: ``self_attn.q_proj``, or "layer" for the layer's
+        own output. It is the name inside the layer, but for modules that `Family` lists.
     layer : int or None
         Which layer it is in; None before the first and after the last.
     operation : str
         What computes it: "embedding", "norm", "linear", "rope", "scores", "softmax", "attention",
-        "residual", "gate" or "logprobs".
+        "residual", "gate", "logits" or "logprobs".
     shape : tuple of str
         Its axes: "B" and "S" for batch and sequence, numbers for the others.
     routes : tuple of tuple of str
@@ -75,6 +85,7 @@ class Site:
     """
 
     name: str
+    role: str
     layer: int | None
     operation: str
     shape: tuple[str | int, ...]
@@ -83,7 +94,7 @@ class Site:
     optional: bool = False
 
     @property
-    def role(self) -> str:
+    def inside(self) -> str:
         """The name inside the layer; "layer" for the layer's own output."""
         if self.layer is None:
             return self.name
@@ -91,8 +102,8 @@ class Site:
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """What it may be called: its name, its role, and the last word of the role."""
-        return self.name, self.role, self.role.rpartition(".")[2]
+        """What it may be called: its name, that inside the layer, and the last word of it."""
+        return self.name, self.inside, self.inside.rpartition(".")[2]
 
 
 def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
@@ -106,7 +117,8 @@ def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
     Returns
     -------
     tuple of Site
-        From ``model.embed_tokens`` to ``lm_head``, and ``logprobs``.
+        From ``model.embed_tokens`` to ``lm_head``, or ``logits`` where these are scaled or capped,
+        and ``logprobs``.
 
     Examples
     --------
@@ -121,19 +133,28 @@ def sites(config: LlamaConfig, /) -> tuple[Site, ...]:
 
 @lru_cache(maxsize=8)
 def _of_model(config: LlamaConfig) -> tuple[Site, ...]:
-    hidden, vocabulary = config.hidden_size, config.vocab_size
+    hidden, logits = config.hidden_size, ("B", "S", config.vocab_size)
+    changed, of_logprobs = [LOGITS] if config.changes_logits else [], (logits_site(config),)
     last = f"model.layers.{config.num_hidden_layers - 1}"
+    embedding, norm = "model.embed_tokens", "model.norm"
     return (
-        Site("model.embed_tokens", None, "embedding", ("B", "S", hidden), ((),)),
+        Site(embedding, embedding, None, "embedding", ("B", "S", hidden), ((),)),
         *(site for layer in range(config.num_hidden_layers) for site in _of_layer(config, layer)),
-        Site("model.norm", None, "norm", ("B", "S", hidden), ((last,),)),
-        Site("lm_head", None, "linear", ("B", "S", vocabulary), (("model.norm",),)),
-        Site(LOGPROBS, None, "logprobs", ("B", "S"), (("lm_head",),), optional=True),
+        Site(norm, norm, None, "norm", ("B", "S", hidden), ((last,),)),
+        Site(HEAD, HEAD, None, "linear", logits, ((norm,),)),
+        *(Site(name, name, None, "logits", logits, ((HEAD,),)) for name in changed),
+        Site(LOGPROBS, LOGPROBS, None, "logprobs", ("B", "S"), (of_logprobs,), optional=True),
     )
 
 
 def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
     name = f"model.layers.{layer}"
+
+    def named(role: str) -> str:
+        if role in ("x", "layer"):
+            return before if role == "x" else name
+        return f"{name}.{module_name(config.model_type, role)}"
+
     before = f"model.layers.{layer - 1}" if layer else "model.embed_tokens"
     heads = config.num_attention_heads, config.head_dim
     kv_heads = config.num_key_value_heads, config.head_dim
@@ -157,10 +178,7 @@ def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
             continue
         instead.pop(role, None)
         inputs = (
-            tuple(
-                before if part == "x" else f"{name}.{instead.get(part, part)}"
-                for part in route.split(",")
-            )
+            tuple(named(instead.get(part, part)) for part in route.split(","))
             for route in routes.split(";")
         )
         shape: tuple[str | int, ...] = ()
@@ -169,9 +187,12 @@ def _of_layer(config: LlamaConfig, layer: int) -> Iterator[Site]:
             shape += size if isinstance(size, tuple) else (size,)
         starred = role.endswith("*")
         role = role.rstrip("*")
-        yield Site(f"{name}.{role}", layer, operation, shape, tuple(inputs), starred, starred)
-    residual = (f"{name}.attention_residual", f"{name}.mlp.down_proj")
-    yield Site(name, layer, "residual", ("B", "S", config.hidden_size), (residual,))
+        yield Site(named(role), role, layer, operation, shape, tuple(inputs), starred, starred)
+
+
+def logits_site(config: LlamaConfig) -> str:
+    """The site of a model that has its logits."""
+    return LOGITS if config.changes_logits else HEAD
 
 
 def names_matching(
@@ -219,7 +240,7 @@ def _found_in_model(config: LlamaConfig, pattern: str) -> tuple[str, ...]:
 def sites_of_layer(config: LlamaConfig, pattern: str) -> tuple[str, ...]:
     """Return the names inside a layer of the sites there that a key of a tap names."""
     inner = [site for site in _of_layer(config, 0) if site.role != "layer"]
-    return names_matching("tap", pattern, {site.role: site.names[1:] for site in inner})
+    return names_matching("tap", pattern, {site.inside: site.names[1:] for site in inner})
 
 
 def sites_of_mlp(pattern: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ array that it returns. Recording, patching, looking for NaN and live comparison 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from llama_layers.arrays.checks import check_like
@@ -35,10 +35,14 @@ class SiteTap:
     """By the full names of sites, called one after the other."""
     module: str = ""
     """What goes before a name inside the module."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the family calls modules inside a layer, where it has names of its own."""
+    layer: str = ""
+    """What goes before a name inside the layer."""
 
     def __call__(self, name: str, array: ArrayT) -> ArrayT:
         """Return the array that the forward pass continues with."""
-        name = self.module + name
+        name = self._full(name)
         functions = self.chosen.get(name, ()) if self.everywhere is None else (self.everywhere,)
         for function in functions:
             result = function(name, array)
@@ -48,7 +52,12 @@ class SiteTap:
 
     def asks_for(self, name: str) -> bool:
         """Whether there is a function for a site by its name."""
-        return self.module + name in self.chosen
+        return self._full(name) in self.chosen
+
+    def _full(self, name: str) -> str:
+        """The whole name of a site inside the module."""
+        role = (self.module + name).removeprefix(self.layer)
+        return self.layer + self.names.get(role, role)
 
 
 def checked(tap: Tap | None, sites_named: Callable[[str], Iterable[str]]) -> TapFunction:
@@ -81,7 +90,14 @@ def inside(tap: TapFunction, module: str) -> TapFunction:
     """The tap for the sites of a module, whose names are relative to it."""
     if not isinstance(tap, SiteTap):
         return untouched
-    return SiteTap(tap.everywhere, tap.chosen, f"{tap.module}{module}.")
+    return replace(tap, module=f"{tap.module}{module}.")
+
+
+def in_family(tap: TapFunction, names: Mapping[str, str]) -> TapFunction:
+    """The tap of a layer, for a family that has names of its own for modules inside it."""
+    if not isinstance(tap, SiteTap) or not names:
+        return tap
+    return replace(tap, names=names, layer=tap.module)
 
 
 def asks_for(tap: TapFunction, *names: str) -> bool:

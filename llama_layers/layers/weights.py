@@ -1,4 +1,4 @@
-"""The arrays of a layer: what checkpoints call them, their shapes, and the classes that hold them.
+"""The classes that hold the arrays of a layer.
 
 Every matrix is stored [out, in], the way checkpoints hold it, so that a file maps into memory as
 it is. No layout is faster where it counts: NumPy multiplies ``(W @ x.T).T`` at the speed of
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from llama_layers.arrays.brief import brief
 from llama_layers.arrays.checks import check_shape
@@ -18,88 +18,13 @@ from llama_layers.arrays.copies import DeepCopied
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.pytrees import STATIC, traceable
 from llama_layers.arrays.types import Array
+from llama_layers.config.families import tensor_name
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.group import Group
 from llama_layers.layers.qkv_weights import QKVWeights
+from llama_layers.layers.tensors import ARRAYS, Names, array_shape, axis_sizes
 
 __all__ = ["AttentionWeights", "LayerWeights", "MLPWeights", "QKVWeights"]
-
-Names = tuple[str, ...]
-
-
-class Tensor(NamedTuple):
-    """A tensor of a checkpoint that is part of a layer."""
-
-    name: str
-    """Its name in Hugging Face's model, below the layer."""
-    axes: str
-    """The size of each axis, by the names that `axis_sizes` gives them."""
-    path: str
-    """The attribute of `LayerWeights` that holds it. One array holds all tensors of the same path,
-    their rows below each other."""
-    switch: str | None = None
-    """The attribute of `LlamaConfig` that says whether it exists; None if it always does."""
-
-
-# In the order in which files hold them.
-TENSORS = (
-    Tensor("input_layernorm.weight", "hidden_size", "input_layernorm"),
-    Tensor("self_attn.q_proj.weight", "q_size hidden_size", "self_attn.qkv.fused"),
-    Tensor("self_attn.k_proj.weight", "kv_size hidden_size", "self_attn.qkv.fused"),
-    Tensor("self_attn.v_proj.weight", "kv_size hidden_size", "self_attn.qkv.fused"),
-    Tensor("self_attn.q_proj.bias", "q_size", "self_attn.qkv.bias", "qkv_bias"),
-    Tensor("self_attn.k_proj.bias", "kv_size", "self_attn.qkv.bias", "qkv_bias"),
-    Tensor("self_attn.v_proj.bias", "kv_size", "self_attn.qkv.bias", "qkv_bias"),
-    Tensor("self_attn.q_norm.weight", "q_norm_size", "self_attn.q_norm", "qk_norm_weights"),
-    Tensor("self_attn.k_norm.weight", "k_norm_size", "self_attn.k_norm", "qk_norm_weights"),
-    Tensor("self_attn.o_proj.weight", "hidden_size q_size", "self_attn.o_proj"),
-    Tensor("self_attn.o_proj.bias", "hidden_size", "self_attn.o_bias", "o_bias"),
-    Tensor("post_attention_layernorm.weight", "hidden_size", "post_attention_layernorm"),
-    Tensor("mlp.gate_proj.weight", "intermediate_size hidden_size", "mlp.gate_proj"),
-    Tensor("mlp.gate_proj.bias", "intermediate_size", "mlp.gate_bias", "mlp_bias"),
-    Tensor("mlp.up_proj.weight", "intermediate_size hidden_size", "mlp.up_proj"),
-    Tensor("mlp.up_proj.bias", "intermediate_size", "mlp.up_bias", "mlp_bias"),
-    Tensor("mlp.down_proj.weight", "hidden_size intermediate_size", "mlp.down_proj"),
-    Tensor("mlp.down_proj.bias", "hidden_size", "mlp.down_bias", "mlp_bias"),
-)
-
-# The tensors that each array of a layer holds.
-ARRAYS: dict[str, list[Tensor]] = {}
-for _tensor in TENSORS:
-    ARRAYS.setdefault(_tensor.path, []).append(_tensor)
-
-
-def axis_sizes(config: LlamaConfig) -> dict[str, int]:
-    """The sizes that a config gives to the axes of a layer's arrays."""
-    q_size = config.num_attention_heads * config.head_dim
-    kv_size = config.num_key_value_heads * config.head_dim
-    whole = config.qk_norm == "full"
-    return {
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "head_dim": config.head_dim,
-        "q_size": q_size,
-        "kv_size": kv_size,
-        "q_norm_size": q_size if whole else config.head_dim,
-        "k_norm_size": kv_size if whole else config.head_dim,
-    }
-
-
-def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors of a layer, by their names below it."""
-    sizes = axis_sizes(config)
-    return {
-        tensor.name: tuple(sizes[axis] for axis in tensor.axes.split())
-        for tensor in TENSORS
-        if tensor.switch is None or getattr(config, tensor.switch)
-    }
-
-
-def array_shape(path: str, sizes: Mapping[str, int]) -> tuple[int | str, ...]:
-    """The shape of the array at a path; an axis of unknown size keeps its name."""
-    rows, *others = zip(*(tensor.axes.split() for tensor in ARRAYS[path]), strict=True)
-    count = sizes.get(rows[0], rows[0]) if len(rows) == 1 else sum(sizes[row] for row in rows)
-    return (count, *(sizes.get(axes[0], axes[0]) for axes in others))
 
 
 @traceable
@@ -118,6 +43,8 @@ class AttentionWeights(DeepCopied):
     q_norm, k_norm : Array or None
         Weights of the norms of queries and keys: [head_dim] where each head is normalised by
         itself, [num_heads * head_dim] and [num_kv_heads * head_dim] where the projection is.
+    sinks : Array, shape [num_heads], or None
+        What joins the scores of each query head in the softmax, and weighs no value.
     group : Group or None
         Where set, the heads are those of one rank, and the output is summed over the ranks.
 
@@ -135,6 +62,7 @@ class AttentionWeights(DeepCopied):
     o_bias: Array | None = None
     q_norm: Array | None = None
     k_norm: Array | None = None
+    sinks: Array | None = None
     group: Group | None = field(default=None, metadata=STATIC)
 
     def __post_init__(self) -> None:
@@ -191,12 +119,14 @@ class LayerWeights(DeepCopied):
 
     Attributes
     ----------
-    input_layernorm, post_attention_layernorm : Array, shape [hidden_size]
-        Weights of the norms before attention and before the MLP.
+    input_layernorm, post_attention_layernorm : Array, shape [hidden_size], or None
+        Weights of the norms before attention and before the MLP, where the config has them there.
     self_attn : AttentionWeights
         The attention block.
     mlp : MLPWeights
         The MLP.
+    post_self_attn_layernorm, post_mlp_layernorm : Array, shape [hidden_size], or None
+        Weights of the norms after attention and after the MLP, where the config has them there.
 
     Raises
     ------
@@ -207,10 +137,12 @@ class LayerWeights(DeepCopied):
         If the shapes do not fit each other.
     """
 
-    input_layernorm: Array
+    input_layernorm: Array | None
     self_attn: AttentionWeights
-    post_attention_layernorm: Array
+    post_attention_layernorm: Array | None
     mlp: MLPWeights
+    post_self_attn_layernorm: Array | None = None
+    post_mlp_layernorm: Array | None = None
 
     def __post_init__(self) -> None:
         _check_types(self, self_attn=AttentionWeights, mlp=MLPWeights)
@@ -219,8 +151,13 @@ class LayerWeights(DeepCopied):
     def __repr__(self) -> str:
         return brief(self)
 
-    def named(self) -> dict[str, Array]:
+    def named(self, model_type: str = "llama") -> dict[str, Array]:
         """Every tensor of the layer under its name in Hugging Face's model, below the layer.
+
+        Parameters
+        ----------
+        model_type : str, optional
+            The family whose names they are; some call a norm otherwise than Llama.
 
         Returns
         -------
@@ -243,12 +180,12 @@ class LayerWeights(DeepCopied):
             if array is None:
                 continue
             if len(ARRAYS[path]) == 1:
-                found[ARRAYS[path][0].name] = array
+                found[tensor_name(model_type, ARRAYS[path][0].name)] = array
                 continue
             stop = 0
             for tensor in ARRAYS[path]:
                 start, stop = stop, stop + sizes[tensor.axes.split()[0]]
-                found[tensor.name] = array[start:stop, ...]
+                found[tensor_name(model_type, tensor.name)] = array[start:stop, ...]
         return found
 
     def arrays(self) -> dict[str, Array | None]:
@@ -260,6 +197,16 @@ class LayerWeights(DeepCopied):
             In the order of use, each matrix before its bias; None for a bias that does not exist.
         """
         return _arrays(self, "")
+
+    def norms(self) -> dict[str, Array]:
+        """The weights of the norms of the residual stream and of what is added to it.
+
+        Returns
+        -------
+        dict of str to Array
+            Under the names of their attributes.
+        """
+        return {name: a for name, a in self.arrays().items() if "." not in name and a is not None}
 
     def mapped(self, change: Callable[[Any], Array]) -> LayerWeights:
         """The layer with each of its arrays changed.
@@ -285,7 +232,7 @@ def read_layer(
 ) -> LayerWeights:
     """A layer from a function that gives tensors, by their names below it, as one array."""
     arrays = {
-        path: read(tuple(tensor.name for tensor in tensors))
+        path: read(tuple(tensor_name(config.model_type, tensor.name) for tensor in tensors))
         if (switch := tensors[0].switch) is None or getattr(config, switch)
         else None
         for path, tensors in ARRAYS.items()

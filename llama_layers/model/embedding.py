@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from llama_layers.arrays.dispatch import portable
-from llama_layers.arrays.dtypes import check_array, check_integers
+from llama_layers.arrays.dtypes import check_array, check_integers, dtype_name, dtype_of
 from llama_layers.arrays.namespaces import is_tensor, namespace
 from llama_layers.arrays.tracing import is_traced
 from llama_layers.arrays.types import Array, Namespace
+from llama_layers.config.llama_config import LlamaConfig
 
 
 def embed(input_ids: Array, table: Array, /) -> Array:
@@ -74,6 +77,14 @@ def _traced_rows(xp: Namespace, table: Array, ids: Array) -> Array:
     valid = (ids >= 0) & (ids < table.shape[0])
     rows = xp.take(table, xp.where(valid, ids, xp.zeros_like(ids)), axis=0)
     return xp.where(xp.expand_dims(valid, axis=1), rows, xp.nan)
+
+
+def embedding_factor(config: LlamaConfig, table: Array) -> float:
+    """The number that rows of the embedding are multiplied by."""
+    factor = config.embedding_multiplier
+    if not config.embedding_multiplier_rounded:
+        return factor
+    return float(np.asarray(factor, dtype_of(np, dtype_name(table.dtype))))
 
 
 @portable

@@ -12,6 +12,8 @@ from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array, Namespace
+from llama_layers.config.families import FAMILIES
+from llama_layers.config.rope_layers import RopeKind
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.decoder import decoder_layer
 from llama_layers.layers.group import check_shared
@@ -19,9 +21,10 @@ from llama_layers.layers.layer_cache import LayerCache
 from llama_layers.layers.linear import linear
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.norm import rms_norm
+from llama_layers.layers.scaling import multiplied, scaled_logits
 from llama_layers.layers.sites import sites_of_model
 from llama_layers.layers.tap import Tap, TapFunction, checked, inside, untouched
-from llama_layers.model.embedding import activations, embed
+from llama_layers.model.embedding import activations, embed, embedding_factor
 from llama_layers.model.inputs import Inputs
 from llama_layers.model.llama import Llama, check_model
 
@@ -60,7 +63,9 @@ def forward(
     input_ids : Array, shape [B, S], an integer dtype
         Token ids, which follow those that the cache has seen, if there is one.
     inputs_embeds : Array, shape [B, S, hidden_size], the dtype of the activations
-        Vectors instead of `input_ids`: soft prompts, images, mixtures of embeddings.
+        Vectors instead of `input_ids`: soft prompts, images, mixtures of embeddings. As in Hugging
+        Face's models, those of Granite are multiplied by ``embedding_multiplier``, as rows of the
+        embedding are, and those of Gemma are not.
     cache : KVCache, optional
         Keys and values of earlier tokens; the one in the output is valid afterwards.
     positions : Array, shape [S], [1, S] or [B, S], an integer dtype, optional
@@ -143,7 +148,10 @@ def forward(
         last_only=last_only,
         tap=tap,
     )
-    return Output(tap("lm_head", head(model, x)), cache)
+    logits = tap("lm_head", head(model, x))
+    if model.config.changes_logits:
+        logits = tap("logits", scaled_logits(logits, model.config))
+    return Output(logits, cache)
 
 
 def final_states(
@@ -174,16 +182,23 @@ def final_states(
     inputs = Inputs.of(
         x, model.config, cache, positions, attention_mask, mask=mask, last_only=last_only
     )
-    x, cache = decoder_layers(xp, x, model, inputs.rope, inputs.masks, inputs.cache, tap)
+    x, cache = decoder_layers(xp, x, model, inputs.ropes, inputs.masks, inputs.cache, tap)
     if last_only:
         x = x[:, -1:, :]
-    x = tap("model.norm", rms_norm(x, model.weights.norm, eps=model.config.rms_norm_eps))
+    eps, offset = model.config.rms_norm_eps, model.config.norm_weight_offset
+    x = tap("model.norm", rms_norm(x, model.weights.norm, eps=eps, offset=offset))
     return x, None if cache is None else cache.without_room()
 
 
 def head(model: Llama, x: Array) -> Array:
-    """The logits [..., vocab_size] of final states."""
+    """The products [..., vocab_size] of final states with the head's matrix."""
     return linear(x, model.weights.lm_head)
+
+
+def logits_of(model: Llama, x: Array) -> Array:
+    """The logits [..., vocab_size] of final states."""
+    y = head(model, x)
+    return scaled_logits(y, model.config) if model.config.changes_logits else y
 
 
 def _embedded(
@@ -196,7 +211,7 @@ def _embedded(
             raise TypeError("inputs_embeds: expected None together with input_ids, got both")
         xp = namespace(weights=table, input_ids=input_ids)
         x = activations(xp, embed(input_ids, table))
-        return xp, x
+        return xp, multiplied(x, embedding_factor(model.config, table))
     if inputs_embeds is None:
         raise TypeError("input_ids: expected token ids, or inputs_embeds, got neither")
     xp = namespace(weights=table, inputs_embeds=inputs_embeds)
@@ -206,7 +221,10 @@ def _embedded(
         raise TypeError(
             f"inputs_embeds: expected the dtype of the activations, {expected}, got {found}"
         )
-    return xp, activations(xp, inputs_embeds)
+    x = activations(xp, inputs_embeds)
+    if not FAMILIES[model.config.model_type].multiplies_inputs:
+        return xp, x
+    return xp, multiplied(x, embedding_factor(model.config, table))
 
 
 @portable
@@ -214,7 +232,7 @@ def decoder_layers(
     xp: Namespace,
     x: Array,
     model: Llama,
-    rope: tuple[Array, Array],
+    ropes: Mapping[RopeKind | None, tuple[Array, ...] | None],
     masks: Mapping[int | None, Mask | Array],
     cache: KVCache | None,
     tap: TapFunction,
@@ -223,6 +241,7 @@ def decoder_layers(
     config = model.config
     for index, layer in enumerate(model.weights.layers):
         name, mask = f"model.layers.{index}", masks[config.window_of(index)]
+        rope = ropes[config.rope_kinds[index]]
         view = None if cache is None else LayerCache(cache, index)
         x = decoder_layer(
             x, layer, config=config, rope=rope, mask=mask, cache=view, tap=inside(tap, name)

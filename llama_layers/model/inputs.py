@@ -11,9 +11,11 @@ from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.tracing import known, known_false
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.config.rope_layers import RopeKind
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask, slot_range
 from llama_layers.layers.rope import rope_table
+from llama_layers.layers.temperature import query_temperature
 
 
 class Inputs(NamedTuple):
@@ -21,8 +23,11 @@ class Inputs(NamedTuple):
 
     positions: Array
     """Array [S], [1, S] or [B, S] of integers, for RoPE."""
-    rope: tuple[Array, Array]
-    """Cosines and sines of the positions."""
+    ropes: Mapping[RopeKind | None, tuple[Array, ...] | None]
+    """Cosines and sines of the positions, for each kind of RoPE that the layers have.
+
+    The factors of queries are the third where a config has a temperature.
+    """
     masks: Mapping[int | None, Mask | Array]
     """For each attention window that the layers of the model have; arrays are [1 or B, S, T]."""
     cache: KVCache | None
@@ -57,10 +62,20 @@ class Inputs(NamedTuple):
         if positions is None:
             positions = _token_positions(x, valid, cache)
         _check_positions(x, positions)
-        rope = rope_table(positions, config, like=x)
+        ropes = {
+            kind: None if kind is None else _rope(positions, config, kind, x)
+            for kind in set(config.rope_kinds)
+        }
         if cache is not None:
             cache = cache.extend(x.shape[1], valid)
-        return cls(positions, rope, _masks(x, config, mask, valid, cache), cache)
+        return cls(positions, ropes, _masks(x, config, mask, valid, cache), cache)
+
+
+def _rope(positions: Array, config: LlamaConfig, kind: RopeKind, x: Array) -> tuple[Array, ...]:
+    table = rope_table(positions, config.with_rope(kind), like=x)
+    if not config.llama_4_scaling_beta:
+        return table
+    return (*table, query_temperature(positions, config, like=x))
 
 
 def _valid_tokens(x: Array, attention_mask: Array | None, cache: KVCache | None) -> Array | None:

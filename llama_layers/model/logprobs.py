@@ -6,7 +6,7 @@ from llama_layers.arrays.dtypes import accumulate_format, dtype_of, float_format
 from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.tracing import known_false
 from llama_layers.arrays.types import Array, Namespace
-from llama_layers.model.forward import final_states, head
+from llama_layers.model.forward import final_states, logits_of
 from llama_layers.model.llama import Llama, check_model
 
 # Logits held at a time: 64 MiB in float32.
@@ -60,7 +60,7 @@ def logprobs(model: Llama, input_ids: Array, /, *, attention_mask: Array | None 
     parts = []
     for start in range(0, max(1, count - 1), step):
         stop = min(start + step, count - 1)
-        found = log_softmax(xp, head(model, x[:, start:stop, :]))
+        found = log_softmax(xp, logits_of(model, x[:, start:stop, :]))
         parts.append(picked(xp, found, input_ids[:, start + 1 : stop + 1]))
     found = parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
     return found if keep is None else xp.where(keep, found, xp.zeros_like(found))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from llama_layers.config.families import tensor_name
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.layers.weights import ARRAYS, Names, tensor_shapes
+from llama_layers.layers.tensors import ARRAYS, Names, tensor_shapes
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 # The tensors with a row for each token. Some more rows are padding, often to a multiple of 64: no
@@ -16,9 +17,12 @@ def layer_name(layer: int, name: str) -> str:
     return f"model.layers.{layer}.{name}"
 
 
-def layer_arrays(layer: int) -> list[Names]:
+def layer_arrays(layer: int, model_type: str) -> list[Names]:
     """The tensors of a layer, those that become one array together; biases too."""
-    return [tuple(layer_name(layer, t.name) for t in tensors) for tensors in ARRAYS.values()]
+    return [
+        tuple(layer_name(layer, tensor_name(model_type, tensor.name)) for tensor in tensors)
+        for tensors in ARRAYS.values()
+    ]
 
 
 def expected_tensors(config: LlamaConfig, /) -> dict[str, tuple[int, ...]]:

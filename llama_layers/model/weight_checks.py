@@ -53,10 +53,10 @@ def misfit(
     return "; ".join(_listed(kind, names) for kind, names in lists.items() if names) or None
 
 
-def unfusible(dtypes: Mapping[str, str], layers: Iterable[int]) -> str | None:
+def unfusible(dtypes: Mapping[str, str], layers: Iterable[int], model_type: str) -> str | None:
     """Say which tensors that become one array differ in dtype; None if none do."""
     for layer in layers:
-        for together in layer_arrays(layer):
+        for together in layer_arrays(layer, model_type):
             names = [name for name in together if name in dtypes]
             if len({dtypes[name] for name in names}) > 1:
                 found = ", ".join(dtypes[name] for name in names)

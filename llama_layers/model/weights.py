@@ -18,12 +18,8 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import CheckpointError
 from llama_layers.layers.group import Group
-from llama_layers.layers.weights import (
-    LayerWeights,
-    Names,
-    layer_problem,
-    read_layer,
-)
+from llama_layers.layers.tensors import Names
+from llama_layers.layers.weights import LayerWeights, layer_problem, read_layer
 from llama_layers.model.padding import without_padding
 from llama_layers.model.tensor_names import (
     EMBEDDING,
@@ -84,9 +80,10 @@ class LlamaWeights(DeepCopied):
                 raise TypeError(
                     f"layers[{index}]: expected LayerWeights, got {type(layer).__name__}"
                 )
-            name = f"layers[{index}].input_layernorm"
-            namespace(embed_tokens=self.embed_tokens, **{name: layer.input_layernorm})
-            check_shape(name, layer.input_layernorm, hidden)
+            for attribute, norm in layer.norms().items():
+                name = f"layers[{index}].{attribute}"
+                namespace(embed_tokens=self.embed_tokens, **{name: norm})
+                check_shape(name, norm, hidden)
 
     def __repr__(self) -> str:
         """What is known without reading an array."""
@@ -162,8 +159,13 @@ class LlamaWeights(DeepCopied):
         )
         return weights
 
-    def named(self) -> dict[str, Array]:
+    def named(self, model_type: str = "llama") -> dict[str, Array]:
         """Every tensor of the model under its name in Hugging Face's model.
+
+        Parameters
+        ----------
+        model_type : str, optional
+            The family whose names they are, ``config.model_type`` for `from_named` to read them.
 
         Returns
         -------
@@ -173,7 +175,8 @@ class LlamaWeights(DeepCopied):
         """
         found = {EMBEDDING: self.embed_tokens}
         for index, layer in enumerate(self.layers):
-            found |= {layer_name(index, name): array for name, array in layer.named().items()}
+            named = layer.named(model_type)
+            found |= {layer_name(index, name): array for name, array in named.items()}
         found[NORM] = self.norm
         if self.lm_head is not self.embed_tokens:
             found[HEAD] = self.lm_head

@@ -20,7 +20,7 @@ from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import shown
-from llama_layers.layers.weights import TENSORS
+from llama_layers.layers.tensors import TENSORS, tensors_of
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ class Shard:
         channels = Piece(self.channels.start, self.channels.stop)
         return {
             "q_size": tuple(piece.times(width) for piece in _pieces(self.query_heads)),
+            "num_heads": _pieces(self.query_heads),
             "kv_size": (Piece(kv.start, kv.stop).times(width),),
             "intermediate_size": (channels if self.channels else Piece(0, 1, zeros=True),),
         }
@@ -144,24 +145,24 @@ class Shard:
             A view of some rows, a copy of some columns, or the tensor itself where it is whole on
             every rank.
         """
-        axes = _AXES.get(_below_layer(name), ())
-        for axis, size in enumerate(axes):
+        tensor = tensors_of(self.whole).get(_below_layer(name))
+        if tensor is None:
+            return array
+        for axis, size in enumerate(tensor.axes.split()):
             if size in self.pieces:
                 array = _taken(array, axis, self.pieces[size])
-        module, _, kind = _below_layer(name).rpartition(".")
+        module, _, kind = tensor.name.rpartition(".")
         if self.rank and kind == "bias" and module in SUMMED:  # rank 0 adds it, once
             return namespace(array=array).zeros_like(array)
         return array
 
 
-# The names of the axes of the tensors below a layer.
-_AXES = {tensor.name: tuple(tensor.axes.split()) for tensor in TENSORS}
 _SPLIT = ("q_size", "kv_size", "intermediate_size")
 # Modules whose matrix is split by columns: each rank has a partial sum of what they give.
 SUMMED = frozenset(
-    name.removesuffix(".weight")
-    for name, axes in _AXES.items()
-    if len(axes) == 2 and axes[1] in _SPLIT
+    tensor.name.removesuffix(".weight")
+    for tensor in TENSORS
+    if len(axes := tensor.axes.split()) == 2 and axes[1] in _SPLIT
 )
 
 

@@ -82,7 +82,7 @@ def assert_matches_reference(
                 f"port: expected arrays by name, a Trace, or a function that gives them, "
                 f"got {type(port).__name__}"
             )
-        port = Trace(canonical_arrays(port))
+        port = Trace(canonical_arrays(port, model.config.model_type))
     tokens: dict[str, Any] = {
         "input_ids": input_ids,
         "positions": positions,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, dtype_of
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.arrays.types import Array, Device, Namespace
+from llama_layers.config.families import FAMILIES, names_norms_otherwise
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.weights import QKVWeights
 
@@ -35,14 +36,15 @@ SPECIAL_ELEMENTS = 4
 def configs(
     draw: st.DrawFn,
     *,
-    model_types: Sequence[str] = ("llama", "mistral", "qwen2", "qwen3"),
+    model_types: Sequence[str] = tuple(FAMILIES),
     max_heads: int = 6,
     max_head_dim: int = 8,
 ) -> LlamaConfig:
     """Small models of every shape that a config.json can describe.
 
     Multi-head, grouped-query and multi-query attention; head_dim as it follows from hidden_size
-    and free of it; biases; tied embeddings; each RoPE scaling; sliding windows.
+    and free of it; biases; tied embeddings; each RoPE scaling; layers with RoPE of their own, or
+    none; sliding windows; norms in every place; multipliers and caps.
 
     Parameters
     ----------
@@ -75,20 +77,35 @@ def configs(
     derived = draw(st.booleans())
     hidden_size = num_heads * head_dim if derived else draw(st.integers(1, 3 * max_head_dim))
     model_type = draw(st.sampled_from(model_types))
+    num_layers = draw(st.integers(1, 3))
+    switches: dict[str, Any] = {}
+    if draw(st.booleans()) and not names_norms_otherwise(model_type):  # others than the family's
+        placements = ["before", "after", "both"]
+        if "norm_placement" in FAMILIES[model_type].keys:
+            placements.remove("after")
+        switches["norm_placement"] = draw(st.sampled_from(placements))
+    if draw(st.booleans()):
+        switches["qk_norm"] = draw(st.sampled_from(["head", "full"]))
+        switches |= {n: draw(st.booleans()) for n in ("qk_norm_weight", "qk_norm_after_rope")}
+    if draw(st.booleans()):
+        switches |= {name: draw(st.sampled_from(values)) for name, values in _NUMBERS.items()}
+    if draw(st.booleans()):
+        switches["attention_sinks"] = True
     return LlamaConfig(
+        **switches,
         vocab_size=draw(st.integers(1, 64)),
         hidden_size=hidden_size,
         intermediate_size=draw(st.integers(1, 4 * max_head_dim)),
-        num_hidden_layers=draw(st.integers(1, 3)),
+        num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=num_kv_heads,
         head_dim=None if derived else head_dim,  # type: ignore[arg-type]  # derived then
         rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
-        rope_theta=draw(st.sampled_from([10000.0, 500000.0])),
+        **draw(_ropes(head_dim, num_layers)),
         max_position_embeddings=draw(st.sampled_from([32, 2048])),
-        rope_scaling=draw(st.none() | st.sampled_from(_ROPE_SCALINGS)),
         sliding_window=draw(st.none() | st.integers(1, 16)),
         attention_bias=draw(st.booleans()),
+        attention_out_bias=draw(st.none() | st.booleans()),
         mlp_bias=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
         model_type=model_type,
@@ -292,6 +309,45 @@ def _special(kind: FloatFormat, largest: float) -> list[float]:
         [1.0, kind.smallest_normal, kind.smallest_subnormal, 3 * kind.smallest_subnormal, largest]
     )
     return [0.0, -0.0, *positive.tolist(), *(-positive).tolist()]
+
+
+_NUMBERS: dict[str, list[Any]] = {
+    "embedding_multiplier": [1.0, 0.3, 12.0],
+    "embedding_multiplier_rounded": [False, True],
+    "attention_multiplier": [None, 0.3],
+    "residual_multiplier": [1.0, 0.22],
+    "logits_scaling": [1.0, 6.0],
+    "norm_weight_offset": [0.0, 1.0],
+    "hidden_act": ["silu", "gelu_pytorch_tanh"],
+    "attn_logit_softcapping": [None, 2.0],
+    "final_logit_softcapping": [None, 3.0],
+}
+
+
+@st.composite
+def _ropes(draw: st.DrawFn, head_dim: int, num_layers: int) -> dict[str, Any]:
+    """The fields of RoPE, of heads of some width and of some layers."""
+    parts = [1.0, *(part for part in (0.5, 0.25) if int(head_dim * part) in range(2, 99, 2))]
+    part = draw(st.sampled_from(parts))
+    pairs = int(head_dim * part) // 2
+    longrope = {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "original_max_position_embeddings": 4,
+        "short_factor": [1.0 + i / 4 for i in range(pairs)],
+        "long_factor": [1.0 + i for i in range(pairs)],
+    }
+    thetas = st.sampled_from([10000.0, 100.0, 0.0])
+    return {
+        "rope_theta": draw(st.sampled_from([10000.0, 500000.0])),
+        "rope_scaling": draw(st.none() | st.sampled_from([*_ROPE_SCALINGS, longrope])),
+        "layer_rope_theta": draw(
+            st.none() | st.lists(thetas, min_size=num_layers, max_size=num_layers)
+        ),
+        "sliding_rope_scaling": draw(st.sampled_from([True, False])),
+        "partial_rotary_factor": part,
+        "llama_4_scaling_beta": draw(st.sampled_from([0.0, 0.5])),
+    }
 
 
 _ROPE_SCALINGS: tuple[dict[str, Any], ...] = (

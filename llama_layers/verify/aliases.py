@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import TypeAlias
 
 from llama_layers.arrays.types import Array
-from llama_layers.checkpoint.names import META_NAMES
+from llama_layers.checkpoint.names import META_NAMES, in_family
 from llama_layers.errors import TraceError
 from llama_layers.layers.sites import LOGPROBS
 from llama_layers.verify.stored import StoredArrays, stored
@@ -16,12 +18,12 @@ SCHEMES = ("Hugging Face", "Meta", "llama.cpp", "TransformerLens")
 # One row a site: Hugging Face, llama.cpp, TransformerLens. {} is the number of the layer, - stands
 # where the scheme has no name, and | between names of which a file has one. llama.cpp gives several
 # tensors one name: -1 after # is the last of them, which is meant where there is no #, and -2 the
-# one before it.
+# one before it. Hugging Face's names are those of most families; `Family` has the others.
 # Where the names were read: Meta's llama/model.py (modules); llama.cpp's llama-graph.cpp and
 # models/llama.cpp (names given to callbacks); TransformerLens 2.18 (hooks of HookedTransformer)
 # and, for names that end in hook_out, 4.3 (TransformerBridge).
 _TABLE = """
-model.embed_tokens                        embd|inp_embd                  hook_embed
+model.embed_tokens                        embd|inp_embd|inp_scaled       hook_embed
 model.layers.{}.input_layernorm           attn_norm-{}                   blocks.{}.ln1.hook_out
 model.layers.{}.self_attn.q_proj          Qcur-{}#-2                     blocks.{}.attn.hook_q
 model.layers.{}.self_attn.k_proj          Kcur-{}#-2                     blocks.{}.attn.hook_k
@@ -34,15 +36,18 @@ model.layers.{}.self_attn.scores          -                              blocks.
 model.layers.{}.self_attn.probabilities   kq_soft_max-{}                 blocks.{}.attn.hook_pattern
 model.layers.{}.self_attn.attention       kqv_out-{}                     blocks.{}.attn.hook_z
 model.layers.{}.self_attn.o_proj          attn_out-{}                    blocks.{}.hook_attn_out
-model.layers.{}.attention_residual        ffn_inp-{}                     blocks.{}.hook_resid_mid
+model.layers.{}.post_self_attn_layernorm  attn_post_norm-{}|post_attn_norm-{}  blocks.{}.ln1_post.hook_out
+model.layers.{}.attention_residual        ffn_inp-{}|sa_out-{}           blocks.{}.hook_resid_mid
 model.layers.{}.post_attention_layernorm  ffn_norm-{}                    blocks.{}.ln2.hook_out
 model.layers.{}.mlp.gate_proj             ffn_gate-{}|ffn_gate_b-{}      blocks.{}.mlp.hook_pre
 model.layers.{}.mlp.up_proj               ffn_up-{}|ffn_up_b-{}          blocks.{}.mlp.hook_pre_linear
 model.layers.{}.mlp.act                   ffn_swiglu-{}|ffn_gate_par-{}  blocks.{}.mlp.hook_post
 model.layers.{}.mlp.down_proj             ffn_out-{}                     blocks.{}.hook_mlp_out
+model.layers.{}.post_mlp_layernorm        ffn_post_norm-{}|post_mlp_norm-{}  blocks.{}.ln2_post.hook_out
 model.layers.{}                           l_out-{}                       blocks.{}.hook_resid_post
 model.norm                                result_norm                    ln_final.hook_out
 lm_head                                   result_output                  unembed.hook_out
+logits                                    -                              -
 logprobs                                  -                              -
 """.strip()  # noqa: E501  # a table
 # Modules of Meta's have the names of their weights; the layer itself has none.
@@ -79,6 +84,9 @@ _WRAPPERS = re.compile(
 )
 _NUMBER = re.compile(r"(?<=[.-])(0|[1-9]\d*)(?=\.|$)")
 _OCCURRENCE = re.compile(r"(.+-\d+)#(\d+)")
+_INPUT = ".input"
+# By name, with {} for the number of a layer: schemes, sites, and which tensor of that name.
+_Meanings: TypeAlias = Mapping[str, list[tuple[str, str, int]]]
 
 
 def alias_table() -> Iterator[tuple[str, ...]]:
@@ -88,24 +96,33 @@ def alias_table() -> Iterator[tuple[str, ...]]:
         yield site, _META.get(site, ""), *others
 
 
-def _columns() -> Iterator[tuple[str, str, str, int]]:
+def _columns(model_type: str) -> Iterator[tuple[str, str, str, int]]:
     """Yield each name in the table: its scheme, the name, its site, and which of its tensors."""
     for row in alias_table():
-        for scheme, cell in zip(SCHEMES, row, strict=True):
+        if (site := in_family(row[0], model_type)) is None:
+            continue
+        for scheme, cell in zip(SCHEMES, (site, *row[1:]), strict=True):
             for name in filter(None, cell.split("|")):
                 plain, _, place = name.partition("#")
-                yield scheme, plain, row[0], int(place or -1)
-    for name, site in _MORE.items():
-        yield SCHEMES[0], name, site, -1
+                yield scheme, plain, site, int(place or -1)
+    for given, site in _MORE.items():
+        module, ending, _ = given.partition(_INPUT)
+        if (own := in_family(module, model_type)) is not None:
+            yield SCHEMES[0], own + ending, site, -1
 
 
-_MEANINGS: dict[str, list[tuple[str, str, int]]] = {}
-for _scheme, _name, _site, _place in _columns():
-    _MEANINGS.setdefault(_name, []).append((_scheme, _site, _place))
-_MEANINGS |= {name: [("RL", LOGPROBS, -1)] for name in _LOGPROBS}
+@cache
+def _meanings(model_type: str) -> _Meanings:
+    """What each name means, in a family: schemes with their sites, and which of its tensors."""
+    found: dict[str, list[tuple[str, str, int]]] = {}
+    for scheme, name, site, place in _columns(model_type):
+        found.setdefault(name, []).append((scheme, site, place))
+    return found | {name: [("RL", LOGPROBS, -1)] for name in _LOGPROBS}
 
 
-def canonical_arrays(arrays: Mapping[str, Array], /) -> Mapping[str, Array]:
+def canonical_arrays(
+    arrays: Mapping[str, Array], /, model_type: str = "llama"
+) -> Mapping[str, Array]:
     """Return arrays under the names of `sites`, whichever scheme they are named by.
 
     Parameters
@@ -113,6 +130,8 @@ def canonical_arrays(arrays: Mapping[str, Array], /) -> Mapping[str, Array]:
     arrays : mapping of str to Array
         By name. A missing "model.", an ending like ".output", which hooks append, and a beginning
         like "module.", which wrappers prepend, change nothing.
+    model_type : str, optional
+        The family of the model. Hugging Face's names are those of its class.
 
     Returns
     -------
@@ -131,7 +150,7 @@ def canonical_arrays(arrays: Mapping[str, Array], /) -> Mapping[str, Array]:
     ['model.layers.3.self_attn.q_proj']
     """
     given: dict[str, str] = {}  # by site
-    for site, name in _named(arrays):
+    for site, name in _named(arrays, _meanings(model_type)):
         if site in given:
             raise TraceError(f"{given[site]!r} and {name!r}: both mean {site}; expected one")
         given[site] = name
@@ -140,7 +159,7 @@ def canonical_arrays(arrays: Mapping[str, Array], /) -> Mapping[str, Array]:
     return StoredArrays({site: stored(arrays, name) for site, name in given.items()})
 
 
-def _named(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+def _named(names: Iterable[str], known: _Meanings) -> Iterator[tuple[str, str]]:
     """Yield the site that each name means, or the name itself, and the name."""
     tensors: dict[str, list[tuple[int, str]]] = {}  # by name without #
     for name in names:
@@ -161,13 +180,13 @@ def _named(names: Iterable[str]) -> Iterator[tuple[str, str]]:
                 )
             yield plain, plain
             continue
-        yield from _sites_of(plain, [name for _, name in sorted(found)])
+        yield from _sites_of(plain, [name for _, name in sorted(found)], known)
 
 
-def _sites_of(plain: str, names: list[str]) -> Iterator[tuple[str, str]]:
+def _sites_of(plain: str, names: list[str], known: _Meanings) -> Iterator[tuple[str, str]]:
     """Yield the sites that the tensors of one name mean, in the order of computation."""
     template, number = split_number(plain)
-    meanings = _MEANINGS.get(template) or _forgiving(template)
+    meanings = known.get(template) or _forgiving(template, known)
     if not meanings:
         yield from ((name, name) for name in names)
         return
@@ -189,11 +208,11 @@ def split_number(name: str) -> tuple[str, str]:
     return f"{name[: number.start()]}{{}}{name[number.end() :]}", number[0]
 
 
-def _forgiving(template: str) -> list[tuple[str, str, int]]:
+def _forgiving(template: str, known: _Meanings) -> list[tuple[str, str, int]]:
     """Return the meaning of a module's name that hooks or wrappers have lengthened or shortened."""
     for name in (template, plain_name(template)):
         for candidate in (name, f"model.{name}"):
-            meanings = _MEANINGS.get(candidate, [])
+            meanings = known.get(candidate, [])
             if meanings and meanings[0][0] in ("Hugging Face", "Meta"):
                 return meanings[:1]
     return []
@@ -207,5 +226,5 @@ def plain_name(name: str) -> str:
 
 
 def schemes_of(name: str) -> set[str]:
-    """Return the schemes that know a name."""
-    return {scheme for scheme, _, _ in _MEANINGS.get(split_number(name)[0], [])}
+    """Return the schemes that know a name; Hugging Face's names are Llama's."""
+    return {scheme for scheme, _, _ in _meanings("llama").get(split_number(name)[0], [])}

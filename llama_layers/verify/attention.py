@@ -1,9 +1,10 @@
-"""Operations of attention, computed a tile at a time: query heads that share a key head."""
+"""Operations of attention, computed a tile at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic
 
 import numpy as np
@@ -15,6 +16,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.operation import Operation, Stored
+from llama_layers.verify.pointwise import soft_capped
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rules import Weights, dot
 from llama_layers.verify.tracked import Tracked, read
@@ -25,18 +27,23 @@ TILE = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """Some query heads, the key head that they read, and a mask; only what an operation reads."""
+    """Query heads, the key heads that they read, and a mask; only what an operation reads.
 
-    q: Tracked | None = None  # queries, [heads, S, D]
-    k: Tracked | None = None  # keys, [T, D]
-    v: Tracked | None = None  # values, [T, D]
-    given: Tracked | None = None  # recorded scores or probabilities, [heads, S, T]
-    mask: np.ndarray | None = None  # [S, T]: which keys may be seen, or floats to add to the scores
+    Axes are batch, key heads, the query heads that read one, and two more.
+    """
+
+    q: Tracked | None = None  # queries, [B, kv_heads, group, S, D]
+    k: Tracked | None = None  # keys, [B, kv_heads, 1, T, D]
+    v: Tracked | None = None  # values, [B, kv_heads, 1, T, D]
+    given: Tracked | None = None  # recorded scores or probabilities, [B, kv_heads, group, S, T]
+    mask: np.ndarray | None = None  # [B, 1, 1, S, T]: which keys may be seen, or what to add
     scale: float = 1.0  # of the products of queries and keys
+    cap: float | None = None  # of these, scaled
+    sinks: np.ndarray | None = None  # what joins the scores of each head, [1, kv, group, 1, 1]
 
     @property
     def allowed(self) -> NDArray[np.bool_] | None:
-        """The keys that may be seen, [S, T]; None for all."""
+        """The keys that may be seen, [B, 1, 1, S, T]; None for all."""
         return None if self.mask is None or self.mask.dtype != bool else self.mask
 
     def scores(self) -> Tracked:
@@ -46,14 +53,38 @@ class Heads:
             scores = self.given
         else:
             scores = dot(self.q, self.k, scale=self.scale)
+            if self.cap is not None:
+                scores = soft_capped(scores, self.cap, "scores")
         if self.mask is None or self.mask.dtype == bool:
             return scores
         total = scores + self.mask.astype(np.float64)
         return total.step("scores")
 
     def softmax(self, blocks: int = 0) -> Weights:
-        """The softmax of the scores over the keys that are allowed."""
-        return Weights.of(self.scores(), self.allowed, blocks)
+        """The softmax of the scores over the keys that are allowed, and the sink, which is last."""
+        return self._softmax(self.scores(), self.allowed, blocks)
+
+    def probabilities(self) -> Tracked:
+        """The probabilities of the keys."""
+        return self.probabilities_of(self.scores(), self.allowed)
+
+    def probabilities_of(
+        self, scores: Tracked, allowed: NDArray[np.bool_] | None = None
+    ) -> Tracked:
+        """The probabilities of keys that have these scores."""
+        found = self._softmax(scores, allowed).probabilities()
+        return found if self.sinks is None else found[..., :-1]
+
+    def _softmax(
+        self, scores: Tracked, allowed: NDArray[np.bool_] | None, blocks: int = 0
+    ) -> Weights:
+        if self.sinks is not None:
+            keys = np.arange(scores.shape[-1] + 1) < scores.shape[-1]
+            scores = scores.moved(partial(_one_more, axis=-1))
+            scores = scores.where(keys, self.sinks)
+            if allowed is not None:
+                allowed = np.concatenate([allowed, np.ones_like(allowed[..., :1])], axis=-1)
+        return Weights.of(scores, allowed, blocks)
 
     def weigh(self, weights: Tracked) -> Tracked:
         """The values weighed, or the weights where an operation reads no values."""
@@ -64,33 +95,54 @@ class Heads:
     def weighted_sum(self, weights: Tracked) -> Tracked:
         """The values weighed; an engine may leave out keys that weigh nothing, and their NaN."""
         assert self.v is not None
-        total = dot(weights, self.v.moved(lambda values: values.T))
+        total = dot(weights, self.v.moved(lambda values: values.swapaxes(-1, -2)))
         return total.only(np.isfinite(total.exact))
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Some queries of the heads that read one key head."""
+    """Some queries of the heads that read some key heads, in some sequences."""
 
-    batch: int
-    kv: int
-    heads: slice
+    batch: slice
+    kv: slice
     rows: slice
+    group: int  # query heads that read a key head
+
+    @property
+    def heads(self) -> slice:
+        """The query heads."""
+        return slice(self.kv.start * self.group, self.kv.stop * self.group)
 
     def read(self, arrays: dict[str, np.ndarray], how: Rounding) -> dict[str, Tracked]:
         """The part of q, k, v and what is given that a tile reads, as tracked numbers."""
         b, kv, heads, rows = self.batch, self.kv, self.heads, self.rows
         parts: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            "q": lambda q: q[b, rows, heads].transpose(1, 0, 2),
-            "k": lambda k: k[b, :, kv],
-            "v": lambda v: v[b, :, kv],
-            "given": lambda given: given[b, heads, rows],
+            "q": lambda q: self.grouped(q[b, rows, heads].transpose(0, 2, 1, 3)),
+            "k": lambda k: k[b, :, kv].transpose(0, 2, 1, 3)[:, :, None],
+            "v": lambda v: v[b, :, kv].transpose(0, 2, 1, 3)[:, :, None],
+            "given": lambda given: self.grouped(given[b, heads, rows]),
         }
         cached = len(arrays) > 1  # scores alone are not read from a cache
         return {
             n: read(n, parts[n](array), how, cache=_cache(n, how) if cached else None)
             for n, array in arrays.items()
         }
+
+    def grouped(self, array: np.ndarray) -> np.ndarray:
+        """An array [batch, heads, ...] as [batch, key heads, group, ...]."""
+        batch, heads, *rest = array.shape
+        return array.reshape(batch, heads // self.group, self.group, *rest)
+
+    def sinks(self, sinks: Array | None) -> np.ndarray | None:
+        """The sinks of the tile's heads, as `Heads` has them."""
+        if sinks is None:
+            return None
+        return to_numpy(sinks)[self.heads].astype(np.float64).reshape(1, -1, self.group, 1, 1)
+
+    def write(self, by_head: np.ndarray, part: np.ndarray) -> None:
+        """Put what was computed of a tile into an array [batch, heads, queries, ...]."""
+        batch, kv, group, *rest = part.shape
+        by_head[self.batch, self.heads, self.rows] = part.reshape(batch, kv * group, *rest)
 
 
 def _cache(name: str, how: Rounding) -> FloatFormat | None:
@@ -102,14 +154,21 @@ def _cache(name: str, how: Rounding) -> FloatFormat | None:
 def tiles(
     batch: int, queries: int, keys: int, heads: int, kv_heads: int, rows: int | None = None
 ) -> Iterator[Tile]:
-    """All queries of all heads: `rows` at a time, or as many as give `TILE` scores."""
+    """All queries of all heads, as many at a time as give `TILE` scores; or `rows` at least."""
     group = heads // kv_heads
     step = max(1, TILE // max(1, group * keys) if rows is None else rows)
-    for b in range(batch):
-        for h in range(kv_heads):
-            for start in range(0, queries, step):
-                some = slice(start, min(start + step, queries))
-                yield Tile(b, h, slice(h * group, (h + 1) * group), some)
+    # Of few queries the keys are the larger array; most heads have 128 channels.
+    size = keys * max(group * queries, 128)
+    several = max(1, TILE // max(1, size)) if step >= queries else 1
+    kv_step, b_step = min(several, kv_heads), max(1, several // kv_heads)
+    for b in _slices(batch, b_step):
+        for kv in _slices(kv_heads, kv_step):
+            for some in _slices(queries, step):
+                yield Tile(b, kv, some, group)
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def check_heads(q: Array, **others: Array) -> None:
@@ -150,7 +209,7 @@ class OverHeads(Operation[Heads]):
 
     Its fields are some of ``q`` [B, S, heads, D], ``k`` and ``v`` [B, T, kv_heads, D], ``scores``
     or ``probabilities`` [B, heads, S, T], ``mask`` [S, T], [1, S, T] or [B, S, T], of bool or, to
-    be added to the scores, of floats, and ``scale``.
+    be added to the scores, of floats, ``scale``, ``cap``, of scores, and ``sinks`` [heads].
     """
 
     def check(self) -> None:
@@ -181,11 +240,15 @@ class OverHeads(Operation[Heads]):
             by_head = results = [np.zeros((batch, heads, queries, keys)) for _ in range(3)]
         rows = None if formula is type(self).formula else queries
         for tile in tiles(batch, queries, keys, heads, kv_heads, rows):
-            some = None if mask is None else mask[tile.batch, tile.rows]
-            scale = vars(self).get("scale", 1.0)
-            bound = formula(Heads(**tile.read(arrays, how), mask=some, scale=scale)).bound()
+            some = None if mask is None else mask[tile.batch, None, None, tile.rows]
+            scale, cap = vars(self).get("scale", 1.0), vars(self).get("cap")
+            sinks = tile.sinks(vars(self).get("sinks"))
+            some_heads = Heads(
+                **tile.read(arrays, how), mask=some, scale=scale, cap=cap, sinks=sinks
+            )
+            bound = formula(some_heads).bound()
             for array, part in zip(by_head, (bound.exact, bound.limit, bound.usual), strict=True):
-                array[tile.batch, tile.heads, tile.rows] = part
+                tile.write(array, part)
         return Bound(*results)
 
 
@@ -199,6 +262,8 @@ class Scores(OverHeads, Generic[Stored]):
     k: Stored
     mask: Stored | None
     scale: float
+    cap: float | None = None
+    sinks: Stored | None = None
 
     @staticmethod
     def formula(heads: Heads) -> Tracked:
@@ -214,6 +279,7 @@ class Softmax(OverHeads, Generic[Stored]):
     inputs = ("scores",)
     scores: Stored
     mask: Stored | None
+    sinks: Stored | None = None
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless the scores are [B, heads, S, T]."""
@@ -222,7 +288,7 @@ class Softmax(OverHeads, Generic[Stored]):
     @staticmethod
     def formula(heads: Heads) -> Tracked:
         """The probabilities."""
-        return heads.softmax().probabilities()
+        return heads.probabilities()
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +338,8 @@ class Attention(OverHeads, Generic[Stored]):
     v: Stored
     mask: Stored | None
     scale: float
+    cap: float | None = None
+    sinks: Stored | None = None
 
     def check(self) -> None:
         """Raise ValueError or TypeError unless queries, keys and values fit each other."""
@@ -286,8 +354,16 @@ class Attention(OverHeads, Generic[Stored]):
     def formula(heads: Heads) -> Tracked:
         """The values, weighed with the softmax of the scores."""
         assert heads.v is not None
-        blocks = -(-len(heads.v.exact) // heads.v.how.profile.block)
-        return heads.softmax(blocks).weigh(heads.v)
+        blocks = -(-heads.v.shape[-2] // heads.v.how.profile.block)
+        v = heads.v if heads.sinks is None else heads.v.moved(partial(_one_more, axis=-2))
+        return heads.softmax(blocks).weigh(v)
+
+
+def _one_more(array: np.ndarray, axis: int) -> np.ndarray:
+    """An array with zeros after its last numbers along an axis."""
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, 1)
+    return np.pad(array, widths)
 
 
 def _check_pairwise(name: str, array: Array) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +13,11 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
+from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
-from llama_layers.layers.sites import LOGPROBS, Site, sites
+from llama_layers.layers.sites import LOGITS, LOGPROBS, Site, sites
 from llama_layers.verify.distance import distance_by_token
 from llama_layers.verify.fit import OF_LAST_TOKEN
 from llama_layers.verify.logprob_arrays import NextIds, aligned, fitted_logprobs, next_tokens
@@ -141,21 +144,35 @@ def compare(trace_a: Trace, trace_b: Trace, /, *, ignore_unknown: bool = False) 
 
 
 def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
-    """Make a config with the sites that the names tell: its layers, and norms of queries."""
+    """Make a config with the sites that the names tell: its layers, and norms of a family."""
     names = [name.split(".") for trace in traces for name in trace.arrays]
-    normed = any(parts[-1] in ("q_norm", "k_norm") for parts in names)
     numbers = (parts[2] for parts in names if len(parts) > 2 and parts[2].isdecimal())
     layers = [int(n) for n in numbers if len(n) <= len(str(_LAYERS)) and int(n) < _LAYERS]
-    return LlamaConfig(
-        vocab_size=2,
-        hidden_size=2,
-        intermediate_size=2,
-        num_hidden_layers=1 + max(layers, default=0),
-        num_attention_heads=1,
-        rms_norm_eps=1e-5,
-        rope_theta=1e4,
-        max_position_embeddings=1,
-        qk_norm="head" if normed else "none",
+    inside = {".".join(parts[3:]) for parts in names}
+    likeliest = max(_every_block(), key=lambda c: len(inside & {s.inside for s in sites(c)}))
+    scaling = 2.0 if any(LOGITS in trace.arrays for trace in traces) else 1.0
+    return replace(likeliest, num_hidden_layers=1 + max(layers, default=0), logits_scaling=scaling)
+
+
+@cache
+def _every_block() -> tuple[LlamaConfig, ...]:
+    """A layer of each family, and with norms in other places; Llama's first."""
+    choices: list[dict[str, str]] = [{"model_type": family} for family in FAMILIES]
+    for placement in ("before", "after", "both"):
+        choices += [{"norm_placement": placement, "qk_norm": norm} for norm in ("none", "head")]
+    return tuple(
+        LlamaConfig(
+            **choice,  # type: ignore[arg-type]
+            vocab_size=2,
+            hidden_size=2,
+            intermediate_size=2,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            rms_norm_eps=1e-5,
+            rope_theta=1e4,
+            max_position_embeddings=1,
+        )
+        for choice in choices
     )
 
 

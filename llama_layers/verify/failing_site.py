@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
+from llama_layers.config.families import module_name
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.sites import Site, sites
 from llama_layers.model.llama import Llama
@@ -67,9 +68,16 @@ class FailingSite:
         right = where_defined(self.bound(self.formats), self.site, self.recorded)
         return right.ratio(self.computed)
 
+    def input_site(self, index: int) -> Site | None:
+        """The site that one of its inputs is, by the most local route; None if it is none."""
+        route = self.site.routes[0]
+        known = {site.name: site for site in sites(self.config)}
+        return known.get(route[index]) if route else None
+
     def beside(self, role: str) -> np.ndarray | None:
         """The port's array of another site in the same layer, if it was recorded."""
-        return self.array(f"model.layers.{self.site.layer}.{role}")
+        name = module_name(self.config.model_type, role)
+        return self.array(f"model.layers.{self.site.layer}.{name}")
 
     def array(self, name: str) -> np.ndarray | None:
         """The port's array of a site, if it was recorded, of as many last tokens as here.

@@ -16,13 +16,14 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
-from llama_layers.layers.sites import Site
+from llama_layers.layers.sites import HEAD, LOGITS, Site
 from llama_layers.model.padding import padding
 from llama_layers.verify.stored import StoredArray, StoredArrays, stored
 
-HEAD = "lm_head"
 # Sites of which an engine may have kept the last token only.
-OF_LAST_TOKEN = ("model.norm", HEAD)
+OF_LAST_TOKEN = ("model.norm", HEAD, LOGITS)
+# Sites of which an axis holds the vocabulary.
+OF_VOCABULARY = (HEAD, LOGITS)
 # Sites of which an axis holds heads side by side.
 FLAT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # Sites that hold heads, side by side or not.
@@ -58,7 +59,7 @@ def fitted(
     found = {}
     for name in arrays:
         site, array = known[name], stored(arrays, name)
-        if name == HEAD:
+        if name in OF_VOCABULARY:
             array = without_padding(array, config.vocab_size)
         given = array.info()
         seen = extent[1] if site.layer is None else keys[site.layer]
@@ -67,7 +68,7 @@ def fitted(
             raise TraceError(
                 f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {given.dtype}"
             )
-        pairs = config.head_dim if layout == "interleaved" and site.role in ROTATED else None
+        pairs = config if layout == "interleaved" and site.role in ROTATED else None
         found[name] = array.changed(shape, partial(_fit, shape, pairs))
     return StoredArrays(found)
 
@@ -90,7 +91,7 @@ def _first_of(tokens: int, logits: Array) -> Array:
     return logits[..., :tokens]
 
 
-def _fit(shape: tuple[int, ...], interleaved: int | None, given: Array) -> np.ndarray:
+def _fit(shape: tuple[int, ...], interleaved: LlamaConfig | None, given: Array) -> np.ndarray:
     """Bring an array into a shape, and put pairs half a head apart where they are interleaved."""
     array = to_numpy(given).reshape(shape)
     if not array.dtype.isnative:
@@ -145,7 +146,10 @@ def _spellings(site: Site, shape: tuple[int, ...], width: int) -> list[tuple[int
     return found
 
 
-def in_halves(array: np.ndarray, width: int) -> np.ndarray:
-    """Put pairs that are next to each other half a head apart."""
-    pairs = array.reshape(*array.shape[:2], -1, width // 2, 2)
-    return np.ascontiguousarray(np.swapaxes(pairs, -1, -2)).reshape(array.shape)
+def in_halves(array: np.ndarray, config: LlamaConfig) -> np.ndarray:
+    """Put pairs that are next to each other half a head, or half of what is rotated, apart."""
+    width = config.rotary_dim
+    heads = array.reshape(*array.shape[:2], -1, config.head_dim).copy()
+    pairs = heads[..., :width].reshape(*heads.shape[:-1], width // 2, 2)
+    heads[..., :width] = np.swapaxes(pairs, -1, -2).reshape(*heads.shape[:-1], width)
+    return heads.reshape(array.shape)

@@ -14,7 +14,7 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.sites import sites
 from llama_layers.parallel.plan import SUMMED
-from llama_layers.verify.fit import HEAD
+from llama_layers.verify.fit import OF_VOCABULARY
 from llama_layers.verify.partial_sums import looks_added, sum_error, summed
 from llama_layers.verify.split_sites import Places, Ways, equal, splits
 from llama_layers.verify.stored import TOKENS, StoredArray, StoredArrays, stored
@@ -180,7 +180,7 @@ def _checked(traces: Iterable[Trace]) -> list[Trace]:
 
 def _check_same(rank: int, trace: Trace, first: Trace) -> None:
     """Raise TraceError unless a rank has the sites, the tokens and the formats of rank 0."""
-    if missing := sorted((first.arrays.keys() ^ trace.arrays.keys()) - {HEAD}):
+    if missing := sorted((first.arrays.keys() ^ trace.arrays.keys()) - {*OF_VOCABULARY}):
         raise TraceError(f"rank {rank}: expected the sites of rank 0, {missing[0]} is in one only")
     for name in TOKENS:
         ours, theirs = getattr(first, name), getattr(trace, name)

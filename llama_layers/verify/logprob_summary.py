@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.layers.sites import LOGPROBS, Site, sites
+from llama_layers.layers.sites import LOGPROBS, Site, logits_site, sites
 from llama_layers.verify.failing_site import wide
-from llama_layers.verify.fit import HEAD
 from llama_layers.verify.logprob_arrays import NextIds, picked
 from llama_layers.verify.look import Sites
 from llama_layers.verify.operations import Logprobs
@@ -80,20 +79,21 @@ class _Runs:
 
     def __init__(self, judged: Sites) -> None:
         self._judged = judged
-        self._head = next(s for s in sites(judged.model.config) if s.name == HEAD)
+        name = logits_site(judged.model.config)
+        self._logits = next(s for s in sites(judged.model.config) if s.name == name)
         self._alone = set(judged.recorded.arrays) == {LOGPROBS}
 
     def logits(self, dtype: str, rows: int, since: str | None = None) -> np.ndarray:
         """The logits of a run from the tokens on, or from the port's array of a site."""
         recorded, model = self._judged.recorded, self._judged.model
-        if since == HEAD:
-            return recorded.array(HEAD)
+        if since == self._logits.name:
+            return recorded.array(since)
         if self._alone:
             walk = self._judged.recomputed.walk(dtype)  # which has computed them already
         else:
             arrays = {} if since is None else {since: recorded.arrays[since]}
             walk = Recomputation(replace(recorded, arrays=arrays), model, dtype)
-        return walk.array(self._head)[:, -rows:]
+        return walk.array(self._logits)[:, -rows:]
 
     def picked(self, logits: np.ndarray, ids: NextIds) -> Float64Array:
         """The log-probabilities of tokens, [B, S]."""

@@ -19,7 +19,7 @@ from llama_layers.verify.defined import where_defined
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.fit import HEAD
+from llama_layers.verify.fit import OF_VOCABULARY
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.mistakes.rounding import are_numbers_of
 from llama_layers.verify.operations import Linear
@@ -166,7 +166,7 @@ class Sites:
             formats = replace(formats, profile=theirs)
             bound = where_defined(failing.bound(formats), failing.site, self.recorded)
             judgement = judge(array, bound)
-        route = self.recorded.route(failing.site)
+        route, ratio = self.recorded.route(failing.site), bound.ratio(array)
         assert route is not None  # or else it is not judged
         failed = SiteResult(
             site=failing.site,
@@ -177,9 +177,9 @@ class Sites:
             inputs=route,
             judgement=judgement,
             difference=distance(bound.exact, array),
-            histogram=_histogram(bound.ratio(array)),
+            histogram=_histogram(ratio),
             note=self._padding(failing.site),
-            worst=_worst(array, bound),
+            worst=_worst(array, bound, ratio),
         )
         if judgement.verdict == "FAIL" and (theirs is None or theirs.excess_precision):
             place = place_of(failing.site, array, bound, self.model.config)
@@ -258,7 +258,7 @@ class Sites:
 
     def _padding(self, site: Site) -> str:
         """A note on logits that were not looked at."""
-        if site.name != HEAD or not self.recorded.padding:
+        if site.name not in OF_VOCABULARY or not self.recorded.padding:
             return ""
         left_out = counted(self.recorded.padding, "logit")
         return f"{left_out} of each token are beyond the vocabulary, and were left out"
@@ -339,8 +339,7 @@ def _histogram(ratio: NDArray[np.float64]) -> tuple[int, ...]:
     return tuple(int(n) for n in np.bincount(places, minlength=len(EDGES) + 1))
 
 
-def _worst(array: np.ndarray, bound: Bound) -> tuple[Element, ...]:
-    ratio = bound.ratio(array)
+def _worst(array: np.ndarray, bound: Bound, ratio: NDArray[np.float64]) -> tuple[Element, ...]:
     count = min(WORST, ratio.size)
     if not count:
         return ()

@@ -21,12 +21,14 @@ nothing happens where it does not.
 
 The views, in which x, weight and so on are tracked where nothing else is said:
 
-- `Embedding`: `Rows`, the chosen ones.
-- `Norm`: ``x``, ``weight``, and ``eps``, a number.
+- `Embedding`: `Rows`, the chosen ones, multiplied.
+- `Norm`: ``x``, ``weight`` with the offset in it, and ``eps``, a number.
 - `Linear`: a `Product`, with arrays for ``matmul(x, weight, bias)``.
 - `Rope`: a `Rotation`.
-- `Gate`: ``gate``, ``up``.
-- `Residual`: ``x``, ``added``.
+- `Copy`: ``x``.
+- `Gate`: ``gate``, ``up``, and ``act``, a name.
+- `Residual`: ``x``, and ``added``, multiplied.
+- `Logits`: ``products``, of the head's matrix, ``scaling``, a number, and ``cap``, or None.
 - `Logprobs`: a `Choice`; see there.
 - `Scores`, `Softmax`, `Probabilities`, `WeightedSum` and `Attention`: `Heads`, the query heads of
   one key head at a time. Their formulas differ in what they make of ``heads.scores()`` and in
@@ -37,7 +39,7 @@ The views, in which x, weight and so on are tracked where nothing else is said:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal
 
 import numpy as np
@@ -57,17 +59,20 @@ from llama_layers.verify.attention import (
 )
 from llama_layers.verify.log_softmax import Logprobs
 from llama_layers.verify.operation import Numbers, Operation, Stored
+from llama_layers.verify.pointwise import ACTS, gated, soft_capped
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.rotation import Rotation, rope_phases
-from llama_layers.verify.rules import gated, matmul
+from llama_layers.verify.rules import matmul
 from llama_layers.verify.tracked import Tracked, read
 
 __all__ = [
     "Attention",
+    "Copy",
     "Embedding",
     "Gate",
     "Heads",
     "Linear",
+    "Logits",
     "Logprobs",
     "Norm",
     "Operation",
@@ -82,11 +87,12 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Embedding(Operation["Rows"], Generic[Stored]):
-    """Rows of a table [N, H]."""
+    """Rows of a table [N, H], times a factor."""
 
     inputs = ("table",)
     ids: Stored
     table: Stored
+    factor: float = 1.0
 
     def read(self, how: Rounding) -> Rows:
         """The rows that are chosen, which are exact."""
@@ -100,7 +106,8 @@ class Embedding(Operation["Rows"], Generic[Stored]):
             raise ValueError(
                 f"ids: expected numbers from 0 to {len(table) - 1}, got {ids.min()} to {ids.max()}"
             )
-        return Rows(read("table", table[ids], how, recorded=False))
+        rows = read("table", table[ids], how, recorded=False)
+        return Rows(rows if self.factor == 1 else rows * self.factor)
 
     @staticmethod
     def formula(view: Rows) -> Tracked:
@@ -110,20 +117,21 @@ class Embedding(Operation["Rows"], Generic[Stored]):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of a table that an embedding copies."""
+    """The rows of a table that an embedding copies, times its factor."""
 
     rows: Tracked
 
 
 @dataclass(frozen=True, eq=False)
 class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
-    """RMSNorm of x [..., H]."""
+    """RMSNorm of x [..., H], with an offset that is added to the weight."""
 
     inputs = ("x", "weight")
     steps = ("norm_before_weight",)
     x: Numbers
     weight: Numbers
     eps: float
+    offset: float = 0.0
 
     def check(self) -> None:
         """Raise ValueError unless there is a weight for each channel."""
@@ -132,6 +140,16 @@ class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
                 f"weight: expected shape [H] for x [..., H], got {list(self.weight.shape)} "
                 f"for x {list(self.x.shape)}"
             )
+
+    def read(self, how: Rounding) -> Norm[Tracked]:
+        """The view, whose weight has the offset in it."""
+        view = super().read(how)
+        return replace(view, weight=view.weight + self.offset, offset=0.0) if self.offset else view
+
+    @property
+    def scale(self) -> np.ndarray:
+        """The weight with the offset in it, in float64."""
+        return np.asarray(self.weight, np.float64) + self.offset
 
     @staticmethod
     def formula(norm: Norm[Tracked]) -> Tracked:
@@ -190,7 +208,9 @@ class Product:
 class Rope(Operation[Rotation], Generic[Stored]):
     """Rotary position embedding of x [B, S, heads, D] at positions [S] or [B, S].
 
-    The positions are those of the whole call, since "dynamic" scaling depends on the largest.
+    The positions are those of the whole call, since "dynamic" and "longrope" scaling depend on
+    the largest. Where RoPE differs from layer to layer, the config is that of one layer.
+    Queries are multiplied with their `temperature`, of the shape of the positions, if there is one.
     """
 
     inputs = ("x",)
@@ -199,6 +219,7 @@ class Rope(Operation[Rotation], Generic[Stored]):
     positions: Stored
     config: LlamaConfig
     layout: Literal["half", "interleaved"] = "half"
+    temperature: np.ndarray | None = None
 
     def read(self, how: Rounding) -> Rotation:
         """The view: x as tracked numbers, and by how much they are rotated."""
@@ -218,7 +239,8 @@ class Rope(Operation[Rotation], Generic[Stored]):
         if self.layout not in ("half", "interleaved"):
             raise ValueError(f"layout: expected 'half' or 'interleaved', got {self.layout!r}")
         phases, off = rope_phases(positions, self.config, how.phases.unit_roundoff)
-        return Rotation(x, phases, off, attention_factor(self.config), self.layout)
+        factor = attention_factor(self.config)
+        return Rotation(x, phases, off, factor, self.layout, self.temperature)
 
     @staticmethod
     def formula(rotation: Rotation) -> Tracked:
@@ -229,13 +251,27 @@ class Rope(Operation[Rotation], Generic[Stored]):
 
 
 @dataclass(frozen=True, eq=False)
+class Copy(Operation["Copy[Tracked]"], Generic[Numbers]):
+    """Queries or keys x [B, S, heads, D] of a layer that has no RoPE, as they are."""
+
+    inputs = ("x",)
+    x: Numbers
+
+    @staticmethod
+    def formula(copied: Copy[Tracked]) -> Tracked:
+        """The same."""
+        return copied.x
+
+
+@dataclass(frozen=True, eq=False)
 class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
-    """The gated product, silu(gate) times up."""
+    """The gated product, act(gate) times up, where act is silu or gelu_pytorch_tanh."""
 
     inputs = ("gate", "up")
     steps = ("sigmoid", "silu")
     gate: Numbers
     up: Numbers
+    act: str = "silu"
 
     def check(self) -> None:
         """Raise ValueError unless both have one shape."""
@@ -243,33 +279,59 @@ class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
 
     @staticmethod
     def formula(product: Gate[Tracked]) -> Tracked:
-        """Multiply silu(gate) with up."""
-        return gated(product.gate, product.up)
+        """Multiply act(gate) with up."""
+        return gated(product.gate, product.up, ACTS[product.act])
 
 
 @dataclass(frozen=True, eq=False)
 class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
-    """The residual stream and what a block adds to it.
+    """The residual stream and a multiple of what a block computes.
 
     What is added may be `off` from what was recorded.
     """
 
     inputs = ("x", "added")
+    steps = ("multiplied",)
     x: Numbers
     added: Numbers
     off: np.ndarray | None = None
+    multiplier: float = 1.0
 
     def check(self) -> None:
         """Raise ValueError unless both have one shape."""
         _check_same("added", self.added, "x", self.x)
 
+    def read(self, how: Rounding) -> Residual[Tracked]:
+        """The view: what is added is multiplied already."""
+        view, off, multiplier = super().read(how), self.off, self.multiplier
+        added = view.added
+        if off is not None:
+            added = added.with_errors(added.errors(lambda e: e + off))
+        if multiplier != 1:
+            added = (added * multiplier).step("multiplied")
+        return replace(view, added=added, off=None, multiplier=1.0)
+
     @staticmethod
     def formula(residual: Residual[Tracked]) -> Tracked:
         """Their sum."""
-        x, added, off = residual.x, residual.added, residual.off
-        if off is not None:
-            added = added.with_errors(added.errors(lambda e: e + off))
-        return x + added
+        return residual.x + residual.added
+
+
+@dataclass(frozen=True, eq=False)
+class Logits(Operation["Logits[Tracked]"], Generic[Numbers]):
+    """The logits of what the head gives: divided by a scaling, and capped."""
+
+    inputs = ("products",)
+    steps = ("capped",)
+    products: Numbers
+    scaling: float = 1.0
+    cap: float | None = None
+
+    @staticmethod
+    def formula(logits: Logits[Tracked]) -> Tracked:
+        """Divide by the scaling, and cap."""
+        scaled = logits.products / logits.scaling
+        return scaled if logits.cap is None else soft_capped(scaled, logits.cap, "capped")
 
 
 def _check_same(name: str, array: Array | Tracked, other: str, like: Array | Tracked) -> None:

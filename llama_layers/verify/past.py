@@ -19,7 +19,7 @@ from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.sites import Site
-from llama_layers.verify.fit import NORMED_KEYS, OF_CACHE, in_halves
+from llama_layers.verify.fit import OF_CACHE, in_halves
 from llama_layers.verify.stored import StoredArray, info_of, stored
 
 KEY, VALUE = OF_CACHE.values()
@@ -65,8 +65,7 @@ class Past:
 
     def needed(self, site: Site, route: tuple[str, ...]) -> bool:
         """Whether a site is computed by a route from what is missing."""
-        kept = (*OF_CACHE, NORMED_KEYS)
-        reads = any(name.endswith(kept) for name in route)
+        reads = len(route) > 1  # and not scores alone
         return site.operation in OF_PAST and reads and self.lacks(site.layer)
 
     def joined(self, layer: int, role: str, array: np.ndarray) -> np.ndarray:
@@ -162,10 +161,10 @@ def _fitted(
         raise TraceError(
             f"{name}: expected one of the dtypes {', '.join(FLOATS)}, got {given.dtype}"
         )
-    pairs = width if layout == "interleaved" and name.endswith(KEY) else None
+    pairs = config if layout == "interleaved" and name.endswith(KEY) else None
     return array.changed(shape, partial(_fit, shape, pairs))
 
 
-def _fit(shape: tuple[int, ...], interleaved: int | None, given: Array) -> np.ndarray:
+def _fit(shape: tuple[int, ...], interleaved: LlamaConfig | None, given: Array) -> np.ndarray:
     array = to_numpy(given).reshape(shape)
     return array if interleaved is None else in_halves(array, interleaved)

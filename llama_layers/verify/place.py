@@ -13,7 +13,7 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.sites import Site
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.extent import LISTED, Extent, Marginal, marginal
-from llama_layers.verify.fit import FLAT, HEAD, HEADED
+from llama_layers.verify.fit import FLAT, HEADED, OF_VOCABULARY
 from llama_layers.verify.place_words import words
 
 # Positions stand out if their least error is this many times the largest elsewhere, over what is
@@ -123,7 +123,7 @@ def _marginals(
 ) -> Iterator[Marginal]:
     """Count along each axis that has more than one position."""
     last = "output channel" if site.operation == "linear" else "channel"
-    last = "logit" if site.name == HEAD else "channel" if site.role in HEADED else last
+    last = "logit" if site.name in OF_VOCABULARY else "channel" if site.role in HEADED else last
     names = ["sequence", "token", "head", last] if wrong.ndim == 4 else ["sequence", "token", last]
     if site.pairwise:
         names = ["sequence", "head", "token", "key"]

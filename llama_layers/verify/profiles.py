@@ -44,7 +44,8 @@ class RoundingProfile:
     rope_arithmetic : bool or str
         The products and the sum of RoPE are each rounded to the dtype.
     scores : bool or str
-        The scores of attention are rounded to the dtype, before and after they are scaled.
+        The scores of attention are rounded to the dtype, before and after they are scaled, and
+        after each step of a soft cap.
     probabilities : bool or str
         The probabilities of attention are rounded to the dtype.
     sigmoid : bool or str
@@ -52,6 +53,11 @@ class RoundingProfile:
         dtype.
     silu : bool or str
         silu(gate) is rounded to the dtype before it multiplies.
+    multiplied : bool or str
+        What a block adds to the residual stream is rounded to the dtype where it is multiplied by
+        ``residual_multiplier``.
+    capped : bool or str
+        The steps of a soft cap of the logits are each rounded to the dtype.
     kv_cache : str or None
         The format that attention rounds queries, keys and values to where it reads them; None for
         the dtype.
@@ -91,6 +97,8 @@ class RoundingProfile:
     probabilities: bool | str = _step("probabilities to {}")
     sigmoid: bool | str = _step("each step of the sigmoid to {}")
     silu: bool | str = _step("silu(gate) to {}")
+    multiplied: bool | str = _step("what is multiplied to {}")
+    capped: bool | str = _step("each step of a cap to {}")
     kv_cache: str | None = _step("queries, keys and values to {}", None)
     cache: str | None = _step("cached keys and values to {}", None)
     weighted_sums: str | None = _step("weighted sums to {}", None)
@@ -134,7 +142,14 @@ _IN_EVERY_OPERATION = ("flushes", "excess_precision")
 CONTRACT = RoundingProfile("contract")
 # What jax computes from plain code: the result of each operation is rounded.
 _XLA = RoundingProfile(
-    "XLA", scores=True, probabilities=True, sigmoid=True, silu=True, flushes=True
+    "XLA",
+    scores=True,
+    probabilities=True,
+    sigmoid=True,
+    silu=True,
+    multiplied=True,
+    capped=True,
+    flushes=True,
 )
 _SDPA = RoundingProfile(
     "transformers with sdpa",
@@ -144,6 +159,8 @@ _SDPA = RoundingProfile(
     rope_arithmetic=True,
     probabilities=True,
     silu=True,
+    multiplied=True,
+    capped=True,
 )
 _LLAMA_CPP = RoundingProfile("llama.cpp", phases="float32", kv_cache="float16")
 PROFILES = {

@@ -17,9 +17,10 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.layers.attention import attention
 from llama_layers.layers.linear import linear
-from llama_layers.layers.mlp import swiglu
+from llama_layers.layers.mlp import GATES
 from llama_layers.layers.norm import rms_norm
 from llama_layers.layers.rope import apply_rope, rope_table
+from llama_layers.layers.scaling import added, multiplied, soft_capped
 from llama_layers.layers.sites import Site, sites
 from llama_layers.model.embedding import embed
 from llama_layers.model.llama import Llama
@@ -30,6 +31,7 @@ from llama_layers.verify.operations import (
     Embedding,
     Gate,
     Linear,
+    Logits,
     Logprobs,
     Norm,
     Operation,
@@ -168,23 +170,33 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
 
     match operation:
         case Embedding():
-            return x(embed(operation.ids, operation.table))
+            return multiplied(x(embed(operation.ids, operation.table)), operation.factor)
         case Norm():
-            return rms_norm(x(operation.x), w(operation.weight), eps=operation.eps)
+            eps, offset = operation.eps, operation.offset
+            return rms_norm(x(operation.x), w(operation.weight), eps=eps, offset=offset)
         case Linear():
             bias = None if operation.bias is None else w(operation.bias)
             return linear(x(operation.x), w(operation.weight), bias)
         case Rope():
             rows = x(operation.x)
             table = rope_table(operation.positions, operation.config, like=rows)
-            return apply_rope(rows, *table, layout=operation.layout)
+            width = operation.config.rotary_dim
+            rotated = apply_rope(rows, *table, layout=operation.layout, rotary_dim=width)
+            if operation.temperature is None:
+                return rotated
+            return (rotated * operation.temperature[..., None, None]).astype(rows.dtype)
         case Attention() if operation.mask is not None and operation.mask.dtype == bool:
             q, k, v = x(operation.q), x(operation.k), x(operation.v)
-            return attention(q, k, v, mask=operation.mask, scale=operation.scale)
+            scale, cap, sinks = operation.scale, operation.cap, operation.sinks
+            sinks = None if sinks is None else w(sinks)
+            return attention(q, k, v, mask=operation.mask, scale=scale, softcap=cap, sinks=sinks)
         case Gate():
-            return swiglu(x(operation.gate), x(operation.up))
+            return x(GATES[operation.act](x(operation.gate), x(operation.up)))
         case Residual():
-            return x(operation.x) + x(operation.added)
+            return added(x(operation.x), x(operation.added), operation.multiplier)
+        case Logits():
+            logits = multiplied(x(operation.products), 1 / operation.scaling)
+            return x(logits if operation.cap is None else soft_capped(logits, operation.cap))
         case Logprobs():
             return x(operation.computed(x(operation.logits)))
     return x(operation.bound(Rounding("float64", "float64")).exact)

@@ -333,7 +333,7 @@ class _Narrowed(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         weights = self._model.weights
         if (found := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)) is not None:
-            array = weights.layers[int(found[1])].named()[found[2]]
+            array = weights.layers[int(found[1])].named(self._model.config.model_type)[found[2]]
         else:
             array = getattr(weights, name.removeprefix("model.").removesuffix(".weight"))
         return narrowed(to_numpy(array), self._narrow)

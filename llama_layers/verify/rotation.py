@@ -29,18 +29,24 @@ class Rotation:
     """Queries or keys, and by how much RoPE rotates them."""
 
     x: Tracked  # queries or keys, [B, S, heads, D]
-    phases: Float64Array  # by how much each pair is rotated, [..., S, 1, D / 2]
+    phases: Float64Array  # by how much each pair is rotated, [..., S, 1, R / 2]
     off: Float64Array  # how far off the phases can be
     factor: float  # of cosines and sines
     layout: str  # which channels are a pair: "half" or "interleaved"
+    temperature: np.ndarray | None = None  # by token, of queries
+
+    @property
+    def width(self) -> int:
+        """How many channels of a head are rotated: R, the first ones."""
+        return int(2 * self.phases.shape[-1])
 
     @property
     def pairs(self) -> tuple[Tracked, Tracked]:
         """The first and the second channel of each pair."""
+        x, half = self.x[..., : self.width], self.width // 2
         if self.layout == "half":
-            half = self.x.shape[-1] // 2
-            return self.x[..., :half], self.x[..., half:]
-        return self.x[..., 0::2], self.x[..., 1::2]
+            return x[..., :half], x[..., half:]
+        return x[..., 0::2], x[..., 1::2]
 
     @property
     def table(self) -> tuple[Tracked, Tracked]:
@@ -67,34 +73,53 @@ class Rotation:
     def joined(self, first: Tracked, second: Tracked) -> Tracked:
         """The first and the second channels of the pairs, put where they belong."""
         if self.layout == "half":
-            order = np.arange(self.x.shape[-1])
+            order = np.arange(self.width)
         else:
-            order = np.arange(self.x.shape[-1]).reshape(2, -1).T.ravel()
-        errors = first.errors(
-            lambda e, f: np.concatenate([np.broadcast_to(a, first.shape) for a in (e, f)], -1),
-            second,
-        )
-        joined = first.with_errors(errors, np.concatenate([first.exact, second.exact], -1))
-        return joined[..., order]
+            order = np.arange(self.width).reshape(2, -1).T.ravel()
+        joined = _side_by_side(first, second)[..., order]
+        if self.width < self.x.shape[-1]:
+            joined = _side_by_side(joined, self.x[..., self.width :])
+        return joined if self.temperature is None else joined * self.factors
+
+    @property
+    def factors(self) -> Tracked:
+        """The temperature of each query: one and a multiple of a logarithm."""
+        assert self.temperature is not None  # or there are none
+        how, exact = self.x.how, self.temperature[..., None, None].astype(np.float64)
+        roundings = 2 * how.profile.exp_ulps + 4  # a quotient, a sum, the logarithm, and a product
+        error = how.unit * (roundings * np.abs(exact - 1) + np.abs(exact))
+        return Tracked(exact, error, error, how, how.sums).step("rope_table")
+
+
+def _side_by_side(first: Tracked, second: Tracked) -> Tracked:
+    """The channels of both."""
+    errors = first.errors(
+        lambda e, f: np.concatenate(
+            [np.broadcast_to(e, first.shape), np.broadcast_to(f, second.shape)], -1
+        ),
+        second,
+    )
+    return first.with_errors(errors, np.concatenate([first.exact, second.exact], -1))
 
 
 def rope_phases(
     positions: NDArray[np.integer], config: LlamaConfig, roundoff: float
 ) -> tuple[Float64Array, Float64Array]:
-    r"""The phases [..., S, 1, D / 2], and how far off they are if computed with a roundoff.
+    r"""The phases [..., S, 1, R / 2], and how far off they are if computed with a roundoff.
 
-    In a format with roundoff u, the frequency :math:`\omega_i = \theta^{-2i/D}` errs by a relative
+    In a format with roundoff u, the frequency :math:`\omega_i = \theta^{-2i/R}` errs by a relative
     u times
 
-    - :math:`3 |\ln \omega_i|` for three roundings in the exponent: 2i/D, and if the power is made
+    - :math:`3 |\ln \omega_i|` for three roundings in the exponent: 2i/R, and if the power is made
       of an exponential, the logarithm of theta and the product,
     - 8 for the power, within 4 units in the last place as CUDA's is,
     - 4 for theta, the inverse, the position and its product with the frequency,
-    - 3 i where each frequency is the one before it times :math:`\theta^{-2/D}`, as in llama.cpp:
+    - 3 i where each frequency is the one before it times :math:`\theta^{-2/R}`, as in llama.cpp:
       a rounding, and a power within 1 unit in the last place,
 
     and what scaling adds: 1 for "linear" (a division); for "dynamic" the error of the stretched
-    theta, raised to :math:`D / (D - 2)`; for "llama3" and "yarn" that of the blend between kept
+    theta, raised to :math:`R / (R - 2)`; 2 for "longrope" (a divisor that is rounded, and its
+    product or quotient); for "llama3" and "yarn" that of the blend between kept
     and divided frequencies, whose weight changes the frequency by a relative
     :math:`(\omega / \omega')(1 - 1 / s)` for the factor s.
     """
@@ -120,6 +145,8 @@ def _relative_errors(
         return roundings * u
     if scaling.rope_type == "linear":
         return (roundings + 1) * u
+    if scaling.rope_type == "longrope":
+        return (roundings + 2) * u
     if scaling.rope_type == "dynamic":
         return (roundings + _stretch(config, length)) * u
     if scaling.rope_type == "llama3":
@@ -132,9 +159,9 @@ def _relative_errors(
 
 def _stretch(config: LlamaConfig, length: int | None) -> float:
     """Roundings in the stretched theta of "dynamic": its own power and product, and its base's."""
-    if config.head_dim == 2 or config.rope_scaling is None:
+    if config.rotary_dim == 2 or config.rope_scaling is None:
         return 0.0
-    exponent = config.head_dim / (config.head_dim - 2)
+    exponent = config.rotary_dim / (config.rotary_dim - 2)
     factor, trained = config.rope_scaling.factor, config.max_position_embeddings
     stretch = factor * max(length or 0, trained) / trained - (factor - 1)
     return exponent * (2 * factor + 3 + 3 * math.log(stretch)) + POWER + 1
@@ -160,11 +187,11 @@ def _ramp(config: LlamaConfig, scaling: RopeScaling) -> float:
     if scaling.truncate is not False:
         return 3.0
     trained = scaling.original_max_position_embeddings or config.max_position_embeddings
-    pairs = config.head_dim / (2 * math.log(config.rope_theta))
+    pairs = config.rotary_dim / (2 * math.log(config.rope_theta))
     ends = (
         pairs * math.log(trained / (2 * math.pi * turns))
         for turns in (scaling.beta_fast or 32.0, scaling.beta_slow or 1.0)
     )
-    low, high = (min(max(end, 0.0), config.head_dim - 1.0) for end in ends)
+    low, high = (min(max(end, 0.0), config.rotary_dim - 1.0) for end in ends)
     # Both ends are made of logarithms; what is lost in them counts over the ramp's width.
     return 8 * (low + high + pairs) / (abs(high - low) or 0.001) + 8

@@ -1,8 +1,7 @@
 """Rules for what a step-by-step analysis of tracked numbers would bound too loosely, or too slowly.
 
-Products of matrices are computed at once, in any order of summation. In silu and softmax errors
-cancel: silu hardly moves beside its least value, and an error that all scores share changes no
-probability.
+Products of matrices are computed at once, in any order of summation. In softmax errors cancel: an
+error that all scores share changes no probability.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.dtypes import FloatFormat
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.ranks import Ranks
 from llama_layers.verify.roundoff import (
@@ -21,7 +19,6 @@ from llama_layers.verify.roundoff import (
     Float64Array,
     compounded,
     finite_magnitude,
-    gamma,
     inverse,
 )
 from llama_layers.verify.tracked import Tracked
@@ -59,7 +56,7 @@ def dot(
     scale: float | None = None,
     ranks: Ranks | None = None,
 ) -> Tracked:
-    r"""Products of x [..., S, K] with rows [N, K], a bias [N] added, or scaled.
+    r"""Products of x [..., S, K] with rows [..., N, K], a bias [N] added, or scaled.
 
     With n products an element, of factors that are off by :math:`\delta` and :math:`\epsilon`,
     :math:`A = (|x| + \delta) (|W| + \epsilon)^\top` and what the products are off by,
@@ -93,7 +90,9 @@ def dot(
             magnitude += finite_magnitude(bias)
         underflow: float | Float64Array = n * how.lost
         if how.profile.flushes or scale is not None:
-            underflow = how.lost * (size_x.sum(-1)[..., None] + size_w.sum(-1) + 2 * n)
+            underflow = how.lost * (
+                size_x.sum(-1)[..., None] + size_w.sum(-1)[..., None, :] + 2 * n
+            )
         if ranks is not None:
             underflow = underflow + ranks.lost
         zero = (magnitude == 0) & (sums.name != "float64")
@@ -139,77 +138,6 @@ def _moved(
     return most, np.minimum(4 * np.sqrt(squares), most)
 
 
-def silu(x: Tracked) -> Tracked:
-    r"""Compute x times its sigmoid, :math:`s(x) = x / (1 + e^{-x})`, in any of its forms.
-
-    An exponential that errs by a relative :math:`2 u e` (e is `exp_ulps`) makes the sigmoid err by
-    :math:`1 / (1 - 2 u e)` at most, whichever sign it has; sum, division and product add three
-    roundings:
-
-    .. math:: |\hat s - s| \le r (|s| + \Delta) + u e (|x| + \delta)(1 + r) + \Delta + \eta, \quad
-        r = \frac{1 + \gamma_3}{1 - 2 u e} - 1
-
-    The second term is for :math:`(1 + \tanh(x / 2)) / 2`, where an error of the hyperbolic tangent
-    counts in full though the sigmoid is small. :math:`\Delta` is how far silu moves where x is off
-    by :math:`\delta`: as far as at an end of that interval, since it falls or rises through all of
-    it, or is convex, around its least value at -1.28.
-
-    A profile that rounds each step of the sigmoid to a format with roundoff :math:`u_s` adds to
-    :math:`1 + r` the factor
-
-    .. math:: \frac{1 + u_s}{(1 - u_s) (1 - w)}, \quad
-        w = \frac{u_s (1 + 2 u e)}{1 - 2 u e} \, \sigma(-x),
-
-    of the quotient, of the sum, and of the exponential, which counts for as much as it is of the
-    sum. Where the sum may overflow that format, silu may be zero. Nothing is said of infinite x.
-    """
-    how, u = x.how, x.how.sums.unit_roundoff
-    ulps, form = how.profile.exp_ulps, how.step("sigmoid")
-    form = None if form is None or form.holds(how.sums) else form
-    exponential = 2 * u * ulps
-    r: float | Float64Array = compounded(gamma(3, u), inverse(exponential))
-    with np.errstate(all="ignore"):
-        exact = _silu(x.exact)
-        ends = (finite_magnitude(_silu(x.exact + e) - exact) for e in (-x.off, x.off))
-        moved = np.maximum(*ends)
-        size = finite_magnitude(exact)
-        if form is not None:
-            steps = _steps(x.exact - x.off, exponential, form)
-            r = r + steps + r * steps
-        error = r * (size + moved) + u * ulps * x.size * (1 + r)
-        error = how.own * error + how.lost * (1 + x.size) + moved
-        if form is not None:
-            error = error + form.smallest_subnormal * x.size
-            vanishes = (1 + np.exp(x.off - x.exact)) * (1 + r) >= form.max
-            error = np.where(vanishes, error + size, error)
-        fits = (size + error < how.sums.max) & np.isfinite(x.off) & ~np.isinf(x.exact)
-        error = np.where(fits, np.where(x.certainly(0), 0.0, error), np.inf)
-    return Tracked(exact, error, error, how, how.sums)
-
-
-def gated(gate: Tracked, up: Tracked) -> Tracked:
-    """Multiply silu(gate) with up, in any order: products may underflow in another place."""
-    product = silu(gate).step("silu") * up
-    with np.errstate(all="ignore"):
-        lost = np.where(product.off == 0, 0.0, gate.how.lost * (gate.size + up.size))
-        return product.with_errors(product.errors(lambda e: e + lost))
-
-
-def _silu(x: Float64Array) -> Float64Array:
-    return np.asarray(x / (1 + np.exp(-x)))
-
-
-def _steps(x: Float64Array, exponential: float, form: FloatFormat) -> Float64Array:
-    """The relative error of sigmoids of x or more by roundings of their steps.
-
-    An exponential that underflows is off by no more of the sum, which is 1 or more, than the
-    smallest number.
-    """
-    u = form.unit_roundoff
-    off = u * (1 + exponential) / (1 - exponential) / (1 + np.exp(x)) + form.smallest_subnormal
-    return np.where(off < 1, (1 + u) / ((1 - u) * (1 - off)), np.inf) - 1
-
-
 @dataclass(frozen=True, eq=False)
 class Weights:
     r"""The softmax of the scores in each row, before an engine divides by the sum.
@@ -235,7 +163,7 @@ class Weights:
     unlimited: NDArray[np.bool_]
     """Rows without a bound, [..., S, 1]: with NaN, infinity, or no finite score."""
     allowed: NDArray[np.bool_] | None
-    """The keys that may be seen, [S, T], or None; a row without any has exact zeros."""
+    """The keys that may be seen, [..., S, T], or None; a row without any has exact zeros."""
     blocks: int
     """How often an engine rescales."""
     how: Rounding
@@ -300,7 +228,7 @@ class Weights:
         return Tracked(self.p, errors[0], errors[1], self.how, self.how.sums)
 
     def weigh(self, v: Tracked) -> Tracked:
-        r"""The values v [T, D] weighed, normalised before or after, or block by block.
+        r"""The values v [..., T, D] weighed, normalised before or after, or block by block.
 
         For exact sums of inexact exponentials
 
@@ -321,7 +249,7 @@ class Weights:
         the result is not finite.
         """
         how, sums = self.how, self.how.sums
-        n, u, lost = len(v.exact), sums.unit_roundoff, self.how.lost
+        n, u, lost = v.shape[-2], sums.unit_roundoff, self.how.lost
         forms = [how.step(name) for name in ("probabilities", "kv_cache", "weighted_sums")]
         *factors, kept = (None if f is None or f.holds(sums) else f for f in forms)
         each = [form for form in factors if form is not None]
@@ -329,9 +257,9 @@ class Weights:
         off = np.broadcast_to(v.off, v.shape)
         empty = False if self.allowed is None else ~self.allowed.any(axis=-1, keepdims=True)
         with np.errstate(all="ignore"):
-            exact = _contiguous(self.p) @ np.ascontiguousarray(v.exact[::-1])
+            exact = _contiguous(self.p) @ np.ascontiguousarray(v.exact[..., ::-1, :])
             magnitude = self.p @ size
-            total = size.sum(axis=0)
+            total = size.sum(axis=-2, keepdims=True)
             # Exponentials, products and quotients can all underflow, and lose so much at most.
             underflow = 4 * lost * (total + n * (np.abs(exact) + 1))
             for form in each:
@@ -358,7 +286,7 @@ class Weights:
                 fits = (n * (magnitude + error) < (kept or sums).max) & ~self.unlimited
                 fits &= np.isfinite(exact)
                 for form in each:
-                    fits &= not (size >= form.max).any()
+                    fits &= ~(size >= form.max).any(axis=(-2, -1), keepdims=True)
                 error = np.where(fits, error, np.inf)
                 errors.append(np.where(np.asarray(empty) & np.isfinite(exact), 0.0, error))
         return Tracked(exact, errors[0], errors[1], how, sums)

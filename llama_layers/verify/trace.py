@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
+from llama_layers.config.families import FAMILIES
 from llama_layers.errors import TraceError
 from llama_layers.files.output import check_output
 from llama_layers.files.tensors import write_tensors
@@ -40,7 +42,8 @@ class Trace:
     attention_mask : Array of bool or of 0 and 1, shape [B, S], or None
         Which tokens are not padding; all if it is None.
     metadata : mapping of str to str
-        Where the trace comes from. `check` reads "config" (the content of a config.json), "dtype"
+        Where the trace comes from. `check` reads "config" (the content of a config.json, whose
+        ``model_type`` says which family's names the arrays have, Llama's if it is missing), "dtype"
         and "accumulate" (formats that the engine computed in, where the arrays do not show it), and
         "rope_layout" ("interleaved" where the pairs that RoPE rotates are next to each other in
         queries and keys, and not half a head apart), and "temperature" (which the logits were
@@ -88,7 +91,8 @@ class Trace:
                     f"metadata {key}: expected a text, got {type(value).__name__}; json.dumps "
                     "makes one"
                 )
-        object.__setattr__(self, "arrays", canonical_arrays(self.arrays))  # frozen
+        arrays = canonical_arrays(self.arrays, _family(self.metadata))
+        object.__setattr__(self, "arrays", arrays)  # frozen
 
     def __repr__(self) -> str:
         facts = [f"arrays: {len(self.arrays)}"]
@@ -205,3 +209,13 @@ def _check_texts(argument: str, given: object, expected: str) -> None:
     for key in given:
         if not isinstance(key, str):
             raise TypeError(f"{argument}: expected texts for keys, got {type(key).__name__}")
+
+
+def _family(metadata: Mapping[str, str]) -> str:
+    """The family whose names the arrays have, "llama" if nothing tells."""
+    try:
+        content = json.loads(metadata.get("config", "{}"))
+    except (ValueError, RecursionError):
+        return "llama"  # whoever reads the config says what is wrong
+    family = content.get("model_type") if isinstance(content, dict) else None
+    return family if family in FAMILIES else "llama"

@@ -15,17 +15,19 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
+from llama_layers.config.families import FAMILIES, module_name
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.sites import LOGPROBS, Site, sites
 from llama_layers.model.padding import padding
+from llama_layers.verify.aliases import canonical_arrays
 from llama_layers.verify.fit import (
-    HEAD,
     HEADED,
     NORMED_KEYS,
     OF_CACHE,
     OF_LAST_TOKEN,
+    OF_VOCABULARY,
     check_layout,
     fitted,
     without_padding,
@@ -140,6 +142,8 @@ def validated(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> R
     _check_config(trace.metadata, config)
     _check_formats(trace.metadata)
     known = {site.name: site for site in sites(config)}
+    if FAMILIES[config.model_type].modules:
+        trace = replace(trace, arrays=canonical_arrays(trace.arrays, config.model_type))
     check_names(trace.arrays, config)
     given = trace.arrays
     trace = only_sites(trace, known)
@@ -203,7 +207,7 @@ def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past, trace: Tra
     for layer in range(config.num_hidden_layers):
         names = {role: f"model.layers.{layer}.{site}" for site, role in OF_CACHE.items()}
         if config.qk_norm_after_rope:
-            names[KEY] = f"model.layers.{layer}.{NORMED_KEYS}"
+            names[KEY] = f"model.layers.{layer}.{module_name(config.model_type, NORMED_KEYS)}"
         if not all(name in found.arrays for name in names.values()) or found.past.lacks(layer):
             continue
         for role, name in names.items():
@@ -238,11 +242,12 @@ def _without(arrays: Mapping[str, Array], name: str) -> StoredArrays:
 def _check_logits(arrays: StoredArrays, logprobs: StoredArray) -> None:
     """Raise TraceError if logits were recorded, and not of every token with a log-probability."""
     shape = logprobs.info().shape
-    if HEAD in arrays and info_of(arrays, HEAD).shape[1] < shape[1]:
-        raise TraceError(
-            f"{HEAD}: expected the logits of all {shape[1]} tokens beside their {LOGPROBS}, or "
-            "none, got those of the last token only"
-        )
+    for name in OF_VOCABULARY:
+        if name in arrays and info_of(arrays, name).shape[1] < shape[1]:
+            raise TraceError(
+                f"{name}: expected the logits of all {shape[1]} tokens beside their {LOGPROBS}, or "
+                "none, got those of the last token only"
+            )
 
 
 def stated_config(metadata: Mapping[str, str]) -> LlamaConfig | None:
@@ -281,7 +286,8 @@ def _check_config(metadata: Mapping[str, str], config: LlamaConfig) -> None:
 
 def _padding(arrays: Mapping[str, Array], config: LlamaConfig) -> int:
     """Count the logits of each token that are beyond the vocabulary."""
-    return padding(info_of(arrays, HEAD).shape[-1], config.vocab_size) if HEAD in arrays else 0
+    widths = [info_of(arrays, name).shape[-1] for name in OF_VOCABULARY if name in arrays]
+    return max((padding(width, config.vocab_size) for width in widths), default=0)
 
 
 def _check_formats(metadata: Mapping[str, str]) -> None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama_layers import ConfigError, RopeScaling, load
+from llama_layers import ConfigError, RopeScaling, forward, load
 from llama_layers.checkpoint import open_checkpoint
+from llama_layers.layers.rope import attention_factor
 from tests.support import tiny
 from tests.support.gguf_files import write_model
 
@@ -172,3 +173,82 @@ def test_the_old_name_of_the_factor(tmp_path):
     both = old | {"llama.rope.scaling.factor": ("f32", 2.0)}
     scaling = open_checkpoint(write_model(tmp_path / "m.gguf", both)).config.rope_scaling
     assert scaling == RopeScaling("linear", factor=2.0)
+
+
+def test_layers_without_rope_of_smollm3(tmp_path):
+    """llama.cpp's code has them, and a file has no key: each fourth."""
+    config = replace(tiny.CONFIG, num_hidden_layers=5)
+    path = tmp_path / "m.gguf"
+    tiny.write_gguf(path, tiny.arrays(config), config, architecture="smollm3")
+    model = load(path)
+    assert model.config.model_type == "smollm3"
+    assert [kind is not None for kind in model.config.rope_kinds] == [True, True, True, False, True]
+    expected = replace(model, config=replace(config, layer_rope_theta=(1e4, 1e4, 1e4, 0.0, 1e4)))
+    ids = np.arange(6)[None]
+    np.testing.assert_array_equal(forward(model, ids).logits, forward(expected, ids).logits)
+
+
+@pytest.mark.parametrize("share", [None, 1.0, 0.5])
+def test_temperature_of_ministral3(tmp_path, share):
+    keys = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 16.0,
+        "rope.scaling.original_context_length": 8,
+        "attention.temperature_scale": 0.1,
+    }
+    if share is not None:
+        keys["rope.scaling.yarn_log_multiplier"] = share
+    path = tmp_path / "m.gguf"
+    config = load(tiny.write_gguf(path, tiny.arrays(), architecture="mistral3", keys=keys)).config
+    assert (config.model_type, config.llama_4_scaling_beta) == ("ministral3", 0.1)
+    assert config.rope_scaling.original_max_position_embeddings == 8
+    # llama.cpp divides by the same with another multiple of the logarithm.
+    factor = (1 + 0.1 * math.log(16)) / (1 + 0.1 * (share or 0.0) * math.log(16))
+    assert attention_factor(config) == pytest.approx(factor, rel=1e-12)
+
+
+LONGROPE = {
+    "rope_factors_short.weight": [1.0, 1.5],
+    "rope_factors_long.weight": [1.25, 6.0],
+}
+
+
+def write_phi3(path, more, **keys):
+    keys = {
+        "rope.dimension_count": 4,
+        "rope.scaling.original_context_length": 16,
+        "rope.scaling.attn_factor": 1.25,
+        "attention.sliding_window": 8,
+    } | keys
+    return tiny.write_gguf(
+        path, tiny.fused(tiny.arrays()), architecture="phi3", keys=keys, others=more
+    )
+
+
+def test_longrope_of_phi3(tmp_path):
+    """And a part of each head; the window is one that llama.cpp does not have."""
+    config = load(write_phi3(tmp_path / "m.gguf", LONGROPE)).config
+    assert (config.model_type, config.sliding_window) == ("phi3", None)
+    assert config.rotary_dim == 4
+    assert config.rope_scaling == RopeScaling(
+        "longrope",
+        factor=config.max_position_embeddings / 16,
+        original_max_position_embeddings=16,
+        short_factor=(1.0, 1.5),
+        long_factor=(1.25, 6.0),
+        attention_factor=1.25,
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "keys", "message"),
+    [
+        (dict(list(LONGROPE.items())[:1]), {}, "rope_factors_long.weight: missing"),
+        (LONGROPE, {"rope.dimension_count": 6}, "short_factor: expected 3 numbers"),
+        (LONGROPE, {"rope.dimension_count": 80}, "rope.dimension_count: expected 1 to 8, got 80"),
+        (LONGROPE, {"rope.dimension_count": 3}, "partial_rotary_factor: expected a part of"),
+    ],
+)
+def test_longrope_that_is_refused(tmp_path, more, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        load(write_phi3(tmp_path / "m.gguf", more, **keys))

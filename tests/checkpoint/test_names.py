@@ -6,7 +6,7 @@ import gguf
 import pytest
 
 from llama_layers.checkpoint import expected_tensors
-from llama_layers.checkpoint.names import to_hugging_face
+from llama_layers.checkpoint.names import from_gguf, from_meta
 from tests.support import tiny
 
 
@@ -37,18 +37,18 @@ def test_the_gguf_package_has_the_same_names():
     for name in expected_tensors(tiny.BIASED):
         name = name.replace("layers.1.", "layers.11.")
         theirs = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert to_hugging_face(theirs, "gguf") == name
+        assert from_gguf(theirs, "llama") == name
 
 
 def test_the_gguf_package_takes_meta_names_for_the_same():
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     for name in tiny.meta(tiny.arrays()):
         theirs = table.get_name(name, try_suffixes=(".weight",))
-        assert to_hugging_face(name, "meta") == to_hugging_face(theirs, "gguf")
+        assert from_meta(name) == from_gguf(theirs, "llama")
 
 
 @pytest.mark.parametrize(
     "name", ["layers.00.attention.wq.weight", "layers.{}.attention.wq.weight", "wq", "x.weight"]
 )
 def test_other_names_stay(name):
-    assert to_hugging_face(name, "meta") == name
+    assert from_meta(name) == name

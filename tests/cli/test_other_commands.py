@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 
 from llama_layers.backends.numba import detect as compiled
 from llama_layers.cli import main
+from llama_layers.config.families import FAMILIES
 from tests.support import tiny
 
 
@@ -142,6 +144,29 @@ def test_info_prints_each_tensor_on_demand(checkpoint, capsys):
     assert "model.layers.1.mlp.up_proj.weight" in capsys.readouterr().out
 
 
+def test_info_prints_the_switches(tmp_path, capsys):
+    """Those that are not as in Llama."""
+    assert main(["info", str(tiny.write_single(tmp_path / "llama", tiny.arrays()))]) == 0
+    assert "  switches    none: Llama's block\n" in capsys.readouterr().out
+    config = replace(
+        tiny.CONFIG,
+        model_type="qwen3",
+        qk_norm="head",
+        sliding_window=8,
+        layer_types=("sliding_attention", "full_attention"),
+        layer_rope_theta=(10000.0, 0.0),
+    )
+    path = str(tiny.write_single(tmp_path / "qwen3", tiny.arrays(config), config))
+    assert main(["info", path]) == 0
+    shown = capsys.readouterr().out
+    thetas = "10000 in 1 layer and 0 in 1 layer"
+    assert f"  switches    qk_norm head, layer_rope_theta {thetas}\n" in shown
+    assert "64 tokens, sliding window 8 in 1 of 2 layers\n" in shown
+    assert main(["info", path, "--json"]) == 0
+    switches = json.loads(capsys.readouterr().out)["switches"]
+    assert switches == {"qk_norm": "head", "layer_rope_theta": [10000.0, 0.0]}
+
+
 def test_info_lists_the_keys_that_were_ignored(checkpoint, capsys):
     ignored = {"max_sequence_length": 2048, "a\nb\x1b[2J": 1}
     tiny.write_config(checkpoint, **ignored)
@@ -161,7 +186,7 @@ def test_info_lists_the_keys_that_were_ignored(checkpoint, capsys):
     [
         (
             {"model_type": "phi"},
-            "model_type: expected one of llama, mistral, qwen2, qwen3, got 'phi'",
+            f"model_type: expected one of {', '.join(FAMILIES)}, got 'phi'",
         ),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "weights (awq, 4 bits)"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "gives no logits"),

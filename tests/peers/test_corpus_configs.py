@@ -17,9 +17,16 @@ import numpy as np
 import pytest
 
 from llama_layers import ConfigError, LlamaConfig, inv_freq
+from llama_layers.config.families import FAMILIES as SUPPORTED
 from llama_layers.layers.rope import attention_factor
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# Families of which transformers has a config, and the class of Llama.
+LLAMAS = ("exaone", "internlm3", "iquestcoder")
+FAMILIES = (
+    *"llama mistral qwen2 qwen3 ministral cwm ernie4_5 helium seed_oss".split(),
+    *"smollm3 ministral3 glm phi3".split(),
+    *LLAMAS,
+)
 SAME = """
 vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
 rms_norm_eps max_position_embeddings tie_word_embeddings hidden_act bos_token_id pad_token_id
@@ -59,21 +66,26 @@ def window(theirs: Any, layer: int) -> int | None:
     Llama's asks for no window, Mistral's for the same in all layers, Qwen2's and Ministral's by
     the type of the layer.
     """
-    if theirs.model_type == "llama":
+    if not hasattr(type(theirs), "sliding_window"):
         return None
-    if theirs.model_type == "mistral":
+    if theirs.model_type in ("mistral", "ministral3", "phi3"):
         return theirs.sliding_window
     sliding = theirs.layer_types[layer] == "sliding_attention"
     return theirs.sliding_window if sliding else None
 
 
+def joined(module: Any, *names: str) -> Any:
+    """A projection, under the name that it has by itself or together with others."""
+    return next(found for name in names if (found := getattr(module, f"{name}_proj", None)))
+
+
 def differences(ours: LlamaConfig, theirs: Any) -> list[str]:
     """The names of what is not the same in both."""
     torch = importlib.import_module("torch")
-    name = type(theirs).__name__.removesuffix("Config")
-    module = importlib.import_module(
-        f"transformers.models.{theirs.model_type}.modeling_{theirs.model_type}"
-    )
+    name, family = type(theirs).__name__.removesuffix("Config"), theirs.model_type
+    if family in LLAMAS:
+        name, family = "Llama", "llama"
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     with torch.device("meta"):
         attention = getattr(module, f"{name}Attention")(theirs, 0)
         mlp = getattr(module, f"{name}MLP")(theirs)
@@ -82,10 +94,10 @@ def differences(ours: LlamaConfig, theirs: Any) -> list[str]:
     same = {key: getattr(ours, key) == getattr(theirs, key) for key in SAME} | {
         "eos_token_id": eos == theirs.eos_token_id,
         "head_dim": ours.head_dim == attention.head_dim,
-        "qkv_bias": ours.qkv_bias == (attention.q_proj.bias is not None),
+        "qkv_bias": ours.qkv_bias == (joined(attention, "q", "qkv").bias is not None),
         "o_bias": ours.o_bias == (attention.o_proj.bias is not None),
-        "mlp_bias": ours.mlp_bias == (mlp.gate_proj.bias is not None),
-        "scale": ours.head_dim**-0.5 == attention.scaling,
+        "mlp_bias": ours.mlp_bias == (joined(mlp, "gate", "gate_up").bias is not None),
+        "scale": np.isclose(ours.head_dim**-0.5, attention.scaling, rtol=1e-15),
         "rope_theta": ours.rope_theta == theirs.rope_parameters["rope_theta"],
         "dtype": ours.dtype is None or f"torch.{ours.dtype}" == str(theirs.dtype),
         "windows": all(
@@ -119,12 +131,31 @@ def test_files_of_our_families(published, tmp_path):
 def test_files_of_other_architectures(published):
     others = 0
     for path, content in published.items():
-        if (family := content.get("model_type")) not in FAMILIES:
-            with pytest.raises(ConfigError, match=r"model_type.*one of llama, mistral, qwen2") as e:
+        if (family := content.get("model_type")) not in SUPPORTED:
+            with pytest.raises(ConfigError, match=r"model_type.*one of llama, ") as e:
                 LlamaConfig.from_json(path)
             assert family is None or f"got {family!r}" in str(e.value)
             others += 1
     assert others > 50
+
+
+# Families whose switches are there, or come.
+TO_COME = """
+exaone4 gemma gemma2 gemma3_text glm glm4 granite_swa hunyuan_v1_dense hyperclovax ministral3 olmo2
+olmo3 phi3 smollm3 vaultgemma
+""".split()
+
+
+def test_each_other_causal_model_has_its_reason():
+    module = importlib.import_module("transformers.models.auto.modeling_auto")
+    transformers = importlib.import_module("transformers")
+    others = set(module.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(SUPPORTED)
+    others -= {"gemma4_assistant", *TO_COME}
+    assert len(others) > 100
+    for family in sorted(others):
+        content = transformers.AutoConfig.for_model(family).to_dict()
+        with pytest.raises(ConfigError, match=r", which has .*: not supported$"):
+            LlamaConfig.from_json(content | {"model_type": family})
 
 
 SAID = {
@@ -176,13 +207,37 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-# What their class does not take: null for these, and (ours) Qwen2's switch in a Llama file.
+# What some classes do not do without, or not with.
+OF_FAMILY: dict[str, dict[str, Any]] = {
+    "helium": {"num_attention_heads": 20},
+    "ministral": {"head_dim": 4},
+}
+WITHOUT_WINDOW = ("llama", "ernie4_5", "glm", "helium", "seed_oss", *LLAMAS)
+WITHOUT_SWITCH = (*WITHOUT_WINDOW, "ministral3", "phi3")
+# What their class does not take: null for these, and (ours) Qwen2's switch in a Llama file, windows
+# of no size, two bases, and scalings of another kind than Phi-3's.
 REFUSED = {
     ("mistral", "no number of key heads"),
+    ("ministral", "no number of key heads"),
+    ("cwm", "no number of key heads"),
+    ("helium", "no number of key heads"),
     ("qwen2", "no size of heads"),
     ("qwen3", "no size of heads"),
-    ("llama", "window switched on"),
-    ("llama", "window of no size"),
+    ("ministral", "no size of heads"),
+    ("cwm", "no size of heads"),
+    ("helium", "no size of heads"),
+    *(("ministral3", f"no {what}") for what in ("number of key heads", "size of heads")),
+    *(("glm", f"no {what}") for what in ("number of key heads", "size of heads")),
+    ("smollm3", "no size of heads"),
+    ("phi3", "no size of heads"),
+    ("cwm", "window of no size"),
+    ("cwm", "empty"),
+    ("cwm", "false"),
+    ("ministral3", "empty"),
+    ("ministral3", "false"),
+    *(("phi3", change) for change in CHANGES if "rope_scaling" in CHANGES[change]),
+    *((family, "window switched on") for family in WITHOUT_SWITCH),
+    *((family, "window of no size") for family in WITHOUT_SWITCH),
 }
 
 
@@ -197,7 +252,9 @@ REFUSED = {
 )
 def test_what_is_left_out_or_not_read(family, change, tmp_path):
     path = tmp_path / "file.json"
-    path.write_text(json.dumps(SAID | CHANGES[change] | {"model_type": family}))
+    path.write_text(
+        json.dumps(SAID | OF_FAMILY.get(family, {}) | CHANGES[change] | {"model_type": family})
+    )
     theirs = in_transformers(path, tmp_path)
     assert differences(LlamaConfig.from_json(path), theirs) == []
 
@@ -206,7 +263,8 @@ def test_what_is_left_out_or_not_read(family, change, tmp_path):
 def test_everything_that_transformers_writes_is_read(family, tmp_path):
     """A dump of every attribute, defaults included."""
     transformers = pytest.importorskip("transformers")
-    written = transformers.AutoConfig.for_model(family, num_hidden_layers=3)
+    of_family = OF_FAMILY.get(family, {})
+    written = transformers.AutoConfig.for_model(family, num_hidden_layers=3, **of_family)
     path = tmp_path / "file.json"
     path.write_text(json.dumps(written.to_dict()))
     assert differences(LlamaConfig.from_json(path), written) == []

@@ -19,6 +19,7 @@ from llama_layers import (
 )
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.checkpoint import expected_tensors
+from tests.support.decoder_oracle import called
 
 
 def unmoved(array):
@@ -54,7 +55,28 @@ CONFIGS = {
     "qwen2": replace(GQA, model_type="qwen2"),
     "qwen3": replace(GQA, model_type="qwen3", qk_norm="head"),
     "norms of projections": replace(GQA, qk_norm="full"),
+    "norms on both sides": replace(GQA, norm_placement="both"),
+    "olmo2": replace(GQA, model_type="olmo2", norm_placement="after", qk_norm="full"),
     "norms after RoPE": replace(GQA, qk_norm="head", qk_norm_weight=False, qk_norm_after_rope=True),
+    "multipliers": replace(
+        GQA,
+        model_type="granite",
+        embedding_multiplier=3.0,
+        attention_multiplier=0.3,
+        residual_multiplier=0.7,
+        logits_scaling=1.7,
+    ),
+    "sinks": replace(GQA, attention_sinks=True, sliding_window=3),
+    "gemma": replace(
+        GQA,
+        embedding_multiplier=3.3,
+        embedding_multiplier_rounded=True,
+        norm_weight_offset=1.0,
+        hidden_act="gelu_pytorch_tanh",
+        attn_logit_softcapping=0.7,
+        final_logit_softcapping=2.0,
+        qk_norm="head",
+    ),
     "tied": replace(GQA, tie_word_embeddings=True),
     "window": replace(GQA, model_type="mistral", sliding_window=3),
     "window of one": replace(GQA, model_type="mistral", sliding_window=1),
@@ -68,6 +90,28 @@ CONFIGS = {
     "dynamic": replace(GQA, rope_scaling={"rope_type": "dynamic", "factor": 3.0}),
     "yarn": replace(GQA, head_dim=8, rope_scaling=YARN),
     "llama3": replace(GQA, head_dim=8, rope_scaling=LLAMA3),
+    "longrope": replace(
+        GQA,
+        llama_4_scaling_beta=0.5,
+        rope_scaling={
+            "rope_type": "longrope",
+            "factor": 2.0,
+            "original_max_position_embeddings": 4,
+            "short_factor": (1.0, 1.5),
+            "long_factor": (1.25, 6.0),
+        },
+    ),
+    "RoPE by layer": replace(
+        GQA,
+        head_dim=8,
+        sliding_window=2,
+        num_hidden_layers=3,
+        layer_types=("sliding_attention", "full_attention", "full_attention"),
+        layer_rope_theta=(10.0, 100.0, 0.0),
+        sliding_rope_scaling=False,
+        partial_rotary_factor=0.5,
+        rope_scaling={"rope_type": "linear", "factor": 3.0},
+    ),
 }
 
 
@@ -99,6 +143,10 @@ def layer_weights(weights, config, layer, array=unmoved):
         found = weights.get(f"model.layers.{layer}.{name}")
         return None if found is None else array(found)
 
+    def norm(role, where="both"):
+        there = "both" in (where, config.norm_placement) or where == config.norm_placement
+        return get(f"{called(config, role)}.weight") if there else None
+
     q, k, v = (get(f"self_attn.{x}_proj.weight") for x in "qkv")
     biases = [get(f"self_attn.{x}_proj.bias") for x in "qkv"]
     qkv = QKVWeights.from_separate(
@@ -110,16 +158,19 @@ def layer_weights(weights, config, layer, array=unmoved):
     matrices = (get(f"mlp.{x}_proj.weight") for x in ("gate", "up", "down"))
     mlp_biases = (get(f"mlp.{x}_proj.bias") for x in ("gate", "up", "down"))
     return LayerWeights(
-        get("input_layernorm.weight"),
+        norm("input_layernorm", "before"),
         AttentionWeights(
             qkv,
             get("self_attn.o_proj.weight"),
             get("self_attn.o_proj.bias"),
-            get("self_attn.q_norm.weight"),
-            get("self_attn.k_norm.weight"),
+            norm("self_attn.q_norm"),
+            norm("self_attn.k_norm"),
+            get("self_attn.sinks"),
         ),
-        get("post_attention_layernorm.weight"),
+        norm("post_attention_layernorm", "before"),
         MLPWeights(*matrices, *mlp_biases),
+        norm("post_self_attn_layernorm", "after"),
+        norm("post_mlp_layernorm", "after"),
     )
 
 

@@ -43,12 +43,14 @@ LLAMA_CPP = {
     "kq_soft_max-3": "model.layers.3.self_attn.probabilities",
     "kqv_out-3": "model.layers.3.self_attn.attention",
     "attn_out-3": "model.layers.3.self_attn.o_proj",
+    "attn_post_norm-3": "model.layers.3.post_self_attn_layernorm",
     "ffn_inp-3": "model.layers.3.attention_residual",
     "ffn_norm-3": "model.layers.3.post_attention_layernorm",
     "ffn_gate-3": "model.layers.3.mlp.gate_proj",
     "ffn_up-3": "model.layers.3.mlp.up_proj",
     "ffn_swiglu-3": "model.layers.3.mlp.act",
     "ffn_out-3": "model.layers.3.mlp.down_proj",
+    "ffn_post_norm-3": "model.layers.3.post_mlp_layernorm",
     "l_out-3": "model.layers.3",
     "result_norm": "model.norm",
     "result_output": "lm_head",
@@ -67,12 +69,14 @@ TRANSFORMER_LENS = {
     "blocks.3.attn.hook_pattern": "model.layers.3.self_attn.probabilities",
     "blocks.3.attn.hook_z": "model.layers.3.self_attn.attention",
     "blocks.3.hook_attn_out": "model.layers.3.self_attn.o_proj",
+    "blocks.3.ln1_post.hook_out": "model.layers.3.post_self_attn_layernorm",
     "blocks.3.hook_resid_mid": "model.layers.3.attention_residual",
     "blocks.3.ln2.hook_out": "model.layers.3.post_attention_layernorm",
     "blocks.3.mlp.hook_pre": "model.layers.3.mlp.gate_proj",
     "blocks.3.mlp.hook_pre_linear": "model.layers.3.mlp.up_proj",
     "blocks.3.mlp.hook_post": "model.layers.3.mlp.act",
     "blocks.3.hook_mlp_out": "model.layers.3.mlp.down_proj",
+    "blocks.3.ln2_post.hook_out": "model.layers.3.post_mlp_layernorm",
     "blocks.3.hook_resid_post": "model.layers.3",
     "ln_final.hook_out": "model.norm",
     "unembed.hook_out": "lm_head",
@@ -189,7 +193,8 @@ class TestNames:
 
 class TestTable:
     def test_has_every_site_once(self):
-        every = {site.name for kind in ("gqa", "qwen3") for site in sites(CONFIGS[kind])}
+        configs = (CONFIGS[kind] for kind in ("norms on both sides", "qwen3", "multipliers"))
+        every = {site.name for config in configs for site in sites(config)}
         layered = {name.replace("model.layers.0", "model.layers.{}") for name in every}
         rows = [row[0] for row in alias_table()]
         assert len(rows) == len(set(rows))
@@ -197,7 +202,7 @@ class TestTable:
         assert all(len(row) == len(SCHEMES) for row in alias_table())
 
     def test_holds_what_was_written_by_hand(self):
-        """And nothing else, but for names that an older llama.cpp gave or one with biases gives."""
+        """And nothing else, but for names in old versions, with biases, in Gemma or in GLM-4."""
         rows = {row[0]: row[1:] for row in alias_table()}
         for column, names in enumerate((META, LLAMA_CPP, TRANSFORMER_LENS)):
             found = {
@@ -206,8 +211,9 @@ class TestTable:
                 for name in row[column].split("|")
             }
             plain = {name.partition("#")[0] for name in names}
-            others = {"inp_embd", "ffn_gate_b-3", "ffn_up_b-3", "ffn_gate_par-3", ""}
-            assert plain <= found <= plain | others
+            others = "inp_embd ffn_gate_b-3 ffn_up_b-3 ffn_gate_par-3 sa_out-3 post_attn_norm-3"
+            others += " inp_scaled post_mlp_norm-3"
+            assert plain <= found <= plain | {"", *others.split()}
 
 
 # Rows of heads, as a C program would write them.

@@ -308,7 +308,7 @@ def test_no_numpy_name_for_a_safetensors_file(tmp_path):
 def test_the_worst_elements_come_first(size):
     errors = np.random.default_rng(0).permutation(size) / 4
     limits = np.ones(size)
-    found = _worst(2 + errors, Bound(np.full(size, 2.0), limits, limits))
+    found = _worst(2 + errors, Bound(np.full(size, 2.0), limits, limits), errors)
     assert [element.ratio for element in found] == sorted(errors, reverse=True)[:WORST]
     assert all(element.computed == 2 + errors[element.index] for element in found)
     assert _histogram(np.full((size, 2), 0.5)) == (0, 0, 0, 0, 2 * size, 0, 0, 0, 0, 0)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.checkpoint.names import GGUF_NAMES, renamed
-from llama_layers.checkpoint.rope_rows import permuted_heads
 from llama_layers.model.llama import Llama
+from llama_layers.model.rope_rows import permute_rope_rows, permuted_heads
 
 
 def to_gguf(name: str) -> str:
@@ -19,12 +19,6 @@ def to_gguf(name: str) -> str:
     if (found := renamed(name, GGUF_NAMES)) is None:
         raise ValueError(f"name: expected that of a model's tensor, got {name!r}")
     return found
-
-
-def permute_rope_rows(array: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
-    """Put the rows of Q or K from Hugging Face's order into Meta's and GGUF's."""
-    halves = array.reshape(heads, 2, -1, *array.shape[1:])
-    return halves.swapaxes(1, 2).reshape(array.shape)
 
 
 def write_gguf(file: Path, model: Llama) -> None:
@@ -59,7 +53,7 @@ def write_gguf(file: Path, model: Llama) -> None:
     types = gguf.GGMLQuantizationType
     for name, array in model.weights.named().items():
         heads = permuted_heads(name, c)
-        rows = array if heads is None else permute_rope_rows(array, heads)
+        rows = array if heads is None else permute_rope_rows(array, heads, c.head_dim)
         if rows.ndim == 1:
             rows = rows.astype(np.float32)
         if rows.dtype.name == "bfloat16":

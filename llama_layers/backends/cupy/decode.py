@@ -18,6 +18,7 @@ from llama_layers.backends.cupy import launch
 from llama_layers.backends.cupy.compile import FORMATS
 from llama_layers.backends.libraries import CupyArray, cupy
 from llama_layers.backends.trust import takes
+from llama_layers.config.rope_layers import RopeKind
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.tap import TapFunction, untouched
@@ -26,7 +27,7 @@ from llama_layers.model.llama import Llama
 from llama_layers.model.weights import LlamaWeights
 
 # The switches of a config that the kernels know; a layer with other arrays is left to others.
-SWITCHES = ("qkv_bias", "o_bias", "mlp_bias")
+SWITCHES = ("norms_before", "qkv_bias", "o_bias", "mlp_bias")
 
 
 class Step:
@@ -142,13 +143,12 @@ def _captured(launches: Callable[[], None]) -> Any:
 def _taken(
     x: CupyArray,
     model: Llama,
-    rope: tuple[CupyArray, CupyArray],
     masks: Mapping[int | None, Mask | CupyArray],
     cache: KVCache | None,
     tap: TapFunction,
 ) -> bool:
     """Whether a graph can do it; once there is one, only its addresses are looked at."""
-    one_each = x.shape[1] == 1 and rope[0].ndim > 0
+    one_each = x.shape[1] == 1
     if cache is None or tap is not untouched or not one_each:
         return False
     if not all(isinstance(mask, Mask) for mask in masks.values()):  # not those of the cache
@@ -156,20 +156,23 @@ def _taken(
     return _known(LayersStep, model, cache) is not None or fits(model, cache)
 
 
-@takes(lambda xp, x, model, rope, masks, cache, tap: _taken(x, model, rope, masks, cache, tap))
+@takes(lambda xp, x, model, ropes, masks, cache, tap: _taken(x, model, masks, cache, tap))
 def decoder_layers(
     xp: Namespace,
     x: CupyArray,
     model: Llama,
-    rope: tuple[CupyArray, CupyArray],
+    ropes: Mapping[RopeKind | None, tuple[CupyArray, ...] | None],
     masks: Mapping[int | None, Mask | CupyArray],
     cache: KVCache | None,
     tap: TapFunction,
 ) -> tuple[CupyArray, KVCache | None]:
     """The definition's result, by one graph for all layers."""
     assert cache is not None  # or it is not taken
+    (rope,) = ropes.values()  # layers differ only by switches
+    assert rope is not None
+    cos, sin = rope
     step = step_for(LayersStep, model, cache)
-    return step.run(x, rope, int(cache.length) - 1), cache
+    return step.run(x, (cos, sin), int(cache.length) - 1), cache
 
 
 S = TypeVar("S", bound=Step)

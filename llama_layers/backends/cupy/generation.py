@@ -126,7 +126,7 @@ def _offered(start: Start) -> bool:
     if any(option is not None for option in (sampling.top_k, sampling.top_p, sampling.min_p)):
         return False
     scaling = model.config.rope_scaling
-    if scaling is not None and scaling.rope_type == "dynamic":  # each length has its own table
+    if scaling is not None and scaling.depends_on_length:  # each length has its own table
         return False
     if cache.keep is not None and cache.window is not None:  # a ring forgets padding step by step
         return False

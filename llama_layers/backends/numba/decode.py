@@ -17,6 +17,7 @@ from llama_layers.backends.numba.sizes import MAX_DECODE_TOKENS, ROWS
 from llama_layers.backends.numba.threadpool import THREADS, num_threads
 from llama_layers.backends.trust import takes
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.config.rope_layers import RopeKind
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask, mask_rows
 from llama_layers.layers.tap import TapFunction, untouched
@@ -25,7 +26,7 @@ from llama_layers.model.llama import Llama
 from llama_layers.model.weights import LlamaWeights
 
 # The switches of a config that the kernel knows; a layer with other arrays is left to others.
-SWITCHES = ("qkv_bias", "o_bias", "mlp_bias")
+SWITCHES = ("norms_before", "qkv_bias", "o_bias", "mlp_bias")
 
 
 class Plan:
@@ -103,12 +104,12 @@ def _fitted(
     return None if caches is None else (plan, caches)
 
 
-@takes(lambda xp, x, model, rope, masks, cache, tap: _fitted(model, x, cache, tap) is not None)
+@takes(lambda xp, x, model, ropes, masks, cache, tap: _fitted(model, x, cache, tap) is not None)
 def decoder_layers(
     xp: Namespace,
     x: np.ndarray,
     model: Llama,
-    rope: tuple[np.ndarray, np.ndarray],
+    ropes: Mapping[RopeKind | None, tuple[np.ndarray, ...] | None],
     masks: Mapping[int | None, Mask | np.ndarray],
     cache: KVCache | None,
     tap: TapFunction,
@@ -118,7 +119,10 @@ def decoder_layers(
     assert found is not None  # or it is not taken
     assert cache is not None
     plan, caches = found
-    return _run(x, model.config, plan, rope, masks, cache, caches), cache
+    (rope,) = ropes.values()  # layers differ only by switches
+    assert rope is not None
+    cos, sin = rope
+    return _run(x, model.config, plan, (cos, sin), masks, cache, caches), cache
 
 
 def _run(

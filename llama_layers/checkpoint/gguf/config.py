@@ -6,23 +6,35 @@ architectures, for what it takes where one is missing, and for what the values m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from math import log
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from llama_layers.checkpoint.gguf.gemma import gemma_fields
 from llama_layers.checkpoint.gguf.metadata import GGUFStrings, Section, shown
+from llama_layers.checkpoint.gguf.rope import (
+    LLAMA3,
+    PARTIAL,
+    decimal,
+    rope_fields,
+    with_llama3_scaling,
+)
 from llama_layers.checkpoint.gguf.unread_keys import unread_keys
 from llama_layers.checkpoint.tokenizer.vocabulary import ends_by_spelling
+from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.errors import ConfigError
-from llama_layers.layers.rope import inv_freq
 
-# Mistral's files say llama. llama.cpp's own converter permutes Q and K for llama only.
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+# Mistral's files say llama.
+ARCHITECTURES = (
+    *("llama", "qwen2", "qwen3", "granite", "ernie4_5", "exaone", "seed_oss"),
+    *("smollm3", "mistral3", "phi3", "gemma", "gemma2", "gemma3"),
+)
+# Those in which llama.cpp rotates channels next to each other.
+PERMUTED = frozenset({"llama", "granite", "ernie4_5", "smollm3", "mistral3"})
+# The family, where it is not called as the architecture.
+_FAMILIES = {"gemma3": "gemma3_text", "mistral3": "ministral3"}
 
 _EPS = "attention.layer_norm_rms_epsilon"
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -35,6 +47,15 @@ _COUNTS = {
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
+}
+# Numbers of some architectures, and the config's field; 0 stands for none.
+_SCALARS = {
+    "granite": {
+        "embedding_scale": "embedding_multiplier",
+        "attention.scale": "attention_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_scale": "logits_scaling",
+    },
 }
 _REQUIRED = (*list(_COUNTS)[:5], _EPS)
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
@@ -51,12 +72,12 @@ class GGUFConfig(NamedTuple):
 def read_config(
     metadata: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
-    rope_factors: np.ndarray | None,
+    divisors: Mapping[str, np.ndarray],
 ) -> GGUFConfig:
     """Read the config of one of the `ARCHITECTURES`.
 
-    `shapes` are those of the tensors, by their names in the file. `rope_factors` divide the RoPE
-    frequencies, where the file has them.
+    `shapes` are those of the tensors, by their names in the file. `divisors` are tensors that
+    divide the RoPE frequencies, where the file has them.
     """
     architecture = metadata["general.architecture"]
     own = Section(metadata, f"{architecture}.", ConfigError)
@@ -69,24 +90,43 @@ def read_config(
         field: _of_all_layers(own, key, layers) for key, field in _COUNTS.items() if key in own
     }
     fields |= {field: _token_id(tokenizer, name, vocab_size) for field, name in _IDS.items()}
+    scalars = _SCALARS.get(architecture, {})
+    fields |= {field: decimal(n) for key, field in scalars.items() if (n := own.number(key))}
+    model_type = _FAMILIES.get(architecture, architecture)
+    fields |= _attention_biases(model_type, shapes)
+    if architecture.startswith("gemma"):
+        fields |= gemma_fields(architecture, own, layers)
     config = LlamaConfig(
         **fields,
         vocab_size=vocab_size,
-        rms_norm_eps=_decimal(own.number(_EPS)),
-        rope_theta=_decimal(own.number("rope.freq_base", 10000.0)),
-        rope_scaling=_scaling(own),
-        attention_bias=architecture != "qwen2" and "blk.0.attn_q.bias" in shapes,
+        rms_norm_eps=decimal(own.number(_EPS)),
+        **rope_fields(architecture, own, divisors, fields),
         mlp_bias="blk.0.ffn_gate.bias" in shapes,
         tie_word_embeddings="output.weight" not in shapes,
-        model_type=architecture,
+        model_type=model_type,
     )
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if (size := own.integer(key, config.head_dim)) != config.head_dim:
-            raise own.error(key, f"expected the head_dim, {config.head_dim}, got {size}")
+    rotated = config.head_dim if architecture not in PARTIAL else config.rotary_dim
+    for key, width in (
+        ("attention.value_length", config.head_dim),
+        ("rope.dimension_count", rotated),
+    ):
+        if (size := own.integer(key, width)) != width:
+            raise own.error(key, f"expected the head_dim, {width}, got {size}")
     ignored = unread_keys(own.unread(), metadata, config)
-    if rope_factors is not None:
-        config = _with_llama3_scaling(config, rope_factors)
+    if (factors := divisors.get(LLAMA3)) is not None:
+        config = with_llama3_scaling(config, factors)
     return GGUFConfig(config, _ends(tokenizer, vocab_size), ignored)
+
+
+def _attention_biases(architecture: str, shapes: Collection[str]) -> dict[str, bool]:
+    """The fields that say which projections of attention have biases, as the tensors do."""
+    family = FAMILIES[architecture]
+    biased = "blk.0.attn_q.bias" in shapes or "blk.0.attn_qkv.bias" in shapes
+    fields = {"attention_bias": biased and not family.qkv_bias}
+    output = "blk.0.attn_output.bias" in shapes
+    if output != (fields["attention_bias"] and family.output_bias):
+        fields["attention_out_bias"] = output
+    return fields
 
 
 def _of_all_layers(own: Section, key: str, layers: int) -> int:
@@ -131,83 +171,3 @@ def _ends(tokenizer: Section, vocab_size: int) -> tuple[int, ...]:
     spelled = ends_by_spelling(tokens) if isinstance(tokens, GGUFStrings) else []
     known = (end for end in [*ends, *more.tolist(), *spelled] if end is not None)
     return tuple(dict.fromkeys(end for end in known if 0 <= end < vocab_size))
-
-
-def _decimal(value: float) -> float:
-    """The shortest decimal that rounds to a float32, which is how GGUF stores numbers.
-
-    config.json says 1e-05, and the nearest float32 is 9.99999975e-06 as a float64. Any
-    decimal of up to 6 digits comes back from float32 as it was (FLT_DIG of the C standard), and
-    the numbers of a config have fewer.
-    """
-    with np.errstate(over="ignore"):
-        narrow = np.float32(value)
-    return float(str(narrow)) if float(narrow) == value else value
-
-
-def _scaling(own: Section) -> RopeScaling | None:
-    """The scaling of RoPE, without what a tensor of divisors may add."""
-    kind = own.text("rope.scaling.type", "linear")
-    if kind not in ("none", "linear", "yarn"):
-        raise ConfigError(f"rope.scaling.type: expected none, linear or yarn, got {kind!r}")
-    factor = _decimal(own.number("rope.scaling.factor", own.number("rope.scale_linear"))) or 1.0
-    attention_factor = _decimal(own.number("rope.scaling.attn_factor", 1.0))
-    if kind == "yarn" and factor != 1.0:
-        return _yarn(own, factor, attention_factor)
-    if attention_factor != 1.0:
-        raise ConfigError(
-            f"rope.scaling.attn_factor: expected 1.0 without yarn, got {attention_factor!r}"
-        )
-    return None if kind == "none" or factor == 1.0 else RopeScaling("linear", factor=factor)
-
-
-def _yarn(own: Section, factor: float, attention_factor: float) -> RopeScaling:
-    """The scaling of type yarn, in which llama.cpp's attention factor multiplies the usual one."""
-    for name, neutral in (("yarn_attn_factor", (1.0,)), ("yarn_ext_factor", (1.0, -1.0))):
-        if (value := own.number(f"rope.scaling.{name}", 1.0)) not in neutral:
-            raise ConfigError(f"rope.scaling.{name}: expected 1.0, got {value!r}")
-    betas: dict[str, Any] = {
-        name: _decimal(own.number(f"rope.scaling.yarn_{name}"))
-        for name in ("beta_fast", "beta_slow")
-        if f"rope.scaling.yarn_{name}" in own
-    }
-    usual = 0.1 * log(factor) + 1 if factor > 1 else 1.0
-    return RopeScaling(
-        "yarn",
-        factor=factor,
-        original_max_position_embeddings=own.integer("rope.scaling.original_context_length")
-        or None,
-        attention_factor=None if attention_factor == 1.0 else attention_factor * usual,
-        **betas,
-    )
-
-
-def _with_llama3_scaling(config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:
-    """The config with the "llama3" scaling that a file's table of divisors stands for.
-
-    llama.cpp keeps the divisors of the frequencies and drops the four numbers they came from. The
-    largest divisor is the factor; the other three are the same in every published model (1, 4 and
-    8192), and the table is recomputed from them, so a table of anything else is refused.
-    """
-    if config.rope_scaling is not None:
-        raise ConfigError("rope.scaling: expected none beside rope_freqs.weight")
-    if factors.shape != (config.head_dim // 2,) or not np.all(np.isfinite(factors) & (factors > 0)):
-        raise ConfigError(
-            f"rope_freqs.weight: expected {config.head_dim // 2} positive numbers, one for each "
-            f"pair of channels"
-        )
-    scaling = RopeScaling(
-        "llama3",
-        factor=max(1.0, _decimal(float(factors[-1]))),
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_max_position_embeddings=8192,
-    )
-    scaled = replace(config, rope_scaling=scaling)
-    # The table was computed in float32, with a cancellation that costs it two digits or so.
-    if not np.allclose(factors, inv_freq(config) / inv_freq(scaled), rtol=1e-4, atol=0):
-        raise ConfigError(
-            "rope_freqs.weight: expected the factors of llama3 scaling with low_freq_factor 1, "
-            "high_freq_factor 4 and original_max_position_embeddings 8192, got others"
-        )
-    return scaled

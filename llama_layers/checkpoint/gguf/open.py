@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from llama_layers.checkpoint.checkpoint import Checkpoint, TensorInfo
 from llama_layers.checkpoint.extras import require_installed
-from llama_layers.checkpoint.gguf.config import ARCHITECTURES, read_config
+from llama_layers.checkpoint.gguf.config import ARCHITECTURES, PERMUTED, read_config
 from llama_layers.checkpoint.gguf.header import GGUFHeader, read_gguf
 from llama_layers.checkpoint.gguf.metadata import shown
-from llama_layers.checkpoint.names import to_hugging_face
-from llama_layers.checkpoint.rope_rows import permuted_heads
+from llama_layers.checkpoint.gguf.rope import DIVISORS
+from llama_layers.checkpoint.names import from_gguf
+from llama_layers.checkpoint.our_order import in_our_order
 from llama_layers.checkpoint.stored_numbers import NUMPY_DTYPES, viewed
 from llama_layers.checkpoint.tokenizer import Tokenizer
 from llama_layers.checkpoint.tokenizer.gguf import (
@@ -26,10 +27,11 @@ from llama_layers.checkpoint.tokenizer.gguf import (
     tokenizer_files,
 )
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.config.unsupported import but_it_has
 from llama_layers.errors import CheckpointError, ConfigError
+from llama_layers.model.fused_tensors import FUSED
 
 _PART = re.compile(r"(.*)-\d{5}-of-(?!00000)(\d{5})\.gguf")
-_ROPE_FACTORS = "rope_freqs.weight"
 # RoPE frequencies, which old converters kept and llama.cpp never read.
 _UNUSED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
 
@@ -42,14 +44,17 @@ def open_gguf(file: Path) -> Checkpoint:
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{file}: expected one of the architectures {', '.join(ARCHITECTURES)}, "
-            f"got {shown(architecture)}"
+            f"got {shown(architecture)}{_why(architecture, metadata)}"
         )
     stored = _all_tensors(parts)
     _check_vectors(stored)
-    factors = stored.pop(_ROPE_FACTORS, None) if architecture == "llama" else None
     maps = {part.file: part.data for part in parts}
+    divisors = {
+        name: _numbers(info, maps[info.file])
+        for name in [name for name, readers in DIVISORS.items() if architecture in readers]
+        if (info := stored.pop(name, None)) is not None
+    }
     shapes = {name: info.shape for name, info in stored.items()}
-    divisors = None if factors is None else _numbers(factors, maps[factors.file])
     try:
         config, ends, ignored = read_config(metadata, shapes, divisors)
     except ConfigError as error:
@@ -60,13 +65,24 @@ def open_gguf(file: Path) -> Checkpoint:
         path=file,
         format="GGUF file",
         config=config,
-        tensors=_renamed(stored, config, permuted=architecture == "llama"),
+        tensors=in_our_order(
+            file, _renamed(stored, config), config, FUSED, permuted=architecture in PERMUTED
+        ),
         maps=maps,
         chat_template=read_chat_template(file, metadata),
         generation_config={"eos_token_id": list(ends)} if ends else {},
         ignored_keys=ignored,
         metadata=metadata,
     )
+
+
+def _why(architecture: object, metadata: Mapping[str, Any]) -> str:
+    """What an architecture has that is not supported, if that is known."""
+    if not isinstance(architecture, str):
+        return ""
+    start = f"{architecture}."
+    own = {key.removeprefix(start): v for key, v in metadata.items() if key.startswith(start)}
+    return but_it_has(architecture, own)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -156,7 +172,7 @@ def _all_tensors(parts: Sequence[GGUFHeader]) -> dict[str, TensorInfo]:
 def _check_vectors(stored: Mapping[str, TensorInfo]) -> None:
     """Raise if a norm or bias is in blocks, which llama.cpp cannot compute with either."""
     for name, info in stored.items():
-        vector = len(info.shape) < 2 or name == _ROPE_FACTORS
+        vector = len(info.shape) < 2 or name in DIVISORS
         if vector and info.dtype not in NUMPY_DTYPES:
             raise CheckpointError(
                 f"{info.file}: {name}: expected floats for a vector, got blocks of {info.dtype}"
@@ -167,21 +183,17 @@ def _numbers(info: TensorInfo, data: NDArray[np.uint8]) -> np.ndarray:
     return viewed(data[info.offset : info.offset + info.nbytes], info.dtype, info.shape)
 
 
-def _renamed(
-    stored: Mapping[str, TensorInfo], config: LlamaConfig, *, permuted: bool
-) -> dict[str, TensorInfo]:
+def _renamed(stored: Mapping[str, TensorInfo], config: LlamaConfig) -> dict[str, TensorInfo]:
     """The tensors under their Hugging Face names."""
-    names = {name: to_hugging_face(name, "gguf") for name in stored}
-    for name, info in stored.items():
-        if names[name] == name:
+    found = {}
+    for stored_name, info in stored.items():
+        name = from_gguf(stored_name, config.model_type)
+        if name is None:
             raise CheckpointError(
-                f"{info.file}: {name}: no {config.model_type} has a tensor of this name"
+                f"{info.file}: {stored_name}: no {config.model_type} has a tensor of this name"
             )
-    return {
-        name: replace(
-            stored[stored_name],
-            name=name,
-            permuted_heads=permuted_heads(name, config) if permuted else None,
-        )
-        for stored_name, name in names.items()
-    }
+        gate = stored_name.replace("ffn_up", "ffn_gate")
+        if gate not in stored and info.shape[0] == 2 * config.intermediate_size:
+            name = name.replace("mlp.up_proj", "mlp.gate_up_proj")
+        found[name] = replace(info, name=name)
+    return found

@@ -152,9 +152,11 @@ def rope_bound(
     x : Array, shape [B, S, heads, D]
         Queries or keys, as they were stored.
     positions : Array, shape [S] or [B, S], an integer dtype
-        Token positions; of the whole call, since "dynamic" scaling depends on the largest.
+        Token positions; of the whole call, since "dynamic" and "longrope" scaling depend on the
+        largest.
     config : LlamaConfig
-        Its ``rope_theta``, ``head_dim`` and ``rope_scaling`` are read.
+        Its ``rope_theta``, ``rotary_dim`` and ``rope_scaling`` are read. Where RoPE differs from
+        layer to layer: that of a layer, ``config.rope_of(layer)``.
     layout : {"half", "interleaved"}
         The channels that are a pair; see `llama_layers.apply_rope`.
     **rounding : object

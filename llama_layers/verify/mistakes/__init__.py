@@ -16,6 +16,7 @@ from llama_layers.verify.mistakes import (
     logprobs_solved,
     masks,
     mlp,
+    multipliers,
     narrow_sums,
     norms,
     projections,
@@ -25,6 +26,7 @@ from llama_layers.verify.mistakes import (
     rope_solved,
     rounding,
     shares,
+    sinks,
     slots,
     solved,
     streams,
@@ -36,6 +38,7 @@ from llama_layers.verify.mistakes.registry import REGISTERED, Kind, Mistake
 # Each registers its own; the order is that in which they are tried.
 _SUBJECTS = (
     hidden_states,
+    multipliers,
     streams,
     norms,
     projections,
@@ -46,6 +49,7 @@ _SUBJECTS = (
     rope_solved,
     masks,
     caches,
+    sinks,
     weighing,
     kernels,
     across_heads,

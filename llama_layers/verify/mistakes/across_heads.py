@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.verify.attention import Heads, broadcast_mask, tiles
+from llama_layers.verify.attention import Heads, Tile, broadcast_mask
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.near import FLOAT64, is_near, some_queries, worst_tokens
@@ -34,24 +34,20 @@ def joined(parts: Sequence[Tracked], axis: int) -> Tracked:
 def _across(attention: Attention, weighing: Weighing, how: Rounding) -> Bound:
     """Attention of which all heads are weighed at once."""
     arrays = {name: to_numpy(getattr(attention, name)) for name in "qkv"}
+    scale, cap = attention.scale, attention.cap
     batch, queries, heads, _ = arrays["q"].shape
     _, keys, groups, _ = arrays["k"].shape
     mask = broadcast_mask(attention.mask, batch, queries, keys)
     results = [np.zeros(arrays["q"].shape) for _ in range(3)]
-    by_head = [array.transpose(0, 2, 1, 3) for array in results]
-    every = list(tiles(batch, queries, keys, heads, groups, queries))
     for b in range(batch):
-        parts = [
-            (t, Heads(**t.read(arrays, how), mask=None, scale=attention.scale))
-            for t in every[:groups]
-        ]
-        every = every[groups:]
+        tile = Tile(slice(b, b + 1), slice(0, groups), slice(0, queries), heads // groups)
+        part = Heads(**tile.read(arrays, how), mask=None, scale=scale, cap=cap, sinks=None)
         allowed = np.ones((queries, keys), bool) if mask is None else mask[b]
-        weights = weighing(joined([part.scores() for _, part in parts], 0), allowed)
-        for tile, part in parts:
-            bound = part.weigh(weights[tile.heads]).bound()
-            for array, found in zip(by_head, (bound.exact, bound.limit, bound.usual), strict=True):
-                array[b, tile.heads] = found
+        scores = part.scores()
+        weights = weighing(scores.moved(lambda y: y.reshape(heads, queries, keys)), allowed)
+        bound = part.weigh(weights[None].moved(tile.grouped)).bound()
+        for array, found in zip(results, (bound.exact, bound.limit, bound.usual), strict=True):
+            tile.write(array.transpose(0, 2, 1, 3), found)
     return Bound(*results)
 
 

@@ -9,6 +9,7 @@ from types import UnionType
 
 import numpy as np
 
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.mistakes.registry import Changed, Computed, mistake, moved
@@ -97,12 +98,19 @@ def _(operation: SUMMED, at: FailingSite) -> Iterator[Computable]:
             yield moved(at, lambda y, order: y[:, :, order], order)
 
 
+def scale_words(config: LlamaConfig) -> str:
+    """What scores should be scaled by."""
+    multiplier = config.attention_multiplier
+    return "1 / sqrt(D)" if multiplier is None else f"attention_multiplier, {multiplier:.6g}"
+
+
 @mistake(KEYED, "another scale of scores", common=3)
 def _(operation: KEYED, at: FailingSite) -> Iterator[Changed]:
-    """Scales scores by {0}; it should scale them by 1 / sqrt(D)."""
+    """Scales scores by {0}; it should scale them by {1}."""
     config = at.config
     heads, width = config.num_attention_heads, config.head_dim
     words: dict[float, list[str]] = {}
+    should = scale_words(config)
     for scale, said in (
         (1.0, "1"),
         (1 / width, "1 / D"),
@@ -112,12 +120,13 @@ def _(operation: KEYED, at: FailingSite) -> Iterator[Changed]:
         (1 / math.sqrt(config.num_key_value_heads), "1 / sqrt(num_key_value_heads)"),
         (1 / math.sqrt(width // 2), "1 / sqrt(D / 2)"),
         (math.sqrt(width), "sqrt(D)"),
-        (operation.scale * math.log(2), "1 / sqrt(D), and raises 2 to the scores instead of e,"),
+        (1 / math.sqrt(width), "1 / sqrt(D)"),
+        (operation.scale * math.log(2), f"{should}, and raises 2 to the scores instead of e,"),
     ):
         words.setdefault(scale, []).append(said)
     for scale, spellings in words.items():
         if not math.isclose(scale, operation.scale):
-            yield replace(operation, scale=scale), " or ".join(spellings)
+            yield replace(operation, scale=scale), " or ".join(spellings), should
 
 
 def _with_heads(

@@ -11,12 +11,12 @@ import numpy as np
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.attention import Heads
 from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.attention import scale_words
 from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.operations import Attention, Linear
 from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
-from llama_layers.verify.rules import Weights
 from llama_layers.verify.tracked import Tracked
 
 # Queries, and outputs, that numbers are fitted to: the last and the first.
@@ -64,17 +64,19 @@ def _(attention: Attention, at: FailingSite) -> Changed | None:
 
     def formula(heads: Heads) -> Tracked:
         scores = heads.scores().apply(partial(_capped, cap=cap))
-        return heads.weigh(Weights.of(scores, heads.allowed).probabilities())
+        return heads.weigh(heads.probabilities_of(scores, heads.allowed))
 
     return evaluated(attention, formula), cap
 
 
 @mistake(Attention, "scores scaled", kind=Kind.SOLVED)
 def _(attention: Attention, at: FailingSite) -> Changed | None:
-    """Scales scores by {0:.6g}; it should scale them by 1 / sqrt(D), {1:.6g}."""
+    """Scales scores by {0:.6g}; it should scale them by {1}."""
     times = fitted(_error_of_queries(attention, at, np.multiply), 1e-2, 1e2)
     scale = times * attention.scale
-    return replace(attention, scale=scale), scale, attention.scale
+    should = scale_words(at.config)
+    said = should if at.config.attention_multiplier else f"{should}, {attention.scale:.6g}"
+    return replace(attention, scale=scale), scale, said
 
 
 @mistake(Linear, "logits capped", kind=Kind.SOLVED, roles=("lm_head",))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.layers.sites import sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import Computable, FailingSite, wide
@@ -45,6 +46,8 @@ def _(residual: Residual, at: FailingSite) -> Computable | None:
 
     def formula(r: Residual[Tracked]) -> Tracked:
         scale = read("weight", weight, r.x.how, recorded=False)
+        offset = at.config.norm_weight_offset
+        scale = scale + offset if offset else scale
         return Norm.formula(Norm(Residual.formula(r), scale, eps))
 
     return evaluated(residual, formula)
@@ -59,7 +62,7 @@ def _(residual: Residual, at: FailingSite) -> Computable | None:
 )
 def _(norm: Norm, at: FailingSite) -> Computable | None:
     """The model's norm skipped, where what goes into it is normalised: its rows have size one."""
-    square = np.mean(np.square(wide(norm.x) / wide(norm.weight)), axis=-1)
+    square = np.mean(np.square(wide(norm.x) / norm.scale), axis=-1)
     alike = (np.abs(square - 1) < _UNIT).all()
     return evaluated(norm, lambda n: n.x) if alike else None
 
@@ -73,8 +76,8 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Computable]:
             yield from _embedded(at)
         return
     before = f"model.layers.{layer - 1}"
-    names = (before, f"{before}.attention_residual", f"{before}.mlp.down_proj")
-    stated, x, added = map(at.array, names)
+    (routes,) = (site.routes for site in sites(at.config) if site.name == before)
+    stated, x, added = map(at.array, (before, *routes[0]))
     # A port that leaves the layer out has the same array in both.
     if stated is None or x is None or added is None or np.array_equal(stated, at.computed):
         return

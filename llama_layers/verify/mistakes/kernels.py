@@ -160,7 +160,7 @@ def _probabilities_in(narrow: str) -> None:
     form = FLOATS[narrow]
 
     def normalised(heads: Heads) -> Tracked:
-        return heads.weigh(rounded(heads.softmax().probabilities(), form))
+        return heads.weigh(rounded(heads.probabilities(), form))
 
     def unnormalised(heads: Heads, same: bool) -> Tracked:
         weights = exponentials(heads)

@@ -80,7 +80,9 @@ def _(operation: Attention | WeightedSum, at: FailingSite) -> Iterator[Changed]:
 def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Rotates pairs of the whole row of heads; it should rotate each head by itself."""
     x = rope.x.reshape(*rope.x.shape[:2], 1, -1)
-    if rope.x.shape[2] > 1:
+    scaling = rope.config.rope_scaling
+    by_pair = scaling is not None and scaling.short_factor is not None
+    if rope.x.shape[2] > 1 and rope.config.rotary_dim == rope.config.head_dim and not by_pair:
         config = replace(rope.config, head_dim=x.shape[-1])
         for layout in ("half", "interleaved"):
             whole = Rope(x, rope.positions, config, layout)
@@ -89,9 +91,11 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
 
 @mistake(Rope, "RoPE exponent by the hidden size")
 def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
-    """Takes theta to the power of -2i / {0}; it should divide by the width of a head, {1}."""
-    config, dim = rope.config, rope.config.head_dim
-    widths = (config.hidden_size, config.num_attention_heads * dim, rope.x.shape[2] * dim)
+    """Takes theta to the power of -2i / {0}; it should divide by what is rotated of a head,
+    {1}."""
+    config, dim = rope.config, rope.config.rotary_dim
+    head = config.head_dim
+    widths = (head, config.hidden_size, config.num_attention_heads * head, rope.x.shape[2] * head)
     pairs = np.arange(dim // 2)
     for width in dict.fromkeys(widths):
         if width != dim:

@@ -8,14 +8,16 @@ from collections.abc import Callable
 import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.predicted import rounded
-from llama_layers.verify.mistakes.registry import Kind, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.mistakes.rounding import in_each_narrow_format
 from llama_layers.verify.operations import Gate
+from llama_layers.verify.pointwise import ACTS, gated, gelu_tanh, silu
 from llama_layers.verify.roundoff import Float64Array
-from llama_layers.verify.rules import gated, silu
 from llama_layers.verify.tracked import Tracked
 
+_WORDS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -40,19 +42,33 @@ def _gelu(g: Tracked) -> Tracked:
 
 
 def _gelu_tanh(g: Tracked) -> Tracked:
-    inner = math.sqrt(2 / math.pi) * (g + 0.044715 * (g * g * g))
-    return (g * 0.5 * (1 + inner.apply(np.tanh))).step("silu")
+    return gelu_tanh(g).step("silu")
 
 
 def _gelu_sigmoid(g: Tracked) -> Tracked:
     return (silu(1.702 * g) / 1.702).step("silu")
 
 
+def _act(g: Gate[Tracked], x: Tracked) -> Tracked:
+    return ACTS[g.act](x).step("silu")
+
+
 def _computes(
     name: str, what: str, formula: Callable[[Gate[Tracked]], Tracked], *, common: int = 0
 ) -> None:
-    says = f"Computes {what}; it should compute silu(gate) * up."
-    mistake(Gate, name, says=says, common=common)(formula)
+    """Register a formula; one "for silu" or "for gelu" where that is the right activation."""
+    act = next((act for act, word in _WORDS.items() if name.endswith(f" for {word}")), None)
+
+    @mistake(
+        Gate,
+        name,
+        says=f"Computes {what}; it should compute {{0}}(gate) * up.",
+        common=common,
+    )
+    def _(gate: Gate, at: FailingSite) -> Changed | None:
+        if act not in (None, gate.act):
+            return None
+        return evaluated(gate, formula), _WORDS[gate.act]
 
 
 _computes("gelu for silu", "gelu(gate) * up", lambda g: _gelu(g.gate) * g.up, common=1)
@@ -61,6 +77,13 @@ _computes(
 )
 _computes(
     "gelu (sigmoid) for silu",
+    "gate * sigmoid(1.702 * gate) * up",
+    lambda g: _gelu_sigmoid(g.gate) * g.up,
+)
+_computes("silu for gelu", "silu(gate) * up", lambda g: _silu(g.gate) * g.up, common=1)
+_computes("gelu with erf for gelu", "gelu with erf(gate) * up", lambda g: _gelu(g.gate) * g.up)
+_computes(
+    "gelu with sigmoid for gelu",
     "gate * sigmoid(1.702 * gate) * up",
     lambda g: _gelu_sigmoid(g.gate) * g.up,
 )
@@ -73,15 +96,22 @@ _computes(
 _computes("sigmoid for silu", "sigmoid(gate) * up", lambda g: _sigmoid(g.gate).step("silu") * g.up)
 _computes("tanh for silu", "tanh(gate) * up", lambda g: g.gate.apply(np.tanh).step("silu") * g.up)
 _computes(
-    "gate and up swapped in the product", "gate * silu(up)", lambda g: gated(g.up, g.gate), common=1
+    "gate and up swapped in the product",
+    "gate * {0}(up)",
+    lambda g: gated(g.up, g.gate, ACTS[g.act]),
+    common=1,
 )
-_computes("up left out", "silu(gate)", lambda g: _silu(g.gate))
+_computes("up left out", "{0}(gate)", lambda g: _act(g, g.gate))
 _computes("gate left out", "up", lambda g: g.up)
 _computes("no activation", "gate * up", lambda g: g.gate * g.up)
-_computes("silu of the product", "silu(gate * up)", lambda g: silu(g.gate * g.up))
-_computes("silu twice", "silu(silu(gate)) * up", lambda g: gated(_silu(g.gate), g.up))
-_computes("silu of both", "silu(gate) * silu(up)", lambda g: _silu(g.gate) * _silu(g.up))
-_computes("gate and up added", "silu(gate) + up", lambda g: _silu(g.gate) + g.up)
+_computes("silu of the product", "{0}(gate * up)", lambda g: ACTS[g.act](g.gate * g.up))
+_computes(
+    "silu twice",
+    "{0}({0}(gate)) * up",
+    lambda g: gated(_act(g, g.gate), g.up, ACTS[g.act]),
+)
+_computes("silu of both", "{0}(gate) * {0}(up)", lambda g: _act(g, g.gate) * _act(g, g.up))
+_computes("gate and up added", "{0}(gate) + up", lambda g: _act(g, g.gate) + g.up)
 _computes(
     "hard swish for silu",
     "gate * relu6(gate + 3) / 6 * up",
@@ -103,7 +133,7 @@ _computes(
     lambda g: g.gate.apply(lambda y: np.logaddexp(0, y)) * g.up,
 )
 _computes("sigmoid of minus gate", "gate * sigmoid(-gate) * up", lambda g: -_silu(-g.gate) * g.up)
-_computes("one added to up", "silu(gate) * (up + 1)", lambda g: _silu(g.gate) * (g.up + 1))
+_computes("one added to up", "{0}(gate) * (up + 1)", lambda g: _act(g, g.gate) * (g.up + 1))
 _computes("sigmoid of up", "gate * sigmoid(up)", lambda g: g.gate * _sigmoid(g.up))
 
 
@@ -118,4 +148,4 @@ def _table_in(narrow: str) -> None:
         says=f"Looks silu up in a table for numbers of {narrow}; it should compute it in float32.",
     )
     def _(g: Gate[Tracked]) -> Tracked:
-        return rounded(silu(rounded(g.gate, form)), form) * g.up
+        return rounded(ACTS[g.act](rounded(g.gate, form)), form) * g.up

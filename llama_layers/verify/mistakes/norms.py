@@ -9,6 +9,7 @@ import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.families import module_name
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.predicted import rounded
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
@@ -35,7 +36,7 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Adds an eps of {0:g}; it should add {1:g}."""
     # Solved for in the token with the least mean square, and held against the others.
     square = np.mean(np.square(wide(norm.x)), axis=-1)
-    normed = wide(norm.x) * wide(norm.weight)
+    normed = wide(norm.x) * norm.scale
     with np.errstate(all="ignore"):
         factor = np.sum(wide(at.computed) * normed, axis=-1) / np.sum(np.square(normed), axis=-1)
         found = float((factor**-2.0 - square).ravel()[np.argmin(square)])
@@ -51,15 +52,23 @@ def _(n: Norm[Tracked]) -> Tracked:
 
 
 @mistake(Norm, "norm weight plus one", common=1)
-def _(n: Norm[Tracked]) -> Tracked:
-    """Scales with the weight plus one, as Gemma does; it should scale with the weight."""
-    return n.x * (_square(n) + n.eps).rsqrt() * (n.weight + 1)
+def _(norm: Norm, at: FailingSite) -> Changed:
+    """Scales with the weight plus {0:g}; it should scale with the weight{1}."""
+    offset = norm.offset
+    should = " plus 1" if offset else ", to which Gemma alone adds 1"
+    return replace(norm, offset=offset + 1), offset + 1, should
+
+
+@mistake(Norm, "norm weight without its plus one", common=1)
+def _(norm: Norm, at: FailingSite) -> Changed | None:
+    """Scales with the weight; it should scale with the weight plus 1, as Gemma does."""
+    return replace(norm, offset=0.0) if norm.offset else None
 
 
 @mistake(Norm, "norm weight skipped", common=1)
 def _(norm: Norm, at: FailingSite) -> Norm:
     """Normalises without scaling; it should scale with the weight, too."""
-    return replace(norm, weight=np.ones_like(norm.weight))
+    return replace(norm, weight=np.ones_like(norm.weight), offset=0.0)
 
 
 @mistake(Norm, "another norm's weight")
@@ -67,8 +76,8 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Scales with the weight of {0}; it should scale with that of {1}."""
     weights = {"model.norm": at.model.weights.norm}
     for index, layer in enumerate(at.model.weights.layers):
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"model.layers.{index}.{name}"] = getattr(layer, name)
+        for role, weight in layer.norms().items():
+            weights[f"model.layers.{index}.{module_name(at.config.model_type, role)}"] = weight
     for name, weight in weights.items():
         if name != at.site.name and weight.shape == norm.weight.shape:
             yield replace(norm, weight=to_numpy(weight)), name, at.site.name

@@ -194,14 +194,8 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Linear]:
 
 def _before_norm(at: FailingSite) -> str | None:
     """The site that this projection's input is the norm of; None if it is not a norm."""
-    role, layer = at.site.role, at.site.layer
-    if role in FLAT:
-        return f"model.layers.{layer - 1}" if layer else "model.embed_tokens"
-    return {
-        "lm_head": f"model.layers.{at.config.num_hidden_layers - 1}",
-        "mlp.gate_proj": f"model.layers.{layer}.attention_residual",
-        "mlp.up_proj": f"model.layers.{layer}.attention_residual",
-    }.get(role)
+    norm = at.input_site(0)
+    return norm.routes[0][0] if norm is not None and norm.operation == "norm" else None
 
 
 @mistake(Linear, "input not normalised")

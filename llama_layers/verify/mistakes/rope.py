@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.config.rope_layers import RopeKind
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.layers.rope import inv_freq
-from llama_layers.verify.bound import Bound
+from llama_layers.layers.temperature import temperatures, trained_context
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.registry import Changed, Computed, evaluated, mistake, moved
-from llama_layers.verify.operations import Rope
-from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.operations import Copy, Rope
 from llama_layers.verify.rotation import Rotation
 from llama_layers.verify.roundoff import Float64Array
-from llama_layers.verify.tracked import Tracked, read
+from llama_layers.verify.tracked import Tracked
 
 _THETAS = (1e4, 5e5, 1e6, 1e5, 2.5e5, 5e6, 1e7)
 # In a frequency and its product with a position, for any theta up to 1e7; see `rope_phases`.
@@ -26,7 +26,7 @@ _ROUNDINGS_OF_PHASES = 64
 
 
 def omega_of(rope: Rope) -> Float64Array:
-    """The frequencies [D / 2]."""
+    """The frequencies [R / 2]."""
     return inv_freq(rope.config, length=int(rope.positions.max()) + 1)
 
 
@@ -37,7 +37,7 @@ def rotated(r: Rotation, cos: Tracked, sin: Tracked) -> Tracked:
 
 
 def by_phases(rope: Rope, phases: Float64Array, factor: float | None = None) -> Computed:
-    """A rotation by any phases [..., S or 1, heads or 1, D / 2]."""
+    """A rotation by any phases [..., S or 1, heads or 1, R / 2]."""
 
     def formula(r: Rotation) -> Tracked:
         off = _ROUNDINGS_OF_PHASES * np.abs(phases) * r.x.how.phases.unit_roundoff
@@ -56,7 +56,9 @@ def _(rope: Rope, at: FailingSite) -> Rope | None:
 @mistake(Rope, "RoPE pairs put back in the other layout")
 def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Puts pairs of channels back in another layout than it takes them in."""
-    halves = np.arange(rope.x.shape[-1]).reshape(-1, 2).T.ravel()  # 0, 2, 4 ... 1, 3, 5 ...
+    channels, width = np.arange(rope.x.shape[-1]), rope.config.rotary_dim
+    halves = channels[:width].reshape(-1, 2).T.ravel()  # 0, 2, 4 ... 1, 3, 5 ...
+    halves = np.concatenate([halves, channels[width:]])
     yield moved(replace(rope, layout="interleaved"), lambda y: y[..., halves])
     yield moved(rope, lambda y: y[..., np.argsort(halves)])
 
@@ -83,7 +85,7 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
 @mistake(Rope, "RoPE table in the other layout")
 def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Has the angles of {0} in its table, and takes pairs {1}; it should lay out both alike."""
-    half = rope.x.shape[-1] // 2
+    half = rope.config.rotary_dim // 2
     places = np.arange(half)
     by_half = (places // 2, (places + half) // 2)
     by_two = (2 * places % half, (2 * places + 1) % half)
@@ -101,10 +103,44 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
 @mistake(Rope, "another rope_theta", common=3)
 def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Computes with rope_theta {0:g}; it should take this model's, {1:g}."""
-    right = rope.config.rope_theta
+    right, others = rope.config.rope_theta, {kind.theta for kind in _other_kinds(rope, at)}
     for theta in _THETAS:
-        if theta != right:
+        if theta != right and theta not in others:
             yield replace(rope, config=replace(rope.config, rope_theta=theta)), theta, right
+
+
+def _other_kinds(rope: Rope, at: FailingSite) -> list[RopeKind]:
+    """The kinds of RoPE that layers have, but for that of this one."""
+    assert at.site.layer is not None  # RoPE is inside a layer
+    own, kinds = at.config.rope_kinds[at.site.layer], dict.fromkeys(at.config.rope_kinds)
+    return [kind for kind in kinds if kind is not None and kind != own]
+
+
+@mistake(Rope, "RoPE of another layer", common=2)
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
+    """Computes RoPE as in other layers, with rope_theta {0:g}{1}; it should take this layer's,
+    {2:g}{3}."""
+    own = at.config.rope_kinds[at.site.layer or 0]
+    assert own is not None  # or it is not rotated
+    for kind in _other_kinds(rope, at):
+        if kind.theta == own.theta and own.scaled:
+            continue  # which ignores the scaling
+        words = [
+            "" if kind.scaled == own.scaled else " and rope_scaling" if k.scaled else " alone"
+            for k in (kind, own)
+        ]
+        other = replace(rope, config=at.config.with_rope(kind))
+        yield other, kind.theta, words[0], own.theta, words[1]
+
+
+@mistake(Copy, "RoPE on a layer without it", common=2)
+def _(copied: Copy, at: FailingSite) -> Iterator[Changed]:
+    """Rotates queries or keys, with rope_theta {0:g}; it should leave them as they are in this
+    layer."""
+    kinds = [kind for kind in dict.fromkeys(at.config.rope_kinds) if kind is not None]
+    for kind in kinds or [RopeKind(at.config.rope_theta, scaled=False)]:
+        config = at.config.with_rope(kind)
+        yield Rope(copied.x, at.recorded.positions, config), kind.theta
 
 
 @mistake(Rope, "RoPE exponent")
@@ -158,7 +194,7 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
         return
     stretched = int(rope.positions.max()) >= rope.config.max_position_embeddings
     for kind in ("linear", "dynamic", "yarn") if stretched else ("linear", "yarn"):
-        if kind != scaling.rope_type:
+        if kind != scaling.rope_type and (kind != "yarn" or rope.config.rope_theta != 1):
             other = RopeScaling(kind, factor=scaling.factor)
             yield _scaled(rope, other), kind, scaling.rope_type
 
@@ -200,24 +236,70 @@ def _(rope: Rope, at: FailingSite) -> Computed | None:
 
 @mistake(Rope, "attention factor of yarn missing")
 def _(r: Rotation) -> Tracked:
-    """Rotates without yarn's attention factor; it should multiply cosines and sines by it."""
+    """Rotates without the attention factor of yarn or longrope; it should multiply cosines and
+    sines by it."""
     return Rope.formula(replace(r, factor=1.0))
 
 
 @mistake(Rope, "attention factor of yarn misused")
 def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
-    """Applies yarn's attention factor to cosines or sines only, or to another power; it should
-    multiply both by it, once."""
+    """Applies the attention factor of yarn or longrope to cosines or sines only, or to another
+    power; it should multiply both by it, once."""
     for power in (2, 0.5, -1):
         yield evaluated(rope, lambda r, n: Rope.formula(replace(r, factor=r.factor**n)), power)
     yield evaluated(rope, lambda r: rotated(r, r.table[0], r.table[1] / r.factor))
     yield evaluated(rope, lambda r: rotated(r, r.table[0] / r.factor, r.table[1]))
 
 
+@mistake(Rope, "longrope's factors of another length")
+def _(rope: Rope, at: FailingSite) -> Changed | None:
+    """Divides frequencies by {0}; with {1} tokens in use it should divide them by {2}."""
+    scaling = rope.config.rope_scaling
+    if scaling is None or scaling.rope_type != "longrope":
+        return None
+    swapped = replace(scaling, short_factor=scaling.long_factor, long_factor=scaling.short_factor)
+    length, names = int(rope.positions.max()) + 1, ["long_factor", "short_factor"]
+    assert scaling.original_max_position_embeddings is not None  # longrope has it
+    if length > scaling.original_max_position_embeddings:
+        names.reverse()
+    return _scaled(rope, swapped), names[0], length, names[1]
+
+
+@mistake(Rope, "query temperature missing", common=1)
+def _(rope: Rope, at: FailingSite) -> Rope | None:
+    """Leaves queries as RoPE gives them; it should multiply them with 1 + llama_4_scaling_beta
+    log(1 + floor(position / original_max_position_embeddings))."""
+    return None if rope.temperature is None else replace(rope, temperature=None)
+
+
+@mistake(Rope, "query temperature of other positions")
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
+    """Multiplies queries with the temperature of {0}; it should take that of their position over
+    the trained context."""
+    if rope.temperature is None:
+        return
+    config = at.config
+    yield replace(rope, temperature=temperatures(rope.positions + 1, config)), "the position after"
+    longer = temperatures(rope.positions, replace(config, rope_scaling=None))
+    if (longer > 1).any():
+        yield replace(rope, temperature=longer), "their position over max_position_embeddings"
+    context = trained_context(config)
+    smooth = 1 + config.llama_4_scaling_beta * np.log1p(rope.positions / context)
+    yield replace(rope, temperature=smooth), "their position without rounding down"
+
+
+@mistake(Rope, "query temperature on keys", roles=("self_attn.k_rope",))
+def _(rope: Rope, at: FailingSite) -> Rope | None:
+    """Multiplies keys with the temperature of queries; it should leave them as RoPE gives them."""
+    if not at.config.llama_4_scaling_beta:
+        return None
+    return replace(rope, temperature=temperatures(rope.positions, at.config))
+
+
 @mistake(Rope, "RoPE not applied", common=1)
 def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Leaves queries or keys as they are; it should rotate them."""
-    still = np.zeros((1, 1, 1, rope.x.shape[-1] // 2))
+    still = np.zeros((1, 1, 1, rope.config.rotary_dim // 2))
     yield by_phases(rope, still, 1.0)
     yield by_phases(rope, still)
 
@@ -238,27 +320,20 @@ def _(r: Rotation) -> Tracked:
 def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     """Rotates half of the channels only; it should rotate all."""
     # One result of each pair is left as it was, or half of all pairs is.
-    dim = rope.x.shape[-1]
-    place, half = np.arange(dim), dim // 2
+    place, half = np.arange(rope.x.shape[-1]), rope.config.rotary_dim // 2
     for kept in (place >= half, place % half >= half // 2):
         yield evaluated(rope, lambda r, kept: r.x.where(kept, Rope.formula(r)), kept)
         yield evaluated(rope, lambda r, kept: r.x.where(~kept, Rope.formula(r)), kept)
 
 
 @mistake(Rope, "partial RoPE")
-def _(rope: Rope, at: FailingSite) -> Computed | None:
-    """Rotates the first half of a head by itself; it should rotate pairs i and i + D / 2 of the
-    whole head."""
-    # The first D / 2 channels are rotated among themselves.
-    half = rope.x.shape[-1] // 2
-    if half % 2:
-        return None
-    first = replace(rope, x=rope.x[..., :half], config=replace(rope.config, head_dim=half))
-
-    def bound(how: Rounding) -> Bound:
-        a, b = first.bound(how), read("x", rope.x[..., half:], how).bound()
-        parts = ((a.exact, b.exact), (a.limit, b.limit), (a.usual, b.usual))
-        shape = b.exact.shape
-        return Bound(*(np.concatenate([p, np.broadcast_to(q, shape)], axis=-1) for p, q in parts))
-
-    return Computed(bound)
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
+    """Rotates the first {0} channels of a head by themselves; it should rotate {1}."""
+    config, dim = rope.config, rope.x.shape[-1]
+    if config.rope_scaling is not None and config.rope_scaling.short_factor is not None:
+        return  # which has a number for each pair
+    right = f"the first {config.rotary_dim}" if config.rotary_dim < dim else f"all {dim}"
+    for part in (0.5, 1.0, 0.25, 0.75):
+        width = int(dim * part)
+        if width != config.rotary_dim and width and not width % 2:
+            yield replace(rope, config=replace(config, partial_rotary_factor=part)), width, right

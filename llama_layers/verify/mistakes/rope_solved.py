@@ -23,12 +23,13 @@ _SPAN = 1024
 
 
 def _rotations(rope: Rope, at: FailingSite) -> NDArray[np.complex128]:
-    """For each token and pair, [B, S, D / 2]: the phase it was rotated by, as weighty as it is.
+    """For each token and pair, [B, S, R / 2]: the phase it was rotated by, as weighty as it is.
 
     A pair as a complex number is multiplied with exp(i phase): the conjugate of what it was times
     what it is now has that phase, and all heads share it.
     """
-    (a, b), (c, d) = (np.split(wide(y), 2, axis=-1) for y in (rope.x, at.computed))
+    arrays = (wide(y)[..., : rope.config.rotary_dim] for y in (rope.x, at.computed))
+    (a, b), (c, d) = (np.split(y, 2, axis=-1) for y in arrays)
     return np.sum((a - 1j * b) * (c + 1j * d), axis=2)
 
 
@@ -104,7 +105,8 @@ def _(rope: Rope, at: FailingSite) -> Changed | None:
         return None
     found = _frequencies(positions, rotations)
     stated = inv_freq(rope.config, length=int(positions.max()) + 1)
-    lengths = [np.sqrt(np.sum(np.square(wide(y)))) for y in (at.computed, rope.x)]
+    arrays = (wide(y)[..., : rope.config.rotary_dim] for y in (at.computed, rope.x))
+    lengths = [np.sqrt(np.sum(np.square(y))) for y in arrays]
     factor = float(lengths[0] / lengths[1])
     shape = (*np.broadcast_shapes(np.shape(rope.positions), (1, 1)), 1, 1)
     phases = np.reshape(rope.positions, shape) * found

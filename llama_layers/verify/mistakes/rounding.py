@@ -180,7 +180,7 @@ def _mean_in(narrow: str) -> None:
     def _(norm: Norm, at: FailingSite) -> Computable | None:
         """The mean square of each token as a narrow number, read off the port's rows."""
         square = np.mean(np.square(wide(norm.x)), axis=-1, keepdims=True)
-        normed = wide(norm.x) * wide(norm.weight)
+        normed = wide(norm.x) * norm.scale
         with np.errstate(all="ignore"):
             factor = np.sum(wide(at.computed) * normed, axis=-1, keepdims=True)
             factor /= np.sum(np.square(normed), axis=-1, keepdims=True)

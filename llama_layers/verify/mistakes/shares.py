@@ -136,10 +136,11 @@ def _norm_before(at: FailingSite) -> np.ndarray | None:
     weights = at.model.weights
     if at.site.role == "lm_head":
         return wide(weights.norm)
-    role = at.site.routes[0][0].rpartition(".")[2] if at.site.routes[0] else ""
-    if at.site.layer is None or role not in ("input_layernorm", "post_attention_layernorm"):
+    before = at.input_site(0)
+    if before is None or before.layer is None or before.operation != "norm":
         return None
-    return wide(getattr(weights.layers[at.site.layer], role))
+    norm = weights.layers[before.layer].norms().get(before.role)
+    return None if norm is None else wide(norm)
 
 
 @mistake(Norm, "normalised over a share of the channels")

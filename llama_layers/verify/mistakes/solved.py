@@ -14,9 +14,9 @@ from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.fit import FLAT
 from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, evaluated, mistake, moved
 from llama_layers.verify.operations import Embedding, Gate, Linear, Norm, Operation, Residual
+from llama_layers.verify.pointwise import silu
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import Float64Array
-from llama_layers.verify.rules import silu
 
 _FLAT = Linear | Norm | Residual | Embedding | Gate
 # Tokens that are needed to solve for a number of each output and to check it.
@@ -270,7 +270,8 @@ def _(gate: Gate, at: FailingSite) -> Iterator[Changed]:
     """Clamps {0} to {1:.6g}; it should leave it as it is."""
     # The limit is the least magnitude in what is wrong, or just below it.
     wrong = at.ratio > 1
-    if np.count_nonzero(wrong) < 2 or not np.isfinite(wide(at.computed)[wrong]).all():
+    few = np.count_nonzero(wrong) < 2
+    if few or gate.act != "silu" or not np.isfinite(wide(at.computed)[wrong]).all():
         return
     with np.errstate(all="ignore"):
         own = wide(at.computed)[wrong] / (wide(gate.gate) / (1 + np.exp(-wide(gate.gate))))[wrong]

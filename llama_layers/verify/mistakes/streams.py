@@ -11,6 +11,7 @@ import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.families import module_name
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.operations import Embedding, Norm, Residual
@@ -96,19 +97,22 @@ def _norms(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
     """The weights of the layer's norms, and one that scales nothing."""
     assert at.site.layer is not None  # a residual is inside a layer
     layer = at.model.weights.layers[at.site.layer]
-    for name in ("input_layernorm", "post_attention_layernorm"):
-        yield to_numpy(getattr(layer, name)), f"with the weight of {name}"
-    yield np.ones(at.config.hidden_size), "without a weight"
+    for role, weight in layer.norms().items():
+        name = module_name(at.config.model_type, role)
+        yield to_numpy(weight), f"with the weight of {name}"
+    yield np.ones(at.config.hidden_size) - at.config.norm_weight_offset, "without a weight"
 
 
 def _normed(x: Tracked, weight: np.ndarray, at: FailingSite) -> Tracked:
     scale = read("weight", weight, x.how, recorded=False)
+    if at.config.norm_weight_offset:
+        scale = scale + at.config.norm_weight_offset
     return Norm.formula(Norm(x, scale, at.config.rms_norm_eps))
 
 
 @mistake(Residual, "added block scaled", kind=Kind.SOLVED)
 def _(residual: Residual, at: FailingSite) -> Changed | None:
-    """Adds {0:.6g} times what the block computes; it should add it as it is."""
+    """Adds {0:.6g} times what the block computes; it should add {1}."""
     # The factor of the block's output that fits best.
     x, added, computed = wide(residual.x), wide(residual.added), wide(at.computed)
     size = float(np.sum(np.square(added)))
@@ -121,7 +125,9 @@ def _(residual: Residual, at: FailingSite) -> Changed | None:
     for near in (single, float(f"{factor:.12g}")):
         if np.isclose(near, factor, rtol=1e-13, atol=0):
             factor = near
-    return (evaluated(residual, lambda r: r.x + factor * r.added), factor)
+    times = residual.multiplier
+    should = "it as it is" if times == 1 else f"{times:g} times that"
+    return replace(residual, multiplier=factor), factor, should
 
 
 @mistake(Embedding, "embedding scaled by the root of hidden_size", common=1)

@@ -14,7 +14,6 @@ from llama_layers.verify.mistakes.near import weighed
 from llama_layers.verify.mistakes.registry import Changed, Computed, mistake
 from llama_layers.verify.operations import Attention, Probabilities, Softmax
 from llama_layers.verify.profiles import Rounding
-from llama_layers.verify.rules import Weights
 from llama_layers.verify.tracked import Tracked
 
 WEIGHING = Attention | Probabilities | Softmax
@@ -33,9 +32,13 @@ def exponentials(heads: Heads) -> Tracked:
     return (scores - scores.max()).exp()
 
 
-def _softmax(scores: Tracked) -> Tracked:
-    """The softmax over all keys."""
-    return Weights.of(scores, None).probabilities()
+def total(heads: Heads, weights: Tracked, shift: Tracked | float = 0.0) -> Tracked:
+    """The sum of exponentials, of scores less a shift, with that of the sink."""
+    found = weights.sum()
+    if heads.sinks is None:
+        return found
+    own = np.exp(heads.sinks) if isinstance(shift, float) else (-shift + heads.sinks).exp()
+    return found + own
 
 
 @mistake(WEIGHING, "softmax over the queries")
@@ -75,8 +78,8 @@ def _(operation: WEIGHING, at: FailingSite) -> Computed:
     def formula(heads: Heads) -> Tracked:
         weights = hidden_at(heads, -np.inf).exp()
         fits = weights.exact <= _LARGEST
-        total = weights.sum().where(fits.all(axis=-1, keepdims=True), np.inf)
-        return heads.weigh(weights.where(fits, np.inf) / total)
+        every = total(heads, weights).where(fits.all(axis=-1, keepdims=True), np.inf)
+        return heads.weigh(weights.where(fits, np.inf) / every)
 
     def bound(how: Rounding) -> Bound:
         found = operation.evaluate(formula, how)
@@ -89,14 +92,15 @@ def _(operation: WEIGHING, at: FailingSite) -> Computed:
 def _(heads: Heads) -> Tracked:
     """Adds one to the sum of the exponentials."""
     scores = hidden_at(heads, -np.inf)
-    weights = (scores - scores.max()).exp()
-    return heads.weigh(weights / (weights.sum() + (-scores.max()).exp()))
+    largest = scores.max()
+    weights = (scores - largest).exp()
+    return heads.weigh(weights / (total(heads, weights, largest) + (-largest).exp()))
 
 
 @mistake(WEIGHING, "masked after softmax")
 def _(heads: Heads) -> Tracked:
     """Hides keys after the softmax; it should hide them before it."""
-    weights = _softmax(replace(heads, mask=None).scores())
+    weights = replace(heads, mask=None).probabilities()
     return heads.weigh(weights if heads.allowed is None else weights.where(heads.allowed, 0.0))
 
 
@@ -117,15 +121,15 @@ def _(operation: WEIGHING, at: FailingSite) -> Iterator[Changed]:
 
 def _lowered(heads: Heads, score: float, added: bool) -> Tracked:
     if not added:
-        return heads.weigh(_softmax(hidden_at(heads, score)))
+        return heads.weigh(heads.probabilities_of(hidden_at(heads, score)))
     hidden = 0.0 if heads.allowed is None else np.where(heads.allowed, 0.0, score)
-    return heads.weigh(_softmax(heads.scores() + hidden))
+    return heads.weigh(heads.probabilities_of(heads.scores() + hidden))
 
 
 @mistake(WEIGHING, "hidden keys at 0")
 def _(heads: Heads) -> Tracked:
     """Gives hidden keys a score of 0; it should give them minus infinity."""
-    return heads.weigh(_softmax(hidden_at(heads, 0.0)))
+    return heads.weigh(heads.probabilities_of(hidden_at(heads, 0.0)))
 
 
 @mistake(WEIGHING, "softmax left out")

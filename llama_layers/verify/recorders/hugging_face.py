@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -18,20 +19,14 @@ from llama_layers.arrays.describe import describe
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array, Device, Namespace
+from llama_layers.config.families import FAMILIES, module_name
+from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.layers.sites import Site, sites
+from llama_layers.model.fused_tensors import FUSED
 from llama_layers.verify.trace import Trace
 
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-# Modules of a layer whose output is a site.
-_OUTPUTS = """
-input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj
-post_attention_layernorm mlp.gate_proj mlp.up_proj mlp.down_proj
-""".split()
-# Modules of a layer whose input is a site that has no module of its own.
-_INPUTS = {
-    "post_attention_layernorm": "attention_residual",
-    "self_attn.o_proj": "self_attn.attention",
-    "mlp.down_proj": "mlp.act",
-}
+# Families that have heads before tokens where they normalise queries and keys.
+_HEADS_FIRST = frozenset({"exaone4", "gemma3_text", "hunyuan_v1_dense"})
 Keep = Callable[[str, Array], None]
 
 
@@ -49,7 +44,7 @@ def record_transformers(
 
     Parameters
     ----------
-    model : LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM
+    model : LlamaForCausalLM, or that class of another family that `load` reads
         In any dtype, on any device, with "eager", "sdpa" or any other attention. It is left as it
         was found, also if it fails, and runs in the mode that it is in: call ``model.eval()`` first
         if dropout is to be off.
@@ -95,11 +90,12 @@ def record_transformers(
     True
     """
     config: Any = getattr(model, "config", None)
-    if getattr(config, "model_type", None) not in _FAMILIES or not hasattr(model, "lm_head"):
+    if getattr(config, "model_type", None) not in FAMILIES or not hasattr(model, "lm_head"):
         raise TypeError(
-            "model: expected the causal language model of a Llama, Mistral, Qwen2 or Qwen3 of "
-            f"transformers, got {type(model).__name__}"
+            f"model: expected the causal language model of one of transformers' families "
+            f"{', '.join(FAMILIES)}, got {type(model).__name__}"
         )
+    ours = LlamaConfig.from_json(json.loads(config.to_json_string(use_diff=False)))
     torch = importlib.import_module("torch")
     ids = _integers(torch, "input_ids", input_ids, model.device)
     if ids.ndim != 2:
@@ -132,9 +128,11 @@ def record_transformers(
         arrays[name] = np.array(to_numpy(tensor))  # the tensor may be written over
 
     _warn_of_dropout(torch, model)
-    with torch.no_grad(), _watched(model, keep, places.append, probabilities):
+    with torch.no_grad(), _watched(model, ours, keep, places.append, probabilities):
         logits = model(**options).logits
-    _check_complete(arrays, config, probabilities)
+    if (name := "logits") in {site.name for site in sites(ours)}:
+        keep(name, logits)
+    _check_complete(arrays, ours, probabilities)
     position_ids = to_numpy(places[0])
     # A layer with a window may have forgotten the first tokens.
     past = [array.shape[1] for name, array in arrays.items() if name.endswith("past_key")]
@@ -149,6 +147,7 @@ def record_transformers(
             "engine": f"transformers {version('transformers')}",
             "attention": str(config._attn_implementation),
             "config": config.to_json_string(use_diff=False),
+            **({"rope_layout": "interleaved"} if FAMILIES[config.model_type].interleaved else {}),
             # One for all arrays: a model in several dtypes, or under autocast, has none.
             **({"dtype": dtypes.pop()} if len(dtypes) == 1 else {}),
             **describe(torch, logits),
@@ -194,49 +193,69 @@ def _warn_of_dropout(torch: Namespace, model: Any) -> None:
 
 @contextmanager
 def _watched(
-    model: Any, keep: Keep, keep_positions: Callable[[Array], None], probabilities: bool
+    model: Any,
+    config: LlamaConfig,
+    keep: Keep,
+    keep_positions: Callable[[Array], None],
+    probabilities: bool,
 ) -> Iterator[None]:
     """Hook the modules and the attention function as long as the context is open."""
     with ExitStack() as stack:
 
-        def output_of(module: Any, name: str) -> None:
+        def output_of(module: Any, site: Site) -> None:
             def hook(_: object, __: object, output: Any) -> None:
-                keep(name, output[0] if isinstance(output, tuple) else output)
+                output = output[0] if isinstance(output, tuple) else output
+                keep(site.name, _tokens_first(output, site, config))
 
             stack.callback(module.register_forward_hook(hook).remove)
 
-        def input_of(module: Any, name: str, width: int | None = None) -> None:
-            def hook(_: object, inputs: tuple[Any, ...]) -> None:
-                tensor = inputs[0]
-                keep(name, tensor if width is None else tensor.unflatten(-1, (-1, width)))
+        def input_of(module: Any, site: Site) -> None:
+            def hook(_: object, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+                keep(site.name, _tokens_first([*inputs, *keywords.values()][0], site, config))
 
-            stack.callback(module.register_forward_pre_hook(hook).remove)
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+        def part_of(module: Any, site: Site, parts: Mapping[str, str]) -> None:
+            names = [role for role in parts if parts[role] == parts[site.role]]
+            sizes = {s.role: int(s.shape[-1]) for s in sites(config) if s.role in names}
+            start = sum(sizes[role] for role in names[: names.index(site.role)])
+
+            def hook(_: object, __: object, output: Any) -> None:
+                keep(site.name, output[..., start : start + sizes[site.role]])
+
+            stack.callback(module.register_forward_hook(hook).remove)
 
         def positions(_: object, inputs: tuple[Array, ...], keywords: dict[str, Array]) -> None:
             keep_positions(keywords["position_ids"] if "position_ids" in keywords else inputs[1])
 
         body = model.model
-        stack.callback(
-            body.rotary_emb.register_forward_pre_hook(positions, with_kwargs=True).remove
-        )
-        output_of(body.embed_tokens, "model.embed_tokens")
-        for index, layer in enumerate(body.layers):
-            name = f"model.layers.{index}"
-            for role in _outputs(model.config):
-                output_of(layer.get_submodule(role), f"{name}.{role}")
-            for role, site in _INPUTS.items():
-                width = layer.self_attn.head_dim if site == "self_attn.attention" else None
-                input_of(layer.get_submodule(role), f"{name}.{site}", width)
-            output_of(layer, name)
-        output_of(body.norm, "model.norm")
-        output_of(model.lm_head, "lm_head")
-        stack.enter_context(_attention_watched(model, keep, probabilities))
+        # Granite with windows has a table for each theta, and does not use the one for all.
+        for table in getattr(body, "rotary_embs", None) or [body.rotary_emb]:
+            stack.callback(table.register_forward_pre_hook(positions, with_kwargs=True).remove)
+        inputs, fused = _modules_of_inputs(config), FAMILIES[config.model_type].fused
+        parts = {part: module for module in fused for part in FUSED[module]}
+        for site in sites(config):
+            layer = f"model.layers.{site.layer}"
+            if site.operation == "embedding":
+                input_of(body.layers[0], site)  # multiplied outside the module, if at all
+            elif site.role in inputs:
+                input_of(model.get_submodule(f"{layer}.{inputs[site.role]}"), site)
+            elif site.role in parts:
+                part_of(model.get_submodule(f"{layer}.{parts[site.role]}"), site, parts)
+            elif site.operation in ("norm", "linear") or site.role == "layer":
+                output_of(model.get_submodule(site.name), site)
+        rotated = not config.qk_norm_after_rope
+        stack.enter_context(_attention_watched(model, keep, rotated, probabilities))
         yield
 
 
 @contextmanager
-def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[None]:
+def _attention_watched(
+    model: Any, keep: Keep, rotated: bool, probabilities: bool
+) -> Iterator[None]:
     """Keep what the attention function is given, and its probabilities.
+
+    `rotated` says whether it is given queries and keys as RoPE leaves them.
 
     Keys and values are those of the cache, with the new ones last.
 
@@ -256,9 +275,10 @@ def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[
     ) -> Any:
         output, weights = function(module, query, key, value, *rest, **options)
         if (name := names.get(id(module))) is not None:
-            keep(f"{name}.q_rope", query.transpose(1, 2))
             past = key.shape[2] - query.shape[2]
-            keep(f"{name}.k_rope", key[:, :, past:].transpose(1, 2))
+            if rotated:
+                keep(f"{name}.q_rope", query.transpose(1, 2))
+                keep(f"{name}.k_rope", key[:, :, past:].transpose(1, 2))
             if past:
                 keep(f"{name}.past_key", key[:, :, :past].transpose(1, 2))
                 keep(f"{name}.past_value", value[:, :, :past].transpose(1, 2))
@@ -266,6 +286,11 @@ def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[
                 if weights is None:
                     raise ValueError(
                         f"probabilities: expected a model with attention 'eager', got {chosen!r}"
+                    )
+                if getattr(module, "sinks", None) is not None:
+                    raise ValueError(
+                        "probabilities: expected False, since this attention does not give them: "
+                        "its sink is left out and multiplied in afterwards"
                     )
                 keep(f"{name}.probabilities", weights)
         return output, weights
@@ -284,20 +309,35 @@ def _attention_watched(model: Any, keep: Keep, probabilities: bool) -> Iterator[
             functions[chosen] = function
 
 
-def _outputs(config: Any) -> list[str]:
-    """The modules of a layer whose output is a site."""
-    norms = ["self_attn.q_norm", "self_attn.k_norm"] if config.model_type == "qwen3" else []
-    return [*_OUTPUTS, *norms]
+def _modules_of_inputs(config: LlamaConfig) -> dict[str, str]:
+    """The modules of a layer, by the roles of the sites that are their inputs."""
+    found = {"self_attn.attention": "self_attn.o_proj", "mlp.act": "mlp.down_proj"}
+    found["attention_residual"] = (
+        module_name(config.model_type, "post_attention_layernorm") if config.norms_before else "mlp"
+    )
+    if config.qk_norm_after_rope:
+        for letter in "qk":
+            norm = module_name(config.model_type, f"self_attn.{letter}_norm")
+            found[f"self_attn.{letter}_rope"] = norm
+    return found
 
 
-def _check_complete(arrays: dict[str, np.ndarray], config: Any, probabilities: bool) -> None:
-    roles = [*_outputs(config), *_INPUTS.values(), "self_attn.q_rope", "self_attn.k_rope"]
-    if probabilities:
-        roles.append("self_attn.probabilities")
-    for index in range(config.num_hidden_layers):
-        for role in roles:
-            if (name := f"model.layers.{index}.{role}") not in arrays:
-                raise RuntimeError(
-                    f"{name}: never seen; expected transformers' own layers, not compiled and not "
-                    "replaced by kernels"
-                )
+def _tokens_first(tensor: Any, site: Site, config: LlamaConfig) -> Any:
+    """A tensor in the shape of a site, [B, S, heads, D] where that has heads."""
+    if len(site.shape) != 4:
+        return tensor
+    if tensor.ndim == 4:
+        return tensor.transpose(1, 2) if config.model_type in _HEADS_FIRST else tensor
+    return tensor.unflatten(-1, (-1, config.head_dim))
+
+
+def _check_complete(
+    arrays: dict[str, np.ndarray], config: LlamaConfig, probabilities: bool
+) -> None:
+    for site in sites(config):
+        asked = probabilities and site.role == "self_attn.probabilities"
+        if site.name not in arrays and (asked or not site.optional):
+            raise RuntimeError(
+                f"{site.name}: never seen; expected transformers' own layers, not compiled and not "
+                "replaced by kernels"
+            )

@@ -24,7 +24,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Namespace
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.layers.sites import sites
+from llama_layers.layers.sites import HEAD, LOGITS, sites
 from llama_layers.verify.aliases import canonical_arrays, schemes_of
 from llama_layers.verify.fit import ROTATED, in_halves
 from llama_layers.verify.trace import Trace
@@ -266,10 +266,16 @@ def _arrays(
     for name in [n for n in numbered if "_b-" in n]:  # with its bias, instead of the one without
         plain = name.partition("#")[0].replace("_b-", "-")
         numbered = {n: a for n, a in numbered.items() if n.partition("#")[0] != plain}
-    found = canonical_arrays(numbered)
+    if "inp_scaled" in numbered:
+        numbered = {n: a for n, a in numbered.items() if n not in ("embd", "inp_embd")}
+    found = dict(canonical_arrays(numbered, config.model_type))
+    skipped = set()
+    if config.changes_logits:  # the head's product has no name of its own
+        found[LOGITS] = found.pop(HEAD)
+        skipped = {HEAD}
     arrays = {}
     for site in sites(config):
-        if site.optional:
+        if site.optional or site.name in skipped:
             continue
         if site.name not in found:
             raise RuntimeError(
@@ -284,5 +290,5 @@ def _arrays(
             )
         array = array.reshape(shape)
         rotated = layout == "interleaved" and site.role in ROTATED
-        arrays[site.name] = in_halves(array, config.head_dim) if rotated else array
+        arrays[site.name] = in_halves(array, config) if rotated else array
     return arrays

@@ -99,7 +99,6 @@ class SiteDifference:
             The attributes, and what follows from them.
         """
         content: dict[str, Any] = plain(self)
-        content["site"]["role"] = self.site.role
         derived = {"added": self.added, "factor": self.factor, "suspect": self.suspect}
         return content | {name: plain(value) for name, value in derived.items()}
 
@@ -209,7 +208,7 @@ def _suspects(suspects: Sequence[SiteDifference]) -> Iterator[Sentences]:
 def _role_table(results: Sequence[SiteDifference]) -> Table:
     """Make a line for each role, with its largest difference and the site that adds the most."""
     rows = [["site", "sites", "suspect", "difference", "layer", "factor", "layer"]]
-    for role, found in grouped(results, lambda result: result.site.role).items():
+    for role, found in grouped(results, lambda result: result.site.inside).items():
         largest = max(found, key=lambda result: result.difference)
         amplifies = max(found, key=lambda result: result.factor)
         rows.append(

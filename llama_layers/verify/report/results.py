@@ -164,5 +164,4 @@ class SiteResult:
             The attributes.
         """
         content: dict[str, Any] = plain(self)
-        content["site"]["role"] = self.site.role
         return content

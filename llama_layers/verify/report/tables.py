@@ -54,7 +54,7 @@ def role_tables(results: Iterable[SiteResult]) -> Iterator[Table]:
 
 
 def _by_role(results: Iterable[SiteResult]) -> dict[str, list[SiteResult]]:
-    return grouped(results, lambda result: result.site.role)
+    return grouped(results, lambda result: result.site.inside)
 
 
 def _verdicts(results: Iterable[SiteResult]) -> list[SiteVerdict]:

@@ -65,7 +65,7 @@ def role_name(role: str) -> str:
 
 def roles_and_layers(sites: Iterable[Site]) -> str:
     """Name sites in few words: self_attn.q_rope in layers 0-3 and 7."""
-    roles = grouped(sites, lambda site: site.role)
+    roles = grouped(sites, lambda site: site.inside)
     said = []
     for role, found in roles.items():
         layers = [site.layer for site in found if site.layer is not None]

@@ -31,18 +31,23 @@ def scores_scaled_twice(right, xp, q, k, v, mask, scale):
     "test_attention.py::test_default_scale_is_one_over_the_root_of_head_dim",
     ANOTHER_SCALE,
 )
-def scaled_by_the_width_of_a_head_and_not_its_root(right, q, k, v, *, mask=None, scale=None):
-    return right(q, k, v, mask=mask, scale=scale or 1 / q.shape[3])
+def scaled_by_the_width_of_a_head_and_not_its_root(right, q, k, v, **options):
+    return right(q, k, v, **options | {"scale": 1 / q.shape[3]})
 
 
 @wrong(ATTENTION, "test_layer.py::test_like_naive_loops", ANOTHER_SCALE)
-def scaled_by_the_number_of_heads(right, q, k, v, *, mask=None, scale=None):
-    return right(q, k, v, mask=mask, scale=scale or 1 / math.sqrt(q.shape[2]))
+def scaled_by_the_number_of_heads(right, q, k, v, **options):
+    return right(q, k, v, **options | {"scale": 1 / math.sqrt(q.shape[2])})
 
 
 @wrong(ATTENTION, LOOPS)
-def a_given_scale_ignored(right, q, k, v, *, mask=None, scale=None):
-    return right(q, k, v, mask=mask)
+def a_given_scale_ignored(right, q, k, v, **options):
+    return right(q, k, v, **options | {"scale": None})
+
+
+@wrong(ATTENTION, "test_sinks.py::test_like_naive_loops")
+def sinks_left_out(right, q, k, v, **options):
+    return right(q, k, v, **options | {"sinks": None})
 
 
 @wrong("llama_layers.layers.attention:check_finite", "test_attention.py::test_refuses_a_scale")

@@ -66,36 +66,36 @@ def probabilities_not_tapped(right, tap, *names):
 
 
 @wrong(TAPPED, "test_tapped_attention.py::test_a_pattern_patched_in_from_another_text")
-def probabilities_shown_and_not_used(right, q, k, v, *, mask, tap):
+def probabilities_shown_and_not_used(right, q, k, v, *, tap, **options):
     def shown(name, array):
         result = tap(name, array)
         return array if name == "probabilities" else result
 
-    return right(q, k, v, mask=mask, tap=shown)
+    return right(q, k, v, tap=shown, **options)
 
 
 @wrong(TAPPED, "test_tapped_attention.py::test_an_edge_knocked_out_is_recomputed_without_it")
-def scores_shown_and_not_used(right, q, k, v, *, mask, tap):
+def scores_shown_and_not_used(right, q, k, v, *, tap, **options):
     def shown(name, array):
         result = tap(name, array)
         return array if name == "scores" else result
 
-    return right(q, k, v, mask=mask, tap=shown)
+    return right(q, k, v, tap=shown, **options)
 
 
 @wrong(TAPPED, "test_tapped_attention.py::test_like_naive_loops[numpy-gqa]")
-def scores_tapped_before_they_are_scaled(right, q, k, v, *, mask, tap):
+def scores_tapped_before_they_are_scaled(right, q, k, v, *, tap, **options):
     scale = q.shape[3] ** 0.5
 
     def unscaled(name, array):
         return tap(name, array * scale) / scale if name == "scores" else tap(name, array)
 
-    return right(q, k, v, mask=mask, tap=unscaled)
+    return right(q, k, v, tap=unscaled, **options)
 
 
 @wrong(TAPPED, "test_tapped_attention.py::test_of_a_padded_batch_and_of_a_cache")
-def tapped_attention_without_a_mask(right, q, k, v, *, mask, tap):
-    return right(q, k, v, mask=None, tap=tap)
+def tapped_attention_without_a_mask(right, q, k, v, *, tap, **options):
+    return right(q, k, v, tap=tap, **options | {"mask": None})
 
 
 @wrong(

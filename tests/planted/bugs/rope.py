@@ -35,8 +35,43 @@ def only_one_half_rotated(right, xp, x, cos, sin, layout):
 
 
 @wrong("llama_layers.layers.rope:apply_rope", BASIS, "RoPE layout interleaved")
-def interleaved_pairs_by_default(right, x, cos, sin, *, layout="interleaved"):
-    return right(x, cos, sin, layout=layout)
+def interleaved_pairs_by_default(right, x, cos, sin, *, layout="interleaved", **rest):
+    return right(x, cos, sin, layout=layout, **rest)
+
+
+@wrong(
+    "llama_layers.layers.rope:apply_rope",
+    "test_rope_layers.py::test_channels_beyond_the_rotated_ones_stay",
+)
+def channels_beyond_the_rotated_ones_left_out(right, x, cos, sin, *, rotary_dim=None, **rest):
+    y = right(x, cos, sin, rotary_dim=rotary_dim, **rest)
+    return y if rotary_dim is None else np.where(np.arange(y.shape[3]) < rotary_dim, y, 0)
+
+
+@wrong("llama_layers.model.inputs:_rope", "test_forward.py::test_like_naive_loops")
+def rope_of_the_first_layer_in_all(right, positions, config, kind, x):
+    return right(positions, config, config.rope_kinds[0], x)
+
+
+@wrong("llama_layers.layers.temperature:temperatures", "test_rope_layers.py::test_temperature")
+def temperature_of_the_position_after(right, positions, config):
+    return right(positions + 1, config)
+
+
+@wrong(
+    "llama_layers.config.rope_keys:_no_rope_layers",
+    "test_rope_layers.py::test_layers_without_rope",
+)
+def rope_in_every_layer(right, arguments, keys):
+    right(arguments, keys)
+
+
+@wrong(
+    "llama_layers.layers.frequencies:_divisors",
+    "test_rope_layers.py::test_longrope_depends_on_the_length",
+)
+def short_factors_at_every_length(right, scaling, length):
+    return right(scaling, None)
 
 
 @wrong(ROTATE, PAIRS)

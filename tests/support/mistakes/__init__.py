@@ -9,6 +9,7 @@ from tests.support.mistakes import (
     quantised,
     rope,
     rounding,
+    sinks,
     solved,
     streams,
 )
@@ -23,6 +24,7 @@ MISTAKES = [
         norms,
         heads,
         kernels,
+        sinks,
         mlp,
         rounding,
         quantised,

@@ -23,7 +23,7 @@ class Mistake(NamedTuple):
 
     @property
     def site(self):
-        if self.role.startswith(("model.", "lm_head")):
+        if self.role.startswith(("model.", "lm_head", "logits")):
             return self.role
         return f"model.layers.{LAYER}.{self.role}".removesuffix(".")
 

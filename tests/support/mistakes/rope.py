@@ -63,6 +63,34 @@ def _partial(p):
     return np.concatenate([first, x[..., half:]], axis=-1)
 
 
+def _warmth(p):
+    """The factor of each token, as a column."""
+    rise = p.config.llama_4_scaling_beta * np.log(1 + PLACES // 4)
+    return (1 + rise)[:, None, None]
+
+
+def _short_factors(p):
+    """RoPE as for texts within the trained context."""
+    speeds, factor = frequencies(p.config, 1)
+    x = turned(p.heads("self_attn.q_proj"), np.outer(PLACES, speeds), factor=factor)
+    return x * _warmth(p)
+
+
+def _cool(p):
+    return p.right / _warmth(p)
+
+
+def _warm_keys(p):
+    return p.right * _warmth(p)
+
+
+def _width_of_head(p):
+    """The first half of a head, with frequencies that divide by the width of the head."""
+    x, half = p.heads("self_attn.q_proj"), p.config.head_dim // 2
+    first = turned(x[..., :half], np.outer(PLACES, omega(p.config)[: half // 2]))
+    return np.concatenate([first, x[..., half:]], axis=-1)
+
+
 def _by_head(p):
     x = p.heads("self_attn.q_proj")
     return turned(x.swapaxes(1, 2), np.outer(np.arange(x.shape[2]), omega(p.config))).swapaxes(1, 2)
@@ -139,6 +167,11 @@ MISTAKES = [
     Mistake("RoPE rotated the other way", Q_ROPE, _rope("self_attn.q_proj", sign=-1)),
     Mistake("another rope_theta", Q_ROPE, _theta(10000.0)),
     Mistake("another rope_theta", Q_ROPE, _theta(500000.0)),
+    Mistake("RoPE of another layer", Q_ROPE, _theta(100.0), "theta by layer"),
+    Mistake("longrope's factors of another length", Q_ROPE, _short_factors, "longrope"),
+    Mistake("query temperature missing", Q_ROPE, _cool, "longrope"),
+    Mistake("query temperature on keys", "self_attn.k_rope", _warm_keys, "longrope"),
+    Mistake("RoPE on a layer without it", Q_ROPE, _theta(2000.0), "layer without RoPE"),
     Mistake("RoPE exponent", Q_ROPE, _theta(2000.0**2)),
     Mistake("RoPE position off by one", Q_ROPE, _at(PLACES + 1)),
     Mistake("RoPE position off by one", Q_ROPE, _at(PLACES - 1)),
@@ -191,6 +224,14 @@ MISTAKES = [
     Mistake("RoPE cosine and sine swapped", Q_ROPE, _cos_sin),
     Mistake("RoPE on half of the channels", Q_ROPE, _one_half),
     Mistake("partial RoPE", Q_ROPE, _partial),
+    Mistake("partial RoPE", Q_ROPE, _rope("self_attn.q_proj"), "partial RoPE"),
+    Mistake(
+        "RoPE exponent by the hidden size",
+        Q_ROPE,
+        _width_of_head,
+        "partial RoPE",
+        also=("RoPE exponent",),
+    ),
     Mistake("RoPE phases in bfloat16", Q_ROPE, _narrow_phases(ml_dtypes.bfloat16), first=300),
     Mistake("RoPE phases in float16", Q_ROPE, _narrow_phases(np.float16), first=3000),
     *(
