@@ -8,10 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from llama_layers.layers.sites import Site
+from llama_layers.verify.build import operation_of
 from llama_layers.verify.failing_site import Computable
 from llama_layers.verify.gap_trial import Candidate, Part, Trial
 from llama_layers.verify.mistakes import MISTAKES, Kind
+from llama_layers.verify.mistakes.fitted import right_scale
 from llama_layers.verify.mistakes.registry import moved
+from llama_layers.verify.mistakes.streams import right_factor
 from llama_layers.verify.operations import Attention, Operation, Residual
 from llama_layers.verify.recompute import Change
 from llama_layers.verify.validate import Recorded
@@ -40,12 +43,20 @@ def scaled(
         if factor is None:
             continue
         mistake = next(m for m in MISTAKES if m.name == name)
-        right = trial.whole.recorded.config.head_dim**-0.5
-        words = (factor * right, right) if name == _NAMES["attention"] else (factor,)
         where = "" if len(places) > 1 else f" That is at {places[0].name}."
         names, change = {p.name for p in places}, _times(places, factor)
-        detail = mistake.sentence(*words) + where
+        detail = mistake.sentence(*_words(trial.whole, places[0], factor)) + where
         yield Candidate(name, detail, (detail, 0), Kind.SOLVED, False, False, names, change, change)
+
+
+def _words(part: Part, place: Site, factor: float) -> tuple[object, ...]:
+    """The words of the sentence that tells of a factor."""
+    operation = operation_of(place, place.routes[-1], part.before([place.name]), part.model)
+    if isinstance(operation, Attention):
+        return factor * operation.scale, right_scale(operation, part.model.config)
+    if isinstance(operation, Residual):
+        return factor * operation.multiplier, right_factor(operation)
+    return (factor,)
 
 
 def _fitted(part: Part, places: tuple[Site, ...], factor: float) -> float | None:
@@ -84,7 +95,7 @@ def _times(places: tuple[Site, ...], factor: float) -> Change:
         if isinstance(operation, Attention):
             return replace(operation, scale=factor * operation.scale)
         if isinstance(operation, Residual):
-            return replace(operation, added=factor * operation.added)
+            return replace(operation, multiplier=factor * operation.multiplier)
         return moved(operation, lambda y: factor * y)
 
     return change

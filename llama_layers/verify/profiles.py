@@ -120,9 +120,8 @@ class RoundingProfile:
 
     def rounds(self, steps: Collection[str]) -> tuple[object, ...]:
         """All that it does in an operation that has some steps: profiles that agree are alike."""
-        here = {*steps, *_IN_EVERY_OPERATION}
-        does = (f.name for f in fields(self) if f.name not in _WORDS or f.name in here)
-        return tuple(getattr(self, name) for name in does if name != "name")
+        elsewhere = _WORDS.keys() - {*steps, *_IN_EVERY_OPERATION}
+        return tuple(v for n, v in vars(self).items() if n not in elsewhere and n != "name")
 
     def habits(self, steps: Iterable[str], dtype: str | None) -> str:
         """Say which roundings some steps make; `dtype` is None where it holds the sums."""
