@@ -1,8 +1,8 @@
 """The published sizes.
 
 Sources: for Llama 1 table 2 of arXiv:2302.13971, for Llama 2 arXiv:2307.09288, for Llama 3 and
-3.1 table 3 of arXiv:2407.21783, for Qwen3 table 1 of arXiv:2505.09388; intermediate sizes, eps and
-the rest from the config.json of the checkpoints.
+3.1 table 3 of arXiv:2407.21783, for Qwen3 table 1 of arXiv:2505.09388, for OLMo 2
+arXiv:2501.00656; intermediate sizes, eps and the rest from the config.json of the checkpoints.
 """
 
 from __future__ import annotations
@@ -115,6 +115,15 @@ PHI_4_MINI: dict[str, Any] = {
     "pad_token_id": 199999,
 }
 QWEN3_TIED = QWEN3 | {"tie_word_embeddings": True}
+OLMO_2: dict[str, Any] = {
+    "model_type": "olmo2",
+    "vocab_size": 100352,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 500000.0,
+    "eos_token_id": 100257,
+    "pad_token_id": 100277,
+}
 
 
 _SIZES = """
@@ -173,3 +182,8 @@ class PublishedSizes:
     qwen3_8b = Preset("Qwen3, 8B.", QWEN3, 4096, 12288, 36, 32, 8)
     qwen3_14b = Preset("Qwen3, 14B.", QWEN3, 5120, 17408, 40, 40, 8)
     qwen3_32b = Preset("Qwen3, 32B.", QWEN3, 5120, 25600, 64, 64, 8)
+
+    olmo2_1b = Preset("OLMo 2, 1B.", OLMO_2, 2048, 8192, 16, 16, 16)
+    olmo2_7b = Preset("OLMo 2, 7B.", OLMO_2, 4096, 11008, 32, 32, 32)
+    olmo2_13b = Preset("OLMo 2, 13B.", OLMO_2, 5120, 13824, 40, 40, 40)
+    olmo2_32b = Preset("OLMo 2, 32B.", OLMO_2, 5120, 27648, 64, 40, 8)

@@ -183,8 +183,9 @@ def _rotated(
 ) -> tuple[Array, Array]:
     """Queries and keys after RoPE, if the layer has it."""
     if rope is not None:
-        q = rotated_query(q, rope, config)
-        k = apply_rope(k, *rope[:2], rotary_dim=config.rotary_dim)
+        part = config.rotary_dim if config.partial_rotary_factor < 1 else None
+        q = rotated_query(q, rope, part)
+        k = apply_rope(k, *rope[:2], rotary_dim=part)
     return tap("q_rope", q), tap("k_rope", k)
 
 

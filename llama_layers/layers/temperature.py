@@ -75,13 +75,13 @@ def trained_context(config: LlamaConfig) -> int:
     return said or config.max_position_embeddings
 
 
-def rotated_query(q: ArrayT, rope: tuple[Array, ...], config: LlamaConfig) -> ArrayT:
+def rotated_query(q: ArrayT, rope: tuple[Array, ...], rotary_dim: int | None) -> ArrayT:
     """Queries [B, S, heads, D] after RoPE, and times their temperature where `rope` has it."""
     cos, sin, *more = rope
     if not more:
-        return apply_rope(q, cos, sin, rotary_dim=config.rotary_dim)
+        return apply_rope(q, cos, sin, rotary_dim=rotary_dim)
     xp, (temperature,) = namespace(q=q), more
     wide = xp.astype(q, cos.dtype, copy=False)
-    wide = apply_rope(wide, cos, sin, rotary_dim=config.rotary_dim)
+    wide = apply_rope(wide, cos, sin, rotary_dim=rotary_dim)
     factors = xp.reshape(temperature, (*temperature.shape, 1, 1))
     return xp.astype(wide * factors, q.dtype, copy=False)

@@ -16,11 +16,12 @@ from llama_layers.verify.by_rank import named_ranks, settled
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.habits import Habits, habits_of
+from llama_layers.verify.habits import Habits, habits_of, said_of_both, with_mistakes
 from llama_layers.verify.jobs import check_executor, looks
 from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
 from llama_layers.verify.logprob_summary import summary_of_check
 from llama_layers.verify.look import Asked, Look, Sites
+from llama_layers.verify.mistakes import MISTAKES, Kind
 from llama_layers.verify.profiles import CONTRACT, RoundingProfile, allowing, profile_named
 from llama_layers.verify.remedies import remedies
 from llama_layers.verify.report import Explanation, Remedy, Report, SiteResult
@@ -230,9 +231,10 @@ class _Diagnosis:
         explains = self.sites.asked.explains
         if look.unexcused is not None:
             if not look.always and not (explains and self.habits.is_rare(result)):
-                return result
+                return self._beside_a_habit(look) if explains else result
             if found := self._explanations(look, strictly=True):
-                return replace(look.unexcused, explanations=found if explains else ())
+                found = found if explains else ()
+                return said_of_both(replace(look.unexcused, explanations=found), result.note)
             return self.habits.remarked(result)
         if result.verdict in ("FAIL", "DIFFERS") and explains:
             found = self._explanations(look)
@@ -241,6 +243,17 @@ class _Diagnosis:
                 return replace(result, note=f"{result.note}; {said}" if result.note else said)
             return replace(result, explanations=found)
         return result
+
+    def _beside_a_habit(self, look: Look) -> SiteResult:
+        """The result at a site that a habit excuses, with formulas that explain the first such."""
+        result = look.result
+        if not self.habits.is_first(result) or time.perf_counter() > self._until:
+            return result
+        if self.told is not None:
+            self.told(result)
+        formulas = {mistake.name for mistake in MISTAKES if mistake.kind == Kind.FORMULA}
+        found = self._diagnosis(look, strictly=True)(only=formulas, until=self._until)
+        return replace(result, explanations=found, note=with_mistakes(result.note, found))
 
     def _explanations(
         self, look: Look, *, strictly: bool = False

@@ -15,6 +15,7 @@ from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.fitness import Fitness, floored, leaves_a_part
+from llama_layers.verify.localised import counted_as, localised
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
 from llama_layers.verify.mistakes.registry import Change
 from llama_layers.verify.operations import (
@@ -51,11 +52,15 @@ _CACHED = replace(_ALL, kv_cache="float16")
 _QUICK = (Norm, Rope, Gate, Residual, Attention)
 # How much of a product is looked at before all of it: the worst tokens and the worst outputs.
 _TOKENS, _OUTPUTS = 3, 64
+# The axes other than that of heads, or of channels where there are no heads.
+_BUT_PARTS = (0, 1, 3)
 # How many times as likely an explanation must be as another to be told without it, as a logarithm.
 _ALIKE = 6.0
 # What an explanation must gain in likelihood by what it assumes, as a logarithm: nothing by another
 # formula, more by numbers read off the array.
-_COSTS = {Kind.FORMULA: 0.0, Kind.ROUNDING: 2.0, Kind.SOLVED: 12.0}
+_COSTS = {Kind.FORMULA: 0.0, Kind.ROUNDING: 2.0, Kind.SOLVED: 12.0, Kind.FITTED: 24.0}
+# The same, for assuming it in some heads or channels only.
+_PARTS = 12.0
 # How many times our own errors, relative to what is usual, a port's may be with what explains them:
 # where results are rounded last, and where only sums are, which other orders change much.
 _PREDICTED = {True: 1.6, False: 16.0}
@@ -93,8 +98,8 @@ def diagnose(
     and what is left looks like rounding: as large as in a run of ours, and without a part of what
     the mistake changes. Mistakes that only widen the bound have a test of their own. Mistakes in
     the formula are tried first, then too few bits, then what can be read off the array itself,
-    until one leaves as little as our own run. Of those that explain the site, the likeliest are
-    told.
+    until one leaves as little as our own run, and last, if nothing explains the site, a number for
+    each token or output. Of those that explain it, the likeliest are told.
 
     Parameters
     ----------
@@ -118,7 +123,7 @@ def diagnose(
     """
     chosen = [mistake for mistake in MISTAKES if only is None or mistake.name in only]
     if strictly:
-        chosen = [m for m in chosen if m.kind != Kind.SOLVED and not m.loosens]
+        chosen = [m for m in chosen if m.kind < Kind.SOLVED and not m.loosens]
     if usually:
         chosen = [m for m in chosen if m.kind == Kind.ROUNDING or m.loosens]
     trial = _Trial(failing, usually=usually, profiles=(CONTRACT,) if strictly else None)
@@ -126,6 +131,8 @@ def diagnose(
         return ()
     found: list[_Found] = []
     for kind in Kind:
+        if kind == Kind.FITTED and found:
+            break  # so many numbers fit what is explained by few, too
         for mistake in chosen:
             if mistake.kind == kind and time.perf_counter() < until:
                 found += trial.found(mistake)
@@ -161,9 +168,11 @@ class _Trial:
         self._count = np.count_nonzero(~np.isinf(right.limit))
         self._error = self._fitness(right).error
         self._expected = self._own(right)
+        self._parts = None if failing.site.pairwise else _some(self._wrong)
         if isinstance(failing.operation, Linear):
             self._tokens = _largest(ratio.max(axis=(0, 2)), _TOKENS)
-            self._outputs = _largest(ratio.max(axis=(0, 1)), _OUTPUTS)
+            worst = ratio.max(axis=(0, 1))
+            self._outputs = _largest(worst, min(_OUTPUTS, int(np.count_nonzero(worst > 1))))
 
     @property
     def fails(self) -> bool:
@@ -204,15 +213,23 @@ class _Trial:
         operation = change.operation
         if isinstance(operation, Linear):
             return self._possible_product(operation)
-        if isinstance(operation, _QUICK) and not mistake.loosens and not self._is_near(operation):
+        parts = self._parts if mistake.shows_in_parts else None
+        if (
+            isinstance(operation, _QUICK)
+            and not mistake.loosens
+            and not self._is_near(operation, parts)
+        ):
             return False
         bounds = (self._judged(operation.bound(formats)) for formats in self._liberal())
         computed = self._failing.computed
-        return any(self._holds(bound.ratio(computed), self._wrong) for bound in bounds)
+        here = np.s_[:] if parts is None else np.s_[:, :, parts]
+        return any(self._holds(bound.ratio(computed)[here], self._wrong[here]) for bound in bounds)
 
-    def _is_near(self, operation: Operation) -> bool:
+    def _is_near(self, operation: Operation, parts: NDArray[np.bool_] | None) -> bool:
         """Whether what is wrong would err less with a mistake, by the numbers alone."""
         wrong = np.broadcast_to(self._token_axes(self._by_token(self._wrong)), self._wrong.shape)
+        if parts is not None:
+            wrong = wrong & self._part_axes(parts)
         exact = computed(operation, np.dtype(np.float64))
         error = np.abs(wide(self._failing.computed)[wrong] - exact[wrong])
         return bool(np.nansum(np.square(error)) < (_LESS * self._error) ** 2)
@@ -238,18 +255,26 @@ class _Trial:
         computed = self._failing.computed
         for profile in self._profiles:
             formats = replace(self._formats, profile=profile)
-            bound = self._judged(change.operation.bound(formats))
+            bound, right = self._judged(change.operation.bound(formats)), None
             tokens, wrong = self._by_token(bound.ratio(computed)) <= 1, self._by_token(self._wrong)
+            parts = self._parts if mistake.shows_in_parts and not tokens.all() else None
             if not tokens.all():
-                bound = self._partly(bound, self._judged(self._failing.bound(formats)), tokens)
+                right = self._judged(self._failing.bound(formats))
+            if right is not None and parts is not None:
+                bound = _partly(bound, right, self._part_axes(parts))
+                tokens = self._by_token(bound.ratio(computed)) <= 1
+            if right is not None and not tokens.all():
+                bound = _partly(bound, right, self._token_axes(tokens))
             ratio = bound.ratio(computed).max()
             if ratio <= 1:
                 fitness = self._fitness(bound)
                 if self._is_evident(mistake, bound, fitness):
-                    detail = change.detail if tokens.all() else _at(wrong, tokens, change.detail)
+                    noun = "head" if computed.ndim == 4 else "channel"
+                    part = "" if parts is None else counted_as(noun, np.flatnonzero(parts))
+                    detail = localised(change.detail, wrong, tokens, part)
                     explanation = Explanation(mistake.name, detail, float(ratio))
                     surprise = self._count * fitness.surprise(self._expected / 2)
-                    surprise += _COSTS[mistake.kind]
+                    surprise += _COSTS[mistake.kind] + (0.0 if parts is None else _PARTS)
                     yield _Found(explanation, fitness, surprise)
                 return
 
@@ -290,14 +315,9 @@ class _Trial:
         shape[0], shape[2 if self._failing.site.pairwise else 1] = tokens.shape
         return tokens.reshape(shape)
 
-    def _partly(self, mistaken: Bound, right: Bound, tokens: NDArray[np.bool_]) -> Bound:
-        """One bound at some tokens, and the other elsewhere: only a part of a run may be wrong."""
-        here = self._token_axes(tokens)
-        return Bound(
-            np.where(here, mistaken.exact, right.exact),
-            np.where(here, mistaken.limit, right.limit),
-            np.where(here, mistaken.usual, right.usual),
-        )
+    def _part_axes(self, parts: np.ndarray) -> np.ndarray:
+        """An array of heads or channels with the axes of the site's."""
+        return parts.reshape(1, 1, -1, *(1,) * (self._failing.computed.ndim - 3))
 
     def _liberal(self) -> list[Rounding]:
         if self._formats.profile is not CONTRACT:
@@ -315,28 +335,19 @@ class _Trial:
         return replace(bound, limit=bound.usual) if self._usually else bound
 
 
-def _at(tokens: NDArray[np.bool_], explained: NDArray[np.bool_], detail: str) -> str:
-    """The detail, after the sequences and tokens that show the mistake, if some do not."""
-    rows, numbers = (np.flatnonzero(tokens.any(axis=axis)) for axis in (1, 0))
-    places = _counted("token", numbers) if not explained[rows].all() else ""
-    sequences = _counted("sequence", rows) if len(rows) < len(tokens) else ""
-    if places:
-        where = f"At {places}" + (f" of {sequences}" if sequences else "")
-    elif sequences:
-        where = f"In {sequences}"
-    else:
-        return detail
-    said = f"the {detail.removeprefix('The ')}" if detail.startswith("The ") else detail
-    return f"{where} only: {said}"
+def _partly(mistaken: Bound, right: Bound, here: NDArray[np.bool_]) -> Bound:
+    """One bound at some places, and the other elsewhere: only a part of a run may be wrong."""
+    return Bound(
+        np.where(here, mistaken.exact, right.exact),
+        np.where(here, mistaken.limit, right.limit),
+        np.where(here, mistaken.usual, right.usual),
+    )
 
 
-def _counted(what: str, numbers: NDArray[np.intp]) -> str:
-    first, last = numbers[0], numbers[-1]
-    if first == last:
-        return f"{what} {first}"
-    if len(numbers) == last - first + 1:
-        return f"{what}s {first}..{last}"
-    return f"{len(numbers)} {what}s, the first {first} and the last {last}"
+def _some(wrong: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """The heads or channels in which something is wrong, unless they are all."""
+    parts = np.asarray(wrong.any(axis=_BUT_PARTS[: wrong.ndim - 1]))
+    return None if parts.all() else parts
 
 
 def _largest(values: np.ndarray, count: int) -> NDArray[np.intp]:

@@ -56,7 +56,7 @@ def _words(part: Part, place: Site, factor: float) -> tuple[object, ...]:
         return factor * operation.scale, right_scale(operation, part.model.config)
     if isinstance(operation, Residual):
         return factor * operation.multiplier, right_factor(operation)
-    return (factor,)
+    return factor, ""
 
 
 def _fitted(part: Part, places: tuple[Site, ...], factor: float) -> float | None:

@@ -64,6 +64,10 @@ CONFIGS = {
         },
     ),
     "partial RoPE": replace(BASE, partial_rotary_factor=0.5),
+    "norms on both sides": replace(BASE, norm_placement="both"),
+    "norms after": replace(BASE, norm_placement="after", qk_norm="full"),
+    "norms of heads": replace(BASE, qk_norm="head"),
+    "norms after RoPE": replace(BASE, qk_norm="head", qk_norm_after_rope=True),
     "sinks": replace(BASE, attention_sinks=True),
     "gemma": replace(
         BASE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -11,7 +12,7 @@ import numpy as np
 
 from llama_layers import forward
 from llama_layers.layers.sites import sites
-from llama_layers.verify import Explanation, Trace, check, record
+from llama_layers.verify import Explanation, Trace, check, record, to_html
 from llama_layers.verify.report.patterns import joined_causes
 from llama_layers.verify.report.results import SiteResult
 from tests.support.ported import BASE, omega, turned
@@ -136,16 +137,16 @@ def test_it_is_said_what_is_diagnosed():
 BFLOAT16 = ml_dtypes.bfloat16
 
 
-def rounded(wrong, layers):
+def rounded(wrong, layers, config=DEEP, weights=WEIGHTS):
     """A port in bfloat16 whose norm is wrong in some layers."""
-    model = model_of(DEEP, {n: w.astype(BFLOAT16) for n, w in WEIGHTS.items()})
+    model = model_of(config, {n: w.astype(BFLOAT16) for n, w in weights.items()})
     arrays, last = {}, {}
 
     def tap(name, array):
         if name.endswith(".input_layernorm") and int(name.split(".")[2]) in layers:
             layer = int(name.split(".")[2])
             x = last["x"].astype(np.float64)
-            weight = WEIGHTS[f"{name}.weight"].astype(BFLOAT16).astype(np.float64)
+            weight = weights[f"{name}.weight"].astype(BFLOAT16).astype(np.float64)
             array = wrong(x, weight).astype(np.float32)
             assert layer < 6
         arrays[name] = array.astype(BFLOAT16)
@@ -170,6 +171,35 @@ def test_a_habit_shows_in_most_layers():
         assert {r.verdict for r in results} == {"WARN"}
         notes = {"which shows at 1 of 6 such sites" in r.note for r in results}
         assert notes == {remarked}
+
+
+def another_eps(x, weight):
+    """Which moves numbers to the next ones of bfloat16, and hardly any of them farther."""
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-5) * weight
+
+
+def test_where_a_mistake_and_a_habit_fit_both_are_said():
+    habit = "rounds as transformers with sdpa does"
+    # The residual stream stays as large as the embedding, and so does what eps changes.
+    small = {n: w * np.float32(1e-3) for n, w in WEIGHTS.items() if "o_proj" in n or "down" in n}
+    size = float(np.mean(np.square(WEIGHTS["model.embed_tokens.weight"][IDS])))
+    config = replace(DEEP, rms_norm_eps=3e-3 * size)
+    for layers, verdict in ((range(6), "WARN"), ([3], "FAIL")):
+        report = rounded(another_eps, layers, config, WEIGHTS | small)
+        result = report.first if verdict == "FAIL" else next(r for r in report.results if r.profile)
+        assert (result.verdict, result.site.layer) == (verdict, layers[0])
+        assert {cause.name for cause in result.explanations} == {"another eps"}
+        assert habit in result.note
+        assert "another eps" in result.note or verdict == "FAIL"
+        for said in (report.text(width=1000), to_html(report), json.dumps(report.to_json())):
+            assert habit in said
+            assert "another eps" in said
+
+
+def test_nothing_more_is_said_of_a_habit_that_no_mistake_explains():
+    for result in rounded(row_first, range(6)).results:
+        assert result.explanations == ()
+        assert "as well" not in result.note
 
 
 def test_a_habit_of_the_engine_that_the_trace_names_passes():

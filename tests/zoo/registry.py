@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,20 @@ TEXTS: dict[str, str] = {
     if (found := re.match(r"- `(\w+)`: (.+)", line))
     for name, text in [found.groups()]
 }
+
+
+# Mistakes at the start of the list of which results were read whatever their names are.
+_READ_FROM_START = 41
+
+
+def seen(name: str) -> bool:
+    """Whether a mistake, or what check says of it, was read before names were added.
+
+    Half of the list was, by a checksum of the name; of the other half, the first results of the
+    page, and one that an issue discusses.
+    """
+    half = zlib.crc32(name.encode()) % 2 == 0
+    return half or name == "exponential_fast" or list(MISTAKES).index(name) < _READ_FROM_START
 
 
 def site(short: str) -> str:

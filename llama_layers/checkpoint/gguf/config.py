@@ -13,6 +13,7 @@ import numpy as np
 
 from llama_layers.checkpoint.gguf.gemma import gemma_fields
 from llama_layers.checkpoint.gguf.metadata import GGUFStrings, Section, shown
+from llama_layers.checkpoint.gguf.of_layers import fields_of_layers, model_type_of
 from llama_layers.checkpoint.gguf.rope import (
     LLAMA3,
     PARTIAL,
@@ -30,11 +31,10 @@ from llama_layers.errors import ConfigError
 ARCHITECTURES = (
     *("llama", "qwen2", "qwen3", "granite", "ernie4_5", "exaone", "seed_oss"),
     *("smollm3", "mistral3", "phi3", "gemma", "gemma2", "gemma3"),
+    *("olmo2", "exaone4", "glm4", "hunyuan-dense"),
 )
 # Those in which llama.cpp rotates channels next to each other.
-PERMUTED = frozenset({"llama", "granite", "ernie4_5", "smollm3", "mistral3"})
-# The family, where it is not called as the architecture.
-_FAMILIES = {"gemma3": "gemma3_text", "mistral3": "ministral3"}
+PERMUTED = frozenset({"llama", "granite", "ernie4_5", "glm4", "smollm3", "mistral3"})
 
 _EPS = "attention.layer_norm_rms_epsilon"
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -92,15 +92,16 @@ def read_config(
     fields |= {field: _token_id(tokenizer, name, vocab_size) for field, name in _IDS.items()}
     scalars = _SCALARS.get(architecture, {})
     fields |= {field: decimal(n) for key, field in scalars.items() if (n := own.number(key))}
-    model_type = _FAMILIES.get(architecture, architecture)
+    model_type = model_type_of(architecture, own)
     fields |= _attention_biases(model_type, shapes)
+    fields |= rope_fields(architecture, own, divisors, fields)
+    fields |= fields_of_layers(model_type, own, layers, fields["rope_theta"])
     if architecture.startswith("gemma"):
         fields |= gemma_fields(architecture, own, layers)
     config = LlamaConfig(
         **fields,
         vocab_size=vocab_size,
         rms_norm_eps=decimal(own.number(_EPS)),
-        **rope_fields(architecture, own, divisors, fields),
         mlp_bias="blk.0.ffn_gate.bias" in shapes,
         tie_word_embeddings="output.weight" not in shapes,
         model_type=model_type,
@@ -118,9 +119,9 @@ def read_config(
     return GGUFConfig(config, _ends(tokenizer, vocab_size), ignored)
 
 
-def _attention_biases(architecture: str, shapes: Collection[str]) -> dict[str, bool]:
+def _attention_biases(model_type: str, shapes: Collection[str]) -> dict[str, bool]:
     """The fields that say which projections of attention have biases, as the tensors do."""
-    family = FAMILIES[architecture]
+    family = FAMILIES[model_type]
     biased = "blk.0.attn_q.bias" in shapes or "blk.0.attn_qkv.bias" in shapes
     fields = {"attention_bias": biased and not family.qkv_bias}
     output = "blk.0.attn_output.bias" in shapes

@@ -17,9 +17,9 @@ from llama_layers.layers.rope import inv_freq
 
 # Tensors that divide frequencies, and the architectures in which llama.cpp reads them.
 LLAMA3, LONG, SHORT = (f"rope_{name}.weight" for name in ("freqs", "factors_long", "factors_short"))
-DIVISORS = {LLAMA3: {"llama", "exaone"}, LONG: {"phi3"}, SHORT: {"phi3"}}
+DIVISORS = {LLAMA3: {"llama", "exaone", "exaone4"}, LONG: {"phi3"}, SHORT: {"phi3"}}
 # Architectures that rotate a part of each head.
-PARTIAL = frozenset({"phi3"})
+PARTIAL = frozenset({"glm4", "phi3"})
 # The layers of SmolLM3 that have no RoPE are in llama.cpp's code: each fourth.
 _STEP = 4
 

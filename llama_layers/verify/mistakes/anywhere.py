@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 
-from llama_layers.layers.sites import sites
+from llama_layers.arrays.dtypes import FLOATS
+from llama_layers.layers.sites import Site, sites
 from llama_layers.verify.bound import Bound
+from llama_layers.verify.build import operation_of
 from llama_layers.verify.failing_site import FailingSite, wide
-from llama_layers.verify.fit import FLAT
+from llama_layers.verify.fit import FLAT, ROTATED
+from llama_layers.verify.judge import judge
 from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, mistake, moved
 from llama_layers.verify.operations import Operation
 from llama_layers.verify.profiles import Rounding
@@ -18,25 +22,86 @@ from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.stored import info_of
 
+# Elements in which flipped bits are looked for, and how many limits these must be off.
+_FLIPPED, _TOLD = 4, 64.0
+
 
 @mistake(Operation, "array of another site", kind=Kind.SOLVED)
 def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
-    """The port has the array of {0} here, bit for bit."""
+    """The port has the array of {0} here{1}, bit for bit."""
+    wrong = np.asarray((at.ratio > 1).any(axis=-1))
+    if not wrong.any():
+        wrong = np.ones_like(wrong)
+    theirs = at.computed[wrong]
     for site in sites(at.config):
         if site.name == at.site.name or site.name not in at.recorded.arrays:
             continue
         if site.layer == at.site.layer and {site.role, at.site.role} <= set(FLAT):
             continue  # projections with each other's weights, which have a name of their own
-        if info_of(at.recorded.arrays, site.name).shape == at.computed.shape:
-            other = at.recorded.array(site.name)
-            same = other.ravel()[:8].tobytes() == at.computed.ravel()[:8].tobytes()
-            if same and np.array_equal(other, at.computed):  # which NaN never are
-                yield Computed(partial(_just, wide(other))), site.name
+        if info_of(at.recorded.arrays, site.name).shape != at.computed.shape:
+            continue
+        other = at.recorded.array(site.name)
+        # NaN are never equal.
+        same = np.array_equal(other[wrong][:1], theirs[:1]) and theirs.any()
+        if not same or not np.array_equal(other[wrong], theirs):
+            continue
+        whole = np.array_equal(other, at.computed)
+        if whole and _follows(site, at):
+            continue
+        more = "" if whole else f" in {len(theirs)} of {wrong.size} rows"
+        yield Computed(partial(_with, at, wide(other), wrong[..., None])), site.name, more
 
 
-def _just(numbers: Float64Array, how: Rounding) -> Bound:
-    """Numbers that are not off."""
-    return Bound(numbers, np.zeros(numbers.shape), np.zeros(numbers.shape))
+def _follows(site: Site, at: FailingSite) -> bool:
+    """Whether another site is right as computed from the same array: its sum absorbs the rest."""
+    route = at.recorded.route(site)
+    if route is None or not any(_is_same(name, at) for name in route):
+        return False
+    operation = operation_of(site, route, at.recorded, at.model)
+    array = at.recorded.array(site.name)
+    return judge(array, operation.bound(at.formats)).verdict != "FAIL"
+
+
+def _is_same(name: str, at: FailingSite) -> bool:
+    return name == at.site.name or np.array_equal(at.recorded.array(name), at.computed)
+
+
+def _with(at: FailingSite, numbers: Float64Array, places: np.ndarray, how: Rounding) -> Bound:
+    """The right numbers but at some places, where others are, which are not off."""
+    right = at.bound(how)
+    limits = (np.where(places, 0.0, y) for y in (right.limit, right.usual))
+    return Bound(np.where(places, numbers, right.exact), *limits)
+
+
+@mistake(Operation, "sign flipped", parts=True)
+def _(operation: Operation, at: FailingSite) -> Changed:
+    """Has the numbers with the other sign."""
+    return moved(at, np.negative)
+
+
+@mistake(Operation, "a corrupted element", kind=Kind.SOLVED)
+def _(operation: Operation, at: FailingSite) -> Changed | None:
+    """Has at {0} numbers of which a bit is flipped, or the exponent is another."""
+    right = at.bound(at.formats)
+    wrong = at.ratio > 1
+    places = np.argwhere(wrong)
+    if not 0 < len(places) <= _FLIPPED:
+        return None
+    theirs, exact, limit = at.computed[wrong], right.exact[wrong], right.limit[wrong]
+    width = theirs.dtype.itemsize * 8
+    unsigned = np.dtype(f"u{theirs.dtype.itemsize}")
+    flips = theirs.view(unsigned) ^ (unsigned.type(1) << np.arange(width, dtype=unsigned)[:, None])
+    with np.errstate(all="ignore"):
+        back = np.abs(wide(flips.astype(unsigned).view(theirs.dtype)) - exact)
+        powers = np.exp2(np.rint(np.log2(np.abs(wide(theirs) / exact))))
+        off = np.abs(np.abs(wide(theirs)) / powers - np.abs(exact))
+    explained = (back.min(axis=0) <= limit) | (off <= limit)
+    # By chance some bit nearly undoes an error that is not much larger than the limit.
+    if not explained.all() or (np.abs(wide(theirs) - exact) < _TOLD * limit).any():
+        return None
+    said = " and ".join(str([int(i) for i in place]) for place in places[:3])
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return Computed(partial(_with, at, wide(at.computed), wrong)), said + more
 
 
 @mistake(Operation, "NaN or Inf begins here", kind=Kind.SOLVED)
@@ -70,12 +135,33 @@ def _(operation: Operation, at: FailingSite) -> Changed | None:
 
 @mistake(Operation, "everything scaled", kind=Kind.SOLVED)
 def _(operation: Operation, at: FailingSite) -> Changed | None:
-    """The port has {0:.6g} times what it should have, everywhere."""
+    """The port has {0:.6g} times what it should have, everywhere{1}."""
     exact, computed = at.bound(at.formats).exact, wide(at.computed)
     both = np.isfinite(exact) & np.isfinite(computed)
     size = float(np.sum(np.square(exact[both])))
     factor = float(np.sum(computed[both] * exact[both])) / size if size else 0.0
-    return (moved(at, lambda y: factor * y), factor) if factor else None
+    if not factor:
+        return None
+
+    def bound(how: Rounding) -> Bound:
+        right = at.bound(how)
+        exact = factor * right.exact
+        rounding = 2 * FLOATS[how.dtype].unit_roundoff * np.abs(exact)
+        limits = (abs(factor) * y + rounding for y in (right.limit, right.usual))
+        return Bound(exact, *limits)
+
+    return Computed(bound), factor, _scale_of_scores(at, factor)
+
+
+def _scale_of_scores(at: FailingSite, factor: float) -> str:
+    """A remark where a factor of queries or keys is one that scores are scaled with."""
+    if at.site.role not in ROTATED:
+        return ""
+    root = at.config.head_dim**0.5
+    scales = {1 / root: "1 / sqrt(D)", root: "sqrt(D)", root**-0.5: "the root of 1 / sqrt(D)"}
+    scales |= {y / math.log(2): f"log2(e) times {said}" for y, said in scales.items()}
+    said = next((said for y, said in scales.items() if math.isclose(y, factor, rel_tol=1e-4)), "")
+    return f", which is {said}: only scores are scaled" if said else ""
 
 
 @mistake(Operation, "tokens in another place", kind=Kind.SOLVED)
@@ -90,9 +176,20 @@ def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
     yield moved(at, lambda y: y[:, ::-1]), "the tokens in reverse order"
 
 
+@mistake(Operation, "heads repeated", kind=Kind.SOLVED)
+def _(operation: Operation, at: FailingSite) -> Changed | None:
+    """The port has heads {0} instead of {1}."""
+    return _in_order(at, twice=True)
+
+
 @mistake(Operation, "heads in another order", kind=Kind.SOLVED)
 def _(operation: Operation, at: FailingSite) -> Changed | None:
     """The port has heads {0} instead of {1}."""
+    return _in_order(at, twice=False)
+
+
+def _in_order(at: FailingSite, *, twice: bool) -> Changed | None:
+    """The heads that the port has: some of them `twice`, or each once."""
     # For each head the one whose numbers it has.
     exact, computed = at.bound(at.formats).exact, wide(at.computed)
     flat = exact.ndim == 3
@@ -108,7 +205,7 @@ def _(operation: Operation, at: FailingSite) -> Changed | None:
         for to in range(heads)
     ]
     order = np.argmin(np.nan_to_num(errors, nan=np.inf), axis=1)
-    if (order == np.arange(heads)).all():
+    if (order == np.arange(heads)).all() or (len({*order}) < heads) is not twice:
         return None
     shape = at.computed.shape
     found = moved(at, lambda y: y.reshape(*shape[:2], heads, -1)[:, :, order].reshape(shape))

@@ -11,7 +11,8 @@ import numpy as np
 
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.bound import Bound
-from llama_layers.verify.failing_site import Computable, FailingSite
+from llama_layers.verify.failing_site import Computable, FailingSite, wide
+from llama_layers.verify.mistakes.near import is_near
 from llama_layers.verify.mistakes.registry import Changed, Computed, mistake, moved
 from llama_layers.verify.operations import Attention, Operation, Rope, Scores, WeightedSum
 from llama_layers.verify.profiles import Rounding
@@ -21,6 +22,12 @@ KEYED = Attention | Scores
 GROUPED = KEYED | WeightedSum
 _FLOAT64 = Rounding("float64", "float64")
 _ARRAYS = {"k": "keys", "v": "values"}
+# What attention is gated with, where it is.
+_GATES = {
+    "self_attn.q_rope": "the queries",
+    "self_attn.q_proj": "the queries before RoPE",
+    "input_layernorm": "the layer's normalised input",
+}
 
 
 def _reads(operations: UnionType, field: str, role: str, name: str, says: str) -> None:
@@ -86,6 +93,22 @@ def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
             yield replace(operation, **fields), said, layer, at.site.layer
 
 
+@mistake(SUMMED, "output gated")
+def _(operation: SUMMED, at: FailingSite) -> Iterator[Changed]:
+    """Multiplies the result with the {0} of {1}, as models with gated attention do; it should leave
+    it as it is."""
+    exact = at.bound(at.formats).exact
+    for role, said in _GATES.items():
+        array = at.beside(role)
+        if array is None or array.size != exact.size:
+            continue
+        x = wide(array).reshape(exact.shape)
+        sigmoid = 1 / (1 + np.exp(-x))
+        for gate, function in ((sigmoid, "sigmoid"), (x * sigmoid, "silu")):
+            if is_near(at, exact * gate):
+                yield moved(at, np.multiply, gate), function, said
+
+
 @mistake(SUMMED, "heads mixed up")
 def _(operation: SUMMED, at: FailingSite) -> Iterator[Computable]:
     """Puts the heads of the result in another order; it should give [B, S, heads, D]."""
@@ -129,40 +152,46 @@ def _(operation: KEYED, at: FailingSite) -> Iterator[Changed]:
             yield replace(operation, scale=scale), " or ".join(spellings), should
 
 
-def _with_heads(
-    operation: Operation, at: FailingSite, of: Callable[[int, int], list[int]]
-) -> Iterator[Changed]:
+def _other_heads(
+    name: str, says: str, of: Callable[[int, int], list[int]], *, common: int = 0
+) -> None:
     """Keys and values of other heads, or one of them: `of` gives a head for each query head."""
-    heads, groups = at.config.num_attention_heads, at.config.num_key_value_heads
-    if groups == 1:
-        return
-    order = of(heads, groups)
-    fields = {f: getattr(operation, f)[:, :, order] for f in "kv" if hasattr(operation, f)}
-    yield replace(operation, **fields), " and ".join(_ARRAYS[field] for field in fields)
-    if isinstance(operation, Attention):
-        k, v = (np.repeat(y, heads // groups, axis=2) for y in (operation.k, operation.v))
-        yield replace(operation, k=fields["k"], v=v), "keys"
-        yield replace(operation, k=k, v=fields["v"]), "values"
+
+    @mistake(GROUPED, name, says=says, common=common)
+    def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
+        heads, groups = at.config.num_attention_heads, at.config.num_key_value_heads
+        if groups == 1:
+            return
+        order = of(heads, groups)
+        fields = {f: getattr(operation, f)[:, :, order] for f in "kv" if hasattr(operation, f)}
+        yield replace(operation, **fields), " and ".join(_ARRAYS[field] for field in fields)
+        if isinstance(operation, Attention):
+            v = np.repeat(operation.v, heads // groups, axis=2)
+            yield replace(operation, k=fields["k"], v=v), "keys"
+
+    @mistake(Attention, name.replace("key", "value"), says=says)
+    def _(attention: Attention, at: FailingSite) -> Changed | None:
+        heads, groups = at.config.num_attention_heads, at.config.num_key_value_heads
+        if groups == 1:
+            return None
+        k = np.repeat(attention.k, heads // groups, axis=2)
+        return replace(attention, k=k, v=attention.v[:, :, of(heads, groups)]), "values"
 
 
-@mistake(GROUPED, "key heads tiled", common=1)
-def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
-    """Gives query head h the {0} of head h mod kv_heads; it should give it those of head
-    h // (heads / kv_heads): repeat, do not tile."""
-    return _with_heads(operation, at, lambda heads, groups: [h % groups for h in range(heads)])
-
-
-@mistake(GROUPED, "first key head for all")
-def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
-    """Gives the {0} of the first head to every query head."""
-    return _with_heads(operation, at, lambda heads, groups: [0] * heads)
-
-
-@mistake(GROUPED, "key heads in reverse order")
-def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
-    """Takes the heads of {0} in reverse order."""
-
-    def of(heads: int, groups: int) -> list[int]:
-        return [groups - 1 - h * groups // heads for h in range(heads)]
-
-    return _with_heads(operation, at, of)
+_other_heads(
+    "key heads tiled",
+    "Gives query head h the {0} of head h mod kv_heads; it should give it those of head "
+    "h // (heads / kv_heads): repeat, do not tile.",
+    lambda heads, groups: [h % groups for h in range(heads)],
+    common=1,
+)
+_other_heads(
+    "first key head for all",
+    "Gives the {0} of the first head to every query head.",
+    lambda heads, groups: [0] * heads,
+)
+_other_heads(
+    "key heads in reverse order",
+    "Takes the heads of {0} in reverse order.",
+    lambda heads, groups: [groups - 1 - h * groups // heads for h in range(heads)],
+)

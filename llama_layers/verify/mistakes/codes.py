@@ -29,14 +29,23 @@ class Scaling:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array can be cut into these blocks, and several of them."""
-        last = not self.blocks or (not shape[-1] % self.blocks and shape[-1] > self.blocks)
+        last = not self.blocks or shape[-1] > self.blocks
         return last and (not self.rows or not shape[0] % self.rows)
 
     def split(self, array: np.ndarray) -> np.ndarray:
-        """The array with an axis for what is inside a block."""
+        """The array with an axis for what is inside a block; the last block may be padded."""
         if self.blocks:
+            if odd := array.shape[-1] % self.blocks:
+                pad = [(0, 0)] * (array.ndim - 1) + [(0, self.blocks - odd)]
+                array = np.pad(array, pad, mode="edge")
             array = array.reshape(*array.shape[:-1], -1, self.blocks)
         return array.reshape(-1, self.rows, *array.shape[1:]) if self.rows else array
+
+    def joined(self, numbers: Float64Array, shape: tuple[int, ...]) -> Float64Array:
+        """What `split` made of an array of a shape, as it was."""
+        if not self.blocks:
+            return numbers.reshape(shape)
+        return numbers.reshape(*shape[:-1], -1)[..., : shape[-1]]
 
     def limits(self, array: np.ndarray) -> tuple[Float64Array, Float64Array]:
         """The least and the largest number of each block."""
@@ -75,7 +84,7 @@ class Codes:
         low, high = scaling.limits(array) if limits is None else limits
         with np.errstate(all="ignore"):
             found = self.round(numbers, low, high, scales)
-        return np.nan_to_num(found).reshape(array.shape)
+        return scaling.joined(np.nan_to_num(found), array.shape)
 
 
 def _scale(scale: Float64Array, scales: str) -> Float64Array:
@@ -91,12 +100,18 @@ def _symmetric(
 
 
 def _affine(
-    x: Float64Array, low: Float64Array, high: Float64Array, scales: str, steps: float
+    x: Float64Array,
+    low: Float64Array,
+    high: Float64Array,
+    scales: str,
+    steps: float,
+    off: float = 0.0,
 ) -> Float64Array:
+    """Steps from a zero point; `off` is by how much that is too large where it is read."""
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     scale = _scale((high - low) / steps, scales)
     zero = np.rint(-low / scale)
-    return np.asarray((np.clip(np.rint(x / scale) + zero, 0, steps) - zero) * scale)
+    return np.asarray((np.clip(np.rint(x / scale) + zero, 0, steps) - zero - off) * scale)
 
 
 def _least(
@@ -178,6 +193,12 @@ INT4 = (
     Codes("int4 as Q4_0", partial(_signed, half=8.0)),
     Codes("nf4", _nf4),
 )
+ZERO_POINT_OFF = tuple(
+    Codes(f"{name} whose zero point is one too {'large' if off > 0 else 'small'}", rounds)
+    for name, steps in (("int4", 15.0), ("int8", 255.0), ("int2", 3.0))
+    for off in (1.0, -1.0)
+    for rounds in [partial(_affine, steps=steps, off=off)]
+)
 MICROSCALED = (
     Codes("mxfp8", partial(_microscaled, dtype="float8_e4m3fn")),
     Codes("mxfp4", partial(_microscaled, dtype="float4_e2m1fn")),
@@ -227,8 +248,10 @@ def choices(
     yield from (Choice(code, WITHOUT) for code in CAST)
 
 
-def pruned(array: np.ndarray, keep: int, of: int) -> NDArray[np.float64]:
-    """The largest numbers of each few, and zeros for the others."""
+def pruned(array: np.ndarray, keep: int, of: int, last: bool = False) -> NDArray[np.float64]:
+    """The largest numbers of each few, the first or the last of like ones; zeros for the others."""
     numbers = array.astype(np.float64).reshape(*array.shape[:-1], -1, of)
-    order = np.argsort(np.argsort(-np.abs(numbers), axis=-1, kind="stable"), axis=-1)
+    step = -1 if last else 1
+    size = -np.abs(numbers[..., ::step])
+    order = np.argsort(np.argsort(size, axis=-1, kind="stable"), axis=-1)[..., ::step]
     return np.where(order < keep, numbers, 0.0).reshape(array.shape)

@@ -23,6 +23,8 @@ from llama_layers.verify.tracked import Tracked
 
 # Keys that kernels compute with at a time.
 BLOCKS = (4, 8, 16, 32, 64, 128, 256)
+# Parts that the keys are split into for as many workers.
+_SPLITS = (2, 3, 4, 6, 8)
 
 
 def _blocks(at: FailingSite) -> Iterator[int]:
@@ -80,7 +82,8 @@ def _averaged(heads: Heads, block: int, empty: bool) -> Tracked:
 def _(operation: WEIGHING, at: FailingSite) -> Iterator[Changed]:
     """Gives the mean of what each block of {0} keys gives; it should weigh the blocks with the
     sums of their exponentials."""
-    for block in _blocks(at):
+    splits = (-(-at.recorded.count // parts) for parts in _SPLITS)
+    for block in dict.fromkeys((*_blocks(at), *splits)):
         for empty in (False, True):
             if found := weighed(operation, at, _averaged, block, empty):
                 yield found, block

@@ -43,27 +43,27 @@ def masked(operation: MASKED, mask: np.ndarray) -> Computable:
     return Computed(lambda how: changed.bound(how).only(~empty[axes]))
 
 
-@mistake(MASKED, "no causal mask", common=1)
+@mistake(MASKED, "no causal mask", common=1, parts=True)
 def _(operation: MASKED, at: FailingSite) -> Iterator[Computable]:
     """Lets a token see later ones; it should let it see itself and earlier ones."""
     yield masked(operation, seen(at, None, window_of(at), False))
     yield masked(operation, seen(at, None, None, True))
 
 
-@mistake(MASKED, "a token does not see itself")
+@mistake(MASKED, "a token does not see itself", parts=True)
 def _(operation: MASKED, at: FailingSite) -> Computable:
     """Has a mask that is off by one, so that a token sees only those before it; it should let it
     see itself, too."""
     return masked(operation, seen(at, -1, window_of(at), False))
 
 
-@mistake(MASKED, "a token sees the next")
+@mistake(MASKED, "a token sees the next", parts=True)
 def _(operation: MASKED, at: FailingSite) -> Computable:
     """Has a mask that is off by one, so that a token sees the one after it; it should hide that."""
     return masked(operation, seen(at, 1, window_of(at), False))
 
 
-@mistake(MASKED, "another window", common=1)
+@mistake(MASKED, "another window", common=1, parts=True)
 def _(operation: MASKED, at: FailingSite) -> Iterator[Changed]:
     """Attends over {0}; it should attend over {1} in this layer."""
     window = window_of(at)
@@ -79,13 +79,13 @@ def _tokens(window: int | None) -> str:
     return "all tokens so far" if window is None else f"a window of {window} tokens"
 
 
-@mistake(MASKED, "padding seen")
+@mistake(MASKED, "padding seen", parts=True)
 def _(operation: MASKED, at: FailingSite) -> Computable:
     """Attends to padding; it should hide it, as the attention mask says."""
     return masked(operation, seen(at, 0, window_of(at), True))
 
 
-@mistake(MASKED, "padding at the other end")
+@mistake(MASKED, "padding at the other end", parts=True)
 def _(operation: MASKED, at: FailingSite) -> Computable | None:
     """Hides as many tokens at the other end of each sequence; it should hide those of padding."""
     keep = at.recorded.keep
@@ -94,26 +94,26 @@ def _(operation: MASKED, at: FailingSite) -> Computable | None:
     return masked(operation, seen(at, 0, window_of(at), True) & keep[:, None, ::-1])
 
 
-@mistake(MASKED, "mask inverted")
+@mistake(MASKED, "mask inverted", parts=True)
 def _(operation: MASKED, at: FailingSite) -> Computable:
     """Attends to what the mask hides, and not to what it allows."""
     return masked(operation, ~np.asarray(operation.mask))
 
 
-@mistake(MASKED, "mask transposed")
+@mistake(MASKED, "mask transposed", parts=True)
 def _(operation: MASKED, at: FailingSite) -> Computable:
     """Lets a token see itself and later ones; it should let it see itself and earlier ones:
     transpose the mask."""
     return masked(operation, np.swapaxes(np.asarray(operation.mask), -1, -2))
 
 
-@mistake(MASKED, "a token sees only itself")
+@mistake(MASKED, "a token sees only itself", parts=True)
 def _(operation: MASKED, at: FailingSite) -> Computable:
     """Lets a token attend to itself alone; it should read earlier keys and values, too."""
     return masked(operation, np.eye(at.recorded.count, dtype=bool)[None])
 
 
-@mistake(MASKED, "mask added as 0 and 1")
+@mistake(MASKED, "mask added as 0 and 1", parts=True)
 def _(operation: MASKED, at: FailingSite) -> Computable:
     """Adds a mask of zeros and ones to the scores; it should add minus infinity and 0."""
     return masked(operation, np.asarray(operation.mask, np.float64))

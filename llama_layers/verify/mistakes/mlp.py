@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS
-from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.predicted import rounded
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.mistakes.rounding import in_each_narrow_format
@@ -135,6 +135,64 @@ _computes(
 _computes("sigmoid of minus gate", "gate * sigmoid(-gate) * up", lambda g: -_silu(-g.gate) * g.up)
 _computes("one added to up", "{0}(gate) * (up + 1)", lambda g: _act(g, g.gate) * (g.up + 1))
 _computes("sigmoid of up", "gate * sigmoid(up)", lambda g: g.gate * _sigmoid(g.up))
+
+
+# Ranges and numbers of steps of tables.
+_RANGES, _STEPS = (4, 5, 6, 8, 10, 12, 16), (64, 128, 256, 512, 1024, 2048, 4096)
+# Elements in which a table is looked for.
+_LOOKED_AT = 256
+
+
+def _from_table(g: Float64Array, top: float, step: float, mode: str) -> Float64Array:
+    """Silu from a table of even steps from -top to top; 0 and the number itself beyond it."""
+    place = (np.clip(g, -top, top) + top) / step
+    low = np.floor(place)
+    if mode == "nearest":
+        found = _silu_of(np.rint(place) * step - top)
+    elif mode == "below":
+        found = _silu_of(low * step - top)
+    else:
+        a, b = (_silu_of((low + i) * step - top) for i in (0, 1))
+        found = a + (place - low) * (b - a)
+    return np.where(g > top, g, np.where(g < -top, 0.0, found))
+
+
+def _silu_of(g: Float64Array) -> Float64Array:
+    return np.asarray(g / (1 + np.exp(-g)))
+
+
+@mistake(Gate, "activation from a table of steps", kind=Kind.SOLVED)
+def _(gate: Gate, at: FailingSite) -> Changed | None:
+    """Looks silu up in a table with steps of {0:.4g} from {1:g} to {2:g}, {3}; it should compute
+    it."""
+    error = np.abs(wide(at.computed) - at.bound(at.formats).exact).ravel()
+    size = np.abs(wide(gate.gate)).ravel()
+    worst = (np.argsort(-np.nan_to_num(y), kind="stable")[:_LOOKED_AT] for y in (error, size))
+    some = np.union1d(*worst)
+    g, up, theirs = (wide(y).ravel()[some] for y in (gate.gate, gate.up, at.computed))
+    best = 0.25 * np.sum(np.square(error[some]))
+    found = None
+    for top in _RANGES:
+        for step in [2 * top / (n - less) for n in _STEPS for less in (0, 1)]:
+            for mode in ("nearest", "below", "between"):
+                with np.errstate(all="ignore"):
+                    y = _from_table(g, top, step, mode) * up
+                left = np.sum(np.square(y - theirs))
+                if left < best:
+                    best, found = left, (top, step, mode)
+    if found is None:
+        return None
+    top, step, mode = found
+    said = {
+        "nearest": "the nearest",
+        "below": "the one below",
+        "between": "and draws lines between",
+    }
+
+    def formula(g: Gate[Tracked]) -> Tracked:
+        return g.gate.apply(lambda y: _from_table(y, top, step, mode)).step("silu") * g.up
+
+    return evaluated(gate, formula), step, -top, top, said[mode]
 
 
 @in_each_narrow_format

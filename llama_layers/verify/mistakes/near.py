@@ -41,7 +41,8 @@ def is_near(at: FailingSite, exact: Float64Array, places: Any = ...) -> bool:
     Where nothing is wrong, everything is near.
     """
     wrong = at.ratio[places] > 1
-    rows = wrong.any(axis=-1, keepdims=True) & np.ones_like(wrong)
+    columns = wrong.any(axis=tuple(range(wrong.ndim - 1)), keepdims=True)
+    rows = wrong.any(axis=-1, keepdims=True) & columns
     if not rows.any():
         return True
     theirs, right = wide(at.computed[places])[rows], at.bound(at.formats).exact[places][rows]
@@ -97,6 +98,7 @@ def worst_of_product(
     """The worst tokens of a product, and the outputs with the largest errors there."""
     tokens = worst_tokens(at)
     worst = at.ratio[:, tokens].max(axis=(0, 1))
+    count = min(count, int(np.count_nonzero(worst > 1)) or count)
     return tokens, np.sort(np.argsort(-worst, kind="stable")[:count])
 
 

@@ -18,6 +18,8 @@ from llama_layers.verify.operations import Norm
 from llama_layers.verify.tracked import Tracked
 
 _EPS = (1e-5, 1e-6, 1e-8, 0.0)
+# What kernels pad rows to a multiple of.
+_PADDED = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def _square(n: Norm[Tracked]) -> Tracked:
@@ -65,21 +67,34 @@ def _(norm: Norm, at: FailingSite) -> Changed | None:
     return replace(norm, offset=0.0) if norm.offset else None
 
 
-@mistake(Norm, "norm weight skipped", common=1)
+@mistake(Norm, "norm weight skipped", common=1, parts=True)
 def _(norm: Norm, at: FailingSite) -> Norm:
     """Normalises without scaling; it should scale with the weight, too."""
     return replace(norm, weight=np.ones_like(norm.weight), offset=0.0)
 
 
+@mistake(Norm, "another layer's norm weight")
+def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
+    """Scales with the weight of {0}; it should scale with that of {1}."""
+    return _with_weights(norm, at, same_role=True)
+
+
 @mistake(Norm, "another norm's weight")
 def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Scales with the weight of {0}; it should scale with that of {1}."""
-    weights = {"model.norm": at.model.weights.norm}
+    return _with_weights(norm, at, same_role=False)
+
+
+def _with_weights(norm: Norm, at: FailingSite, *, same_role: bool) -> Iterator[Changed]:
+    """The weights of the same norm in other layers, or of other norms."""
+    weights = {("norm", "model.norm"): at.model.weights.norm}
     for index, layer in enumerate(at.model.weights.layers):
         for role, weight in layer.norms().items():
-            weights[f"model.layers.{index}.{module_name(at.config.model_type, role)}"] = weight
-    for name, weight in weights.items():
-        if name != at.site.name and weight.shape == norm.weight.shape:
+            name = f"model.layers.{index}.{module_name(at.config.model_type, role)}"
+            weights[role, name] = weight
+    for (role, name), weight in weights.items():
+        other = name != at.site.name and weight.shape == norm.weight.shape
+        if other and (role == at.site.role) is same_role:
             yield replace(norm, weight=to_numpy(weight)), name, at.site.name
 
 
@@ -111,6 +126,34 @@ def _(n: Norm[Tracked]) -> Tracked:
     return n.x * ((n.x * n.x).sum() / max(n.x.shape[-1] - 1, 1) + n.eps).rsqrt() * n.weight
 
 
+@mistake(Norm, "mean over another width")
+def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
+    """Divides the sum of squares by {0}; it should divide by the width, {1}."""
+    width, config = norm.x.shape[-1], at.config
+    others = [-(-width // multiple) * multiple for multiple in _PADDED]
+    others += [1 << (width - 1).bit_length(), width // 2, config.head_dim]
+    others += [config.intermediate_size, config.num_attention_heads * config.head_dim]
+    others = [n for n in dict.fromkeys(others) if n not in (0, 1, width)]
+    for other in others if (at.ratio > 1).any() else others[:3]:
+
+        def formula(n: Norm[Tracked], by: float = float(other)) -> Tracked:
+            return n.x * ((n.x * n.x).sum() / by + n.eps).rsqrt() * n.weight
+
+        yield evaluated(norm, formula), other, width
+
+
+@mistake(Norm, "mean of magnitudes")
+def _(n: Norm[Tracked]) -> Tracked:
+    """Divides by the mean magnitude; it should divide by the root of the mean square."""
+    return n.x / (n.x.apply(np.abs).mean() + n.eps) * n.weight
+
+
+@mistake(Norm, "largest magnitude for the root mean square")
+def _(n: Norm[Tracked]) -> Tracked:
+    """Divides by the largest magnitude; it should divide by the root of the mean square."""
+    return n.x / (n.x.apply(np.abs).max() + n.eps) * n.weight
+
+
 @mistake(Norm, "root forgotten")
 def _(n: Norm[Tracked]) -> Tracked:
     """Divides by the mean square; it should divide by its root."""
@@ -120,13 +163,13 @@ def _(n: Norm[Tracked]) -> Tracked:
 @mistake(Norm, "normalised over several tokens")
 def _(n: Norm[Tracked]) -> Tracked:
     """Takes one mean square for several tokens; it should take one for each."""
-    return n.x * (_square(n).mean(axis=-2) + n.eps).rsqrt() * n.weight
+    return n.x * (_square(n).mean(axis=1) + n.eps).rsqrt() * n.weight
 
 
 @mistake(Norm, "normalised over several tokens")
 def _(n: Norm[Tracked]) -> Tracked:
     """Takes one mean square for all sequences; it should take one for each token."""
-    return n.x * (_square(n).mean(axis=-2).mean(axis=0) + n.eps).rsqrt() * n.weight
+    return n.x * (_square(n).mean(axis=1).mean(axis=0) + n.eps).rsqrt() * n.weight
 
 
 @mistake(Norm, "norm skipped")

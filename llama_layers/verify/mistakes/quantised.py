@@ -55,7 +55,7 @@ _CODES = (*INT8, *FLOAT8, *INT4, *MICROSCALED)
 # What is left of the error in the worst tokens and outputs, squared, at most.
 _LEFT = 0.25
 # How near to a tie a code is not sure, and outputs that are looked at.
-_TIE, _OUTPUTS = 1e-6, 8
+TIE, _OUTPUTS = 1e-6, 8
 # Tokens in which pruned weights are looked for.
 _TOKENS = 64
 # Ways to round a cache that one head cannot tell apart, and that are held against all.
@@ -77,7 +77,7 @@ class _Rounded:
         limits = None if choice.scaling is WITHOUT else choice.scaling.limits(array)
         limits = limits or (array, array)
         exact = choice.of(array, limits)
-        ends = [choice.of(array * (1 + e), limits) for e in (-_TIE, _TIE)]
+        ends = [choice.of(array * (1 + e), limits) for e in (-TIE, TIE)]
         return exact, np.maximum(*(np.abs(end - exact) for end in ends))
 
 
@@ -149,12 +149,20 @@ def _with_other_scales(choice: Choice | None) -> Choices:
 
 def _product(linear: Linear, inputs: Choice | None, weights: Choice | None) -> Computed:
     """The product of rounded numbers."""
-    rows, off = _Rounded(linear.x, inputs).whole()
-    matrix, unsure = _Rounded(linear.weight, weights).whole()
+    return product_of(
+        linear,
+        None if inputs is None else _Rounded(linear.x, inputs).whole(),
+        None if weights is None else _Rounded(linear.weight, weights).whole(),
+    )
+
+
+def product_of(linear: Linear, inputs: Limits | None, weights: Limits | None) -> Computed:
+    """The product of numbers that may be off: numbers, and by how much they may be."""
+    matrix, unsure = weights or (np.zeros((0, 0)), np.zeros(()))
     bias = None if linear.bias is None else wide(linear.bias)
 
     def formula(n: Product) -> Tracked:
-        x = n.x if inputs is None else n.x.with_errors((off, off), rows)
+        x = n.x if inputs is None else n.x.with_errors((inputs[1],) * 2, inputs[0])
         if weights is None:
             return matmul(x, linear.weight, linear.bias)
         parts = []
@@ -208,10 +216,10 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     _, outputs = worst_of_product(at)
     bias = None if linear.bias is None else linear.bias[outputs]
     for keep, of in ((2, 4), (1, 2), (4, 8)):
-        if linear.weight.shape[1] % of == 0:
-            few = replace(linear, weight=pruned(linear.weight[outputs], keep, of), bias=bias)
-            if explains_outputs(few, at, outputs):
-                yield replace(linear, weight=pruned(linear.weight, keep, of)), of - keep, of
+        for last in (False, True) if linear.weight.shape[1] % of == 0 else ():
+            few = pruned(linear.weight[outputs], keep, of, last)
+            if explains_outputs(replace(linear, weight=few, bias=bias), at, outputs):
+                yield replace(linear, weight=pruned(linear.weight, keep, of, last)), of - keep, of
 
 
 @mistake(Linear, "weights pruned", kind=Kind.SOLVED)

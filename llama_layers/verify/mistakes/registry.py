@@ -57,6 +57,8 @@ class Kind(IntEnum):
     """The right formula in fewer bits."""
     SOLVED = 2
     """Something about the mistake is found from the port's own array."""
+    FITTED = 3
+    """A number for each token or each output is fitted to the port's own array."""
 
 
 class Change(NamedTuple):
@@ -101,6 +103,8 @@ class Mistake:
     shows : callable or None
         That way: whether the array of a failing site, within the bound with the mistake, looks as
         the mistake makes it look. None unless it `loosens`.
+    parts : bool
+        Whether it can be made in some heads or channels only, as any formula can.
     common : int
         How many of its first forms are also looked for in all operations at once, where inputs
         were not recorded.
@@ -115,6 +119,7 @@ class Mistake:
     loosens: bool = False
     common: int = 0
     shows: Callable[[FailingSite, Bound], bool] | None = None
+    parts: bool = False
 
     def __post_init__(self) -> None:
         if self.loosens != (self.shows is not None):
@@ -137,6 +142,11 @@ class Mistake:
         ):
             for operation, *words in self._changed(at.operation, at):
                 yield Change(operation, self.sentence(*words))
+
+    @property
+    def shows_in_parts(self) -> bool:
+        """Whether some heads or channels can be wrong by it, and the others right."""
+        return self.formula or self.parts
 
     @property
     def _fits_a_past(self) -> bool:
@@ -188,12 +198,13 @@ def mistake(
     loosens: bool = False,
     shows: Callable[[FailingSite, Bound], bool] | None = None,
     common: int = 0,
+    parts: bool = False,
 ) -> Callable[[F], F]:
     """Register a function as a mistake: see `Mistake`. `says` replaces the docstring."""
 
     def register(change: F) -> F:
         text = says or " ".join((change.__doc__ or f"The port has: {name}.").split())
-        made = Mistake(name, operations, change, text, roles, kind, loosens, common, shows)
+        made = Mistake(name, operations, change, text, roles, kind, loosens, common, shows, parts)
         REGISTERED[change.__module__].append(made)
         return change
 

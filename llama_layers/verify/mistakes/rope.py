@@ -36,11 +36,16 @@ def rotated(r: Rotation, cos: Tracked, sin: Tracked) -> Tracked:
     return r.joined(r.plus(a * cos, -b * sin), r.plus(b * cos, a * sin))
 
 
-def by_phases(rope: Rope, phases: Float64Array, factor: float | None = None) -> Computed:
-    """A rotation by any phases [..., S or 1, heads or 1, R / 2]."""
+def by_phases(
+    rope: Rope,
+    phases: Float64Array,
+    factor: float | None = None,
+    unsure: Float64Array | float = 0.0,
+) -> Computed:
+    """A rotation by any phases [..., S or 1, heads or 1, R / 2], which may be off by `unsure`."""
 
     def formula(r: Rotation) -> Tracked:
-        off = _ROUNDINGS_OF_PHASES * np.abs(phases) * r.x.how.phases.unit_roundoff
+        off = _ROUNDINGS_OF_PHASES * np.abs(phases) * r.x.how.phases.unit_roundoff + unsure
         other = replace(r, phases=phases, off=off, factor=r.factor if factor is None else factor)
         return Rope.formula(other)
 
@@ -197,6 +202,43 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
         if kind != scaling.rope_type and (kind != "yarn" or rope.config.rope_theta != 1):
             other = RopeScaling(kind, factor=scaling.factor)
             yield _scaled(rope, other), kind, scaling.rope_type
+
+
+@mistake(Rope, "RoPE scaling of another kind")
+def _(rope: Rope, at: FailingSite) -> Computed | None:
+    """Raises rope_theta by the factor to the power of D / (D - 2) (NTK); it should scale
+    frequencies as rope_scaling says."""
+    scaling, dim = rope.config.rope_scaling, rope.config.head_dim
+    if scaling is None or scaling.factor == 1 or dim == 2:
+        return None
+    theta = rope.config.rope_theta * scaling.factor ** (dim / (dim - 2))
+    other = replace(rope.config, rope_theta=theta, rope_scaling=None)
+    return by_phases(rope, rope.positions[..., None, None] * inv_freq(other))
+
+
+@mistake(Rope, "another ramp of RoPE scaling")
+def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
+    """Blends kept and scaled frequencies {0}; it should blend them as rope_type {1!r} does."""
+    scaling = rope.config.rope_scaling
+    if scaling is None or scaling.rope_type not in ("llama3", "yarn") or scaling.factor == 1:
+        return
+    plain = omega_of(_scaled(rope, None))
+    low = plain / scaling.factor
+    kept = np.clip((omega_of(rope) - low) / (plain - low), 0.0, 1.0)
+    kept = np.where(kept < 1e-12, 0.0, np.where(kept > 1 - 1e-12, 1.0, kept))
+    inside = (kept > 0) & (kept < 1)
+    for other, said in (
+        (np.where(inside, 0.0, kept), "nowhere, and scales those between"),
+        (np.where(inside, 1.0, kept), "nowhere, and keeps those between"),
+        (np.round(kept), "nowhere, and takes the nearer"),
+        (np.where(inside, 1 - kept, kept), "the other way between the two limits"),
+        (1 - kept, "the other way"),
+    ):
+        omega = other * plain + (1 - other) * low
+        yield by_phases(rope, rope.positions[..., None, None] * omega), said, scaling.rope_type
+    omega = 1 / (kept / plain + (1 - kept) / low)
+    said = "by their wavelengths"
+    yield by_phases(rope, rope.positions[..., None, None] * omega), said, scaling.rope_type
 
 
 @mistake(Rope, "another parameter of RoPE scaling")

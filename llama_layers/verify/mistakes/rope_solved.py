@@ -20,6 +20,8 @@ _COARSE = 64
 _FIRST, _BESIDE = 4096, 8
 # How far apart the positions may lie that frequencies are first looked for in.
 _SPAN = 1024
+# Standard errors within which a frequency is the stated one.
+_SURE = 6.0
 
 
 def _rotations(rope: Rope, at: FailingSite) -> NDArray[np.complex128]:
@@ -105,6 +107,8 @@ def _(rope: Rope, at: FailingSite) -> Changed | None:
         return None
     found = _frequencies(positions, rotations)
     stated = inv_freq(rope.config, length=int(positions.max()) + 1)
+    unsure = _unsure(positions, rotations, found)
+    found = np.where(np.abs(found - stated) <= _SURE * unsure, stated, found)
     arrays = (wide(y)[..., : rope.config.rotary_dim] for y in (at.computed, rope.x))
     lengths = [np.sqrt(np.sum(np.square(y))) for y in arrays]
     factor = float(lengths[0] / lengths[1])
@@ -116,8 +120,20 @@ def _(rope: Rope, at: FailingSite) -> Changed | None:
     first = ", ".join(f"pair {i} by {found[i]:.6g}, not {stated[i]:.6g}" for i in different[:3])
     scaled = attention_factor(rope.config)
     beside = "" if abs(factor - scaled) < 1e-4 else f", and multiplies with {factor:.6g}"
-    operation = by_phases(rope, phases, scaled if not beside else factor)
+    off = np.abs(np.reshape(rope.positions, shape)) * np.where(found == stated, 0.0, 3 * unsure)
+    operation = by_phases(rope, phases, scaled if not beside else factor, off)
     return operation, len(different), len(found), first, beside
+
+
+def _unsure(
+    positions: Float64Array, rotations: NDArray[np.complex128], omega: Float64Array
+) -> Float64Array:
+    """The standard error of each pair's angle, from how far the phases are from it."""
+    p, w = positions[:, None], np.abs(rotations)
+    off = np.angle(rotations * np.exp(-1j * p * omega))
+    spread = np.sum(w * off * off, axis=0) / np.maximum(np.sum(w, axis=0), 1e-300)
+    size = np.sum(w * p * p, axis=0) / np.maximum(w.max(axis=0), 1e-300)
+    return np.asarray(np.sqrt(spread / np.maximum(size, 1e-300)))
 
 
 def _frequencies(positions: Float64Array, rotations: NDArray[np.complex128]) -> Float64Array:

@@ -58,7 +58,7 @@ def _holds(right: Float64Array, found: Float64Array, theirs: Float64Array) -> bo
     return bool(np.sum(np.square(theirs - found)) <= _LEFT * error)
 
 
-@mistake(_FLAT, "a constant added", kind=Kind.SOLVED)
+@mistake(_FLAT, "a constant added", kind=Kind.FITTED)
 def _(operation: Operation, at: FailingSite) -> Changed | None:
     """Adds the same to {0} at each token, up to {1:.3g}; it should add nothing."""
     exact, theirs = _rows(at)
@@ -84,10 +84,22 @@ def _added(at: FailingSite, more: Float64Array) -> Computed:
     return Computed(bound)
 
 
-@mistake(_FLAT, "outputs scaled", kind=Kind.SOLVED)
+@mistake(Linear | Residual | Embedding | Gate, "outputs scaled", kind=Kind.FITTED)
 def _(operation: Operation, at: FailingSite) -> Changed | None:
     """Multiplies {0} by numbers of their own, from {1:.4g} to {2:.4g}; it should leave them as
     they are."""
+    return _scaled(at)
+
+
+@mistake(Norm, "norm weight scaled by the channel", kind=Kind.FITTED)
+def _(norm: Norm, at: FailingSite) -> Changed | None:
+    """Scales {0} with {1:.4g} to {2:.4g} times the weight, as where quantisation moves scales of
+    channels into the next matrix; it should scale with the weight of the checkpoint."""
+    return _scaled(at)
+
+
+def _scaled(at: FailingSite) -> Changed | None:
+    """The result with each output times a number of its own."""
     exact, theirs = _rows(at)
     if len(exact) < _TOKENS:
         return None
@@ -116,9 +128,21 @@ def _counted(outputs: NDArray[np.intp], of: int) -> str:
     return f"{len(outputs)} of {of} outputs"
 
 
+@mistake(Linear, "outputs repeated", kind=Kind.SOLVED)
+def _(linear: Linear, at: FailingSite) -> Changed | None:
+    """Has {0}, which is where it belongs, too; it should have the rows of the matrix in their
+    order."""
+    return _placed_rows(at, twice=True)
+
+
 @mistake(Linear, "outputs in another order", kind=Kind.SOLVED)
 def _(linear: Linear, at: FailingSite) -> Changed | None:
     """Has {0}; it should have the rows of the matrix in their order."""
+    return _placed_rows(at, twice=False)
+
+
+def _placed_rows(at: FailingSite, *, twice: bool) -> Changed | None:
+    """The rows that outputs have; some of them `twice`, or each once."""
     exact, theirs = _rows(at)
     outputs = _wrong_outputs(at)
     if len(exact) < _TOKENS or not 0 < len(outputs) <= _OUTPUTS:
@@ -134,6 +158,9 @@ def _(linear: Linear, at: FailingSite) -> Changed | None:
     places = np.arange(exact.shape[1])
     places[outputs] = best
     dim = at.config.head_dim
+    # Of rows that come twice, most of the other places are not wrong.
+    if twice != (2 * np.count_nonzero(np.isin(best, outputs)) < len(best)):
+        return None
     heads = at.site.role in FLAT and (places.reshape(-1, dim) % dim == np.arange(dim)).all()
     if heads or (best == outputs).mean() > 0.5 or not _holds(exact, exact[:, places], theirs):
         return None
@@ -217,7 +244,7 @@ def _channel(linear: Linear, at: FailingSite) -> tuple[int, float] | None:
     return channel, round(factor) if abs(factor - round(factor)) < 1e-3 else factor
 
 
-@mistake(Linear, "a low-rank product added", kind=Kind.SOLVED)
+@mistake(Linear, "a low-rank product added", kind=Kind.FITTED)
 def _(linear: Linear, at: FailingSite) -> Changed | None:
     """Adds a matrix of rank {0} to the weights, such as an adapter (LoRA); it should multiply by
     those of the checkpoint."""

@@ -14,7 +14,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.families import module_name
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
-from llama_layers.verify.operations import Embedding, Norm, Residual
+from llama_layers.verify.operations import Embedding, Norm, Residual, Rows
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked, read
 
@@ -79,9 +79,9 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
 @mistake(Residual, "what is added normalised")
 def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Normalises what the block computes before it adds it, {0}; it should add it as it is."""
-    for weight, said in _norms(at):
+    for weight, said in norms_of_layer(at):
         yield (
-            evaluated(residual, lambda r, w: r.x + _normed(r.added, w, at), weight),
+            evaluated(residual, lambda r, w: r.x + normed(r.added, w, at), weight),
             said,
         )
 
@@ -89,11 +89,11 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
 @mistake(Residual, "sum normalised")
 def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Normalises the sum, {0}; it should pass it on as it is."""
-    for weight, said in _norms(at):
-        yield evaluated(residual, lambda r, w: _normed(r.x + r.added, w, at), weight), said
+    for weight, said in norms_of_layer(at):
+        yield evaluated(residual, lambda r, w: normed(r.x + r.added, w, at), weight), said
 
 
-def _norms(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
+def norms_of_layer(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
     """The weights of the layer's norms, and one that scales nothing."""
     assert at.site.layer is not None  # a residual is inside a layer
     layer = at.model.weights.layers[at.site.layer]
@@ -103,7 +103,8 @@ def _norms(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
     yield np.ones(at.config.hidden_size) - at.config.norm_weight_offset, "without a weight"
 
 
-def _normed(x: Tracked, weight: np.ndarray, at: FailingSite) -> Tracked:
+def normed(x: Tracked, weight: np.ndarray, at: FailingSite) -> Tracked:
+    """The RMSNorm of tracked numbers, with a weight of the model's."""
     scale = read("weight", weight, x.how, recorded=False)
     if at.config.norm_weight_offset:
         scale = scale + at.config.norm_weight_offset
@@ -184,6 +185,28 @@ def _row_of(row: Float64Array, table: np.ndarray, dtype: str) -> int | None:
     if not len(near):
         return None
     return int(near[np.argmin(np.abs(table[near].astype(np.float64) - row).sum(axis=-1))])
+
+
+@mistake(Embedding, "another row added", kind=Kind.SOLVED)
+def _(embedding: Embedding, at: FailingSite) -> Changed | None:
+    """Adds row {0} of the table to those of {1} tokens, as a share of the vocabulary does that
+    hides nothing of the other shares; it should add nothing."""
+    wrong = np.asarray((at.ratio > 1).any(axis=-1))
+    error = (wide(at.computed) - at.bound(at.formats).exact)[wrong]
+    if len(error) < 2 or not np.isfinite(error).all():
+        return None
+    table = wide(embedding.table)
+    size = np.maximum(np.linalg.norm(table, axis=-1), 1e-300)
+    row = int(np.argmax(table @ error.mean(axis=0) / size))
+    if np.sum(np.square(error - table[row])) > 0.1 * np.sum(np.square(error)):
+        return None
+    places = wrong[..., None]
+
+    def formula(e: Rows) -> Tracked:
+        more = read("row", embedding.table[row], e.rows.how, recorded=False)
+        return e.rows.where(~places, (e.rows + more).to(e.rows.how.out))
+
+    return evaluated(embedding, formula), row, len(error)
 
 
 @mistake(Embedding, "another embedding table")

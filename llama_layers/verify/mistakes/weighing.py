@@ -11,7 +11,7 @@ from llama_layers.verify.attention import Heads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.near import weighed
-from llama_layers.verify.mistakes.registry import Changed, Computed, mistake
+from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, mistake
 from llama_layers.verify.operations import Attention, Probabilities, Softmax
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.tracked import Tracked
@@ -124,6 +124,61 @@ def _lowered(heads: Heads, score: float, added: bool) -> Tracked:
         return heads.weigh(heads.probabilities_of(hidden_at(heads, score)))
     hidden = 0.0 if heads.allowed is None else np.where(heads.allowed, 0.0, score)
     return heads.weigh(heads.probabilities_of(heads.scores() + hidden))
+
+
+@mistake(WEIGHING, "uniform attention", parts=True)
+def _(operation: WEIGHING, at: FailingSite) -> Iterator[Changed]:
+    """Weighs {0} alike, as where all scores are the same; it should weigh them with the softmax of
+    the scores."""
+    for seen, said in ((False, "all keys, later ones too,"), (True, "the keys that are seen")):
+        if found := weighed(operation, at, _alike, seen):
+            yield found, said
+
+
+def _alike(heads: Heads, seen: bool) -> Tracked:
+    allowed = heads.allowed if seen else None
+    return heads.weigh(heads.probabilities_of(0.0 * heads.scores(), allowed))
+
+
+@mistake(WEIGHING, "only the largest scores", parts=True)
+def _(operation: WEIGHING, at: FailingSite) -> Changed | None:
+    """Weighs the {0} keys with the largest scores only; it should weigh all that are seen."""
+    # Queries that see no more keys than that are right.
+    if operation.mask is None:
+        return None
+    axes = (1, 3) if at.site.pairwise else (2, 3)
+    wrong = (at.ratio > 1).any(axis=axes)
+    seen = np.broadcast_to(np.asarray(operation.mask).sum(axis=-1), wrong.shape)
+    count = int(seen[wrong].min() - 1 if wrong.any() else seen.max() // 2)
+    if count < 1 or 2 * np.count_nonzero(wrong) < wrong.any() * np.count_nonzero(seen > count):
+        return None
+    found = weighed(operation, at, _of_largest, count)
+    return (found, count) if found else None
+
+
+def _of_largest(heads: Heads, count: int) -> Tracked:
+    scores = hidden_at(heads, -np.inf)
+    least = np.partition(scores.exact, -count, axis=-1)[..., -count, None]
+    return heads.weigh(heads.probabilities_of(scores.where(scores.exact >= least, -np.inf)))
+
+
+@mistake(WEIGHING, "newest slot not written", kind=Kind.SOLVED)
+def _(operation: WEIGHING, at: FailingSite) -> Changed | None:
+    """Reads zeros for a token's own key and value, as from a slot that is written too late; it
+    should write them before it reads."""
+    if operation.mask is None or np.asarray(operation.mask).dtype != bool:
+        return None
+    return weighed(operation, at, _own_of_zeros)
+
+
+def _own_of_zeros(heads: Heads) -> Tracked:
+    assert heads.allowed is not None
+    # The last key that a token sees is its own.
+    count = heads.allowed.shape[-1]
+    last = count - 1 - np.argmax(heads.allowed[..., ::-1], axis=-1)
+    others = np.arange(count) != last[..., None]
+    weights = heads.probabilities_of(heads.scores().where(others, 0.0), heads.allowed)
+    return heads.weigh(weights.where(others, 0.0))
 
 
 @mistake(WEIGHING, "hidden keys at 0")

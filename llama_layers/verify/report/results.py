@@ -102,7 +102,8 @@ class SiteResult:
         Where the wrong elements of a FAIL or DIFFERS are. For DIFFERS they are those that err by
         more than 20 times the root mean square of our own run's errors at that token.
     explanations : tuple of Explanation
-        Mistakes that would explain a FAIL or DIFFERS, the likeliest first.
+        Mistakes that would explain a FAIL or DIFFERS, the likeliest first; or a WARN, as well as
+        the engine's roundings do.
     """
 
     site: Site

@@ -7,6 +7,7 @@ from tests.support.mistakes import (
     norms,
     projections,
     quantised,
+    read_off,
     rope,
     rounding,
     sinks,
@@ -29,6 +30,7 @@ MISTAKES = [
         rounding,
         quantised,
         solved,
+        read_off,
     )
     for mistake in subject.MISTAKES
 ]

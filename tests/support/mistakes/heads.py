@@ -178,7 +178,9 @@ MISTAKES = [
     Mistake("values rotated by RoPE", ATTENTION, _turned_values),
     Mistake("keys rotated twice", ATTENTION, _keys_twice),
     Mistake("another layer's keys and values", ATTENTION, _layer_0),
-    Mistake("cache written one place late", ATTENTION, _one_late),
+    Mistake(
+        "cache written one place late", ATTENTION, _one_late, also=("newest slot not written",)
+    ),
     Mistake("hidden keys at a score too high", ATTENTION, _attention(hidden=-1e4), "huge"),
     Mistake("softmax without the shift", ATTENTION, _attention(weights=_overflowing), "large"),
     Mistake(
@@ -198,7 +200,12 @@ MISTAKES = [
     Mistake("logits capped", "lm_head", lambda p: 3 * np.tanh(p.right / 3)),
     Mistake("cache not read", ATTENTION, _cached(read_from=lambda start: start), also=(_SEEN,)),
     Mistake("cache written from its start", ATTENTION, _cached(first_slot=lambda start: 0)),
-    Mistake("cache written one place late", ATTENTION, _cached(first_slot=lambda start: start + 1)),
+    Mistake(
+        "cache written one place late",
+        ATTENTION,
+        _cached(first_slot=lambda start: start + 1),
+        also=("newest slot not written",),
+    ),
     Mistake(
         "mask of the first chunk for each",
         ATTENTION,

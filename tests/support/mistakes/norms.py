@@ -7,9 +7,10 @@ import numpy as np
 
 from tests.support.mistakes.mistake import (
     NORM,
+    PLACES,
     Mistake,
 )
-from tests.support.ported import narrow, normed
+from tests.support.ported import narrow, normed, omega, turned
 
 
 def _norm(eps=None, weight=None):
@@ -50,7 +51,104 @@ def _narrow_mean(dtype):
     return wrong
 
 
+AFTER_ATTENTION, AFTER_MLP = "post_self_attn_layernorm", "post_mlp_layernorm"
+Q_NORM, K_NORM = "self_attn.q_norm", "self_attn.k_norm"
+
+
+def _of_the_sum(role, stream, added):
+    return lambda p: normed(p[stream] + p[added], p.weight(role), p.config.rms_norm_eps)
+
+
+def _input_normalised(role, norm):
+    def wrong(p):
+        x = normed(p["x"], p.weight(norm), p.config.rms_norm_eps)
+        return x @ p.weight(role).T
+
+    return wrong
+
+
+def _of_all_heads(role, read):
+    def wrong(p):
+        x = p.heads(read)
+        size = np.sqrt((x * x).mean(axis=(2, 3), keepdims=True) + p.config.rms_norm_eps)
+        return x / size * p.weight(role)
+
+    return wrong
+
+
+def _of_each_head(p):
+    x = p.heads("self_attn.q_proj")
+    size = np.sqrt((x * x).mean(axis=-1, keepdims=True) + p.config.rms_norm_eps)
+    return (x / size).reshape(*x.shape[:2], -1) * p.weight(Q_NORM)
+
+
+def _after_rope(role):
+    def wrong(p):
+        x = p.heads(role.replace("_norm", "_proj"))
+        x = turned(x, np.outer(PLACES, omega(p.config)))
+        return normed(x, p.weight(role), p.config.rms_norm_eps)
+
+    return wrong
+
+
+def _before_rope(p):
+    x = normed(p.heads("self_attn.k_proj"), p.weight(K_NORM), p.config.rms_norm_eps)
+    return turned(x, np.outer(PLACES, omega(p.config)))
+
+
+PLACED = [
+    Mistake(
+        "norm of the sum",
+        AFTER_ATTENTION,
+        _of_the_sum(AFTER_ATTENTION, "x", "self_attn.o_proj"),
+        "norms on both sides",
+    ),
+    Mistake(
+        "norm of the sum",
+        AFTER_MLP,
+        _of_the_sum(AFTER_MLP, "attention_residual", "mlp.down_proj"),
+        "norms after",
+    ),
+    Mistake("norm skipped", AFTER_MLP, lambda p: p["mlp.down_proj"], "norms after"),
+    Mistake(
+        "another norm's weight",
+        AFTER_ATTENTION,
+        lambda p: normed(
+            p["self_attn.o_proj"], p.weight("post_attention_layernorm"), p.config.rms_norm_eps
+        ),
+        "norms on both sides",
+    ),
+    Mistake(
+        "another block added",
+        "attention_residual",
+        lambda p: p["x"] + p["self_attn.o_proj"],
+        "norms after",
+    ),
+    Mistake(
+        "input normalised",
+        "self_attn.q_proj",
+        _input_normalised("self_attn.q_proj", AFTER_ATTENTION),
+        "norms after",
+    ),
+    Mistake(
+        "norm over the wrong width",
+        Q_NORM,
+        _of_all_heads(Q_NORM, "self_attn.q_proj"),
+        "norms of heads",
+    ),
+    Mistake(
+        "norm over the wrong width",
+        K_NORM,
+        _of_all_heads(K_NORM, "self_attn.k_rope"),
+        "norms after RoPE",
+    ),
+    Mistake("normalised over a share of the channels", Q_NORM, _of_each_head, "norms after"),
+    Mistake("norm after RoPE", Q_NORM, _after_rope(Q_NORM), "norms of heads"),
+    Mistake("norm before RoPE", "self_attn.k_rope", _before_rope, "norms after RoPE"),
+]
+
 MISTAKES = [
+    *PLACED,
     Mistake("another eps", NORM, _norm(1e-5)),
     Mistake("another eps", NORM, _norm(1e-6)),
     Mistake("another eps", NORM, _norm(0.0)),
@@ -62,7 +160,6 @@ MISTAKES = [
         NORM,
         _norm(weight=lambda p, w: p.weight("post_attention_layernorm")),
     ),
-    Mistake("another norm's weight", NORM, _norm(weight=lambda p, w: p.weight(NORM, 2))),
     Mistake("mean subtracted", NORM, _by(lambda x, eps: np.sqrt(_square(x) + eps), centre=True)),
     Mistake("sum instead of the mean", NORM, _by(lambda x, eps: np.sqrt(32 * _square(x) + eps))),
     Mistake("mean over one less", NORM, _by(lambda x, eps: np.sqrt(32 / 31 * _square(x) + eps))),

@@ -61,7 +61,7 @@ MISTAKES = [
     Mistake("a constant added", OUT, lambda p: p.right + _BIAS),
     Mistake("a constant added", NORM, lambda p: p.right + _BIAS),
     Mistake("outputs scaled", DOWN, lambda p: p.right * _FACTORS),
-    Mistake("outputs scaled", NORM, lambda p: p.right * _FACTORS),
+    Mistake("norm weight scaled by the channel", NORM, lambda p: p.right * _FACTORS),
     Mistake("outputs in another order", DOWN, lambda p: p.right[..., _ORDER]),
     Mistake("outputs in another order", Q, _with_weight(_rows_swapped)),
     Mistake("a wrong weight", Q, _with_weight(_bit_flipped)),

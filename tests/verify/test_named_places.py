@@ -1,0 +1,57 @@
+"""Arrays of other sites, and mistakes in a part of an array: what is evidence, and what is said."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from llama_layers.verify import Trace, check
+from tests.support.mistakes.mistake import ATTENTION, NORM, OUT, RESIDUAL, Mistake
+from tests.support.mistakes.read_off import MISTAKES
+from tests.support.ported import LAYER, run, told
+
+RESIDUAL_SITE, OUT_SITE = (f"model.layers.{LAYER}.{role}" for role in (RESIDUAL, OUT))
+
+
+def some_sites(trace, dtype):
+    """What the product and the sum are made of, and they themselves."""
+    names = (f"model.layers.{LAYER - 1}", f"model.layers.{LAYER}.{ATTENTION}", OUT_SITE)
+    arrays = {name: trace.arrays[name].astype(dtype) for name in (*names, RESIDUAL_SITE)}
+    return Trace(arrays, trace.input_ids)
+
+
+def test_a_sum_that_absorbs_the_other_part_is_no_evidence():
+    """A huge product is all that bfloat16 leaves of its sum with the residual stream."""
+    noise = np.random.default_rng(1).standard_normal((2, 14, 32)).astype(np.float32)
+    trace, model = run(Mistake("none", OUT, lambda p: 1e6 * (noise + np.sign(noise))))
+    trace = some_sites(trace, ml_dtypes.bfloat16)
+    assert np.array_equal(trace.arrays[OUT_SITE], trace.arrays[RESIDUAL_SITE])
+    report = check(trace, model)
+    assert report.first.site.name == OUT_SITE
+    assert told(report) == []
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_the_sum_recorded_for_its_part(dtype):
+    trace, model = run(Mistake("none", NORM, lambda p: p.right))
+    trace = some_sites(trace, dtype)
+    trace.arrays[OUT_SITE] = trace.arrays[RESIDUAL_SITE]
+    assert told(check(trace, model)) == ["array of another site"]
+
+
+def detail(name, number=0):
+    mistake = [m for m in MISTAKES if m.name == name][number]
+    return check(*run(mistake)).first.explanations[0].detail
+
+
+def test_where_a_mistake_shows_is_said():
+    assert detail("no causal mask").startswith("At head 2 only: the port seems to let a token see")
+    assert detail("norm weight skipped").startswith("At channels 24..31 only: the port seems to")
+    assert detail(
+        "sign flipped"
+    ) == "At channel 7 only: the port seems to have the numbers with " + ("the other sign.")
+    assert detail("uniform attention").startswith("At tokens 4..7 only: the port seems to weigh")
+    assert "in 2 of 28 rows" in detail("array of another site")
+    assert "1 / sqrt(D): only scores are scaled" in detail("everything scaled")
+    assert detail("a corrupted element").startswith("The port seems to have at [1, 6, 20] numbers")
