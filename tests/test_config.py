@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from dataclasses import fields, replace
 
 import pytest
@@ -280,61 +279,3 @@ def test_reads_files_and_directories(tmp_path, file):
     assert LlamaConfig.from_json(str(path)) == expected
     assert LlamaConfig.from_json(tmp_path) == expected
     assert LlamaConfig.from_json(expected.to_json()) == expected
-
-
-# Numbers of parameters, as published with the checkpoints.
-PARAMETERS = {
-    "llama_7b": 6_738_415_616,
-    "llama_13b": 13_015_864_320,
-    "llama_30b": 32_528_943_616,
-    "llama_65b": 65_285_660_672,
-    "llama2_7b": 6_738_415_616,
-    "llama2_13b": 13_015_864_320,
-    "llama2_70b": 68_976_648_192,
-    "llama3_8b": 8_030_261_248,
-    "llama3_70b": 70_553_706_496,
-    "llama3_1_8b": 8_030_261_248,
-    "llama3_1_70b": 70_553_706_496,
-    "llama3_1_405b": 405_853_388_800,
-    "llama3_2_1b": 1_235_814_400,
-    "llama3_2_3b": 3_212_749_824,
-    "smollm2_135m": 134_515_008,
-    "smollm3_3b": 3_075_098_624,
-    "phi4_14b": 14_659_507_200,
-    "phi4_mini": 3_836_021_760,
-}
-
-
-@pytest.mark.parametrize("preset", PARAMETERS)
-def test_presets_have_the_published_number_of_parameters(preset):
-    c = getattr(LlamaConfig, preset)()
-    attention = 2 * c.hidden_size * c.head_dim * (c.num_attention_heads + c.num_key_value_heads)
-    layer = attention + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size
-    embeddings = (1 if c.tie_word_embeddings else 2) * c.vocab_size * c.hidden_size
-    total = c.num_hidden_layers * layer + embeddings + c.hidden_size
-    assert total == PARAMETERS[preset]
-
-
-def test_presets_are_all_checked():
-    names = {name for name in dir(LlamaConfig) if name.startswith(("llama", "smollm", "phi"))}
-    presets = {name for name in names if callable(getattr(LlamaConfig, name))}
-    assert presets == set(PARAMETERS)
-
-
-def test_presets_agree_with_published_files():
-    ours, published = LlamaConfig.llama3_1_8b(), LlamaConfig.from_json(LLAMA)
-    assert replace(ours, dtype="bfloat16") == published
-    small = LlamaConfig.llama3_2_1b()
-    assert (small.head_dim, small.rope_scaling.factor) == (64, 32.0)
-    assert LlamaConfig.llama3_2_3b().head_dim == 128
-    assert LlamaConfig.llama3_8b().max_position_embeddings == 8192
-    for preset, context, eps in (("llama_7b", 2048, 1e-6), ("llama2_7b", 4096, 1e-5)):
-        config = getattr(LlamaConfig, preset)()
-        assert (config.max_position_embeddings, config.rms_norm_eps) == (context, eps)
-        assert (config.vocab_size, config.rope_theta) == (32000, 10000.0)
-
-
-def test_presets_can_be_pickled():
-    preset = pickle.loads(pickle.dumps(LlamaConfig.llama2_7b))
-    assert preset() == LlamaConfig.llama2_7b()
-    assert preset.__name__ == "llama2_7b"

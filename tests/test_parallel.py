@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,7 +178,7 @@ def test_ranks_with_other_models_are_named(tmp_path):
             random_models.random_weights(config, rank // 2, np.float32), path / "model.safetensors"
         )
         (path / "config.json").write_text(json.dumps(replace(config, rms_norm_eps=1e-2).to_json()))
-    with pytest.raises(ValueError, match="rank 2: expected the model of rank 0, got another: the"):
+    with pytest.raises(ValueError, match=r"rank 2: .*the model of rank 0, got another: model"):
         run_ranks(3, lambda group: load(tmp_path / str(group.rank), parallel=group))
     (tmp_path / "1" / "config.json").write_text(
         json.dumps(replace(config, rms_norm_eps=1e-3).to_json())
@@ -187,6 +188,19 @@ def test_ranks_with_other_models_are_named(tmp_path):
     dtypes = ["float32", "bfloat16"]
     with pytest.raises(ValueError, match=r"rank 1: .* the dtype to load is bfloat16, not float32"):
         run_ranks(2, lambda group: load(path, dtype=dtypes[group.rank], parallel=group))
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "model.layers.1.mlp.down_proj"])
+def test_one_tensor_of_another_model_is_named(tmp_path, name):
+    """A stale copy on one computer, say."""
+    config, key = random_models.GQA, f"{name}.weight"
+    weights = random_models.random_weights(config, 0, np.float32)
+    for rank, factor in enumerate((1, 1.5)):
+        (tmp_path / str(rank)).mkdir()
+        other = weights | {key: (weights[key] * factor).astype(np.float32)}
+        tiny.write_single(tmp_path / str(rank), other, config)
+    with pytest.raises(ValueError, match=rf"rank 1: .* got another: {key} is float32 in .* CRC-32"):
+        run_ranks(2, lambda group: load(tmp_path / str(group.rank), parallel=group))
 
 
 def test_other_ids_on_a_rank_are_named():
@@ -226,6 +240,21 @@ def test_other_arguments_on_a_rank_are_named():
         said = f"^{argument}: expected the same on every rank, got others on rank 2"
         with pytest.raises(ValueError, match=said):
             run_ranks(3, run)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("max_new_tokens", (3, 5)), ("top_k", (None, 2)), ("eos_token_id", (1, 2))]
+)
+def test_other_options_of_generate_on_a_rank_are_named(name, values):
+    config, ids = random_models.GQA, np.array([[1, 2, 3]])
+    weights = random_models.random_weights(config)
+
+    def run(group):
+        options = {"max_new_tokens": 1, "temperature": 1.0, name: values[group.rank]}
+        return list(generate(sharded(weights, config, group), ids, **options))
+
+    with pytest.raises(ValueError, match=f"^{name}: expected the same on every rank"):
+        run_ranks(2, run)
 
 
 def test_a_longer_cache_on_a_rank_is_named():
@@ -305,3 +334,18 @@ def test_refuses():
         Shard(config, 0, 0)
     with pytest.raises(TypeError, match="parallel: expected a communicator of mpi4py"):
         load("smollm2-135m", parallel=4)
+
+
+def test_the_memory_of_a_rank_in_the_documentation():
+    """The table of docs/scale.md, from the shapes that a rank's config asks for."""
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text("utf-8")
+    models = {"Llama 2 70B": LlamaConfig.llama2_70b(), "Llama 3 70B": LlamaConfig.llama3_70b()}
+    for name, config in models.items():
+        cells = []
+        for size in (1, 2, 4, 8, 16):
+            heads, keys = 64 // size, max(1, 8 // size)
+            matrices = 8192 * 128 * (2 * heads + 2 * keys) + 3 * 8192 * 28672 // size
+            weights = 80 * (matrices + 2 * 8192) + 8192 + 2 * config.vocab_size * 8192
+            cache = 2 * 8192 * 80 * keys * 128
+            cells.append(f"{2 * weights / 2**30:.0f} + {2 * cache / 2**30:.1f}")
+        assert f"| {name}, bfloat16 | {' | '.join(cells)} |" in page

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llama_layers import Mask, attention
+from llama_layers.verify import attention_bound
 from tests.support import decoder_oracle
 
 RNG = np.random.default_rng(3)
@@ -26,6 +27,15 @@ def test_like_naive_loops():
     given = array_api_strict.asarray(np.tri(5, dtype=bool) & ~np.tri(5, k=-3, dtype=bool))
     found = attention(*strict[:3], mask=given, sinks=strict[3])
     assert np.allclose(np.asarray(found), expected, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_within_the_bound(dtype):
+    q, k, v, sinks = (x.astype(dtype) for x in (Q, K, V, SINKS))
+    y, mask = attention(q, k, v, sinks=sinks, softcap=3.0), np.ones((5, 5), bool)
+    bound = attention_bound(q, k, v, mask=mask, sinks=sinks, softcap=3.0)
+    assert (bound.ratio(y) <= 1).all()
+    assert not (bound.ratio(attention(q, k, v, softcap=3.0)) <= 1).any()
 
 
 def test_a_sink_of_minus_infinity_is_none():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,8 +31,8 @@ from llama_layers.model.rope_rows import unpermute_rope_rows
 from llama_layers.model.tensor_names import EMBEDDING, HEAD, TABLES, expected_tensors
 from llama_layers.model.weight_checks import is_inert, misfit
 
-# Bytes of each tensor that tell whether a file is still the same.
-_SAMPLE = 64
+# In how many places of a tensor, and how many bytes of each, tell it from others.
+_SAMPLES, _SAMPLE = 4, 64
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,27 @@ class Checkpoint(ABC):
 
     def _digest(self) -> str:
         """Config and tensors, with a few numbers of each, as a text that differs if they do."""
-        found = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
+        said = f"{self.config!r} {self.samples()}"
+        return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+
+    def samples(self) -> dict[str, str]:
+        """Describe each tensor by some of its numbers: others are described otherwise.
+
+        Returns
+        -------
+        dict of str to str
+            By name, the dtype, the shape, and a CRC-32: of all numbers of a vector, and of those in
+            four places of a matrix, from its first to its last.
+        """
+        found = {}
         for name, info in self.tensors.items():
-            found.update(f"{name} {info.dtype} {info.shape}".encode())
-            middle = info.nbytes // 2
-            found.update(self._bytes(info)[middle : middle + _SAMPLE].tobytes())
-        return found.hexdigest()
+            raw, check = self._bytes(info), 0
+            size = info.nbytes if len(info.shape) == 1 else min(_SAMPLE, info.nbytes)
+            last = info.nbytes - size
+            for start in sorted({last * i // (_SAMPLES - 1) for i in range(_SAMPLES)}):
+                check = zlib.crc32(raw[start : start + size].tobytes(), check)
+            found[name] = f"{info.dtype} in {list(info.shape)} with CRC-32 {check:08x} of samples"
+        return found
 
     @classmethod
     @abstractmethod

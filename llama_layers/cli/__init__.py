@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace(command="")
     try:
         args = _parsed(argv)
-        ranks.connect(args.command)
+        ranks.connect(args.command, vars(args))
         with _warnings_on_one_line(args.command):
             status: int = args.run(args)
         sys.stdout.flush()
@@ -105,6 +105,8 @@ def _said(error: BaseException) -> str:
     said = str(error)
     if isinstance(error, OverwriteError):
         said = f"{error.path} exists; --force overwrites it"
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+        said = f"{os.fsdecode(error.filename)}: {error.strerror}"  # without its number
     elif isinstance(error, MemoryError):
         said = f"not enough memory: {said}"
     elif not isinstance(error, ValueError | OSError | ImportError | BackendError):

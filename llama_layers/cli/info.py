@@ -162,7 +162,7 @@ def print_summary(console: Console, checkpoint: Checkpoint) -> None:
         "RoPE": rope,
         "RMSNorm": f"eps {config.rms_norm_eps:g}",
         "biases": ", ".join(biases) or "none",
-        "switches": ", ".join(f"{name} {_shown(v)}" for name, v in config.switches.items())
+        "switches": f"\n{' ' * 14}".join(f"{n} {_shown(v)}" for n, v in config.switches.items())
         or "none: Llama's block",
         "not read": one_line(", ".join(checkpoint.ignored_keys)) or "none",
     }

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
+from llama_layers.errors import shown
 from llama_layers.parallel.launcher import launched
 
 if TYPE_CHECKING:
     from llama_layers.parallel.mpi import MPIGroup
 
-# The commands that split a model.
-PARALLEL = ("generate", "trace", "bench")
+# The commands that split a model, and how they are called.
+PARALLEL = {"generate": "generate", "trace": "trace", "bench": "bench decode, bench prefill"}
+# Options that may be others on each rank: places of files, and what is not an option.
+_OWN = ("model", "output", "html", "plot", "json", "force", "command", "run")
 
 
 @cache
@@ -46,7 +50,7 @@ def silence() -> None:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-def connect(command: str | None) -> None:
+def connect(command: str | None, options: Mapping[str, object] | None = None) -> None:
     """Connect to the other ranks, if there are any; raise unless all can run the same command.
 
     It is None where a rank could not read its arguments: the others would wait for it.
@@ -60,22 +64,29 @@ def connect(command: str | None) -> None:
             raise
     else:
         if group is not None:
-            _check_commands(group, command)
+            _check_commands(group, command, options or {})
     if count > 1 and not splits:
         if rank or command is None:  # rank 0 says why, or argparse has
             sys.exit(2)
         raise ValueError(
             f"{count} ranks were started: expected one, or one of the commands that split a "
-            f"model ({', '.join(PARALLEL)})"
+            f"model ({', '.join(PARALLEL.values())})"
         )
 
 
-def _check_commands(group: MPIGroup, command: str | None) -> None:
-    """Raise ValueError on every rank unless all run the same command."""
-    first, *others = (found or "one with wrong arguments" for found in group.gather(command))
-    for rank, found in enumerate(others, start=1):
+def _check_commands(group: MPIGroup, command: str | None, options: Mapping[str, object]) -> None:
+    """Raise ValueError on every rank unless all run the same command, with the same options."""
+    given = {name: shown(value) for name, value in options.items() if name not in _OWN}
+    (first, expected), *others = group.gather((command or "one with wrong arguments", given))
+    for rank, (found, theirs) in enumerate(others, start=1):
         if found != first:
             raise ValueError(f"rank {rank}: expected the command of rank 0, {first}, got {found}")
+        for name in expected:
+            if name in theirs and theirs[name] != expected[name]:
+                raise ValueError(
+                    f"rank {rank}: {name.replace('_', '-')}: expected that of rank 0, "
+                    f"{expected[name]}, got {theirs[name]}"
+                )
 
 
 def named() -> str:

@@ -47,6 +47,22 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, usual)
 
 
+def _begin() -> None:
+    """Let a worker leave Ctrl-C, which a terminal sends to all, to the command, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_command, daemon=True).start()
+
+
+def _end_with_command() -> None:
+    """Wait until the process that began this one has ended, if only by SIGKILL, and end."""
+    from multiprocessing import parent_process
+
+    command = parent_process()
+    assert command is not None  # this is a worker
+    command.join()
+    os._exit(1)
+
+
 @contextmanager
 def workers(count: int, module: str) -> Iterator[Executor | None]:
     """Give processes that import a module, which they start to do now; None where one is enough.
@@ -69,12 +85,7 @@ def workers(count: int, module: str) -> Iterator[Executor | None]:
             forkserver.set_forkserver_preload([module])
             with _interrupts_ignored():
                 forkserver.ensure_running()
-        with ProcessPoolExecutor(  # a terminal sends Ctrl-C to all: they leave it to this one
-            count,
-            get_context(method),
-            initializer=signal.signal,
-            initargs=(signal.SIGINT, signal.SIG_IGN),
-        ) as pool:
+        with ProcessPoolExecutor(count, get_context(method), initializer=_begin) as pool:
             try:
                 yield pool
             except KeyboardInterrupt:

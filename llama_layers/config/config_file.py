@@ -127,16 +127,16 @@ def _dtype(keys: Keys) -> object:
 
 def _name_layer_types(arguments: dict[str, Any], keys: Keys, family: Family) -> None:
     """Say the types of layers where a file does not."""
-    if family.layer_types is None:
-        return
     said, pattern = {}, "sliding_window_pattern"
     if pattern in family.defaults:
         said["every"] = keys.get(pattern, family.defaults[pattern])
+    if family.layer_types is None or arguments["layer_types"] is not None:
+        return
+    if said:
         check_count(pattern, said["every"])
-    if arguments["layer_types"] is None:
-        layers = arguments["num_hidden_layers"]
-        check_layer_count("num_hidden_layers", layers)
-        arguments["layer_types"] = family.layer_types(layers, **said)
+    layers = arguments["num_hidden_layers"]
+    check_layer_count("num_hidden_layers", layers)
+    arguments["layer_types"] = family.layer_types(layers, **said)
 
 
 def _switch_window(arguments: dict[str, Any], keys: Keys, family: Family) -> None:

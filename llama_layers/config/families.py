@@ -161,12 +161,12 @@ FAMILIES = {
             "eos_token_id": 2,
             "num_key_value_heads": 32,
             "sliding_window": 4096,
+            "sliding_window_pattern": 4,  # which a file may say
         },
-        ignores=frozenset({"sliding_window_pattern"}),
         built_in={"norm_placement": "after", "qk_norm": "head"},
         modules=_NORMS_OF_OLMO,
         rope="windows",
-        layer_types=partial(last_of_several_full, every=4),
+        layer_types=last_of_several_full,
     ),
     "glm4": Family(
         architecture="Glm4ForCausalLM",

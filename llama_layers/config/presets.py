@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from llama_layers.config.family import last_of_several_full
+
 Config = TypeVar("Config")
 
 LLAMA_1: dict[str, Any] = {
@@ -124,6 +126,48 @@ OLMO_2: dict[str, Any] = {
     "eos_token_id": 100257,
     "pad_token_id": 100277,
 }
+GRANITE_3: dict[str, Any] = {
+    "model_type": "granite",
+    "vocab_size": 49159,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e7,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+GRANITE_3_2B = GRANITE_3 | {"attention_multiplier": 1 / 64, "logits_scaling": 8.0}
+GRANITE_3_8B = GRANITE_3 | {"attention_multiplier": 1 / 128, "logits_scaling": 16.0}
+
+
+def gemma_3(
+    layers: int, *, window: int = 1024, context: int = 131072, **more: Any
+) -> dict[str, Any]:
+    """The keys that the sizes of Gemma 3 share, with those that follow from them."""
+    types = last_of_several_full(layers, every=6)
+    scaling = None if context == 32768 else {"rope_type": "linear", "factor": 8.0}
+    shared = {
+        "model_type": "gemma3_text",
+        "vocab_size": 262208,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "layer_rope_theta": [1e6 if kind == "full_attention" else 1e4 for kind in types],
+        "rope_scaling": scaling,
+        "sliding_rope_scaling": scaling is None,
+        "layer_types": types,
+        "sliding_window": window,
+        "attention_multiplier": 256**-0.5,
+        "head_dim": 256,
+        "tie_word_embeddings": True,
+        "bos_token_id": 2,
+        "eos_token_id": (1, 106),
+        "pad_token_id": 0,
+    }
+    return shared | more
 
 
 _SIZES = """
@@ -182,6 +226,22 @@ class PublishedSizes:
     qwen3_8b = Preset("Qwen3, 8B.", QWEN3, 4096, 12288, 36, 32, 8)
     qwen3_14b = Preset("Qwen3, 14B.", QWEN3, 5120, 17408, 40, 40, 8)
     qwen3_32b = Preset("Qwen3, 32B.", QWEN3, 5120, 25600, 64, 64, 8)
+
+    gemma3_1b = Preset(
+        "Gemma 3, 1B, instruction-tuned (arXiv:2503.19786).",
+        gemma_3(26, window=512, context=32768, vocab_size=262144),
+        *(1152, 6912, 26, 4, 1),
+    )
+    gemma3_4b = Preset("The text model of Gemma 3, 4B.", gemma_3(34), 2560, 10240, 34, 8, 4)
+    gemma3_12b = Preset("The text model of Gemma 3, 12B.", gemma_3(48), 3840, 15360, 48, 16, 8)
+    gemma3_27b = Preset(
+        "The text model of Gemma 3, 27B.",
+        gemma_3(62, head_dim=128, attention_multiplier=168**-0.5),
+        *(5376, 21504, 62, 32, 16),
+    )
+
+    granite3_3_2b = Preset("Granite 3.3, 2B.", GRANITE_3_2B, 2048, 8192, 40, 32, 8)
+    granite3_3_8b = Preset("Granite 3.3, 8B.", GRANITE_3_8B, 4096, 12800, 40, 32, 8)
 
     olmo2_1b = Preset("OLMo 2, 1B.", OLMO_2, 2048, 8192, 16, 16, 16)
     olmo2_7b = Preset("OLMo 2, 7B.", OLMO_2, 4096, 11008, 32, 32, 32)

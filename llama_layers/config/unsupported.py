@@ -16,7 +16,7 @@ UNGATED = "an MLP without a gate"
 
 # Keys of config.json and, without the architecture in front, of GGUF files that say so, unless they
 # are null, false, 0 or 1.
-_SIGNS = {
+SIGNS = {
     RECURRENT: """
         linear_num_key_heads linear_attn_config ssm_state_size state_size mamba_d_state
         mamba_expand conv_L_cache attn_layer_period lru_width ssm.state_size ssm.conv_kernel
@@ -38,12 +38,12 @@ _SIGNS = {
     """,
 }
 # Keys that say so if they are true.
-_SWITCHES = {
+FLAGS = {
     CROSS: "is_encoder_decoder add_cross_attention",
     PARALLEL: "parallel_attn use_parallel_residual parallel_residual",
 }
 # Families whose configs do not tell: model types and architectures of GGUF.
-_NAMED = {
+NAMED = {
     RECURRENT: "mamba mamba2 falcon_mamba rwkv rwkv6 rwkv7 arwkv7 rwkv6qwen2 xlstm",
     EXPERTS: "mixtral grok dbrx arctic hunyuan_v1_moe hunyuan_moe gpt_oss smallthinker",
     CROSS: "t5 t5encoder trocr mllama",
@@ -66,7 +66,7 @@ _NAMED = {
     "layers that predict further tokens, and code of its own": "mimo",
     "layers of several shapes": "nemotron_nas deci openelm",
 }
-_OF_NAME = {name: reason for reason, names in _NAMED.items() for name in names.split()}
+_OF_NAME = {name: reason for reason, names in NAMED.items() for name in names.split()}
 
 
 def but_it_has(name: str, content: Mapping[str, Any]) -> str:
@@ -82,10 +82,10 @@ def but_it_has(name: str, content: Mapping[str, Any]) -> str:
 
 
 def _signs(content: Mapping[str, Any]) -> Iterator[str]:
-    for reason, keys in _SIGNS.items():
+    for reason, keys in SIGNS.items():
         if any(_says(content.get(key)) for key in keys.split()):
             yield reason
-    for reason, keys in _SWITCHES.items():
+    for reason, keys in FLAGS.items():
         if any(content.get(key) is True for key in keys.split()):
             yield reason
     types = content.get("layer_types")

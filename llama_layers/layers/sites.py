@@ -101,6 +101,11 @@ class Site:
         return self.name.removeprefix(f"model.layers.{self.layer}").removeprefix(".") or "layer"
 
     @property
+    def split_axis(self) -> int:
+        """The axis of heads, channels or tokens of the vocabulary, which ranks may divide."""
+        return 1 if self.pairwise else 2
+
+    @property
     def names(self) -> tuple[str, str, str]:
         """What it may be called: its name, that inside the layer, and the last word of it."""
         return self.name, self.inside, self.inside.rpartition(".")[2]

@@ -23,6 +23,7 @@ from llama_layers.arrays.transfer import from_numpy, to_numpy
 from llama_layers.arrays.types import Array, Namespace, Number
 from llama_layers.errors import shown
 from llama_layers.layers.cache import KVCache
+from llama_layers.layers.group import check_shared
 from llama_layers.layers.sites import sites_of_model
 from llama_layers.layers.tap import Tap, TapFunction, checked, untouched
 from llama_layers.model.forward import forward
@@ -190,10 +191,18 @@ def generate(
     return_logprobs = check_flag("return_logprobs", return_logprobs)
     tap = checked(tap, partial(sites_of_model, model.config))
     generator = random_generator(rng)
-    if (group := model.weights.group) is not None:  # all ranks draw the same tokens
+    ends = _ends(model, eos_token_id)
+    if (group := model.weights.group) is not None:  # all ranks draw the same tokens, as many
+        options: dict[str, object] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+        }
+        options |= {"repetition_penalty": repetition_penalty, "eos_token_id": ends}
+        check_shared(group, max_new_tokens=max_new_tokens, **options)
         generator = group.broadcast(generator)
     sampling = Sampling(temperature, top_k, top_p, min_p, generator)
-    ends = _ends(model, eos_token_id)
     if attention_mask is not None:
         _check_prompts(xp, input_ids, attention_mask)
     used = None if repetition_penalty == 1 else _used(model, input_ids, attention_mask)

@@ -121,11 +121,12 @@ class Llama:
         Parameters
         ----------
         mapping : Mapping of str to Array
-            The ``state_dict()`` of transformers' ``LlamaForCausalLM``, ``MistralForCausalLM`` or
-            ``Qwen2ForCausalLM``, or arrays of any one library by the same names. Gradients
-            flow to tensors that require them: those of ``dict(model.named_parameters())`` do,
-            those of ``state_dict()`` do not. Buffers of RoPE are ignored, and so are a head that
-            the config ties to the embedding, and rows of the two beyond ``vocab_size``.
+            The ``state_dict()`` of transformers' ``LlamaForCausalLM``, or of the class of another
+            family, which may fuse matrices and order rows in its own way, or arrays of any one
+            library by the same names. Gradients flow to tensors that require them: those of
+            ``dict(model.named_parameters())`` do, those of ``state_dict()`` do not. Buffers
+            of RoPE are ignored, and so are a head that the config ties to the embedding, and rows
+            of the two beyond ``vocab_size``.
         config : LlamaConfig, config of transformers, mapping, str or path
             The numbers of the model: anything that `LlamaConfig.from_json` takes, or an object
             with a method ``to_dict`` that returns it, as transformers' configs have.

@@ -108,7 +108,8 @@ class LlamaWeights(DeepCopied):
         Parameters
         ----------
         arrays : Mapping of str to Array
-            At least the `expected_tensors` of the config. Rows of embedding and head beyond its
+            At least the `expected_tensors` of the config, with the rows of queries and keys in the
+            order of Hugging Face's Llama in every family. Rows of embedding and head beyond its
             ``vocab_size`` are padding, and left out.
         config : LlamaConfig
             The numbers of the model.

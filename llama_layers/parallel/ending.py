@@ -15,12 +15,13 @@ from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from llama_layers.errors import one_line
+from llama_layers.errors import CheckpointError, ConfigError, TraceError, one_line
 from llama_layers.parallel.launcher import wait_for_rank_0
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+FILE_ERRORS = (CheckpointError, ConfigError, TraceError)
 LOOK = 0.5
 """Seconds between two looks at whether a rank has ended."""
 GRACE = 0.3
@@ -46,12 +47,22 @@ def end_together() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         wait_for_rank_0()
-        usual(kind, error, trace)
+        usual(kind, error, _outside(trace) if isinstance(error, FILE_ERRORS) else trace)
         said = one_line(f"{kind.__name__}: {error}".removesuffix(": "))
         print(f"rank {rank} of {size} failed: {said}", file=sys.stderr)
         abort(1)
 
     sys.excepthook = hook
+
+
+def _outside(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback up to the call of this package, whose message says what is wrong with a file."""
+    last = trace
+    while last is not None and last.tb_next is not None:
+        if last.tb_next.tb_frame.f_globals.get("__name__", "").startswith("llama_layers."):
+            last.tb_next = None
+        last = last.tb_next
+    return trace
 
 
 def watch(comm: MPI.Comm, calls: Callable[[], int]) -> None:

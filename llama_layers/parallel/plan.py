@@ -37,6 +37,8 @@ class Piece:
 
 
 Pieces = tuple[Piece, ...]
+# Which heads, channels or tokens of the whole a rank has; None for one of zeros.
+Places = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Shard:
             )
 
     @cached_property
-    def query_heads(self) -> tuple[int | None, ...]:
+    def query_heads(self) -> Places:
         """The query heads of this rank; None for a head of zeros.
 
         Each key and value head is read by the same number of query heads, as the layers expect.
@@ -176,7 +178,7 @@ def _share(count: int, rank: int, size: int) -> range:
     return range(count * rank // size, count * (rank + 1) // size)
 
 
-def _pieces(heads: tuple[int | None, ...]) -> Pieces:
+def _pieces(heads: Places) -> Pieces:
     """Heads in as few pieces as they come in; None stands for zeros."""
     pieces: list[Piece] = []
     for head in heads:

@@ -33,6 +33,7 @@ from llama_layers.verify.operations import (
     WeightedSum,
 )
 from llama_layers.verify.past import KEY, VALUE
+from llama_layers.verify.ranks import AddedParts
 from llama_layers.verify.stored import info_of
 from llama_layers.verify.validate import Recorded
 
@@ -49,17 +50,15 @@ def operation_of(site: Site, route: tuple[str, ...], recorded: Recorded, model: 
         return Embedding(recorded.input_ids, to_numpy(table), embedding_factor(config, table))
     if site.operation == "norm":
         x = _heads(inputs[0], config.head_dim) if len(site.shape) == 4 else _flat(inputs[0])
-        weights = to_numpy(matrix(site, model)[0])
-        return Norm(x, weights, config.rms_norm_eps, norm_offset(site, config))
+        weights, offset = to_numpy(matrix(site, model)[0]), norm_offset(site, config)
+        return Norm(x, weights, config.rms_norm_eps, offset, _parts(recorded, route[0]))
     if site.operation == "linear":
         weight, bias = matrix(site, model)
         added = None if bias is None else to_numpy(bias)
         return Linear(_flat(inputs[0]), to_numpy(weight), added, site.role in SUMMED)
     if site.operation == "residual":
         x, added = inputs
-        error = recorded.errors.get(route[1])
-        off = None if error is None else to_numpy(error.read()).reshape(added.shape)
-        return Residual(x, added, off, config.residual_multiplier)
+        return Residual(x, added, config.residual_multiplier, _parts(recorded, route[1]))
     if site.operation == "logits":
         return logits_of(inputs[0], config)
     if site.operation == "gate":
@@ -101,6 +100,12 @@ def logits_of(products: np.ndarray, config: LlamaConfig) -> Logits:
     scaling = config.logits_scaling
     scaling = 1 / scaling if config.multiplies_logits else scaling
     return Logits(products, scaling, config.final_logit_softcapping)
+
+
+def _parts(recorded: Recorded, name: str) -> AddedParts | None:
+    """What ranks recorded of a sum before they added it; None if they did after."""
+    parts = [to_numpy(part.read()) for part in recorded.parts.get(name, ())]
+    return AddedParts.of(parts) if parts else None
 
 
 def _rope(x: np.ndarray, site: Site, recorded: Recorded, config: LlamaConfig) -> Operation:

@@ -10,13 +10,13 @@ from functools import cache, partial
 import numpy as np
 
 from llama_layers.layers.sites import Site, sites
-from llama_layers.parallel.plan import SUMMED
+from llama_layers.parallel.plan import SUMMED, Places
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
 from llama_layers.verify.look import Look, Sites
 from llama_layers.verify.operations import Linear
-from llama_layers.verify.report import SiteResult
-from llama_layers.verify.split_sites import Places, reshaped
+from llama_layers.verify.report import SITE_VERDICTS, SiteResult
+from llama_layers.verify.split_sites import reshaped
 from llama_layers.verify.stored import StoredArray, StoredArrays, stored
 from llama_layers.verify.validate import Recorded
 
@@ -55,19 +55,32 @@ def named_ranks(trace: JoinedTrace, judged: Sites, looks: Iterable[Look]) -> Ite
 
     @cache
     def of_rank(rank: int) -> Sites:
-        return replace(judged, recorded=recorded_by_ranks(trace.of_rank(rank), judged.model.config))
+        recorded = recorded_by_ranks(trace.of_rank(rank), judged.model.config)
+        return replace(judged, recorded=replace(recorded, rank=rank))
+
+    def own(look: Look) -> dict[int, Look]:
+        """What each rank has of a site, held against what it has of others."""
+        site, fails = look.result.site, look.result.verdict == "FAIL"
+        others = {r for n in (site.name, *look.result.inputs) for r in trace.differing.get(n, ())}
+        if fails and site.name in trace.places:
+            others = set(range(trace.size))
+        return {
+            rank: replace(of_rank(rank).look(site), sites=of_rank(rank)) if rank in others else look
+            for rank in range(trace.size)
+        }
 
     for look in looks:
         site, fails = look.result.site, look.result.verdict == "FAIL"
-        if others := trace.differing.get(site.name):
-            by_rank = {
-                rank: replace(of_rank(rank).look(site), sites=of_rank(rank)) for rank in others
-            }
+        split = site.name in trace.places
+        if site.name in trace.differing:
+            by_rank = own(look)
             told = _told(look, by_rank, _sharing(trace, site.name))
-            own = _unadded(trace, judged, {0: look, **by_rank}) if _has_parts(trace, site) else []
-            said = f"the parts of other ranks were not added on {_named(own)}"
-            yield _remarked(told, said) if own else told
-        elif site.name in trace.places and fails:
+            lacking = _unadded(trace, judged, by_rank) if _has_parts(trace, site) else []
+            said = f"the parts of other ranks were not added on {_named(lacking)}"
+            yield _remarked(told, said) if lacking else told
+        elif split and fails and any(name in trace.differing for name in look.result.inputs):
+            yield _told(look, own(look), [])
+        elif split and fails:
             owners = _owners(look.result, trace.places[site.name])
             remarks = [f"its worst elements are those of {_named(owners)}"]
             if site.role not in misplaced:
@@ -83,8 +96,9 @@ def named_ranks(trace: JoinedTrace, judged: Sites, looks: Iterable[Look]) -> Ite
 def _unadded(trace: JoinedTrace, judged: Sites, looks: dict[int, Look]) -> list[int]:
     """The ranks that are wrong at a site since they have no more than their own part of a sum."""
     site = looks[0].result.site
-    arrays = {0: stored(trace.arrays, site.name), **trace.differing[site.name]}
+    first, others = stored(trace.arrays, site.name), trace.differing[site.name]
     wrong = [rank for rank, look in looks.items() if look.result.verdict in _UNFIT]
+    arrays = {rank: others.get(rank, first) for rank in wrong}
     return [rank for rank in wrong if _is_part(trace, judged, site, rank, arrays[rank])]
 
 
@@ -133,8 +147,10 @@ def _said_of_parts(trace: JoinedTrace, judged: Sites, site: Site) -> str:
     if wrong is None:
         return "it is the sum of what the ranks recorded"
     if wrong:
-        return f"it is a sum, to which the parts of {_named(wrong)} are wrong"
-    return "it is a sum, whose parts are right on each rank, but perhaps for a bias"
+        one = len(wrong) == 1
+        added = "part that {} adds is" if one else "parts that {} add are"
+        return f"the {added.format(_named(wrong))} wrong"
+    return "the part that each rank adds is right, except perhaps for its bias"
 
 
 def _with(recorded: Recorded, others: dict[str, StoredArray]) -> Recorded:
@@ -151,7 +167,7 @@ def _misplaced(places: tuple[Places, ...], judged: Sites, site: Site) -> list[st
     evidence = judged.evidence(site)
     if not isinstance(evidence, FailingSite):
         return []
-    ratio_of, axis = evidence.bound(evidence.formats), 1 if site.pairwise else 2
+    ratio_of, axis = evidence.bound(evidence.formats), site.split_axis
     count = len(set(_every(places)))
     shape = evidence.computed.shape
     split = (*shape[:axis], count, math.prod(shape[axis:]) // count)
@@ -187,21 +203,29 @@ def _sharing(trace: JoinedTrace, name: str) -> list[int]:
     return [rank for rank, own in enumerate(places) if shared & set(own)]
 
 
-def _told(look: Look, by_rank: dict[int, Look], ranks: list[int]) -> Look:
-    """The look of a rank that is wrong, or else of the first, with a remark on all."""
-    looks = {rank: by_rank.get(rank, look) for rank in ranks}
-    wrong = [rank for rank in ranks if looks[rank].result.verdict in _UNFIT]
+def _told(look: Look, by_rank: dict[int, Look], sharing: list[int]) -> Look:
+    """The look of a rank that is wrong, or else one that is right, with a remark on all."""
+    wrong = [rank for rank, own in by_rank.items() if own.result.verdict in _UNFIT]
     if not wrong:
-        return _remarked(look, "ranks differ here, none by more than rounding allows")
-    right = [rank for rank in ranks if rank not in wrong]
+        if look.result.verdict in _UNFIT:  # as no rank is, held against its own arrays
+            look = max(by_rank.values(), key=_severity)
+        said = "ranks differ here, none by more than rounding allows"
+        return _remarked(look, said) if sharing else look
+    if not sharing:
+        return _remarked(by_rank[wrong[0]], f"wrong on {_named(wrong)}")
+    right = [rank for rank in sharing if rank not in wrong]
     said = f"ranks differ here: wrong on {_named(wrong)}"
-    return _remarked(looks[wrong[0]], f"{said}, right on {_named(right)}" if right else said)
+    return _remarked(by_rank[wrong[0]], f"{said}, right on {_named(right)}" if right else said)
+
+
+def _severity(look: Look) -> tuple[int, float]:
+    return SITE_VERDICTS.index(look.result.verdict), look.result.ratio
 
 
 def _owners(result: SiteResult, places: tuple[Places, ...]) -> list[int]:
     """The ranks that computed the worst elements."""
     count = 1 + max(place for own in places for place in own if place is not None)
-    axis = 1 if result.site.pairwise else 2
+    axis = result.site.split_axis
     split = (*result.shape[:axis], count, math.prod(result.shape[axis:]) // count)
     flat = [np.ravel_multi_index(e.index, result.shape) for e in result.worst if e.ratio > 1]
     units = {int(np.unravel_index(place, split)[axis]) for place in flat}

@@ -23,6 +23,7 @@ from llama_layers.verify.logprob_summary import summary_of_check
 from llama_layers.verify.look import Asked, Look, Sites
 from llama_layers.verify.mistakes import MISTAKES, Kind
 from llama_layers.verify.profiles import CONTRACT, RoundingProfile, allowing, profile_named
+from llama_layers.verify.rank_order import check_order
 from llama_layers.verify.remedies import remedies
 from llama_layers.verify.report import Explanation, Remedy, Report, SiteResult
 from llama_layers.verify.stored import info_of
@@ -109,8 +110,8 @@ def check(
     Raises
     ------
     TraceError
-        If the trace is of another model, an array has a wrong shape or dtype, or no site of the
-        model is in it.
+        If the trace is of another model, an array has a wrong shape or dtype, no site of the
+        model is in it, or traces of ranks were joined in another order than that of the ranks.
     TypeError, ValueError
         If an argument is of a wrong type, a format, profile or rounding is unknown, `dtype` is
         wider than every array, or the model is one rank's part.
@@ -165,6 +166,11 @@ def check(
     accumulate = accumulate or recorded.metadata.get("accumulate")
     judged = Sites(recorded, model, Asked(dtype, accumulate, chosen, explain, allow or ""))
     if isinstance(trace, JoinedTrace):
+        if chosen is not None and chosen.ranks not in (1, trace.size):
+            raise ValueError(
+                f"profile: expected {trace.size} ranks, one for each trace, got {chosen.ranks}"
+            )
+        check_order(trace, judged)
         trace, judged = settled(trace, judged)
     found = looks(judged, executor)
     if isinstance(trace, JoinedTrace):

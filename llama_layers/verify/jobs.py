@@ -65,9 +65,9 @@ class _Job:
         inputs = {name for site in part for route in site.routes for name in route}
         names = inputs.union(site.name for site in part) & recorded.arrays.keys()
         arrays = {name: stored(recorded.arrays, name) for name in names}
-        errors = {name: recorded.errors[name] for name in names & recorded.errors.keys()}
+        parts = {name: recorded.parts[name] for name in names & recorded.parts.keys()}
         past = replace(recorded.past, arrays=recorded.past.of_layers({s.layer for s in part}))
-        without = replace(recorded, arrays={}, errors=errors, past=past)
+        without = replace(recorded, arrays={}, parts=parts, places={}, past=past)
         return cls(part, judged.asked, model, without, arrays)
 
     def looks(self) -> list[Look]:

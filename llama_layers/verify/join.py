@@ -13,10 +13,10 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.sites import sites
-from llama_layers.parallel.plan import SUMMED
+from llama_layers.parallel.plan import SUMMED, Places
 from llama_layers.verify.fit import OF_VOCABULARY
-from llama_layers.verify.partial_sums import looks_added, sum_error, summed
-from llama_layers.verify.split_sites import Places, Ways, equal, splits
+from llama_layers.verify.partial_sums import looks_added, summed
+from llama_layers.verify.split_sites import Ways, equal, splits
 from llama_layers.verify.stored import TOKENS, StoredArray, StoredArrays, stored
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names
@@ -146,12 +146,13 @@ def join_ranks(traces: Iterable[Trace], config: LlamaConfig, /) -> JoinedTrace:
     parts: dict[str, Sequence[StoredArray]] = {}
     for role in SUMMED:
         of_role = {name: found for name, found in by_site.items() if known[name].role == role}
+        if of_role and len(traces) > 1:  # which probably added in the dtype of their arrays
+            dtype = next(iter(of_role.values()))[0].info().dtype
+            metadata.setdefault("tensor_parallel", f"{len(traces)} ranks, {dtype} reduce")
         if any(differing[name] for name in of_role) and not looks_added(of_role.values()):
             parts |= of_role
     for name, recorded in parts.items():
         arrays[name], differing[name] = summed(recorded), {}
-        said = f"{len(traces)} ranks, {recorded[0].info().dtype} reduce"
-        metadata.setdefault("tensor_parallel", said)
     return JoinedTrace(
         StoredArrays({name: arrays[name] for name in by_site}),
         **{name: getattr(first, name) for name in TOKENS},
@@ -184,14 +185,17 @@ def _check_same(rank: int, trace: Trace, first: Trace) -> None:
         raise TraceError(f"rank {rank}: expected the sites of rank 0, {missing[0]} is in one only")
     for name in TOKENS:
         ours, theirs = getattr(first, name), getattr(trace, name)
-        if (ours is None) != (theirs is None) or (
-            ours is not None and not np.array_equal(to_numpy(ours), to_numpy(theirs))
-        ):
+        if ours is None and theirs is not None:
+            raise TraceError(f"rank {rank}: expected no {name}, as on rank 0, got some")
+        if ours is not None and theirs is None:
+            raise TraceError(f"rank {rank}: expected the {name} of rank 0, got none")
+        if ours is not None and not np.array_equal(to_numpy(ours), to_numpy(theirs)):
             raise TraceError(f"rank {rank}: expected the {name} of rank 0, got others")
     for key in _READ:
         if (found := trace.metadata.get(key)) != (expected := first.metadata.get(key)):
             raise TraceError(
-                f"rank {rank}: metadata {key}: expected that of rank 0, {expected}, got {found}"
+                f"rank {rank}: metadata {key}: expected that of rank 0, {expected or 'none'}, "
+                f"got {found or 'none'}"
             )
 
 
@@ -210,13 +214,12 @@ def _differing(name: str, arrays: Sequence[StoredArray]) -> dict[int, StoredArra
 
 
 def recorded_by_ranks(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> Recorded:
-    """A trace that fits its model; a joined one with the errors of its sums."""
+    """A trace that fits its model; a joined one with what its ranks have of it."""
     if not isinstance(trace, JoinedTrace):
         return validated(trace, config, past)
     if past is not None:
         raise ValueError("past: expected none for traces of ranks")
-    errors = {name: sum_error(of_ranks) for name, of_ranks in trace.parts.items()}
-    return replace(validated(trace, config), errors=errors)
+    return replace(validated(trace, config), parts=trace.parts, places=trace.places)
 
 
 def _metadata(traces: Sequence[Trace], config: LlamaConfig) -> dict[str, str]:
@@ -228,5 +231,10 @@ def _metadata(traces: Sequence[Trace], config: LlamaConfig) -> dict[str, str]:
     for rank, found in enumerate(configs):
         if found != configs[0]:
             raise TraceError(f"rank {rank}: metadata config: expected that of rank 0, got another")
-    metadata = dict(traces[0].metadata)
+    metadata, count = dict(traces[0].metadata), len(traces)
+    said = metadata.get("tensor_parallel", "")
+    if count > 1 and said and not said.startswith(f"{count} ranks, "):
+        raise TraceError(
+            f"metadata tensor_parallel: expected {count} ranks, one for each trace, got {said}"
+        )
     return metadata if configs[0] is None else metadata | {"config": json.dumps(configs[0])}

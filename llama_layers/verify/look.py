@@ -30,8 +30,8 @@ from llama_layers.verify.profiles import (
     Rounding,
     RoundingProfile,
     allowing,
-    profile_named,
 )
+from llama_layers.verify.ranks import parallel_profile
 from llama_layers.verify.report import EDGES, Element, SiteResult, SiteVerdict
 from llama_layers.verify.report.wording import counted
 from llama_layers.verify.unbounded import Recomputed, Unbounded
@@ -231,8 +231,9 @@ class Sites:
         profiles, said = failing.formats.profiles, self.recorded.metadata
         if said.get("flash_attention") == "yes":  # as `record_llama_cpp` says
             profiles += (PROFILES["llama.cpp with flash attention"],)
-        if "tensor_parallel" in said and "reduce" in failing.operation.steps:
-            profiles += (profile_named(f"tensor parallel, {said['tensor_parallel']}"),)
+        ranks = parallel_profile(said)
+        if ranks is not None and "reduce" in failing.operation.steps:
+            profiles = (ranks, *profiles)
         steps = failing.operation.steps
         tried = {failing.formats.profile.rounds(steps)}
         for profile in profiles:

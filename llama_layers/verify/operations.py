@@ -61,6 +61,7 @@ from llama_layers.verify.log_softmax import Logprobs
 from llama_layers.verify.operation import Numbers, Operation, Stored
 from llama_layers.verify.pointwise import ACTS, gated, soft_capped
 from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.ranks import AddedParts
 from llama_layers.verify.rotation import Rotation, rope_phases
 from llama_layers.verify.rules import matmul
 from llama_layers.verify.tracked import Tracked, read
@@ -124,14 +125,18 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
-    """RMSNorm of x [..., H], with an offset that is added to the weight."""
+    """RMSNorm of x [..., H], with an offset that is added to the weight.
+
+    x may be a sum of parts, as which it was recorded.
+    """
 
     inputs = ("x", "weight")
-    steps = ("norm_before_weight",)
+    steps = ("norm_before_weight", "reduce")
     x: Numbers
     weight: Numbers
     eps: float
     offset: float = 0.0
+    parts: AddedParts | None = None
 
     def check(self) -> None:
         """Raise ValueError unless there is a weight for each channel."""
@@ -142,8 +147,9 @@ class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
             )
 
     def read(self, how: Rounding) -> Norm[Tracked]:
-        """The view, whose weight has the offset in it."""
+        """The view: x as the ranks went on with it, and the offset in the weight."""
         view = super().read(how)
+        view = replace(view, x=_as_added(view.x, self.parts))
         return replace(view, weight=view.weight + self.offset, offset=0.0) if self.offset else view
 
     @property
@@ -287,34 +293,40 @@ class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
 class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
     """The residual stream and a multiple of what a block computes.
 
-    What is added may be `off` from what was recorded.
+    What is added may be a sum of parts, as which it was recorded.
     """
 
     inputs = ("x", "added")
-    steps = ("multiplied",)
+    steps = ("multiplied", "reduce")
     x: Numbers
     added: Numbers
-    off: np.ndarray | None = None
     multiplier: float = 1.0
+    parts: AddedParts | None = None
 
     def check(self) -> None:
         """Raise ValueError unless both have one shape."""
         _check_same("added", self.added, "x", self.x)
 
     def read(self, how: Rounding) -> Residual[Tracked]:
-        """The view: what is added is multiplied already."""
-        view, off, multiplier = super().read(how), self.off, self.multiplier
-        added = view.added
-        if off is not None:
-            added = added.with_errors(added.errors(lambda e: e + off))
+        """The view: what is added, as the ranks went on with it, is multiplied already."""
+        view, multiplier = super().read(how), self.multiplier
+        added = _as_added(view.added, self.parts)
         if multiplier != 1:
             added = (added * multiplier).step("multiplied")
-        return replace(view, added=added, off=None, multiplier=1.0)
+        return replace(view, added=added, multiplier=1.0)
 
     @staticmethod
     def formula(residual: Residual[Tracked]) -> Tracked:
         """Their sum."""
         return residual.x + residual.added
+
+
+def _as_added(x: Tracked, parts: AddedParts | None) -> Tracked:
+    """A sum of parts, as ranks may have added them."""
+    if parts is None:
+        return x
+    off = parts.off(x.how).reshape(x.shape)
+    return x.with_errors(x.errors(lambda e: e + off))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
-from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.verify.distance import distance
-from llama_layers.verify.roundoff import gamma
 from llama_layers.verify.stored import StoredArray
 
 # Arrays of two ranks that are closer than this are the same sum twice, and not parts of it.
@@ -38,22 +36,8 @@ def summed(of_ranks: Sequence[StoredArray]) -> StoredArray:
     return of_ranks[0].changed(of_ranks[0].info().shape, partial(_sum, reads))
 
 
-def sum_error(of_ranks: Sequence[StoredArray]) -> StoredArray:
-    """Return how far that sum can be from what the ranks went on with."""
-    reads = tuple(array.read for array in of_ranks)
-    return of_ranks[0].changed(of_ranks[0].info().shape, partial(_sum_error, reads))
-
-
 def _sum(reads: Sequence[Callable[[], Array]], first: Array) -> np.ndarray:
     """The sum of all ranks' arrays, rounded to their dtype."""
     total = sum(to_numpy(read()).astype(np.float64) for read in reads)
     with np.errstate(over="ignore"):
         return np.asarray(total).astype(to_numpy(first).dtype)
-
-
-def _sum_error(reads: Sequence[Callable[[], Array]], first: Array) -> np.ndarray:
-    """How far their sum can be from one that ranks added in their dtype, in any order."""
-    form = FLOATS[dtype_name(to_numpy(first).dtype)]
-    size = sum(np.abs(to_numpy(read()).astype(np.float64)) for read in reads)
-    grown = gamma(len(reads) + 1, form.unit_roundoff)  # and the rounding of `_sum`
-    return np.asarray(grown * size + 2 * len(reads) * form.smallest_subnormal)

@@ -177,7 +177,8 @@ PROFILES = {
 
 
 # An engine whose ranks add partial sums: "transformers, tensor parallel, 2 ranks, float32 reduce".
-_PARALLEL = re.compile(r"(?:(.+), )?tensor parallel, ([1-9]\d{0,5}) ranks?, (\w+) reduce")
+PARALLEL = "tensor parallel, "
+_PARALLEL = re.compile(rf"(?:(.+), )?{PARALLEL}([1-9]\d{{0,5}}) ranks?, (\w+) reduce")
 
 
 def profile_named(profile: str | RoundingProfile) -> RoundingProfile:

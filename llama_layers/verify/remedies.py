@@ -22,7 +22,8 @@ from llama_layers.parallel.plan import SUMMED
 from llama_layers.verify.fit import ROTATED
 from llama_layers.verify.look import Sites
 from llama_layers.verify.mistakes.rounding import NARROW, are_numbers_of, narrowed
-from llama_layers.verify.profiles import PROFILES, profile_named
+from llama_layers.verify.profiles import PARALLEL, PROFILES, profile_named
+from llama_layers.verify.ranks import parallel_profile
 from llama_layers.verify.report import SiteResult
 from llama_layers.verify.report.remedy import Remedy
 from llama_layers.verify.validate import Recorded
@@ -77,8 +78,11 @@ def remedies(
     judged = replace(judged, asked=replace(judged.asked, explains=False))
     trial = _Trial(judged, results, time.perf_counter() + _TIME)
     if not trial.failing:
-        profiles = dict.fromkeys(result.profile for result in results if result.profile)
-        candidates = [_profiled(name) for name in profiles if name in PROFILES]
+        names = dict.fromkeys(result.profile for result in results if result.profile)
+        engines = [name for name in names if name in PROFILES]
+        parallel = [name for name in names if name.startswith(PARALLEL)]
+        both = [f"{engine}, {ranks}" for engine in engines for ranks in parallel]
+        candidates = [_profiled(name) for name in (*engines, *parallel, *both)]
         best = _best((trial.tried(candidate), candidate) for candidate in candidates)
         return () if best is None else (best[0],)
     best = _best(_tries(trial, results, with_layout))
@@ -121,13 +125,15 @@ def _tries(
 
 def _best(tried: Iterable[_Tried]) -> tuple[Remedy, _Candidate] | None:
     """The one that leaves least; of two that leave as much, the one that allows less."""
-    order = _ORDER.split()
     helpful = [(remedy, candidate) for remedy, candidate in tried if remedy is not None]
-    return min(
-        helpful,
-        key=lambda pair: (pair[0].left, order.index(pair[1].option.partition(" ")[0])),
-        default=None,
-    )
+    return min(helpful, key=lambda pair: (pair[0].left, _allows(pair[1].option)), default=None)
+
+
+def _allows(option: str) -> int:
+    """How much an option allows; ranks that add round nothing but sums."""
+    if option.startswith(f'--profile "{PARALLEL}'):
+        option = "--allow reduce"
+    return _ORDER.split().index(option.partition(" ")[0])
 
 
 _Tried = tuple[Remedy | None, _Candidate]
@@ -230,9 +236,24 @@ def _candidates(
             yield _allowing(judged, f"kv_cache={narrow}")
         if asked.profile is None and asked.accumulate is None and first.dtype == "float32":
             yield _profiled("llama.cpp with flash attention")
-    if role in SUMMED and asked.profile is None and first.dtype in NARROW:
-        for ranks in (2, 4, 8):
-            yield _profiled(f"tensor parallel, {ranks} ranks, {first.dtype} reduce")
+    if asked.profile is None:
+        yield from _reduces(judged, first)
+
+
+def _reduces(judged: Sites, first: SiteResult) -> Iterator[_Candidate]:
+    """Formats that ranks may have added partial sums in, for sums and for what is made of parts."""
+    recorded, inputs = judged.recorded, first.inputs
+    if first.site.role in SUMMED:
+        array = recorded.array(first.site.name)
+        formats = [narrow for narrow in NARROW if are_numbers_of(narrow, array)]
+    elif any(name in recorded.parts for name in inputs):
+        formats = [*NARROW]
+    else:
+        return
+    stated = parallel_profile(recorded.metadata)
+    for ranks in (2, 4, 8) if stated is None else (stated.ranks,):
+        for narrow in formats:
+            yield _profiled(f"{PARALLEL}{ranks} ranks, {narrow} reduce")
 
 
 def _other_dtypes(judged: Sites, failing: Sequence[SiteResult]) -> Iterator[_Candidate]:

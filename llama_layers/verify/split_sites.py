@@ -21,13 +21,10 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import TraceError
 from llama_layers.layers.sites import Site, sites
 from llama_layers.model.padding import padding
-from llama_layers.parallel.plan import Shard
+from llama_layers.parallel.plan import Places, Shard
 from llama_layers.verify.stored import StoredArray
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.validate import stated_config
-
-# Which heads, channels or tokens of the whole a rank has; None for one of zeros.
-Places = tuple[int | None, ...]
 
 
 def splits(
@@ -90,7 +87,7 @@ class Split:
     @property
     def axis(self) -> int:
         """Where heads, channels or tokens are."""
-        return 1 if self.site.pairwise else 2
+        return self.site.split_axis
 
     def shape(self, units: int) -> tuple[int, ...]:
         """The shape of some heads, channels or tokens."""
@@ -216,6 +213,8 @@ class Ways:
             found = tuple(map(self._keys_of, self._queries))
         if [len(places) for places in found] != units:
             hint = "is a rank's file missing?" if sum(units) < count else "does a rank come twice?"
+            if split.kind == "kv_heads":
+                hint = "is a rank's file missing, or are the ranks in another order?"
             raise TraceError(
                 f"{split.site.name}: expected parts of {count} {split.kind.replace('_', ' ')}, "
                 f"got {' + '.join(map(str, units))}: {hint}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from llama_layers.errors import TraceError
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.sites import LOGPROBS, Site, sites
 from llama_layers.model.padding import padding
+from llama_layers.parallel.plan import Places
 from llama_layers.verify.aliases import canonical_arrays
 from llama_layers.verify.fit import (
     HEADED,
@@ -34,7 +35,7 @@ from llama_layers.verify.fit import (
 )
 from llama_layers.verify.logprob_arrays import NextIds, fitted_logprobs, next_tokens
 from llama_layers.verify.past import KEY, Past, check_no_gap, keys_seen, past_of
-from llama_layers.verify.profiles import profile_named
+from llama_layers.verify.ranks import parallel_profile
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.tokens import beginning, ids_of, positions_of, valid_tokens
 from llama_layers.verify.trace import Trace
@@ -58,7 +59,9 @@ class Recorded:
     keep: NDArray[np.bool_] | None  # which tokens are not padding, [B, S]
     metadata: Mapping[str, str]
     padding: int = 0  # logits of no token, from rows of padding in the head, which were left out
-    errors: Mapping[str, StoredArray] = field(default_factory=dict)  # of what was not recorded
+    parts: Mapping[str, Sequence[StoredArray]] = field(default_factory=dict)  # of sums, by rank
+    places: Mapping[str, tuple[Places, ...]] = field(default_factory=dict)  # that each rank has
+    rank: int | None = None  # whose places alone are judged; all if None
     past: Past = field(default_factory=Past)  # what attention sees of earlier tokens
     next_ids: NextIds | None = None  # whose log-probabilities were recorded, [B, S]; -1 for none
 
@@ -301,14 +304,13 @@ def _check_formats(metadata: Mapping[str, str]) -> None:
             raise TraceError(
                 f"metadata {key}: expected one of {', '.join(FLOATS)}, got {metadata[key]!r}"
             )
-    if (ranks := metadata.get("tensor_parallel")) is not None:
-        try:
-            profile_named(f"tensor parallel, {ranks}")
-        except ValueError:
-            raise TraceError(
-                f"metadata tensor_parallel: expected a text such as '2 ranks, bfloat16 reduce', "
-                f"got {ranks!r}"
-            ) from None
+    try:
+        parallel_profile(metadata)
+    except ValueError:
+        raise TraceError(
+            f"metadata tensor_parallel: expected a text such as '2 ranks, bfloat16 reduce', "
+            f"got {metadata['tensor_parallel']!r}"
+        ) from None
 
 
 def _temperature(metadata: Mapping[str, str]) -> float:

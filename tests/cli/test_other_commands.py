@@ -160,7 +160,7 @@ def test_info_prints_the_switches(tmp_path, capsys):
     assert main(["info", path]) == 0
     shown = capsys.readouterr().out
     thetas = "10000 in 1 layer and 0 in 1 layer"
-    assert f"  switches    qk_norm head, layer_rope_theta {thetas}\n" in shown
+    assert f"  switches    qk_norm head\n{' ' * 14}layer_rope_theta {thetas}\n" in shown
     assert "64 tokens, sliding window 8 in 1 of 2 layers\n" in shown
     assert main(["info", path, "--json"]) == 0
     switches = json.loads(capsys.readouterr().out)["switches"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import pytest
 
 from llama_layers.cli import main, ranks
-from llama_layers.parallel import launcher
+from llama_layers.parallel import launcher, run_ranks
 from llama_layers.parallel.launcher import SIZES_AND_RANKS, launched
 
 
@@ -74,3 +75,26 @@ def test_mpi4py_is_missing(capfd, start):
     said = capfd.readouterr().err
     assert said.startswith("llama-layers generate: rank 0 of 2: 2 ranks were started, and mpi4py")
     assert said.endswith("pip install 'llama-layers[mpi]'\n")
+
+
+def test_other_options_on_a_rank_are_named():
+    def run(group, **other):
+        options = {"model": f"/{group.rank}", "max_new_tokens": 3, "text": "a"}
+        ranks._check_commands(group, "generate", options | (other if group.rank == 2 else {}))
+
+    assert run_ranks(3, run) == [None] * 3
+    said = "^rank 2: max-new-tokens: expected that of rank 0, 3, got 5"
+    with pytest.raises(ValueError, match=said):
+        run_ranks(3, partial(run, max_new_tokens=5))
+
+
+def test_an_error_of_the_system_is_said_without_its_number(capsys, tmp_path):
+    def fail(args):
+        raise FileNotFoundError(2, "No such file or directory", "/proc/x.safetensors")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "connect", lambda *_: None)
+        patch.setattr("llama_layers.cli.info.run", fail)
+        assert main(["info", "somewhere"]) == 2
+    said = capsys.readouterr().err
+    assert said == "llama-layers info: /proc/x.safetensors: No such file or directory\n"

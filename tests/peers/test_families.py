@@ -56,6 +56,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "exaone4": ("exaone4", {"num_hidden_layers": 4, "sliding_window": 7, "head_dim": 12}),
+    "exaone4, every second": ("exaone4", {"sliding_window": 7, "sliding_window_pattern": 2}),
     "exaone4, no window": (
         "exaone4",
         {"sliding_window": None, "layer_types": ["full_attention"] * 3},

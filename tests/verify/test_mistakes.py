@@ -41,6 +41,8 @@ ELSEWHERE = {
     "hidden states one place late",
     "other token ids",
     "result cut off",
+    "parts of ranks added in bfloat16",
+    "parts of ranks added in float16",
     *(m.name for m in mistakes.MISTAKES if m.operations is Logprobs),  # test_logprob_mistakes.py
 }
 

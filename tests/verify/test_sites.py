@@ -9,6 +9,8 @@ import pytest
 
 from llama_layers import LlamaConfig
 from llama_layers.verify import sites
+from llama_layers.verify.aliases import canonical_arrays
+from tests.support.random_models import CONFIGS
 
 CONFIG = replace(LlamaConfig.smollm2_135m(), num_hidden_layers=2)
 
@@ -43,3 +45,32 @@ def test_a_row_that_is_switched_on_stands_between(with_a_switch):
     assert norm.routes == (("model.layers.1.self_attn.q_proj",),)
     rope = found["model.layers.1.self_attn.q_rope"]
     assert rope.routes == (("model.layers.1.self_attn.q_norm",),)
+
+
+OLMO_2 = {  # by the name in transformers, what it is
+    "post_attention_layernorm": "post_self_attn_layernorm",
+    "post_feedforward_layernorm": "post_mlp_layernorm",
+}
+
+
+def test_a_family_has_names_of_its_own():
+    inside = {s.inside: s.role for s in sites(CONFIGS["olmo2"]) if s.layer == 1}
+    assert {name: role for name, role in inside.items() if name != role} == OLMO_2
+    assert "input_layernorm" not in inside
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("layers.1.post_feedforward_layernorm.output", "post_feedforward_layernorm"),
+        ("blk.1.x", None),
+        ("attn_post_norm-1", "post_attention_layernorm"),
+        ("ffn_post_norm-1", "post_feedforward_layernorm"),
+        ("model.layers.1.post_attention_layernorm", "post_attention_layernorm"),
+    ],
+)
+def test_other_projects_names_are_those_of_the_family(given, name):
+    found = list(canonical_arrays({given: None}, "olmo2"))
+    assert found == [given if name is None else f"model.layers.1.{name}"]
+    gemma = list(canonical_arrays({"ffn_norm-1": None}, "gemma2"))
+    assert gemma == ["model.layers.1.pre_feedforward_layernorm"]

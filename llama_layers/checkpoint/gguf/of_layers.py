@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from llama_layers.checkpoint.gguf.metadata import Section, shown
-from llama_layers.config.families import FAMILIES
+from llama_layers.config.family import last_of_several_full
 
+_FULL_EVERY = 4
 _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 # The family, where it is not called as the architecture.
 _FAMILIES = {
@@ -33,7 +34,7 @@ def fields_of_layers(model_type: str, own: Section, layers: int, theta: float) -
         return {}
     usual = _EXAONE_WINDOW if (model_type, layers) == ("exaone4", _EXAONE_LAYERS) else 0
     window = own.integer(_WINDOW, usual)
-    types = _types(own, model_type, layers)
+    types = _types(own, layers)
     if not window:
         return {}
     fields: dict[str, Any] = {"sliding_window": window, "layer_types": types}
@@ -46,13 +47,11 @@ def fields_of_layers(model_type: str, own: Section, layers: int, theta: float) -
     return fields
 
 
-def _types(own: Section, model_type: str, layers: int) -> tuple[str, ...]:
+def _types(own: Section, layers: int) -> tuple[str, ...]:
     """The types of layers, as llama.cpp takes them if the file does not say."""
     said = own.get(_PATTERN)
     if said is None:
-        usual = FAMILIES[model_type].layer_types
-        assert usual is not None  # of the families with windows in some layers
-        return tuple(usual(layers))
+        return tuple(last_of_several_full(layers, every=_FULL_EVERY))
     if not isinstance(said, np.ndarray) or said.dtype.kind not in "biu" or said.size != layers:
         raise own.error(_PATTERN, f"expected a flag for each of {layers} layers, got {shown(said)}")
     return tuple("sliding_attention" if flag else "full_attention" for flag in said)

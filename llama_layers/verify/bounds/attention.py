@@ -170,6 +170,8 @@ def attention_bound(
     *,
     mask: Array | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
     **rounding: Any,
 ) -> Bound:
     """Bound `llama_layers.attention` as a whole.
@@ -187,6 +189,10 @@ def attention_bound(
         As `softmax_bound` takes it.
     scale : float, optional
         The factor of the products of queries and keys; 1 / sqrt(D) if not given.
+    softcap : float, optional
+        As `llama_layers.attention` takes it.
+    sinks : Array, shape [heads], optional
+        As `llama_layers.attention` takes them.
     **rounding : object
         Keywords of `Rounding.of`.
 
@@ -209,7 +215,7 @@ def attention_bound(
     >>> bool(np.all(attention_bound(q, k, v).ratio(attention(q, k, v)) <= 1))
     True
     """
-    namespace(mask=mask)
+    namespace(mask=mask, sinks=sinks)
     how = Rounding.of("q", q, **rounding)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return operations.Attention(q, k, v, mask, scale).bound(how)
+    return operations.Attention(q, k, v, mask, scale, softcap, sinks).bound(how)

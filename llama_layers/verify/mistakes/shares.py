@@ -18,9 +18,9 @@ _RANKS = (2, 4, 8, 16)
 _AWQ = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def _ranges(width: int) -> Iterator[tuple[int, int]]:
+def _ranges(width: int, at: FailingSite) -> Iterator[tuple[int, int]]:
     """The parts of a sum that kernels and ranks compute by themselves."""
-    found: dict[tuple[int, int], None] = {}
+    found = dict.fromkeys(_of_ranks(width, at))
     for ranks in _RANKS:
         if width % ranks == 0:
             share = width // ranks
@@ -30,6 +30,17 @@ def _ranges(width: int) -> Iterator[tuple[int, int]]:
             starts = range(0, width, tile)
             found.update({(start, min(start + tile, width)): None for start in starts})
     yield from found
+
+
+def _of_ranks(width: int, at: FailingSite) -> Iterator[tuple[int, int]]:
+    """What each rank has of a sum, if the trace is one of ranks; and all but the first and last."""
+    (source, *_), *_ = at.site.routes
+    places = [[p for p in own if p is not None] for own in at.recorded.places.get(source, ())]
+    if owned := [own for own in places if own]:
+        unit = width // (1 + max(map(max, owned)))
+        yield from ((unit * own[0], unit * (own[-1] + 1)) for own in owned)
+    if len(owned) > 1:
+        yield from ((unit * (owned[0][-1] + 1), width), (0, unit * owned[-1][0]))
 
 
 @mistake(Linear, "a part of the sum left out")
@@ -47,7 +58,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
 def _parts(linear: Linear, at: FailingSite, factor: float) -> Iterator[Changed]:
     """Products in which a range of the input counts otherwise: that which fits best."""
     width = linear.weight.shape[1]
-    ranges = np.array([*_ranges(width)])
+    ranges = np.array([*_ranges(width, at)])
     wrong = np.flatnonzero((at.ratio > 1).any(axis=(0, 1)))
     if not len(wrong):
         yield _changed(linear, ranges[-1], factor, np.arange(len(linear.weight)))

@@ -170,7 +170,8 @@ def _placed_rows(at: FailingSite, *, twice: bool) -> Changed | None:
 def _placed(outputs: NDArray[np.intp], rows: NDArray[np.intp]) -> str:
     steps = rows - outputs
     if len(outputs) > 2 and np.mean(steps == np.median(steps)) > 0.9:
-        return f"at output n that of row n {int(np.median(steps)):+d}"
+        step = int(np.median(steps))
+        return f"at output n that of row n {'-' if step < 0 else '+'} {abs(step)}"
     said = [f"at output {n} that of row {row}" for n, row in zip(outputs, rows, strict=True)]
     return ", ".join(said[:3]) + (f" and {len(said) - 3} more" if len(said) > 3 else "")
 

@@ -58,9 +58,13 @@ class Element:
 
     @property
     def ratio(self) -> float:
-        """The error over its limit."""
+        """The error over its limit, as `Bound.ratio` has it."""
+        if self.computed == self.exact or math.isinf(self.limit):
+            return 0.0
+        if math.isnan(self.computed) and math.isnan(self.exact):
+            return 0.0
         error = abs(self.computed - self.exact)
-        return error / self.limit if self.limit else math.inf if error else 0.0
+        return error / self.limit if self.limit and math.isfinite(error) else math.inf
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tests.planted.bugs import (  # noqa: F401
     reduce,
     rope,
     sampling,
+    scalars,
 )
 from tests.planted.planting import BUGS
 
