@@ -204,7 +204,8 @@ class Trial:
         walk = self.few.walk(candidate.few, places)
         there = walk.array(place)
         size = self._size(there if place == site else walk.array(site))
-        return size <= max(_LESS * self._few_error, _WIDE) or self._mixes(candidate, place, there)
+        less = np.isfinite(size) and size <= max(_LESS * self._few_error, _WIDE)
+        return less or self._mixes(candidate, place, there)
 
     def _mixes(self, candidate: Candidate, place: Site, few: np.ndarray) -> bool:
         """Whether a mistake makes of a token what depends on later ones."""
@@ -263,8 +264,8 @@ class Trial:
         part = self.few
         if exact.shape != part.array.shape:
             return np.inf
-        off = (part.array.astype(np.float64) - exact) / self._rows
-        off = off[part.counted]
-        off = off[~np.isnan(part.array[part.counted].astype(np.float64))]
+        theirs = part.array.astype(np.float64)
+        off = np.where(theirs == exact, 0.0, theirs - exact) / self._rows
+        off = off[part.counted & ~np.isnan(theirs)]
         known = off.size > 0 and bool(np.isfinite(off).all())
         return float(np.sqrt(np.mean(np.square(off)))) if known else np.inf

@@ -137,7 +137,6 @@ class RoundingProfile:
 _WORDS = {step.name: step.metadata["words"] for step in fields(RoundingProfile) if step.metadata}
 _IN_EVERY_OPERATION = ("flushes", "excess_precision")
 
-
 CONTRACT = RoundingProfile("contract")
 # What jax computes from plain code: the result of each operation is rounded.
 _XLA = RoundingProfile(
