@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 
@@ -38,6 +38,8 @@ _RARE = 7.0
 _LIKELY = (LATE, NORMED)
 # Mistakes that are read off an array, but can be seen without it.
 _UNSEEN = ("zeros", "tokens in another place")
+# How many forms of a mistake are tried at most, but at the site itself.
+_FORMS = 16
 # If at most this many layers were not recorded, each is tried with the weights of every other.
 _FEW_LAYERS = 2
 
@@ -223,7 +225,9 @@ class _Between:
         """The forms of a mistake at one place: by its sentence, and its number among alike."""
         recorded = part.before([place.name])
         operation = operation_of(place, place.routes[-1], recorded, self._model)
-        for form, made in _numbered(mistake, self._trial.failing(place, operation, part, recorded)):
+        failing = self._trial.failing(place, operation, part, recorded)
+        most = None if place == self._site else _FORMS
+        for form, made in islice(_numbered(mistake, failing), most):
             where = "" if place == self._site else f" That is at {place.name}."
             few = _one(place, made)
             # What is read off the array would be other numbers on our own run's inputs.
