@@ -290,7 +290,4 @@ class _Diagnosis:
         evidence = look.evidence or judged.evidence(look.result.site)
         if isinstance(evidence, FailingSite):
             return partial(diagnose, evidence, strictly=strictly)
-        walk = judged.recomputed.exact
-        if walk.knows(evidence.site):
-            walk.array(evidence.site)
-        return partial(diagnose_unbounded, evidence, judged.recorded, walk, judged.model)
+        return partial(diagnose_unbounded, evidence, judged.recorded, judged.model)

@@ -22,6 +22,7 @@ from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.fit import OF_VOCABULARY
 from llama_layers.verify.judge import Judgement, judge
 from llama_layers.verify.mistakes.rounding import are_numbers_of
+from llama_layers.verify.operations import Linear
 from llama_layers.verify.place import place_of
 from llama_layers.verify.profiles import (
     CONTRACT,
@@ -233,10 +234,17 @@ class Sites:
         ranks = parallel_profile(said)
         if ranks is not None and "reduce" in failing.operation.steps:
             profiles = (ranks, *profiles)
+        steps = failing.operation.steps
+        tried = {failing.formats.profile.rounds(steps)}
         for profile in profiles:
             allowed = self.asked.allowing(profile)
-            bound = failing.operation.bound(replace(failing.formats, profile=allowed))
-            bound = where_defined(bound, failing.site, self.recorded)
+            if (rounds := allowed.rounds(steps)) in tried:
+                continue
+            tried.add(rounds)
+            formats = replace(failing.formats, profile=allowed)
+            if not _excuses_worst(failing, formats):
+                continue
+            bound = where_defined(failing.operation.bound(formats), failing.site, self.recorded)
             if judge(failing.computed, bound).verdict == "PASS":
                 return profile
         return None
@@ -304,6 +312,17 @@ def _not_judged(result: SiteResult, note: str) -> SiteResult:
         difference=math.nan,
         note=note,
     )
+
+
+def _excuses_worst(failing: FailingSite, formats: Rounding) -> bool:
+    """Whether roundings may excuse the worst element of a product, before all of it is tried."""
+    linear, ratio = failing.operation, failing.ratio
+    if not isinstance(linear, Linear):
+        return True
+    b, s, n = (slice(i, i + 1) for i in np.unravel_index(np.argmax(ratio), ratio.shape))
+    bias = None if linear.bias is None else linear.bias[n]
+    worst = replace(linear, x=linear.x[b, s], weight=linear.weight[n], bias=bias)
+    return bool(worst.bound(formats).ratio(failing.computed[b, s, n]).max() <= 1)
 
 
 def _overflowed(failing: FailingSite) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -118,6 +118,11 @@ class RoundingProfile:
             if step.name != "name":
                 _check_format(step.name, getattr(self, step.name))
 
+    def rounds(self, steps: Collection[str]) -> tuple[object, ...]:
+        """All that it does in an operation that has some steps: profiles that agree are alike."""
+        elsewhere = _WORDS.keys() - {*steps, *_IN_EVERY_OPERATION}
+        return tuple(v for n, v in vars(self).items() if n not in elsewhere and n != "name")
+
     def habits(self, steps: Iterable[str], dtype: str | None) -> str:
         """Say which roundings some steps make; `dtype` is None where it holds the sums."""
         said = []
@@ -131,7 +136,6 @@ class RoundingProfile:
 
 _WORDS = {step.name: step.metadata["words"] for step in fields(RoundingProfile) if step.metadata}
 _IN_EVERY_OPERATION = ("flushes", "excess_precision")
-
 
 CONTRACT = RoundingProfile("contract")
 # What jax computes from plain code: the result of each operation is rounded.

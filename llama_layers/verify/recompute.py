@@ -98,6 +98,8 @@ class Recomputation:
         self._change = change
         self._sites = {site.name: site for site in sites(model.config)}
         self._computed: dict[str, np.ndarray] = {}
+        arrays = ChainMap(recorded.arrays, self._computed)  # type: ignore[arg-type]
+        self._known = replace(recorded, arrays=arrays)
         self._layer: int | None = None  # that the computed arrays belong to
 
     def gap(self, site: Site) -> Gap:
@@ -121,25 +123,21 @@ class Recomputation:
     @np.errstate(all="ignore")  # the port may have NaN or Inf
     def array(self, site: Site) -> np.ndarray:
         """Compute a site from the arrays before it."""
-        for step in self._gap(site, self.known().arrays).sites:
+        known = self._known
+        for step in self._gap(site, known.arrays).sites:
             if step.layer != self._layer:
                 self._begin(step.layer)
-            known = self.known()
             operation = operation_of(step, step.routes[-1], known, self._model)
             self._computed[step.name] = computed(self._change(step, operation, known), self._dtype)
         return self._computed[site.name]
-
-    def known(self) -> Recorded:
-        """The trace, with what was computed where the port recorded nothing."""
-        arrays = ChainMap(self._recorded.arrays, self._computed)  # type: ignore[arg-type]
-        return replace(self._recorded, arrays=arrays)
 
     def _begin(self, layer: int | None) -> None:
         """Forget what no site of a layer is computed from."""
         stream = f"model.layers.{layer - 1}" if layer else "model.embed_tokens"
         if layer is None:
             stream = f"model.layers.{self._model.config.num_hidden_layers - 1}"
-        self._computed = {n: a for n, a in self._computed.items() if n == stream}
+        for name in self._computed.keys() - {stream}:
+            del self._computed[name]
         self._layer = layer
 
     def _gap(self, site: Site, known: Mapping[str, Array]) -> Gap:

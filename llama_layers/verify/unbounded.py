@@ -23,12 +23,14 @@ from llama_layers.verify.validate import Recorded
 
 # Such a site may differ from the exact array this many times as much as our own run does.
 CLOSE = 30.0
+# Where every result is rounded to few bits, other orders of sums and other formulas matter less.
+CLOSE_NARROW = 10.0
 # Log-probabilities of enough tokens may do so this many times: transformers differs by 0.9 to 1.15
 # times what our own run does, in each dtype. The error of few tokens may be small by chance.
 CLOSE_LOGPROBS, ENOUGH = 6.0, 16
 # Elements are wrong that differ this many times as much as our own run does at their token; some do
-# wherever the whole array differs by more than CLOSE, since it is less than CLOSE / sqrt(2).
-_WRONG = 20.0
+# wherever the whole array differs by more than is allowed, since it is less than that / sqrt(2).
+_WRONG = 2 / 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ class Unbounded:
     def allowed(self) -> float:
         """The largest difference that looks like rounding."""
         floor = FLOATS[self.formats.dtype].unit_roundoff
-        close = CLOSE
+        close = _close(self.formats.dtype)
         if self.site.name == LOGPROBS and (~np.isnan(self.array[..., 0])).sum() >= ENOUGH:
             close = CLOSE_LOGPROBS
         return close * max(self.yardstick or 0.0, floor)
@@ -135,17 +137,34 @@ class Recomputed:
         """Say where an array differs, if it does."""
         if found.verdict != "DIFFERS" or found.site.name == LOGPROBS:
             return found  # the report says which tokens' log-probabilities differ most
-        bound = _as_our_own(exact, ours, FLOATS[found.formats.dtype].unit_roundoff)
-        bound = bound.only(_counts(self._recorded, found.site, found.array.shape))
+        bound = _as_our_own(exact, ours, found.formats.dtype)
+        bound = bound.only(counts(self._recorded, found.site, found.array.shape))
         return replace(found, place=place_of(found.site, found.array, bound, self._model.config))
 
 
-def _as_our_own(exact: np.ndarray, ours: np.ndarray, roundoff: float) -> Bound:
+def _close(dtype: str) -> float:
+    narrow = FLOATS[dtype].precision < FLOATS["float32"].precision
+    return CLOSE_NARROW if narrow else CLOSE
+
+
+def _as_our_own(exact: np.ndarray, ours: np.ndarray, dtype: str) -> Bound:
     """What our own run's errors let expect, in each row; no bound on rounding."""
+    errors = own_errors(exact, ours, FLOATS[dtype].unit_roundoff)
+    limit = np.broadcast_to(_WRONG * _close(dtype) * errors, exact.shape)
+    return Bound(exact.astype(np.float64), limit, limit)
+
+
+def own_errors(exact: np.ndarray, ours: np.ndarray, roundoff: float) -> np.ndarray:
+    """The size of our own run's errors in each row, and at least that of one rounding.
+
+    Rows of one number are taken together.
+    """
     exact, ours = exact.astype(np.float64), ours.astype(np.float64)
-    error = np.maximum(_size(ours - exact), roundoff * _size(exact))
-    limit = np.broadcast_to(_WRONG * error, exact.shape)
-    return Bound(exact, limit, limit)
+    if exact.shape[-1] == 1:
+        exact, ours = exact.reshape(1, -1), ours.reshape(1, -1)
+        error = np.maximum(_size(ours - exact), roundoff * _size(exact))
+        return error[..., None]
+    return np.maximum(_size(ours - exact), roundoff * _size(exact))
 
 
 def _size(array: np.ndarray) -> np.ndarray:
@@ -167,10 +186,10 @@ def apart(recorded: Recorded, array: np.ndarray, exact: np.ndarray) -> float:
 def _is_finite(recorded: Recorded, site: Site, array: np.ndarray) -> bool:
     """Whether each number that counts is finite."""
     finite = np.isfinite(array.astype(np.float64))
-    return bool(finite[_counts(recorded, site, array.shape)].all())
+    return bool(finite[counts(recorded, site, array.shape)].all())
 
 
-def _counts(recorded: Recorded, site: Site, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def counts(recorded: Recorded, site: Site, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Which numbers of a site depend on no padding and no hidden key."""
     counts = np.ones(shape, bool)
     if site.pairwise:

@@ -9,7 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llama_layers.verify import RoundingProfile, check
+from llama_layers.verify import RoundingProfile, check, sites
+from llama_layers.verify.build import operation_of
+from llama_layers.verify.profiles import PROFILES, Rounding
+from llama_layers.verify.validate import validated
 from tests.support.mistakes import Mistake
 from tests.support.ported import (
     BASE,
@@ -218,6 +221,27 @@ def test_padding_is_nobodys_rounding():
     assert found(trace, model, site).verdict == "WARN"
     array[keep] *= 2
     assert found(padded, model, site).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_a_profile_rounds_nothing_but_the_steps_of_an_operation(profile):
+    """Profiles that agree in them are not tried twice."""
+    trace, model, _ = traced(HABITS["gate"])
+    recorded = validated(trace, model.config)
+    for site in sites(model.config):
+        for route in site.routes if site.layer in (LAYER, None) else ():
+            if not set(route) <= trace.arrays.keys():
+                continue
+            operation = operation_of(site, route, recorded, model)
+            here = (*operation.steps, "flushes", "excess_precision")
+            same = RoundingProfile("same", **{name: getattr(profile, name) for name in here})
+            assert same.rounds(operation.steps) == profile.rounds(operation.steps)
+            bounds = (
+                operation.bound(Rounding("bfloat16", "float32", each, "bfloat16"))
+                for each in (profile, same)
+            )
+            for one, other in zip(*(vars(bound).values() for bound in bounds), strict=True):
+                np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(

@@ -154,13 +154,12 @@ def test_the_outputs_of_layers(name):
     assert "explains all of them" in str(report) or "No other site fails" in str(report)
 
 
-@pytest.mark.parametrize("name", MISTAKES_IN_LAYERS | WHOLE)
+@pytest.mark.parametrize(
+    "name", sorted((MISTAKES_IN_LAYERS | WHOLE).keys() - {"another layer's weights"})
+)
 def test_nothing_but_logits(name):
     report = checked(KINDS.get(name, "base"), ["lm_head"], **(MISTAKES_IN_LAYERS | WHOLE)[name])
-    if name == "another layer's weights":  # too many layers lie between
-        assert told(report.first) == []
-    else:
-        assert told(report.first) == [name]
+    assert told(report.first) == [name]
 
 
 @pytest.mark.parametrize("names", [None, ["lm_head"]])
@@ -190,12 +189,20 @@ UPSTREAM = [
     and (m.role in NO_MODULE or m.role in ("self_attn.o_proj", "mlp.down_proj"))
     and any(k.name == m.name and k.kind == Kind.FORMULA for k in mistakes.MISTAKES)
     # Nothing was recorded of another layer's keys; of runs in chunks there is another mistake.
-    and m.name not in ("another layer's keys and values", "a token sees the next")
+    # Where RoPE is not recorded, queries before it are RoPE that is not applied.
+    and m.name
+    not in ("another layer's keys and values", "a token sees the next", "queries before RoPE")
     and m not in read_off.MISTAKES  # which show in the port's own array of the site
-][::3]
+]
 
 
-@pytest.mark.parametrize("mistake", UPSTREAM, ids=lambda m: f"{m.name}, {m.role}")
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(m, id=f"{m.name}, {m.role}", marks=[pytest.mark.slow] if i % 8 else [])
+        for i, m in enumerate(UPSTREAM)
+    ],
+)
 def test_a_mistake_at_a_site_that_was_not_recorded(mistake):
     trace, model = run(mistake)
     kept = {n: a for n, a in trace.arrays.items() if not n.endswith(NO_MODULE)}
@@ -217,6 +224,7 @@ def test_noise_is_not_explained():
     rng = np.random.default_rng(0)
     config, weights = CONFIGS["base"], WEIGHTS["base"]
     arrays = Port(config, weights).run()
+    del arrays["model.layers.2"], arrays["lm_head"]
     arrays["model.layers.1"] += rng.standard_normal((2, COUNT, 32)).astype(np.float32) / 10
     report = check(Trace(arrays, IDS), model_of(config, weights))
     assert report.first.site.name == "model.layers.1"

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.attention import Heads
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention import scale_words
@@ -69,14 +70,18 @@ def _(attention: Attention, at: FailingSite) -> Changed | None:
     return evaluated(attention, formula), cap
 
 
+def right_scale(attention: Attention, config: LlamaConfig) -> str:
+    """What scores should be scaled by, in words."""
+    should = scale_words(config)
+    return should if config.attention_multiplier else f"{should}, {attention.scale:.6g}"
+
+
 @mistake(Attention, "scores scaled", kind=Kind.SOLVED)
 def _(attention: Attention, at: FailingSite) -> Changed | None:
     """Scales scores by {0:.6g}; it should scale them by {1}."""
     times = fitted(_error_of_queries(attention, at, np.multiply), 1e-2, 1e2)
     scale = times * attention.scale
-    should = scale_words(at.config)
-    said = should if at.config.attention_multiplier else f"{should}, {attention.scale:.6g}"
-    return replace(attention, scale=scale), scale, said
+    return replace(attention, scale=scale), scale, right_scale(attention, at.config)
 
 
 @mistake(Linear, "logits capped", kind=Kind.SOLVED, roles=("lm_head",))

@@ -67,6 +67,8 @@ def weighed(
     *more: *More,
 ) -> Computed | None:
     """Attention with a wrong formula; None if the worst queries are not explained by it."""
+    if not at.computed.any():  # nothing to look at
+        return evaluated(operation, formula, *more)
     queries = worst_tokens(at)
     places = np.s_[:, :, queries] if at.site.pairwise else np.s_[:, queries]
     few = some_queries(operation, queries)

@@ -111,6 +111,12 @@ def normed(x: Tracked, weight: np.ndarray, at: FailingSite) -> Tracked:
     return Norm.formula(Norm(x, scale, at.config.rms_norm_eps))
 
 
+def right_factor(residual: Residual) -> str:
+    """What should be added, in words."""
+    times = residual.multiplier
+    return "it as it is" if times == 1 else f"{times:g} times that"
+
+
 @mistake(Residual, "added block scaled", kind=Kind.SOLVED)
 def _(residual: Residual, at: FailingSite) -> Changed | None:
     """Adds {0:.6g} times what the block computes; it should add {1}."""
@@ -126,9 +132,7 @@ def _(residual: Residual, at: FailingSite) -> Changed | None:
     for near in (single, float(f"{factor:.12g}")):
         if np.isclose(near, factor, rtol=1e-13, atol=0):
             factor = near
-    times = residual.multiplier
-    should = "it as it is" if times == 1 else f"{times:g} times that"
-    return replace(residual, multiplier=factor), factor, should
+    return replace(residual, multiplier=factor), factor, right_factor(residual)
 
 
 @mistake(Embedding, "embedding scaled by the root of hidden_size", common=1)
