@@ -146,7 +146,7 @@ CALLS = {
     "LayerCache cache": (lambda: LayerCache(None, 0), TypeError, "cache"),
     "LayerCache layer": (lambda: LayerCache(KVCache.create(GQA, 1, 2), 2), ValueError, "layer"),
     "LayerWeights mlp": (lambda: replace(LAYER, mlp=LAYER), TypeError, "mlp"),
-    "LayerWeights norm": (lambda: replace(LAYER, input_layernorm=None), TypeError, "input_layern"),
+    "LayerWeights norm": (lambda: replace(LAYER, input_layernorm=5), TypeError, "input_layern"),
     "LlamaWeights layers": (lambda: replace(MODEL.weights, layers=None), TypeError, "layers"),
     "LlamaWeights layer": (lambda: replace(MODEL.weights, layers=[5]), TypeError, r"layers\[0\]"),
     "LlamaWeights norm": (lambda: replace(MODEL.weights, norm=S), TypeError, "norm"),

@@ -29,7 +29,8 @@ def queries(rng, dtype, heads=3, config=CONFIG, places=PLACES):
 
 
 def turned(x, places, config=CONFIG, **options):
-    return apply_rope(x, *rope_table(places, config, like=x), **options)
+    table = rope_table(places, config, like=x)
+    return apply_rope(x, *table, rotary_dim=config.rotary_dim, **options)
 
 
 def exact_turn(x, places, config, layout):

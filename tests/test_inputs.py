@@ -32,7 +32,8 @@ def test_given_positions_are_those_of_the_rope_table():
     found = Inputs.of(X, GQA, positions=positions)
     assert found.positions is positions
     phases = positions[:, None] * 100.0 ** -np.array([0, 0.5])
-    for table, expected in zip(found.rope, (np.cos(phases), np.sin(phases)), strict=True):
+    (tables,) = found.ropes.values()
+    for table, expected in zip(tables, (np.cos(phases), np.sin(phases)), strict=True):
         np.testing.assert_allclose(table, expected, atol=1e-6)
 
 

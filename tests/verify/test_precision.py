@@ -56,7 +56,7 @@ MISTAKES = {
 }
 
 
-@pytest.fixture(scope="module", params=[576, 4096])
+@pytest.fixture(scope="module", params=[576, pytest.param(4096, marks=pytest.mark.slow)])
 def traced(request):
     config = replace(
         GQA,
