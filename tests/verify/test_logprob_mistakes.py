@@ -239,7 +239,9 @@ def test_probabilities_that_underflow(right):
     with np.errstate(all="ignore"):
         wrong = np.log(np.exp(p.right).astype(np.float32))
     assert np.isneginf(wrong).any()
-    report = check(Trace({"lm_head": logits, "logprobs": wrong}, trace.input_ids), model)
+    weights = replace(model.weights, lm_head=60 * model.weights.lm_head)
+    trace = Trace({"lm_head": logits, "logprobs": wrong}, trace.input_ids)
+    report = check(trace, replace(model, weights=weights))
     result = next(r for r in report.results if r.site.name == "logprobs")
     assert [e.name for e in result.explanations] == ["logarithm of probabilities in float32"]
 
