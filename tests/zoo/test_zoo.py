@@ -73,15 +73,15 @@ SHORT = {
 
 @pytest.mark.slow
 def test_thresholds():
-    """On every sixth mistake; from layers' outputs or logits, on every eighteenth.
+    """On every twelfth mistake; from layers' outputs or logits, on every seventy-second.
 
     Those take seconds each: `python -m tests.zoo` tries them all.
     """
     every = [
         one
         for number, mistake in enumerate(MISTAKES.values())
-        if number % 6 == 0
-        for one in findings(mistake, VIEWS[:3] if number % 18 else VIEWS)
+        if number % 12 == 0
+        for one in findings(mistake, VIEWS[:3] if number % 72 else VIEWS)
     ]
     short: set[tuple[str, str]] = set()
     for view in VIEWS:
