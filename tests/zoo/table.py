@@ -20,7 +20,8 @@ Mistakes of ports, collected from public bug reports before they were tried, are
 port that shares no arithmetic with the package (`tests/zoo/`). `python -m tests.zoo` checks each
 and writes this page. A name counts as right if it describes what was planted, as a stranger reads
 it; as near, if it points at it and leaves something out. Mistakes that change no element by more
-than rounding does in a format are left out there, and in float16 only every fourth is tried.
+than rounding does in a format are left out there. In float16 and from layers' outputs every fourth
+is tried, from logits every eighth.
 """
 _HALVES = """## Names added after half of the list was read
 
