@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from llama_layers.config.rope_scaling import RopeScaling
@@ -38,10 +38,12 @@ class RopeOfLayers:
         """How many channels of a head RoPE rotates; the first ones."""
         return int(self.head_dim * self.partial_rotary_factor)
 
-    @cached_property
+    @property
     def rope_kinds(self) -> tuple[RopeKind | None, ...]:
         """For each layer the kind of its RoPE; None where it has none."""
-        return tuple(self._kind(layer) for layer in range(self.num_hidden_layers))
+        if self.layer_rope_theta is None and self.sliding_rope_scaling:
+            return (self.kind_of(0),) * self.num_hidden_layers
+        return tuple(self.kind_of(layer) for layer in range(self.num_hidden_layers))
 
     def rope_of(self: Config, layer: int, /) -> Config | None:
         """The config by which a layer rotates queries and keys; None where it does not.
@@ -70,21 +72,11 @@ class RopeOfLayers:
         """The config all of whose layers have RoPE of one kind."""
         if self.layer_rope_theta is None and self.sliding_rope_scaling:
             return self
-        if (found := self._with_rope.get(kind)) is None:
-            changes: dict[str, Any] = {
-                "rope_theta": kind.theta,
-                "rope_scaling": self.rope_scaling if kind.scaled else None,
-                "layer_rope_theta": None,
-                "sliding_rope_scaling": True,
-            }
-            found = self._with_rope[kind] = replace(self, **changes)  # type: ignore[type-var]
+        found: Any = _with_rope(self, kind)
         return found
 
-    @cached_property
-    def _with_rope(self) -> dict[RopeKind, Any]:
-        return {}
-
-    def _kind(self, layer: int) -> RopeKind | None:
+    def kind_of(self, layer: int) -> RopeKind | None:
+        """The kind of a layer's RoPE; None where it has none."""
         theta = self.rope_theta if self.layer_rope_theta is None else self.layer_rope_theta[layer]
         if not theta:
             return None
@@ -96,6 +88,18 @@ class RopeOfLayers:
         )
         scaled = self.rope_scaling is not None and (self.sliding_rope_scaling or not sliding)
         return RopeKind(theta, scaled)
+
+
+# Not a cached property, whose lock torch.compile cannot trace.
+@lru_cache(maxsize=64)
+def _with_rope(config: Any, kind: RopeKind) -> Any:
+    return replace(
+        config,
+        rope_theta=kind.theta,
+        rope_scaling=config.rope_scaling if kind.scaled else None,
+        layer_rope_theta=None,
+        sliding_rope_scaling=True,
+    )
 
 
 def check_rope(config: RopeOfLayers) -> None:

@@ -79,7 +79,7 @@ def run(path: Path) -> bool:
     stored = _independent(path)
     for name, array in arrays.items():
         meta = name not in stored
-        expected = stored[_meta_name(name) if meta else name]
+        expected = stored[tiny.meta_name(name) if meta else name]
         if meta and name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
             array = tiny.permuted(np.asarray(array), getattr(model.config, heads))
@@ -96,8 +96,3 @@ def _independent(path: Path) -> dict[str, Any]:
     index = json.loads((path / "model.safetensors.index.json").read_text())
     shards = {name: load_file(path / name) for name in set(index["weight_map"].values())}
     return {name: array for shard in shards.values() for name, array in shard.items()}
-
-
-def _meta_name(name: str) -> str:
-    (found,) = (k for k, v in tiny.meta({name: np.zeros((8, 1))}).items())
-    return found

@@ -8,6 +8,7 @@ import struct
 import warnings
 import zipfile
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from llama_layers.verify.aliases import alias_table
 from tests.fuzz.mutations import mutated_bytes, mutated_json, one_of, strange
 from tests.support.random_models import CONFIGS, model_of, random_weights
 
+# Causes are looked for only a little, so that a hang is not confused with that.
+_check: Any = import_module("llama_layers.verify.check")
+_check.SECONDS, _check.AGAIN = 0.5, 0.2
 IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 MASK = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
 KINDS = ("gqa", "biases", "window", "yarn")

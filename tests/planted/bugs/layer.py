@@ -65,16 +65,19 @@ def keys_not_rotated(right, x, w, *, config, tap=None, **rest):
 def keys_rotated_in_another_layout_than_queries(right, x, w, *, config, rope, tap=None, **rest):
     def change(_, at):
         k = in_heads(at["self_attn.k_proj"], config)
-        return apply_rope(k, *rope, layout="interleaved")
+        return apply_rope(k, *rope[:2], layout="interleaved", rotary_dim=config.rotary_dim)
 
     tap = tampered(tap, "self_attn.k_rope", change)
     return right(x, w, config=config, rope=rope, tap=tap, **rest)
 
 
 @wrong(LAYER, "test_forward.py::test_like_naive_loops", "keys rotated twice")
-def keys_rotated_again_on_their_way_to_the_cache(right, x, w, *, rope, tap=None, **rest):
-    tap = tampered(tap, "self_attn.k_rope", lambda k, _: apply_rope(k, *rope), after=True)
-    return right(x, w, rope=rope, tap=tap, **rest)
+def keys_rotated_again_on_their_way_to_the_cache(right, x, w, *, config, rope, tap=None, **rest):
+    def change(k, _):
+        return apply_rope(k, *rope[:2], rotary_dim=config.rotary_dim)
+
+    tap = tampered(tap, "self_attn.k_rope", change, after=True)
+    return right(x, w, config=config, rope=rope, tap=tap, **rest)
 
 
 @wrong(LAYER, "test_forward.py::test_causal", "no causal mask")

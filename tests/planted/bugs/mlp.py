@@ -51,13 +51,13 @@ def the_gate_computed_in_16_bits(right, form):
 
 
 @wrong(MLP, LOOPS, "bias missing")
-def bias_of_the_gate_dropped(right, x, w, *, tap=None):
-    return right(x, replace(w, gate_bias=None), tap=tap)
+def bias_of_the_gate_dropped(right, x, w, **options):
+    return right(x, replace(w, gate_bias=None), **options)
 
 
 @wrong(MLP, "test_feed_forward.py::test_zero_matrices_give_the_bias", "bias missing")
-def bias_of_the_down_projection_dropped(right, x, w, *, tap=None):
-    return right(x, replace(w, down_bias=None), tap=tap)
+def bias_of_the_down_projection_dropped(right, x, w, **options):
+    return right(x, replace(w, down_bias=None), **options)
 
 
 @wrong(BY_NUMPY, f"{PINS}[body-numpy]")

@@ -54,13 +54,13 @@ def weights_of_the_first_layer_in_every_layer(right, xp, x, model, *rest):
 
 
 @wrong("llama_layers.model.forward:rms_norm", LOOPS, "norm skipped")
-def the_last_norm_skipped(right, x, weight, *, eps):
+def the_last_norm_skipped(right, x, weight, **options):
     return x
 
 
 @wrong("llama_layers.model.forward:rms_norm", LOOPS, "another eps")
-def another_eps_in_the_last_norm(right, x, weight, *, eps):
-    return right(x, weight, eps=1e-6)
+def another_eps_in_the_last_norm(right, x, weight, **options):
+    return right(x, weight, **options | {"eps": 1e-6})
 
 
 @wrong(FORWARD, LOOPS, "embedding used as the head")

@@ -189,7 +189,7 @@ def dynamic_exponent_without_the_D_minus_2_of_the_paper(right, config, *, length
     return right(unscaled(config, rope_theta=config.rope_theta * stretch))
 
 
-@wrong(FREQUENCIES, PAPERS, "RoPE with other frequencies")
+@wrong(FREQUENCIES, PAPERS, "another ramp of RoPE scaling")
 def yarn_ramp_upside_down(right, config, *, length=None):
     if not scaled(config, "yarn"):
         return right(config, length=length)
@@ -202,13 +202,13 @@ def yarn_ramp_never_truncated(right, config, *, length=None):
     return right(rescaled(config, "yarn", truncate=False), length=length)
 
 
-@wrong(FREQUENCIES, PAPERS, "another parameter of RoPE scaling")
+@wrong(FREQUENCIES, PAPERS, "another ramp of RoPE scaling")
 def yarn_ramp_truncated_inwards(right, config, *, length=None):
     with mock.patch.multiple(math, floor=math.ceil, ceil=math.floor):
         return right(config, length=length)
 
 
-@wrong(FREQUENCIES, PAPERS, "another parameter of RoPE scaling")
+@wrong(FREQUENCIES, PAPERS, "another ramp of RoPE scaling")
 def yarn_of_the_stretched_context(right, config, *, length=None):
     stretched = rescaled(config, "yarn", original_max_position_embeddings=None)
     return right(stretched, length=length)
@@ -229,7 +229,7 @@ def llama3_scaling_read_and_not_used(right, config, *, length=None):
     return right(unscaled(config) if scaled(config, "llama3") else config, length=length)
 
 
-@wrong(FREQUENCIES, PUBLISHED, "RoPE with other frequencies")
+@wrong(FREQUENCIES, PUBLISHED, "another ramp of RoPE scaling")
 def llama3_band_upside_down(right, config, *, length=None):
     if not scaled(config, "llama3"):
         return right(config, length=length)
@@ -237,7 +237,7 @@ def llama3_band_upside_down(right, config, *, length=None):
     return plain + plain / config.rope_scaling.factor - right(config)
 
 
-@wrong(FREQUENCIES, PAPERS, "RoPE with other frequencies")
+@wrong(FREQUENCIES, PAPERS, "another ramp of RoPE scaling")
 def llama3_without_its_band(right, config, *, length=None):
     if not scaled(config, "llama3"):
         return right(config, length=length)
