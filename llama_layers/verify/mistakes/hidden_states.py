@@ -71,6 +71,8 @@ def _(norm: Norm, at: FailingSite) -> Computable | None:
 def _(residual: Residual, at: FailingSite) -> Iterator[Computable]:
     """The input of the layer, which the trace has nowhere else."""
     layer = at.site.layer
+    if at.site.name not in at.recorded.arrays:
+        return
     if not layer:
         if _is_one_too_far(at, "model.layers.1"):
             yield from _embedded(at)
