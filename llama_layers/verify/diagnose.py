@@ -132,7 +132,7 @@ def diagnose(
     found: list[_Found] = []
     for kind in Kind:
         if kind == Kind.FITTED and found:
-            break  # so many numbers fit what is explained by few, too
+            break  # a number for each row would fit what one number explains
         for mistake in chosen:
             if mistake.kind == kind and time.perf_counter() < until:
                 found += trial.found(mistake)

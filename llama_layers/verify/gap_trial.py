@@ -25,8 +25,8 @@ from llama_layers.verify.recompute import Change, Gap, Recomputation
 from llama_layers.verify.unbounded import Unbounded, counts, own_errors
 from llama_layers.verify.validate import Recorded, first_tokens
 
-# Mistakes are tried on the first tokens before all: on so many from the first that is wrong on,
-# which is the first whose error is as large as that share of the largest.
+# Mistakes are tried on a few tokens before they are tried on all: this many, from the first wrong
+# one, whose error is at least this share of the largest.
 _TOKENS, _WRONG = 8, 0.1
 # A mistake that leaves a larger share of the difference there is tried no further.
 _LESS = 0.5
