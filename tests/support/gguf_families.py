@@ -1,9 +1,9 @@
-"""Tiny GGUF files of each architecture that is read, with every switch that its metadata can set."""
+"""Tiny GGUF files of each architecture that is read, with the switches that metadata can set."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +12,14 @@ from llama_layers.config.families import SWITCHES
 from tests.support import tiny
 
 
-class Case(NamedTuple):
+@dataclass(frozen=True)
+class Case:
     """What a file says beside what all say, and the config that it stands for."""
 
-    keys: dict[str, Any] = {}
-    changes: dict[str, Any] = {}
+    keys: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
     fused: tuple[str, ...] = ()
-    others: dict[str, Any] = {}
+    others: dict[str, Any] = field(default_factory=dict)
     """Tensors that are not weights."""
 
 
@@ -216,7 +217,9 @@ CASES = {
         attention_multiplier=8**-0.5,
     ),
     "olmo2": Case(),
-    "olmo2, windows": windows("LLLG", YARN, **IS_YARN, model_type="olmo3", sliding_rope_scaling=False),
+    "olmo2, windows": windows(
+        "LLLG", YARN, **IS_YARN, model_type="olmo3", sliding_rope_scaling=False
+    ),
     "olmo2, windows by layer, linear": windows(
         "LGGL",
         {"rope.scaling.factor": 4.0},
@@ -228,9 +231,7 @@ CASES = {
     "exaone4, windows": windows(
         "LLLG" * 16, {}, said=False, layer_rope_theta=(*(THETA,) * 3, 0.0) * 16
     ),
-    "exaone4, windows by layer": windows(
-        "GL" * 32, {}, layer_rope_theta=(0.0, THETA) * 32
-    ),
+    "exaone4, windows by layer": windows("GL" * 32, {}, layer_rope_theta=(0.0, THETA) * 32),
     "chatglm": Case(
         {"rope.dimension_count": 4},
         BIASED | {"model_type": "glm", "partial_rotary_factor": 0.5},
@@ -275,7 +276,7 @@ def architecture_of(case: str) -> str:
 
 def config_of(case: str) -> LlamaConfig:
     """The config of a case: that of tiny weights, with the switches of its family."""
-    plain = {field.name: getattr(PLAIN, field.name) for field in fields(PLAIN)}
+    plain = {each.name: getattr(PLAIN, each.name) for each in fields(PLAIN)}
     given = {name: value for name, value in plain.items() if name not in SWITCHES}
     return LlamaConfig(**given | {"model_type": architecture_of(case)} | CASES[case].changes)
 

@@ -7,7 +7,7 @@ from typing import Any
 from llama_layers.checkpoint.gguf.metadata import Section
 from llama_layers.checkpoint.gguf.rope import decimal
 
-# The number of layers of the 27B, whose scores are scaled by another width than that of their heads.
+# The number of layers of the 27B, whose scores are scaled by another width than its heads have.
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 # The caps where a file does not say.
 _USUAL_CAPS = {"gemma2": (50.0, 30.0), "gemma3": (0.0, 0.0)}

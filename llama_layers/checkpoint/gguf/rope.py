@@ -62,7 +62,9 @@ def _head_dim(fields: Mapping[str, Any]) -> int:
 def _ntk_exponent(own: Section, fields: Mapping[str, Any]) -> float:
     """The power of HunYuan's alpha by which theta is multiplied."""
     if (dim := _head_dim(fields)) <= 2:
-        raise own.error("rope.scaling.alpha", f"expected a head_dim of more than 2 with it, got {dim}")
+        raise own.error(
+            "rope.scaling.alpha", f"expected a head_dim of more than 2 with it, got {dim}"
+        )
     return dim / (dim - 2)
 
 

@@ -45,6 +45,8 @@ _NAMES = {
     "layer": "l_out",
     LOGITS: "result_output",
 }
+# The families whose queries llama.cpp multiplies by the scale of the scores beforehand.
+_SCALED = frozenset({"phi3", "gemma", "gemma2", "gemma3_text"})
 _NAMED = frozenset(name for names in _NAMES.values() for name in names.split("|"))
 
 
@@ -161,6 +163,7 @@ def record_llama_cpp(
             "config": json.dumps(config.to_json()),
             "kv_cache": kv_cache,
             "flash_attention": "yes" if flash_attention else "no",
+            "scaled_queries": "yes" if config.model_type in _SCALED else "no",
             "system": api.llama_print_system_info().decode(),
         },
     )
