@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -50,6 +51,38 @@ ARE_MULTIPLIED = {
     "residual_multiplier": 0.22,
     "logits_scaling": 6.0,
 }
+
+
+def llama3_divisors(theta, dim, factor, low=1.0, high=4.0, context=8192):
+    """What llama.cpp writes for Llama 3.1: in float32, by wavelength."""
+    result = []
+    for i in range(0, dim, 2):
+        frequency = np.float32(1) / np.float32(theta) ** np.float32(i / dim)
+        wavelength = np.float32(2 * np.pi) / frequency
+        if wavelength < context / high:
+            result.append(1.0)
+        elif wavelength > context / low:
+            result.append(factor)
+        else:
+            smooth = (np.float32(context) / wavelength - low) / (high - low)
+            result.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(result, np.float32)
+
+
+def of_llama3(**changes: Any) -> Case:
+    """A table of divisors."""
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    return Case(
+        {"rope.freq_base": 5e5, "logit_scale": 1.0},
+        {"rope_theta": 5e5, "rope_scaling": scaling} | changes,
+        others={"rope_freqs.weight": llama3_divisors(5e5, 8, 32.0)},
+    )
 
 
 def window(layers: str, *, said: bool = True, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -124,24 +157,35 @@ CASES = {
     "llama, other heads, tied": Case(WIDER, {"head_dim": 12, "tie_word_embeddings": True}),
     "llama, linear": Case(LINEAR, IS_LINEAR),
     "llama, yarn": Case(YARN, IS_YARN),
+    "llama, yarn whose factor is multiplied": Case(
+        YARN | {"rope.scaling.attn_factor": 0.5},
+        {
+            "rope_scaling": IS_YARN["rope_scaling"]
+            | {"attention_factor": 0.5 * (0.1 * math.log(4) + 1)}
+        },
+    ),
+    "llama, divisors": of_llama3(),
     "qwen2": Case(),
     "qwen2, yarn": Case(YARN, IS_YARN),
     "qwen3": Case(WIDER, {"head_dim": 12}),
     "qwen3, yarn": Case(YARN, IS_YARN),
     "granite": Case(MULTIPLIERS, ARE_MULTIPLIED),
     "granite, biases": Case({"logit_scale": 1.0}, BIASED | {"mlp_bias": True}),
+    "granite, divisors": of_llama3(),
     "granite, no RoPE": Case(
         MULTIPLIERS | {"rope.scaling.finetuned": False},
         ARE_MULTIPLIED | {"layer_rope_theta": (0.0, 0.0)},
     ),
     "ernie4_5": Case(WIDER, {"head_dim": 12}),
     "exaone": Case(),
+    "exaone, divisors": of_llama3(),
     "seed_oss": Case(WIDER, BIASED | {"head_dim": 12}),
     "smollm3": Case({}, {"num_hidden_layers": 4, "layer_rope_theta": (*(THETA,) * 3, 0.0)}),
     "smollm3, yarn": Case(
         YARN, IS_YARN | {"num_hidden_layers": 4, "layer_rope_theta": (*(THETA,) * 3, 0.0)}
     ),
     "mistral3": Case({}, {"model_type": "ministral3"}),
+    "mistral3, divisors": of_llama3(model_type="ministral3"),
     "mistral3, yarn": Case(
         {
             "rope.scaling.type": "yarn",
@@ -228,6 +272,7 @@ CASES = {
         sliding_rope_scaling=False,
     ),
     "exaone4": Case(),
+    "exaone4, divisors": of_llama3(),
     "exaone4, windows": windows(
         "LLLG" * 16, {}, said=False, layer_rope_theta=(*(THETA,) * 3, 0.0) * 16
     ),
@@ -267,6 +312,25 @@ CASES = {
         model_type="granite_swa",
     ),
 }
+# Those that llama.cpp does not load, or in which it ignores a key that transformers reads.
+NOT_IN_LLAMA_CPP = {
+    "ernie4_5, biases": Case({}, BIASED | {"mlp_bias": True}),
+    # It has windows in models of 64 layers alone.
+    "exaone4, windows in few layers": windows("LG", {}, layer_rope_theta=(THETA, 0.0)),
+    # It has one theta.
+    "olmo2, theta by layer": windows(
+        "LLG",
+        {"rope.freq_base_swa": LOCAL},
+        model_type="olmo3",
+        layer_rope_theta=(LOCAL, LOCAL, THETA),
+    ),
+    # It reads these of mistral3 alone.
+    "llama, yarn with another ramp": Case(
+        YARN | {"rope.scaling.yarn_beta_fast": 4.0, "rope.scaling.yarn_beta_slow": 0.5},
+        {"rope_scaling": IS_YARN["rope_scaling"] | {"beta_fast": 4.0, "beta_slow": 0.5}},
+    ),
+}
+EVERY = CASES | NOT_IN_LLAMA_CPP
 
 
 def architecture_of(case: str) -> str:
@@ -278,7 +342,7 @@ def config_of(case: str) -> LlamaConfig:
     """The config of a case: that of tiny weights, with the switches of its family."""
     plain = {each.name: getattr(PLAIN, each.name) for each in fields(PLAIN)}
     given = {name: value for name, value in plain.items() if name not in SWITCHES}
-    return LlamaConfig(**given | {"model_type": architecture_of(case)} | CASES[case].changes)
+    return LlamaConfig(**given | {"model_type": architecture_of(case)} | EVERY[case].changes)
 
 
 def weights_of(config: LlamaConfig) -> dict[str, np.ndarray]:
@@ -292,7 +356,7 @@ def weights_of(config: LlamaConfig) -> dict[str, np.ndarray]:
 
 def write(file: Any, case: str, metadata: Any = ()) -> Any:
     """Write the file of a case; `metadata` is more of it."""
-    config, own, architecture = config_of(case), CASES[case], architecture_of(case)
+    config, own, architecture = config_of(case), EVERY[case], architecture_of(case)
     weights = weights_of(config)
     if architecture in tiny.ROTATES_NEIGHBOURS:
         weights = tiny.with_permuted_rope_rows(weights, config)
