@@ -211,9 +211,10 @@ def write_phi3(path, more, **keys):
 
 
 def test_longrope_of_phi3(tmp_path):
-    """And a part of each head; the window is one that llama.cpp does not have."""
+    """And a part of each head; the window is one that llama.cpp ignores, and all layers have."""
     config = load(write_phi3(tmp_path / "m.gguf", LONGROPE)).config
-    assert (config.model_type, config.sliding_window) == ("phi3", None)
+    assert (config.model_type, config.sliding_window) == ("phi3", 8)
+    assert config.layer_types is None
     assert config.rotary_dim == 4
     assert config.rope_scaling == RopeScaling(
         "longrope",

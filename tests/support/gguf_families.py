@@ -130,7 +130,6 @@ def of_phi(original: int, context: int) -> Case:
         "rope.dimension_count": 6,
         "rope.scaling.original_context_length": original,
         "rope.scaling.attn_factor": 1.25,
-        "attention.sliding_window": 7,  # which llama.cpp does not have
     }
     scaling = {
         "rope_type": "longrope",
@@ -317,6 +316,8 @@ NOT_IN_LLAMA_CPP = {
     "ernie4_5, biases": Case({}, BIASED | {"mlp_bias": True}),
     # It has windows in models of 64 layers alone.
     "exaone4, windows in few layers": windows("LG", {}, layer_rope_theta=(THETA, 0.0)),
+    # It has none here.
+    "phi3, window": Case({"attention.sliding_window": 7}, {"sliding_window": 7}, (QKV, GATE_UP)),
     # It has one theta.
     "olmo2, theta by layer": windows(
         "LLG",

@@ -1,7 +1,8 @@
 """From a GGUF file's metadata to a config.
 
 llama.cpp, which defines the format, is the reference: for the keys that it reads of these
-architectures, for what it takes where one is missing, and for what the values mean.
+architectures, for what it takes where one is missing, and for what the values mean. A key that it
+ignores counts where transformers reads what it was converted from, as the window of Phi-3.
 """
 
 from __future__ import annotations

@@ -48,6 +48,8 @@ def fields_of_layers(model_type: str, own: Section, rope: Mapping[str, Any]) -> 
     check_layer_count("num_hidden_layers", layers)
     if model_type == "granite" and not own.flag("rope.scaling.finetuned", True):
         return {"layer_rope_theta": (0.0,) * layers}  # llama.cpp has no other key for it
+    if model_type == "phi3" and (window := own.integer(_WINDOW)):
+        return {"sliding_window": window}  # of all layers in transformers; llama.cpp ignores it
     if model_type not in _EVERY:
         return {}
     window = own.integer(_WINDOW, _usual_window(model_type, layers))
