@@ -329,6 +329,16 @@ def test_zeros_are_told():
     assert first.place.words == "output channel 5 only"
 
 
+def test_zeros_at_another_site_explain_nothing():
+    """A block that is not added is not another one added, of which all numbers are zero."""
+    trace, model = run(Mistake("block not added", "", lambda p: p["attention_residual"]))
+    arrays = dict(trace.arrays)
+    arrays[f"{NAME}.o_proj"] = np.zeros_like(arrays[f"{NAME}.o_proj"])
+    report = check(replace(trace, arrays=arrays), model)
+    (last,) = (r for r in report.failures if r.site.role == "layer")
+    assert {cause.name for cause in last.explanations} == {"block not added"}
+
+
 def test_tf32():
     """10 bits after the point, ties away from zero, or cut off; no number out of range."""
     below_half = 1 + 2.0**-11 - 2.0**-23
