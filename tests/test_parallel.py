@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import threading
-import traceback
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_layers import (
-    CheckpointError,
     KVCache,
     LlamaConfig,
     Mask,
@@ -27,9 +23,7 @@ from llama_layers import (
     record,
     rms_norm,
 )
-from llama_layers.checkpoint import expected_tensors
 from llama_layers.parallel import run_ranks, sharded
-from llama_layers.parallel.ending import _outside
 from llama_layers.parallel.plan import Shard
 from llama_layers.testing import configs
 from llama_layers.verify import join_ranks
@@ -388,31 +382,3 @@ def test_refuses():
         Shard(config, 0, 0)
     with pytest.raises(TypeError, match="parallel: expected a communicator of mpi4py"):
         load("smollm2-135m", parallel=4)
-
-
-def test_a_traceback_of_a_rank_ends_at_its_call(tmp_path):
-    """Where a file is wrong, the message says so; the lines of this package do not."""
-    with pytest.raises(CheckpointError) as caught:
-        load(tmp_path / "none")
-    whole = [frame.filename for frame in traceback.extract_tb(caught.tb)]
-    assert whole[0] == __file__
-    assert len(whole) > 1
-    found = traceback.extract_tb(_outside(caught.tb))
-    assert [frame.filename for frame in found] == [__file__]
-
-
-def test_the_memory_of_a_rank_in_the_documentation():
-    """The table of docs/scale.md, and the shapes that a rank's config asks for, by hand."""
-    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text("utf-8")
-    models = {"Llama 2 70B": LlamaConfig.llama2_70b(), "Llama 3 70B": LlamaConfig.llama3_70b()}
-    for name, config in models.items():
-        cells = []
-        for size in (1, 2, 4, 8, 16):
-            part = expected_tensors(Shard(config, 0, size).config)
-            heads, keys = 64 // size, max(1, 8 // size)
-            matrices = 8192 * 128 * (2 * heads + 2 * keys) + 3 * 8192 * 28672 // size
-            weights = 80 * (matrices + 2 * 8192) + 8192 + 2 * config.vocab_size * 8192
-            cache = 2 * 8192 * 80 * keys * 128
-            assert sum(map(math.prod, part.values())) == weights
-            cells.append(f"{2 * weights / 2**30:.0f} + {2 * cache / 2**30:.1f}")
-        assert f"| {name}, bfloat16 | {' | '.join(cells)} |" in page

@@ -110,7 +110,7 @@ def every_rank_draws_for_itself(right, rng):
 
 @wrong(
     "llama_layers.parallel.plan:_share",
-    "test_parallel.py::test_the_memory_of_a_rank_in_the_documentation",
+    "test_ranks.py::test_the_memory_of_a_rank_in_the_documentation",
 )
 def all_channels_on_every_rank(right, count, rank, size):
     return range(count) if count > 1000 else right(count, rank, size)
@@ -118,7 +118,7 @@ def all_channels_on_every_rank(right, count, rank, size):
 
 @wrong(
     "llama_layers.parallel.ending:_outside",
-    "test_parallel.py::test_a_traceback_of_a_rank_ends_at_its_call",
+    "test_ranks.py::test_a_traceback_ends_at_the_call",
 )
 def a_traceback_left_long(right, trace):
     return trace
