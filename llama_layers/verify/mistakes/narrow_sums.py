@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.verify.bound import Bound
@@ -27,7 +28,7 @@ from llama_layers.verify.mistakes.rounding import (
     in_each_narrow_format,
     narrowed,
 )
-from llama_layers.verify.operations import Attention, Linear
+from llama_layers.verify.operations import Attention, Linear, Operation
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import Float64Array
 
@@ -72,15 +73,25 @@ def _sums_in(narrow: str) -> None:
         if FLOATS[narrow].precision >= FLOATS[at.formats.accumulate].precision:
             return
 
-        def bound(how: Rounding) -> Bound:
-            narrower = operation.bound(replace(how, accumulate=narrow))
-            return replace(narrower, limit=narrower.usual)
-
         stored = (
             f" Or it computes in a wider format and only writes its arrays in {narrow}: write them "
             "as they are computed."
         )
-        yield Computed(bound), stored if dtype_name(at.computed.dtype) == narrow else ""
+        yield _usually(operation, narrow), stored if dtype_name(at.computed.dtype) == narrow else ""
+
+
+def _usually(operation: Operation, narrow: str) -> Computed:
+    """An operation with sums in a narrow format, within what is usual then."""
+
+    def few(tokens: NDArray[np.intp]) -> Computed | None:
+        some = operation.at_tokens(tokens)
+        return None if some is None else _usually(some, narrow)
+
+    def bound(how: Rounding) -> Bound:
+        narrower = operation.bound(replace(how, accumulate=narrow))
+        return replace(narrower, limit=narrower.usual)
+
+    return Computed(bound, few)
 
 
 def _stored(at: FailingSite, narrow: str) -> str:
