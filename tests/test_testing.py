@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.families import SWITCHES
 from llama_layers.testing import (
     UnusualErrorWarning,
     arrays,
@@ -83,6 +84,7 @@ KINDS = {
     "tied": lambda c: c.tie_word_embeddings,
     "biases of the MLP": lambda c: c.mlp_bias,
     "window": lambda c: c.sliding_window is not None,
+    "windows of some layers": lambda c: len(set(map(c.window_of, range(c.num_hidden_layers)))) == 2,
     "mistral": lambda c: c.model_type == "mistral",
     "qwen2": lambda c: c.model_type == "qwen2",
     "plain RoPE": lambda c: c.rope_scaling is None,
@@ -98,13 +100,22 @@ KINDS = {
 def test_configs_are_of_every_kind():
     missing = set(KINDS)
 
-    @settings(SEARCH, max_examples=500, phases=[Phase.generate])
-    @given(configs())
-    def draw(config):
+    def wanted(config):
         missing.difference_update([kind for kind in missing if KINDS[kind](config)])
+        return not missing
 
-    draw()
-    assert not missing
+    find(configs(), wanted, settings=settings(SEARCH, phases=[Phase.generate]))
+
+
+def test_configs_have_all_switches_in_any_family():
+    """Also those that no Llama has, and many at once."""
+    seen = set()
+
+    def wanted(config):
+        seen.update([*config.switches, len(config.switches)])
+        return seen >= {*SWITCHES, 10}
+
+    find(configs(model_types=["llama"]), wanted, settings=settings(SEARCH, phases=[Phase.generate]))
 
 
 @given(data=st.data(), config=configs(model_types=["llama"], max_heads=3, max_head_dim=4))

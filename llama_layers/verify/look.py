@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, dtype_name
 from llama_layers.layers.sites import LOGPROBS, Site
 from llama_layers.model.llama import Llama
+from llama_layers.verify.allowed_roundings import allowing
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.defined import where_defined
@@ -26,10 +27,10 @@ from llama_layers.verify.mistakes.rounding import are_numbers_of
 from llama_layers.verify.place import place_of
 from llama_layers.verify.profiles import (
     CONTRACT,
+    LLAMA_CPP,
     PROFILES,
     Rounding,
     RoundingProfile,
-    allowing,
 )
 from llama_layers.verify.ranks import parallel_profile
 from llama_layers.verify.report import EDGES, Element, SiteResult, SiteVerdict
@@ -229,8 +230,7 @@ class Sites:
     def _profile_of(self, failing: FailingSite) -> RoundingProfile | None:
         """The profile whose roundings explain an array."""
         profiles, said = failing.formats.profiles, self.recorded.metadata
-        if said.get("flash_attention") == "yes":  # as `record_llama_cpp` says
-            profiles += (PROFILES["llama.cpp with flash attention"],)
+        profiles += tuple(own for key, own in LLAMA_CPP.items() if said.get(key) == "yes")
         ranks = parallel_profile(said)
         if ranks is not None and "reduce" in failing.operation.steps:
             profiles = (ranks, *profiles)

@@ -59,7 +59,7 @@ from llama_layers.verify.attention import (
 )
 from llama_layers.verify.log_softmax import Logprobs
 from llama_layers.verify.operation import Numbers, Operation, Stored
-from llama_layers.verify.pointwise import ACTS, gated, soft_capped
+from llama_layers.verify.pointwise import ACTS, divided, gated, soft_capped
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.ranks import AddedParts
 from llama_layers.verify.rotation import Rotation, rope_phases
@@ -277,7 +277,7 @@ class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
 
     by_token = True
     inputs = ("gate", "up")
-    steps = ("sigmoid", "silu")
+    steps = ("sigmoid", "silu", "gelu")
     gate: Numbers
     up: Numbers
     act: str = "silu"
@@ -346,7 +346,7 @@ class Logits(Operation["Logits[Tracked]"], Generic[Numbers]):
     @staticmethod
     def formula(logits: Logits[Tracked]) -> Tracked:
         """Divide by the scaling, and cap."""
-        scaled = logits.products / logits.scaling
+        scaled = divided(logits.products, logits.scaling)
         return scaled if logits.cap is None else soft_capped(scaled, logits.cap, "capped")
 
 

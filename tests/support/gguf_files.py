@@ -114,8 +114,9 @@ MODEL = kinds(
 
 
 def llama(
-    *, heads=4, kv_heads=2, head_dim=8, hidden=32, inner=48, layers=2, vocab=40, qk_norm=False
-):
+    *, heads=4, kv_heads=2, head_dim=8, hidden=32, inner=48, layers=2, vocab=40, qk_norm=False,
+    norms_after=False, tied=False,
+):  # fmt: skip
     """The tensors of a Llama of these sizes, by GGUF's names, as float32."""
     q, k = heads * head_dim, kv_heads * head_dim
     shapes = {"token_embd": (vocab, hidden)}
@@ -129,7 +130,9 @@ def llama(
         }  # fmt: skip
         if qk_norm:
             shapes |= {f"blk.{i}.attn_{x}_norm": (head_dim,) for x in "qk"}
-    shapes |= {"output_norm": (hidden,), "output": (vocab, hidden)}
+        if norms_after:
+            shapes |= {f"blk.{i}.post_{x}_norm": (hidden,) for x in ("attention", "ffw")}
+    shapes |= {"output_norm": (hidden,)} | ({} if tied else {"output": (vocab, hidden)})
     return {
         f"{name}.weight": np.arange(prod(shape), dtype=np.float32).reshape(shape)
         for name, shape in shapes.items()
@@ -246,4 +249,10 @@ def shrunk(log):
     for key, value in changed.items():
         if (name := f"{architecture}.{key}") in log:
             metadata[name] = log[name][0], value
-    return metadata, llama(**sizes, qk_norm=architecture == "qwen3")
+    gemma = architecture.startswith("gemma")
+    return metadata, llama(
+        **sizes,
+        qk_norm=architecture in ("qwen3", "gemma3"),
+        norms_after=gemma and architecture != "gemma",
+        tied=gemma,
+    )

@@ -41,7 +41,7 @@ def _across(attention: Attention, weighing: Weighing, how: Rounding) -> Bound:
     results = [np.zeros(arrays["q"].shape) for _ in range(3)]
     for b in range(batch):
         tile = Tile(slice(b, b + 1), slice(0, groups), slice(0, queries), heads // groups)
-        part = Heads(**tile.read(arrays, how), mask=None, scale=scale, cap=cap, sinks=None)
+        part = Heads(**tile.read(arrays, how, scale), mask=None, scale=scale, cap=cap, sinks=None)
         allowed = np.ones((queries, keys), bool) if mask is None else mask[b]
         scores = part.scores()
         weights = weighing(scores.moved(lambda y: y.reshape(heads, queries, keys)), allowed)

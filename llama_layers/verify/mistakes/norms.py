@@ -73,28 +73,25 @@ def _(norm: Norm, at: FailingSite) -> Norm:
     return replace(norm, weight=np.ones_like(norm.weight), offset=0.0)
 
 
-@mistake(Norm, "another layer's norm weight")
+@mistake(Norm, "another layer's weights")
 def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
-    """Scales with the weight of {0}; it should scale with that of {1}."""
-    return _with_weights(norm, at, same_role=True)
+    """Has the weights of layer {0}; it should have those of layer {1}."""
+    for index, layer in enumerate(at.model.weights.layers):
+        weight = layer.norms().get(at.site.role)
+        if weight is not None and index != at.site.layer:
+            yield replace(norm, weight=to_numpy(weight)), index, at.site.layer
 
 
 @mistake(Norm, "another norm's weight")
 def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Scales with the weight of {0}; it should scale with that of {1}."""
-    return _with_weights(norm, at, same_role=False)
-
-
-def _with_weights(norm: Norm, at: FailingSite, *, same_role: bool) -> Iterator[Changed]:
-    """The weights of the same norm in other layers, or of other norms."""
     weights = {("norm", "model.norm"): at.model.weights.norm}
     for index, layer in enumerate(at.model.weights.layers):
         for role, weight in layer.norms().items():
             name = f"model.layers.{index}.{module_name(at.config.model_type, role)}"
             weights[role, name] = weight
     for (role, name), weight in weights.items():
-        other = name != at.site.name and weight.shape == norm.weight.shape
-        if other and (role == at.site.role) is same_role:
+        if role != at.site.role and weight.shape == norm.weight.shape:
             yield replace(norm, weight=to_numpy(weight)), name, at.site.name
 
 
