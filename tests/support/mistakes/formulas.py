@@ -230,6 +230,7 @@ IN_ATTENTION = [
     Mistake("first value head for all", ATTENTION, _value_of(lambda h: 0)),
     Mistake("keys or values of the token beside", ATTENTION, _attention(v=_beside)),
     Mistake("another sequence's keys and values", ATTENTION, _attention(v=lambda v: v[::-1])),
+    Mistake("another sequence's keys and values", ATTENTION, _attention(v=lambda v: v[[0, 0]])),
     Mistake("mask transposed", ATTENTION, _attention(causal(COUNT).T)),
     Mistake("causal mask by the block", ATTENTION, _attention(_BLOCKS_BEGUN)),
     Mistake("last keys left out", ATTENTION, _attention(causal(COUNT) & (PLACES < 12))),
