@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llama_layers.arrays.dtypes import dtype_name
 from llama_layers.arrays.transfer import to_numpy
+from llama_layers.config.families import SWITCHES
 from llama_layers.testing import (
     UnusualErrorWarning,
     arrays,
@@ -85,6 +86,7 @@ def test_arrays_shrink_to_simple_ones():
         lambda c: c.tie_word_embeddings,
         lambda c: c.mlp_bias,
         lambda c: c.sliding_window is not None,
+        lambda c: len({c.window_of(layer) for layer in range(c.num_hidden_layers)}) == 2,
         lambda c: c.model_type == "mistral",
         lambda c: c.model_type == "qwen2",
         lambda c: c.rope_scaling is None,
@@ -99,6 +101,17 @@ def test_arrays_shrink_to_simple_ones():
 def test_configs_are_of_every_kind(wanted):
     # The first will do: to make it simple takes seconds.
     find(configs(), wanted, settings=settings(SEARCH, phases=[Phase.generate]))
+
+
+def test_configs_have_all_switches_in_any_family():
+    """Also those that no Llama has, and many at once."""
+    seen = set()
+
+    def wanted(config):
+        seen.update([*config.switches, len(config.switches)])
+        return seen >= {*SWITCHES, 10}
+
+    find(configs(model_types=["llama"]), wanted, settings=settings(SEARCH, phases=[Phase.generate]))
 
 
 @given(data=st.data(), config=configs(model_types=["llama"], max_heads=3, max_head_dim=4))
