@@ -89,7 +89,10 @@ def _with_weights(norm: Norm, at: FailingSite, *, same_role: bool) -> Iterator[C
     """The weights of the same norm in other layers, or of other norms."""
     weights = {("norm", "model.norm"): at.model.weights.norm}
     for index, layer in enumerate(at.model.weights.layers):
-        for role, weight in layer.norms().items():
+        heads = {f"self_attn.{n}": getattr(layer.self_attn, n) for n in ("q_norm", "k_norm")}
+        for role, weight in (layer.norms() | heads).items():
+            if weight is None:
+                continue
             name = f"model.layers.{index}.{module_name(at.config.model_type, role)}"
             weights[role, name] = weight
     for (role, name), weight in weights.items():

@@ -142,7 +142,7 @@ def _(rope: Rope, at: FailingSite) -> Rope | None:
 def _(rope: Rope, at: FailingSite) -> Computed:
     """Rotates by the number of the head; it should rotate by the token's position."""
     heads = np.arange(rope.x.shape[2])[None, None, :, None]
-    return by_phases(rope, heads * inv_freq(rope.config))
+    return by_phases(rope, heads * omega_of(rope))
 
 
 def _scaled(rope: Rope, scaling: RopeScaling | None) -> Rope:

@@ -12,9 +12,10 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.fit import FLAT
+from llama_layers.verify.mistakes.mlp import NUMBERS, Function
 from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, evaluated, mistake, moved
 from llama_layers.verify.operations import Embedding, Gate, Linear, Norm, Operation, Residual
-from llama_layers.verify.pointwise import silu
+from llama_layers.verify.pointwise import ACTS
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import Float64Array
 
@@ -49,7 +50,7 @@ def _crossed(
 
 
 def _wrong_outputs(at: FailingSite) -> NDArray[np.intp]:
-    return np.flatnonzero((at.ratio > 1).any(axis=(0, 1)))
+    return np.flatnonzero((at.ratio > 1).any(axis=tuple(range(at.ratio.ndim - 1))))
 
 
 def _holds(right: Float64Array, found: Float64Array, theirs: Float64Array) -> bool:
@@ -299,39 +300,41 @@ def _(gate: Gate, at: FailingSite) -> Iterator[Changed]:
     # The limit is the least magnitude in what is wrong, or just below it.
     wrong = at.ratio > 1
     few = np.count_nonzero(wrong) < 2
-    if few or gate.act != "silu" or not np.isfinite(wide(at.computed)[wrong]).all():
+    if few or not np.isfinite(wide(at.computed)[wrong]).all():
         return
+    numbers, act = NUMBERS[gate.act], ACTS[gate.act]
     with np.errstate(all="ignore"):
-        own = wide(at.computed)[wrong] / (wide(gate.gate) / (1 + np.exp(-wide(gate.gate))))[wrong]
+        own = wide(at.computed)[wrong] / numbers(wide(gate.gate))[wrong]
         limit = _round(float(np.median(np.abs(own))))
     yield (
-        evaluated(gate, lambda g: silu(g.gate) * g.up.apply(lambda y: np.clip(y, -limit, limit))),
+        evaluated(gate, lambda g: act(g.gate) * g.up.apply(lambda y: np.clip(y, -limit, limit))),
         "up",
         limit,
     )
     ratio = np.median(wide(at.computed)[wrong] / wide(gate.up)[wrong])
-    top = _round(_silu_inverse(float(ratio)))
+    top = _round(_inverse(numbers, float(ratio)))
     yield (
-        evaluated(gate, lambda g: silu(g.gate.apply(lambda y: np.minimum(y, top))) * g.up),
+        evaluated(gate, lambda g: act(g.gate.apply(lambda y: np.minimum(y, top))) * g.up),
         "gate",
         top,
     )
     both = evaluated(
         gate,
         lambda g: (
-            silu(g.gate.apply(lambda y: np.minimum(y, top)))
+            act(g.gate.apply(lambda y: np.minimum(y, top)))
             * g.up.apply(lambda y: np.clip(y, -top, top))
         ),
     )
     yield both, "gate and up", top
 
 
-def _silu_inverse(y: float) -> float:
-    """The number of which silu is y, for y above 0."""
+def _inverse(act: Function, y: float) -> float:
+    """The number of which an activation is y, for y above 0."""
     low, high = 0.0, max(2.0 * abs(y), 2.0) + 2.0
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if middle / (1 + np.exp(-middle)) < y else (low, middle)
+        below = bool(act(np.asarray(middle)) < y)
+        low, high = (middle, high) if below else (low, middle)
     return (low + high) / 2
 
 

@@ -13,6 +13,7 @@ from tests.support.mistakes import (
     sinks,
     solved,
     streams,
+    switches,
 )
 from tests.support.mistakes.mistake import Mistake
 
@@ -31,6 +32,7 @@ MISTAKES = [
         quantised,
         solved,
         read_off,
+        switches,
     )
     for mistake in subject.MISTAKES
 ]
