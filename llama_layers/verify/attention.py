@@ -14,6 +14,7 @@ from llama_layers.arrays.checks import check_finite
 from llama_layers.arrays.dtypes import FloatFormat, float_format
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
+from llama_layers.layers.attention import check_sinks, checked_softcap
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.operation import Operation, Stored
 from llama_layers.verify.pointwise import soft_capped
@@ -238,11 +239,14 @@ class OverHeads(Operation[Heads]):
             by_head = [array.transpose(0, 2, 1, 3) for array in results]
         else:
             by_head = results = [np.zeros((batch, heads, queries, keys)) for _ in range(3)]
+        cap, given = checked_softcap(vars(self).get("cap")), vars(self).get("sinks")
+        if given is not None:
+            float_format("sinks", given)
+            check_sinks(given, heads)
         rows = None if formula is type(self).formula else queries
         for tile in tiles(batch, queries, keys, heads, kv_heads, rows):
             some = None if mask is None else mask[tile.batch, None, None, tile.rows]
-            scale, cap = vars(self).get("scale", 1.0), vars(self).get("cap")
-            sinks = tile.sinks(vars(self).get("sinks"))
+            scale, sinks = vars(self).get("scale", 1.0), tile.sinks(given)
             some_heads = Heads(
                 **tile.read(arrays, how), mask=some, scale=scale, cap=cap, sinks=sinks
             )
