@@ -88,6 +88,7 @@ CONFIGS = {
     "gelu": replace(BASE, hidden_act="gelu_pytorch_tanh"),
     "six heads": replace(BASE, num_attention_heads=6, num_key_value_heads=2),
 }
+CONFIGS["temperature"] = CONFIGS["longrope"]
 WEIGHTS = {name: random_weights(config, dtype=np.float32) for name, config in CONFIGS.items()}
 COUNT = 14
 # Queries of one layer made small or large: numbers that float16 underflows in, scores that

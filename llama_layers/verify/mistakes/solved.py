@@ -130,21 +130,37 @@ def _counted(outputs: NDArray[np.intp], of: int) -> str:
 
 
 @mistake(Linear, "outputs repeated", kind=Kind.SOLVED)
-def _(linear: Linear, at: FailingSite) -> Changed | None:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Has {0}, which is where it belongs, too; it should have the rows of the matrix in their
     order."""
-    return _placed_rows(at, twice=True)
+    return _placed_rows(linear, at, twice=True)
 
 
 @mistake(Linear, "outputs in another order", kind=Kind.SOLVED)
-def _(linear: Linear, at: FailingSite) -> Changed | None:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Has {0}; it should have the rows of the matrix in their order."""
-    return _placed_rows(at, twice=False)
+    return _placed_rows(linear, at, twice=False)
 
 
-def _placed_rows(at: FailingSite, *, twice: bool) -> Changed | None:
-    """The rows that outputs have; some of them `twice`, or each once."""
-    exact, theirs = _rows(at)
+def _placed_rows(linear: Linear, at: FailingSite, *, twice: bool) -> Iterator[Changed]:
+    """Outputs of other rows, some of them `twice` or each once: with their bias, or their own."""
+    for bias in (None, linear.bias):
+        off = 0.0 if bias is None else wide(bias)
+        exact, theirs = (y - off for y in _rows(at))
+        if found := _places(at, exact, theirs, twice=twice):
+            places, said = found
+            if bias is None:
+                yield moved(at, lambda y, places: y[..., places], places), said
+            else:
+                yield replace(linear, weight=linear.weight[places]), said
+        if linear.bias is None:
+            return
+
+
+def _places(
+    at: FailingSite, exact: Float64Array, theirs: Float64Array, *, twice: bool
+) -> tuple[NDArray[np.intp], str] | None:
+    """The row that each output has, and which of them are not their own."""
     outputs = _wrong_outputs(at)
     if len(exact) < _TOKENS or not 0 < len(outputs) <= _OUTPUTS:
         return None
@@ -165,7 +181,7 @@ def _placed_rows(at: FailingSite, *, twice: bool) -> Changed | None:
     heads = at.site.role in FLAT and (places.reshape(-1, dim) % dim == np.arange(dim)).all()
     if heads or (best == outputs).mean() > 0.5 or not _holds(exact, exact[:, places], theirs):
         return None
-    return moved(at, lambda y: y[..., places]), _placed(outputs, best)
+    return places, _placed(outputs, best)
 
 
 def _placed(outputs: NDArray[np.intp], rows: NDArray[np.intp]) -> str:

@@ -166,7 +166,7 @@ MISTAKES = [
     Mistake("another window", ATTENTION, _attention(_window(lambda w: w - 1)), "window"),
     Mistake("another window", ATTENTION, _attention(_window(lambda w: 2 * w)), "window"),
     Mistake("another window", ATTENTION, _attention(_window(lambda w: w)), "some windows"),
-    Mistake("mask inverted", ATTENTION, _attention(lambda p: ~causal(COUNT))),
+    Mistake("mask inverted", ATTENTION, _attention(lambda p: ~p.allowed)),
     Mistake("a token sees only itself", ATTENTION, _attention(lambda p: _EYE)),
     Mistake("hidden keys at 0", ATTENTION, _attention(hidden=0.0)),
     Mistake(

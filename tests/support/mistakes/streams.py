@@ -21,7 +21,7 @@ MISTAKES = [
     Mistake("subtracted for added", RESIDUAL, lambda p: p["x"] - p.added),
     Mistake("residual from the wrong place", RESIDUAL, lambda p: p[NORM] + p.added),
     Mistake("another block added", RESIDUAL, lambda p: p["x"] + p.times * p[Q]),
-    Mistake("one array more added", RESIDUAL, lambda p: p["x"] + p.added + p[NORM]),
+    Mistake("one array more added", RESIDUAL, lambda p: p["x"] + p.added + p[Q]),
     Mistake("added block scaled", RESIDUAL, lambda p: p["x"] + np.float32(0.3) * p.added),
     Mistake("residual from the wrong place", "", lambda p: p["x"] + p.added),
 ]

@@ -209,10 +209,10 @@ HEADS = [
         "query temperature of other positions",
         Q_ROPE,
         _warmed(lambda at, n: (at + 1) // n),
-        "longrope",
+        "temperature",
     ),
     Mistake(
-        "query temperature of other positions", Q_ROPE, _warmed(lambda at, n: at / n), "longrope"
+        "query temperature of other positions", Q_ROPE, _warmed(lambda at, n: at / n), "temperature"
     ),
 ]
 MISTAKES = [*MULTIPLIERS, *GEMMA, *HEADS]
