@@ -63,6 +63,26 @@ def test_some_are_found_and_named(number):
         assert one.grade == "right", one
 
 
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("glm", "weight transposed"),  # in the order of rows that its files have
+        ("glm4", "keys for values"),
+        ("gemma2", "another page of the cache"),  # whose scores are capped
+        ("granite_swa", "empty keys counted"),  # whose softmax has a sink
+        ("gemma", "relu for silu"),
+        ("hunyuan_v1_dense", "another layer's keys and values"),  # which are normalised after RoPE
+        ("qwen3", "another norm's weight"),
+        ("ministral3", "RoPE with other frequencies"),  # whose queries have a temperature
+    ],
+)
+def test_named_with_the_switches_of_a_family(family, name):
+    numbers = [number for number in _NUMBERS if MISTAKES[number].name == name]
+    one = next(one for number in reversed(numbers) if (one := found(family, number)))
+    assert one.located, one
+    assert one.grade == "right", one
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
 def test_all_are_found_and_named(part):

@@ -344,14 +344,22 @@ def omega(config, theta=None):
     return np.array([theta ** (-2 * i / config.head_dim) for i in range(half)])
 
 
-def turned(x, phases, layout="half", factor=1.0, sign=1, rounding=lambda table: table):
+def turned(
+    x,
+    phases,
+    layout="half",
+    factor=1.0,
+    sign=1,
+    rounding=lambda numbers: numbers,
+    table=(np.cos, np.sin),
+):
     """x [B, S, heads, D] turned by phases [S, n], pair by pair of its first 2 n channels."""
     x = x.astype(np.float64)
     y = x.copy()
     half = phases.shape[1]
     for i in range(half):
         a, b = (i, i + half) if layout == "half" else (2 * i, 2 * i + 1)
-        cos, sin = (rounding(factor * f(phases[:, i])[None, :, None]) for f in (np.cos, np.sin))
+        cos, sin = (rounding(factor * f(phases[:, i])[None, :, None]) for f in table)
         sin = sign * sin
         y[..., a] = x[..., a] * cos - x[..., b] * sin
         y[..., b] = x[..., a] * sin + x[..., b] * cos

@@ -50,7 +50,7 @@ def _swapped(name: str, one: str, other: str, *, common: int = 0) -> None:
         found = _with(linear, at, other if at.site.role == one else one)
         if found.weight.shape == linear.weight.shape:
             yield found
-            if found.bias is not None:
+            if found.bias is not None or linear.bias is not None:
                 yield replace(found, bias=linear.bias)
 
 

@@ -314,7 +314,8 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
 @mistake(Rope, "RoPE applied twice")
 def _(r: Rotation) -> Tracked:
     """Rotates twice; it should rotate once."""
-    return Rope.formula(replace(r, x=Rope.formula(r).to(r.x.how.out)))
+    once = Rope.formula(replace(r, temperature=None))
+    return Rope.formula(replace(r, x=once.to(r.x.how.out)))
 
 
 @mistake(Rope, "RoPE cosine and sine swapped")

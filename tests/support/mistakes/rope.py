@@ -43,8 +43,7 @@ def _put_back(p):
 
 
 def _cos_sin(p):
-    # The cosine of a phase is the sine of what is left to a quarter of a turn.
-    return p.turned(p.unturned, phases=np.pi / 2 - np.outer(PLACES, p.omega()))
+    return p.turned(p.unturned, table=(np.sin, np.cos))
 
 
 def _one_half(p):
@@ -192,7 +191,7 @@ MISTAKES = [
     Mistake(
         "RoPE scaling factor inverted",
         Q_ROPE,
-        _rope(omega=lambda p: p.plain() * 3),
+        _rope(omega=lambda p: p.plain() * p.config.rope_scaling.factor),
         "linear",
     ),
     Mistake(

@@ -141,13 +141,7 @@ MULTIPLIERS = [
     Mistake("logits not scaled", "logits", _logits(lambda y, by, cap: y), "multipliers"),
     Mistake("logits for what the head gives", "lm_head", _written_as_head, "logits"),
     Mistake("another scale of scores", ATTENTION, _scores(scale=_head_dim), "multipliers"),
-    Mistake(
-        "another scale of scores",
-        ATTENTION,
-        _scores(scale=_divided),
-        "multipliers",
-        also=("scores scaled",),
-    ),
+    Mistake("scores scaled", ATTENTION, _scores(scale=_divided), "multipliers"),
 ]
 GEMMA = [
     *(
