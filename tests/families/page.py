@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from tests.families.configs import CONFIGS
 from tests.families.run import Found
+from tests.support.mistakes import MISTAKES
 
 GRADES = ("right", "near", "none", "wrong")
 _HEAD = """---
@@ -33,8 +34,8 @@ def page(tried: int, found: Sequence[Found], alarms: Iterable[str]) -> str:
     false = sorted(alarms)
     lines = [
         _HEAD,
-        f"Tried were {tried:,} mistakes in {len(families)} families, each mistake in some of them. "
-        f"{len(found):,} could be made.",
+        f"Of {len(MISTAKES) * len(CONFIGS):,} pairs of a mistake and a family, {tried:,} were "
+        f"tried for this page, in {len(families)} families. {len(found):,} of them could be made.",
         "",
         f"{len(false) or 'None'} of the {len(CONFIGS)} ports without a mistake failed"
         + (f": {', '.join(false)}." if false else "."),

@@ -42,6 +42,7 @@ def elsewhere(number):
     return next((one for one in every if one is not None), None)
 
 
+@pytest.mark.slow
 def test_each_mistake_can_be_made_outside_llama():
     """But those that need padding, far positions, or weights of a test's own."""
     alone = {"mha", "small", "large", "huge", "linear", "dynamic"}

@@ -116,6 +116,12 @@ def _of_largest(count):
     return weights
 
 
+def _alike(scores):
+    """The same score for each key that is seen; a sink keeps its own."""
+    keys = np.arange(scores.shape[-1]) < COUNT
+    return softmax(np.where(keys & (scores > -1e9), 0.0, scores))
+
+
 def _by_bits(scores):
     """Schraudolph's exponentials, in integers."""
     x = np.maximum(scores - scores.max(axis=-1, keepdims=True), -80)
@@ -248,7 +254,7 @@ MISTAKES = [
     Mistake("another row added", EMBEDDING, _changed(_first_row_added)),
     Mistake("no causal mask", ATTENTION, _changed(_one_head_sees_all)),
     Mistake("uniform attention", ATTENTION, _changed(_averaged_tile)),
-    Mistake("uniform attention", ATTENTION, _heads(lambda s: softmax(np.where(s > -1e9, 0.0, s)))),
+    Mistake("uniform attention", ATTENTION, _heads(_alike)),
     Mistake("output gated", ATTENTION, _gated),
     Mistake("only the largest scores", ATTENTION, _heads(_of_largest(5))),
     Mistake("exponentials approximated", ATTENTION, _heads(_by_bits)),

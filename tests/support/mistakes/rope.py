@@ -81,7 +81,9 @@ def _width_of_head(p):
 
 def _by_head(p):
     x = p.unturned.swapaxes(1, 2)
-    return turned(x, np.outer(np.arange(x.shape[1]), p.omega()), p.layout).swapaxes(1, 2)
+    phases = np.outer(np.arange(x.shape[1]), p.omega())
+    y = turned(x, phases, p.layout, p.factor).swapaxes(1, 2)
+    return y * _warmth(p) if p.config.llama_4_scaling_beta else y
 
 
 def _narrow_phases(dtype, parts=("positions", "omega", "phases")):
