@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tests.families.configs import CONFIGS
-from tests.families.run import Found
-from tests.support.mistakes import MISTAKES
+from tests.families.run import MISTAKES, Found
 
 GRADES = ("right", "near", "none", "wrong")
 _HEAD = """---

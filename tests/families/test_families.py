@@ -8,8 +8,7 @@ import pytest
 
 from llama_layers.config.families import FAMILIES, SWITCHES
 from tests.families.configs import CONFIGS
-from tests.families.run import found, ran, report_of
-from tests.support.mistakes import MISTAKES
+from tests.families.run import MISTAKES, found, ran, report_of
 
 _OTHERS = [family for family in CONFIGS if family != "llama"]
 # Each mistake is tried in one family: some in each run of the tests, all in a slow one.

@@ -106,3 +106,19 @@ def every_rank_draws_for_itself(right, rng):
             return np.random.default_rng, ()
 
     return Own(np.random.PCG64(rng))
+
+
+@wrong(
+    "llama_layers.parallel.plan:_share",
+    "test_ranks.py::test_the_memory_of_a_rank_in_the_documentation",
+)
+def all_channels_on_every_rank(right, count, rank, size):
+    return range(count) if count > 1000 else right(count, rank, size)
+
+
+@wrong(
+    "llama_layers.parallel.ending:_outside",
+    "test_ranks.py::test_a_traceback_ends_at_the_call",
+)
+def a_traceback_left_long(right, trace):
+    return trace

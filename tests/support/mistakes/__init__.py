@@ -1,6 +1,7 @@
 """Mistakes of ports: the name that a diagnosis should give, where it shows, and the wrong code."""
 
 from tests.support.mistakes import (
+    formulas,
     heads,
     kernels,
     mlp,
@@ -33,6 +34,7 @@ MISTAKES = [
         solved,
         read_off,
         switches,
+        formulas,
     )
     for mistake in subject.MISTAKES
 ]

@@ -281,7 +281,7 @@ MISTAKES = [
         _by(lambda x: np.abs(x).max(axis=-1, keepdims=True) + 1e-4),
     ),
     Mistake(
-        "another layer's norm weight",
+        "another layer's weights",
         NORM,
         lambda p: normed(p.read, p.gain(layer=2), p.config.rms_norm_eps),
     ),
