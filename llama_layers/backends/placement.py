@@ -32,6 +32,7 @@ def placement(
         if device not in (None, "cpu"):
             raise ValueError(f"device: expected None or 'cpu' for NumPy, got {shown(device)}")
         return lambda array: array
+    assert not isinstance(backend, str)  # both have returned
     return _to_module(backend, device)
 
 
