@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -19,7 +19,7 @@ from llama_layers.verify.gap_scale import scaled
 from llama_layers.verify.gap_trial import Candidate, Form, Part, Trial
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
 from llama_layers.verify.mistakes.hidden_states import DETAIL, LATE, NORMED, are_late
-from llama_layers.verify.operations import Operation
+from llama_layers.verify.operations import Logprobs, Operation
 from llama_layers.verify.recompute import Change
 from llama_layers.verify.report import Explanation
 from llama_layers.verify.unbounded import Unbounded
@@ -105,7 +105,7 @@ def diagnose_unbounded(
                 cost = _COSTS[candidate.kind] + (0.0 if candidate.common else _RARE)
                 found.append(_Found(explanation, left.surprise + cost))
                 enough |= left.well and (candidate.common or candidate.sure)
-                any_well |= left.well
+                any_well |= left.well or candidate.places == {LOGPROBS}
         if enough or (last and any_well) or time.perf_counter() > until:
             break
     found.sort(key=lambda f: (f.surprise, f.explanation.name == _CONSEQUENCE))
@@ -138,12 +138,18 @@ class _Between:
         formulas = [m for m in chosen if m.kind == Kind.FORMULA]
         common = [m for m in formulas if _is_common(m)]
         solved = [m for m in chosen if m.kind == Kind.SOLVED]
+        few, whole = self._few, self._trial.whole
+        if self._site.name == LOGPROBS:
+            # The logits are there, and what they are computed from takes the whole model.
+            for m in formulas:
+                yield False, self._forms(m, self._site, whole)
+            yield True, (c for m in solved for c in self._forms(m, self._site, whole))
         yield False, chain(self._made(common, self._examples), layers)
         rare = [m for m in formulas if m not in common]
         # At the site itself they are soon tried: all that they take is there.
-        few, whole = self._few, self._trial.whole
         each = chain(((m, few) for m in rare), ((m, whole) for m in solved))
-        yield False, (c for m, part in each for c in self._forms(m, self._site, part))
+        if self._site.name != LOGPROBS:
+            yield False, (c for m, part in each for c in self._forms(m, self._site, part))
         # A number for each token tells too little of what is rare in layers.
         few_numbers = self._site.name == LOGPROBS
         places = [p for p in self._examples if p.layer is None or not few_numbers]
@@ -233,6 +239,8 @@ class _Between:
             # What is read off the array would be other numbers on our own run's inputs.
             solved = mistake.kind == Kind.SOLVED and place == self._site
             change = few if solved else self._change(mistake, form, {place.name})
+            if isinstance(made, Logprobs) and made.logits is operation.logits:
+                change = _with_fields(place, made)
             detail = form[0] + where
             yield self._candidate(mistake, detail, form, {place.name}, few, change)
 
@@ -286,6 +294,16 @@ def _is_common(mistake: Mistake) -> bool:
 def _one(place: Site, made: Computable) -> Change:
     def change(site: Site, operation: Operation, known: Recorded) -> Computable:
         return made if site.name == place.name else operation
+
+    return change
+
+
+def _with_fields(place: Site, made: Logprobs) -> Change:
+    """Other log-probabilities of any logits."""
+
+    def change(site: Site, operation: Operation, known: Recorded) -> Computable:
+        same = site.name == place.name and isinstance(operation, Logprobs)
+        return replace(made, logits=operation.logits) if same else operation
 
     return change
 
