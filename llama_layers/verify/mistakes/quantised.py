@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.across_heads import joined
+from llama_layers.verify.mistakes.attention_arrays import capped, sinks_of, softmax
 from llama_layers.verify.mistakes.codes import (
     FLOAT8,
     INT4,
@@ -123,24 +124,26 @@ def _best(
     wrong = (at.ratio[places] > 1).any(axis=-1)
     theirs = (wide(at.computed[places]) - bias)[wrong]
     right = (at.bound(at.formats).exact[places] - bias)[wrong]
-    left: dict[tuple[Choice | None, Choice | None], float] = {}
     known: dict[Scaling, Limits] = {}
 
-    def look(xs: Choices, ws: Choices) -> tuple[Choice | None, Choice | None]:
+    def best(xs: Choices, ws: Choices) -> tuple[Choice | None, Choice | None, float]:
         every = [_rows(linear.weight, outputs, w, known) for w in ws]
         rows = np.concatenate(every).astype(np.float32)
-        for each in xs:
+        errors = np.empty((len(xs), len(ws)))
+        for i, each in enumerate(xs):
             some = _some_tokens(linear.x, tokens, each)[wrong].astype(np.float32)
             y = (some @ rows.T).reshape(len(theirs), len(ws), -1)
-            errors = np.sum(np.square(y - theirs[:, None]), axis=(0, 2))
-            left.update(((each, w), e) for w, e in zip(ws, errors.tolist(), strict=True))
-        return min(left, key=lambda pair: np.nan_to_num(left[pair], nan=np.inf))
+            errors[i] = np.sum(np.square(y - theirs[:, None]), axis=(0, 2))
+        errors[np.isnan(errors)] = np.inf
+        least = int(np.argmin(errors))
+        return xs[least // len(ws)], ws[least % len(ws)], float(errors.flat[least])
 
-    best = look(inputs, weights)
-    if not left[best] < 2 * _LEFT * np.sum(np.square(right - theirs)):
+    most = _LEFT * np.sum(np.square(right - theirs))
+    *found, left = best(inputs, weights)
+    if not left < 2 * most:
         return None
-    best = look(*map(_with_other_scales, best))
-    return best if left[best] < _LEFT * np.sum(np.square(right - theirs)) else None
+    x, w, left = best(*map(_with_other_scales, found))
+    return (x, w) if left < most else None
 
 
 def _with_other_scales(choice: Choice | None) -> Choices:
@@ -304,6 +307,7 @@ class _OneHead:
         self.k, self.v = attention.k, attention.v
         self.kv = head * self.k.shape[2] // attention.q.shape[2]
         self.q = wide(attention.q[self.batch, token, head]) * attention.scale
+        self.cap, self.sink = attention.cap, float(sinks_of(attention)[head, 0, 0])
         shape = (len(attention.q), attention.q.shape[1], self.k.shape[1])
         self.seen = np.broadcast_to(np.asarray(attention.mask), shape)[self.batch, token]
         self.theirs = wide(at.computed[self.batch, token, head])
@@ -316,9 +320,9 @@ class _OneHead:
         k, v = (wide(y[self.batch, :, self.kv]) for y in (self.k, self.v))
         few_k, few_v = (self._of(choice, y) for y in (self.k, self.v))
         for fields, keys, values in (("kv", few_k, few_v), ("k", few_k, v), ("v", k, few_v)):
-            scores = np.where(self.seen, keys @ self.q, -np.inf)
-            p = np.exp(scores - scores.max())
-            error = np.sum(np.square(p @ values / p.sum() - self.theirs))
+            scores = capped(keys @ self.q, self.cap)
+            p = softmax(scores, self.seen, self.sink)
+            error = np.sum(np.square(p @ values - self.theirs))
             yield fields, float(np.nan_to_num(error, nan=np.inf))
 
     def _of(self, choice: Choice, array: np.ndarray) -> Float64Array:

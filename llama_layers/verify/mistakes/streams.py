@@ -13,7 +13,7 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.families import module_name
 from llama_layers.verify.failing_site import FailingSite, wide
-from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, by_token, evaluated, mistake
 from llama_layers.verify.operations import Embedding, Norm, Residual, Rows
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked, read
@@ -49,8 +49,8 @@ def _(r: Residual[Tracked]) -> Tracked:
 @mistake(Residual, "subtracted for added")
 def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Subtracts what it should add."""
-    yield evaluated(residual, lambda r: r.x - r.added)
-    yield evaluated(residual, lambda r: r.added - r.x)
+    yield by_token(residual, lambda r: r.x - r.added)
+    yield by_token(residual, lambda r: r.added - r.x)
 
 
 @mistake(Residual, "residual from the wrong place")
@@ -81,7 +81,7 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Normalises what the block computes before it adds it, {0}; it should add it as it is."""
     for weight, said in norms_of_layer(at):
         yield (
-            evaluated(residual, lambda r, w: r.x + normed(r.added, w, at), weight),
+            by_token(residual, lambda r, w: r.x + normed(r.added, w, at), weight),
             said,
         )
 
@@ -90,7 +90,7 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
 def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Normalises the sum, {0}; it should pass it on as it is."""
     for weight, said in norms_of_layer(at):
-        yield evaluated(residual, lambda r, w: normed(r.x + r.added, w, at), weight), said
+        yield by_token(residual, lambda r, w: normed(r.x + r.added, w, at), weight), said
 
 
 def norms_of_layer(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:
@@ -165,12 +165,13 @@ def _(embedding: Embedding, at: FailingSite) -> Changed | None:
     """The token at {0}."""
     # The row of the table that each wrong token has, where there is one.
     bound = at.bound(at.formats)
+    table = embedding.table if embedding.factor == 1 else wide(embedding.table) * embedding.factor
     wrong = np.argwhere((bound.ratio(at.computed) > 1).any(axis=-1))
     if not 0 < len(wrong) <= _IDS:
         return None
     ids, said = embedding.ids.copy(), []
     for b, s in wrong:
-        row = _row_of(wide(at.computed[b, s]), embedding.table, at.formats.dtype)
+        row = _row_of(wide(at.computed[b, s]), table, at.formats.dtype)
         if row is None:
             return None
         said.append(f"({b}, {s}): the array is row {row}, input_ids says {ids[b, s]}")
@@ -197,7 +198,7 @@ def _(embedding: Embedding, at: FailingSite) -> Changed | None:
     error = (wide(at.computed) - at.bound(at.formats).exact)[wrong]
     if len(error) < 2 or not np.isfinite(error).all():
         return None
-    table = wide(embedding.table)
+    table = wide(embedding.table) * embedding.factor
     size = np.maximum(np.linalg.norm(table, axis=-1), 1e-300)
     row = int(np.argmax(table @ error.mean(axis=0) / size))
     if np.sum(np.square(error - table[row])) > 0.1 * np.sum(np.square(error)):
@@ -205,7 +206,7 @@ def _(embedding: Embedding, at: FailingSite) -> Changed | None:
     places = wrong[..., None]
 
     def formula(e: Rows) -> Tracked:
-        more = read("row", embedding.table[row], e.rows.how, recorded=False)
+        more = read("row", embedding.table[row], e.rows.how, recorded=False) * embedding.factor
         return e.rows.where(~places, (e.rows + more).to(e.rows.how.out))
 
     return evaluated(embedding, formula), row, len(error)

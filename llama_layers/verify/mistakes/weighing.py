@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.verify.attention import Heads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.near import weighed
 from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, mistake
-from llama_layers.verify.operations import Attention, Probabilities, Softmax
+from llama_layers.verify.operations import Attention, Operation, Probabilities, Softmax
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.tracked import Tracked
 
@@ -41,7 +42,7 @@ def total(heads: Heads, weights: Tracked, shift: Tracked | float = 0.0) -> Track
     return found + own
 
 
-@mistake(WEIGHING, "softmax over the queries")
+@mistake(WEIGHING, "softmax over the queries", mixes=True)
 def _(heads: Heads) -> Tracked:
     """Normalises over the queries; it should normalise over the keys."""
     scores = hidden_at(heads, -np.inf)
@@ -49,7 +50,7 @@ def _(heads: Heads) -> Tracked:
     return heads.weigh(weights / weights.sum(axis=-2))
 
 
-@mistake(WEIGHING, "softmax over queries and keys")
+@mistake(WEIGHING, "softmax over queries and keys", mixes=True)
 def _(heads: Heads) -> Tracked:
     """Normalises over the queries and then over the keys; it should normalise over the keys
     alone."""
@@ -81,11 +82,18 @@ def _(operation: WEIGHING, at: FailingSite) -> Computed:
         every = total(heads, weights).where(fits.all(axis=-1, keepdims=True), np.inf)
         return heads.weigh(weights.where(fits, np.inf) / every)
 
-    def bound(how: Rounding) -> Bound:
-        found = operation.evaluate(formula, how)
-        return replace(found, limit=np.where(np.isnan(found.exact), 0.0, found.limit))
+    def of(operation: Operation[Heads]) -> Computed:
+        def few(tokens: NDArray[np.intp]) -> Computed | None:
+            some = operation.at_tokens(tokens)
+            return None if some is None else of(some)
 
-    return Computed(bound)
+        def bound(how: Rounding) -> Bound:
+            found = operation.evaluate(formula, how)
+            return replace(found, limit=np.where(np.isnan(found.exact), 0.0, found.limit))
+
+        return Computed(bound, few)
+
+    return of(operation)
 
 
 @mistake(WEIGHING, "softmax with one more")
@@ -130,13 +138,16 @@ def _lowered(heads: Heads, score: float, added: bool) -> Tracked:
 def _(operation: WEIGHING, at: FailingSite) -> Iterator[Changed]:
     """Weighs {0} alike, as where all scores are the same; it should weigh them with the softmax of
     the scores."""
+    sinks = (True, False) if vars(operation).get("sinks") is not None else (True,)
     for seen, said in ((False, "all keys, later ones too,"), (True, "the keys that are seen")):
-        if found := weighed(operation, at, _alike, seen):
-            yield found, said
+        for with_sinks in sinks:
+            if found := weighed(operation, at, _alike, seen, with_sinks):
+                yield found, said
 
 
-def _alike(heads: Heads, seen: bool) -> Tracked:
+def _alike(heads: Heads, seen: bool, with_sinks: bool) -> Tracked:
     allowed = heads.allowed if seen else None
+    heads = heads if with_sinks else replace(heads, sinks=None)
     return heads.weigh(heads.probabilities_of(0.0 * heads.scores(), allowed))
 
 
