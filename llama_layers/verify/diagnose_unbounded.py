@@ -239,8 +239,9 @@ class _Between:
             # What is read off the array would be other numbers on our own run's inputs.
             solved = mistake.kind == Kind.SOLVED and place == self._site
             change = few if solved else self._change(mistake, form, {place.name})
-            if isinstance(made, Logprobs) and made.logits is operation.logits:
-                change = _with_fields(place, made)
+            if isinstance(made, Logprobs) and isinstance(operation, Logprobs):
+                if made.logits is operation.logits:
+                    change = _with_fields(place, made)
             detail = form[0] + where
             yield self._candidate(mistake, detail, form, {place.name}, few, change)
 
@@ -302,8 +303,9 @@ def _with_fields(place: Site, made: Logprobs) -> Change:
     """Other log-probabilities of any logits."""
 
     def change(site: Site, operation: Operation, known: Recorded) -> Computable:
-        same = site.name == place.name and isinstance(operation, Logprobs)
-        return replace(made, logits=operation.logits) if same else operation
+        if site.name != place.name or not isinstance(operation, Logprobs):
+            return operation
+        return replace(made, logits=operation.logits)
 
     return change
 
