@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -14,12 +14,14 @@ import numpy as np
 from llama_layers.layers.sites import LOGPROBS, Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.build import operation_of
+from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.gap_scale import scaled
 from llama_layers.verify.gap_trial import Candidate, Form, Part, Trial
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
 from llama_layers.verify.mistakes.hidden_states import DETAIL, LATE, NORMED, are_late
 from llama_layers.verify.operations import Operation
+from llama_layers.verify.pull_back import is_affine, pulled_back, solvable
 from llama_layers.verify.recompute import Change
 from llama_layers.verify.report import Explanation
 from llama_layers.verify.unbounded import Unbounded
@@ -40,6 +42,8 @@ _LIKELY = (LATE, NORMED)
 _UNSEEN = ("zeros", "tokens in another place")
 # How many forms of a mistake are tried at most, but at the site itself.
 _FORMS = 16
+# Groups of mistakes that are tried before sites are solved for.
+_COMMON = 2
 # If at most this many layers were not recorded, each is tried with the weights of every other.
 _FEW_LAYERS = 2
 
@@ -95,7 +99,9 @@ def diagnose_unbounded(
     between = _Between(trial, only)
     found: list[_Found] = []
     enough = any_well = False
-    for last, candidates in between.groups():
+    for number, (last, candidates) in enumerate(between.groups()):
+        if number == _COMMON and (solved := _solved_for(trial, only, until)):
+            return solved
         for candidate in candidates:
             if time.perf_counter() > until:
                 break
@@ -115,6 +121,25 @@ def diagnose_unbounded(
             best.setdefault(each.explanation.name, each.explanation)
     names = sorted(best, key=lambda name: name == _CONSEQUENCE)
     return tuple(best[name] for name in names)
+
+
+def _solved_for(
+    trial: Trial, only: Collection[str] | None, until: float
+) -> tuple[Explanation, ...]:
+    """The mistakes at the sites that can be solved for; those of the simplest kind."""
+    found: list[tuple[Kind, tuple[Explanation, ...]]] = []
+    for place in solvable(trial.whole):
+        failing = pulled_back(trial, place)
+        if failing is not None:
+            causes = diagnose(failing, only=only, until=until)
+            where = f" That is at {place.name}."
+            told = tuple(replace(cause, detail=cause.detail + where) for cause in causes)
+            if told:
+                kind = min(m.kind for m in MISTAKES if m.name == told[0].name)
+                found.append((kind, told))
+            if told and is_affine(trial.whole, place):
+                break  # there is no other solution
+    return min(reversed(found), key=lambda each: each[0], default=(0, ()))[1]
 
 
 class _Between:

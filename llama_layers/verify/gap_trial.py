@@ -131,6 +131,14 @@ class Part:
             found[site.name] = frozenset([site.name]).union(*(found[n] for n in following))
         return found
 
+    def after(self, place: Site) -> frozenset[str]:
+        """What is computed from a site of the gap, and that site."""
+        return self._after[place.name]
+
+    def computed(self, place: Site) -> np.ndarray:
+        """What is right at a site of the gap, of all tokens."""
+        return self._computed[place.name]
+
     def before(self, places: Collection[str]) -> Recorded:
         """The trace, with what was recomputed and no change in some places can reach."""
         reached: frozenset[str] = frozenset().union(*(self._after[name] for name in places))
@@ -159,6 +167,7 @@ class Trial:
         self.whole = Part(recorded, unbounded.site, model, "float64")
         self._own = Part(recorded, unbounded.site, model, self._dtype)
         usual = self._usual(self.whole.right, self._own.right)
+        self.own_errors = usual
         self._scale = np.broadcast_to(usual, self.whole.array.shape)
         self._error = self._fitness(self._bound(self.whole.right, usual)).error
         self.few = self._first(self._first_wrong() + _TOKENS)

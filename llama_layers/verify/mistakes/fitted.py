@@ -15,6 +15,7 @@ from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention import scale_words
 from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
+from llama_layers.verify.mistakes.weighing import hidden_at
 from llama_layers.verify.operations import Attention, Linear
 from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
@@ -82,6 +83,31 @@ def _(attention: Attention, at: FailingSite) -> Changed | None:
     times = fitted(_error_of_queries(attention, at, np.multiply), 1e-2, 1e2)
     scale = times * attention.scale
     return replace(attention, scale=scale), scale, right_scale(attention, at.config)
+
+
+@mistake(Attention, "hidden keys at a score too high", kind=Kind.SOLVED)
+def _(attention: Attention, at: FailingSite) -> Changed | None:
+    """Puts hidden keys at a score of {0:.4g}, which other scores come near; it should put them at
+    minus infinity."""
+    if attention.mask is None or np.asarray(attention.mask).dtype != bool:
+        return None
+    # The first queries are those that the most keys are hidden from.
+    first = replace(attention, q=attention.q[:, :_FEW])
+    scores, v = scores_of(first), values_of(first)
+    theirs = wide(at.computed)[:, :_FEW]
+    mask = np.asarray(attention.mask)[:, None, :_FEW]
+    allowed, every = np.broadcast_to(mask, scores.shape), np.ones(scores.shape, bool)
+
+    def error(size: float) -> float:
+        y = softmax(np.where(allowed, scores, -size), every) @ v
+        return float(np.nansum(np.square(y.transpose(0, 2, 1, 3) - theirs)))
+
+    score = -fitted(error, 1e-1, 1e3)
+
+    def formula(heads: Heads) -> Tracked:
+        return heads.weigh(heads.probabilities_of(hidden_at(heads, score)))
+
+    return evaluated(attention, formula), score
 
 
 @mistake(Linear, "logits capped", kind=Kind.SOLVED, roles=("lm_head",))
