@@ -225,6 +225,7 @@ class _Between:
         change: Change,
     ) -> Candidate:
         name, kind, common = mistake.name, mistake.kind, _is_common(mistake)
+        few, change = (self._trial.restricted(each) for each in (few, change))
         sure = places == {self._site.name} and name != _CONSEQUENCE
         return Candidate(name, detail, form, kind, common, sure, places, few, change)
 

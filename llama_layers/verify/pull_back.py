@@ -229,6 +229,7 @@ def _weights(scores: Float64Array, allowed: NDArray[np.bool_]) -> Iterator[Float
     every = np.ones_like(allowed)
     for size in _SIZES:
         yield softmax(np.where(allowed, scores, -size), every)
+        yield softmax(np.where(allowed, scores, scores - size), every)
         yield softmax(size * np.tanh(scores / size), allowed)
     for scale in _SCALES:
         yield softmax(scale * scores, allowed)
