@@ -22,6 +22,7 @@ from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
 from llama_layers.verify.mistakes.hidden_states import DETAIL, LATE, NORMED, are_late
 from llama_layers.verify.operations import Operation
 from llama_layers.verify.pull_back import is_affine, pulled_back, solvable
+from llama_layers.verify.pull_inner import inner
 from llama_layers.verify.recompute import Change
 from llama_layers.verify.report import Explanation
 from llama_layers.verify.unbounded import Unbounded
@@ -128,16 +129,23 @@ def _solved_for(
 ) -> tuple[Explanation, ...]:
     """The mistakes at the sites that can be solved for; those of the simplest kind."""
     found: list[tuple[Kind, tuple[Explanation, ...]]] = []
+
+    def diagnosed(failing: FailingSite, *, fitted: bool = True) -> None:
+        causes = diagnose(failing, only=only, until=until)
+        kind = min((m.kind for m in MISTAKES if causes and m.name == causes[0].name), default=None)
+        if kind is not None and (fitted or kind != Kind.FITTED):
+            where = f" That is at {failing.site.name}."
+            told = (replace(cause, detail=cause.detail + where) for cause in causes)
+            found.append((kind, tuple(told)))
+
     for place in solvable(trial.whole):
-        failing = pulled_back(trial, place)
-        if failing is not None:
-            causes = diagnose(failing, only=only, until=until)
-            where = f" That is at {place.name}."
-            told = tuple(replace(cause, detail=cause.detail + where) for cause in causes)
-            if told:
-                kind = min(m.kind for m in MISTAKES if m.name == told[0].name)
-                found.append((kind, told))
-            if told and is_affine(trial.whole, place):
+        if (failing := pulled_back(trial, place)) is not None:
+            before = [*inner(trial, failing)]
+            # What few channels of a gate make of a product is of low rank.
+            diagnosed(failing, fitted=not before)
+            for each in before:
+                diagnosed(each)
+            if found and is_affine(trial.whole, place):
                 break  # there is no other solution
     return min(reversed(found), key=lambda each: each[0], default=(0, ()))[1]
 

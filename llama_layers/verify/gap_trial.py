@@ -266,8 +266,10 @@ class Trial:
         size = min(fitness.scaled, fitness.relative) if solved else fitness.relative
         if not size <= most or leaves_a_part(self.whole.array, bound, self.whole.right):
             return None
-        surprise = np.count_nonzero(self.whole.counted) * fitness.surprise(0.5)
-        return Left(size / most, surprise, size <= _WELL[self._is_narrow])
+        # Whatever leaves errors like our own leaves as little as can be.
+        well = _WELL[self._is_narrow]
+        surprise = np.count_nonzero(self.whole.counted) * fitness.surprise(well)
+        return Left(size / most, surprise, size <= well)
 
     @property
     def _is_narrow(self) -> bool:

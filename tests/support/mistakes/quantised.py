@@ -131,5 +131,5 @@ MISTAKES = [
     Mistake("cache quantised", ATTENTION, _cached(_same, lambda v: _e4m3(v, (0, 1, 2, 3)))),
     Mistake("dropout", ACT, lambda p: _dropped(p.right, 0.1)),
     Mistake("dropout", RESIDUAL, lambda p: p["x"] + _dropped(p[OUT], 0.25)),
-    Mistake("sequences in another order", NORM, _first_sequence_twice),
+    Mistake("sequences of the batch repeated", NORM, _first_sequence_twice),
 ]
