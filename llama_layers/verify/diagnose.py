@@ -175,7 +175,7 @@ class _Trial:
             self._tokens = _largest(ratio.max(axis=(0, 2)), _TOKENS)
             worst = ratio.max(axis=(0, 1))
             self._outputs = _largest(worst, min(_OUTPUTS, int(np.count_nonzero(worst > 1))))
-            self._worst = np.ix_(range(len(ratio)), self._tokens, self._outputs)
+            self._worst = np.ix_(np.arange(len(ratio)), self._tokens, self._outputs)
 
     @property
     def fails(self) -> bool:

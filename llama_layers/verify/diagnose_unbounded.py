@@ -101,7 +101,7 @@ def diagnose_unbounded(
     found: list[_Found] = []
     enough = any_well = False
     for number, (last, candidates) in enumerate(between.groups()):
-        if number == _COMMON and (solved := _solved_for(trial, only, until)):
+        if number == _COMMON and not any_well and (solved := _solved_for(trial, only, until)):
             return solved
         for candidate in candidates:
             if time.perf_counter() > until:
@@ -127,16 +127,20 @@ def diagnose_unbounded(
 def _solved_for(
     trial: Trial, only: Collection[str] | None, until: float
 ) -> tuple[Explanation, ...]:
-    """The mistakes at the sites that can be solved for; those of the simplest kind."""
-    found: list[tuple[Kind, tuple[Explanation, ...]]] = []
+    """The mistakes at the sites that can be solved for; those that assume the least."""
+    found: list[tuple[int, tuple[Explanation, ...]]] = []
 
     def diagnosed(failing: FailingSite, *, fitted: bool = True) -> None:
         causes = diagnose(failing, only=only, until=until)
-        kind = min((m.kind for m in MISTAKES if causes and m.name == causes[0].name), default=None)
-        if kind is not None and (fitted or kind != Kind.FITTED):
+        if not causes:
+            return
+        kind = min(m.kind for m in MISTAKES if m.name == causes[0].name)
+        # A block that is not added in some channels is a product that is wrong there.
+        part = failing.site.operation == "residual" and causes[0].detail.startswith("At ")
+        if fitted or kind != Kind.FITTED:
             where = f" That is at {failing.site.name}."
             told = (replace(cause, detail=cause.detail + where) for cause in causes)
-            found.append((kind, tuple(told)))
+            found.append((kind + len(Kind) * part, tuple(told)))
 
     for place in solvable(trial.whole):
         if (failing := pulled_back(trial, place)) is not None:

@@ -1,9 +1,9 @@
 """What a port must have had at sites that were not recorded, for what it has at one that was.
 
-Where every token of a site is computed from its own row of an earlier one, with no fewer numbers, the
-earlier row can be solved for: by Newton's method, from what it should be. Everything between the two
-is taken to be right. So the earlier site can be diagnosed as if it had been recorded, but for how far
-off the solution may be.
+Where every token of a site is computed from its own row of an earlier one, with no fewer numbers,
+the earlier row can be solved for: by Newton's method, from what it should be. Everything between
+the two is taken to be right. So the earlier site can be diagnosed as if it had been recorded, but
+for how far off the solution may be.
 """
 
 from __future__ import annotations
@@ -88,13 +88,13 @@ def pulled_back(trial: Trial, place: Site) -> FailingSite | None:
     rows, starts = _Rows(part, place), _starts(part, place)
     size = trial.own_errors.reshape(len(rows.right), -1)[:, :1] * np.ones(rows.theirs.shape[1])
     enough = _SOLVED * np.linalg.norm(size, axis=1)
-    x, solved = rows.right, ~rows.judged
+    x, solved = rows.right, np.asarray(~rows.judged)
     begun = np.concatenate([x[None], starts.reshape(len(starts), *x.shape)])
     far = np.linalg.norm(rows.after(begun) - rows.theirs, axis=-1)
     wrong = rows.judged & (far[0] > _WRONG * enough)
     order = np.argsort(np.nan_to_num(far, nan=np.inf), axis=0)[:_TRIED]
     for start in np.take_along_axis(begun, order[..., None], axis=0):
-        found, near = _newton(rows, start, ~solved, enough)
+        found, near = _newton(rows, start, np.asarray(~solved), enough)
         x = np.where((near & ~solved)[:, None], found, x)
         solved |= near
         if solved.all():
@@ -110,9 +110,7 @@ def pulled_back(trial: Trial, place: Site) -> FailingSite | None:
     known = part.before([place.name])
     operation = operation_of(place, place.routes[-1], known, part.model)
     failing = trial.failing(place, operation, part, known)
-    return replace(
-        failing, computed=array.reshape(rows.shape), unsure=unsure.reshape(rows.shape)
-    )
+    return replace(failing, computed=array.reshape(rows.shape), unsure=unsure.reshape(rows.shape))
 
 
 def _newton(
@@ -124,7 +122,7 @@ def _newton(
     left = rows.theirs - rows.after(x[None])[0]
     far = np.linalg.norm(left, axis=1)
     for _ in range(_STEPS):
-        done = ~chosen | (far <= enough)
+        done = np.asarray(~chosen | (far <= enough))
         if done.all():
             break
         few = np.flatnonzero(~done)
@@ -140,7 +138,7 @@ def _newton(
             if done.all():
                 break
         # Some came no nearer; or too far, where there may be other solutions.
-        chosen = chosen & done & (np.linalg.norm(x - start, axis=1) <= most)
+        chosen &= done & (np.linalg.norm(x - start, axis=1) <= most)
     return x, chosen & (far <= enough)
 
 
@@ -154,7 +152,8 @@ class _Rows:
         self.shape = part.computed(place).shape
         self.right = _flat(part.computed(place)).astype(np.float64)
         self.theirs = _flat(part.array).astype(np.float64)
-        self.judged = _flat(part.counted).all(axis=1) & np.isfinite(self.theirs).all(axis=1)
+        judged = _flat(part.counted) & np.isfinite(self.theirs)
+        self.judged = np.asarray(judged.all(axis=1))
         self.theirs = np.where(self.judged[:, None], self.theirs, 0.0)
         names = {name for step in part.gap.sites for name in step.routes[-1]}
         names -= part.after(place)
@@ -227,10 +226,10 @@ def _weights(scores: Float64Array, allowed: NDArray[np.bool_]) -> Iterator[Float
     for kept in range(1, count):
         yield softmax(scores, hidden >= np.partition(hidden, -kept, axis=-1)[..., -kept, None])
     every = np.ones_like(allowed)
-    for size in _SIZES:
-        yield softmax(np.where(allowed, scores, -size), every)
-        yield softmax(np.where(allowed, scores, scores - size), every)
-        yield softmax(size * np.tanh(scores / size), allowed)
+    for bound in _SIZES:
+        yield softmax(np.where(allowed, scores, -bound), every)
+        yield softmax(np.where(allowed, scores, scores - bound), every)
+        yield softmax(bound * np.tanh(scores / bound), allowed)
     for scale in _SCALES:
         yield softmax(scale * scores, allowed)
 
@@ -247,5 +246,5 @@ def _work(part: Part, place: Site) -> float:
     """How many products a step takes, about."""
     tokens, width = part.array.shape[0] * part.array.shape[1], _width(place)
     after = [step for step in part.gap.sites if step.name in part.after(place) - {place.name}]
-    sizes = [matrix(s, part.model)[0].size for s in after if s.operation == "linear"]
+    sizes = [math.prod(matrix(s, part.model)[0].shape) for s in after if s.operation == "linear"]
     return float(width) * tokens * (sum(sizes) + 20 * width**2 * (not is_affine(part, place)))

@@ -69,9 +69,7 @@ def _values(trial: Trial, later: FailingSite, attention: Attention) -> Iterator[
     back = np.linalg.pinv(rows, rcond=_LEAST)
     found = back @ stacked(later.computed)
     unsure = np.sqrt(np.square(back) @ np.square(stacked(later.unsure)))
-    if failing := _failing(
-        trial, place, found.transpose(0, 2, 1, 3), unsure.transpose(0, 2, 1, 3)
-    ):
+    if failing := _failing(trial, place, found.transpose(0, 2, 1, 3), unsure.transpose(0, 2, 1, 3)):
         yield failing
 
 
@@ -113,7 +111,8 @@ def _channels(trial: Trial, later: FailingSite, down: Linear) -> Iterator[Failin
     yield gate
     up = _place(trial, place.routes[-1][1])
     if up is not None and isinstance(gate.operation, Gate):
-        act = GATES[gate.operation.act](wide(gate.operation.gate), np.ones(gate.computed.shape))
+        ones = np.ones(gate.computed.shape)
+        act = np.asarray(GATES[gate.operation.act](wide(gate.operation.gate), ones))
         with np.errstate(all="ignore"):
             array, off = wide(gate.computed) / act, off.reshape(act.shape) / np.abs(act)
         right = wide(gate.operation.up)

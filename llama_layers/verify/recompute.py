@@ -193,7 +193,9 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
 
     match operation:
         case AtTokens():
-            return operation.joined(*(computed(y, dtype) for y in (operation.made, operation.right)))
+            return operation.joined(
+                *(computed(y, dtype) for y in (operation.made, operation.right))
+            )
         case Embedding():
             return multiplied(x(embed(operation.ids, operation.table)), operation.factor)
         case Norm():
