@@ -6,6 +6,7 @@ operation is computed here in float64 from the former, and judged by the latter.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import pytest
 from llama_layers import LlamaConfig
 from llama_layers.verify import (
     attention_bound,
+    geglu_bound,
     judge,
     linear_bound,
     probabilities_bound,
@@ -98,6 +100,12 @@ OPERATIONS = {
         lambda g, h, **o: swiglu_bound(g, h, **o),
         ((64,), (64,)),
         0.97,
+    ),
+    "gate with gelu": Operation(
+        lambda g, h: g * (0.5 + np.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)) / 2) * h,
+        lambda g, h, **o: geglu_bound(g, h, **o),
+        ((64,), (64,)),
+        0.7,
     ),
     "residual": Operation(
         lambda a, b: a + b, lambda a, b, **o: residual_bound(a, b, **o), ((64,), (64,)), 0.97

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers import swiglu
+from llama_layers import geglu, rms_norm, swiglu
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.testing import arrays
 from llama_layers.verify import (
     embedding_bound,
+    geglu_bound,
     judge,
     residual_bound,
     rms_norm_bound,
@@ -102,6 +103,44 @@ def test_swiglu_true_error_is_within_the_limit(dtype, data):
         error = decimals.errors(y, exact)
         assert (error <= bound.limit + 0.0).all(), name
     assert (decimals.errors(swiglu(gate, up), exact) <= bound.limit).all()
+
+
+@ALL
+@given(data=st.data())
+def test_geglu_true_error_is_within_the_limit(dtype, data):
+    """In each form, against decimals."""
+    gate = data.draw(arrays((8,), dtype=dtype, max_magnitude=600.0))
+    up = data.draw(arrays((8,), dtype=dtype, max_magnitude=64.0))
+    bound = geglu_bound(gate, up)
+    exact = np.array([decimals.gelu(g) for g in decimals.decimals(gate)])
+    exact = exact * decimals.decimals(up)
+    for name, gelu in engines.gelu_forms(gate.astype(wide(dtype))):
+        y = (gelu * up.astype(gelu.dtype)).astype(gate.dtype)
+        assert (decimals.errors(y, exact) <= bound.limit + 0.0).all(), name
+    assert (decimals.errors(geglu(gate, up), exact) <= bound.limit).all()
+
+
+@ALL
+def test_geglu_limit_is_small(rng, dtype):
+    """Some units of the gate's size, since a tangent's error counts in full, and one rounding."""
+    gate, up = (4 * rng.standard_normal((2, 500))).astype(DTYPES[dtype])
+    u = 2.0**-53 if dtype == "float64" else 2.0**-24
+    out = ROUNDOFF[dtype] if dtype in engines.NARROW else 0.0
+    bound = geglu_bound(gate, up)
+    size = abs(gate.astype(np.float64) * up.astype(np.float64))
+    doubled = 2 if dtype == "float64" else 1
+    stated = doubled * 40 * u * size + out * abs(bound.exact) + 4 * TINY[dtype]
+    assert (bound.limit <= 1.01 * stated).all()
+    assert judge(swiglu(gate, up), bound).verdict == "FAIL"
+
+
+@NARROW
+def test_geglu_that_rounds_gelu_is_told_apart(rng, dtype):
+    gate, up = (rng.standard_normal(2000).astype(DTYPES[dtype]) for _ in range(2))
+    (_, gelu), *_ = engines.gelu_forms(gate.astype(np.float32))
+    y = (through(gelu, dtype) * up.astype(np.float32)).astype(gate.dtype)
+    assert judge(y, geglu_bound(gate, up)).verdict == "FAIL"
+    assert judge(y, geglu_bound(gate, up, silu=dtype)).verdict == "PASS"
 
 
 @ALL
@@ -228,6 +267,32 @@ def test_norm_that_rounds_its_row_is_told_apart(rng, dtype):
     assert judge(y, allowed).ratio > 0.8
     plain = engines.rms_norm(x, weight, 1e-5)
     assert judge(plain, rms_norm_bound(x, weight, eps=1e-5)).verdict == "PASS"
+
+
+@ALL
+@given(data=st.data())
+def test_norm_with_an_offset_is_within_the_limit(dtype, data):
+    """Against exact roots; weights near -1 cancel."""
+    x, weight = (data.draw(arrays((5,), dtype=dtype, max_magnitude=64.0)) for _ in range(2))
+    weight[:2] = np.array([-1 + 2.0**-7, -1]).astype(weight.dtype)
+    bound = rms_norm_bound(x, weight, eps=1e-5, offset=1)
+    y = rms_norm(x, weight, eps=1e-5, offset=1)
+    numbers, weights = oracle.exact(x), oracle.exact(weight)
+    root = oracle.exact_square_root(sum(n * n for n in numbers) / 5 + Fraction(1e-5))
+    for i in range(5):
+        true = numbers[i] * (weights[i] + 1) / root
+        assert abs(Fraction(float(y[i])) - true) <= Fraction(float(bound.limit[i]))
+    assert y[1] == bound.limit[1] == 0
+
+
+def test_norms_of_other_weights_fail(rng):
+    x, weight = rng.standard_normal((2, 3, 64)).astype(np.float32)
+    y = rms_norm(x, weight[0], eps=1e-5, offset=1)
+    assert judge(y, rms_norm_bound(x, weight[0], eps=1e-5, offset=1)).verdict == "PASS"
+    assert judge(y, rms_norm_bound(x, weight[0], eps=1e-5)).verdict == "FAIL"
+    none = rms_norm_bound(x, None, eps=1e-5, offset=1)
+    assert judge(rms_norm(x, None, eps=1e-5), none).verdict == "PASS"
+    assert judge(y, none).verdict == "FAIL"
 
 
 def test_norm_with_another_eps_fails(rng):

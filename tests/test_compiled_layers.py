@@ -12,16 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.compiled_route import compiled_first
-from tests.support.random_models import CONFIGS, PLAIN, model_of, random_weights, run_in_chunks
+from tests.support.random_models import (
+    CONFIGS,
+    ONE_SWITCH,
+    PLAIN,
+    SAME_ARRAYS,
+    model_of,
+    random_weights,
+    run_in_chunks,
+)
 
 pytest.importorskip("numba", reason="needs the extra fast")
 pytest.importorskip("threadpoolctl", reason="needs the extra fast")
 
-from llama_layers import KVCache, forward
+from llama_layers import KVCache, LlamaConfig, forward
 from llama_layers.backends.numba import decode, sizes
 from llama_layers.backends.numba import linear as fast_linear
 from llama_layers.backends.numpy import ROUTES
 from llama_layers.backends.numpy.linear import linear_2d
+from llama_layers.config.families import SWITCHES
 from llama_layers.testing import assert_same_bits
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -89,11 +98,29 @@ def test_whole_layers(kind, dtype, data):
 @pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind not in PLAIN])
 def test_switches_that_the_kernel_does_not_know(kind):
     """Nothing is ignored: the layers are computed by others."""
-    model, exact = models(CONFIGS[kind], "float32")
-    ids = np.random.default_rng(0).integers(0, 13, (2, 6))
+    assert_left_to_others(*models(CONFIGS[kind], "float32"))
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_each_switch_alone(switch):
+    model, exact = models(ONE_SWITCH[switch], "float32")
+    assert switch in model.config.switches
+    assert_left_to_others(model, exact)
+
+
+@pytest.mark.parametrize("switch", SAME_ARRAYS)
+def test_a_switch_that_the_kernel_ignores_is_seen(switch):
+    """The arrays of these layers do not give it away."""
+    planted = mock.patch.object(LlamaConfig, "switches", {})
+    with planted, pytest.raises((AssertionError, ValueError)):
+        assert_left_to_others(*models(SAME_ARRAYS[switch], "float32"))
+
+
+def assert_left_to_others(model, exact):
+    ids = np.random.default_rng(0).integers(0, 13, (2, 12))
     with compiled_first():
-        found = run_in_chunks(model, ids, [3, 4, 5])
-    np.testing.assert_allclose(found, plain(exact, ids, [3, 4, 5]), rtol=1e-4, atol=1e-5)
+        found = run_in_chunks(model, ids, [3, 10, 11])
+    np.testing.assert_allclose(found, plain(exact, ids, [3, 10, 11]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("head_dim", [2, 6, 16, 48, 64, 80])

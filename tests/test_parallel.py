@@ -6,26 +6,42 @@ import json
 import re
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_layers import KVCache, LlamaConfig, Mask, check, forward, generate, load, record
+from llama_layers import (
+    KVCache,
+    LlamaConfig,
+    Mask,
+    check,
+    forward,
+    generate,
+    load,
+    record,
+    rms_norm,
+)
 from llama_layers.parallel import run_ranks, sharded
 from llama_layers.parallel.plan import Shard
 from llama_layers.testing import configs
+from llama_layers.verify import join_ranks
 from tests.support import decoder_oracle, random_models, tiny
+from tests.support.engines import DTYPES
 
 MOST_RANKS = 16
 sizes = st.integers(1, MOST_RANKS)
 
 
-def splittable(**options):
-    """Configs without a norm over all heads, which ranks have parts of."""
-    return configs(**options).filter(lambda config: config.qk_norm != "full")
+@st.composite
+def splits(draw, **options):
+    """A config and a number of ranks that it can be split among."""
+    config = draw(configs(**options))
+    if config.qk_norm != "full":
+        return config, draw(sizes)
+    keys = config.num_key_value_heads
+    return config, draw(st.sampled_from([n for n in range(1, MOST_RANKS + 1) if keys % n == 0]))
 
 
 def close(found, expected):
@@ -33,8 +49,9 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@given(splittable(max_heads=16, max_head_dim=4), sizes, st.integers(0, 99))
-def test_logits_are_those_of_naive_loops(config, size, seed):
+@given(splits(max_heads=16, max_head_dim=4), st.integers(0, 99))
+def test_logits_are_those_of_naive_loops(split, seed):
+    config, size = split
     weights = random_models.random_weights(config, seed)
     ids = np.random.default_rng(seed).integers(0, config.vocab_size, (1, 3))
     found = run_ranks(size, lambda group: forward(sharded(weights, config, group), ids).logits)
@@ -43,8 +60,10 @@ def test_logits_are_those_of_naive_loops(config, size, seed):
         np.testing.assert_array_equal(logits, found[0])
 
 
-@given(splittable(max_heads=16), sizes)
-def test_a_reduce_after_each_output_projection(config, size):
+@given(splits(max_heads=16))
+def test_a_reduce_after_each_output_projection(split):
+    """And one of two numbers a token, where norms go over all heads."""
+    config, size = split
     weights = random_models.random_weights(config, dtype=np.float32)
     ids = np.zeros((2, 3), dtype=int) % config.vocab_size
 
@@ -52,11 +71,13 @@ def test_a_reduce_after_each_output_projection(config, size):
         forward(sharded(weights, config, group), ids)
         return group.reduced
 
-    nbytes = 2 * 3 * config.hidden_size * 4
-    assert run_ranks(size, reduced) == [[nbytes] * 2 * config.num_hidden_layers] * size
+    sums = [2 * 3 * config.hidden_size * 4] * 2
+    if config.qk_norm == "full":
+        sums = [2 * 3 * 2 * 4, *sums]
+    assert run_ranks(size, reduced) == [sums * config.num_hidden_layers] * size
 
 
-@given(splittable(max_heads=16), sizes)
+@given(configs(max_heads=16), sizes)
 def test_parts_are_even_and_cover_the_model(config, size):
     shards = [Shard(config, rank, size) for rank in range(size)]
     heads = [h for shard in shards for h in shard.query_heads if h is not None]
@@ -72,16 +93,14 @@ def test_parts_are_even_and_cover_the_model(config, size):
         assert len(shard.kv_heads) <= max(1, len(own))
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind, config in random_models.CONFIGS.items() if config.qk_norm != "full"]
-)
+@pytest.mark.parametrize("kind", random_models.CONFIGS)
 def test_a_cache_on_every_rank(kind):
     config = random_models.CONFIGS[kind]
     weights = random_models.random_weights(config)
     ids = np.random.default_rng(1).integers(0, config.vocab_size, (2, 7))
     cuts = [2, 3, 6]  # with frequencies that depend on the length, other numbers than of a whole
     whole = random_models.run_in_chunks(random_models.model_of(config, weights), ids, cuts)
-    for size in (2, 3):
+    for size in (2,) if config.qk_norm == "full" else (2, 3):
         for logits in run_ranks(
             size,
             lambda group: random_models.run_in_chunks(sharded(weights, config, group), ids, cuts),
@@ -89,11 +108,42 @@ def test_a_cache_on_every_rank(kind):
             close(logits, whole)
 
 
-def test_a_norm_over_the_heads_of_all_ranks_is_refused():
-    config = random_models.CONFIGS["norms of projections"]
-    assert Shard(config, 0, 1).config == config
-    with pytest.raises(ValueError, match=r"^config: .* got qk_norm = 'full'"):
-        Shard(config, 0, 2)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["norms of projections", "olmo2"])
+def test_norms_over_the_heads_of_all_ranks(kind, dtype):
+    """Each rank has the weights of its heads, and what ranks recorded is right together."""
+    config = replace(random_models.CONFIGS[kind], num_attention_heads=8, num_key_value_heads=4)
+    weights = random_models.random_weights(config, dtype=DTYPES[dtype])
+    parts = [Shard(config, rank, 4).part for rank in range(4)]
+    for name in ("q_norm", "k_norm"):
+        name = f"model.layers.1.self_attn.{name}.weight"
+        joined = np.concatenate([part(name, weights[name]) for part in parts])
+        np.testing.assert_array_equal(joined, weights[name])
+    ids = np.array([[1, 2, 3, 4]])
+    traces = run_ranks(4, lambda group: record(sharded(weights, config, group), ids))
+    model = random_models.model_of(config, weights)
+    report = check(join_ranks(traces, config), model)
+    assert report.agrees
+    assert not report.missing
+    # A rank that divides by the root mean square of its own heads.
+    name = "model.layers.1.self_attn.q_norm"
+    w = parts[2](f"{name}.weight", weights[f"{name}.weight"])
+    x = traces[2].arrays[name.replace("norm", "proj")]
+    traces[2].arrays[name] = rms_norm(x, w, eps=config.rms_norm_eps)
+    report = check(join_ranks(traces, config), model)
+    assert report.first.site.name == name
+    assert "rank 2" in report.first.note
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_norms_over_heads_that_ranks_share_are_refused(size):
+    config = random_models.CONFIGS["olmo2"]
+    weights = random_models.random_weights(config)
+    message = (
+        rf"^size: expected a number of ranks that divides num_key_value_heads = 2, .* got {size}"
+    )
+    with pytest.raises(ValueError, match=message):
+        run_ranks(size, lambda group: sharded(weights, config, group))
 
 
 def test_the_cache_has_the_heads_of_the_rank():
@@ -334,18 +384,3 @@ def test_refuses():
         Shard(config, 0, 0)
     with pytest.raises(TypeError, match="parallel: expected a communicator of mpi4py"):
         load("smollm2-135m", parallel=4)
-
-
-def test_the_memory_of_a_rank_in_the_documentation():
-    """The table of docs/scale.md, from the shapes that a rank's config asks for."""
-    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text("utf-8")
-    models = {"Llama 2 70B": LlamaConfig.llama2_70b(), "Llama 3 70B": LlamaConfig.llama3_70b()}
-    for name, config in models.items():
-        cells = []
-        for size in (1, 2, 4, 8, 16):
-            heads, keys = 64 // size, max(1, 8 // size)
-            matrices = 8192 * 128 * (2 * heads + 2 * keys) + 3 * 8192 * 28672 // size
-            weights = 80 * (matrices + 2 * 8192) + 8192 + 2 * config.vocab_size * 8192
-            cache = 2 * 8192 * 80 * keys * 128
-            cells.append(f"{2 * weights / 2**30:.0f} + {2 * cache / 2**30:.1f}")
-        assert f"| {name}, bfloat16 | {' | '.join(cells)} |" in page

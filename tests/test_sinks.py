@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from llama_layers import Mask, attention
-from llama_layers.verify import attention_bound
-from tests.support import decoder_oracle
+from llama_layers.verify import (
+    attention_bound,
+    probabilities_bound,
+    scores_bound,
+    softmax_bound,
+)
+from tests.support import decoder_oracle, engines
 
 RNG = np.random.default_rng(3)
 Q = RNG.standard_normal((2, 5, 4, 6))
@@ -36,6 +41,42 @@ def test_within_the_bound(dtype):
     bound = attention_bound(q, k, v, mask=mask, sinks=sinks, softcap=3.0)
     assert (bound.ratio(y) <= 1).all()
     assert not (bound.ratio(attention(q, k, v, softcap=3.0)) <= 1).any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_parts_are_within_their_bounds(dtype):
+    """Capped scores, and probabilities that a sink has a share of."""
+    q, k, sinks = (x.astype(dtype) for x in (Q, K, SINKS))
+    plain = engines.scores(q, k, 0.4)
+    capped = (3 * np.tanh(plain / 3)).astype(dtype)
+    joined = np.broadcast_to(sinks[:, None, None], (2, 4, 5, 1))
+    e = np.exp(np.concatenate([capped, joined], axis=3).astype(np.float32))
+    p = (e / e.sum(axis=-1, keepdims=True))[..., :-1].astype(dtype)
+    bound = scores_bound(q, k, scale=0.4, softcap=3.0)
+    assert (bound.ratio(capped) <= 1).all()
+    assert np.median(bound.ratio(plain)) > 1
+    for bound in (
+        softmax_bound(capped, sinks=sinks),
+        probabilities_bound(q, k, scale=0.4, softcap=3.0, sinks=sinks, scores=np.dtype(dtype).name),
+    ):
+        assert (bound.ratio(p) <= 1).all()
+        assert np.median(bound.ratio(p / p.sum(axis=-1, keepdims=True))) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sinks": SINKS[:3]}, ValueError, r"^sinks: expected shape \[4\], got \[3\]"),
+        ({"sinks": np.arange(4)}, TypeError, "^sinks: expected one of the dtypes"),
+        ({"softcap": 0.0}, ValueError, "^softcap: expected a positive number, got 0.0"),
+        ({"softcap": "x"}, TypeError, "^softcap: expected a"),
+    ],
+)
+def test_bounds_refuse(options, error, message):
+    for bound in (lambda: attention_bound(Q, K, V, **options),
+                  lambda: probabilities_bound(Q, K, scale=1.0, **options)):  # fmt: skip
+        with pytest.raises(error, match=message):
+            bound()
 
 
 def test_a_sink_of_minus_infinity_is_none():

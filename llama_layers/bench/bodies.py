@@ -16,8 +16,8 @@ from llama_layers.arrays.transfer import from_numpy
 from llama_layers.arrays.types import Array, Namespace
 from llama_layers.backends.libraries import cupy
 from llama_layers.backends.trust import Body
-from llama_layers.bench.models import RandomWeights, with_layers
-from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.bench.models import RandomWeights
+from llama_layers.config.llama_config import LlamaConfig, with_layers
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.rope import rope_table

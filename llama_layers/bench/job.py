@@ -17,8 +17,8 @@ from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import from_numpy
 from llama_layers.arrays.types import Array
 from llama_layers.bench.cost import Cost, decode_cost, layers_cost, linear_cost, model_cost
-from llama_layers.bench.models import Backend, with_layers
-from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.bench.models import Backend
+from llama_layers.config.llama_config import LlamaConfig, with_layers
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.weights import QKVWeights
 from llama_layers.model.llama import Llama

@@ -17,7 +17,7 @@ from llama_layers.arrays.types import Array, Namespace
 from llama_layers.checkpoint import load, open_checkpoint
 from llama_layers.checkpoint.hub import hub_name
 from llama_layers.checkpoint.known_models import KNOWN_MODELS, cached_path
-from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.config.llama_config import LlamaConfig, with_layers
 from llama_layers.config.presets import Preset, PublishedSizes
 from llama_layers.layers.group import Group
 from llama_layers.layers.weights import QKVWeights
@@ -50,14 +50,6 @@ def config_of(name: str) -> LlamaConfig:
             f"or one of {', '.join(sorted({*PRESETS, *KNOWN_MODELS}))}"
         )
     return getattr(LlamaConfig, PRESETS[name])()
-
-
-def with_layers(config: LlamaConfig, count: int) -> LlamaConfig:
-    """Change the number of layers of a config, repeating the kinds of its first ones."""
-    kinds = config.layer_types
-    if kinds is not None:
-        kinds = tuple(kinds[i % len(kinds)] for i in range(count))
-    return replace(config, num_hidden_layers=count, layer_types=kinds)
 
 
 def opened_model(

@@ -27,6 +27,7 @@ model.layers.{}.self_attn.k_proj             layers.{}.attention.wk     blk.{}.a
 model.layers.{}.self_attn.v_proj             layers.{}.attention.wv     blk.{}.attn_v
 model.layers.{}.self_attn.q_norm             -                          blk.{}.attn_q_norm
 model.layers.{}.self_attn.k_norm             -                          blk.{}.attn_k_norm
+model.layers.{}.self_attn.sinks              -                          blk.{}.attn_sinks
 model.layers.{}.self_attn.o_proj             layers.{}.attention.wo     blk.{}.attn_output
 model.layers.{}.post_self_attn_layernorm     -                          blk.{}.post_attention_norm
 model.layers.{}.post_attention_layernorm     layers.{}.ffn_norm         blk.{}.ffn_norm
@@ -63,7 +64,8 @@ def from_meta(name: str) -> str:
 
 def from_gguf(name: str, model_type: str) -> str | None:
     """The Hugging Face name for a name in a GGUF file of a family; None for other names."""
-    return renamed(name, _from_gguf(model_type))
+    found = renamed(name, _from_gguf(model_type))
+    return found and found.replace(".sinks.weight", ".sinks")  # a parameter of attention itself
 
 
 @cache

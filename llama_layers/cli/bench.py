@@ -261,6 +261,7 @@ def make_job(args: argparse.Namespace) -> Job:
     from llama_layers.bench import models
     from llama_layers.bench.cost import layers_cost
     from llama_layers.bench.job import ModelJob, QKVJob, copies
+    from llama_layers.config.llama_config import with_layers
 
     if args.kind == "qkv":
         weights = models.RandomWeights(args.dtype, args.backend)
@@ -270,7 +271,7 @@ def make_job(args: argparse.Namespace) -> Job:
         others = [weights.qkv(config) for _ in range(copies(nbytes, args.backend) - 1)]
         return QKVJob([first, *others], args.sizes)
     if args.kind == "layer":
-        config = models.with_layers(models.config_of(args.model), 1)
+        config = with_layers(models.config_of(args.model), 1)
         small = models.without_biases(replace(config, vocab_size=LAYER_VOCABULARY))
         nbytes = layers_cost(small, 1, 0, FLOATS[args.dtype].itemsize, 0).nbytes
         count = copies(nbytes, args.backend)

@@ -14,6 +14,7 @@ from llama_layers.backends.placement import placement
 from llama_layers.checkpoint import load, open_checkpoint
 from llama_layers.cli.options import Backend
 from llama_layers.cli.prompt import prompt_ids
+from llama_layers.config.llama_config import with_layers
 from llama_layers.layers.weights import QKVWeights
 from llama_layers.model.embedding import activations
 from llama_layers.model.forward import forward
@@ -90,8 +91,11 @@ def model_case(model: str, text: str, layer: int, backend: Backend, dtype: str |
     x, weights = arrays[read.name], llama.weights.layers[layer]
     qkv, norm, does = weights.self_attn.qkv, None, "Projection"
     if weights.input_layernorm is not None:
-        hidden, eps = arrays[read.routes[0][0]], llama.config.rms_norm_eps
-        norm = site_result(read, x, rms_norm_bound(hidden, weights.input_layernorm, eps=eps))
+        hidden, c = arrays[read.routes[0][0]], llama.config
+        bound = rms_norm_bound(
+            hidden, weights.input_layernorm, eps=c.rms_norm_eps, offset=c.norm_weight_offset
+        )
+        norm = site_result(read, x, bound)
         does = "RMSNorm, then projection"
     return Case(
         name=name,
@@ -112,12 +116,11 @@ def _shortened(text: str, most: int = 48) -> str:
 
 def first_layers(model: Llama, input_ids: Array, count: int) -> dict[str, Array]:
     """Return the arrays of all sites in the first layers of a model; the others are not run."""
-    config, weights = model.config, model.weights
-    kinds = config.layer_types and config.layer_types[:count]
+    weights = model.weights
     embedding = weights.embed_tokens  # also for the head, whose logits nobody reads
     first = replace(
         model,
-        config=replace(config, num_hidden_layers=count, layer_types=kinds),
+        config=with_layers(model.config, count),
         weights=LlamaWeights(embedding, weights.layers[:count], weights.norm, embedding),
     )
     arrays: dict[str, Array] = {}

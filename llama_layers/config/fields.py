@@ -25,7 +25,7 @@ from llama_layers.config.checks import (
     check_thetas,
 )
 from llama_layers.config.families import FAMILIES, family_switches, names_norms_otherwise
-from llama_layers.config.rope_layers import RopeOfLayers, check_rope
+from llama_layers.config.rope_layers import RopeOfLayers, check_rope, ropes_of
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.errors import ConfigError, shown
 
@@ -106,6 +106,7 @@ class Fields(RopeOfLayers):
         self._derive()
         check_fields(self)
         self._check_together()
+        self._set(ropes_of(self))
 
     def _check_together(self) -> None:
         """Raise ConfigError if fields that are right by themselves cannot go together."""
@@ -172,5 +173,8 @@ class Fields(RopeOfLayers):
                     f"got {self.hidden_size}"
                 )
             derived["head_dim"] = self.hidden_size // self.num_attention_heads
-        for name, value in derived.items():
+        self._set(derived)
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
             object.__setattr__(self, name, value)  # since the dataclass is frozen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +282,17 @@ def _built(content: Mapping[str, Any]) -> tuple[LlamaConfig, tuple[str, ...]]:
     config = LlamaConfig(**arguments)
     refuse_other_maths(unread, vars(config), content)
     return config, tuple(key for key, value in unread.items() if value is not None)
+
+
+def with_layers(config: LlamaConfig, count: int) -> LlamaConfig:
+    """Change the number of layers of a config, repeating the kinds of its first ones."""
+
+    def repeated(kinds: tuple[Any, ...] | None) -> Any:
+        return kinds and tuple(kinds[layer % len(kinds)] for layer in range(count))
+
+    return replace(
+        config,
+        num_hidden_layers=count,
+        layer_types=repeated(config.layer_types),
+        layer_rope_theta=repeated(config.layer_rope_theta),
+    )

@@ -2,7 +2,9 @@
 
 Sources: for Llama 1 table 2 of arXiv:2302.13971, for Llama 2 arXiv:2307.09288, for Llama 3 and
 3.1 table 3 of arXiv:2407.21783, for Qwen3 table 1 of arXiv:2505.09388, for OLMo 2
-arXiv:2501.00656; intermediate sizes, eps and the rest from the config.json of the checkpoints.
+arXiv:2501.00656 and OLMo-core's ``TransformerConfig.olmo2_32B``; intermediate sizes, eps and the
+rest from the config.json of the checkpoints. Phi-4's has the tokens that it was corrected to:
+https://huggingface.co/microsoft/phi-4/commit/6fbb3d3bbe726c99b4188087b4deeec1bceac5ae
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from llama_layers.config.rope_scaling import RopeScaling
@@ -33,17 +33,15 @@ class RopeOfLayers:
     layer_types: tuple[str, ...] | None
     sliding_window: int | None
 
+    rope_kinds: tuple[RopeKind | None, ...]
+    """For each layer the kind of its RoPE; None where it has none."""
+    _with_rope: Mapping[RopeKind, Any]
+    """For each of these kinds the config all of whose layers have it; none if all are alike."""
+
     @property
     def rotary_dim(self) -> int:
         """How many channels of a head RoPE rotates; the first ones."""
         return int(self.head_dim * self.partial_rotary_factor)
-
-    @property
-    def rope_kinds(self) -> tuple[RopeKind | None, ...]:
-        """For each layer the kind of its RoPE; None where it has none."""
-        if self.layer_rope_theta is None and self.sliding_rope_scaling:
-            return (self.kind_of(0),) * self.num_hidden_layers
-        return tuple(self.kind_of(layer) for layer in range(self.num_hidden_layers))
 
     def rope_of(self: Config, layer: int, /) -> Config | None:
         """The config by which a layer rotates queries and keys; None where it does not.
@@ -70,12 +68,10 @@ class RopeOfLayers:
 
     def with_rope(self: Config, kind: RopeKind, /) -> Config:
         """The config all of whose layers have RoPE of one kind."""
-        if self.layer_rope_theta is None and self.sliding_rope_scaling:
-            return self
-        found: Any = _with_rope(self, kind)
+        found: Config = self._with_rope.get(kind, self)
         return found
 
-    def kind_of(self, layer: int) -> RopeKind | None:
+    def _kind_of(self, layer: int) -> RopeKind | None:
         """The kind of a layer's RoPE; None where it has none."""
         theta = self.rope_theta if self.layer_rope_theta is None else self.layer_rope_theta[layer]
         if not theta:
@@ -90,16 +86,23 @@ class RopeOfLayers:
         return RopeKind(theta, scaled)
 
 
-# Not a cached property, whose lock torch.compile cannot trace.
-@lru_cache(maxsize=64)
-def _with_rope(config: Any, kind: RopeKind) -> Any:
-    return replace(
-        config,
-        rope_theta=kind.theta,
-        rope_scaling=config.rope_scaling if kind.scaled else None,
-        layer_rope_theta=None,
-        sliding_rope_scaling=True,
-    )
+def ropes_of(config: RopeOfLayers) -> dict[str, Any]:
+    """The attributes in which a config keeps what each forward pass asks of RoPE."""
+    kinds = tuple(map(config._kind_of, range(config.num_hidden_layers)))
+    made: Any = config
+    alike = config.layer_rope_theta is None and config.sliding_rope_scaling
+    configs = {
+        kind: replace(
+            made,
+            rope_theta=kind.theta,
+            rope_scaling=config.rope_scaling if kind.scaled else None,
+            layer_rope_theta=None,
+            sliding_rope_scaling=True,
+        )
+        for kind in set(kinds)
+        if kind is not None and not alike
+    }
+    return {"rope_kinds": kinds, "_with_rope": configs}
 
 
 def check_rope(config: RopeOfLayers) -> None:

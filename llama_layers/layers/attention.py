@@ -105,9 +105,7 @@ def attention(
     if scale is None:
         scale = 1 / math.sqrt(max(1, q.shape[3]))
     scale = check_finite("scale", scale)
-    cap = None if softcap is None else check_finite("softcap", softcap)
-    if cap is not None and cap <= 0:
-        raise ValueError(f"softcap: expected a positive number, got {cap!r}")
+    cap = checked_softcap(softcap)
     if cap is None and sinks is None:
         return attend(xp, q, k, v, mask, scale)
     return attend_in_blocks(xp, q, k, v, mask, scale, cap, sinks)
@@ -142,8 +140,7 @@ def _check(
     if sinks is not None:
         namespace(q=q, sinks=sinks)
         check_sums_hold(q, sinks=sinks)
-        if tuple(sinks.shape) != (heads,):
-            raise ValueError(f"sinks: expected shape [{heads}], got {list(sinks.shape)}")
+        check_sinks(sinks, heads)
     if isinstance(mask, Mask):
         mask.check(q, k.shape[1])
     elif mask is not None:
@@ -155,6 +152,22 @@ def _check(
                 f"mask: expected shape {list(expected)} or {[batch, *expected]}, "
                 f"got {list(mask.shape)}"
             )
+
+
+def check_sinks(sinks: Array, heads: int) -> None:
+    """Raise ValueError unless there is a sink for each head."""
+    if tuple(sinks.shape) != (heads,):
+        raise ValueError(f"sinks: expected shape [{heads}], got {list(sinks.shape)}")
+
+
+def checked_softcap(softcap: Number | None) -> float | None:
+    """The cap of scores, if there is one; it is positive."""
+    if softcap is None:
+        return None
+    cap = check_finite("softcap", softcap)
+    if cap <= 0:
+        raise ValueError(f"softcap: expected a positive number, got {cap!r}")
+    return cap
 
 
 @portable

@@ -13,7 +13,7 @@ from llama_layers.layers.layer_cache import LayerCache
 from llama_layers.layers.linear import flat_qkv, linear, merge_heads, split_heads
 from llama_layers.layers.mask import Mask
 from llama_layers.layers.mlp import mlp
-from llama_layers.layers.norm import rms_norm
+from llama_layers.layers.norm import rms_norm, rms_norms_over_ranks
 from llama_layers.layers.rope import apply_rope
 from llama_layers.layers.scaling import added
 from llama_layers.layers.sites import sites_of_layer
@@ -195,14 +195,16 @@ def _normed(
     """Queries and keys after their norms, if there are any."""
     if config.qk_norm == "none":
         return q, k
-    normed = []
-    for name, x, weight in (("q_norm", q, w.q_norm), ("k_norm", k, w.k_norm)):
-        whole = config.qk_norm == "full"
-        rows = merge_heads(x) if whole else x
-        y = rms_norm(rows, weight, eps=config.rms_norm_eps, offset=config.norm_weight_offset)
-        y = tap(name, y)
-        normed.append(split_heads(y, w.qkv.head_dim) if whole else y)
-    return normed[0], normed[1]
+    options = {"eps": config.rms_norm_eps, "offset": config.norm_weight_offset}
+    whole, weights = config.qk_norm == "full", (w.q_norm, w.k_norm)
+    rows = [merge_heads(x) if whole else x for x in (q, k)]
+    if whole and w.group is not None:
+        normed = rms_norms_over_ranks(rows, weights, w.group, **options)
+    else:
+        normed = [rms_norm(x, weight, **options) for x, weight in zip(rows, weights, strict=True)]
+    normed = [tap(name, y) for name, y in zip(("q_norm", "k_norm"), normed, strict=True)]
+    q, k = (split_heads(y, w.qkv.head_dim) if whole else y for y in normed)
+    return q, k
 
 
 def _check(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llama_layers.arrays.checks import check_finite
 from llama_layers.arrays.dispatch import portable
 from llama_layers.arrays.dtypes import accumulate_format, check_sums_hold, dtype_of, float_format
 from llama_layers.arrays.namespaces import device, namespace
 from llama_layers.arrays.types import Array, ArrayT, Namespace, Number
+from llama_layers.layers.group import Group
 
 
 def rms_norm(x: ArrayT, weight: Array | None, /, *, eps: Number, offset: Number = 0.0) -> ArrayT:
@@ -59,28 +62,69 @@ def rms_norm(x: ArrayT, weight: Array | None, /, *, eps: Number, offset: Number 
     >>> rms_norm(np.array([3.0, 4.0]), np.array([1.0, 10.0]), eps=0.0) * np.sqrt(12.5)
     array([ 3., 40.])
     """
+    xp, weight = _with_offset(x, weight, offset)
+    return normalise(xp, x, weight, check_finite("eps", eps, negative=False))
+
+
+def _with_offset(x: Array, weight: Array | None, offset: Number) -> tuple[Namespace, Array]:
+    """The library of x [..., H], and what its channels are multiplied by."""
     xp = namespace(x=x, weight=weight)
     float_format("x", x)
     if x.ndim < 1:
         raise ValueError("x: expected shape [..., H], got a scalar")
     if weight is None:
-        weight, offset = xp.ones((x.shape[-1],), dtype=x.dtype, device=device(x)), 0.0
+        return xp, xp.ones((x.shape[-1],), dtype=x.dtype, device=device(x))
     check_sums_hold(x, weight=weight)
     if tuple(weight.shape) != (x.shape[-1],):
         raise ValueError(
             f"weight: expected shape [{x.shape[-1]}], the last axis of x, got {list(weight.shape)}"
         )
     if offset:
-        wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
-        weight = xp.astype(weight, wide, copy=False) + check_finite("offset", offset)
-    return normalise(xp, x, weight, check_finite("eps", eps, negative=False))
+        weight = _wide(xp, weight, x) + check_finite("offset", offset)
+    return xp, weight
+
+
+def rms_norms_over_ranks(
+    arrays: Sequence[Array],
+    weights: Sequence[Array | None],
+    group: Group,
+    *,
+    eps: float,
+    offset: float,
+) -> list[Array]:
+    """`rms_norm` of rows of which each rank has an equal share, each array with its own weight.
+
+    The mean squares of all arrays are summed over the ranks at once.
+    """
+    prepared = [_with_offset(x, w, offset) for x, w in zip(arrays, weights, strict=True)]
+    xp = prepared[0][0]
+    shares = xp.concat([_mean_square(xp, x) for x in arrays], axis=-1)
+    means = group.all_reduce(shares) / group.size
+    return [
+        _divided(xp, x, means[..., i : i + 1] + eps, weight)
+        for i, (x, (_, weight)) in enumerate(zip(arrays, prepared, strict=True))
+    ]
 
 
 @portable
 def normalise(xp: Namespace, x: ArrayT, weight: Array, eps: float) -> ArrayT:
     """The definition of `rms_norm`, for arguments already checked."""
-    wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
-    wide_x = xp.astype(x, wide, copy=False)
-    mean_square = xp.mean(wide_x * wide_x, axis=-1, keepdims=True)
-    y = wide_x / xp.sqrt(mean_square + eps) * xp.astype(weight, wide, copy=False)
+    return _divided(xp, x, _mean_square(xp, x) + eps, weight)
+
+
+def _mean_square(xp: Namespace, x: Array) -> Array:
+    """That of each row of x [..., H], as [..., 1]."""
+    wide = _wide(xp, x, x)
+    return xp.mean(wide * wide, axis=-1, keepdims=True)
+
+
+def _divided(xp: Namespace, x: ArrayT, squared: Array, weight: Array) -> ArrayT:
+    """Rows by the root of a number each, times a weight."""
+    y = _wide(xp, x, x) / xp.sqrt(squared) * _wide(xp, weight, x)
     return xp.astype(y, x.dtype, copy=False)
+
+
+def _wide(xp: Namespace, array: Array, x: Array) -> Array:
+    """An array in the format of the sums of x."""
+    wide = dtype_of(xp, accumulate_format(float_format("x", x)).name)
+    return xp.astype(array, wide, copy=False)

@@ -3,7 +3,8 @@
 Query heads and the channels of the MLP are split as evenly as possible. A rank has the key and
 value heads that its query heads read; where ranks do not divide them, two ranks have the same one.
 The output projections (``o_proj``, ``down_proj``) are split by columns, so that each rank gets a
-partial sum of their results. Norms, the embedding and the head are whole on every rank.
+partial sum of their results. The embedding, the head and norms are whole on every rank, but for
+norms over all queries and all keys: their weights are split as the heads are.
 
 M. Shoeybi et al., "Megatron-LM", section 3. `arXiv:1909.08053 <https://arxiv.org/abs/1909.08053>`_
 """
@@ -55,7 +56,7 @@ class Shard:
     Raises
     ------
     ValueError
-        If `rank` is not one of `size` ranks, or a norm goes over what several ranks have.
+        If `rank` is not one of `size` ranks.
 
     Examples
     --------
@@ -72,11 +73,6 @@ class Shard:
 
     def __post_init__(self) -> None:
         check_count("size", self.size)
-        if self.whole.qk_norm == "full" and self.size > 1:
-            raise ValueError(
-                "config: expected norms of queries and keys over each head, which every rank can "
-                "compute, got qk_norm = 'full'"
-            )
         if not is_integer(self.rank) or not 0 <= self.rank < self.size:
             raise ValueError(
                 f"rank: expected an integer from 0 to {self.size - 1}, got {shown(self.rank)}"
@@ -124,12 +120,25 @@ class Shard:
         """For each axis that is split, by its name in the table of tensors, what this rank has."""
         width, kv = self.whole.head_dim, self.kv_heads
         channels = Piece(self.channels.start, self.channels.stop)
-        return {
+        found = {
             "q_size": tuple(piece.times(width) for piece in _pieces(self.query_heads)),
             "num_heads": _pieces(self.query_heads),
             "kv_size": (Piece(kv.start, kv.stop).times(width),),
             "intermediate_size": (channels if self.channels else Piece(0, 1, zeros=True),),
         }
+        if self.whole.qk_norm == "full":
+            self._check_even()
+            found |= {"q_norm_size": found["q_size"], "k_norm_size": found["kv_size"]}
+        return found
+
+    def _check_even(self) -> None:
+        """Raise ValueError unless each rank has equally many heads of its own."""
+        if self.whole.num_key_value_heads % self.size:
+            raise ValueError(
+                f"size: expected a number of ranks that divides num_key_value_heads = "
+                f"{self.whole.num_key_value_heads}, since norms go over all queries and all keys "
+                f"(qk_norm = 'full'), got {self.size}"
+            )
 
     def part(self, name: str, array: Array, /) -> Array:
         """The part of a tensor that this rank has.
@@ -146,6 +155,11 @@ class Shard:
         Array
             A view of some rows, a copy of some columns, or the tensor itself where it is whole on
             every rank.
+
+        Raises
+        ------
+        ValueError
+            If norms go over all heads, and ranks do not divide the key heads.
         """
         tensor = tensors_of(self.whole).get(_below_layer(name))
         if tensor is None:

@@ -44,7 +44,7 @@ def configs(
 
     Multi-head, grouped-query and multi-query attention; head_dim as it follows from hidden_size
     and free of it; biases; tied embeddings; each RoPE scaling; layers with RoPE of their own, or
-    none; sliding windows; norms in every place; multipliers and caps.
+    none; sliding windows in all layers or some; norms in every place; sinks; multipliers and caps.
 
     Parameters
     ----------
@@ -91,6 +91,10 @@ def configs(
         switches |= {name: draw(st.sampled_from(values)) for name, values in _NUMBERS.items()}
     if draw(st.booleans()):
         switches["attention_sinks"] = True
+    sliding_window = draw(st.none() | st.integers(1, 16))
+    if sliding_window is not None and draw(st.booleans()):  # in some layers
+        kinds = st.sampled_from(["full_attention", "sliding_attention"])
+        switches["layer_types"] = draw(st.lists(kinds, min_size=num_layers, max_size=num_layers))
     return LlamaConfig(
         **switches,
         vocab_size=draw(st.integers(1, 64)),
@@ -103,7 +107,7 @@ def configs(
         rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
         **draw(_ropes(head_dim, num_layers)),
         max_position_embeddings=draw(st.sampled_from([32, 2048])),
-        sliding_window=draw(st.none() | st.integers(1, 16)),
+        sliding_window=sliding_window,
         attention_bias=draw(st.booleans()),
         attention_out_bias=draw(st.none() | st.booleans()),
         mlp_bias=draw(st.booleans()),

@@ -11,6 +11,7 @@ from llama_layers.verify.bounds.attention import (
 )
 from llama_layers.verify.bounds.layer import (
     embedding_bound,
+    geglu_bound,
     linear_bound,
     residual_bound,
     rms_norm_bound,
@@ -69,6 +70,7 @@ __all__ = [
     "compare",
     "embedding_bound",
     "examine_qkv",
+    "geglu_bound",
     "join_ranks",
     "judge",
     "linear_bound",

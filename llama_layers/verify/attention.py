@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from llama_layers.arrays.checks import check_finite
 from llama_layers.arrays.dtypes import FloatFormat, float_format
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array
+from llama_layers.layers.attention import check_sinks, checked_softcap
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.operation import Operation, Stored
 from llama_layers.verify.pointwise import soft_capped
@@ -52,7 +54,10 @@ class Heads:
             assert self.given is not None
             scores = self.given
         else:
-            scores = dot(self.q, self.k, scale=self.scale)
+            if _scales_queries(self.scale, self.q.how):
+                scores = dot((self.q * self.scale).step("kv_cache"), self.k)
+            else:
+                scores = dot(self.q, self.k, scale=self.scale)
             if self.cap is not None:
                 scores = soft_capped(scores, self.cap, "scores")
         if self.mask is None or self.mask.dtype == bool:
@@ -113,7 +118,9 @@ class Tile:
         """The query heads."""
         return slice(self.kv.start * self.group, self.kv.stop * self.group)
 
-    def read(self, arrays: dict[str, np.ndarray], how: Rounding) -> dict[str, Tracked]:
+    def read(
+        self, arrays: dict[str, np.ndarray], how: Rounding, scale: float
+    ) -> dict[str, Tracked]:
         """The part of q, k, v and what is given that a tile reads, as tracked numbers."""
         b, kv, heads, rows = self.batch, self.kv, self.heads, self.rows
         parts: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -123,10 +130,10 @@ class Tile:
             "given": lambda given: self.grouped(given[b, heads, rows]),
         }
         cached = len(arrays) > 1  # scores alone are not read from a cache
-        return {
-            n: read(n, parts[n](array), how, cache=_cache(n, how) if cached else None)
-            for n, array in arrays.items()
-        }
+        caches = {n: _cache(n, how) if cached else None for n in arrays}
+        if _scales_queries(scale, how):
+            caches["q"] = None  # they are rounded when they are scaled
+        return {n: read(n, parts[n](array), how, cache=caches[n]) for n, array in arrays.items()}
 
     def grouped(self, array: np.ndarray) -> np.ndarray:
         """An array [batch, heads, ...] as [batch, key heads, group, ...]."""
@@ -143,6 +150,11 @@ class Tile:
         """Put what was computed of a tile into an array [batch, heads, queries, ...]."""
         batch, kv, group, *rest = part.shape
         by_head[self.batch, self.heads, self.rows] = part.reshape(batch, kv * group, *rest)
+
+
+def _scales_queries(scale: float, how: Rounding) -> bool:
+    """Whether rounded queries are other numbers because they were scaled before."""
+    return how.profile.scaled_queries and abs(math.frexp(scale)[0]) != 0.5
 
 
 def _cache(name: str, how: Rounding) -> FloatFormat | None:
@@ -212,6 +224,8 @@ class OverHeads(Operation[Heads]):
     be added to the scores, of floats, ``scale``, ``cap``, of scores, and ``sinks`` [heads].
     """
 
+    by_token = True
+
     def check(self) -> None:
         """Raise ValueError or TypeError unless the fields fit each other."""
         fields = vars(self)
@@ -238,13 +252,16 @@ class OverHeads(Operation[Heads]):
             by_head = [array.transpose(0, 2, 1, 3) for array in results]
         else:
             by_head = results = [np.zeros((batch, heads, queries, keys)) for _ in range(3)]
+        cap, given = checked_softcap(vars(self).get("cap")), vars(self).get("sinks")
+        if given is not None:
+            float_format("sinks", given)
+            check_sinks(given, heads)
         rows = None if formula is type(self).formula else queries
         for tile in tiles(batch, queries, keys, heads, kv_heads, rows):
             some = None if mask is None else mask[tile.batch, None, None, tile.rows]
-            scale, cap = vars(self).get("scale", 1.0), vars(self).get("cap")
-            sinks = tile.sinks(vars(self).get("sinks"))
+            scale, sinks = vars(self).get("scale", 1.0), tile.sinks(given)
             some_heads = Heads(
-                **tile.read(arrays, how), mask=some, scale=scale, cap=cap, sinks=sinks
+                **tile.read(arrays, how, scale), mask=some, scale=scale, cap=cap, sinks=sinks
             )
             bound = formula(some_heads).bound()
             for array, part in zip(by_head, (bound.exact, bound.limit, bound.usual), strict=True):
@@ -257,7 +274,7 @@ class Scores(OverHeads, Generic[Stored]):
     """Scaled products of queries and keys, of which those that a mask allows count."""
 
     inputs = ("q", "k")
-    steps = ("kv_cache", "cache", "scores")
+    steps = ("kv_cache", "scaled_queries", "cache", "scores")
     q: Stored
     k: Stored
     mask: Stored | None
@@ -332,7 +349,10 @@ class Attention(OverHeads, Generic[Stored]):
     """Scores, softmax and weighted sum at once, as fused kernels compute them."""
 
     inputs = ("q", "k", "v")
-    steps = ("kv_cache", "cache", "scores", "probabilities", "weighted_sums")
+    steps = (
+        *("kv_cache", "scaled_queries", "cache"),
+        *("scores", "probabilities", "weighted_sums"),
+    )
     q: Stored
     k: Stored
     v: Stored

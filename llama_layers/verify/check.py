@@ -12,6 +12,7 @@ from functools import partial
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.layers.sites import sites
 from llama_layers.model.llama import Llama
+from llama_layers.verify.allowed_roundings import allowing
 from llama_layers.verify.by_rank import named_ranks, settled
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
@@ -22,7 +23,7 @@ from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
 from llama_layers.verify.logprob_summary import summary_of_check
 from llama_layers.verify.look import Asked, Look, Sites
 from llama_layers.verify.mistakes import MISTAKES, Kind
-from llama_layers.verify.profiles import CONTRACT, RoundingProfile, allowing, profile_named
+from llama_layers.verify.profiles import CONTRACT, RoundingProfile, profile_named
 from llama_layers.verify.rank_order import check_order
 from llama_layers.verify.remedies import remedies
 from llama_layers.verify.report import Explanation, Remedy, Report, SiteResult

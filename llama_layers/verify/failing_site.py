@@ -105,12 +105,14 @@ class FailingSite:
     def streams(self, shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
         """Other arrays of a shape that could be mistaken for an input, the nearest first.
 
-        They are those of the same layer and of the one before it; heads lie side by side.
+        They are those of the same layer and of the one before it, and the embedding; heads lie side
+        by side.
         """
         last = self.recorded.config.num_hidden_layers - 1
         layer = last if self.site.layer is None else self.site.layer
         for site in reversed(sites(self.recorded.config)):
-            near = site.layer in (layer, layer - 1) or (site.layer is None and layer in (0, last))
+            near = site.layer in (layer, layer - 1) or site.operation == "embedding"
+            near |= site.layer is None and layer == last
             if site.pairwise or not near or site.name == self.site.name:
                 continue
             array = self.array(site.name)

@@ -59,7 +59,7 @@ from llama_layers.verify.attention import (
 )
 from llama_layers.verify.log_softmax import Logprobs
 from llama_layers.verify.operation import Numbers, Operation, Stored
-from llama_layers.verify.pointwise import ACTS, gated, soft_capped
+from llama_layers.verify.pointwise import ACTS, divided, gated, soft_capped
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.ranks import AddedParts
 from llama_layers.verify.rotation import Rotation, rope_phases
@@ -130,6 +130,7 @@ class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
     x may be a sum of parts, as which it was recorded.
     """
 
+    by_token = True
     inputs = ("x", "weight")
     steps = ("norm_before_weight", "reduce")
     x: Numbers
@@ -171,6 +172,7 @@ class Linear(Operation["Product"], Generic[Stored]):
     It is `summed` where ranks that share the work add their parts of it.
     """
 
+    by_token = True
     inputs = ("x", "weight")
     steps = ("reduce",)
     x: Stored
@@ -273,8 +275,9 @@ class Copy(Operation["Copy[Tracked]"], Generic[Numbers]):
 class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
     """The gated product, act(gate) times up, where act is silu or gelu_pytorch_tanh."""
 
+    by_token = True
     inputs = ("gate", "up")
-    steps = ("sigmoid", "silu")
+    steps = ("sigmoid", "silu", "gelu")
     gate: Numbers
     up: Numbers
     act: str = "silu"
@@ -296,6 +299,7 @@ class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
     What is added may be a sum of parts, as which it was recorded.
     """
 
+    by_token = True
     inputs = ("x", "added")
     steps = ("multiplied", "reduce")
     x: Numbers
@@ -342,7 +346,7 @@ class Logits(Operation["Logits[Tracked]"], Generic[Numbers]):
     @staticmethod
     def formula(logits: Logits[Tracked]) -> Tracked:
         """Divide by the scaling, and cap."""
-        scaled = logits.products / logits.scaling
+        scaled = divided(logits.products, logits.scaling)
         return scaled if logits.cap is None else soft_capped(scaled, logits.cap, "capped")
 
 

@@ -93,8 +93,9 @@ def gelu_tanh(x: Tracked) -> Tracked:
     The tangent errs by :math:`2 u e`, which the sum takes over whole though s is small (e is
     `exp_ulps`); the exponential errs by that relative to itself, and so does s, at most. Both are
     allowed, and the roundings of either. All terms of z have one sign, and in any order it has no
-    more than one rounding more than in the order above.
+    more than one rounding more than in the order above. A profile with a table rounds x and g(x).
     """
+    x = x.step("gelu")
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))
     with np.errstate(all="ignore"):
         u = x.how.sums.unit_roundoff
@@ -104,11 +105,21 @@ def gelu_tanh(x: Tracked) -> Tracked:
         r = compounded(gamma(3, u), inverse(2 * u * x.how.profile.exp_ulps))
         size = finite_magnitude(share.exact)
         share = share.with_errors(share.errors(lambda e: e + r * (size + e)))
-    return x * share
+    return (x * share).step("gelu")
 
 
 ACTS = {"silu": silu, "gelu_pytorch_tanh": gelu_tanh}
 """What is made of the gate, by the ``hidden_act`` of a config."""
+
+
+def divided(y: Tracked, number: float) -> Tracked:
+    """Divide by a number, or multiply with its reciprocal, which has one rounding more."""
+    quotient = y / number
+    if number == 1:
+        return quotient
+    with np.errstate(all="ignore"):
+        u, size = y.how.sums.unit_roundoff, finite_magnitude(quotient.exact)
+        return quotient.with_errors(quotient.errors(lambda e: e + u * (size + e)))
 
 
 def soft_capped(y: Tracked, cap: float, step: str) -> Tracked:

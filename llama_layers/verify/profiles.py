@@ -53,6 +53,8 @@ class RoundingProfile:
         dtype.
     silu : bool or str
         silu(gate) is rounded to the dtype before it multiplies.
+    gelu : bool or str
+        gelu(gate) is read from a table: the gate is rounded to the dtype, and so is the result.
     multiplied : bool or str
         What a block adds to the residual stream is rounded to the dtype where it is multiplied by
         ``residual_multiplier``.
@@ -61,6 +63,8 @@ class RoundingProfile:
     kv_cache : str or None
         The format that attention rounds queries, keys and values to where it reads them; None for
         the dtype.
+    scaled_queries : bool
+        Queries are multiplied by the scale of the scores before they are rounded to `kv_cache`.
     cache : str or None
         The format that keys and values are rounded to where a cache stores them; None for the
         dtype. Queries are what they are.
@@ -97,9 +101,11 @@ class RoundingProfile:
     probabilities: bool | str = _step("probabilities to {}")
     sigmoid: bool | str = _step("each step of the sigmoid to {}")
     silu: bool | str = _step("silu(gate) to {}")
+    gelu: bool | str = _step("gate and gelu(gate) to {}")
     multiplied: bool | str = _step("what is multiplied to {}")
     capped: bool | str = _step("each step of a cap to {}")
     kv_cache: str | None = _step("queries, keys and values to {}", None)
+    scaled_queries: bool = _step("queries after they are scaled")
     cache: str | None = _step("cached keys and values to {}", None)
     weighted_sums: str | None = _step("weighted sums to {}", None)
     flushes: bool = _step("subnormal numbers to zero")
@@ -160,7 +166,16 @@ _SDPA = RoundingProfile(
     multiplied=True,
     capped=True,
 )
-_LLAMA_CPP = RoundingProfile("llama.cpp", phases="float32", kv_cache="float16")
+_LLAMA_CPP = RoundingProfile("llama.cpp", phases="float32", gelu="float16", kv_cache="float16")
+# By what a trace says if `record_llama_cpp` made it.
+LLAMA_CPP = {
+    "scaled_queries": replace(
+        _LLAMA_CPP, name="llama.cpp with scaled queries", scaled_queries=True
+    ),
+    "flash_attention": replace(
+        _LLAMA_CPP, name="llama.cpp with flash attention", weighted_sums="float16"
+    ),
+}
 PROFILES = {
     profile.name: profile
     for profile in (  # what explains with fewer roundings comes first
@@ -168,7 +183,7 @@ PROFILES = {
         _SDPA,
         replace(_SDPA, name="transformers", scores=True),
         _LLAMA_CPP,
-        replace(_LLAMA_CPP, name="llama.cpp with flash attention", weighted_sums="float16"),
+        *LLAMA_CPP.values(),
         _XLA,
         replace(_XLA, name="XLA with excess precision", excess_precision=True),
     )
@@ -194,49 +209,6 @@ def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
             f"2 ranks, bfloat16 reduce', got {profile!r}"
         )
     return PROFILES[profile]
-
-
-def allowing(profile: RoundingProfile, roundings: str) -> RoundingProfile:
-    """A profile with more roundings, such as "cache=float16, scores"; a ValueError if unknown."""
-    pairs = [_allowed(one.strip()) for one in roundings.split(",")]
-    given = dict(pairs)
-    if len(given) < len(pairs):
-        raise ValueError(f"allow: expected each rounding once, got {shown(roundings)}")
-    said = ", ".join(
-        f"{name}={value}" if value is not True else name for name, value in given.items()
-    )
-    return replace(
-        profile, name=said if profile is CONTRACT else f"{profile.name}, {said}", **given
-    )
-
-
-def _allowed(one: str) -> tuple[str, Any]:
-    """The field of a profile that a text such as "cache=float16" means, and its value."""
-    name, equals, value = (part.strip() for part in one.partition("="))
-    kinds = {step.name: str(step.type) for step in fields(RoundingProfile) if step.name != "name"}
-    kind = kinds.get(name, "")
-    if kind.startswith("bool") and not equals:
-        return name, True
-    if "str" in kind and value in FLOATS:
-        return name, value
-    try:
-        if kind in ("int", "float"):
-            return name, int(value) if kind == "int" else float(value)
-    except ValueError:
-        pass
-    expected = {
-        "bool": name,
-        "bool | str": f"{name}, or one such as {name}=bfloat16",
-        "str | None": f"a format, such as {name}=float16",
-        "int": f"a number, such as {name}=2",
-        "float": f"a number, such as {name}=2",
-    }.get(kind)
-    if expected is None:
-        raise ValueError(
-            f"allow: expected roundings such as 'cache=float16,scores', got {shown(one)}; the "
-            f"names are {', '.join(kinds)}"
-        )
-    raise ValueError(f"allow: expected {expected}, got {shown(one)}")
 
 
 @dataclass(frozen=True)
@@ -329,13 +301,13 @@ class Rounding:
 
         A cache is narrower than the results that it keeps, and no one narrows float64 on purpose;
         nothing is kept in more digits than it was recorded in unless the sums have more. Narrow
-        sums excuse too much to be tried.
+        sums and scaled queries excuse too much to be tried.
         """
         digits = 0 if self.dtype == "float64" else self.out.precision
         return tuple(
             profile
             for profile in PROFILES.values()
-            if profile.weighted_sums is None
+            if profile not in LLAMA_CPP.values()
             and (profile.kv_cache is None or FLOATS[profile.kv_cache].precision < digits)
             and (self._sums_have_more_digits or not profile.excess_precision)
         )

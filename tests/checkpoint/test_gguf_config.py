@@ -51,7 +51,7 @@ def test_special_tokens(tmp_path):
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 3)
 
 
-@pytest.mark.parametrize("architecture", ["chatglm", "qwen2moe", "cohere2"])
+@pytest.mark.parametrize("architecture", ["olmo", "qwen2moe", "cohere2"])
 def test_another_architecture(tmp_path, architecture):
     path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), architecture=architecture)
     with pytest.raises(

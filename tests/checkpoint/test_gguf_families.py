@@ -2,77 +2,103 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
+import numpy as np
 import pytest
 
-from llama_layers import LlamaConfig, load
-from llama_layers.checkpoint.gguf.config import ARCHITECTURES
-from llama_layers.config.families import SWITCHES
-from tests.support import tiny
-
-YARN = {
-    "rope.scaling.type": "yarn",
-    "rope.scaling.factor": 4.0,
-    "rope.scaling.original_context_length": 32,
-}
-# By architecture, what its file says beside what all say, and the config that it stands for.
-CASES = {
-    "ernie4_5": ({}, {}),
-    "ernie4_5, biases": ({}, {"attention_bias": True, "mlp_bias": True}),
-    "exaone": ({}, {}),
-    "seed_oss": ({}, {"attention_bias": True}),
-    "llama": ({}, {"attention_bias": True, "attention_out_bias": False}),
-    "llama, output": ({}, {"attention_out_bias": True}),
-    "qwen2": ({}, {}),
-    "olmo2": ({}, {}),
-    "olmo2, windows": (
-        {"attention.sliding_window": 7, **YARN},
-        {
-            "model_type": "olmo3",
-            "sliding_window": 7,
-            "layer_types": 2 * ("sliding_attention",),
-            "rope_scaling": {
-                "rope_type": "yarn",
-                "factor": 4.0,
-                "original_max_position_embeddings": 32,
-            },
-            "sliding_rope_scaling": False,
-        },
-    ),
-    "exaone4": ({}, {}),
-    "exaone4, windows": (
-        {"attention.sliding_window": 7, "attention.sliding_window_pattern": [True, False]},
-        {
-            "sliding_window": 7,
-            "layer_types": ("sliding_attention", "full_attention"),
-            "layer_rope_theta": (tiny.CONFIG.rope_theta, 0.0),
-        },
-    ),
-    "glm4": ({"rope.dimension_count": 4}, {"partial_rotary_factor": 0.5}),
-    "glm4, biases": ({}, {"attention_bias": True}),
-    "hunyuan-dense": ({}, {"model_type": "hunyuan_v1_dense"}),
-}
+from llama_layers import ConfigError, load
+from llama_layers.checkpoint.gguf.config import ARCHITECTURES, read_config
+from tests.support import gguf_families, tiny
+from tests.support.gguf_families import CASES, EVERY, THETA
+from tests.support.gguf_files import MODEL
 
 
-def of(architecture, changes):
-    """The config of tiny weights, with the switches of a family."""
-    plain = {field.name: getattr(tiny.CONFIG, field.name) for field in fields(tiny.CONFIG)}
-    given = {name: value for name, value in plain.items() if name not in SWITCHES}
-    return LlamaConfig(**given | {"model_type": architecture} | changes)
+def test_every_architecture_has_a_case():
+    assert {gguf_families.architecture_of(case) for case in CASES} == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY)
 def test_weights_and_config(tmp_path, case):
-    keys, changes = CASES[case]
-    architecture = case.partition(",")[0]
-    assert architecture in ARCHITECTURES
-    config = of(architecture, changes)
-    weights = tiny.arrays(config)
-    stored = tiny.fused(weights, ["mlp.gate_up_proj"]) if architecture == "glm4" else weights
-    file = tiny.write_gguf(
-        tmp_path / "m.gguf", stored, config, architecture=architecture, keys=keys
-    )
-    model = load(file)
+    config = gguf_families.config_of(case)
+    model = load(gguf_families.write(tmp_path / "m.gguf", case))
     assert model.config == config
-    tiny.assert_holds(model, weights)
+    tiny.assert_holds(model, gguf_families.weights_of(config))
+
+
+def read(architecture, **keys):
+    """The config of a file with more keys."""
+    metadata = {key.replace("llama", architecture): value for key, (_, value) in MODEL.items()}
+    metadata["general.architecture"] = architecture
+    for key, value in keys.items():
+        array = np.array(value) if isinstance(value, list) else value
+        metadata[f"{architecture}.{key.replace('__', '.')}"] = array
+    return read_config(metadata, {"token_embd.weight": (40, 32)}, {})
+
+
+WINDOW = {"attention__sliding_window": 7}
+PATTERN = "attention__sliding_window_pattern"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [(2, "SF"), (1, "FF"), (0, "SS"), ([False, True], "FS")]
+)
+def test_window_patterns(said, expected):
+    """A flag for each layer, or every how many layers one has no window; 0 for none."""
+    config = read("olmo2", **WINDOW, **{PATTERN: said}).config
+    assert "".join(kind[0].upper() for kind in config.layer_types) == expected
+
+
+def test_rope_of_layers():
+    assert read("gemma2", rope__freq_base_swa=THETA).config.layer_rope_theta is None
+    config = read("gemma2", rope__freq_base_swa=30.0).config
+    assert config.layer_rope_theta == (30.0, THETA)
+    # A factor without a type is linear.
+    config = read("olmo2", **WINDOW, rope__scaling__factor=4.0).config
+    assert (config.rope_scaling.rope_type, config.sliding_rope_scaling) == ("linear", False)
+
+
+def test_theta_times_a_power_of_alpha():
+    config = read("hunyuan-dense", rope__scaling__alpha=1000.0).config
+    assert config.rope_theta == pytest.approx(THETA * 1000 ** (8 / 6), rel=1e-12)
+    assert config.rope_scaling is None
+
+
+YARN = {key.replace(".", "__"): value for key, value in gguf_families.YARN.items()}
+
+
+@pytest.mark.parametrize("given", [1.0, 0.1 * np.log(4) + 1])
+def test_the_usual_factor_of_yarn(given):
+    """OLMo 3's files say it, as config.json does, and llama.cpp computes it."""
+    factor = {"rope__scaling__yarn_attn_factor": float(given)}
+    found = read("olmo2", **YARN, **factor)
+    assert found.config.rope_scaling.attention_factor is None
+    assert found.ignored_keys == ()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "message"),
+    [
+        (
+            "olmo2",
+            WINDOW | {PATTERN: [True]},
+            "pattern: expected a flag for each of 2 layers, got",
+        ),
+        ("gemma2", {PATTERN: "LG"}, "pattern: expected an integer, or a flag for each of 2 layers"),
+        ("granite_swa", WINDOW, "missing granite_swa.attention.sliding_window_pattern"),
+        (
+            "granite_swa",
+            WINDOW | {PATTERN: [True, False], "attention__rope_pattern": [1, 0, 1]},
+            "rope_pattern: expected a flag for each of 2 layers, got an array of 3",
+        ),
+        ("granite", {"rope__scaling__finetuned": 1}, "finetuned: expected true or false, got 1"),
+        ("gemma3", {"rope__dimension_count_swa": 4}, "dimension_count_swa: expected the head_dim"),
+        ("gemma3", {"attention__key_length_swa": 4}, "key_length_swa: expected the head_dim, 8"),
+        (
+            "olmo2",
+            YARN | {"rope__scaling__yarn_attn_factor": 1.3},
+            "yarn_attn_factor: expected 1.0, got 1.3",
+        ),
+    ],
+)
+def test_what_is_refused(architecture, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        read(architecture, **keys)

@@ -12,6 +12,7 @@ from llama_layers import ConfigError, RopeScaling, forward, load
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.layers.rope import attention_factor
 from tests.support import tiny
+from tests.support.gguf_families import llama3_divisors
 from tests.support.gguf_files import write_model
 
 
@@ -40,22 +41,6 @@ from tests.support.gguf_files import write_model
 def test_rope_scaling(tmp_path, keys, expected):
     path = tiny.write_gguf(tmp_path / "m.gguf", tiny.arrays(), keys=keys)
     assert load(path).config.rope_scaling == expected
-
-
-def llama3_divisors(theta, dim, factor, low=1.0, high=4.0, context=8192):
-    """What llama.cpp writes for Llama 3.1: in float32, by wavelength."""
-    result = []
-    for i in range(0, dim, 2):
-        frequency = np.float32(1) / np.float32(theta) ** np.float32(i / dim)
-        wavelength = np.float32(2 * np.pi) / frequency
-        if wavelength < context / high:
-            result.append(1.0)
-        elif wavelength > context / low:
-            result.append(factor)
-        else:
-            smooth = (np.float32(context) / wavelength - low) / (high - low)
-            result.append(1 / ((1 - smooth) / factor + smooth))
-    return np.array(result, np.float32)
 
 
 LLAMA3 = replace(
@@ -226,9 +211,10 @@ def write_phi3(path, more, **keys):
 
 
 def test_longrope_of_phi3(tmp_path):
-    """And a part of each head; the window is one that llama.cpp does not have."""
+    """And a part of each head; the window is one that llama.cpp ignores, and all layers have."""
     config = load(write_phi3(tmp_path / "m.gguf", LONGROPE)).config
-    assert (config.model_type, config.sliding_window) == ("phi3", None)
+    assert (config.model_type, config.sliding_window) == ("phi3", 8)
+    assert config.layer_types is None
     assert config.rotary_dim == 4
     assert config.rope_scaling == RopeScaling(
         "longrope",

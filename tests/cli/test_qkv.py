@@ -5,12 +5,15 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file
+from tokenizers import models
 
-from llama_layers import qkv_projection
+from llama_layers import LlamaConfig, qkv_projection
 from llama_layers.cli import main, qkv, qkv_cases
 from llama_layers.verify import examine_qkv
 from llama_layers.verify import qkv as qkv_module
+from tests.support import tiny
 
 TEXT = "The capital of France is"
 
@@ -74,6 +77,29 @@ def test_a_model_and_a_text(smollm2, capsys, tmp_path):
     q = saved["model.layers.0.self_attn.q_proj"]
     assert q.ravel()[:5].tolist() == case["q"]["first"]
     assert (float(q.min()), float(q.max())) == (case["q"]["smallest"], case["q"]["largest"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "gemma3_text", "sliding_window": 2, "num_hidden_layers": 6},
+        {"model_type": "smollm3", "num_hidden_layers": 4},
+        {"model_type": "olmo2"},
+    ],
+    ids=lambda changes: changes["model_type"],
+)
+def test_other_families(tmp_path, capsys, changes):
+    """Norms with weights plus 1, RoPE by layer, and no norm before attention."""
+    content = tiny.CONFIG.to_json() | changes
+    for key in ("rope_parameters", "head_dim"):
+        content.pop(key, None)
+    config = LlamaConfig.from_json(content)
+    tiny.write_single(tmp_path, tiny.arrays(config), config)
+    vocabulary = {text: i for i, text in enumerate("ab")}
+    tokenizers.Tokenizer(models.BPE(vocabulary, [])).save(str(tmp_path / "tokenizer.json"))
+    status, (case,) = run_json(capsys, "--model", str(tmp_path), "abba", "--layer", "1")
+    assert status == 0
+    assert case["q"]["shape"] == [1, 4, 4, config.head_dim]
 
 
 def test_a_later_layer_runs_those_before_it(smollm2, capsys):

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama_layers import KVCache, Mask, MLPWeights, forward
+from llama_layers import KVCache, LlamaConfig, Mask, MLPWeights, forward
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.backends.cupy import ROUTES, decode
+from llama_layers.config.families import SWITCHES
+from llama_layers.layers.tensors import tensors_of
 from llama_layers.testing import assert_same_bits
 from tests.support import cupy_stand_in as stand_in
 from tests.support.emulator import needs_compiler
@@ -23,6 +25,7 @@ from tests.support.installed import on_device, stand_in_alone, times
 from tests.support.random_models import (
     CONFIGS,
     KINDS_AND_DTYPES,
+    ONE_SWITCH,
     model_of,
     random_weights,
     run_in_chunks,
@@ -316,6 +319,17 @@ def test_what_no_graph_is_made_for():
                 logits.append(forward(one, array(ids[:, 3:]), cache=cache, tap=tap).logits)
         assert runs.call_count == 0
         np.testing.assert_allclose(logits[0].get(), logits[1], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_no_graph_for_a_config_with_a_switch(switch):
+    """A kernel that ignored it would take the config, unless its layers have other arrays."""
+    config = ONE_SWITCH[switch]
+    model = model_of(config, random_weights(config, 0, np.float32), on_device)
+    cache = KVCache.create(model, 1, 8)
+    assert not decode.fits(model, cache)
+    with mock.patch.object(LlamaConfig, "switches", {}):
+        assert decode.fits(model, cache) == (tensors_of(config) == tensors_of(CONFIGS["gqa"]))
 
 
 @pytest.mark.parametrize("layer", [None, "a smaller MLP"])

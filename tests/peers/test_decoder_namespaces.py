@@ -14,16 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llama_layers import KVCache, forward, generate
+from llama_layers import KVCache, check, forward, generate, record
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.arrays.transfer import from_numpy, to_numpy
+from llama_layers.testing import configs
 from tests.support.random_models import CONFIGS, model_of, random_weights
 
 pytestmark = pytest.mark.peer
 
 LIBRARIES = {"torch": torch, "jax": jnp, "array_api_strict": array_api_strict}
 KINDS = ["gqa", "biases", "qwen2", "tied", "some windows", "window", "yarn", "llama3", "linear"]
+SWITCHED = "gemma;olmo2;norms after RoPE;multipliers;sinks;longrope;RoPE by layer".split(";")
 
 
 def on(xp: Any) -> Any:
@@ -70,7 +74,7 @@ def test_float32(name, kind, rng):
     assert_rounded_as_well(logits, kind, ids, attention_mask=mask)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "dynamic"])
+@pytest.mark.parametrize("kind", [*KINDS, *SWITCHED, "dynamic"])
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_float64(name, kind, rng):
     """All arithmetic is in float64: the libraries differ by its rounding alone."""
@@ -80,6 +84,17 @@ def test_float64(name, kind, rng):
         assert dtype_name(logits.dtype) == "float64"
         expected = forward(made(kind, np.float64), ids).logits
         np.testing.assert_allclose(to_numpy(logits), expected, rtol=0, atol=1e-12)
+
+
+@given(config=configs(max_heads=4), seed=st.integers(0, 2**32 - 1))
+def test_torch_is_within_the_bounds(config, seed):
+    """With any switches: each site, of NumPy's inputs; tests/test_any_config.py has the same."""
+    weights = random_weights(config, seed, np.float32)
+    ids = np.random.default_rng(seed).integers(0, config.vocab_size, (2, 5))
+    trace = record(model_of(config, weights, torch.asarray), torch.asarray(ids))
+    report = check(trace, model_of(config, weights), explain=False)
+    assert report.agrees, report.first
+    assert not report.missing
 
 
 @pytest.mark.parametrize("name", LIBRARIES)

@@ -49,6 +49,13 @@ def half(_: str, array: Any) -> Any:
     return array / 2
 
 
+# Two thetas, a layer without RoPE and a scaling of some layers.
+ROPES = {
+    library: model_of(CONFIGS["RoPE by layer"], random_weights(CONFIGS["RoPE by layer"]), array)
+    for library, array in (("numpy", np.asarray), ("torch", torch.asarray))
+}
+
+
 def layer(name: str, x: Any, places: Any, **tap: Any) -> Any:
     rope = rope_table(places, CONFIG, like=x)
     mask = Mask(places, places, window=3)
@@ -94,6 +101,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "mlp": (lambda name, x, w: mlp(x, MLPWeights(w, w, w.T)), (X, X[0])),
     "decoder_layer": (layer, (X, PLACES)),
     "forward": (lambda name, ids: forward(MODELS[name], ids, last_only=True).logits, (IDS,)),
+    "forward with RoPE by layer": (lambda name, ids: forward(ROPES[name], ids).logits, (IDS,)),
     "forward with a cache": (with_a_cache, (IDS, PLACES)),
     "cache.take and cache.repeat": (rows, (IDS,)),
 }

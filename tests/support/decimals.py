@@ -34,6 +34,14 @@ def silu(g):
         return g / (1 + (-g).exp())
 
 
+def gelu(g):
+    """In its form with a hyperbolic tangent, as g / (1 + e^-2z)."""
+    with localcontext(CONTEXT):
+        z = (2 / PI).sqrt() * (g + Decimal("0.044715") * g**3)
+        decay = (-2 * abs(z)).exp()
+        return g * (1 if g > 0 else decay) / (1 + decay)
+
+
 def cosine_and_sine(angle):
     """By their series, of an angle within one turn of zero."""
     with localcontext(CONTEXT):

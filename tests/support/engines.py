@@ -141,3 +141,14 @@ def gate_forms(g):
     yield "either sign", g * (np.where(g >= 0, one, decay) / (one + decay))
     yield "tanh", half * g * (one + np.tanh(g / 2))
     yield "logistic by tanh", g * (half + half * np.tanh(half * g))
+
+
+def gelu_forms(g):
+    """gelu(g) as PyTorch, kernels with exponentials and llama.cpp compute it."""
+    of = g.dtype.type
+    one, half, root, cube = of(1), of(0.5), of(np.sqrt(2 / np.pi)), of(0.044715)
+    with np.errstate(over="ignore"):
+        z = root * (g + cube * g * g * g)
+        yield "tanh", half * g * (one + np.tanh(z))
+        yield "sigmoid", g * (one / (one + np.exp(-2 * z)))
+        yield "factored", half * g * (one + np.tanh(root * g * (one + cube * g * g)))

@@ -114,8 +114,9 @@ MODEL = kinds(
 
 
 def llama(
-    *, heads=4, kv_heads=2, head_dim=8, hidden=32, inner=48, layers=2, vocab=40, qk_norm=False
-):
+    *, heads=4, kv_heads=2, head_dim=8, hidden=32, inner=48, layers=2, vocab=40, qk_norm=False,
+    norms_after=False, tied=False,
+):  # fmt: skip
     """The tensors of a Llama of these sizes, by GGUF's names, as float32."""
     q, k = heads * head_dim, kv_heads * head_dim
     shapes = {"token_embd": (vocab, hidden)}
@@ -129,7 +130,9 @@ def llama(
         }  # fmt: skip
         if qk_norm:
             shapes |= {f"blk.{i}.attn_{x}_norm": (head_dim,) for x in "qk"}
-    shapes |= {"output_norm": (hidden,), "output": (vocab, hidden)}
+        if norms_after:
+            shapes |= {f"blk.{i}.post_{x}_norm": (hidden,) for x in ("attention", "ffw")}
+    shapes |= {"output_norm": (hidden,)} | ({} if tied else {"output": (vocab, hidden)})
     return {
         f"{name}.weight": np.arange(prod(shape), dtype=np.float32).reshape(shape)
         for name, shape in shapes.items()
@@ -246,4 +249,30 @@ def shrunk(log):
     for key, value in changed.items():
         if (name := f"{architecture}.{key}") in log:
             metadata[name] = log[name][0], value
-    return metadata, llama(**sizes, qk_norm=architecture == "qwen3")
+    gemma = architecture.startswith("gemma")
+    tensors = llama(
+        **sizes,
+        qk_norm=architecture in ("qwen3", "gemma3"),
+        norms_after=gemma and architecture != "gemma",
+        tied=gemma,
+    )
+    return metadata, fused(tensors, log) if architecture == "phi3" else tensors
+
+
+def fused(tensors, log):
+    """A layer's tensors as files of Phi have them, with tables of divisors for a long context."""
+    q, k, v, gate, up = (
+        tensors.pop(f"blk.0.{name}.weight")
+        for name in ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")
+    )
+    tensors["blk.0.attn_qkv.weight"] = np.concatenate([q, k, v])
+    tensors["blk.0.ffn_up.weight"] = np.concatenate([gate, up])
+    context, trained = (
+        log.get(f"phi3.{key}", ("u32", 0))[1]
+        for key in ("context_length", "rope.scaling.original_context_length")
+    )
+    if trained and trained < context:
+        pairs = log["phi3.rope.dimension_count"][1] // 2
+        for name in ("short", "long"):
+            tensors[f"rope_factors_{name}.weight"] = np.ones(pairs, np.float32)
+    return tensors

@@ -18,15 +18,16 @@ LAYOUT = struct.Struct("@iQ4q4Qi16ii10Q")  # type buffer ne nb op op_params flag
 
 
 class Tensor:
-    """One in memory, with its sizes from the innermost on."""
+    """One in memory, with its sizes from the innermost on, and what it was computed from."""
 
-    def __init__(self, name, array, source=None):
+    def __init__(self, name, array, *sources):
         self.name, self.array = name.encode(), np.ascontiguousarray(array)
         sizes = [*self.array.shape[::-1], 1, 1, 1][:4]
         strides = [self.array.itemsize * int(np.prod(sizes[:i])) for i in range(4)]
-        sources = [0, 0 if source is None else source.address, *[0] * 8]
+        self.sources = sources
+        places = [source.address for source in sources] + [0] * (10 - len(sources))
         kind = GGML[self.array.dtype]
-        packed = LAYOUT.pack(kind, 0, *sizes, *strides, 0, *[0] * 16, 0, *sources)
+        packed = LAYOUT.pack(kind, 0, *sizes, *strides, 0, *[0] * 16, 0, *places)
         self.memory = ctypes.create_string_buffer(packed, len(packed))
         self.address = ctypes.addressof(self.memory)
 
@@ -59,6 +60,11 @@ class Llama:
             ggml_nbytes=Function(lambda t: self.tensors[t].array.nbytes),
             ggml_backend_tensor_get=Function(self.copy),
         )
+
+    def know(self, tensor):
+        self.tensors[tensor.address] = tensor
+        for source in tensor.sources:
+            self.know(source)
 
     def copy(self, address, target, offset, size):
         array = self.tensors[address].array
@@ -110,13 +116,18 @@ class Llama:
         assert batch.seq_id == [[0]] * count
         callback = self.contexts[-1].cb_eval
         for tensor in self.graph(batch.token):
-            self.tensors[tensor.address] = tensor
+            self.know(tensor)
             if callback(tensor.address, True, None) and not callback(tensor.address, False, None):
                 return -3  # what is asked for and not wanted cancels the run
         return self.status
 
     def llama_print_system_info(self):
         return b"CPU : stand-in"
+
+
+def weight(name):
+    """A weight, of which the recorder sees the name alone."""
+    return Tensor(name, np.zeros(1, np.float32))
 
 
 def graph_of(arrays, config, tokens, permuted):
@@ -132,24 +143,39 @@ def graph_of(arrays, config, tokens, permuted):
         array = site(name).reshape(count, -1)
         return interleaved_heads(array, width) if permuted else array
 
+    def product(name, module, array, x, bias=False):
+        """A product, before which comes that without the bias."""
+        matrix = weight(f"{module}.weight")
+        if not bias:
+            return [Tensor(name, array, matrix, x)]
+        plain = Tensor(name, array + 1, matrix, x)
+        return [plain, Tensor(name, array, plain, weight(f"{module}.bias"))]
+
+    def norm(name, module, array, x):
+        plain = Tensor(name.replace("attn_", "").replace("ffn_", ""), array + 1, x)
+        return [plain, Tensor(name, array, plain, weight(f"{module}.weight"))]
+
+    places = Tensor("inp_pos", np.arange(count, dtype=np.int32))
     yield Tensor("inp_tokens", np.asarray(tokens, np.int32))
-    yield Tensor("embd", site("model.embed_tokens"))
+    x = Tensor("embd", site("model.embed_tokens"), weight("token_embd.weight"))
+    yield x
     for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}"
-        yield Tensor(f"norm-{layer}", site(f"{prefix}.input_layernorm") + 1)
-        yield Tensor(f"attn_norm-{layer}", site(f"{prefix}.input_layernorm"))
-        for x, n in (("q", heads), ("k", kv)):
-            product = flat(f"{prefix}.self_attn.{x}_proj")
-            named = f"{x.upper()}cur-{layer}"
-            if config.qkv_bias:
-                yield Tensor(named, product + 1)
-            yield Tensor(named, product)
-            yield Tensor(named, product.reshape(count, n, width))
-            yield Tensor(named, flat(f"{prefix}.self_attn.{x}_rope").reshape(count, n, width))
-        if config.qkv_bias:
-            yield Tensor(f"Vcur-{layer}", site(f"{prefix}.self_attn.v_proj") - 1)
-        yield Tensor(f"Vcur-{layer}", site(f"{prefix}.self_attn.v_proj"))
-        yield Tensor(f"Vcur-{layer}", site(f"{prefix}.self_attn.v_proj").reshape(count, kv, width))
+        prefix, own = f"model.layers.{layer}", f"blk.{layer}"
+        normed = norm(
+            f"attn_norm-{layer}", f"{own}.attn_norm", site(f"{prefix}.input_layernorm"), x
+        )
+        yield from normed
+        for q, n in (("q", heads), ("k", kv), ("v", kv)):
+            named = f"{q.upper()}cur-{layer}"
+            array = flat(f"{prefix}.self_attn.{q}_proj")
+            if q == "v":
+                array = site(f"{prefix}.self_attn.v_proj").reshape(count, -1)
+            yield from product(named, f"{own}.attn_{q}", array, normed[-1], config.qkv_bias)
+            reshaped = Tensor(named, array.reshape(count, n, width))
+            yield reshaped
+            if q != "v":
+                rotated = flat(f"{prefix}.self_attn.{q}_rope").reshape(count, n, width)
+                yield Tensor(named, rotated, reshaped, places)
         yield Tensor(f"kq-{layer}", np.ones((heads, count, 256), np.float32))
         yield Tensor(f"kq_soft_max-{layer}", np.ones((heads, count, 256), np.float32))
         attended = Tensor(
@@ -158,22 +184,28 @@ def graph_of(arrays, config, tokens, permuted):
         yield attended
         # models/qwen2.cpp gives the next no name.
         name = f"node_{layer}" if config.model_type == "qwen2" else f"attn_out-{layer}"
-        yield Tensor(name, site(f"{prefix}.self_attn.o_proj"), attended)
-        yield Tensor(f"ffn_inp-{layer}", site(f"{prefix}.attention_residual"))
-        yield Tensor(f"ffn_norm-{layer}", site(f"{prefix}.post_attention_layernorm"))
-        for x in ("up", "gate"):
-            product = site(f"{prefix}.mlp.{x}_proj")
-            yield Tensor(f"ffn_{x}-{layer}", product + 1 if config.mlp_bias else product)
-            if config.mlp_bias:
-                yield Tensor(f"ffn_{x}_b-{layer}", product)
-        yield Tensor(f"ffn_swiglu-{layer}", site(f"{prefix}.mlp.act"))
-        if config.mlp_bias:
-            yield Tensor(f"ffn_down-{layer}", site(f"{prefix}.mlp.down_proj") + 1)
-        yield Tensor(f"ffn_out-{layer}", site(f"{prefix}.mlp.down_proj"))
-        yield Tensor(f"l_out-{layer}", site(prefix))
-    yield Tensor("norm", site("model.norm") + 1)
-    yield Tensor("result_norm", site("model.norm"))
-    yield Tensor("result_output", site("lm_head"))
+        array = site(f"{prefix}.self_attn.o_proj")
+        yield from product(name, f"{own}.attn_output", array, attended, config.o_bias)
+        # models/phi3.cpp gives the next no name.
+        x = Tensor(f"ffn_inp-{layer}" if layer else "node_9", site(f"{prefix}.attention_residual"))
+        yield x
+        array = site(f"{prefix}.post_attention_layernorm")
+        normed = norm(f"ffn_norm-{layer}", f"{own}.ffn_norm", array, x)
+        yield from normed
+        for y in ("up", "gate"):
+            array = site(f"{prefix}.mlp.{y}_proj")
+            yield from product(
+                f"ffn_{y}-{layer}", f"{own}.ffn_{y}", array, normed[-1], config.mlp_bias
+            )
+        act = Tensor(f"ffn_swiglu-{layer}", site(f"{prefix}.mlp.act"))
+        yield act
+        array = site(f"{prefix}.mlp.down_proj")
+        yield from product(f"ffn_out-{layer}", f"{own}.ffn_down", array, act, config.mlp_bias)
+        x = Tensor(f"l_out-{layer}", site(prefix))
+        yield x
+    normed = norm("result_norm", "output_norm", site("model.norm"), x)
+    yield from normed
+    yield from product("result_output", "output", site("lm_head"), normed[-1])
 
 
 def interleaved_heads(array, width):

@@ -114,6 +114,39 @@ CONFIGS = {
     ),
 }
 
+# Each switch of the block alone, or with what it needs, in layers whose arrays are Llama's.
+SAME_ARRAYS = {
+    "qk_norm_weight": replace(GQA, qk_norm="head", qk_norm_weight=False),
+    "attention_multiplier": replace(GQA, attention_multiplier=0.3),
+    "residual_multiplier": replace(GQA, residual_multiplier=0.7),
+    "norm_weight_offset": replace(GQA, norm_weight_offset=1.0),
+    "hidden_act": replace(GQA, hidden_act="gelu_pytorch_tanh"),
+    "attn_logit_softcapping": replace(GQA, attn_logit_softcapping=0.7),
+    "layer_rope_theta": replace(GQA, layer_rope_theta=(100.0, 10.0)),
+    "sliding_rope_scaling": replace(
+        GQA,
+        sliding_window=3,
+        layer_types=("sliding_attention", "full_attention"),
+        sliding_rope_scaling=False,
+        rope_scaling={"rope_type": "linear", "factor": 3.0},
+    ),
+    "partial_rotary_factor": replace(GQA, partial_rotary_factor=0.5),
+    "llama_4_scaling_beta": replace(GQA, llama_4_scaling_beta=0.5),
+}
+ONE_SWITCH = SAME_ARRAYS | {
+    "norm_placement": replace(GQA, norm_placement="both"),
+    "qk_norm": replace(GQA, qk_norm="head"),
+    "qk_norm_after_rope": replace(GQA, qk_norm="head", qk_norm_after_rope=True),
+    "attention_sinks": replace(GQA, attention_sinks=True),
+    # These are not of the layers.
+    "embedding_multiplier": replace(GQA, embedding_multiplier=3.0),
+    "embedding_multiplier_rounded": replace(
+        GQA, embedding_multiplier=3.3, embedding_multiplier_rounded=True
+    ),
+    "logits_scaling": replace(GQA, logits_scaling=1.7),
+    "final_logit_softcapping": replace(GQA, final_logit_softcapping=2.0),
+}
+
 
 # Those of Llama's own block, which compiled bodies compute whole.
 PLAIN = [kind for kind, config in CONFIGS.items() if not config.switches]

@@ -269,8 +269,7 @@ def test_another_layer_is_told():
     layer = next(m for m in MISTAKES if m.name == "another layer's weights")
     (found,) = check(*run(layer)).first.explanations
     assert found.detail == (
-        "The port seems to multiply by the matrix of layer 2; it should multiply by that of "
-        "layer 1."
+        "The port seems to have the weights of layer 2; it should have those of layer 1."
     )
 
 
@@ -329,6 +328,16 @@ def test_zeros_are_told():
     assert first.place.words == "output channel 5 only"
 
 
+def test_zeros_at_another_site_explain_nothing():
+    """A block that is not added is not another one added, of which all numbers are zero."""
+    trace, model = run(Mistake("block not added", "", lambda p: p["attention_residual"]))
+    arrays = dict(trace.arrays)
+    arrays[f"{NAME}.o_proj"] = np.zeros_like(arrays[f"{NAME}.o_proj"])
+    report = check(replace(trace, arrays=arrays), model)
+    (last,) = (r for r in report.failures if r.site.role == "layer")
+    assert {cause.name for cause in last.explanations} == {"block not added"}
+
+
 def test_tf32():
     """10 bits after the point, ties away from zero, or cut off; no number out of range."""
     below_half = 1 + 2.0**-11 - 2.0**-23
@@ -350,15 +359,16 @@ def test_the_eps_that_fits_best_is_told_alone():
     assert explanation.detail == "The port seems to add an eps of 1e-06; it should add 0.0001."
 
 
-def test_what_could_be_mistaken_is_of_this_layer_or_the_one_before():
+def test_what_could_be_mistaken_is_near_or_the_embedding():
     trace, model = run(INTERLEAVED)
     recorded = validated(trace, model.config)
     site = next(s for s in sites(model.config) if s.name == "model.layers.2.input_layernorm")
     operation = operation_of(site, recorded.route(site), recorded, model)
     array, formats = recorded.array(site.name), Rounding("float32", "float32")
     at = FailingSite(site, operation, array, formats, recorded, model)
-    names = [name for name, _ in at.streams(array.shape) if name.startswith("model.layers")]
-    assert {name.split(".")[2] for name in names} == {"1", "2"}
+    names = [name for name, _ in at.streams(array.shape)]
+    assert {name.split(".")[2] for name in names if "layers" in name} == {"1", "2"}
+    assert names[-1] == "model.embed_tokens"
 
 
 def test_a_batch_of_one():

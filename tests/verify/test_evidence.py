@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from llama_layers.verify import Trace, check, mistakes
+from llama_layers.verify.bound import Bound
+from llama_layers.verify.fitness import leaves_a_part
 from llama_layers.verify.mistakes.evidence import (
     has_no_mean,
     is_linear,
@@ -146,6 +148,13 @@ def test_errors_of_a_few_are_not_spread():
         assert not is_spread(spoilt, ones)
         assert not is_spread(np.where(spoilt == error, 0, spoilt), ones)
     assert not is_spread(0 * error, ones)
+    signs = np.sign(error[:, :20])  # none of them is larger than the others of its row or column
+    assert is_spread(signs, ones[:, :20])
+    for places in (np.s_[3], np.s_[:, 4]):
+        for factor in (0, 10):
+            spoilt = signs.copy()
+            spoilt[places] *= factor
+            assert not is_spread(spoilt, ones[:, :20])
 
 
 def test_errors_to_one_side_have_a_mean():
@@ -154,6 +163,18 @@ def test_errors_to_one_side_have_a_mean():
     assert not has_no_mean(error + 0.2)
     assert not has_no_mean(error + RNG.standard_normal(50))
     assert not has_no_mean(error + RNG.standard_normal((40, 1)))
+
+
+def test_what_is_left_of_a_change():
+    """Rounding has nothing to do with what a mistake changes, in no channel and in no token."""
+    right, change, noise = (RNG.standard_normal((1, 40, 50)) for _ in range(3))
+    bound = Bound(right + change, np.full(right.shape, 0.1), np.full(right.shape, 0.01))
+    assert not leaves_a_part(bound.exact + 0.01 * noise, bound, right)
+    for places in (np.s_[:], np.s_[:, :, 4], np.s_[:, 7]):
+        for share in (0.7, 1.3):
+            shown = change.copy()
+            shown[places] *= share
+            assert leaves_a_part(right + shown + 0.01 * noise, bound, right)
 
 
 def test_grids_and_proportions():

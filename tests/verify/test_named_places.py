@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from llama_layers.verify import Trace, check
+from tests.support.mistakes import quantised, read_off
 from tests.support.mistakes.mistake import ATTENTION, NORM, OUT, RESIDUAL, Mistake
-from tests.support.mistakes.read_off import MISTAKES
 from tests.support.ported import LAYER, run, told
 
 RESIDUAL_SITE, OUT_SITE = (f"model.layers.{LAYER}.{role}" for role in (RESIDUAL, OUT))
@@ -41,8 +41,10 @@ def test_the_sum_recorded_for_its_part(dtype):
 
 
 def detail(name, number=0):
-    mistake = [m for m in MISTAKES if m.name == name][number]
-    return check(*run(mistake)).first.explanations[0].detail
+    every = (*read_off.MISTAKES, *quantised.MISTAKES)
+    mistake = [m for m in every if m.name == name][number]
+    causes = check(*run(mistake)).first.explanations
+    return causes[0].detail if causes else ""
 
 
 def test_where_a_mistake_shows_is_said():
@@ -55,3 +57,14 @@ def test_where_a_mistake_shows_is_said():
     assert "in 2 of 28 rows" in detail("array of another site")
     assert "1 / sqrt(D): only scores are scaled" in detail("everything scaled")
     assert detail("a corrupted element").startswith("The port seems to have at [1, 6, 20] numbers")
+
+
+def test_orders_and_codes_are_told():
+    order = "input channels in another order"
+    assert " in blocks of 8 whose halves are swapped; it " in detail(order)
+    assert " in groups of 8, in the order 1, 4, 0, 3, 5, 2; it " in detail(order, 1)
+    codes = "weights quantised"
+    assert " in int8, a scale for each row; it " in detail(codes, 1)
+    assert " in float8 e4m3, a scale for the whole matrix; it " in detail(codes, 3)
+    assert " in int8, a scale in float16 for each 16 inputs of a row; it " in detail(codes, 4)
+    assert " in int4, a scale for each 32 inputs of a row; it " in detail(codes)

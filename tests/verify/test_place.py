@@ -93,7 +93,8 @@ def test_chance_does_not_hide_that_a_fault_is_everywhere(size: float) -> None:
     place = with_errors("mlp.act", (), size)
     assert place is not None
     assert not place.local
-    assert place.words.endswith(("; errors elsewhere are not much smaller", "all over the array"))
+    few = "; errors elsewhere are not much smaller"
+    assert place.words.endswith(few if size < 4 else "all over the array")
 
 
 def test_errors_that_fade_from_place_to_place_are_not_local() -> None:

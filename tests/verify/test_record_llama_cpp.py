@@ -89,8 +89,8 @@ def changed_graph(change):
             "model.layers.1.mlp.act: llama.cpp showed no tensor of its name",
         ),
         (
-            lambda graph: [*graph, Tensor("result_norm", np.ones((2, 32), np.float32))],
-            "model.norm: expected shape [1, 3, 32], got [1, 1, 2, 32]",
+            lambda graph: [*graph, Tensor("l_out-1", np.ones((2, 32), np.float32))],
+            "model.layers.1: expected shape [1, 3, 32], got [1, 1, 2, 32]",
         ),
         (
             lambda graph: [Tensor("embd", np.ones((3, 32), np.int32)), *graph],

@@ -15,7 +15,8 @@ import pytest
 from llama_layers import apply_rope, attention, forward, rope_table
 from llama_layers.testing import assert_matches_reference
 from llama_layers.verify import Trace, check, record
-from llama_layers.verify.profiles import CONTRACT, PROFILES, allowing
+from llama_layers.verify.allowed_roundings import allowing
+from llama_layers.verify.profiles import CONTRACT, PROFILES
 from tests.support.random_models import GQA, model_of, random_weights
 
 MODEL = model_of(GQA, random_weights(GQA, 0, np.float32))

@@ -99,8 +99,8 @@ def test_the_first_failure_is_the_first_of_the_forward_pass():
             "or the reverse",
         ),
         (
-            report(result("model.norm", ratio=0.97), unjudged("lm_head")),
-            "PASS: 62 of 63 sites, the others without recorded inputs; the largest error is 0.97 "
+            report(result("model.norm", ratio=0.87), unjudged("lm_head")),
+            "PASS: 62 of 63 sites, the others without recorded inputs; the largest error is 0.87 "
             "times what rounding allows, at model.norm",
         ),
         (
@@ -188,7 +188,7 @@ def test_an_explanation_without_a_bound():
 def test_a_correctly_rounded_sum_is_no_near_miss(ratio, shown):
     made = report(result("model.layers.2", ratio=ratio))
     headline = str(made).splitlines()[0]
-    assert headline.endswith("no error is larger than rounding allows") == (0.995 <= ratio <= 1)
+    assert headline.endswith("no error is larger than rounding allows") == (0.9 < ratio <= 1)
     assert row(str(made), "layer output")[1] == shown
     said = "Beyond 1 no rounding explains it. What is rounded once, as a sum, can reach 1.00."
     assert said in made.text(width=1000)

@@ -142,7 +142,7 @@ def test_a_right_port_agrees(kind):
     assert checked(kind, ["lm_head"]).agrees
 
 
-@pytest.mark.parametrize("name", list(MISTAKES_IN_LAYERS)[::2])
+@pytest.mark.parametrize("name", [*list(MISTAKES_IN_LAYERS)[::2], "another layer's weights"])
 def test_the_outputs_of_layers(name):
     wrong = MISTAKES_IN_LAYERS[name]
     report = checked(**wrong)

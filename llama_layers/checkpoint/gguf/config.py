@@ -1,7 +1,8 @@
 """From a GGUF file's metadata to a config.
 
 llama.cpp, which defines the format, is the reference: for the keys that it reads of these
-architectures, for what it takes where one is missing, and for what the values mean.
+architectures, for what it takes where one is missing, and for what the values mean. A key that it
+ignores counts where transformers reads what it was converted from, as the window of Phi-3.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from llama_layers.errors import ConfigError
 ARCHITECTURES = (
     *("llama", "qwen2", "qwen3", "granite", "ernie4_5", "exaone", "seed_oss"),
     *("smollm3", "mistral3", "phi3", "gemma", "gemma2", "gemma3"),
-    *("olmo2", "exaone4", "glm4", "hunyuan-dense"),
+    *("olmo2", "exaone4", "chatglm", "glm4", "hunyuan-dense", "granite_swa"),
 )
 # Those in which llama.cpp rotates channels next to each other.
-PERMUTED = frozenset({"llama", "granite", "ernie4_5", "glm4", "smollm3", "mistral3"})
+PERMUTED = frozenset(
+    {"llama", "granite", "granite_swa", "ernie4_5", "chatglm", "glm4", "smollm3", "mistral3"}
+)
 
 _EPS = "attention.layer_norm_rms_epsilon"
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -49,14 +52,13 @@ _COUNTS = {
     "attention.key_length": "head_dim",
 }
 # Numbers of some architectures, and the config's field; 0 stands for none.
-_SCALARS = {
-    "granite": {
-        "embedding_scale": "embedding_multiplier",
-        "attention.scale": "attention_multiplier",
-        "residual_scale": "residual_multiplier",
-        "logit_scale": "logits_scaling",
-    },
+_OF_GRANITE = {
+    "embedding_scale": "embedding_multiplier",
+    "attention.scale": "attention_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
 }
+_SCALARS = {"granite": _OF_GRANITE, "granite_swa": _OF_GRANITE}
 _REQUIRED = (*list(_COUNTS)[:5], _EPS)
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
@@ -95,7 +97,7 @@ def read_config(
     model_type = model_type_of(architecture, own)
     fields |= _attention_biases(model_type, shapes)
     fields |= rope_fields(architecture, own, divisors, fields)
-    fields |= fields_of_layers(model_type, own, layers, fields["rope_theta"])
+    fields |= fields_of_layers(model_type, own, fields)
     if architecture.startswith("gemma"):
         fields |= gemma_fields(architecture, own, layers)
     config = LlamaConfig(
@@ -109,7 +111,10 @@ def read_config(
     rotated = config.head_dim if architecture not in PARTIAL else config.rotary_dim
     for key, width in (
         ("attention.value_length", config.head_dim),
+        ("attention.key_length_swa", config.head_dim),
+        ("attention.value_length_swa", config.head_dim),
         ("rope.dimension_count", rotated),
+        ("rope.dimension_count_swa", rotated),
     ):
         if (size := own.integer(key, width)) != width:
             raise own.error(key, f"expected the head_dim, {width}, got {size}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import log
+from math import isclose, log
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,13 @@ from llama_layers.layers.rope import inv_freq
 
 # Tensors that divide frequencies, and the architectures in which llama.cpp reads them.
 LLAMA3, LONG, SHORT = (f"rope_{name}.weight" for name in ("freqs", "factors_long", "factors_short"))
-DIVISORS = {LLAMA3: {"llama", "exaone", "exaone4"}, LONG: {"phi3"}, SHORT: {"phi3"}}
+DIVISORS = {
+    LLAMA3: {"llama", "mistral3", "granite", "granite_swa", "exaone", "exaone4"},
+    LONG: {"phi3"},
+    SHORT: {"phi3"},
+}
 # Architectures that rotate a part of each head.
-PARTIAL = frozenset({"glm4", "phi3"})
+PARTIAL = frozenset({"chatglm", "glm4", "phi3"})
 # The layers of SmolLM3 that have no RoPE are in llama.cpp's code: each fourth.
 _STEP = 4
 
@@ -32,6 +36,8 @@ def rope_fields(
 ) -> dict[str, Any]:
     """The fields of RoPE, without what `with_llama3_scaling` adds, given others of the config."""
     theta = decimal(own.number("rope.freq_base", 10000.0))
+    if architecture == "hunyuan-dense" and (alpha := decimal(own.number("rope.scaling.alpha"))) > 0:
+        theta *= alpha ** _ntk_exponent(own, fields)
     found: dict[str, Any] = {"rope_theta": theta}
     if architecture == "smollm3":
         layers = fields["num_hidden_layers"]
@@ -48,10 +54,23 @@ def rope_fields(
     return found
 
 
+def _head_dim(fields: Mapping[str, Any]) -> int:
+    heads, hidden = fields["num_attention_heads"], fields["hidden_size"]
+    return int(fields.get("head_dim") or max(1, hidden // heads))
+
+
+def _ntk_exponent(own: Section, fields: Mapping[str, Any]) -> float:
+    """The power of HunYuan's alpha by which theta is multiplied."""
+    if (dim := _head_dim(fields)) <= 2:
+        raise own.error(
+            "rope.scaling.alpha", f"expected a head_dim of more than 2 with it, got {dim}"
+        )
+    return dim / (dim - 2)
+
+
 def _part(own: Section, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a head that is rotated."""
-    heads, hidden = fields["num_attention_heads"], fields["hidden_size"]
-    head_dim = fields.get("head_dim") or max(1, hidden // heads)
+    head_dim = _head_dim(fields)
     width = own.integer("rope.dimension_count", head_dim)
     if not 0 < width <= head_dim:
         raise own.error("rope.dimension_count", f"expected 1 to {head_dim}, got {width}")
@@ -106,15 +125,17 @@ def _scaling(own: Section, architecture: str) -> RopeScaling | None:
 
 def _yarn(own: Section, factor: float, attention_factor: float, architecture: str) -> RopeScaling:
     """The scaling of type yarn, in which llama.cpp's attention factor multiplies the usual one."""
-    for name, neutral in (("yarn_attn_factor", (1.0,)), ("yarn_ext_factor", (1.0, -1.0))):
-        if (value := own.number(f"rope.scaling.{name}", 1.0)) not in neutral:
-            raise ConfigError(f"rope.scaling.{name}: expected 1.0, got {value!r}")
+    usual = 0.1 * log(factor) + 1 if factor > 1 else 1.0
+    # The first is config.json's attention_factor, which llama.cpp does not read.
+    for name, neutral in (("yarn_attn_factor", (1.0, usual)), ("yarn_ext_factor", (1.0, -1.0))):
+        value = own.number(f"rope.scaling.{name}", 1.0)
+        if not any(isclose(value, each, rel_tol=1e-6) for each in neutral):
+            raise ConfigError(f"rope.scaling.{name}: expected {neutral[0]!r}, got {value!r}")
     betas: dict[str, Any] = {
         name: decimal(own.number(f"rope.scaling.yarn_{name}"))
         for name in ("beta_fast", "beta_slow")
         if f"rope.scaling.yarn_{name}" in own
     }
-    usual = 0.1 * log(factor) + 1 if factor > 1 else 1.0
     if architecture == "mistral3" and (share := own.number("rope.scaling.yarn_log_multiplier")):
         betas |= {"mscale": 1.0, "mscale_all_dim": decimal(share)}
         usual = usual / (0.1 * share * log(factor) + 1) if factor > 1 else 1.0

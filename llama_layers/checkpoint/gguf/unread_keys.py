@@ -64,7 +64,7 @@ def _neutral(key: str, config: LlamaConfig) -> tuple[object, ...]:
         return (True,)
     if key == "hidden_activation":
         return ("silu",)
-    if key == "attention.sliding_window" and config.model_type != "phi3":
+    if key == "attention.sliding_window":
         return (0, range(config.max_position_embeddings, 2**64))
     if key == "attention.scale":
         return (config.head_dim**-0.5, 0.0)

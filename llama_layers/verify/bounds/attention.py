@@ -12,7 +12,9 @@ from llama_layers.verify.bound import Bound
 from llama_layers.verify.profiles import Rounding
 
 
-def scores_bound(q: Array, k: Array, /, *, scale: float, **rounding: Any) -> Bound:
+def scores_bound(
+    q: Array, k: Array, /, *, scale: float, softcap: float | None = None, **rounding: Any
+) -> Bound:
     """Bound the scores of attention, scaled products of queries and keys.
 
     Parameters
@@ -24,6 +26,8 @@ def scores_bound(q: Array, k: Array, /, *, scale: float, **rounding: Any) -> Bou
         ``h // (heads / kv_heads)``.
     scale : float
         The factor of the products.
+    softcap : float, optional
+        As `llama_layers.attention` takes it.
     **rounding : object
         Keywords of `Rounding.of`.
 
@@ -47,10 +51,13 @@ def scores_bound(q: Array, k: Array, /, *, scale: float, **rounding: Any) -> Bou
     >>> bool(np.all(scores_bound(q, k, scale=0.25).ratio(computed) <= 1))
     True
     """
-    return operations.Scores(q, k, None, scale).bound(Rounding.of("q", q, **rounding))
+    scores = operations.Scores(q, k, None, scale, softcap)
+    return scores.bound(Rounding.of("q", q, **rounding))
 
 
-def softmax_bound(scores: Array, /, *, mask: Array | None = None, **rounding: Any) -> Bound:
+def softmax_bound(
+    scores: Array, /, *, mask: Array | None = None, sinks: Array | None = None, **rounding: Any
+) -> Bound:
     """Bound the softmax over the keys that a mask allows.
 
     Parameters
@@ -60,6 +67,8 @@ def softmax_bound(scores: Array, /, *, mask: Array | None = None, **rounding: An
     mask : Array, shape [S, T], [1, S, T] or [B, S, T], optional
         Of bool: True where a query may attend to a key; a query that may attend to none gets
         exact zeros. Of floats: added to the scores.
+    sinks : Array, shape [heads], optional
+        As `llama_layers.attention` takes them.
     **rounding : object
         Keywords of `Rounding.of`.
 
@@ -83,12 +92,21 @@ def softmax_bound(scores: Array, /, *, mask: Array | None = None, **rounding: An
     >>> bool(np.all(softmax_bound(scores).ratio(e / e.sum(axis=-1, keepdims=True)) <= 1))
     True
     """
-    namespace(mask=mask)
-    return operations.Softmax(scores, mask).bound(Rounding.of("scores", scores, **rounding))
+    namespace(mask=mask, sinks=sinks)
+    softmax = operations.Softmax(scores, mask, sinks)
+    return softmax.bound(Rounding.of("scores", scores, **rounding))
 
 
 def probabilities_bound(
-    q: Array, k: Array, /, *, mask: Array | None = None, scale: float, **rounding: Any
+    q: Array,
+    k: Array,
+    /,
+    *,
+    mask: Array | None = None,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    **rounding: Any,
 ) -> Bound:
     """Bound the probabilities of attention, from queries and keys.
 
@@ -100,6 +118,10 @@ def probabilities_bound(
         As `softmax_bound` takes it.
     scale : float
         The factor of the products of queries and keys.
+    softcap : float, optional
+        As `llama_layers.attention` takes it.
+    sinks : Array, shape [heads], optional
+        As `llama_layers.attention` takes them.
     **rounding : object
         Keywords of `Rounding.of`.
 
@@ -122,8 +144,8 @@ def probabilities_bound(
     >>> probabilities_bound(q, k, mask=causal, scale=0.25).limit[0, 0, 0, 1]
     np.float64(0.0)
     """
-    namespace(mask=mask)
-    both = operations.Probabilities(q, k, mask, scale)
+    namespace(mask=mask, sinks=sinks)
+    both = operations.Probabilities(q, k, mask, scale, softcap, sinks)
     return both.bound(Rounding.of("q", q, **rounding))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
+
 from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.types import Array
 from llama_layers.config.llama_config import LlamaConfig
@@ -46,21 +48,26 @@ def embedding_bound(ids: Array, table: Array, /, **rounding: Any) -> Bound:
     return operations.Embedding(ids, table).bound(Rounding.of("table", table, **rounding))
 
 
-def rms_norm_bound(x: Array, weight: Array, /, *, eps: float, **rounding: Any) -> Bound:
+def rms_norm_bound(
+    x: Array, weight: Array | None, /, *, eps: float, offset: float = 0.0, **rounding: Any
+) -> Bound:
     r"""Bound `llama_layers.rms_norm`.
 
     The mean square is a sum of positive numbers, so that its error is relative to itself,
     :math:`\gamma_{n+4}` in all, of which the root keeps about half. The root errs by `root_ulps`,
-    and the two products by one rounding each.
+    and the two products by one rounding each. An `offset` adds one more, of its sum with the
+    weight.
 
     Parameters
     ----------
     x : Array, shape [..., H]
         The input, as it was stored.
-    weight : Array, shape [H]
-        Scale of each channel.
+    weight : Array, shape [H], or None
+        Scale of each channel; 1 if None.
     eps : float
         Added to the mean square, under the root.
+    offset : float, optional
+        Added to the weight: 1 for Gemma, 0 elsewhere.
     **rounding : object
         Keywords of `Rounding.of`.
 
@@ -83,7 +90,10 @@ def rms_norm_bound(x: Array, weight: Array, /, *, eps: float, **rounding: Any) -
     >>> bool(np.all(rms_norm_bound(x, w, eps=1e-5).ratio(rms_norm(x, w, eps=1e-5)) <= 1))
     True
     """
-    return operations.Norm(x, weight, eps).bound(Rounding.of("x", x, **rounding))
+    namespace(weight=weight)
+    if weight is None:
+        weight, offset = np.ones(x.shape[-1:], np.float32), 0.0
+    return operations.Norm(x, weight, eps, offset).bound(Rounding.of("x", x, **rounding))
 
 
 def linear_bound(x: Array, weight: Array, bias: Array | None = None, /, **rounding: Any) -> Bound:
@@ -218,6 +228,48 @@ def swiglu_bound(gate: Array, up: Array, /, **rounding: Any) -> Bound:
     True
     """
     return operations.Gate(gate, up).bound(Rounding.of("gate", gate, **rounding))
+
+
+def geglu_bound(gate: Array, up: Array, /, **rounding: Any) -> Bound:
+    r"""Bound `llama_layers.geglu`.
+
+    It holds for each form of gelu, with a tangent or with an exponential,
+
+    .. math:: \frac{1 + \tanh z}{2} = \frac{1}{1 + e^{-2z}}, \quad
+        z = \sqrt{2 / \pi} \, (g + 0.044715 g^3)
+
+    An error of the tangent, at most :math:`2 u e` with e of `exp_ulps`, counts in full where the
+    left side is small, so the bound has :math:`u e |g h|` for a gate g and an h of `up`.
+
+    Parameters
+    ----------
+    gate, up : Array, any one shape
+        The inputs, as they were stored.
+    **rounding : object
+        Keywords of `Rounding.of`; ``silu`` is the format of the gelu.
+
+    Returns
+    -------
+    Bound
+        Of the shape of `gate`. Nothing is said of infinite gates.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype or a shape does not fit, or a keyword of `rounding` is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llama_layers import geglu
+    >>> from llama_layers.verify import geglu_bound
+    >>> gate, up = np.linspace(-9, 9, 64, dtype=np.float32), np.ones(64, np.float32)
+    >>> bool(np.all(geglu_bound(gate, up).ratio(geglu(gate, up)) <= 1))
+    True
+    """
+    return operations.Gate(gate, up, "gelu_pytorch_tanh").bound(
+        Rounding.of("gate", gate, **rounding)
+    )
 
 
 def residual_bound(x: Array, added: Array, /, **rounding: Any) -> Bound:

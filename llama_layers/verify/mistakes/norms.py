@@ -12,7 +12,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.families import module_name
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.predicted import rounded
-from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, by_token, mistake
 from llama_layers.verify.mistakes.rounding import in_each_narrow_format
 from llama_layers.verify.operations import Norm
 from llama_layers.verify.tracked import Tracked
@@ -73,28 +73,25 @@ def _(norm: Norm, at: FailingSite) -> Norm:
     return replace(norm, weight=np.ones_like(norm.weight), offset=0.0)
 
 
-@mistake(Norm, "another layer's norm weight")
+@mistake(Norm, "another layer's weights")
 def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
-    """Scales with the weight of {0}; it should scale with that of {1}."""
-    return _with_weights(norm, at, same_role=True)
+    """Has the weights of layer {0}; it should have those of layer {1}."""
+    for index, layer in enumerate(at.model.weights.layers):
+        weight = layer.norms().get(at.site.role)
+        if weight is not None and index != at.site.layer:
+            yield replace(norm, weight=to_numpy(weight)), index, at.site.layer
 
 
 @mistake(Norm, "another norm's weight")
 def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Scales with the weight of {0}; it should scale with that of {1}."""
-    return _with_weights(norm, at, same_role=False)
-
-
-def _with_weights(norm: Norm, at: FailingSite, *, same_role: bool) -> Iterator[Changed]:
-    """The weights of the same norm in other layers, or of other norms."""
     weights = {("norm", "model.norm"): at.model.weights.norm}
     for index, layer in enumerate(at.model.weights.layers):
         for role, weight in layer.norms().items():
             name = f"model.layers.{index}.{module_name(at.config.model_type, role)}"
             weights[role, name] = weight
     for (role, name), weight in weights.items():
-        other = name != at.site.name and weight.shape == norm.weight.shape
-        if other and (role == at.site.role) is same_role:
+        if role != at.site.role and weight.shape == norm.weight.shape:
             yield replace(norm, weight=to_numpy(weight)), name, at.site.name
 
 
@@ -139,7 +136,7 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
         def formula(n: Norm[Tracked], by: float = float(other)) -> Tracked:
             return n.x * ((n.x * n.x).sum() / by + n.eps).rsqrt() * n.weight
 
-        yield evaluated(norm, formula), other, width
+        yield by_token(norm, formula), other, width
 
 
 @mistake(Norm, "mean of magnitudes")
@@ -160,13 +157,13 @@ def _(n: Norm[Tracked]) -> Tracked:
     return n.x / (_square(n) + n.eps) * n.weight
 
 
-@mistake(Norm, "normalised over several tokens")
+@mistake(Norm, "normalised over several tokens", mixes=True)
 def _(n: Norm[Tracked]) -> Tracked:
     """Takes one mean square for several tokens; it should take one for each."""
     return n.x * (_square(n).mean(axis=1) + n.eps).rsqrt() * n.weight
 
 
-@mistake(Norm, "normalised over several tokens")
+@mistake(Norm, "normalised over several tokens", mixes=True)
 def _(n: Norm[Tracked]) -> Tracked:
     """Takes one mean square for all sequences; it should take one for each token."""
     return n.x * (_square(n).mean(axis=1).mean(axis=0) + n.eps).rsqrt() * n.weight
@@ -202,9 +199,9 @@ def _computed_in(narrow: str) -> None:
             y = n.x * (rounded(scale, form) if factor else scale)
             return (rounded(y, form) if row else y) * n.weight
 
-        yield evaluated(norm, formula, True, True, True), "each of its steps"
-        yield evaluated(norm, formula, False, True, True), "the inverse root and its product"
-        yield evaluated(norm, formula, False, True, False), "the inverse root"
+        yield by_token(norm, formula, True, True, True), "each of its steps"
+        yield by_token(norm, formula, False, True, True), "the inverse root and its product"
+        yield by_token(norm, formula, False, True, False), "the inverse root"
 
 
 @mistake(Norm, "another token's norm", roles=("model.norm",))

@@ -226,7 +226,7 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Linear]:
 
 @mistake(Linear, "another layer's weights")
 def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
-    """Multiplies by the matrix of layer {0}; it should multiply by that of layer {1}."""
+    """Has the weights of layer {0}; it should have those of layer {1}."""
     for layer in range(at.config.num_hidden_layers):
         if at.site.layer not in (None, layer):
             yield _with(linear, at, at.site.role, layer), layer, at.site.layer

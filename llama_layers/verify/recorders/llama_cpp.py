@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -20,12 +21,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike
 
-from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Namespace
 from llama_layers.checkpoint import open_checkpoint
+from llama_layers.checkpoint.names import from_gguf
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.layers.sites import HEAD, LOGITS, sites
-from llama_layers.verify.aliases import canonical_arrays, schemes_of
+from llama_layers.layers.sites import LOGITS, Site, sites
 from llama_layers.verify.fit import ROTATED, in_halves
 from llama_layers.verify.trace import Trace
 
@@ -33,6 +33,21 @@ from llama_layers.verify.trace import Trace
 _DTYPES = {0: np.float32, 1: np.float16, 30: ml_dtypes.bfloat16}
 # enum llama_rope_type
 _LAYOUTS = {0: "interleaved", 2: "half"}
+# What llama.cpp calls the tensors of sites without a weight, with | between names by preference. A
+# name within a layer ends in its number.
+_NAMES = {
+    "model.embed_tokens": "inp_scaled|embd|inp_embd",
+    "self_attn.q_rope": "Qcur_attn_temp_scaled|rotated Qcur|Qcur",
+    "self_attn.k_rope": "rotated Kcur|Kcur",
+    "self_attn.attention": "kqv_out",
+    "attention_residual": "ffn_inp|sa_out",
+    "mlp.act": "ffn_swiglu|ffn_geglu|ffn_gate_par",
+    "layer": "l_out",
+    LOGITS: "result_output",
+}
+# The families whose queries llama.cpp multiplies by the scale of the scores beforehand.
+_SCALED = frozenset({"phi3", "gemma", "gemma2", "gemma3_text"})
+_NAMED = frozenset(name for names in _NAMES.values() for name in names.split("|"))
 
 
 class _Tensor(ctypes.Structure):
@@ -148,6 +163,7 @@ def record_llama_cpp(
             "config": json.dumps(config.to_json()),
             "kv_cache": kv_cache,
             "flash_attention": "yes" if flash_attention else "no",
+            "scaled_queries": "yes" if config.model_type in _SCALED else "no",
             "system": api.llama_print_system_info().decode(),
         },
     )
@@ -199,33 +215,51 @@ def _decode(api: Namespace, context: Any, row: np.ndarray) -> int:
 
 
 class _Callback:
-    """A callback that keeps the tensors of sites, in the order in which they are computed."""
+    """A callback that keeps the tensors of sites, by what they are called here."""
 
     def __init__(self) -> None:
-        self.tensors: list[tuple[str, np.ndarray]] = []
+        self.tensors: dict[str, np.ndarray] = {}
         self.error: Exception | None = None
         self._ggml = _ggml()
 
     def __call__(self, address: int, asking: bool, _: object) -> bool:
         try:
-            name = self._name(address)
-            if not asking and name is not None:
-                self.tensors.append((name, self._array(name, address)))
+            wanted = self._wanted(address)
+            if not asking:
+                for name, source in wanted.items():
+                    self.tensors[name] = self._array(name, source)
         except Exception as error:  # which would be lost on its way through C
             self.error = error
             return False
-        return name is not None or not asking
+        return bool(wanted) or not asking
 
-    def _name(self, address: int) -> str | None:
-        """Return a tensor's name, if it may be a site's."""
-        name = str(self._ggml.ggml_get_name(address).decode())
-        # The product with the output projection has a name in some architectures only.
-        source = _Tensor.from_address(address).src[1]
-        of = self._ggml.ggml_get_name(source).decode() if source else ""
-        if of.startswith("kqv_out-"):
-            name = of.replace("kqv_out", "attn_out")
-        # Probabilities are over a cache that is longer than the text, and large.
-        return name if "llama.cpp" in schemes_of(name) and "soft_max" not in name else None
+    def _wanted(self, address: int) -> dict[str, int]:
+        """Return what to keep when a tensor is computed: addresses by name.
+
+        A product or sum has the name of the weight or bias in it, as in the file, since llama.cpp
+        gives one name to several tensors, and none to some.
+        """
+        name = self._called(address)
+        sources = _Tensor.from_address(address).src
+        first, second = (self._called(source) for source in sources[:2])
+        found = {}
+        if second == "inp_pos":
+            found[f"rotated {name}"] = address
+        if name.rpartition("-")[0] in _NAMED or name in _NAMED:
+            found[name] = address
+        for source in (first, second):
+            weight = re.fullmatch(r"(.+)\.(?:weight|bias)", source)
+            if weight and weight[1] != "token_embd":
+                found[weight[1]] = address
+        if second == "result_norm":  # its weight may be that of the embedding
+            found["output"] = address
+        if norm := re.fullmatch(r"blk\.(\d+)\.ffn_norm\.weight", second):
+            # Its input has no name in some architectures, and is still needed.
+            found[f"ffn_inp-{norm[1]}"] = _Tensor.from_address(sources[0]).src[0]
+        return found
+
+    def _called(self, address: int | None) -> str:
+        return str(self._ggml.ggml_get_name(address).decode()) if address else ""
 
     def _array(self, name: str, address: int) -> np.ndarray:
         tensor = _Tensor.from_address(address)
@@ -257,33 +291,27 @@ def _ggml() -> Any:
 
 
 def _arrays(
-    tensors: list[tuple[str, np.ndarray]], config: LlamaConfig, count: int, layout: str
+    tensors: dict[str, np.ndarray], config: LlamaConfig, count: int, layout: str
 ) -> dict[str, np.ndarray]:
-    """Return the sites of one run, from its tensors in the order of computation."""
-    numbered: dict[str, np.ndarray] = {}
-    for place, (name, array) in enumerate(tensors):
-        numbered[f"{name}#{place}" if "-" in name else name] = array
-    for name in [n for n in numbered if "_b-" in n]:  # with its bias, instead of the one without
-        plain = name.partition("#")[0].replace("_b-", "-")
-        numbered = {n: a for n, a in numbered.items() if n.partition("#")[0] != plain}
-    if "inp_scaled" in numbered:
-        numbered = {n: a for n, a in numbered.items() if n not in ("embd", "inp_embd")}
-    found = dict(canonical_arrays(numbered, config.model_type))
-    skipped = set()
-    if config.changes_logits:  # the head's product has no name of its own
-        found[LOGITS] = found.pop(HEAD)
-        skipped = {HEAD}
+    """Return the sites of one run."""
+    found = _parts(tensors, config)
+    by_module = {
+        module.removesuffix(".weight"): name
+        for name in found
+        if (module := from_gguf(f"{name}.weight", config.model_type)) is not None
+    }
     arrays = {}
     for site in sites(config):
-        if site.optional or site.name in skipped:
+        if site.optional:
             continue
-        if site.name not in found:
+        names = [by_module.get(site.name), *_names_of(site)]
+        array = next((found[name] for name in names if name in found), None)
+        if array is None:
             raise RuntimeError(
                 f"{site.name}: llama.cpp showed no tensor of its name; this version may name it "
                 "otherwise"
             )
         shape = (1, count, *(axis for axis in site.shape if isinstance(axis, int)))
-        array = to_numpy(found[site.name])
         if array.size != math.prod(shape):
             raise RuntimeError(
                 f"{site.name}: expected shape {list(shape)}, got {list(array.shape)}"
@@ -292,3 +320,25 @@ def _arrays(
         rotated = layout == "interleaved" and site.role in ROTATED
         arrays[site.name] = in_halves(array, config) if rotated else array
     return arrays
+
+
+def _names_of(site: Site) -> list[str]:
+    """What llama.cpp calls the tensors of a site that has no weight, in the order of preference."""
+    names = _NAMES.get(site.name if site.layer is None else site.role, "")
+    return [f"{name}-{site.layer}" if site.layer is not None else name for name in names.split("|")]
+
+
+def _parts(tensors: dict[str, np.ndarray], config: LlamaConfig) -> dict[str, np.ndarray]:
+    """Return the tensors, with products of fused weights in their parts."""
+    found = dict(tensors)
+    q = config.num_attention_heads * config.head_dim
+    k = config.num_key_value_heads * config.head_dim
+    inner = config.intermediate_size
+    for name, array in tensors.items():
+        layer, _, module = name.rpartition(".")
+        if module == "attn_qkv":
+            for part, rows in zip("qkv", np.split(array, [q, q + k], axis=-1), strict=True):
+                found[f"{layer}.attn_{part}"] = rows
+        if module == "ffn_up" and array.shape[-1] == 2 * inner:
+            found[f"{layer}.ffn_gate"], found[name] = np.split(array, 2, axis=-1)
+    return found

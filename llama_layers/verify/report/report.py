@@ -39,6 +39,9 @@ from llama_layers.verify.report.tables import (
 from llama_layers.verify.report.text import Readable
 from llama_layers.verify.report.wording import counted, ended, figure, roles_and_layers
 
+# A sum that is rounded once can err by as much as rounding allows: its ratio is 1, or nearly.
+_NEARLY = 0.9
+
 ReportVerdict = Literal["PASS", "WARN", "FAIL", "SEEN", "NONE"]
 
 
@@ -182,9 +185,9 @@ def _headline(report: Report) -> Headline:
 def _largest_error(ratio: float, where: str = "") -> str:
     """Say how large errors are that rounding explains.
 
-    One of 1.00 times what rounding allows is no near miss: a correctly rounded sum can have it.
+    One of nearly what rounding allows is no near miss: a correctly rounded sum can have it.
     """
-    if figure(ratio) in ("1", "1.00"):
+    if _NEARLY < ratio <= 1:
         return "no error is larger than rounding allows"
     return f"the largest error is {figure(ratio)} times what rounding allows{where}"
 

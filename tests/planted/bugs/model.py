@@ -47,7 +47,7 @@ def the_last_layer_skipped(right, xp, x, model, *rest):
     return right(xp, x, with_weights(model, layers=model.weights.layers[:-1]), *rest)
 
 
-@wrong("llama_layers.model.forward:decoder_layers", LOOPS, "another layer's norm weight")
+@wrong("llama_layers.model.forward:decoder_layers", LOOPS, "another layer's weights")
 def weights_of_the_first_layer_in_every_layer(right, xp, x, model, *rest):
     layers = [model.weights.layers[0]] * len(model.weights.layers)
     return right(xp, x, with_weights(model, layers=layers), *rest)

@@ -1,6 +1,7 @@
 """Mistakes of ports: the name that a diagnosis should give, where it shows, and the wrong code."""
 
 from tests.support.mistakes import (
+    formulas,
     heads,
     kernels,
     mlp,
@@ -31,6 +32,7 @@ MISTAKES = [
         quantised,
         solved,
         read_off,
+        formulas,
     )
     for mistake in subject.MISTAKES
 ]

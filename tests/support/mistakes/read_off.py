@@ -277,7 +277,7 @@ MISTAKES = [
         NORM,
         _by(lambda x: np.abs(x).max(axis=-1, keepdims=True) + 1e-4),
     ),
-    Mistake("another layer's norm weight", NORM, lambda p: normed(p["x"], p.weight(NORM, 2), 1e-4)),
+    Mistake("another layer's weights", NORM, lambda p: normed(p["x"], p.weight(NORM, 2), 1e-4)),
     Mistake(
         "bits of weights misread",
         V,
