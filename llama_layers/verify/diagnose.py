@@ -248,7 +248,9 @@ class _Trial:
         if (few := operation.at_tokens(self._tokens)) is None:
             return True
         theirs, wrong = (self._at_tokens(y) for y in (self._failing.computed, self._wrong))
-        bounds = (self._limited(few.bound(formats)) for formats in self._liberal())
+        here = (np.s_[:],) * (2 if self._failing.site.pairwise else 1) + (self._tokens,)
+        bounds = (self._failing.widened(few.bound(how), here) for how in self._liberal())
+        bounds = (self._limited(bound) for bound in bounds)
         return any((bound.ratio(theirs) <= 1)[wrong].all() for bound in bounds)
 
     def _at_tokens(self, array: np.ndarray) -> np.ndarray:

@@ -132,4 +132,5 @@ MISTAKES = [
     Mistake("dropout", ACT, lambda p: _dropped(p.right, 0.1)),
     Mistake("dropout", RESIDUAL, lambda p: p["x"] + _dropped(p[OUT], 0.25)),
     Mistake("sequences of the batch repeated", NORM, _first_sequence_twice),
+    Mistake("sequences in another order", NORM, lambda p: p.right[::-1]),
 ]
