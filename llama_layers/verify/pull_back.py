@@ -22,7 +22,7 @@ from llama_layers.layers.sites import Site
 from llama_layers.verify.build import matrix, operation_of
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.gap_trial import Part, Trial
-from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
+from llama_layers.verify.mistakes.attention_arrays import scores_of, sinks_of, softmax, values_of
 from llama_layers.verify.operations import Attention
 from llama_layers.verify.recompute import Recomputation
 from llama_layers.verify.roundoff import Float64Array
@@ -204,34 +204,40 @@ def _starts(part: Part, place: Site) -> Float64Array:
     scores, values = scores_of(operation), values_of(operation)
     allowed = np.broadcast_to(np.asarray(operation.mask)[:, None], scores.shape)
     most = int(_MOST * _width(place) / _work(part, place))
-    weights = islice(_weights(scores, allowed), max(most, 1))
+    weights = islice(_weights(scores, allowed, sinks_of(operation)), max(most, 1))
     return np.stack([(p @ values).transpose(0, 2, 1, 3) for p in weights])
 
 
-def _weights(scores: Float64Array, allowed: NDArray[np.bool_]) -> Iterator[Float64Array]:
+def _weights(
+    scores: Float64Array, allowed: NDArray[np.bool_], sinks: Float64Array
+) -> Iterator[Float64Array]:
     """What attention may weigh with: other runs of tokens, or other functions of the scores."""
     count = scores.shape[-1]
     queries, keys = np.indices((count, count))
     for first in range(count):
         for run in ((keys >= first) & (keys <= queries), keys <= first):
-            yield softmax(scores, np.broadcast_to(run, scores.shape))
+            yield softmax(scores, np.broadcast_to(run, scores.shape), sinks)
     for size in (n for n in _PAGES if n < count):
         for page in range(0, count, size):
             there = (keys >= page) & (keys < page + size)
-            yield softmax(scores, allowed & ~there)
+            yield softmax(scores, allowed & ~there, sinks)
             for other in range(0, count, size) if count <= _FEW_PAGES * size else ():
                 twice = (keys >= other) & (keys < other + size)
-                yield softmax(scores + math.log(2) * twice, allowed & ~(there & (other != page)))
+                yield softmax(
+                    scores + math.log(2) * twice, allowed & ~(there & (other != page)), sinks
+                )
     hidden = np.where(allowed, scores, -np.inf)
     for kept in range(1, count):
-        yield softmax(scores, hidden >= np.partition(hidden, -kept, axis=-1)[..., -kept, None])
+        yield softmax(
+            scores, hidden >= np.partition(hidden, -kept, axis=-1)[..., -kept, None], sinks
+        )
     every = np.ones_like(allowed)
     for bound in _SIZES:
-        yield softmax(np.where(allowed, scores, -bound), every)
-        yield softmax(np.where(allowed, scores, scores - bound), every)
-        yield softmax(bound * np.tanh(scores / bound), allowed)
+        yield softmax(np.where(allowed, scores, -bound), every, sinks)
+        yield softmax(np.where(allowed, scores, scores - bound), every, sinks)
+        yield softmax(bound * np.tanh(scores / bound), allowed, sinks)
     for scale in _SCALES:
-        yield softmax(scale * scores, allowed)
+        yield softmax(scale * scores, allowed, sinks)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

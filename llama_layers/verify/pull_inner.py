@@ -12,7 +12,7 @@ from llama_layers.layers.sites import Site
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.gap_trial import Trial
-from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax
+from llama_layers.verify.mistakes.attention_arrays import scores_of, sinks_of, softmax
 from llama_layers.verify.operations import Attention, Gate, Linear
 from llama_layers.verify.roundoff import Float64Array
 
@@ -56,7 +56,7 @@ def _values(trial: Trial, later: FailingSite, attention: Attention) -> Iterator[
         return
     scores = scores_of(attention)
     allowed = np.broadcast_to(np.asarray(attention.mask)[:, None], scores.shape)
-    weights = softmax(scores, allowed)
+    weights = softmax(scores, allowed, sinks_of(attention))
     heads, of = weights.shape[1], attention.v.shape[2]
     batch, count, _, width = later.computed.shape
 

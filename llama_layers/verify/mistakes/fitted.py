@@ -15,6 +15,7 @@ from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention import scale_words
 from llama_layers.verify.mistakes.attention_arrays import (
     capped,
+    scores_of,
     sinks_of,
     softmax,
     uncapped_scores,
@@ -99,14 +100,14 @@ def _(attention: Attention, at: FailingSite) -> Iterator[Changed]:
         return
     # The first queries are those that the most keys are hidden from.
     first = replace(attention, q=attention.q[:, :_FEW])
-    scores, v = scores_of(first), values_of(first)
+    scores, v, sinks = scores_of(first), values_of(first), sinks_of(first)
     theirs = wide(at.computed)[:, :_FEW]
     mask = np.asarray(attention.mask)[:, None, :_FEW]
     allowed, every = np.broadcast_to(mask, scores.shape), np.ones(scores.shape, bool)
 
     def error(size: float, added: bool) -> float:
         hidden = scores - size if added else -size
-        y = softmax(np.where(allowed, scores, hidden), every) @ v
+        y = softmax(np.where(allowed, scores, hidden), every, sinks) @ v
         return float(np.nansum(np.square(y.transpose(0, 2, 1, 3) - theirs)))
 
     for added in (False, True):
