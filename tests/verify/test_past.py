@@ -219,6 +219,17 @@ def test_a_past_without_its_own():
         check(part(trace, slice(PAST, None)), model, past=middle)
 
 
+def test_a_past_beside_that_of_the_trace():
+    model, trace = whole_run()
+    past, step = part(trace, slice(None, PAST)), part(trace, slice(PAST, None))
+    earlier = record(model, past.input_ids)
+    cache = forward(model, past.input_ids, cache=KVCache.create(model, 2, 8)).cache
+    own = record(model, step.input_ids, cache=cache)
+    assert check(own, model).verdict == "PASS"
+    with pytest.raises(TraceError, match="past: expected nothing, since the trace has keys and va"):
+        check(own, model, past=earlier)
+
+
 def test_unknown_names_in_the_past():
     model, trace = whole_run()
     past = part(trace, slice(None, PAST), zzz=np.ones(1))
