@@ -169,7 +169,7 @@ class Trial:
         self.whole = Part(recorded, unbounded.site, model, "float64")
         self._own = Part(recorded, unbounded.site, model, self._dtype)
         usual = self._usual(self.whole.right, self._own.right)
-        self.own_errors = usual
+        self.own_errors = usual  # of our own run, in each row
         self._scale = np.broadcast_to(usual, self.whole.array.shape)
         self._error = self._fitness(self._bound(self.whole.right, usual)).error
         self.few = self._first(self._first_wrong() + _TOKENS)
@@ -195,11 +195,12 @@ class Trial:
         if wrong[:, 1:].all():
             return change
 
-        def restrict(site: Site, operation: Operation, known: Recorded) -> Computable:
+        def restricted(site: Site, operation: Operation, known: Recorded) -> Computable:
+            """Change an operation at these tokens."""
             made = change(site, operation, known)
             return made if made is operation else AtTokens(made, operation, wrong[:, : known.count])
 
-        return restrict
+        return restricted
 
     @cached_property
     def _wrong(self) -> NDArray[np.bool_]:
