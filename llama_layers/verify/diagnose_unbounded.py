@@ -94,7 +94,7 @@ def diagnose_unbounded(
     far = unbounded.difference
     if math.isnan(far) or (math.isinf(far) and unbounded.site.name != LOGPROBS):
         return ()
-    if np.isnan(unbounded.array.astype(np.float64)).all():
+    if np.isnan(unbounded.array.astype(np.float64)).all() or unbounded.site.pairwise:
         return ()
     trial = Trial(unbounded, recorded, model)
     between = _Between(trial, only)

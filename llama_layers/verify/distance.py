@@ -14,9 +14,9 @@ from llama_layers.verify.roundoff import Float64Array
 _BLOCK = 2**20
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """||a - b|| / ||a||, a block at a time."""
-    error, norm = (float(np.sum(squares)) for squares in _squares(a, b, None))
+def distance(a: np.ndarray, b: np.ndarray, allowed: NDArray[np.bool_] | None = None) -> float:
+    """||a - b|| / ||a||, a block at a time, of what is allowed."""
+    error, norm = (float(np.sum(squares)) for squares in _squares(a, b, allowed))
     return _root(error, norm)
 
 

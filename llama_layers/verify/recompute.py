@@ -132,7 +132,7 @@ class Recomputation:
     def knows(self, site: Site) -> bool:
         """Whether a site can be recomputed."""
         given = self._recorded.input_ids is not None or "input_ids" not in self.gap(site).sources
-        return given and not site.pairwise and not (self.lacks_past(site) and self._seen(site))
+        return given and not (self.lacks_past(site) and self._seen(site))
 
     def lacks_past(self, site: Site) -> bool:
         """Whether a site is recomputed through attention whose keys of the past are missing."""

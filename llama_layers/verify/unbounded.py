@@ -115,14 +115,16 @@ class Recomputed:
             odd = not _is_finite(self._recorded, site, array) and _weights_are_finite(
                 self._model, site
             )
-            lacks_ids = self._recorded.input_ids is None and not site.pairwise
+            lacks_ids = self._recorded.input_ids is None
             found = Unbounded(site, array, formats, (), math.nan, None, odd, lacks_ids)
             finite = np.where(np.isfinite(array), array, 0).astype(np.float64)
             return self._placed(found, finite, finite)
         walks = (self.exact, self.walk(formats.dtype))
         exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in walks)
-        sources, far = self.exact.gap(site).sources, apart(self._recorded, array, exact)
-        found = Unbounded(site, array, formats, sources, far, distance(exact, ours))
+        seen = counts(self._recorded, site, array.shape) if site.pairwise else None
+        own = distance(exact, ours, seen)
+        far = distance(exact, array, seen) if site.pairwise else _apart(self._recorded, array, exact)
+        found = Unbounded(site, array, formats, self.exact.gap(site).sources, far, own)
         return self._placed(found, exact, ours)
 
     def walk(self, dtype: str) -> Recomputation:
@@ -174,9 +176,8 @@ def _size(array: np.ndarray) -> np.ndarray:
         return np.asarray(np.sqrt(np.mean(np.square(finite), axis=-1, keepdims=True)))
 
 
-def apart(recorded: Recorded, array: np.ndarray, exact: np.ndarray) -> float:
+def _apart(recorded: Recorded, array: np.ndarray, exact: np.ndarray) -> float:
     """How far apart two arrays are at tokens that are not padding."""
-    exact = exact[:, -array.shape[1] :]
     if recorded.keep is None:
         return distance(exact, array)
     keep = recorded.keep[:, -array.shape[1] :]
