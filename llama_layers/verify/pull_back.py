@@ -80,10 +80,11 @@ def _follows(part: Part, place: Site) -> set[str]:
 def pulled_back(trial: Trial, place: Site) -> FailingSite | None:
     """Solve for a site, and say how far off the solution may be: infinitely where there is none.
 
-    None if that would take too long, or not enough tokens that are wrong can be solved for.
+    None if that would take too long, if only the last token was recorded, or if not enough tokens
+    that are wrong can be solved for.
     """
     part = trial.whole
-    if _work(part, place) > _MOST:
+    if part.array.shape[1] < part.recorded.count or _work(part, place) > _MOST:
         return None
     rows, starts = _Rows(part, place), _starts(part, place)
     size = trial.own_errors.reshape(len(rows.right), -1)[:, :1] * np.ones(rows.theirs.shape[1])

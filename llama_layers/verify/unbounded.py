@@ -123,7 +123,9 @@ class Recomputed:
         exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in walks)
         seen = counts(self._recorded, site, array.shape) if site.pairwise else None
         own = distance(exact, ours, seen)
-        far = distance(exact, array, seen) if site.pairwise else _apart(self._recorded, array, exact)
+        far = (
+            distance(exact, array, seen) if site.pairwise else _apart(self._recorded, array, exact)
+        )
         found = Unbounded(site, array, formats, self.exact.gap(site).sources, far, own)
         return self._placed(found, exact, ours)
 

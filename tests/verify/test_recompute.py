@@ -10,8 +10,9 @@ import pytest
 from llama_layers import forward
 from llama_layers.verify import Trace, check, record, sites
 from tests.support.mistakes import Mistake
-from tests.support.ported import BASE, CONFIGS, LAYER, WEIGHTS, run
-from tests.support.random_models import model_of
+from tests.support.ported import BASE, CONFIGS, LAYER, WEIGHTS, run, softmax
+from tests.support.random_models import CONFIGS as ANY
+from tests.support.random_models import model_of, random_weights
 
 ROLES = [site.role for site in sites(BASE) if site.layer == LAYER and not site.optional]
 
@@ -52,6 +53,46 @@ def test_tokens_see_and_stand_where_they_do(config, options):
     trace, model = run(Mistake("none", "input_layernorm", right, config, **options))
     for name in ("model.layers.1.self_attn.attention", "model.layers.2", "lm_head"):
         assert verdicts(check(only(trace, name), model)) == {name: "SEEN"}
+
+
+def pairs(trace, role):
+    """Scores or probabilities of the second layer, from its queries and keys, in float64."""
+    at = "model.layers.1.self_attn."
+    q, k = (trace.arrays[f"{at}{name}_rope"].astype(float) for name in "qk")
+    k = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
+    scores = np.einsum("bshd,bthd->bhst", q, k) / np.sqrt(q.shape[3])
+    scores = np.where(np.tri(q.shape[1], dtype=bool), scores, -np.inf)
+    values = scores if role == "scores" else softmax(scores)
+    return {f"{at}{role}": values.astype(np.float32)}
+
+
+@pytest.mark.parametrize("role", ["scores", "probabilities"])
+def test_pairs_of_tokens(role):
+    """As transformers' attentions beside its hidden states."""
+    trace, model = run(Mistake("none", "input_layernorm", right))
+    states = only(trace, "model.layers.0", "model.layers.1").arrays
+    found = pairs(trace, role)
+    (name,) = found
+    port = replace(trace, arrays=states | found)
+    assert verdicts(check(port, model))[name] == "SEEN"
+    hidden = ~np.tri(found[name].shape[2], dtype=bool)
+    for wrong, verdict in ((hidden, "SEEN"), (~hidden, "DIFFERS")):
+        array = np.where(wrong, np.float32(0.25), found[name])
+        report = check(replace(port, arrays=states | {name: array}), model)
+        assert verdicts(report)[name] == verdict
+        assert "No mistake that is known" not in str(report)
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_pairs_of_any_config(name):
+    """Also of padded sequences."""
+    config = ANY[name]
+    model = model_of(config, random_weights(config, 0, np.float32))
+    ids = np.random.default_rng(1).integers(0, config.vocab_size, (2, 6))
+    keep = np.array([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    for pair in ("scores", "probabilities"):
+        trace = record(model, ids, attention_mask=keep, sites=["layer", pair])
+        assert set(verdicts(check(trace, model)).values()) == {"SEEN"}
 
 
 @pytest.mark.parametrize("names", [["lm_head"], ["model.norm"], ["model.norm", "lm_head"]])

@@ -211,8 +211,10 @@ def _first_failure(report: Report) -> Iterator[Panel]:
     blocks: list[Block] = []
     if first.place is not None:
         blocks += (Sentences((f"Wrong: {ended(str(first.place))}",)), Strips(first.place.extents))
-    tried = report.diagnosed and (first.judgement is not None or math.isfinite(first.difference))
-    if tried and not first.explanations:
+    tried = first.judgement is not None or (
+        math.isfinite(first.difference) and not first.site.pairwise
+    )
+    if report.diagnosed and tried and not first.explanations:
         blocks.append(Sentences((_unexplained(first),)))
     for i, explanation in enumerate(first.explanations):
         title = f"{'Or' if i else 'Likely cause'}: {explanation.name}"
