@@ -196,7 +196,9 @@ def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past, trace: Tra
     if not isinstance(past, Trace):
         raise TypeError(f"past: expected a Trace, got {type(past).__name__}")
     if own.arrays:
-        raise TraceError("past: expected a trace without keys and values of the past of its own")
+        raise TraceError(
+            "past: expected none, since the trace has keys and values of its past itself"
+        )
     try:
         found = validated(past, config)
     except TraceError as error:

@@ -219,6 +219,13 @@ def test_a_past_without_its_own():
         check(part(trace, slice(PAST, None)), model, past=middle)
 
 
+def test_a_past_twice():
+    model, trace = whole_run()
+    step = part(trace, slice(PAST, None), **past_arrays(trace, GQA))
+    with pytest.raises(TraceError, match="past: expected none, since the trace has keys and valu"):
+        check(step, model, past=part(trace, slice(None, PAST)))
+
+
 def test_unknown_names_in_the_past():
     model, trace = whole_run()
     past = part(trace, slice(None, PAST), zzz=np.ones(1))

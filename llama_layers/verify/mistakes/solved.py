@@ -49,7 +49,7 @@ def _crossed(
 
 
 def _wrong_outputs(at: FailingSite) -> NDArray[np.intp]:
-    return np.flatnonzero((at.ratio > 1).any(axis=(0, 1)))
+    return np.flatnonzero((at.ratio > 1).any(axis=tuple(range(at.ratio.ndim - 1))))
 
 
 def _holds(right: Float64Array, found: Float64Array, theirs: Float64Array) -> bool:
