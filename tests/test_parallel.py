@@ -139,7 +139,9 @@ def test_norms_over_the_heads_of_all_ranks(kind, dtype):
 def test_norms_over_heads_that_ranks_share_are_refused(size):
     config = random_models.CONFIGS["olmo2"]
     weights = random_models.random_weights(config)
-    message = rf"^size: expected a divisor of num_key_value_heads = 2, .* got {size}"
+    message = (
+        rf"^size: expected a number of ranks that divides num_key_value_heads = 2, .* got {size}"
+    )
     with pytest.raises(ValueError, match=message):
         run_ranks(size, lambda group: sharded(weights, config, group))
 

@@ -135,7 +135,7 @@ class Shard:
         """Raise ValueError unless each rank has equally many heads of its own."""
         if self.whole.num_key_value_heads % self.size:
             raise ValueError(
-                f"size: expected a divisor of num_key_value_heads = "
+                f"size: expected a number of ranks that divides num_key_value_heads = "
                 f"{self.whole.num_key_value_heads}, since norms go over all queries and all keys "
                 f"(qk_norm = 'full'), got {self.size}"
             )

@@ -224,6 +224,8 @@ class OverHeads(Operation[Heads]):
     be added to the scores, of floats, ``scale``, ``cap``, of scores, and ``sinks`` [heads].
     """
 
+    by_token = True
+
     def check(self) -> None:
         """Raise ValueError or TypeError unless the fields fit each other."""
         fields = vars(self)

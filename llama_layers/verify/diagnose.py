@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from llama_layers.verify.attention import OverHeads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
-from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.failing_site import Computable, FailingSite, wide
 from llama_layers.verify.fitness import Fitness, floored, leaves_a_part
 from llama_layers.verify.localised import counted_as, localised
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
-from llama_layers.verify.mistakes.registry import Change
+from llama_layers.verify.mistakes.registry import Change, Computed
 from llama_layers.verify.operations import (
     Attention,
     Gate,
@@ -50,7 +50,7 @@ _ALL = RoundingProfile(
 _CACHED = replace(_ALL, kv_cache="float16")
 # Operations that are computed in less time than their bounds.
 _QUICK = (Norm, Rope, Gate, Residual, Attention)
-# How much of a product is looked at before all of it: the worst tokens and the worst outputs.
+# How much is looked at before all of it: the worst tokens, and the worst outputs of a product.
 _TOKENS, _OUTPUTS = 3, 64
 # The axes other than that of heads, or of channels where there are no heads.
 _BUT_PARTS = (0, 1, 3)
@@ -169,8 +169,8 @@ class _Trial:
         self._error = self._fitness(right).error
         self._expected = self._own(right)
         self._parts = None if failing.site.pairwise else _some(self._wrong)
+        self._tokens = _largest(self._by_token(ratio).max(axis=0), _TOKENS)
         if isinstance(failing.operation, Linear):
-            self._tokens = _largest(ratio.max(axis=(0, 2)), _TOKENS)
             worst = ratio.max(axis=(0, 1))
             self._outputs = _largest(worst, min(_OUTPUTS, int(np.count_nonzero(worst > 1))))
 
@@ -213,6 +213,8 @@ class _Trial:
         operation = change.operation
         if isinstance(operation, Linear):
             return self._possible_product(operation)
+        if not self._holds_at_worst(operation):
+            return False
         parts = self._parts if mistake.shows_in_parts else None
         if (
             isinstance(operation, _QUICK)
@@ -233,6 +235,20 @@ class _Trial:
         exact = computed(operation, np.dtype(np.float64))
         error = np.abs(wide(self._failing.computed)[wrong] - exact[wrong])
         return bool(np.nansum(np.square(error)) < (_LESS * self._error) ** 2)
+
+    def _holds_at_worst(self, operation: Computable) -> bool:
+        """Whether a mistake explains what is wrong at the worst tokens, if it can be told soon."""
+        if not isinstance(operation, Operation | Computed):
+            return True
+        if (few := operation.at_tokens(self._tokens)) is None:
+            return True
+        theirs, wrong = (self._at_tokens(y) for y in (self._failing.computed, self._wrong))
+        bounds = (self._limited(few.bound(formats)) for formats in self._liberal())
+        return any((bound.ratio(theirs) <= 1)[wrong].all() for bound in bounds)
+
+    def _at_tokens(self, array: np.ndarray) -> np.ndarray:
+        """The array at the worst tokens."""
+        return np.take(array, self._tokens, axis=2 if self._failing.site.pairwise else 1)
 
     def _possible_product(self, linear: Linear) -> bool:
         """Whether a mistake survives a look at the worst tokens and outputs of a product."""

@@ -22,8 +22,8 @@ from llama_layers.verify.distance import distance
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.fit import OF_VOCABULARY
 from llama_layers.verify.judge import Judgement, judge
+from llama_layers.verify.mistakes.near import worst_alone
 from llama_layers.verify.mistakes.rounding import are_numbers_of
-from llama_layers.verify.operations import Linear
 from llama_layers.verify.place import place_of
 from llama_layers.verify.profiles import (
     CONTRACT,
@@ -315,14 +315,13 @@ def _not_judged(result: SiteResult, note: str) -> SiteResult:
 
 
 def _excuses_worst(failing: FailingSite, formats: Rounding) -> bool:
-    """Whether roundings may excuse the worst element of a product, before all of it is tried."""
-    linear, ratio = failing.operation, failing.ratio
-    if not isinstance(linear, Linear):
+    """Whether roundings may excuse the worst element, before all of a site is tried."""
+    found = worst_alone(failing)
+    if found is None:
         return True
-    b, s, n = (slice(i, i + 1) for i in np.unravel_index(np.argmax(ratio), ratio.shape))
-    bias = None if linear.bias is None else linear.bias[n]
-    worst = replace(linear, x=linear.x[b, s], weight=linear.weight[n], bias=bias)
-    return bool(worst.bound(formats).ratio(failing.computed[b, s, n]).max() <= 1)
+    operation, here = found
+    ratio = operation.bound(formats).ratio(failing.computed[here])
+    return bool(ratio.flat[np.argmax(failing.ratio[here])] <= 1)
 
 
 def _overflowed(failing: FailingSite) -> int:

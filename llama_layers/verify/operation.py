@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.arrays.types import Array
 from llama_layers.verify.bound import Bound
@@ -15,7 +18,6 @@ from llama_layers.verify.tracked import Tracked, read
 # What a formula gets; what the fields hold: arrays, or in the view tracked numbers; and what they
 # hold where the view is of another class.
 if TYPE_CHECKING:  # TypeVars of Python 3.11 have no default
-    import numpy as np
     from typing_extensions import TypeVar
 
     View = TypeVar("View", default=Any)
@@ -29,6 +31,13 @@ else:
 WEIGHTS = {"weight", "bias", "table"}
 """Fields that hold arrays of the model, not of the trace."""
 
+# The axis of tokens, or of queries, in each field that has one.
+_TOKEN_AXES = {
+    **dict.fromkeys(("x", "gate", "up", "added", "q"), 1),
+    **dict.fromkeys(("scores", "probabilities"), 2),
+    "mask": -2,
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Operation(ABC, Generic[View]):
@@ -38,6 +47,8 @@ class Operation(ABC, Generic[View]):
     """The fields whose numbers an engine may round before it computes."""
     steps: ClassVar[tuple[str, ...]] = ()
     """The steps that a rounding profile may round."""
+    by_token: ClassVar[bool] = False
+    """Whether it computes each token, or each query, by itself."""
 
     @staticmethod
     @abstractmethod
@@ -46,6 +57,17 @@ class Operation(ABC, Generic[View]):
 
     def check(self) -> None:  # not every operation has something to check
         """Raise ValueError or TypeError unless the fields fit each other."""
+
+    def at_tokens(self, tokens: NDArray[np.intp]) -> Self | None:
+        """The operation at some tokens, or queries; None unless it computes each by itself.
+
+        None, too, where an input was recorded in parts.
+        """
+        if not self.by_token or vars(self).get("parts") is not None:
+            return None
+        fields = {name: getattr(self, name, None) for name in _TOKEN_AXES}
+        some = {n: y.take(tokens, _TOKEN_AXES[n]) for n, y in fields.items() if y is not None}
+        return replace(self, **some)
 
     def read(self, how: Rounding) -> View:
         """The view that `formula` is evaluated on: by default all inputs as tracked numbers."""

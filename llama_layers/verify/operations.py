@@ -130,6 +130,7 @@ class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
     x may be a sum of parts, as which it was recorded.
     """
 
+    by_token = True
     inputs = ("x", "weight")
     steps = ("norm_before_weight", "reduce")
     x: Numbers
@@ -171,6 +172,7 @@ class Linear(Operation["Product"], Generic[Stored]):
     It is `summed` where ranks that share the work add their parts of it.
     """
 
+    by_token = True
     inputs = ("x", "weight")
     steps = ("reduce",)
     x: Stored
@@ -273,6 +275,7 @@ class Copy(Operation["Copy[Tracked]"], Generic[Numbers]):
 class Gate(Operation["Gate[Tracked]"], Generic[Numbers]):
     """The gated product, act(gate) times up, where act is silu or gelu_pytorch_tanh."""
 
+    by_token = True
     inputs = ("gate", "up")
     steps = ("sigmoid", "silu", "gelu")
     gate: Numbers
@@ -296,6 +299,7 @@ class Residual(Operation["Residual[Tracked]"], Generic[Numbers]):
     What is added may be a sum of parts, as which it was recorded.
     """
 
+    by_token = True
     inputs = ("x", "added")
     steps = ("multiplied", "reduce")
     x: Numbers

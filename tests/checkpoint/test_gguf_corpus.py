@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from llama_layers.checkpoint.gguf.config import ARCHITECTURES
 from tests.support import gguf_files
 
 # Those of which a published log becomes a tiny file here.
-OURS = ("llama", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3")
+OURS = "llama qwen2 qwen3 granite smollm3 gemma gemma2 gemma3 phi3 mistral3".split()
 # What a log may have that is rightly refused, with a part of the message.
 REFUSED = {"llama.expert_count": "expert_count: expected 0"}
 
@@ -62,7 +63,9 @@ def check_config(checkpoint, log, metadata):
     assert config.vocab_size == len(metadata["tokenizer.ggml.tokens"][1])
     if arch.startswith("gemma"):
         assert config.sliding_window == said.get("attention.sliding_window")
-    if "rope.scaling.type" not in said and "rope.scaling.factor" not in said:
+    longer = said.get("rope.scaling.original_context_length", math.inf) < said["context_length"]
+    assert config.rotary_dim == said.get("rope.dimension_count", config.head_dim)
+    if not longer and "rope.scaling.type" not in said and "rope.scaling.factor" not in said:
         assert config.rope_scaling is None
     ids = {"bos": config.bos_token_id, "eos": config.eos_token_id, "padding": config.pad_token_id}
     for name, token in ids.items():

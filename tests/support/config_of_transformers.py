@@ -137,9 +137,11 @@ def window(theirs: Any, layer: int) -> int | None:
 
 
 def same_rope(ours: LlamaConfig, theirs: Any) -> bool:
-    """Whether each layer rotates alike."""
+    """Whether each layer rotates alike; layers that share both are compared once."""
     of_layers = map(ours.rope_of, range(ours.num_hidden_layers))
-    return all(itertools.starmap(same_kind, zip(of_layers, ropes(theirs), strict=True)))
+    every = list(zip(of_layers, ropes(theirs), strict=True))
+    different = {(own, id(rope)): (own, rope) for own, rope in every}.values()
+    return all(itertools.starmap(same_kind, different))
 
 
 def same_kind(ours: LlamaConfig | None, theirs: Rope | None) -> bool:

@@ -250,9 +250,29 @@ def shrunk(log):
         if (name := f"{architecture}.{key}") in log:
             metadata[name] = log[name][0], value
     gemma = architecture.startswith("gemma")
-    return metadata, llama(
+    tensors = llama(
         **sizes,
         qk_norm=architecture in ("qwen3", "gemma3"),
         norms_after=gemma and architecture != "gemma",
         tied=gemma,
     )
+    return metadata, fused(tensors, log) if architecture == "phi3" else tensors
+
+
+def fused(tensors, log):
+    """A layer's tensors as files of Phi have them, with tables of divisors for a long context."""
+    q, k, v, gate, up = (
+        tensors.pop(f"blk.0.{name}.weight")
+        for name in ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")
+    )
+    tensors["blk.0.attn_qkv.weight"] = np.concatenate([q, k, v])
+    tensors["blk.0.ffn_up.weight"] = np.concatenate([gate, up])
+    context, trained = (
+        log.get(f"phi3.{key}", ("u32", 0))[1]
+        for key in ("context_length", "rope.scaling.original_context_length")
+    )
+    if trained and trained < context:
+        pairs = log["phi3.rope.dimension_count"][1] // 2
+        for name in ("short", "long"):
+            tensors[f"rope_factors_{name}.weight"] = np.ones(pairs, np.float32)
+    return tensors

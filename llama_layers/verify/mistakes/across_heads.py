@@ -11,7 +11,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.verify.attention import Heads, Tile, broadcast_mask
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.mistakes.near import FLOAT64, is_near, some_queries, worst_tokens
+from llama_layers.verify.mistakes.near import FLOAT64, is_near, worst_tokens
 from llama_layers.verify.mistakes.registry import Changed, Computed, mistake
 from llama_layers.verify.operations import Attention
 from llama_layers.verify.profiles import Rounding
@@ -53,7 +53,7 @@ def _across(attention: Attention, weighing: Weighing, how: Rounding) -> Bound:
 
 def _if_near(attention: Attention, at: FailingSite, weighing: Weighing) -> Computed | None:
     queries = worst_tokens(at)
-    few = some_queries(attention, queries)
+    few = attention.at_tokens(queries)
     assert isinstance(few, Attention)
     found = _across(few, weighing, FLOAT64).exact
     if not is_near(at, found, np.s_[:, queries]):

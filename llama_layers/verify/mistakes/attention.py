@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import UnionType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.bound import Bound
@@ -49,14 +50,18 @@ for _field, _what in (("q", "queries"), ("k", "keys")):
     _reads(KEYED, _field, f"{_field}_proj", f"{_what} before RoPE", _says)
 
 
-def _widened(operation: Computable) -> Computed:
+def _widened(operation: Operation) -> Computed:
     """Four times the limit, for roundings of inputs that nobody recorded."""
+
+    def few(tokens: NDArray[np.intp]) -> Computed | None:
+        some = operation.at_tokens(tokens)
+        return None if some is None else _widened(some)
 
     def bound(how: Rounding) -> Bound:
         right = operation.bound(how)
         return Bound(right.exact, 4 * right.limit, 4 * right.usual)
 
-    return Computed(bound)
+    return Computed(bound, few)
 
 
 def _rotates(operations: UnionType, field: str, name: str, says: str) -> None:

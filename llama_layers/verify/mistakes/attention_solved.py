@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
 from llama_layers.verify.mistakes.masks import masked
+from llama_layers.verify.mistakes.near import weighed, worst_tokens
 from llama_layers.verify.mistakes.registry import Changed, Kind, mistake
 from llama_layers.verify.operations import Attention
 from llama_layers.verify.report.wording import listed
@@ -54,11 +56,15 @@ def _(operation: Attention, at: FailingSite) -> Changed | None:
     scores, v, computed = scores_of(operation), values_of(operation), wide(at.computed)
     allowed = np.broadcast_to(np.asarray(operation.mask), (len(v), count, count))
     found = np.array(allowed)
-    for batch, query in np.ndindex(len(v), count):
-        keys = np.flatnonzero(allowed[batch, query])
-        if keys.size:
-            theirs = computed[batch, query]
-            found[batch, query] = _best_run(scores[batch, :, query], v[batch], keys, theirs)
+    # The worst queries tell whether there is anything to find in the others.
+    for queries in (worst_tokens(at), np.arange(count)):
+        for batch, query in product(range(len(v)), queries):
+            keys = np.flatnonzero(allowed[batch, query])
+            if keys.size:
+                theirs = computed[batch, query]
+                found[batch, query] = _best_run(scores[batch, :, query], v[batch], keys, theirs)
+        if weighed(replace(operation, mask=found), at, Attention.formula) is None:
+            return None
     if (found == allowed).all():
         return None
     return masked(operation, found), _seen_by(found[0], allowed[0])

@@ -35,12 +35,17 @@ def window_of(at: FailingSite) -> int | None:
 
 def masked(operation: MASKED, mask: np.ndarray) -> Computable:
     """The operation with another mask; rows that see nothing may be anything, then."""
-    changed: Computable = replace(operation, mask=mask)
+    changed = replace(operation, mask=mask)
     empty = np.asarray(~mask.any(axis=-1) if mask.dtype == bool else False)
     if not empty.any():
         return changed
     axes = np.s_[:, :, None, None] if isinstance(operation, Attention) else np.s_[:, None, :, None]
-    return Computed(lambda how: changed.bound(how).only(~empty[axes]))
+
+    def few(tokens: NDArray[np.intp]) -> Computable | None:
+        some = changed.at_tokens(tokens)
+        return None if some is None else masked(some, np.asarray(some.mask))
+
+    return Computed(lambda how: changed.bound(how).only(~empty[axes]), few)
 
 
 @mistake(MASKED, "no causal mask", common=1, parts=True)

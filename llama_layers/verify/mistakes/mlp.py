@@ -10,7 +10,7 @@ import numpy as np
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.predicted import rounded
-from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, by_token, mistake
 from llama_layers.verify.mistakes.rounding import in_each_narrow_format
 from llama_layers.verify.operations import Gate
 from llama_layers.verify.pointwise import ACTS, gated, gelu_tanh, silu
@@ -68,7 +68,7 @@ def _computes(
     def _(gate: Gate, at: FailingSite) -> Changed | None:
         if act not in (None, gate.act):
             return None
-        return evaluated(gate, formula), _WORDS[gate.act]
+        return by_token(gate, formula), _WORDS[gate.act]
 
 
 _computes("gelu for silu", "gelu(gate) * up", lambda g: _gelu(g.gate) * g.up, common=1)
@@ -192,7 +192,7 @@ def _(gate: Gate, at: FailingSite) -> Changed | None:
     def formula(g: Gate[Tracked]) -> Tracked:
         return g.gate.apply(lambda y: _from_table(y, top, step, mode)).step("silu") * g.up
 
-    return evaluated(gate, formula), step, -top, top, said[mode]
+    return by_token(gate, formula), step, -top, top, said[mode]
 
 
 @in_each_narrow_format

@@ -12,7 +12,7 @@ import numpy as np
 from llama_layers.layers.sites import HEAD
 from llama_layers.verify.build import logits_of
 from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.mistakes.registry import Changed, evaluated, mistake
+from llama_layers.verify.mistakes.registry import Changed, by_token, evaluated, mistake
 from llama_layers.verify.operations import (
     Attention,
     Embedding,
@@ -67,8 +67,8 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     by = residual.multiplier
     if by != 1:
         plain = replace(residual, multiplier=1.0)
-        yield evaluated(plain, lambda r: r.x * by + r.added), "the residual stream"
-        yield evaluated(plain, lambda r: (r.x + r.added) * by), "the sum"
+        yield by_token(plain, lambda r: r.x * by + r.added), "the residual stream"
+        yield by_token(plain, lambda r: (r.x + r.added) * by), "the sum"
 
 
 @mistake(Residual, "residual multiplier divides")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.verify.bound import Bound
@@ -27,7 +28,7 @@ from llama_layers.verify.mistakes.rounding import (
     in_each_narrow_format,
     narrowed,
 )
-from llama_layers.verify.operations import Attention, Linear
+from llama_layers.verify.operations import Attention, Linear, Operation
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import Float64Array
 
@@ -44,19 +45,8 @@ def _sums_in(narrow: str) -> None:
         u / 8 and sqrt(n) u / 2 of the result; they have nothing to do with the result, since a
         scaled result is not a rounding, nor with either factor; and they are spread, to both sides.
         """
-        right = where_defined(at.bound(at.formats), at.site, at.recorded)
-        judged = np.isfinite(right.limit) & np.isfinite(right.exact)
-        with np.errstate(invalid="ignore"):
-            error = np.where(judged, wide(at.computed) - right.exact, 0.0)
-        exact = np.where(judged, right.exact, 0.0)
-        terms = getattr(at.operation, at.operation.inputs[0]).shape[-1]  # products an element
-        coarse = are_numbers_of("bfloat16", at.computed) or _are_coarse(error, exact, terms)
-        return (
-            coarse == (narrow == "bfloat16")
-            and are_numbers_of(_stored(at, narrow), at.computed)
-            and _like_rounding(error, exact, narrow, terms)
-            and _unlike_another_product(at, narrow, error, exact, bound)
-        )
+        error, exact = _errors(at)
+        return _looks_like(at, narrow) and _unlike_another_product(at, narrow, error, exact, bound)
 
     @mistake(
         _SUMS,
@@ -71,16 +61,49 @@ def _sums_in(narrow: str) -> None:
         """Within what is usual in the format."""
         if FLOATS[narrow].precision >= FLOATS[at.formats.accumulate].precision:
             return
-
-        def bound(how: Rounding) -> Bound:
-            narrower = operation.bound(replace(how, accumulate=narrow))
-            return replace(narrower, limit=narrower.usual)
+        if not _looks_like(at, narrow):
+            return  # before the bound is computed, which shows little
 
         stored = (
             f" Or it computes in a wider format and only writes its arrays in {narrow}: write them "
             "as they are computed."
         )
-        yield Computed(bound), stored if dtype_name(at.computed.dtype) == narrow else ""
+        yield _usually(operation, narrow), stored if dtype_name(at.computed.dtype) == narrow else ""
+
+
+def _errors(at: FailingSite) -> tuple[Float64Array, Float64Array]:
+    """The errors and the exact numbers of a site; zeros where they mean nothing."""
+    right = where_defined(at.bound(at.formats), at.site, at.recorded)
+    judged = np.isfinite(right.limit) & np.isfinite(right.exact)
+    with np.errstate(invalid="ignore"):
+        error = np.where(judged, wide(at.computed) - right.exact, 0.0)
+    return error, np.where(judged, right.exact, 0.0)
+
+
+def _looks_like(at: FailingSite, narrow: str) -> bool:
+    """Whether numbers and errors are of the format's kind, as far as they tell without a bound."""
+    error, exact = _errors(at)
+    terms = getattr(at.operation, at.operation.inputs[0]).shape[-1]  # products an element
+    coarse = are_numbers_of("bfloat16", at.computed) or _are_coarse(error, exact, terms)
+    return (
+        coarse == (narrow == "bfloat16")
+        and are_numbers_of(_stored(at, narrow), at.computed)
+        and _like_rounding(error, exact, narrow, terms)
+    )
+
+
+def _usually(operation: Operation, narrow: str) -> Computed:
+    """An operation with sums in a narrow format, within what is usual then."""
+
+    def few(tokens: NDArray[np.intp]) -> Computed | None:
+        some = operation.at_tokens(tokens)
+        return None if some is None else _usually(some, narrow)
+
+    def bound(how: Rounding) -> Bound:
+        narrower = operation.bound(replace(how, accumulate=narrow))
+        return replace(narrower, limit=narrower.usual)
+
+    return Computed(bound, few)
 
 
 def _stored(at: FailingSite, narrow: str) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from llama_layers.verify.attention import Heads, OverHeads
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.registry import Computed, evaluated
-from llama_layers.verify.operations import Linear
+from llama_layers.verify.operations import Linear, Operation
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked
@@ -24,15 +24,17 @@ More = TypeVarTuple("More")
 _LESS = 0.9
 # How many of the worst tokens, and of the worst outputs of a product, are looked at.
 _TOKENS, _OUTPUTS = 2, 16
-# The axis of the queries in each field of an operation of attention.
-_QUERIES = {"q": 1, "scores": 2, "probabilities": 2, "mask": -2}
 
 
 def worst_tokens(at: FailingSite, count: int = _TOKENS) -> NDArray[np.intp]:
     """The tokens with the largest errors, in order."""
-    token = 2 if at.site.pairwise else 1
+    token = _token_axis(at)
     others = tuple(i for i in range(at.ratio.ndim) if i != token)
     return np.sort(np.argsort(-at.ratio.max(axis=others), kind="stable")[:count])
+
+
+def _token_axis(at: FailingSite) -> int:
+    return 2 if at.site.pairwise else 1
 
 
 def is_near(at: FailingSite, exact: Float64Array, places: Any = ...) -> bool:
@@ -51,13 +53,25 @@ def is_near(at: FailingSite, exact: Float64Array, places: Any = ...) -> bool:
     return bool(errors[0] < _LESS**2 * errors[1])
 
 
-def some_queries(operation: OverHeads, queries: NDArray[np.intp]) -> OverHeads:
-    """Attention of some queries."""
-    fields = {n: getattr(operation, n, None) for n in _QUERIES}
-    return replace(
-        operation,
-        **{n: np.take(y, queries, axis=_QUERIES[n]) for n, y in fields.items() if y is not None},
-    )
+def worst_alone(at: FailingSite) -> tuple[Operation, tuple[slice, ...]] | None:
+    """A product at the worst element, or attention of its query, and where that is in the array.
+
+    None of other operations, which are computed soon.
+    """
+    operation, worst = at.operation, np.unravel_index(np.argmax(at.ratio), at.ratio.shape)
+    here = tuple(slice(i, i + 1) for i in worst)
+    if isinstance(operation, Linear):
+        b, s, n = here
+        bias = None if operation.bias is None else operation.bias[n]
+        weight = operation.weight[n]
+        return replace(operation, x=operation.x[b, s], weight=weight, bias=bias), here
+    if isinstance(operation, OverHeads):
+        token = _token_axis(at)
+        row = tuple(place if i == token else slice(None) for i, place in enumerate(here))
+        queries = np.arange(at.ratio.shape[token])[row[token]]
+        few = operation.at_tokens(queries)
+        return None if few is None else (few, row)
+    return None
 
 
 def weighed(
@@ -71,7 +85,8 @@ def weighed(
         return evaluated(operation, formula, *more)
     queries = worst_tokens(at)
     places = np.s_[:, :, queries] if at.site.pairwise else np.s_[:, queries]
-    few = some_queries(operation, queries)
+    few = operation.at_tokens(queries)
+    assert few is not None
     with np.errstate(all="ignore"):
         exact = few.evaluate(lambda heads: formula(heads, *more), FLOAT64).exact
     return evaluated(operation, formula, *more) if is_near(at, exact, places) else None

@@ -12,7 +12,7 @@ from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.families import module_name
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.predicted import rounded
-from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, by_token, mistake
 from llama_layers.verify.mistakes.rounding import in_each_narrow_format
 from llama_layers.verify.operations import Norm
 from llama_layers.verify.tracked import Tracked
@@ -136,7 +136,7 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
         def formula(n: Norm[Tracked], by: float = float(other)) -> Tracked:
             return n.x * ((n.x * n.x).sum() / by + n.eps).rsqrt() * n.weight
 
-        yield evaluated(norm, formula), other, width
+        yield by_token(norm, formula), other, width
 
 
 @mistake(Norm, "mean of magnitudes")
@@ -157,13 +157,13 @@ def _(n: Norm[Tracked]) -> Tracked:
     return n.x / (_square(n) + n.eps) * n.weight
 
 
-@mistake(Norm, "normalised over several tokens")
+@mistake(Norm, "normalised over several tokens", mixes=True)
 def _(n: Norm[Tracked]) -> Tracked:
     """Takes one mean square for several tokens; it should take one for each."""
     return n.x * (_square(n).mean(axis=1) + n.eps).rsqrt() * n.weight
 
 
-@mistake(Norm, "normalised over several tokens")
+@mistake(Norm, "normalised over several tokens", mixes=True)
 def _(n: Norm[Tracked]) -> Tracked:
     """Takes one mean square for all sequences; it should take one for each token."""
     return n.x * (_square(n).mean(axis=1).mean(axis=0) + n.eps).rsqrt() * n.weight
@@ -199,9 +199,9 @@ def _computed_in(narrow: str) -> None:
             y = n.x * (rounded(scale, form) if factor else scale)
             return (rounded(y, form) if row else y) * n.weight
 
-        yield evaluated(norm, formula, True, True, True), "each of its steps"
-        yield evaluated(norm, formula, False, True, True), "the inverse root and its product"
-        yield evaluated(norm, formula, False, True, False), "the inverse root"
+        yield by_token(norm, formula, True, True, True), "each of its steps"
+        yield by_token(norm, formula, False, True, True), "the inverse root and its product"
+        yield by_token(norm, formula, False, True, False), "the inverse root"
 
 
 @mistake(Norm, "another token's norm", roles=("model.norm",))

@@ -11,6 +11,7 @@ import numpy as np
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.near import worst_tokens
 from llama_layers.verify.mistakes.predicted import rounded
 from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, evaluated, mistake, moved
 from llama_layers.verify.mistakes.rounding import in_each_narrow_format
@@ -97,10 +98,24 @@ def _roots(
     norm: Norm, at: FailingSite, form: FloatFormat, inverse: bool, early: bool, late: bool
 ) -> Float64Array | None:
     """The root of each row, or its inverse, that explains its first channels best; if one does."""
+    exact, theirs = at.bound(at.formats).exact, wide(at.computed)
+    for tokens in (worst_tokens(at), np.arange(exact.shape[1])):
+        y, z = exact[:, tokens, ..., :_LOOKED_AT], theirs[:, tokens, ..., :_LOOKED_AT]
+        some = replace(norm, x=norm.x[:, tokens])
+        found, left = _best_roots(some, z, form, inverse, early, late)
+        if not left <= _LEFT * np.sum(np.square(y - z)):
+            return None
+    return found
+
+
+def _best_roots(
+    norm: Norm, theirs: Float64Array, form: FloatFormat, inverse: bool, early: bool, late: bool
+) -> tuple[Float64Array, float]:
+    """The root of each row that explains its first channels best, and the errors that are left."""
     few = np.s_[..., :_LOOKED_AT]
     square = np.mean(np.square(wide(norm.x)), axis=-1, keepdims=True) + norm.eps
     right = square ** (-0.5 if inverse else 0.5)
-    x, weight, theirs = wide(norm.x)[few], wide(norm.weight)[few], wide(at.computed)[few]
+    x, weight = wide(norm.x)[few], wide(norm.weight)[few]
     x = read_in(x, form) if early else x
     step = 2 * form.unit_roundoff * np.exp2(np.floor(np.log2(right)))
     best, found = np.full(right.shape, np.inf), right
@@ -111,5 +126,4 @@ def _roots(
         error = np.sum(np.square(y - theirs), axis=-1, keepdims=True)
         found = np.where(error < best, root, found)
         best = np.minimum(error, best)
-    error = np.sum(np.square(at.bound(at.formats).exact[few] - theirs))
-    return found if best.sum() <= _LEFT * error else None
+    return found, float(best.sum())

@@ -123,24 +123,26 @@ def _best(
     wrong = (at.ratio[places] > 1).any(axis=-1)
     theirs = (wide(at.computed[places]) - bias)[wrong]
     right = (at.bound(at.formats).exact[places] - bias)[wrong]
-    left: dict[tuple[Choice | None, Choice | None], float] = {}
     known: dict[Scaling, Limits] = {}
 
-    def look(xs: Choices, ws: Choices) -> tuple[Choice | None, Choice | None]:
+    def best(xs: Choices, ws: Choices) -> tuple[Choice | None, Choice | None, float]:
         every = [_rows(linear.weight, outputs, w, known) for w in ws]
         rows = np.concatenate(every).astype(np.float32)
-        for each in xs:
+        errors = np.empty((len(xs), len(ws)))
+        for i, each in enumerate(xs):
             some = _some_tokens(linear.x, tokens, each)[wrong].astype(np.float32)
             y = (some @ rows.T).reshape(len(theirs), len(ws), -1)
-            errors = np.sum(np.square(y - theirs[:, None]), axis=(0, 2))
-            left.update(((each, w), e) for w, e in zip(ws, errors.tolist(), strict=True))
-        return min(left, key=lambda pair: np.nan_to_num(left[pair], nan=np.inf))
+            errors[i] = np.sum(np.square(y - theirs[:, None]), axis=(0, 2))
+        errors[np.isnan(errors)] = np.inf
+        least = int(np.argmin(errors))
+        return xs[least // len(ws)], ws[least % len(ws)], float(errors.flat[least])
 
-    best = look(inputs, weights)
-    if not left[best] < 2 * _LEFT * np.sum(np.square(right - theirs)):
+    most = _LEFT * np.sum(np.square(right - theirs))
+    *found, left = best(inputs, weights)
+    if not left < 2 * most:
         return None
-    best = look(*map(_with_other_scales, best))
-    return best if left[best] < _LEFT * np.sum(np.square(right - theirs)) else None
+    x, w, left = best(*map(_with_other_scales, found))
+    return (x, w) if left < most else None
 
 
 def _with_other_scales(choice: Choice | None) -> Choices:

@@ -29,11 +29,14 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import Computable, FailingSite
@@ -76,6 +79,12 @@ class Computed:
 
     bound: Callable[[Rounding], Bound]
     """The exact result, and what rounding allows."""
+    few: Callable[[NDArray[np.intp]], Computable | None] | None = None
+    """Gives the result at some tokens, where each is computed by itself."""
+
+    def at_tokens(self, tokens: NDArray[np.intp]) -> Computable | None:
+        """The result at some tokens; None unless each is computed by itself."""
+        return None if self.few is None else self.few(tokens)
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,8 @@ class Mistake:
         the mistake makes it look. None unless it `loosens`.
     parts : bool
         Whether it can be made in some heads or channels only, as any formula can.
+    mixes : bool
+        Whether it is a formula in which a token's result depends on what is computed of others.
     common : int
         How many of its first forms are also looked for in all operations at once, where inputs
         were not recorded.
@@ -120,6 +131,7 @@ class Mistake:
     common: int = 0
     shows: Callable[[FailingSite, Bound], bool] | None = None
     parts: bool = False
+    mixes: bool = False
 
     def __post_init__(self) -> None:
         if self.loosens != (self.shows is not None):
@@ -157,7 +169,7 @@ class Mistake:
         self, operation: Operation, at: FailingSite
     ) -> Iterator[tuple[Computable, *tuple[object, ...]]]:
         if self.formula:
-            yield (evaluated(operation, self.change),)
+            yield ((evaluated if self.mixes else by_token)(operation, self.change),)
             return
         found = self.change(operation, at)
         for each in found if isinstance(found, Iterator) else () if found is None else (found,):
@@ -199,13 +211,14 @@ def mistake(
     shows: Callable[[FailingSite, Bound], bool] | None = None,
     common: int = 0,
     parts: bool = False,
+    mixes: bool = False,
 ) -> Callable[[F], F]:
     """Register a function as a mistake: see `Mistake`. `says` replaces the docstring."""
 
     def register(change: F) -> F:
         text = says or " ".join((change.__doc__ or f"The port has: {name}.").split())
-        made = Mistake(name, operations, change, text, roles, kind, loosens, common, shows, parts)
-        REGISTERED[change.__module__].append(made)
+        made = (name, operations, change, text, roles, kind, loosens, common, shows, parts, mixes)
+        REGISTERED[change.__module__].append(Mistake(*made))
         return change
 
     return register
@@ -216,6 +229,18 @@ def evaluated(
 ) -> Computed:
     """An operation with a wrong formula, of its view and more; it has a bound as any other."""
     return Computed(lambda how: operation.evaluate(lambda view: formula(view, *more), how))
+
+
+def by_token(
+    operation: Operation[View], formula: Callable[[View, *More], Tracked], *more: *More
+) -> Computed:
+    """An operation with a wrong formula that computes each token by itself."""
+
+    def few(tokens: NDArray[np.intp]) -> Computed | None:
+        some = operation.at_tokens(tokens)
+        return None if some is None else evaluated(some, formula, *more)
+
+    return replace(evaluated(operation, formula, *more), few=few)
 
 
 def moved(

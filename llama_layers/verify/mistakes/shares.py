@@ -9,7 +9,7 @@ import numpy as np
 
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.near import other_weight, worst_of_product
-from llama_layers.verify.mistakes.registry import Changed, evaluated, mistake
+from llama_layers.verify.mistakes.registry import Changed, by_token, mistake
 from llama_layers.verify.operations import Linear, Norm
 from llama_layers.verify.tracked import Tracked
 
@@ -168,4 +168,4 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
                 rows = rows * ((rows * rows).mean() + n.eps).rsqrt()
                 return rows.moved(lambda y: y.reshape(n.x.shape)) * n.weight
 
-            yield evaluated(norm, formula), shares
+            yield by_token(norm, formula), shares

@@ -12,7 +12,7 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.fit import FLAT
-from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, evaluated, mistake, moved
+from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, by_token, mistake, moved
 from llama_layers.verify.operations import Embedding, Gate, Linear, Norm, Operation, Residual
 from llama_layers.verify.pointwise import silu
 from llama_layers.verify.profiles import Rounding
@@ -305,18 +305,18 @@ def _(gate: Gate, at: FailingSite) -> Iterator[Changed]:
         own = wide(at.computed)[wrong] / (wide(gate.gate) / (1 + np.exp(-wide(gate.gate))))[wrong]
         limit = _round(float(np.median(np.abs(own))))
     yield (
-        evaluated(gate, lambda g: silu(g.gate) * g.up.apply(lambda y: np.clip(y, -limit, limit))),
+        by_token(gate, lambda g: silu(g.gate) * g.up.apply(lambda y: np.clip(y, -limit, limit))),
         "up",
         limit,
     )
     ratio = np.median(wide(at.computed)[wrong] / wide(gate.up)[wrong])
     top = _round(_silu_inverse(float(ratio)))
     yield (
-        evaluated(gate, lambda g: silu(g.gate.apply(lambda y: np.minimum(y, top))) * g.up),
+        by_token(gate, lambda g: silu(g.gate.apply(lambda y: np.minimum(y, top))) * g.up),
         "gate",
         top,
     )
-    both = evaluated(
+    both = by_token(
         gate,
         lambda g: (
             silu(g.gate.apply(lambda y: np.minimum(y, top)))

@@ -13,7 +13,7 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.config.families import module_name
 from llama_layers.verify.failing_site import FailingSite, wide
-from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
+from llama_layers.verify.mistakes.registry import Changed, Kind, by_token, evaluated, mistake
 from llama_layers.verify.operations import Embedding, Norm, Residual, Rows
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked, read
@@ -49,8 +49,8 @@ def _(r: Residual[Tracked]) -> Tracked:
 @mistake(Residual, "subtracted for added")
 def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Subtracts what it should add."""
-    yield evaluated(residual, lambda r: r.x - r.added)
-    yield evaluated(residual, lambda r: r.added - r.x)
+    yield by_token(residual, lambda r: r.x - r.added)
+    yield by_token(residual, lambda r: r.added - r.x)
 
 
 @mistake(Residual, "residual from the wrong place")
@@ -81,7 +81,7 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Normalises what the block computes before it adds it, {0}; it should add it as it is."""
     for weight, said in norms_of_layer(at):
         yield (
-            evaluated(residual, lambda r, w: r.x + normed(r.added, w, at), weight),
+            by_token(residual, lambda r, w: r.x + normed(r.added, w, at), weight),
             said,
         )
 
@@ -90,7 +90,7 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
 def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Normalises the sum, {0}; it should pass it on as it is."""
     for weight, said in norms_of_layer(at):
-        yield evaluated(residual, lambda r, w: normed(r.x + r.added, w, at), weight), said
+        yield by_token(residual, lambda r, w: normed(r.x + r.added, w, at), weight), said
 
 
 def norms_of_layer(at: FailingSite) -> Iterator[tuple[np.ndarray, str]]:

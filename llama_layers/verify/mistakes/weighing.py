@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.verify.attention import Heads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite
 from llama_layers.verify.mistakes.near import weighed
 from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, mistake
-from llama_layers.verify.operations import Attention, Probabilities, Softmax
+from llama_layers.verify.operations import Attention, Operation, Probabilities, Softmax
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.tracked import Tracked
 
@@ -41,7 +42,7 @@ def total(heads: Heads, weights: Tracked, shift: Tracked | float = 0.0) -> Track
     return found + own
 
 
-@mistake(WEIGHING, "softmax over the queries")
+@mistake(WEIGHING, "softmax over the queries", mixes=True)
 def _(heads: Heads) -> Tracked:
     """Normalises over the queries; it should normalise over the keys."""
     scores = hidden_at(heads, -np.inf)
@@ -49,7 +50,7 @@ def _(heads: Heads) -> Tracked:
     return heads.weigh(weights / weights.sum(axis=-2))
 
 
-@mistake(WEIGHING, "softmax over queries and keys")
+@mistake(WEIGHING, "softmax over queries and keys", mixes=True)
 def _(heads: Heads) -> Tracked:
     """Normalises over the queries and then over the keys; it should normalise over the keys
     alone."""
@@ -81,11 +82,18 @@ def _(operation: WEIGHING, at: FailingSite) -> Computed:
         every = total(heads, weights).where(fits.all(axis=-1, keepdims=True), np.inf)
         return heads.weigh(weights.where(fits, np.inf) / every)
 
-    def bound(how: Rounding) -> Bound:
-        found = operation.evaluate(formula, how)
-        return replace(found, limit=np.where(np.isnan(found.exact), 0.0, found.limit))
+    def of(operation: Operation[Heads]) -> Computed:
+        def few(tokens: NDArray[np.intp]) -> Computed | None:
+            some = operation.at_tokens(tokens)
+            return None if some is None else of(some)
 
-    return Computed(bound)
+        def bound(how: Rounding) -> Bound:
+            found = operation.evaluate(formula, how)
+            return replace(found, limit=np.where(np.isnan(found.exact), 0.0, found.limit))
+
+        return Computed(bound, few)
+
+    return of(operation)
 
 
 @mistake(WEIGHING, "softmax with one more")
