@@ -36,7 +36,7 @@ def test_right_runs_agree(kind, known):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_tell_a_family(family):
-    sizes = "vocab_size hidden_size intermediate_size num_attention_heads rms_norm_eps"
+    sizes = "vocab_size hidden_size intermediate_size num_attention_heads head_dim rms_norm_eps"
     sizes = (sizes + " rope_theta max_position_embeddings").split()
     known = {name: getattr(GQA, name) for name in sizes}
     config = LlamaConfig(model_type=family, num_hidden_layers=3, **known)
