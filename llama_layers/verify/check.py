@@ -23,7 +23,7 @@ from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
 from llama_layers.verify.logprob_summary import summary_of_check
 from llama_layers.verify.look import Asked, Look, Sites
 from llama_layers.verify.mistakes import MISTAKES, Kind
-from llama_layers.verify.profiles import CONTRACT, RoundingProfile, profile_named
+from llama_layers.verify.profiles import CONTRACT, RoundingProfile, in_family, profile_named
 from llama_layers.verify.rank_order import check_order
 from llama_layers.verify.remedies import remedies
 from llama_layers.verify.report import Explanation, Remedy, Report, SiteResult
@@ -151,6 +151,8 @@ def check(
             raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
     check_executor(executor)
     chosen = None if profile is None else profile_named(profile)
+    if isinstance(profile, str) and chosen is not None:
+        chosen = in_family(chosen, model.config.model_type)
     allowed = CONTRACT if chosen is None else chosen
     if allow is not None:
         allowed = allowing(allowed, allow)

@@ -20,7 +20,7 @@ from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.operations import Operation
 from llama_layers.verify.past import OF_PAST
-from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.profiles import Rounding, RoundingProfile, in_family
 from llama_layers.verify.validate import Recorded
 
 
@@ -42,6 +42,12 @@ class FailingSite:
     recorded: Recorded  # the port's other arrays
     model: Llama  # with the other weights
     _bounds: dict[Rounding, Bound] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def profiles(self) -> tuple[RoundingProfile, ...]:
+        """Those that an engine can have here, in the order to try them."""
+        family = self.config.model_type
+        return tuple(in_family(profile, family) for profile in self.formats.profiles)
 
     @property
     def config(self) -> LlamaConfig:

@@ -22,7 +22,7 @@ from llama_layers.parallel.plan import SUMMED
 from llama_layers.verify.fit import ROTATED
 from llama_layers.verify.look import Sites
 from llama_layers.verify.mistakes.rounding import NARROW, are_numbers_of, narrowed
-from llama_layers.verify.profiles import PARALLEL, PROFILES, profile_named
+from llama_layers.verify.profiles import PARALLEL, PROFILES, in_family, profile_named
 from llama_layers.verify.ranks import parallel_profile
 from llama_layers.verify.report import SiteResult
 from llama_layers.verify.report.remedy import Remedy
@@ -332,10 +332,11 @@ def _allowing(judged: Sites, roundings: str) -> _Candidate:
 
 
 def _profiled(name: str) -> _Candidate:
-    return _Candidate(
-        f'--profile "{name}"',
-        lambda sites: replace(sites, asked=replace(sites.asked, profile=profile_named(name))),
-    )
+    def change(sites: Sites) -> Sites:
+        profile = in_family(profile_named(name), sites.model.config.model_type)
+        return replace(sites, asked=replace(sites.asked, profile=profile))
+
+    return _Candidate(f'--profile "{name}"', change)
 
 
 class _Narrowed(Mapping[str, np.ndarray]):

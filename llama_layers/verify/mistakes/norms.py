@@ -9,7 +9,7 @@ import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.config.families import module_name
+from llama_layers.config.families import FAMILIES, module_name
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.predicted import rounded
 from llama_layers.verify.mistakes.registry import Changed, Kind, by_token, mistake
@@ -202,6 +202,10 @@ def _computed_in(narrow: str) -> None:
         yield by_token(norm, formula, True, True, True), "each of its steps"
         yield by_token(norm, formula, False, True, True), "the inverse root and its product"
         yield by_token(norm, formula, False, True, False), "the inverse root"
+        # Where a class of transformers rounds it, it is a habit of an engine.
+        usual = FAMILIES[at.config.model_type].rounds_before_weight
+        if not usual or narrow != at.formats.dtype:
+            yield by_token(norm, formula, False, False, True), "the normalised row"
 
 
 @mistake(Norm, "another token's norm", roles=("model.norm",))
