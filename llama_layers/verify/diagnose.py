@@ -44,6 +44,8 @@ _ALL = RoundingProfile(
     probabilities=True,
     sigmoid=True,
     silu=True,
+    written_in="float32",
+    softmax_in="float32",
     flushes=True,
     excess_precision=True,
 )

@@ -221,7 +221,7 @@ class Sites:
         if lost := _overflowed(failing):
             return "WARN", f"{counted(lost, 'number')} overflowed {formats.dtype} here"
         if theirs is not None:
-            habits = theirs.habits(failing.operation.steps, formats.narrower)
+            habits = replace(formats, profile=theirs).habits(failing.operation.steps)
             verdict: SiteVerdict = "PASS" if self._is_stated(theirs) else "WARN"
             return verdict, f"rounds as {theirs.name} does: {habits}"
         note = self._unusual(failing, judgement) or self._padding(failing.site)

@@ -230,6 +230,8 @@ def _candidates(
             f'"rope_layout": "{other}" in the trace\'s metadata',
         )
     yield from _named(judged, first)
+    if asked.accumulate is None and first.dtype == "float64":
+        yield _accumulating("float32")
     if first.site.operation in ("scores", "softmax", "attention"):
         for narrow in ("float16", "bfloat16"):
             yield _allowing(judged, f"cache={narrow}")
@@ -303,14 +305,7 @@ def _named(judged: Sites, first: SiteResult) -> Iterator[_Candidate]:
             if option.startswith("--allow "):
                 yield _allowing(judged, said.removeprefix("--allow "))
             elif key == "accumulate":
-                form = found[1]
-                yield _Candidate(
-                    said,
-                    lambda sites, form=form: replace(  # type: ignore[misc]
-                        sites, asked=replace(sites.asked, accumulate=form)
-                    ),
-                    f'"{key}": "{form}" in the trace\'s metadata',
-                )
+                yield _accumulating(found[1])
             else:
                 model = _rounded(judged.model, found[1])
                 yield _Candidate(
@@ -328,6 +323,14 @@ def _allowing(judged: Sites, roundings: str) -> _Candidate:
     return _Candidate(
         f"--allow {every}",
         lambda sites: replace(sites, asked=replace(sites.asked, allowed=every)),
+    )
+
+
+def _accumulating(form: str) -> _Candidate:
+    return _Candidate(
+        f"--accumulate {form}",
+        lambda sites: replace(sites, asked=replace(sites.asked, accumulate=form)),
+        f'"accumulate": "{form}" in the trace\'s metadata',
     )
 
 

@@ -222,7 +222,7 @@ def test_a_past_without_its_own():
 def test_a_past_twice():
     model, trace = whole_run()
     step = part(trace, slice(PAST, None), **past_arrays(trace, GQA))
-    with pytest.raises(TraceError, match="past: expected none, since the trace has keys and valu"):
+    with pytest.raises(TraceError, match="past: expected none, since the trace has keys"):
         check(step, model, past=part(trace, slice(None, PAST)))
 
 
