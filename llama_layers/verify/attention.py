@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic
+from typing import ClassVar, Generic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -275,7 +275,7 @@ class Scores(OverHeads, Generic[Stored]):
     """Scaled products of queries and keys, of which those that a mask allows count."""
 
     inputs = ("q", "k")
-    steps = ("kv_cache", "scaled_queries", "cache", "scores")
+    steps: ClassVar[tuple[str, ...]] = ("kv_cache", "scaled_queries", "cache", "scores")
     q: Stored
     k: Stored
     mask: Stored | None

@@ -209,7 +209,7 @@ def test_allowed_where_the_engine_is_named(kind):
 
 @pytest.mark.parametrize("kind", HABITS)
 def test_not_allowed_where_another_is_named(kind):
-    other = SDPA if HABITS[kind].dtype == np.float32 else "llama.cpp"
+    other = {BFLOAT16: "llama.cpp", np.float64: "XLA"}.get(HABITS[kind].dtype, SDPA)
     if kind == "phases":  # transformers has them in float32, too
         other = "XLA"
     assert found(*traced(HABITS[kind]), profile=other).verdict == "FAIL"

@@ -96,6 +96,18 @@ def test_narrow_arrays_written_as_float32(dtype):
     assert check(replace(dump, metadata={"dtype": narrow}), model).verdict == "PASS"
 
 
+def test_float64_with_sums_in_float32():
+    trace, rng = record(MODEL, IDS), np.random.default_rng(1)
+    off = {n: 1 + 1e-12 * rng.standard_normal(a.shape) for n, a in trace.arrays.items()}
+    off["model.embed_tokens"] = np.float64(1)  # rows of a table are exact
+    double = Trace({n: a * off[n] for n, a in trace.arrays.items()}, trace.input_ids)
+    report = check(double, MODEL)
+    assert report.verdict == "FAIL"
+    assert options(report) == ["--accumulate float32"]
+    assert report.remedies[0].instead == '"accumulate": "float32" in the trace\'s metadata'
+    assert check(double, MODEL, accumulate="float32").agrees
+
+
 def test_what_is_left_is_counted():
     """A mistake besides."""
     model, dump = run_in(ml_dtypes.bfloat16)
