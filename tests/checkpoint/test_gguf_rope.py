@@ -103,7 +103,10 @@ YARN = {
     [
         ({}, {}),
         ({"yarn_beta_fast": 24.0, "yarn_beta_slow": 2.0}, {"beta_fast": 24.0, "beta_slow": 2.0}),
-        ({"yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "attn_factor": 1.0}, {}),
+        ({"yarn_ext_factor": 1.0, "attn_factor": 1.0}, {}),
+        # config.json's, which llama.cpp does not read.
+        ({"yarn_attn_factor": 0.7}, {"attention_factor": 0.7}),
+        ({"yarn_attn_factor": 0.75, "attn_factor": 2.0}, {"attention_factor": 1.5}),
         ({"yarn_ext_factor": -1.0}, {}),  # llama.cpp's word for its default
         # llama.cpp multiplies what follows from the factor, 0.1 ln(4) + 1.
         ({"attn_factor": 0.5}, {"attention_factor": 0.5 * (0.1 * math.log(4) + 1)}),
@@ -143,7 +146,7 @@ def test_yarn_takes_the_context_that_is_missing(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("yarn_attn_factor", 0.7), ("yarn_ext_factor", 0.0), ("yarn_log_multiplier", 0.1)],
+    [("yarn_ext_factor", 0.0), ("yarn_log_multiplier", 0.1)],
 )
 def test_yarn_that_is_refused(tmp_path, key, value):
     path = write_model(tmp_path / "m.gguf", YARN | {f"llama.rope.scaling.{key}": ("f32", value)})

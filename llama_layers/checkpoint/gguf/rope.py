@@ -125,26 +125,26 @@ def _scaling(own: Section, architecture: str) -> RopeScaling | None:
 
 def _yarn(own: Section, factor: float, attention_factor: float, architecture: str) -> RopeScaling:
     """The scaling of type yarn, in which llama.cpp's attention factor multiplies the usual one."""
-    usual = 0.1 * log(factor) + 1 if factor > 1 else 1.0
-    # The first is config.json's attention_factor, which llama.cpp does not read.
-    for name, neutral in (("yarn_attn_factor", (1.0, usual)), ("yarn_ext_factor", (1.0, -1.0))):
-        value = own.number(f"rope.scaling.{name}", 1.0)
-        if not any(isclose(value, each, rel_tol=1e-6) for each in neutral):
-            raise ConfigError(f"rope.scaling.{name}: expected {neutral[0]!r}, got {value!r}")
+    if (value := own.number("rope.scaling.yarn_ext_factor", 1.0)) not in (1.0, -1.0):
+        raise ConfigError(f"rope.scaling.yarn_ext_factor: expected 1.0, got {value!r}")
     betas: dict[str, Any] = {
         name: decimal(own.number(f"rope.scaling.yarn_{name}"))
         for name in ("beta_fast", "beta_slow")
         if f"rope.scaling.yarn_{name}" in own
     }
+    usual = 0.1 * log(factor) + 1 if factor > 1 else 1.0
     if architecture == "mistral3" and (share := own.number("rope.scaling.yarn_log_multiplier")):
         betas |= {"mscale": 1.0, "mscale_all_dim": decimal(share)}
         usual = usual / (0.1 * share * log(factor) + 1) if factor > 1 else 1.0
+    # config.json's attention_factor, by which OLMo 3 says the usual one; llama.cpp ignores it.
+    stated = decimal(own.number("rope.scaling.yarn_attn_factor", usual))
+    whole = attention_factor * (usual if isclose(stated, usual, rel_tol=1e-6) else stated)
     return RopeScaling(
         "yarn",
         factor=factor,
         original_max_position_embeddings=own.integer("rope.scaling.original_context_length")
         or None,
-        attention_factor=None if attention_factor == 1.0 else attention_factor * usual,
+        attention_factor=None if whole == usual else whole,
         **betas,
     )
 

@@ -10,6 +10,7 @@ from tests.planted.bugs import (  # noqa: F401
     compiled,
     configs,
     generate,
+    gguf,
     hooks,
     jobs,
     join,
