@@ -62,6 +62,37 @@ def test_the_factor_of_the_embedding(family):
     assert config_of(family).embedding_multiplier == root
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_says_it_in_the_words_of_the_family(family):
+    config = config_of(family)
+    content = config.to_json()
+    assert "llama_layers" not in content
+    assert LlamaConfig.from_json(content) == config
+    own = {"ernie4_5": {"use_bias": False}, "exaone": {"num_layers": 8, "layer_norm_epsilon": 1e-5}}
+    assert content.items() >= own.get(family, {}).items()
+
+
+def test_defaults_of_a_silent_file():
+    """As the class of Gemma has them."""
+    sizes = {key: value for key, value in SIZES.items() if key not in ("head_dim", "rope_theta")}
+    config = LlamaConfig.from_json(sizes | {"model_type": "gemma3_text"})
+    assert (config.head_dim, config.rope_theta) == (256, 1e6)
+    assert config.layer_rope_theta == (1e4,) * 5 + (1e6,) + (1e4,) * 2
+    assert config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("family", "theta"),
+    [
+        *(("smollm3", 2e6), ("cwm", 1e6), ("ministral3", 1e6), ("helium", 1e5), ("phi3", 1e4)),
+        *(("olmo3", 5e5), ("exaone", 5e5), ("ernie4_5", 5e5)),
+    ],
+)
+def test_the_theta_of_a_silent_file(family, theta):
+    sizes = {key: value for key, value in SIZES.items() if key != "rope_theta"}
+    assert LlamaConfig.from_json(sizes | {"model_type": family}).rope_theta == theta
+
+
 @pytest.mark.parametrize(
     ("family", "full"),
     [

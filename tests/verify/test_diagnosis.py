@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from llama_layers import forward
 from llama_layers.layers.sites import sites
 from llama_layers.verify import Explanation, Trace, check, record, to_html
+from llama_layers.verify.habits import Habits
 from llama_layers.verify.report.patterns import joined_causes
 from llama_layers.verify.report.results import SiteResult
 from tests.support.ported import BASE, omega, turned
@@ -173,6 +176,18 @@ def test_a_habit_shows_in_most_layers():
         assert {r.verdict for r in results} == {"WARN"}
         notes = {"which shows at 1 of 6 such sites" in r.note for r in results}
         assert notes == {remarked}
+
+
+@pytest.mark.parametrize(("elsewhere", "rare"), [(6, False), (1, True)])
+@pytest.mark.parametrize("other", ["self_attn.k_proj", "self_attn.v_proj"])
+def test_a_habit_of_other_roles_is_no_rare_one(elsewhere, rare, other):
+    """Only if it shows at few of their sites, too."""
+    roles = {"self_attn.q_proj": 1, other: elsewhere, "self_attn.o_proj": 0}
+    shown = Counter({(role, "theirs"): count for role, count in roles.items() if count})
+    habits = Habits(shown, Counter(dict.fromkeys(roles, 6)), {})
+    site = next(s for s in sites(DEEP) if s.role == "self_attn.q_proj")
+    one = SiteResult(site, "WARN", (1,), "float32", "float32", (), None, 1.0, profile="theirs")
+    assert habits.is_rare(one) is rare
 
 
 def another_eps(x, weight):

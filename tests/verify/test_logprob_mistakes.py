@@ -199,11 +199,13 @@ def test_all_tokens_of_the_vocabulary(right):
     assert check(traced(trace, log_softmax(a)), model).agrees
 
 
-def test_a_temperature_that_the_trace_states(right):
+@pytest.mark.parametrize("stated", [T, 1.5])
+def test_a_temperature_that_the_trace_states(stated, right):
     trace, model = right
-    p, said = Port(trace), {"metadata": {"temperature": str(T)}}
-    assert check(traced(trace, p.pick(log_softmax(p.logits / T)), **said), model).agrees
-    for name, divisor in {"temperature forgotten": 1, "temperature applied twice": T**2}.items():
+    p, said = Port(trace), {"metadata": {"temperature": str(stated)}}
+    assert check(traced(trace, p.pick(log_softmax(p.logits / stated)), **said), model).agrees
+    wrong_ones = {"temperature forgotten": 1, "temperature applied twice": stated**2}
+    for name, divisor in wrong_ones.items():
         wrong = p.pick(log_softmax(p.logits / divisor))
         assert told(check(traced(trace, wrong, **said), model))[0] == name
 

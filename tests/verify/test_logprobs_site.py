@@ -240,6 +240,14 @@ class TestSummary:
         assert found.normal[0].dtype == "float32"
         assert found.normal[0].largest < 1e-5
 
+    def test_a_stated_temperature(self, model, oracle):
+        cooled = 2 * oracle - np.log(np.exp(2 * oracle).sum(axis=-1, keepdims=True))
+        arrays = {"logprobs": next_ones(cooled).astype(np.float32)}
+        report = check(Trace(arrays, IDS, metadata={"temperature": "0.5"}), model)
+        assert report.agrees
+        assert report.logprobs.largest < 1e-5
+        assert report.logprobs.normal[0].largest < 1e-5
+
     def test_divergence(self, model, oracle, rng):
         noisy = oracle + 0.1 * rng.standard_normal(oracle.shape)
         noisy -= np.log(np.exp(noisy).sum(axis=-1, keepdims=True))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llama_layers.verify import Trace, check
-from tests.support.mistakes import quantised, read_off
+from tests.support.mistakes import quantised, read_off, solved
 from tests.support.mistakes.mistake import ATTENTION, NORM, OUT, RESIDUAL, Mistake
 from tests.support.ported import LAYER, run, told
 
@@ -41,7 +41,7 @@ def test_the_sum_recorded_for_its_part(dtype):
 
 
 def detail(name, number=0):
-    every = (*read_off.MISTAKES, *quantised.MISTAKES)
+    every = (*read_off.MISTAKES, *quantised.MISTAKES, *solved.MISTAKES)
     mistake = [m for m in every if m.name == name][number]
     causes = check(*run(mistake)).first.explanations
     return causes[0].detail if causes else ""
@@ -63,8 +63,15 @@ def test_orders_and_codes_are_told():
     order = "input channels in another order"
     assert " in blocks of 8 whose halves are swapped; it " in detail(order)
     assert " in groups of 8, in the order 1, 4, 0, 3, 5, 2; it " in detail(order, 1)
+    tile = "numbers of tokens 0..3 and outputs 16..23 at tokens 4..7 and outputs 8..15; it "
+    assert tile in detail("a tile in another place")
+    curve = "exponentials approximated"
+    assert " of a number (linear between powers of two, lowered by 0.05798" in detail(curve)
+    assert " as (1 + x / 256)^256; it " in detail(curve, 1)
+    assert " zeros for the smallest 2 of 4 weights in a row; it " in detail("weights pruned", 0)
     codes = "weights quantised"
     assert " in int8, a scale for each row; it " in detail(codes, 1)
     assert " in float8 e4m3, a scale for the whole matrix; it " in detail(codes, 3)
     assert " in int8, a scale in float16 for each 16 inputs of a row; it " in detail(codes, 4)
+    assert " in int4 with a zero point, a scale for each 16 inputs" in detail(codes, 5)
     assert " in int4, a scale for each 32 inputs of a row; it " in detail(codes)

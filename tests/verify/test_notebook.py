@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llama_layers.verify import Comparison, Trace
+from llama_layers.verify.report.template import _heights as heights
 from tests.support.made_reports import interleaved, report
 from tests.verify.test_html import APART, EVIL, Page
 
@@ -88,3 +89,14 @@ def test_no_array_is_read(tmp_path):
 
 def test_an_empty_trace():
     assert "Trace of 0 arrays" in Page(Trace({})._repr_html_()).text
+
+
+@pytest.mark.parametrize(("count", "shown"), [(200, "x" * 200), (201, "x" * 197 + "...")])
+def test_long_words_of_a_trace_are_cut(count, shown):
+    trace = Trace({}, metadata={"prompt": "x" * count})
+    assert re.search(r"x+(?:\.\.\.)?", Page(trace._repr_html_()).text)[0] == shown
+
+
+def test_a_histogram_of_nothing_is_flat():
+    assert heights([0, 0]) == [0.0, 0.0]
+    assert heights([0, 3]) == [0.0, 1.0]

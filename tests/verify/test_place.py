@@ -53,6 +53,8 @@ LOCAL: list[tuple[str, tuple[Index, ...], int, str]] = [
     (DOWN, (ALL, slice(32, 35)), 35, "tokens 32 and above only: past a multiple of 32?"),
     (DOWN, (ALL, slice(16, 32)), 40, "tokens 16 to 31 only: a tile of 16?"),
     (DOWN, (ALL, slice(1, None, 3)), 40, "every 3rd token from 1 only"),
+    (DOWN, (ALL, [3, 13, 20, 27, 36]), 40, "5 of 40 tokens (3, 13, 20 and 27 ...) only"),
+    (DOWN, (ALL, slice(1, None, 13)), 60, "every 13th token from 1 only"),
     (DOWN, (ALL, ALL, slice(544, None)), 40, "output channels 544 and above only: a tile of 32?"),
     (DOWN, (0, 5, 500), 40, "token 5, output channel 500 only"),
     (DOWN, (0, [5, 9], [7, 500]), 40, "elements [0, 5, 7], [0, 9, 500] only"),

@@ -68,9 +68,14 @@ def _weighed(p, weights):
     return np.stack([w @ v[:, :, h // 2] for h, w in enumerate(weights)], axis=2)
 
 
-def _over_heads(p):
-    e = np.exp(_scores(p))
-    return _weighed(p, np.divide(e, e.sum(axis=0), out=np.zeros_like(e), where=e > 0))
+def _over_heads(hidden):
+    """Keys that a query does not see weigh nothing, or with one and the same score."""
+
+    def wrong(p):
+        e = np.exp(np.maximum(_scores(p), hidden))
+        return _weighed(p, np.divide(e, e.sum(axis=0), out=np.zeros_like(e), where=e > 0))
+
+    return wrong
 
 
 def _alibi(p):
@@ -106,6 +111,11 @@ def _beside(array):
 
 def _product(role, source, weight=lambda w: w, x=lambda x: x):
     return lambda p: x(p[source]) @ weight(p.weight(role)).T
+
+
+def _larger_of_two(w):
+    pairs = w.reshape(len(w), -1, 2)
+    return np.where(np.abs(pairs) < np.abs(pairs[..., ::-1]), 0, pairs).reshape(w.shape)
 
 
 def _some_inputs(start, stop, factor):
@@ -212,13 +222,15 @@ IN_MLP = [
     ),
 ]
 IN_ATTENTION = [
-    Mistake("softmax over the heads", ATTENTION, _over_heads),
+    Mistake("softmax over the heads", ATTENTION, _over_heads(-np.inf)),
+    Mistake("softmax over the heads", ATTENTION, _over_heads(-100.0)),
     Mistake("scores lowered by distance", ATTENTION, _alibi),
     Mistake("online softmax without rescaling", ATTENTION, _never_rescaled),
     Mistake("value heads tiled", ATTENTION, _value_of(lambda h: h % 2)),
     Mistake("first value head for all", ATTENTION, _value_of(lambda h: 0)),
     Mistake("keys or values of the token beside", ATTENTION, _attention(v=_beside)),
     Mistake("another sequence's keys and values", ATTENTION, _attention(v=lambda v: v[::-1])),
+    Mistake("another sequence's keys and values", ATTENTION, _attention(v=lambda v: v[[0, 0]])),
     Mistake("mask transposed", ATTENTION, _attention(causal(COUNT).T)),
     Mistake("causal mask by the block", ATTENTION, _attention(_BLOCKS_BEGUN)),
     Mistake("last keys left out", ATTENTION, _attention(causal(COUNT) & (PLACES < 12))),
@@ -247,6 +259,7 @@ IN_PRODUCTS = [
         Q,
         _product(Q, NORM, lambda w: np.roll(w.ravel(), -1).reshape(w.shape)),
     ),
+    Mistake("weights pruned", Q, _product(Q, NORM, _larger_of_two)),
     Mistake("joined matrix split by group", Q, _in_groups),
     Mistake("norm's weight counted otherwise", Q, _scaled_again),
     Mistake("tiles of the matrix transposed", DOWN, _product(DOWN, ACT, _tiles)),
