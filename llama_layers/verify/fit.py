@@ -27,7 +27,8 @@ OF_VOCABULARY = (HEAD, LOGITS)
 # Sites of which an axis holds heads side by side.
 FLAT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # Sites that hold heads, side by side or not.
-HEADED = (*FLAT, "self_attn.q_rope", "self_attn.k_rope", "self_attn.attention")
+_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+HEADED = (*FLAT, *_NORMS, "self_attn.q_rope", "self_attn.k_rope", "self_attn.attention")
 # Sites that a cache keeps, and the names of what it has kept of earlier tokens.
 OF_CACHE = {
     "self_attn.k_rope": "self_attn.past_key",
@@ -36,7 +37,7 @@ OF_CACHE = {
 # The site of keys that a cache keeps where their norm comes after RoPE.
 NORMED_KEYS = "self_attn.k_norm"
 # Sites whose heads hold pairs that RoPE rotates.
-ROTATED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_attn.k_rope")
+ROTATED = (*FLAT[:2], *_NORMS, "self_attn.q_rope", "self_attn.k_rope")
 
 
 def fitted(
@@ -137,13 +138,22 @@ def _hint(site: Site, shape: tuple[int, ...], extent: tuple[int, int], width: in
 def _spellings(site: Site, shape: tuple[int, ...], width: int) -> list[tuple[int, ...]]:
     """Return the shapes in which a site's numbers may come, in the same order."""
     found = [shape]
-    if site.role in FLAT:
+    if site.role in HEADED and len(shape) == 3:
         found.append((*shape[:-1], shape[-1] // width, width))
     elif len(shape) == 4 and not site.pairwise:
         found.append((*shape[:2], shape[2] * shape[3]))
     if shape[0] == 1:
         found += [spelling[1:] for spelling in found]
     return found
+
+
+def in_pairs(array: np.ndarray, *, config: LlamaConfig) -> np.ndarray:
+    """Undo `in_halves`, in an array of which heads, or their channels, are the last axis or two."""
+    width = config.rotary_dim
+    heads = array.reshape(-1, config.head_dim).copy()
+    halves = heads[:, :width].reshape(len(heads), 2, width // 2)
+    heads[:, :width] = np.swapaxes(halves, -1, -2).reshape(len(heads), width)
+    return heads.reshape(array.shape)
 
 
 def in_halves(array: np.ndarray, config: LlamaConfig) -> np.ndarray:

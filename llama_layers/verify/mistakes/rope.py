@@ -142,7 +142,7 @@ def _(rope: Rope, at: FailingSite) -> Rope | None:
 def _(rope: Rope, at: FailingSite) -> Computed:
     """Rotates by the number of the head; it should rotate by the token's position."""
     heads = np.arange(rope.x.shape[2])[None, None, :, None]
-    return by_phases(rope, heads * inv_freq(rope.config))
+    return by_phases(rope, heads * omega_of(rope))
 
 
 def _scaled(rope: Rope, scaling: RopeScaling | None) -> Rope:
@@ -287,7 +287,8 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
         return
     config = at.config
     yield replace(rope, temperature=temperatures(rope.positions + 1, config)), "the position after"
-    longer = temperatures(rope.positions, replace(config, rope_scaling=None))
+    whole = replace(config, rope_scaling=None, llama_4_scaling_context=None)
+    longer = temperatures(rope.positions, whole)
     if (longer > 1).any():
         yield replace(rope, temperature=longer), "their position over max_position_embeddings"
     context = trained_context(config)
@@ -314,7 +315,8 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
 @mistake(Rope, "RoPE applied twice")
 def _(r: Rotation) -> Tracked:
     """Rotates twice; it should rotate once."""
-    return Rope.formula(replace(r, x=Rope.formula(r).to(r.x.how.out)))
+    once = Rope.formula(replace(r, temperature=None))
+    return Rope.formula(replace(r, x=once.to(r.x.how.out)))
 
 
 @mistake(Rope, "RoPE cosine and sine swapped")
