@@ -65,7 +65,6 @@ ELSEWHERE = {
     "parallel_attn": (True, "falcon"),
     "position_embedding_type": ("alibi", "bloom"),
     "norm_type": ("layernorm", "openelm"),
-    "is_causal": (False, "llama_bidirec"),
     "use_sliding_window": (True, "qwen2"),
     "layer_types": (["linear_attention"] * 32, "qwen3_next"),
     "per_layer_config": ({"3": {"num_attention_heads": 8}}, "transformers 5"),
@@ -225,9 +224,6 @@ def test_files_must_say(file, key):
             LlamaConfig.from_json(content)
 
 
-OTHER_SCALING = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -276,9 +272,11 @@ OTHER_SCALING = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}
         ({"qk_norm": True}, "config: qk_norm = True changes .* mislabelled"),
         ({"rope_scaling": "linear"}, "rope_scaling: expected an object, got 'linear'"),
         ({"rope_parameters": 3}, "rope_parameters: expected an object, got 3"),
-        ({"rope_parameters": OTHER_SCALING}, "rope_scaling: differs from rope_parameters"),
+        ({"is_causal": False}, "is_causal: expected true or nothing, got False"),
+        ({"is_causal": None}, "is_causal: expected true or nothing, got None"),
+        ({"query_pre_attn_scalar": 10**400}, "config: query_pre_attn_scalar = .* mislabelled"),
         (
-            {"rope_parameters": LLAMA["rope_scaling"] | {"rope_theta": 1e4}},
+            {"rope_scaling": LLAMA["rope_scaling"] | {"rope_theta": 1e4}},
             r"rope_theta: expected one, got 500000\.0 and 10000\.0",
         ),
     ],

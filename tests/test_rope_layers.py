@@ -132,6 +132,10 @@ def test_what_a_family_has_no_words_for_is_written(config):
             OLMO3 | {"rope_parameters": {"sliding_attention": YARN}},
             "rope_parameters: expected for sliding_attention no scaling or that of full_attention",
         ),
+        (
+            OLMO3 | {"rope_parameters": {"full_attention": YARN | {"truncate": False}}},
+            "truncate: expected it beside full_attention and sliding_attention, got False",
+        ),
         # transformers silently drops both where RoPE differs by the type of the layer.
         (
             OLMO3 | {"rope_scaling": {"type": "linear", "factor": 2.0}},
@@ -172,6 +176,10 @@ def test_files_that_are_refused(content, message):
         ({"layer_rope_theta": 1e4}, "layer_rope_theta: expected a list of numbers, got 10000.0"),
         ({"sliding_rope_scaling": 1}, "sliding_rope_scaling: expected true or false, got 1"),
         ({"partial_rotary_factor": 0}, "partial_rotary_factor: expected a positive .*, got 0"),
+        (
+            {"llama_4_scaling_context": 9, "rope_scaling": YARN},
+            "llama_4_scaling_context: expected None with yarn, which has .*, got 9",
+        ),
         ({"llama_4_scaling_beta": -0.1}, "llama_4_scaling_beta: expected a positive .*, got -0.1"),
         (
             {"layer_rope_theta": (1.0, 2.0), "rope_scaling": YARN},
@@ -207,6 +215,10 @@ def test_temperature():
     config = replace(GQA, llama_4_scaling_beta=0.5, rope_scaling=scaling)
     found = query_temperature(np.array([[0, 9, 10, 29]]), config, like=np.zeros(1))
     np.testing.assert_allclose(found, [[1, 1, 1 + 0.5 * math.log(2), 1 + 0.5 * math.log(3)]])
+    for plain in (None, {"rope_type": "linear", "factor": 2.0}):
+        other = replace(config, rope_scaling=plain, llama_4_scaling_context=10)
+        again = query_temperature(np.array([[0, 9, 10, 29]]), other, like=np.zeros(1))
+        np.testing.assert_array_equal(again, found)
     narrow = query_temperature(np.array([9]), config, like=np.zeros(1, np.float16))
     assert narrow.dtype == np.float32
     with pytest.raises(TypeError, match="positions: expected"):

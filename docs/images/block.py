@@ -9,6 +9,7 @@ dark ones.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from textwrap import wrap
 
@@ -67,7 +68,9 @@ def main() -> None:
 def drawn(colours: str) -> str:
     """The block from top to bottom, as SVG."""
     ours = {site.role for site in sites(LLAMA)}
-    found = {site.name: site for site in sites(_with(**EVERYTHING)) if site.role != "logprobs"}
+    found = {
+        site.name: site for site in sites(replace(LLAMA, **EVERYTHING)) if site.role != "logprobs"
+    }
     rows: dict[str, int] = {}
     for name, site in found.items():  # in the order of a forward pass
         rows[name] = 1 + max((rows[each] for each in site.routes[0]), default=-1)
@@ -92,10 +95,6 @@ def drawn(colours: str) -> str:
         'markerHeight="7" orient="auto"><path class="tip" d="M0 1 8 4 0 7z"/></marker></defs>'
         f"{''.join(parts)}</svg>\n"
     )
-
-
-def _with(**switches: object) -> LlamaConfig:
-    return LlamaConfig(**{**vars(LLAMA), **switches})
 
 
 def _label(site: Site) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from llama_layers.arrays.checks import is_integer
 from llama_layers.checkpoint.checkpoint import Checkpoint
+from llama_layers.checkpoint.names import telling_names
 from llama_layers.checkpoint.safetensors import (
     INDEX,
     SINGLE,
@@ -79,7 +80,7 @@ def open_safetensors(path: Path, file: Path) -> Checkpoint:
     config, ignored = read_config(directory)
     tensors = with_hugging_face_names(path, tensors, config)
     kind = "Hugging Face directory" if path.is_dir() else "safetensors file"
-    meta = any(info.name != info.stored_name for info in tensors.values())
+    meta, _ = telling_names(info.stored_name for info in tensors.values())
     return _DirectoryCheckpoint(
         path=path,
         format=kind + (", Meta names" if meta else ""),

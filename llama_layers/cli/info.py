@@ -200,7 +200,9 @@ def _shown(value: object) -> str:
     said = []
     for each in dict.fromkeys(value):
         count = value.count(each)
-        said.append(f"{_shown(each)} in {count} layer{'s' if count > 1 else ''}")
+        said.append(
+            f"{_shown(each) if each else 'none'} in {count} layer{'s' if count > 1 else ''}"
+        )
     return " and ".join(said)
 
 

@@ -13,7 +13,11 @@ from llama_layers.config.checks import check_count, check_flag, check_layer_coun
 from llama_layers.config.families import FAMILIES, unread_fields
 from llama_layers.config.family import Family, Key
 from llama_layers.config.keys import Keys
-from llama_layers.config.refusals import refuse_draft_heads, refuse_quantised
+from llama_layers.config.refusals import (
+    refuse_draft_heads,
+    refuse_later_tokens,
+    refuse_quantised,
+)
 from llama_layers.config.rope_keys import OF_LAYERS, read_rope
 from llama_layers.config.unsupported import but_it_has
 from llama_layers.errors import ConfigError, shown
@@ -45,6 +49,7 @@ def constructor_arguments(content: Mapping[str, Any]) -> tuple[dict[str, Any], d
     family = _family(required, content)
     refuse_draft_heads(content)
     refuse_quantised(content)
+    refuse_later_tokens(content)
     optional = {field: _read(keys, field, family) for field in [*_OPTIONAL, *family.reads]}
     other_names = _under_other_names(content, keys, family)
     _check_required(required := {**required, **other_names})

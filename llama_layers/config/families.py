@@ -85,7 +85,7 @@ FAMILIES = {
     ),
     "ministral3": Family(
         architecture="Ministral3ForCausalLM",
-        reads=frozenset({"sliding_window", "llama_4_scaling_beta"}),
+        reads=frozenset({"sliding_window", "llama_4_scaling_beta", "llama_4_scaling_context"}),
         defaults={
             "num_key_value_heads": 8,
             "head_dim": 128,

@@ -74,6 +74,7 @@ class Fields(RopeOfLayers):
     sliding_rope_scaling: Flag = True
     partial_rotary_factor: Annotated[float, check_share] = 1.0
     llama_4_scaling_beta: Annotated[float, check_not_negative] = 0.0
+    llama_4_scaling_context: Count | None = None
     sliding_window: Count | None = None
     layer_types: Annotated[tuple[str, ...], _check_layer_types] | None = None
     attention_bias: Flag = False
@@ -152,6 +153,8 @@ class Fields(RopeOfLayers):
         }
         if isinstance(self.rope_scaling, Mapping):
             derived["rope_scaling"] = RopeScaling.from_mapping(self.rope_scaling)
+        if self.llama_4_scaling_context == self.max_position_embeddings:
+            derived["llama_4_scaling_context"] = None
         check_name("model_type", self.model_type, FAMILIES)
         check_count("hidden_size", self.hidden_size)
         for name, value in family_switches(self.model_type, self.hidden_size).items():

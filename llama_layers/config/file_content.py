@@ -33,7 +33,7 @@ def file_content(config: Fields) -> dict[str, Any]:
             for name in names:
                 content.pop(name, None)
                 own.pop(name, None)
-    for name in ("rope_theta", "rope_scaling", "llama_4_scaling_beta"):
+    for name in ("rope_theta", "rope_scaling", "llama_4_scaling_beta", "llama_4_scaling_context"):
         content.pop(name, None)
     content |= rope_words(config, family)
     content["torch_dtype"] = content.pop("dtype")

@@ -62,6 +62,8 @@ class LlamaConfig(Fields, PublishedSizes):
         Which part of each head's channels is rotated, the first of them.
     llama_4_scaling_beta : float
         How much the queries of tokens beyond the trained context grow, see `query_temperature`.
+    llama_4_scaling_context : int or None
+        That context, where `rope_scaling` does not have it; `max_position_embeddings` if None.
     sliding_window : int or None
         How many tokens back a token attends, itself included. A config of your own may have it in
         every family; `from_json` reads it where transformers does, not for "llama".

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
@@ -55,7 +56,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
         "num_experts num_local_experts n_routed_experts moe_num_experts num_moe_experts".split(),
         (0, 1),
     ),
-    **dict.fromkeys("is_causal use_rope use_rotary_pos_emb no_bias".split(), (True,)),
+    **dict.fromkeys("use_rope use_rotary_pos_emb no_bias".split(), (True,)),
     **dict.fromkeys("position_embedding_type pos_emb".split(), ("rope", "rotary")),
     **dict.fromkeys("norm_type layer_norm_type".split(), ("rms", "rmsnorm", "rms_norm", "RMSNorm")),
     **dict.fromkeys(
@@ -137,6 +138,15 @@ def refuse_other_heads(content: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_later_tokens(content: Mapping[str, Any]) -> None:
+    """Raise ConfigError for attention to later tokens, which null means in transformers, too."""
+    if not content.get("is_causal", True):
+        raise ConfigError(
+            f"is_causal: expected true or nothing, got {shown(content['is_causal'])}; attention to "
+            f"later tokens is not supported"
+        )
+
+
 def refuse_quantised(content: Mapping[str, Any]) -> None:
     """Raise ConfigError where a config says that its weights are quantised."""
     for key in ("quantization_config", "quantization", "compression_config", "quantization_bit"):
@@ -199,7 +209,7 @@ def _is_neutral(key: str, value: Any, fields: Mapping[str, Any], family: Family)
     if key in _BIASES and (fields["attention_bias"] or family.qkv_bias):  # the tensors say which
         return True
     if key in _OF_SIZES:
-        number = isinstance(value, int | float)
+        number = isinstance(value, int | float) and abs(value) <= sys.float_info.max
         return number and math.isclose(value, _OF_SIZES[key](fields), rel_tol=1e-6)
     if key in _FOR_EACH_LAYER:
         return isinstance(value, list) and all(entry == _FOR_EACH_LAYER[key] for entry in value)

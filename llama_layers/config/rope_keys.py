@@ -13,7 +13,7 @@ from llama_layers.config.checks import check_count, check_flag, check_layer_coun
 from llama_layers.config.family import Family
 from llama_layers.config.fields import Fields
 from llama_layers.config.keys import Keys
-from llama_layers.config.rope_scaling import RopeScaling, read_scaling
+from llama_layers.config.rope_scaling import WITHOUT_CONTEXT, RopeScaling, read_scaling
 from llama_layers.errors import ConfigError, shown
 
 # The default of most classes.
@@ -25,14 +25,16 @@ _TRAINED = "original_max_position_embeddings"
 OF_LAYERS = frozenset({"layer_rope_theta", "sliding_rope_scaling", "layer_types", "sliding_window"})
 # Fields of ours that a file may have among the parameters of RoPE.
 _WITHIN = ("partial_rotary_factor", "llama_4_scaling_beta")
+# The kinds without a trained context, which transformers also looks for outside of others.
+_WITHOUT_CONTEXT = (None, "default", *WITHOUT_CONTEXT)
 
 Thetas = tuple[float, ...]
 
 
 class _Said(NamedTuple):
-    """What the objects with parameters of RoPE say."""
+    """What an object with parameters of RoPE says."""
 
-    thetas: list[float]
+    theta: float | None
     scaling: RopeScaling | None
     fields: dict[str, Any]
     unread: dict[str, Any]
@@ -40,27 +42,56 @@ class _Said(NamedTuple):
 
 def read_rope(arguments: dict[str, Any], keys: Keys, family: Family) -> dict[str, Any]:
     """Put RoPE into the arguments of `LlamaConfig`; return the words that nothing reads."""
-    words = {key: _object(keys.get(key), key) for key in ("rope_scaling", "rope_parameters")}
-    if not any(words.values()):
-        words["rope_parameters"] = family.defaults.get("rope_parameters", {})
     if _TRAINED in family.defaults:
         keys.get(_TRAINED)  # which says nothing where there is no scaling
-    stretch = _stretch(words, arguments) if family.ntk_alpha else 1.0
-    local: Mapping[str, Any] = {}
+    scaling, parameters = (
+        _object(keys.get(key), key) for key in ("rope_scaling", "rope_parameters")
+    )
     if family.rope == "type":
-        _check_kind(words["rope_scaling"])
-        words["rope_parameters"], local = _by_type(words["rope_parameters"])
-    said = _said(words, arguments, keys, family)
-    given = [theta for theta in (keys.get("rope_theta"), *said.thetas) if theta is not None]
-    theta = stretch * _one_theta(given or [family.defaults.get("rope_theta", _THETA)])
-    arguments |= {**said.fields, "rope_theta": theta, "rope_scaling": said.scaling}
-    if family.rope == "type":
-        other = _said({"rope_parameters": local}, arguments, keys, family)
-        _read_local(other, arguments, keys, family)
-        return said.unread | other.unread
+        return _read_types(scaling, parameters, arguments, keys, family)
+    unread, usual = {}, False
+    if scaling:  # transformers reads nothing of the other then
+        words = scaling
+        unread = {
+            f"rope_parameters.{name}": value
+            for name, value in parameters.items()
+            if name not in scaling or scaling[name] != value
+        }
+    elif "rope_parameters" in family.defaults and keys.get("rope_parameters") is None:
+        words, usual = family.defaults["rope_parameters"], True  # in which theta is, too
+    else:
+        words = parameters
+    stretch, words = _stretch(words, arguments) if family.ntk_alpha else (1.0, words)
+    said = _said("rope_scaling" if scaling else "rope_parameters", words, arguments, keys, family)
+    _put(said, None if usual else keys.get("rope_theta"), arguments, family)
+    arguments["rope_theta"] *= stretch
     if (thetas := _LAYERS[family.rope](arguments, keys)) is not None:
         arguments["layer_rope_theta"] = thetas
-    return said.unread
+    return said.unread | unread
+
+
+def _read_types(
+    scaling: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    arguments: dict[str, Any],
+    keys: Keys,
+    family: Family,
+) -> dict[str, Any]:
+    """Do as `read_rope` where there are parameters for each type of layer."""
+    _check_kind(scaling)
+    full, local = _by_type(scaling, parameters)
+    said = _said("rope_parameters", full, arguments, keys, family)
+    _put(said, keys.get("rope_theta"), arguments, family)
+    other = _said("rope_parameters", local, arguments, keys, family)
+    _read_local(other, arguments, keys, family)
+    return said.unread | other.unread
+
+
+def _put(said: _Said, outside: Any, arguments: dict[str, Any], family: Family) -> None:
+    """Put into the arguments what an object says, and theta, which may be outside of it."""
+    given = [theta for theta in (outside, said.theta) if theta is not None]
+    theta = _one_theta(given or [family.defaults.get("rope_theta", _THETA)])
+    arguments |= {**said.fields, "rope_theta": theta, "rope_scaling": said.scaling}
 
 
 def _object(words: Any, key: str) -> Mapping[str, Any]:
@@ -71,22 +102,21 @@ def _object(words: Any, key: str) -> Mapping[str, Any]:
     return words
 
 
-def _stretch(words: dict[str, Mapping[str, Any]], arguments: Mapping[str, Any]) -> float:
-    """What HunYuan's alpha multiplies theta by; the scaling that has it is taken out."""
-    factor = 1.0
-    for key, said in words.items():
-        if said.get("rope_type", said.get("type")) != "dynamic" or not said.get("alpha"):
-            continue
-        check_positive("alpha", said["alpha"])
-        if (dim := arguments["head_dim"]) is None:
-            check_count("num_attention_heads", arguments["num_attention_heads"])
-            dim = arguments["hidden_size"] // arguments["num_attention_heads"]
-        check_count("head_dim", dim)
-        if dim <= 2:
-            raise ConfigError(f"head_dim: expected more than 2 with alpha, got {dim}")
-        factor = said["alpha"] ** (dim / (dim - 2))
-        words[key] = {name: value for name, value in said.items() if name == "rope_theta"}
-    return factor
+def _stretch(
+    words: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> tuple[float, Mapping[str, Any]]:
+    """What HunYuan's alpha multiplies theta by, and the words without the scaling that has it."""
+    if _kind(words) != "dynamic" or not words.get("alpha"):
+        return 1.0, words
+    check_positive("alpha", words["alpha"])
+    if (dim := arguments["head_dim"]) is None:
+        check_count("num_attention_heads", arguments["num_attention_heads"])
+        dim = arguments["hidden_size"] // arguments["num_attention_heads"]
+    check_count("head_dim", dim)
+    if dim <= 2:
+        raise ConfigError(f"head_dim: expected more than 2 with alpha, got {dim}")
+    rest = {name: value for name, value in words.items() if name == "rope_theta"}
+    return words["alpha"] ** (dim / (dim - 2)), rest
 
 
 def _check_kind(scaling: Mapping[str, Any]) -> None:
@@ -98,61 +128,83 @@ def _check_kind(scaling: Mapping[str, Any]) -> None:
         )
 
 
-def _by_type(words: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _by_type(
+    scaling: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The parameters of layers without a window, and of those with one."""
-    if words and not words.keys() & {_FULL, _SLIDING}:
+    if parameters and not parameters.keys() & {_FULL, _SLIDING}:
         raise ConfigError(
-            f"rope_parameters: expected objects for {_FULL} and {_SLIDING}, got {shown(words)}"
+            f"rope_parameters: expected objects for {_FULL} and {_SLIDING}, got {shown(parameters)}"
         )
     full, sliding = (
-        _object(words.get(name), f"rope_parameters.{name}") for name in (_FULL, _SLIDING)
+        _object(parameters.get(name), f"rope_parameters.{name}") for name in (_FULL, _SLIDING)
     )
-    return full, sliding
+    return _outside_truncate({**full, **scaling}, parameters), _outside_truncate(
+        sliding, parameters
+    )
+
+
+def _outside_truncate(words: Mapping[str, Any], parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give the parameters of a type of layer the truncate that is beside the types."""
+    key = "truncate"
+    if not words.get(key, True) and words[key] is not None:
+        raise ConfigError(
+            f"{key}: expected it beside {_FULL} and {_SLIDING}, got {shown(words[key])} for one of "
+            f"them, where transformers does not read it"
+        )
+    outside = {key: parameters[key]} if words and key in parameters else {}
+    return {name: value for name, value in words.items() if name != key} | outside
 
 
 def _said(
-    objects: Mapping[str, Mapping[str, Any]],
+    key: str,
+    words: Mapping[str, Any],
     arguments: dict[str, Any],
     keys: Keys,
     family: Family,
 ) -> _Said:
-    scalings, said = [], _Said([], None, {}, {})
-    for key, words in objects.items():
-        if not words:
-            continue
-        ours = {name: words[name] for name in _WITHIN if name in family.reads and name in words}
-        said.fields.update({name: value for name, value in ours.items() if value is not None})
-        rest = {name: value for name, value in words.items() if name not in ours}
-        scaling, names = read_scaling(_completed(rest, arguments, keys, family))
-        scalings.append(scaling)
-        if words.get("rope_theta") is not None:
-            said.thetas.append(words["rope_theta"])
-        said.unread.update({f"{key}.{name}": words.get(name) for name in names})
-    if len(scalings) == 2 and scalings[0] != scalings[1]:
-        raise ConfigError("rope_scaling: differs from rope_parameters")
-    return said._replace(scaling=scalings[0] if scalings else None)
+    if not words:
+        return _Said(None, None, {}, {})
+    ours = {name: words[name] for name in _WITHIN if name in family.reads and name in words}
+    fields = {name: value for name, value in ours.items() if value is not None}
+    if "llama_4_scaling_beta" in family.reads and _kind(words) in _WITHOUT_CONTEXT:
+        ours[_TRAINED] = fields["llama_4_scaling_context"] = words.get(_TRAINED)
+    rest = {name: value for name, value in words.items() if name not in ours}
+    scaling, names = read_scaling(_completed(rest, arguments, keys, family))
+    unread = {f"{key}.{name}": words.get(name) for name in names}
+    return _Said(words.get("rope_theta"), scaling, fields, unread)
+
+
+def _kind(words: Mapping[str, Any]) -> Any:
+    """The kind of scaling, under its newer key first."""
+    return words.get("rope_type", words.get("type"))
 
 
 def _completed(
     words: Mapping[str, Any], arguments: Mapping[str, Any], keys: Keys, family: Family
 ) -> Mapping[str, Any]:
     """Add to a scaling what is said outside: the trained context, as in files made from Phi's."""
-    kind = words.get("rope_type", words.get("type"))
+    kind = _kind(words)
     if isinstance(kind, str) and kind in family.scaling_names and "short_factor" in words:
         kind = family.scaling_names[kind]
         words = {**words, "rope_type": kind}
-    if kind not in ("yarn", "llama3", "longrope"):
+    if kind in _WITHOUT_CONTEXT:
         return words
+    if words.get("truncate", True) is None:  # which transformers takes for false
+        words = {**words, "truncate": False}
     context = arguments["max_position_embeddings"]
-    outside, inside = keys.get(_TRAINED, family.defaults.get(_TRAINED)), words.get(_TRAINED)
-    if family.rope == "type" and outside not in (None, inside):
-        raise ConfigError(
-            f"{_TRAINED}: expected it beside rope_type, got {shown(outside)} elsewhere, which the "
-            f"class of this family does not read"
-        )
-    if None not in (outside, inside) and outside != inside:
-        raise ConfigError(f"{_TRAINED}: expected one, got {shown(inside)} and {shown(outside)}")
-    if (trained := outside if inside is None else inside) is None and kind != "yarn":
+    outside, trained = keys.get(_TRAINED), words.get(_TRAINED)
+    if family.rope == "type":
+        if outside is not None and trained is None:
+            raise ConfigError(
+                f"{_TRAINED}: expected it beside rope_type, got {shown(outside)} elsewhere, which "
+                f"the class of this family does not read"
+            )
+    elif None not in (outside, trained) and outside != trained:
+        raise ConfigError(f"{_TRAINED}: expected one, got {shown(trained)} and {shown(outside)}")
+    elif (first := keys.get(_TRAINED, family.defaults.get(_TRAINED))) is not None:
+        trained = first  # an attribute of the class comes before what the object says
+    if trained is None and kind != "yarn":
         trained = context
     completed: dict[str, Any] = {**words, _TRAINED: trained}
     if kind == "longrope" and words.get("factor") is None:
@@ -178,7 +230,7 @@ def _read_local(said: _Said, arguments: dict[str, Any], keys: Keys, family: Fami
     if _LOCAL in family.defaults:
         found = keys.get(_LOCAL)
         usual = family.defaults[_LOCAL] if found is None else found
-    theta = _one_theta(said.thetas or [usual])
+    theta = _one_theta([usual if said.theta is None else said.theta])
     scaling = arguments["rope_scaling"]
     if said.scaling is not None and said.scaling != scaling:
         raise ConfigError(
@@ -285,6 +337,13 @@ def rope_words(config: Fields, family: Family) -> dict[str, Any]:
         if config.rope_scaling is not None and config.sliding_rope_scaling:
             local = full | {"rope_theta": theta}
         words["rope_parameters"] = {_FULL: full, _SLIDING: local}
-    if config.llama_4_scaling_beta and "llama_4_scaling_beta" in family.reads:
-        words["rope_scaling"]["llama_4_scaling_beta"] = config.llama_4_scaling_beta
+        for one in (full, local):
+            if "truncate" in one:
+                words["rope_parameters"]["truncate"] = one.pop("truncate")
+    if "llama_4_scaling_beta" in family.reads:  # whose class needs both
+        scaling = words["rope_scaling"]
+        scaling["llama_4_scaling_beta"] = config.llama_4_scaling_beta
+        if _kind(scaling) in _WITHOUT_CONTEXT:
+            context = config.llama_4_scaling_context or config.max_position_embeddings
+            scaling[_TRAINED] = context
     return words

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from llama_layers.config.rope_scaling import RopeScaling
+from llama_layers.config.rope_scaling import WITHOUT_CONTEXT, RopeScaling
 from llama_layers.errors import ConfigError
 
 Config = TypeVar("Config", bound="RopeOfLayers")
@@ -30,6 +30,7 @@ class RopeOfLayers:
     sliding_rope_scaling: bool
     partial_rotary_factor: float
     llama_4_scaling_beta: float
+    llama_4_scaling_context: int | None
     layer_types: tuple[str, ...] | None
     sliding_window: int | None
 
@@ -125,6 +126,11 @@ def check_rope(config: RopeOfLayers) -> None:
     scaling: RopeScaling | None = config.rope_scaling
     if scaling is None:
         return
+    if config.llama_4_scaling_context is not None and scaling.rope_type not in WITHOUT_CONTEXT:
+        raise ConfigError(
+            f"llama_4_scaling_context: expected None with {scaling.rope_type}, which has a context "
+            f"of its own, got {config.llama_4_scaling_context}"
+        )
     if scaling.rope_type == "yarn" and 1 in (config.rope_theta, *(thetas or ())):
         raise ConfigError(
             "rope_theta: expected another number than 1 with yarn, which divides by its logarithm"

@@ -35,6 +35,9 @@ _KEYS: dict[str, tuple[list[str], list[str]]] = {
     ),
 }
 
+# The types without a trained context.
+WITHOUT_CONTEXT = ("linear", "dynamic")
+
 Factors = Annotated[tuple[float, ...], check_factors]
 
 # The default of a number that every type needs, so that the message can say which type lacks it.
@@ -57,7 +60,7 @@ _NEUTRAL = {
 }
 
 # transformers takes a zero of these for one that is not given.
-_ABSENT_IF_ZERO = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+_ABSENT_IF_ZERO = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "alpha")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def query_temperature(positions: Array, config: LlamaConfig, /, *, like: Array) 
         Token positions, zero or more; of any library.
     config : LlamaConfig
         Its ``llama_4_scaling_beta`` is :math:`\beta`; C is the trained context, of
-        ``rope_scaling`` or else ``max_position_embeddings``.
+        ``rope_scaling``, or ``llama_4_scaling_context``, or ``max_position_embeddings``.
     like : Array
         The factors are for arrays of this library, device and dtype.
 
@@ -72,7 +72,7 @@ def trained_context(config: LlamaConfig) -> int:
     """The context of training, beyond which queries grow."""
     scaling = config.rope_scaling
     said = None if scaling is None else scaling.original_max_position_embeddings
-    return said or config.max_position_embeddings
+    return said or config.llama_4_scaling_context or config.max_position_embeddings
 
 
 def rotated_query(q: ArrayT, rope: tuple[Array, ...], rotary_dim: int | None) -> ArrayT:

@@ -23,10 +23,11 @@ from llama_layers.verify.fit import OF_LAST_TOKEN
 from llama_layers.verify.logprob_arrays import NextIds, aligned, fitted_logprobs, next_tokens
 from llama_layers.verify.logprob_summary import summary_of_comparison
 from llama_layers.verify.report.comparison import Comparison, SiteDifference
+from llama_layers.verify.stated_config import stated_config
 from llama_layers.verify.stored import TOKENS, StoredArrays, info_of, stored
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names, without_unknown
-from llama_layers.verify.validate import stated_config, validated
+from llama_layers.verify.validate import validated
 
 # The most layers that a config allows; a name with a higher number does not count.
 _LAYERS = 10_000

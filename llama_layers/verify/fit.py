@@ -27,7 +27,8 @@ OF_VOCABULARY = (HEAD, LOGITS)
 # Sites of which an axis holds heads side by side.
 FLAT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # Sites that hold heads, side by side or not.
-HEADED = (*FLAT, "self_attn.q_rope", "self_attn.k_rope", "self_attn.attention")
+_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+HEADED = (*FLAT, *_NORMS, "self_attn.q_rope", "self_attn.k_rope", "self_attn.attention")
 # Sites that a cache keeps, and the names of what it has kept of earlier tokens.
 OF_CACHE = {
     "self_attn.k_rope": "self_attn.past_key",
@@ -36,7 +37,7 @@ OF_CACHE = {
 # The site of keys that a cache keeps where their norm comes after RoPE.
 NORMED_KEYS = "self_attn.k_norm"
 # Sites whose heads hold pairs that RoPE rotates.
-ROTATED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.q_rope", "self_attn.k_rope")
+ROTATED = (*FLAT[:2], *_NORMS, "self_attn.q_rope", "self_attn.k_rope")
 
 
 def fitted(
@@ -137,7 +138,7 @@ def _hint(site: Site, shape: tuple[int, ...], extent: tuple[int, int], width: in
 def _spellings(site: Site, shape: tuple[int, ...], width: int) -> list[tuple[int, ...]]:
     """Return the shapes in which a site's numbers may come, in the same order."""
     found = [shape]
-    if site.role in FLAT:
+    if site.role in HEADED and len(shape) == 3:
         found.append((*shape[:-1], shape[-1] // width, width))
     elif len(shape) == 4 and not site.pairwise:
         found.append((*shape[:2], shape[2] * shape[3]))

@@ -17,10 +17,11 @@ from llama_layers.parallel.plan import SUMMED, Places
 from llama_layers.verify.fit import OF_VOCABULARY
 from llama_layers.verify.partial_sums import looks_added, summed
 from llama_layers.verify.split_sites import Ways, equal, splits
+from llama_layers.verify.stated_config import stated_config
 from llama_layers.verify.stored import TOKENS, StoredArray, StoredArrays, stored
 from llama_layers.verify.trace import Trace
 from llama_layers.verify.unknown_names import check_names
-from llama_layers.verify.validate import Recorded, extent, stated_config, validated
+from llama_layers.verify.validate import Recorded, extent, validated
 
 # What `check` reads in the metadata of a trace, beside the config.
 _READ = ("dtype", "accumulate", "rope_layout", "weights", "tensor_parallel")

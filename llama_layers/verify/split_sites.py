@@ -22,9 +22,9 @@ from llama_layers.errors import TraceError
 from llama_layers.layers.sites import Site, sites
 from llama_layers.model.padding import padding
 from llama_layers.parallel.plan import Places, Shard
+from llama_layers.verify.stated_config import stated_config
 from llama_layers.verify.stored import StoredArray
 from llama_layers.verify.trace import Trace
-from llama_layers.verify.validate import stated_config
 
 
 def splits(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +35,7 @@ from llama_layers.verify.fit import (
 from llama_layers.verify.logprob_arrays import NextIds, fitted_logprobs, next_tokens
 from llama_layers.verify.past import KEY, Past, check_no_gap, keys_seen, past_of
 from llama_layers.verify.ranks import parallel_profile
+from llama_layers.verify.stated_config import check_stated_config
 from llama_layers.verify.stored import StoredArray, StoredArrays, info_of, stored
 from llama_layers.verify.tokens import beginning, ids_of, positions_of, valid_tokens
 from llama_layers.verify.trace import Trace
@@ -142,7 +142,7 @@ def validated(trace: Trace, config: LlamaConfig, past: Trace | None = None) -> R
     """
     if not isinstance(trace, Trace):
         raise TypeError(f"trace: expected a Trace, got {type(trace).__name__}")
-    _check_config(trace.metadata, config)
+    check_stated_config(trace.metadata, config)
     _check_formats(trace.metadata)
     known = {site.name: site for site in sites(config)}
     if FAMILIES[config.model_type].modules:
@@ -252,40 +252,6 @@ def _check_logits(arrays: StoredArrays, logprobs: StoredArray) -> None:
             raise TraceError(
                 f"{name}: expected the logits of all {shape[1]} tokens beside their {LOGPROBS}, or "
                 "none, got those of the last token only"
-            )
-
-
-def stated_config(metadata: Mapping[str, str]) -> LlamaConfig | None:
-    """Return the config that the metadata of a trace holds."""
-    if "config" not in metadata:
-        return None
-    try:
-        content = json.loads(metadata["config"])
-        if not isinstance(content, dict):
-            raise TypeError(f"a JSON {type(content).__name__}")
-        return LlamaConfig.from_json(content)
-    except RecursionError:
-        raise TraceError(
-            "metadata config: expected a config.json, got one nested too deeply"
-        ) from None
-    except (ValueError, TypeError) as error:
-        raise TraceError(f"metadata config: expected a config.json, got {error}") from None
-
-
-def _check_config(metadata: Mapping[str, str], config: LlamaConfig) -> None:
-    """Raise TraceError if a trace says that it is of a model with other numbers."""
-    stated = stated_config(metadata)
-    if stated is None:
-        return
-    ours, theirs = config.to_json(), stated.to_json()
-    free = {"torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id", "architectures"}
-    for key in ours.keys() | theirs.keys():
-        if key == "vocab_size" and padding(stated.vocab_size, config.vocab_size):
-            continue  # with rows of padding in the embedding, which Hugging Face counts
-        if key not in free and ours.get(key) != theirs.get(key):
-            raise TraceError(
-                f"trace: expected one of this model, with {key} {ours.get(key)!r}, got "
-                f"{theirs.get(key)!r}"
             )
 
 

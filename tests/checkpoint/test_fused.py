@@ -38,6 +38,7 @@ def test_fused_tensors_of_a_directory(tmp_path, family, modules, config):
     assert len(stored) < len(weights)
     path = tiny.write_sharded(tmp_path / "source", stored, config)
     tiny.assert_holds(load(path), weights)
+    assert open_checkpoint(path).format == "Hugging Face directory"
     tiny.assert_holds(Llama.from_state_dict(stored, config), weights)
     written = load_file(convert(path, tmp_path / "out") / "model.safetensors")
     assert {name: a.tobytes() for name, a in written.items()} == {
@@ -132,6 +133,7 @@ def test_interleaved_rows(tmp_path, family, config, dtype, fused):
     stored = tiny.fused(tiny.with_permuted_rope_rows(weights, config), fused)
     path = tiny.write_single(tmp_path / "source", stored, config)
     tiny.assert_holds(load(path), weights)
+    assert open_checkpoint(path).format == "Hugging Face directory"
     tiny.assert_holds(Llama.from_state_dict(stored, config), weights)
     written = load_file(convert(path, tmp_path / "out") / "model.safetensors")
     assert {name: a.tobytes() for name, a in written.items()} == {

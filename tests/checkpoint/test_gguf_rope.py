@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama_layers import ConfigError, RopeScaling, forward, load
+from llama_layers import ConfigError, RopeScaling, forward, load, query_temperature
 from llama_layers.checkpoint import open_checkpoint
 from llama_layers.layers.rope import attention_factor
 from tests.support import tiny
@@ -193,6 +193,24 @@ def test_temperature_of_ministral3(tmp_path, share):
     # llama.cpp divides by the same with another multiple of the logarithm.
     factor = (1 + 0.1 * math.log(16)) / (1 + 0.1 * (share or 0.0) * math.log(16))
     assert attention_factor(config) == pytest.approx(factor, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {},
+        {"rope.scaling.type": "none"},
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0},
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 1.0},
+    ],
+)
+def test_the_context_of_a_temperature_without_yarn(tmp_path, scaling):
+    """llama.cpp divides by n_ctx_orig_yarn, which it reads whatever the kind of scaling."""
+    keys = {"attention.temperature_scale": 0.5, "rope.scaling.original_context_length": 8}
+    path = tmp_path / "m.gguf"
+    stored = tiny.write_gguf(path, tiny.arrays(), architecture="mistral3", keys=keys | scaling)
+    found = query_temperature(np.array([7, 8, 23]), load(stored).config, like=np.zeros(1))
+    np.testing.assert_allclose(found, [1, 1 + 0.5 * math.log(2), 1 + 0.5 * math.log(3)])
 
 
 LONGROPE = {

@@ -159,7 +159,7 @@ def test_info_prints_the_switches(tmp_path, capsys):
     path = str(tiny.write_single(tmp_path / "qwen3", tiny.arrays(config), config))
     assert main(["info", path]) == 0
     shown = capsys.readouterr().out
-    thetas = "10000 in 1 layer and 0 in 1 layer"
+    thetas = "10000 in 1 layer and none in 1 layer"
     assert f"  switches    qk_norm head\n{' ' * 14}layer_rope_theta {thetas}\n" in shown
     assert "64 tokens, sliding window 8 in 1 of 2 layers\n" in shown
     assert main(["info", path, "--json"]) == 0

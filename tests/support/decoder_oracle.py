@@ -231,8 +231,10 @@ def forward(weights, config, ids, positions=None, lengths=None, mask=None, chang
     def warmed(q):
         """Queries, which grow with each trained context that lies before them."""
         scaling = config.rope_scaling
-        trained = (scaling and scaling.original_max_position_embeddings) or (
-            config.max_position_embeddings
+        trained = (
+            (scaling and scaling.original_max_position_embeddings)
+            or config.llama_4_scaling_context
+            or config.max_position_embeddings
         )
         rises = [config.llama_4_scaling_beta * math.log(1 + p // trained) for p in positions]
         return np.array([(1 + rise) * rows for rise, rows in zip(rises, q, strict=True)])

@@ -118,6 +118,31 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "ministral3, plain RoPE": (
+        "ministral3",
+        {
+            "head_dim": 12,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 8,
+                "llama_4_scaling_beta": 0.3,
+            },
+        },
+    ),
+    "ministral3, no temperature": (
+        "ministral3",
+        {
+            "head_dim": 12,
+            "rope_parameters": {
+                "rope_type": "linear",
+                "factor": 2.0,
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 8,
+                "llama_4_scaling_beta": 0,
+            },
+        },
+    ),
     "glm": ("glm", {"head_dim": 12}),  # of which 6 are rotated
     "glm, no biases": ("glm", {"head_dim": 8, "attention_bias": False}),
     "phi3": ("phi3", {"sliding_window": 7}),

@@ -227,7 +227,7 @@ def interleaved(array, width):
     return result
 
 
-@pytest.fixture(params=["gqa", "mqa", "biases", "llama3"])
+@pytest.fixture(params=["mqa", "biases", "qwen3", "norms of projections"])
 def recorded(request):
     config = CONFIGS[request.param]
     model = model_of(config, random_weights(config, 0, np.float32))
@@ -270,10 +270,10 @@ class TestShapes:
         arrays = {}
         for name, array in trace.arrays.items():
             role = name.rpartition(".")[2]
-            if role in ("q_proj", "k_proj", "v_proj"):
-                array = array.reshape(*array.shape[:2], -1, width)
-            elif role in ("q_rope", "k_rope", "attention"):
+            if role in ("q_rope", "k_rope", "attention", "q_norm", "k_norm") and array.ndim == 4:
                 array = array.reshape(*array.shape[:2], -1)
+            elif role in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm"):
+                array = array.reshape(*array.shape[:2], -1, width)
             arrays[name] = array
         assert passes(Trace(arrays, trace.input_ids), model) == passes(trace, model)
         alone = {name: array[0] for name, array in arrays.items()}
@@ -310,7 +310,7 @@ class TestShapes:
         model, trace = recorded
         arrays = {
             name: interleaved(array, model.config.head_dim)
-            if name.endswith(("q_proj", "k_proj", "q_rope", "k_rope"))
+            if name.endswith(("q_proj", "k_proj", "q_norm", "k_norm", "q_rope", "k_rope"))
             else array
             for name, array in trace.arrays.items()
         }

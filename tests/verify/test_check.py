@@ -194,7 +194,7 @@ class TestRefused:
 
     def test_other_model(self):
         _, trace = traced(replace(GQA, rope_theta=99.0))
-        assert "rope_theta 100.0, got 99.0" in self.refusal(trace)
+        assert "with rope_theta of layer 0 100.0, got 99.0" in self.refusal(trace)
 
     @pytest.mark.parametrize(
         ("field", "value", "message"),

@@ -147,3 +147,25 @@ def test_a_trace_of_another_config(key):
     for model, trace in ((one, their_trace), (other, its_trace)):
         with pytest.raises(TraceError, match="trace: expected one of this model, with"):
             check(trace, model)
+
+
+WINDOW = replace(GQA, model_type="qwen3", sliding_window=2)
+SAME = {
+    "types of layers": (WINDOW, {"layer_types": ("sliding_attention",) * 2}),
+    "no windows": (GQA, {"model_type": "qwen3", "layer_types": ("full_attention",) * 2}),
+    "a theta for each layer": (GQA, {"layer_rope_theta": (GQA.rope_theta,) * 2}),
+    "no scaling to share": (GQA, {"sliding_rope_scaling": False}),
+    "the usual scale": (GQA, {"attention_multiplier": GQA.attention_scale}),
+    "a family with the same block": (GQA, {"model_type": "mistral"}),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_a_trace_of_a_config_that_means_the_same(case):
+    """As a GGUF file and a config.json of one model may say it."""
+    config, change = SAME[case]
+    other = replace(config, **change)
+    weights = random_weights(config, 0, np.float32)
+    trace = record(model_of(config, weights), np.array([[3, 1, 4, 1]]))
+    report = check(trace, model_of(other, weights), explain=False)
+    assert {result.verdict for result in report.results} == {"PASS"}

@@ -90,13 +90,13 @@ def test_the_first_failure_is_the_first_of_the_forward_pass():
         ),
         (
             report(unjudged("lm_head", "DIFFERS", 0.0123, 2.9e-6)),
-            "FAIL: first at lm_head: differs by 0.012 from a recomputation from input_ids on; our "
-            "own run by 2.9e-06",
+            "FAIL: first at lm_head: differs by 0.012 from a recomputation that starts from "
+            "input_ids; our own run differs by 2.9e-06",
         ),
         (
             report(unjudged("lm_head", "DIFFERS", math.inf)),
-            "FAIL: first at lm_head: NaN or Inf where a recomputation from input_ids on has none, "
-            "or the reverse",
+            "FAIL: first at lm_head: NaN or Inf where a recomputation that starts from input_ids "
+            "has none, or the reverse",
         ),
         (
             report(result("model.norm", ratio=0.87), unjudged("lm_head")),
@@ -190,7 +190,7 @@ def test_a_correctly_rounded_sum_is_no_near_miss(ratio, shown):
     headline = str(made).splitlines()[0]
     assert headline.endswith("no error is larger than rounding allows") == (0.9 < ratio <= 1)
     assert row(str(made), "layer output")[1] == shown
-    said = "Beyond 1 no rounding explains it. What is rounded once, as a sum, can reach 1.00."
+    said = "Above 1, rounding cannot explain the error. A result that is rounded once, such as a"
     assert said in made.text(width=1000)
     assert said in to_html(made)
 

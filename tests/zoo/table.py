@@ -10,6 +10,7 @@ from tests.zoo.run import VIEWS, Found
 from tests.zoo.variants import VARIANTS, Variant
 
 GRADES = ("right", "near", "none", "wrong")
+_NAMED = " | ".join(f"{'no' if grade == 'none' else grade} name" for grade in GRADES)
 _HEAD = """---
 orphan: true
 ---
@@ -46,7 +47,7 @@ def page(found: Sequence[Found], alarms: Iterable[tuple[Variant, list[str]]]) ->
 
 def _halves(found: Sequence[Found]) -> list[str]:
     """The names of mistakes that were read before names were added, and of the others."""
-    lines = [_HALVES, "| recorded | | mistakes | " + " | ".join(f"{g} name" for g in GRADES) + " |"]
+    lines = [_HALVES, f"| recorded | | mistakes | {_NAMED} |"]
     lines.append("|---|---|--:|" + "--:|" * len(GRADES))
     for view in VIEWS:
         for said, read in (("seen", True), ("unseen", False)):
@@ -66,9 +67,7 @@ def _said(view: str) -> str:
 
 def _summary(found: Sequence[Found]) -> list[str]:
     lines = [
-        "| recorded | mistakes | right first site | "
-        + " | ".join(f"{g} name" for g in GRADES)
-        + " |",
+        f"| recorded | mistakes | right first site | {_NAMED} |",
         "|---|--:|--:|" + "--:|" * len(GRADES),
     ]
     for view in VIEWS:

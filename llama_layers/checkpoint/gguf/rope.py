@@ -51,6 +51,10 @@ def rope_fields(
         found["rope_scaling"] = _longrope(own, divisors, fields["max_position_embeddings"])
     else:
         found["rope_scaling"] = _scaling(own, architecture)
+    scaling = found["rope_scaling"]
+    if architecture == "mistral3" and (scaling is None or scaling.rope_type == "linear"):
+        context = own.integer("rope.scaling.original_context_length")
+        found["llama_4_scaling_context"] = context or None
     return found
 
 

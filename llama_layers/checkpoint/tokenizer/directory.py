@@ -20,7 +20,7 @@ def open_tokenizer_directory(directory: Path) -> Tokenizer:
     file = directory / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(
-            f"{directory}: has no tokenizer.json, so text cannot be tokenised: "
+            f"{directory}: no tokenizer.json, so text cannot be tokenised: "
             f"put the tokenizer.json of the model there"
         )
     backend = _read(file)

@@ -22,7 +22,7 @@ _OF_HEADS = ("self_attn.q_norm", "self_attn.k_norm")
 
 @mistake(Norm, "norm of the sum", roles=_AFTER)
 def _(norm: Norm, at: FailingSite) -> Computed | None:
-    """Adds to the residual stream and normalises the sum; it should normalise what it adds."""
+    """Adds to the residual stream before it normalises; it should normalise what it adds."""
     sums = (site for site in sites(at.config) if at.site.name in site.routes[0])
     stream = at.array(next(sums).routes[0][0])
     if stream is None:

@@ -287,7 +287,8 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
         return
     config = at.config
     yield replace(rope, temperature=temperatures(rope.positions + 1, config)), "the position after"
-    longer = temperatures(rope.positions, replace(config, rope_scaling=None))
+    whole = replace(config, rope_scaling=None, llama_4_scaling_context=None)
+    longer = temperatures(rope.positions, whole)
     if (longer > 1).any():
         yield replace(rope, temperature=longer), "their position over max_position_embeddings"
     context = trained_context(config)

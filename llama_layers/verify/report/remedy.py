@@ -39,6 +39,10 @@ class Remedy:
     def sentence(self) -> str:
         """What to do if the cause is meant, and what comes of it."""
         leaves = f"{self.left} of {self.failing} {self.of}s" if self.left else f"no {self.of}"
-        tried = "" if self.tried == self.sites else f", as {self.tried} of {self.sites} sites tell"
+        tried = (
+            ""
+            if self.tried == self.sites
+            else f"; {self.tried} of the {self.sites} sites were tried"
+        )
         instead = f" ({self.instead})" if self.instead else ""
         return f"If that is meant: {self.option}{instead} leaves {leaves}{tried}."

@@ -154,10 +154,10 @@ class SiteResult:
     def _difference_in_words(self) -> str:
         if math.isnan(self.difference):
             return "NaN or Inf, and nothing recorded before it has any"
-        since = f" from {', '.join(self.inputs)} on" if self.inputs else ""
+        since = f" that starts from {', '.join(self.inputs)}" if self.inputs else ""
         if math.isinf(self.difference):
             return f"NaN or Inf where a recomputation{since} has none, or the reverse"
-        own = "" if self.yardstick is None else f"; our own run by {figure(self.yardstick)}"
+        own = "" if self.yardstick is None else f"; our own run differs by {figure(self.yardstick)}"
         return f"differs by {figure(self.difference)} from a recomputation{since}{own}"
 
     def to_json(self) -> dict[str, Any]:

@@ -20,7 +20,10 @@ from llama_layers.verify.report.wording import (
     roles_and_layers,
 )
 
-LEGEND = "Beyond 1 no rounding explains it. What is rounded once, as a sum, can reach 1.00."
+LEGEND = (
+    "Above 1, rounding cannot explain the error. "
+    "A result that is rounded once, such as a sum, can reach 1.00."
+)
 # How many roles show their worst elements without a click.
 _OPEN = 3
 # At how many places sites are told to be wrong; the table of all sites has the others.
