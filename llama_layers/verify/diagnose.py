@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_layers.verify.as_written import as_written
 from llama_layers.verify.attention import OverHeads
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
@@ -128,6 +129,7 @@ def diagnose(
         chosen = [m for m in chosen if m.kind < Kind.SOLVED and not m.loosens]
     if usually:
         chosen = [m for m in chosen if m.kind == Kind.ROUNDING or m.loosens]
+    failing = as_written(failing)
     trial = _Trial(failing, usually=usually, profiles=(CONTRACT,) if strictly else None)
     if not trial.fails:
         return ()

@@ -17,7 +17,9 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.sites import Site, sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
+from llama_layers.verify.build import layer_matrix
 from llama_layers.verify.defined import where_defined
+from llama_layers.verify.fit import NORMED_KEYS, ROTATED, in_pairs
 from llama_layers.verify.operations import Operation
 from llama_layers.verify.past import OF_PAST
 from llama_layers.verify.profiles import Rounding, RoundingProfile, in_family
@@ -41,6 +43,7 @@ class FailingSite:
     formats: Rounding  # that the port computes in
     recorded: Recorded  # the port's other arrays
     model: Llama  # with the other weights
+    paired: bool = False  # whether channels that RoPE rotates are next to each other in all of it
     _bounds: dict[Rounding, Bound] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -84,6 +87,24 @@ class FailingSite:
         """The port's array of another site in the same layer, if it was recorded."""
         name = module_name(self.config.model_type, role)
         return self.array(f"model.layers.{self.site.layer}.{name}")
+
+    def matrix(self, role: str, layer: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """The weight and the bias of a module of the layer, or of another, as the port has them."""
+        number = self.site.layer if layer is None else layer
+        assert number is not None  # a role is inside a layer
+        weight, bias = layer_matrix(self.model.weights.layers[number], role)
+        weight, bias = to_numpy(weight), None if bias is None else to_numpy(bias)
+        if self.paired and role in ROTATED:
+            weight = in_pairs(weight.T, config=self.config).T
+            bias = None if bias is None else in_pairs(bias, config=self.config)
+        return weight, bias
+
+    def keys_and_values(self, layer: int) -> dict[str, np.ndarray | None]:
+        """What attention of a layer reads: "k" and "v", if they were recorded."""
+        after = self.config.qk_norm_after_rope
+        keys = module_name(self.config.model_type, NORMED_KEYS) if after else "self_attn.k_rope"
+        named = {"k": keys, "v": "self_attn.v_proj"}
+        return {part: self.array(f"model.layers.{layer}.{name}") for part, name in named.items()}
 
     def array(self, name: str) -> np.ndarray | None:
         """The port's array of a site, if it was recorded, of as many last tokens as here.

@@ -147,6 +147,15 @@ def _spellings(site: Site, shape: tuple[int, ...], width: int) -> list[tuple[int
     return found
 
 
+def in_pairs(array: np.ndarray, *, config: LlamaConfig) -> np.ndarray:
+    """Undo `in_halves`, in an array of which heads, or their channels, are the last axis or two."""
+    width = config.rotary_dim
+    heads = array.reshape(-1, config.head_dim).copy()
+    halves = heads[:, :width].reshape(len(heads), 2, width // 2)
+    heads[:, :width] = np.swapaxes(halves, -1, -2).reshape(len(heads), width)
+    return heads.reshape(array.shape)
+
+
 def in_halves(array: np.ndarray, config: LlamaConfig) -> np.ndarray:
     """Put pairs that are next to each other half a head, or half of what is rotated, apart."""
     width = config.rotary_dim

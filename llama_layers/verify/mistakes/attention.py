@@ -26,28 +26,37 @@ _ARRAYS = {"k": "keys", "v": "values"}
 # What attention is gated with, where it is.
 _GATES = {
     "self_attn.q_rope": "the queries",
+    "self_attn.q_norm": "the normalised queries",
     "self_attn.q_proj": "the queries before RoPE",
     "input_layernorm": "the layer's normalised input",
 }
 
 
-def _reads(operations: UnionType, field: str, role: str, name: str, says: str) -> None:
+def _reads(operations: UnionType, field: str, roles: str, name: str, says: str) -> None:
     @mistake(operations, name, says=says)
-    def _(operation: Operation, at: FailingSite) -> Changed | None:
-        array = at.beside(f"self_attn.{role}")
-        if array is None:
-            return None
-        return replace(operation, **{field: array.reshape(getattr(operation, field).shape)})
+    def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
+        for role in roles.split():
+            if role.endswith("_norm") and at.config.qk_norm_after_rope is _BEFORE[name]:
+                continue
+            if (array := at.beside(f"self_attn.{role}")) is not None:
+                yield replace(operation, **{field: array.reshape(getattr(operation, field).shape)})
 
 
-for _keys, _role in (("keys", "k_rope"), ("keys before RoPE", "k_proj")):
+# Whether norms of queries and keys come before RoPE in what a mistake reads, or after it.
+_BEFORE = {
+    "keys for values": False,
+    "keys before RoPE for values": True,
+    "queries before RoPE": True,
+    "keys before RoPE": True,
+}
+for _keys, _roles in (("keys", "k_norm k_rope"), ("keys before RoPE", "k_norm k_proj")):
     _says = f"Weighs the {_keys}; it should weigh the values."
-    _reads(SUMMED, "v", _role, f"{_keys} for values", _says)
+    _reads(SUMMED, "v", _roles, f"{_keys} for values", _says)
 _says = "Scores the values; it should score the keys."
 _reads(KEYED, "k", "v_proj", "values for keys", _says)
 for _field, _what in (("q", "queries"), ("k", "keys")):
     _says = f"Scores {_what} that RoPE has not rotated."
-    _reads(KEYED, _field, f"{_field}_proj", f"{_what} before RoPE", _says)
+    _reads(KEYED, _field, f"{_field}_norm {_field}_proj", f"{_what} before RoPE", _says)
 
 
 def _widened(operation: Operation) -> Computed:
@@ -85,8 +94,7 @@ def _(operation: Operation, at: FailingSite) -> Iterator[Changed]:
     for layer in range(at.config.num_hidden_layers):
         if layer == at.site.layer:
             continue
-        name = f"model.layers.{layer}.self_attn"
-        others = {"k": at.array(f"{name}.k_rope"), "v": at.array(f"{name}.v_proj")}
+        others = at.keys_and_values(layer)
         found = {
             field: array.reshape(getattr(operation, field).shape)
             for field, array in others.items()

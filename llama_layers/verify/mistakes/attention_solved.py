@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.verify.failing_site import FailingSite, wide
-from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
+from llama_layers.verify.mistakes.attention_arrays import (
+    capped,
+    scores_of,
+    sinks_of,
+    softmax,
+    values_of,
+)
 from llama_layers.verify.mistakes.masks import masked
 from llama_layers.verify.mistakes.near import weighed, worst_tokens
 from llama_layers.verify.mistakes.registry import Changed, Kind, mistake
@@ -31,8 +37,10 @@ def _(operation: Attention, at: FailingSite) -> Changed | None:
     few = np.argsort(-ratio, kind="stable")[:_FEW_QUERIES]
     q, k, v = (wide(y).transpose(0, 2, 1, 3) for y in (operation.q, operation.k, operation.v))
     scores = q[:, :, None, few] @ k[:, None].swapaxes(-1, -2) * operation.scale
+    scores = capped(scores, operation.cap)
     allowed = np.broadcast_to(np.asarray(operation.mask)[:, None, None, few], scores.shape)
-    every = softmax(scores, allowed) @ v[:, None]  # [B, heads, kv, few, D]
+    sinks = sinks_of(operation)[:, None]
+    every = softmax(scores, allowed, sinks) @ v[:, None]  # [B, heads, kv, few, D]
     computed = wide(at.computed)[:, few].transpose(0, 2, 1, 3)
     errors = np.array(
         [
@@ -55,14 +63,15 @@ def _(operation: Attention, at: FailingSite) -> Changed | None:
         return None
     scores, v, computed = scores_of(operation), values_of(operation), wide(at.computed)
     allowed = np.broadcast_to(np.asarray(operation.mask), (len(v), count, count))
-    found = np.array(allowed)
+    found, sinks = np.array(allowed), sinks_of(operation)[..., 0]
     # The worst queries tell whether there is anything to find in the others.
     for queries in (worst_tokens(at), np.arange(count)):
         for batch, query in product(range(len(v)), queries):
             keys = np.flatnonzero(allowed[batch, query])
             if keys.size:
                 theirs = computed[batch, query]
-                found[batch, query] = _best_run(scores[batch, :, query], v[batch], keys, theirs)
+                own = scores[batch, :, query]
+                found[batch, query] = _best_run(own, sinks, v[batch], keys, theirs)
         if weighed(replace(operation, mask=found), at, Attention.formula) is None:
             return None
     if (found == allowed).all():
@@ -71,16 +80,22 @@ def _(operation: Attention, at: FailingSite) -> Changed | None:
 
 
 def _best_run(
-    scores: Float64Array, v: Float64Array, keys: np.ndarray, computed: Float64Array
+    scores: Float64Array,
+    sinks: Float64Array,
+    v: Float64Array,
+    keys: np.ndarray,
+    computed: Float64Array,
 ) -> NDArray[np.bool_]:
     """The keys from some first one on, or up to some last one, that explain a query best."""
     best, chosen = np.inf, np.zeros(scores.shape[-1], bool)
     chosen[keys] = True
     for order in (keys[::-1], keys):
-        weights = np.exp(scores[:, order] - scores[:, order].max())
+        largest = max(scores[:, order].max(), sinks.max())
+        weights = np.exp(scores[:, order] - largest)
         sums = np.cumsum(weights[..., None] * v[:, order], axis=1)
         with np.errstate(invalid="ignore"):
-            runs = sums / np.cumsum(weights, axis=1)[..., None]
+            totals = np.cumsum(weights, axis=1) + np.exp(sinks - largest)
+            runs = sums / totals[..., None]
             errors = np.sum(np.square(runs - computed[:, None]), axis=(0, 2))
         errors = np.where(np.isnan(errors), np.inf, errors)
         length = len(keys) if errors[-1] <= 4 * errors.min() else int(np.argmin(errors)) + 1

@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.failing_site import FailingSite, wide
-from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
+from llama_layers.verify.mistakes.attention_arrays import (
+    scores_of,
+    sinks_of,
+    softmax,
+    values_of,
+)
 from llama_layers.verify.mistakes.registry import Changed, Kind, mistake
 from llama_layers.verify.operations import Attention
 from llama_layers.verify.report.wording import listed
@@ -64,14 +69,14 @@ class _Replay:
 
     def __init__(self, operation: Attention, at: FailingSite) -> None:
         self.count = at.recorded.count
-        last = f"model.layers.{at.recorded.config.num_hidden_layers - 1}.self_attn"
-        others = {"k": at.array(f"{last}.k_rope"), "v": at.array(f"{last}.v_proj")}
+        others = at.keys_and_values(at.recorded.config.num_hidden_layers - 1)
         self.k, self.v = (self._bank(getattr(operation, f), others[f]) for f in "kv")
         self._mask = np.broadcast_to(
             np.asarray(operation.mask), (len(operation.q), self.count, self.count)
         )
         banked = replace(operation, k=self.k, v=self.v)
         self._values, self._scores = values_of(banked), scores_of(banked)
+        self._sinks = sinks_of(banked)
         self._computed = wide(at.computed)
         keep = at.recorded.keep
         self._judged = np.ones(self._mask.shape[:2], bool) if keep is None else keep
@@ -122,7 +127,7 @@ class _Replay:
     def _fits(self, counts: NDArray[np.int64], low: int, high: int) -> bool:
         with np.errstate(divide="ignore"):  # what is in two slots counts twice
             scores = self._scores[:, :, low:high] + np.log(counts[:, None])
-        y = softmax(scores, counts[:, None] > 0) @ self._values
+        y = softmax(scores, counts[:, None] > 0, self._sinks) @ self._values
         error = np.abs(y.transpose(0, 2, 1, 3) - self._computed[:, low:high]).max(axis=(2, 3))
         return bool((error[self._judged[:, low:high]] <= self._most).all())
 

@@ -13,7 +13,13 @@ from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.attention import Heads
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention import scale_words
-from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
+from llama_layers.verify.mistakes.attention_arrays import (
+    capped,
+    sinks_of,
+    softmax,
+    uncapped_scores,
+    values_of,
+)
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.operations import Attention, Linear
 from llama_layers.verify.report.wording import listed
@@ -36,22 +42,18 @@ def fitted(error: Callable[[float], float], low: float, high: float) -> float:
     return float(np.exp((a + b) / 2))
 
 
-def _capped(y: Float64Array, cap: float) -> Float64Array:
-    return np.asarray(cap * np.tanh(y / cap))
-
-
 def _error_of_queries(
     attention: Attention, at: FailingSite, change: Callable[[Float64Array, float], Float64Array]
 ) -> Callable[[float], float]:
     """How far attention with changed scores is from the port's, in its last queries."""
     last = replace(attention, q=attention.q[:, -_FEW:])
-    scores = scores_of(last)
+    scores, sinks = uncapped_scores(last), sinks_of(last)
     v, theirs = values_of(last), wide(at.computed)[:, -_FEW:]
     mask = np.asarray(attention.mask)[:, None, -_FEW:]
     allowed = np.broadcast_to(mask, scores.shape)
 
     def error(number: float) -> float:
-        y = softmax(change(scores, number), allowed) @ v
+        y = softmax(change(scores, number), allowed, sinks) @ v
         return float(np.nansum(np.square(y.transpose(0, 2, 1, 3) - theirs)))
 
     return error
@@ -59,15 +61,17 @@ def _error_of_queries(
 
 @mistake(Attention, "scores capped", kind=Kind.SOLVED)
 def _(attention: Attention, at: FailingSite) -> Changed | None:
-    """Caps scores y as {0:.4g} tanh(y / {0:.4g}), as Gemma 2 does; it should leave them as they
-    are."""
-    cap = fitted(_error_of_queries(attention, at, _capped), 1e-1, 1e3)
+    """Caps scores y as {0:.4g} tanh(y / {0:.4g}); it should {1}."""
+    cap = fitted(_error_of_queries(attention, at, capped), 1e-1, 1e3)
+    right = attention.cap
+    should = "leave them as they are" if right is None else f"cap them at {right:g}"
+    attention = replace(attention, cap=None)
 
     def formula(heads: Heads) -> Tracked:
-        scores = heads.scores().apply(partial(_capped, cap=cap))
+        scores = heads.scores().apply(partial(capped, cap=cap))
         return heads.weigh(heads.probabilities_of(scores, heads.allowed))
 
-    return evaluated(attention, formula), cap
+    return evaluated(attention, formula), cap, should
 
 
 def right_scale(attention: Attention, config: LlamaConfig) -> str:
@@ -79,7 +83,9 @@ def right_scale(attention: Attention, config: LlamaConfig) -> str:
 @mistake(Attention, "scores scaled", kind=Kind.SOLVED)
 def _(attention: Attention, at: FailingSite) -> Changed | None:
     """Scales scores by {0:.6g}; it should scale them by {1}."""
-    times = fitted(_error_of_queries(attention, at, np.multiply), 1e-2, 1e2)
+    times = fitted(
+        _error_of_queries(attention, at, lambda s, by: capped(s * by, attention.cap)), 1e-2, 1e2
+    )
     scale = times * attention.scale
     return replace(attention, scale=scale), scale, right_scale(attention, at.config)
 
@@ -90,9 +96,8 @@ def _(linear: Linear, at: FailingSite) -> Changed | None:
     are."""
     exact, theirs = at.bound(at.formats).exact, wide(at.computed)
     exact, theirs = exact[:, -_FEW:], theirs[:, -_FEW:]
-    cap = fitted(lambda c: float(np.nansum(np.square(_capped(exact, c) - theirs))), 1e-1, 1e3)
-    capped = evaluated(linear, lambda n: Linear.formula(n).apply(partial(_capped, cap=cap)))
-    return capped, cap
+    cap = fitted(lambda c: float(np.nansum(np.square(capped(exact, c) - theirs))), 1e-1, 1e3)
+    return evaluated(linear, lambda n: Linear.formula(n).apply(partial(capped, cap=cap))), cap
 
 
 @mistake(Linear, "another token's logits", roles=("lm_head",), kind=Kind.SOLVED)

@@ -10,13 +10,13 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.attention import Heads
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.across_heads import joined
-from llama_layers.verify.mistakes.attention_arrays import scores_of
+from llama_layers.verify.mistakes.attention_arrays import scores_of, sinks_of
 from llama_layers.verify.mistakes.masks import MASKED, masked, seen, window_of
 from llama_layers.verify.mistakes.near import other_inputs, weighed
 from llama_layers.verify.mistakes.predicted import rounded
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
 from llama_layers.verify.mistakes.rounding import in_each_narrow_format
-from llama_layers.verify.mistakes.weighing import WEIGHING, exponentials, hidden_at
+from llama_layers.verify.mistakes.weighing import WEIGHING, exponentials, hidden_at, total
 from llama_layers.verify.operations import Attention
 from llama_layers.verify.roundoff import Float64Array
 from llama_layers.verify.tracked import Tracked
@@ -42,12 +42,12 @@ def _largest_so_far(scores: Tracked, block: int) -> Tracked:
     return scores.with_errors(errors, exact)
 
 
-def _not_rescaled(heads: Heads, block: int, values: bool, total: bool) -> Tracked:
+def _not_rescaled(heads: Heads, block: int, values: bool, sums: bool) -> Tracked:
     """Attention of which the sum of values or of exponentials is rescaled, or none is."""
     scores = hidden_at(heads, -np.inf)
     late = (scores - _largest_so_far(scores, block)).exp()
     right = (scores - scores.max()).exp()
-    return heads.weigh((right if values else late) / (right if total else late).sum())
+    return heads.weigh((right if values else late) / (right if sums else late).sum())
 
 
 @mistake(WEIGHING, "online softmax without rescaling")
@@ -55,12 +55,12 @@ def _(operation: WEIGHING, at: FailingSite) -> Iterator[Changed]:
     """Does not rescale {0} where a block of {1} keys has a larger score than those before; it
     should multiply by exp(old maximum - new maximum)."""
     for block in _blocks(at):
-        for values, total, said in (
+        for values, sums, said in (
             (False, False, "its sums"),
             (False, True, "the sum of values"),
             (True, False, "the sum of exponentials"),
         ):
-            if found := weighed(operation, at, _not_rescaled, block, values, total):
+            if found := weighed(operation, at, _not_rescaled, block, values, sums):
                 yield found, said, block
 
 
@@ -120,7 +120,8 @@ def _with_zeros(heads: Heads, number: Float64Array) -> Tracked:
     scores = hidden_at(heads, -np.inf)
     largest = scores.max()
     weights = (scores - largest).exp()
-    return heads.weigh(weights / (weights.sum() + (-largest).exp() * number[:, None]))
+    counted = total(heads, weights, largest) + (-largest).exp() * number[:, None]
+    return heads.weigh(weights / counted)
 
 
 @mistake(Attention, "empty keys counted", kind=Kind.SOLVED)
@@ -152,9 +153,10 @@ def _zeros_counted(attention: Attention, at: FailingSite) -> Float64Array:
     scores = scores_of(attention)
     allowed = np.broadcast_to(np.asarray(attention.mask)[:, None], scores.shape)
     with np.errstate(all="ignore"):
-        total = np.exp(np.where(allowed, scores, -np.inf)).sum(axis=-1).swapaxes(1, 2)
+        powers = np.exp(np.where(allowed, scores, -np.inf))
+        every = (powers.sum(axis=-1) + np.exp(sinks_of(attention)[..., 0])).swapaxes(1, 2)
         kept = np.sum(exact * theirs, axis=-1) / np.sum(np.square(exact), axis=-1)
-        found = np.nanmedian((1 / kept - 1) * total, axis=(0, 2))
+        found = np.nanmedian((1 / kept - 1) * every, axis=(0, 2))
     return np.nan_to_num(found, posinf=0.0, neginf=0.0)
 
 

@@ -9,9 +9,7 @@ from itertools import chain, combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_layers.arrays.transfer import to_numpy
 from llama_layers.layers.rope import attention_factor
-from llama_layers.verify.build import layer_matrix
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.fit import FLAT, HEADED
 from llama_layers.verify.mistakes.near import FLOAT64, is_near, other_inputs, other_weight
@@ -184,13 +182,12 @@ def _rows_of_joined(parts: list[int], groups: int) -> NDArray[np.intp]:
 def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Splits a joined matrix {0}; it should split it as it was joined."""
     roles = FLAT if at.site.role in FLAT else _GATED
-    assert at.site.layer is not None  # a role is inside a layer
-    found = [layer_matrix(at.model.weights.layers[at.site.layer], role) for role in roles]
+    found = [at.matrix(role) for role in roles]
     parts = [weight.shape[0] for weight, _ in found]
     index = roles.index(at.site.role)
     rows = np.arange(sum(parts[:index]), sum(parts[: index + 1]))
-    joined = np.concatenate([to_numpy(weight) for weight, _ in found])
-    biases = [to_numpy(bias) for _, bias in found if bias is not None]
+    joined = np.concatenate([weight for weight, _ in found])
+    biases = [bias for _, bias in found if bias is not None]
     kv_heads = at.config.num_key_value_heads
     for groups in dict.fromkeys((kv_heads if roles is FLAT else 2, 2, 4, 8, 16)):
         if any(size % groups for size in parts):

@@ -19,6 +19,20 @@ from llama_layers.verify.tracked import Tracked
 
 _WORDS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
 _erf = np.vectorize(math.erf, otypes=[np.float64])
+Function = Callable[[Float64Array], Float64Array]
+
+
+def _silu_of(g: Float64Array) -> Float64Array:
+    return np.asarray(g / (1 + np.exp(-g)))
+
+
+def _gelu_of(g: Float64Array) -> Float64Array:
+    inner = math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)
+    return np.asarray(g / 2 * (1 + np.tanh(inner)))
+
+
+NUMBERS: dict[str, Function] = {"silu": _silu_of, "gelu_pytorch_tanh": _gelu_of}
+"""The activations, of numbers."""
 
 
 def _sigmoid(g: Tracked) -> Tracked:
@@ -87,14 +101,18 @@ _computes(
     "gate * sigmoid(1.702 * gate) * up",
     lambda g: _gelu_sigmoid(g.gate) * g.up,
 )
-_computes("relu for silu", "relu(gate) * up", lambda g: _relu(g.gate) * g.up)
-_computes(
-    "relu squared for silu",
-    "relu(gate)^2 * up",
-    lambda g: (_relu(g.gate) * _relu(g.gate)).step("silu") * g.up,
-)
-_computes("sigmoid for silu", "sigmoid(gate) * up", lambda g: _sigmoid(g.gate).step("silu") * g.up)
-_computes("tanh for silu", "tanh(gate) * up", lambda g: g.gate.apply(np.tanh).step("silu") * g.up)
+
+
+def _instead(name: str, what: str, formula: Callable[[Tracked], Tracked]) -> None:
+    """Register an activation that no model has, instead of each that one has."""
+    for word in _WORDS.values():
+        _computes(f"{name} for {word}", f"{what} * up", lambda g: formula(g.gate) * g.up)
+
+
+_instead("relu", "relu(gate)", _relu)
+_instead("relu squared", "relu(gate)^2", lambda g: (_relu(g) * _relu(g)).step("silu"))
+_instead("sigmoid", "sigmoid(gate)", lambda g: _sigmoid(g).step("silu"))
+_instead("tanh", "tanh(gate)", lambda g: g.apply(np.tanh).step("silu"))
 _computes(
     "gate and up swapped in the product",
     "gate * {0}(up)",
@@ -112,26 +130,22 @@ _computes(
 )
 _computes("silu of both", "{0}(gate) * {0}(up)", lambda g: _act(g, g.gate) * _act(g, g.up))
 _computes("gate and up added", "{0}(gate) + up", lambda g: _act(g, g.gate) + g.up)
-_computes(
-    "hard swish for silu",
-    "gate * relu6(gate + 3) / 6 * up",
-    lambda g: (g.gate * (g.gate + 3).apply(lambda y: np.clip(y, 0, 6)) / 6).step("silu") * g.up,
+_instead(
+    "hard swish",
+    "gate * relu6(gate + 3) / 6",
+    lambda g: (g * (g + 3).apply(lambda y: np.clip(y, 0, 6)) / 6).step("silu"),
 )
 _computes(
     "hard sigmoid for sigmoid",
     "gate * clip(0.2 gate + 0.5, 0, 1) * up",
     lambda g: g.gate * (0.2 * g.gate + 0.5).apply(lambda y: np.clip(y, 0, 1)) * g.up,
 )
-_computes(
-    "mish for silu",
-    "gate * tanh(log(1 + exp(gate))) * up",
-    lambda g: g.gate * g.gate.apply(lambda y: np.tanh(np.logaddexp(0, y))) * g.up,
+_instead(
+    "mish",
+    "gate * tanh(log(1 + exp(gate)))",
+    lambda g: g * g.apply(lambda y: np.tanh(np.logaddexp(0, y))),
 )
-_computes(
-    "softplus for silu",
-    "log(1 + exp(gate)) * up",
-    lambda g: g.gate.apply(lambda y: np.logaddexp(0, y)) * g.up,
-)
+_instead("softplus", "log(1 + exp(gate))", lambda g: g.apply(lambda y: np.logaddexp(0, y)))
 _computes("sigmoid of minus gate", "gate * sigmoid(-gate) * up", lambda g: -_silu(-g.gate) * g.up)
 _computes("one added to up", "{0}(gate) * (up + 1)", lambda g: _act(g, g.gate) * (g.up + 1))
 _computes("sigmoid of up", "gate * sigmoid(up)", lambda g: g.gate * _sigmoid(g.up))
@@ -143,40 +157,36 @@ _RANGES, _STEPS = (4, 5, 6, 8, 10, 12, 16), (64, 128, 256, 512, 1024, 2048, 4096
 _LOOKED_AT = 256
 
 
-def _from_table(g: Float64Array, top: float, step: float, mode: str) -> Float64Array:
-    """Silu from a table of even steps from -top to top; 0 and the number itself beyond it."""
+def _from_table(act: Function, g: Float64Array, top: float, step: float, mode: str) -> Float64Array:
+    """act from a table of even steps from -top to top; 0 and the number itself beyond it."""
     place = (np.clip(g, -top, top) + top) / step
     low = np.floor(place)
     if mode == "nearest":
-        found = _silu_of(np.rint(place) * step - top)
+        found = act(np.rint(place) * step - top)
     elif mode == "below":
-        found = _silu_of(low * step - top)
+        found = act(low * step - top)
     else:
-        a, b = (_silu_of((low + i) * step - top) for i in (0, 1))
+        a, b = (act((low + i) * step - top) for i in (0, 1))
         found = a + (place - low) * (b - a)
     return np.where(g > top, g, np.where(g < -top, 0.0, found))
 
 
-def _silu_of(g: Float64Array) -> Float64Array:
-    return np.asarray(g / (1 + np.exp(-g)))
-
-
 @mistake(Gate, "activation from a table of steps", kind=Kind.SOLVED)
 def _(gate: Gate, at: FailingSite) -> Changed | None:
-    """Looks silu up in a table with steps of {0:.4g} from {1:g} to {2:g}, {3}; it should compute
+    """Looks {4} up in a table with steps of {0:.4g} from {1:g} to {2:g}, {3}; it should compute
     it."""
     error = np.abs(wide(at.computed) - at.bound(at.formats).exact).ravel()
     size = np.abs(wide(gate.gate)).ravel()
     worst = (np.argsort(-np.nan_to_num(y), kind="stable")[:_LOOKED_AT] for y in (error, size))
     some = np.union1d(*worst)
     g, up, theirs = (wide(y).ravel()[some] for y in (gate.gate, gate.up, at.computed))
-    best = 0.25 * np.sum(np.square(error[some]))
+    best, act = 0.25 * np.sum(np.square(error[some])), NUMBERS[gate.act]
     found = None
     for top in _RANGES:
         for step in [2 * top / (n - less) for n in _STEPS for less in (0, 1)]:
             for mode in ("nearest", "below", "between"):
                 with np.errstate(all="ignore"):
-                    y = _from_table(g, top, step, mode) * up
+                    y = _from_table(act, g, top, step, mode) * up
                 left = np.sum(np.square(y - theirs))
                 if left < best:
                     best, found = left, (top, step, mode)
@@ -190,9 +200,9 @@ def _(gate: Gate, at: FailingSite) -> Changed | None:
     }
 
     def formula(g: Gate[Tracked]) -> Tracked:
-        return g.gate.apply(lambda y: _from_table(y, top, step, mode)).step("silu") * g.up
+        return g.gate.apply(lambda y: _from_table(act, y, top, step, mode)).step("silu") * g.up
 
-    return by_token(gate, formula), step, -top, top, said[mode]
+    return by_token(gate, formula), step, -top, top, said[mode], _WORDS[gate.act]
 
 
 @in_each_narrow_format
@@ -203,7 +213,8 @@ def _table_in(narrow: str) -> None:
         Gate,
         f"activation from a table in {narrow}",
         kind=Kind.ROUNDING,
-        says=f"Looks silu up in a table for numbers of {narrow}; it should compute it in float32.",
+        says=f"Looks the activation up in a table for numbers of {narrow}; it should compute it in "
+        "float32.",
     )
     def _(g: Gate[Tracked]) -> Tracked:
         return rounded(ACTS[g.act](rounded(g.gate, form)), form) * g.up

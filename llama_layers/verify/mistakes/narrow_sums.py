@@ -12,7 +12,12 @@ from llama_layers.arrays.dtypes import FLOATS, dtype_name
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.defined import where_defined
 from llama_layers.verify.failing_site import FailingSite, wide
-from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
+from llama_layers.verify.mistakes.attention_arrays import (
+    scores_of,
+    sinks_of,
+    softmax,
+    values_of,
+)
 from llama_layers.verify.mistakes.evidence import (
     has_no_mean,
     is_linear,
@@ -167,7 +172,8 @@ def _by_factor(
     elif isinstance(operation, Attention):
         allowed = np.asarray(operation.mask)
         scores, values = scores_of(operation), values_of(operation)
-        weights = softmax(scores, np.broadcast_to(allowed[:, None], scores.shape))
+        seen = np.broadcast_to(allowed[:, None], scores.shape)
+        weights = softmax(scores, seen, sinks_of(operation))
         heads = [
             (error[b, :, h], weights[b, h], values[b, h]) for b, h in np.ndindex(scores.shape[:2])
         ]

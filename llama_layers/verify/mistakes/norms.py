@@ -87,7 +87,10 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Scales with the weight of {0}; it should scale with that of {1}."""
     weights = {("norm", "model.norm"): at.model.weights.norm}
     for index, layer in enumerate(at.model.weights.layers):
-        for role, weight in layer.norms().items():
+        heads = {f"self_attn.{n}": getattr(layer.self_attn, n) for n in ("q_norm", "k_norm")}
+        for role, weight in (layer.norms() | heads).items():
+            if weight is None:
+                continue
             name = f"model.layers.{index}.{module_name(at.config.model_type, role)}"
             weights[role, name] = weight
     for (role, name), weight in weights.items():

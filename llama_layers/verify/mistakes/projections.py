@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.verify.build import layer_matrix
 from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.fit import FLAT
 from llama_layers.verify.mistakes.registry import Changed, mistake, moved
@@ -28,11 +27,8 @@ _WORDS = {
 
 def _with(linear: Linear, at: FailingSite, role: str, layer: int | None = None) -> Linear:
     """The product with another projection of the same layer, or of another."""
-    number = at.site.layer if layer is None else layer
-    assert number is not None  # a role is inside a layer
-    weight, bias = layer_matrix(at.model.weights.layers[number], role)
-    bias = None if bias is None else to_numpy(bias)
-    return replace(linear, weight=to_numpy(weight), bias=bias)
+    weight, bias = at.matrix(role, layer)
+    return replace(linear, weight=weight, bias=bias)
 
 
 @mistake(Linear, "weight transposed")
@@ -54,7 +50,7 @@ def _swapped(name: str, one: str, other: str, *, common: int = 0) -> None:
         found = _with(linear, at, other if at.site.role == one else one)
         if found.weight.shape == linear.weight.shape:
             yield found
-            if found.bias is not None:
+            if found.bias is not None or linear.bias is not None:
                 yield replace(found, bias=linear.bias)
 
 
@@ -229,7 +225,10 @@ def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Has the weights of layer {0}; it should have those of layer {1}."""
     for layer in range(at.config.num_hidden_layers):
         if at.site.layer not in (None, layer):
-            yield _with(linear, at, at.site.role, layer), layer, at.site.layer
+            found = _with(linear, at, at.site.role, layer)
+            yield found, layer, at.site.layer
+            if found.bias is not None:
+                yield replace(found, bias=linear.bias), layer, at.site.layer
 
 
 @mistake(Linear, "input from the wrong place")

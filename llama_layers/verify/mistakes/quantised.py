@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.across_heads import joined
+from llama_layers.verify.mistakes.attention_arrays import capped, sinks_of, softmax
 from llama_layers.verify.mistakes.codes import (
     FLOAT8,
     INT4,
@@ -306,6 +307,7 @@ class _OneHead:
         self.k, self.v = attention.k, attention.v
         self.kv = head * self.k.shape[2] // attention.q.shape[2]
         self.q = wide(attention.q[self.batch, token, head]) * attention.scale
+        self.cap, self.sink = attention.cap, float(sinks_of(attention)[head, 0, 0])
         shape = (len(attention.q), attention.q.shape[1], self.k.shape[1])
         self.seen = np.broadcast_to(np.asarray(attention.mask), shape)[self.batch, token]
         self.theirs = wide(at.computed[self.batch, token, head])
@@ -318,9 +320,9 @@ class _OneHead:
         k, v = (wide(y[self.batch, :, self.kv]) for y in (self.k, self.v))
         few_k, few_v = (self._of(choice, y) for y in (self.k, self.v))
         for fields, keys, values in (("kv", few_k, few_v), ("k", few_k, v), ("v", k, few_v)):
-            scores = np.where(self.seen, keys @ self.q, -np.inf)
-            p = np.exp(scores - scores.max())
-            error = np.sum(np.square(p @ values / p.sum() - self.theirs))
+            scores = capped(keys @ self.q, self.cap)
+            p = softmax(scores, self.seen, self.sink)
+            error = np.sum(np.square(p @ values - self.theirs))
             yield fields, float(np.nan_to_num(error, nan=np.inf))
 
     def _of(self, choice: Choice, array: np.ndarray) -> Float64Array:

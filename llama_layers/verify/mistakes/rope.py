@@ -142,7 +142,7 @@ def _(rope: Rope, at: FailingSite) -> Rope | None:
 def _(rope: Rope, at: FailingSite) -> Computed:
     """Rotates by the number of the head; it should rotate by the token's position."""
     heads = np.arange(rope.x.shape[2])[None, None, :, None]
-    return by_phases(rope, heads * inv_freq(rope.config))
+    return by_phases(rope, heads * omega_of(rope))
 
 
 def _scaled(rope: Rope, scaling: RopeScaling | None) -> Rope:
@@ -315,7 +315,8 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
 @mistake(Rope, "RoPE applied twice")
 def _(r: Rotation) -> Tracked:
     """Rotates twice; it should rotate once."""
-    return Rope.formula(replace(r, x=Rope.formula(r).to(r.x.how.out)))
+    once = Rope.formula(replace(r, temperature=None))
+    return Rope.formula(replace(r, x=once.to(r.x.how.out)))
 
 
 @mistake(Rope, "RoPE cosine and sine swapped")

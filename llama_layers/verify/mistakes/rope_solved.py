@@ -110,8 +110,10 @@ def _(rope: Rope, at: FailingSite) -> Changed | None:
     unsure = _unsure(positions, rotations, found)
     found = np.where(np.abs(found - stated) <= _SURE * unsure, stated, found)
     arrays = (wide(y)[..., : rope.config.rotary_dim] for y in (at.computed, rope.x))
-    lengths = [np.sqrt(np.sum(np.square(y))) for y in arrays]
-    factor = float(lengths[0] / lengths[1])
+    theirs, given = arrays
+    if rope.temperature is not None:
+        theirs = theirs / rope.temperature[..., None, None]
+    factor = float(np.sqrt(np.sum(np.square(theirs)) / np.sum(np.square(given))))
     shape = (*np.broadcast_shapes(np.shape(rope.positions), (1, 1)), 1, 1)
     phases = np.reshape(rope.positions, shape) * found
     different = np.flatnonzero(np.abs(found - stated) > 1e-4 * np.abs(stated))

@@ -98,9 +98,12 @@ def _weights_in(narrow: str) -> None:
         f"If that is meant, hold it against those: --weights-dtype {narrow}, in Python "
         f"load(..., dtype={narrow!r}).",
     )
-    def _(operation: Operation, at: FailingSite) -> Computable:
+    def _(operation: Operation, at: FailingSite) -> Iterator[Computable]:
         weights = {n: y for n in WEIGHTS if (y := getattr(operation, n, None)) is not None}
-        return replace(operation, **{n: narrowed(y, narrow) for n, y in weights.items()})
+        rounded = {n: narrowed(y, narrow) for n, y in weights.items()}
+        yield replace(operation, **rounded)
+        if rounded.pop("bias", None) is not None:
+            yield replace(operation, **rounded)
 
 
 # Of all elements, the share that must be the exact result, rounded.

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention import GROUPED
-from llama_layers.verify.mistakes.attention_arrays import scores_of, softmax, values_of
+from llama_layers.verify.mistakes.attention_arrays import (
+    scores_of,
+    sinks_of,
+    softmax,
+    values_of,
+)
+from llama_layers.verify.mistakes.masks import window_of
 from llama_layers.verify.mistakes.near import other_inputs, worst_tokens
 from llama_layers.verify.mistakes.registry import Changed, Kind, mistake
 from llama_layers.verify.operations import Attention, Operation
@@ -74,7 +80,7 @@ def _(attention: Attention, at: FailingSite) -> Changed | None:
     few = worst_tokens(at, 4)
     scores = scores_of(replace(attention, q=attention.q[:, few]))
     mask = np.asarray(attention.mask)[:, None, few]
-    p = softmax(scores, np.broadcast_to(mask, scores.shape))
+    p = softmax(scores, np.broadcast_to(mask, scores.shape), sinks_of(attention))
     v = wide(attention.v).transpose(0, 2, 1, 3)
     every = p[:, :, None] @ v[:, None]  # [B, heads, kv, few, D]
     theirs = wide(at.computed)[:, few].transpose(0, 2, 1, 3)[:, :, None]
@@ -108,14 +114,16 @@ class _Query:
         k, v = (wide(y)[:, :, heads // groups] for y in (attention.k, attention.v))
         k, v = (y.reshape(1, -1, *y.shape[2:]) for y in (k, v))
         q = attention.q[batch : batch + 1, token : token + 1, heads]
-        one = replace(attention, q=q, k=k, v=v)
+        sinks = sinks_of(attention)[heads, :, 0]
+        one = replace(attention, q=q, k=k, v=v, sinks=None)
         scores, self.values = scores_of(one)[0, :, 0], values_of(one)[0]
         self.own = batch * self.count
         shape = (len(attention.q), self.count, self.count)
         self.seen = np.broadcast_to(np.asarray(attention.mask), shape)[batch, token]
         own = scores[:, self.own : self.own + self.count]
-        self.largest = np.where(self.seen, own, -np.inf).max(axis=-1, keepdims=True)
-        self.e = np.exp(scores - self.largest)
+        largest = np.where(self.seen, own, -np.inf).max(axis=-1, keepdims=True)
+        self.largest = np.maximum(largest, sinks)
+        self.e, self.sinks = np.exp(scores - self.largest), np.exp(sinks - self.largest)
         self.theirs = wide(at.computed)[batch, token, heads]
         self.token = token
 
@@ -124,6 +132,7 @@ class _Query:
         terms = _terms(self.e, self.values)
         visible = terms[:, self.own : self.own + self.count] * self.seen[:, None]
         whole = visible.sum(axis=1)
+        whole[:, -1:] += self.sinks
         for start in range(0, self.token + 1, size):
             slots = np.arange(start, min(start + size, self.token + 1))
             if not self.seen[slots].all():
@@ -171,13 +180,23 @@ def _terms(e: Float64Array, values: Float64Array) -> Float64Array:
 @mistake(Attention, "another page of the cache", kind=Kind.SOLVED)
 def _(attention: Attention, at: FailingSite) -> Iterator[Changed]:
     """Reads {0}; it should read each token's own keys and values, once."""
-    # Looked for in the last of the wrong queries, and held against the others.
+    # Looked for in the last of the wrong queries, and held against the others. With a window, the
+    # last may see a part of the page only: then in those before it, too.
     count = at.recorded.count
     wrong = np.argwhere((at.ratio > 1).any(axis=(2, 3)))
     if not len(wrong) or not 1 < count <= _FEW_TOKENS:
         return
-    batch, token = wrong[-1]
-    query = _Query(attention, at, int(batch), int(token))
+    batch = int(wrong[-1, 0])
+    tokens = [int(token) for sequence, token in wrong if sequence == batch]
+    places = (-1,) if window_of(at) is None else (-1, len(tokens) // 2, 0)
+    for token in dict.fromkeys(tokens[place] for place in places):
+        yield from _page_in(attention, at, batch, token)
+
+
+def _page_in(attention: Attention, at: FailingSite, batch: int, token: int) -> Iterator[Changed]:
+    """The page that explains a query best."""
+    count = at.recorded.count
+    query = _Query(attention, at, batch, token)
     found = [each for size in _PAGES if size < count for each in query.left(size)]
     least = min((error for error, _ in found), default=np.inf)
     size = float(np.sum(np.square(query.theirs)))
@@ -186,7 +205,7 @@ def _(attention: Attention, at: FailingSite) -> Iterator[Changed]:
     # The largest page that explains as much.
     alike = [page for error, page in found if error <= 4 * least + 1e-12 * size]
     page = max(alike, key=lambda page: len(page.slots))
-    yield from _read(attention, page, int(batch), count)
+    yield from _read(attention, page, batch, count)
 
 
 def _read(attention: Attention, page: _Page, batch: int, count: int) -> Iterator[Changed]:

@@ -12,9 +12,10 @@ from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.fit import FLAT
+from llama_layers.verify.mistakes.mlp import NUMBERS, Function
 from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, by_token, mistake, moved
 from llama_layers.verify.operations import Embedding, Gate, Linear, Norm, Operation, Residual
-from llama_layers.verify.pointwise import silu
+from llama_layers.verify.pointwise import ACTS
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.roundoff import Float64Array
 
@@ -129,21 +130,37 @@ def _counted(outputs: NDArray[np.intp], of: int) -> str:
 
 
 @mistake(Linear, "outputs repeated", kind=Kind.SOLVED)
-def _(linear: Linear, at: FailingSite) -> Changed | None:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Has {0}, which is where it belongs, too; it should have the rows of the matrix in their
     order."""
-    return _placed_rows(at, twice=True)
+    return _placed_rows(linear, at, twice=True)
 
 
 @mistake(Linear, "outputs in another order", kind=Kind.SOLVED)
-def _(linear: Linear, at: FailingSite) -> Changed | None:
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
     """Has {0}; it should have the rows of the matrix in their order."""
-    return _placed_rows(at, twice=False)
+    return _placed_rows(linear, at, twice=False)
 
 
-def _placed_rows(at: FailingSite, *, twice: bool) -> Changed | None:
-    """The rows that outputs have; some of them `twice`, or each once."""
-    exact, theirs = _rows(at)
+def _placed_rows(linear: Linear, at: FailingSite, *, twice: bool) -> Iterator[Changed]:
+    """Outputs of other rows, some of them `twice` or each once: with their bias, or their own."""
+    for bias in (None, linear.bias):
+        off = 0.0 if bias is None else wide(bias)
+        exact, theirs = (y - off for y in _rows(at))
+        if found := _places(at, exact, theirs, twice=twice):
+            places, said = found
+            if bias is None:
+                yield moved(at, lambda y, places: y[..., places], places), said
+            else:
+                yield replace(linear, weight=linear.weight[places]), said
+        if linear.bias is None:
+            return
+
+
+def _places(
+    at: FailingSite, exact: Float64Array, theirs: Float64Array, *, twice: bool
+) -> tuple[NDArray[np.intp], str] | None:
+    """The row that each output has, and which of them are not their own."""
     outputs = _wrong_outputs(at)
     if len(exact) < _TOKENS or not 0 < len(outputs) <= _OUTPUTS:
         return None
@@ -164,7 +181,7 @@ def _placed_rows(at: FailingSite, *, twice: bool) -> Changed | None:
     heads = at.site.role in FLAT and (places.reshape(-1, dim) % dim == np.arange(dim)).all()
     if heads or (best == outputs).mean() > 0.5 or not _holds(exact, exact[:, places], theirs):
         return None
-    return moved(at, lambda y: y[..., places]), _placed(outputs, best)
+    return places, _placed(outputs, best)
 
 
 def _placed(outputs: NDArray[np.intp], rows: NDArray[np.intp]) -> str:
@@ -299,39 +316,41 @@ def _(gate: Gate, at: FailingSite) -> Iterator[Changed]:
     # The limit is the least magnitude in what is wrong, or just below it.
     wrong = at.ratio > 1
     few = np.count_nonzero(wrong) < 2
-    if few or gate.act != "silu" or not np.isfinite(wide(at.computed)[wrong]).all():
+    if few or not np.isfinite(wide(at.computed)[wrong]).all():
         return
+    numbers, act = NUMBERS[gate.act], ACTS[gate.act]
     with np.errstate(all="ignore"):
-        own = wide(at.computed)[wrong] / (wide(gate.gate) / (1 + np.exp(-wide(gate.gate))))[wrong]
+        own = wide(at.computed)[wrong] / numbers(wide(gate.gate))[wrong]
         limit = _round(float(np.median(np.abs(own))))
     yield (
-        by_token(gate, lambda g: silu(g.gate) * g.up.apply(lambda y: np.clip(y, -limit, limit))),
+        by_token(gate, lambda g: act(g.gate) * g.up.apply(lambda y: np.clip(y, -limit, limit))),
         "up",
         limit,
     )
     ratio = np.median(wide(at.computed)[wrong] / wide(gate.up)[wrong])
-    top = _round(_silu_inverse(float(ratio)))
+    top = _round(_inverse(numbers, float(ratio)))
     yield (
-        by_token(gate, lambda g: silu(g.gate.apply(lambda y: np.minimum(y, top))) * g.up),
+        by_token(gate, lambda g: act(g.gate.apply(lambda y: np.minimum(y, top))) * g.up),
         "gate",
         top,
     )
     both = by_token(
         gate,
         lambda g: (
-            silu(g.gate.apply(lambda y: np.minimum(y, top)))
+            act(g.gate.apply(lambda y: np.minimum(y, top)))
             * g.up.apply(lambda y: np.clip(y, -top, top))
         ),
     )
     yield both, "gate and up", top
 
 
-def _silu_inverse(y: float) -> float:
-    """The number of which silu is y, for y above 0."""
+def _inverse(act: Function, y: float) -> float:
+    """The number of which an activation is y, for y above 0."""
     low, high = 0.0, max(2.0 * abs(y), 2.0) + 2.0
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if middle / (1 + np.exp(-middle)) < y else (low, middle)
+        below = bool(act(np.asarray(middle)) < y)
+        low, high = (middle, high) if below else (low, middle)
     return (low + high) / 2
 
 

@@ -163,12 +163,13 @@ def _(embedding: Embedding, at: FailingSite) -> Changed | None:
     """The token at {0}."""
     # The row of the table that each wrong token has, where there is one.
     bound = at.bound(at.formats)
+    table = embedding.table if embedding.factor == 1 else wide(embedding.table) * embedding.factor
     wrong = np.argwhere((bound.ratio(at.computed) > 1).any(axis=-1))
     if not 0 < len(wrong) <= _IDS:
         return None
     ids, said = embedding.ids.copy(), []
     for b, s in wrong:
-        row = _row_of(wide(at.computed[b, s]), embedding.table, at.formats.dtype)
+        row = _row_of(wide(at.computed[b, s]), table, at.formats.dtype)
         if row is None:
             return None
         said.append(f"({b}, {s}): the array is row {row}, input_ids says {ids[b, s]}")
@@ -195,7 +196,7 @@ def _(embedding: Embedding, at: FailingSite) -> Changed | None:
     error = (wide(at.computed) - at.bound(at.formats).exact)[wrong]
     if len(error) < 2 or not np.isfinite(error).all():
         return None
-    table = wide(embedding.table)
+    table = wide(embedding.table) * embedding.factor
     size = np.maximum(np.linalg.norm(table, axis=-1), 1e-300)
     row = int(np.argmax(table @ error.mean(axis=0) / size))
     if np.sum(np.square(error - table[row])) > 0.1 * np.sum(np.square(error)):
@@ -203,7 +204,7 @@ def _(embedding: Embedding, at: FailingSite) -> Changed | None:
     places = wrong[..., None]
 
     def formula(e: Rows) -> Tracked:
-        more = read("row", embedding.table[row], e.rows.how, recorded=False)
+        more = read("row", embedding.table[row], e.rows.how, recorded=False) * embedding.factor
         return e.rows.where(~places, (e.rows + more).to(e.rows.how.out))
 
     return evaluated(embedding, formula), row, len(error)

@@ -138,13 +138,16 @@ def _lowered(heads: Heads, score: float, added: bool) -> Tracked:
 def _(operation: WEIGHING, at: FailingSite) -> Iterator[Changed]:
     """Weighs {0} alike, as where all scores are the same; it should weigh them with the softmax of
     the scores."""
+    sinks = (True, False) if vars(operation).get("sinks") is not None else (True,)
     for seen, said in ((False, "all keys, later ones too,"), (True, "the keys that are seen")):
-        if found := weighed(operation, at, _alike, seen):
-            yield found, said
+        for with_sinks in sinks:
+            if found := weighed(operation, at, _alike, seen, with_sinks):
+                yield found, said
 
 
-def _alike(heads: Heads, seen: bool) -> Tracked:
+def _alike(heads: Heads, seen: bool, with_sinks: bool) -> Tracked:
     allowed = heads.allowed if seen else None
+    heads = heads if with_sinks else replace(heads, sinks=None)
     return heads.weigh(heads.probabilities_of(0.0 * heads.scores(), allowed))
 
 

@@ -14,6 +14,7 @@ from tests.support.mistakes import (
     sinks,
     solved,
     streams,
+    switches,
 )
 from tests.support.mistakes.mistake import Mistake
 
@@ -32,6 +33,7 @@ MISTAKES = [
         quantised,
         solved,
         read_off,
+        switches,
         formulas,
     )
     for mistake in subject.MISTAKES

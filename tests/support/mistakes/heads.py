@@ -8,51 +8,53 @@ import numpy as np
 
 from tests.support.mistakes.mistake import (
     ATTENTION,
-    PLACES,
-    Q_ROPE,
     K,
     Mistake,
     Q,
     V,
 )
-from tests.support.ported import COUNT, attended, causal, narrow, omega, softmax, turned
+from tests.support.ported import COUNT, causal, narrow, softmax
 
 
 def _attention(allowed=None, q=None, k=None, v=None, **options):
     def wrong(p):
-        arrays = [
-            p.heads(other or name)
-            for other, name in ((q, Q_ROPE), (k, "self_attn.k_rope"), (v, "self_attn.v_proj"))
-        ]
-        return attended(*arrays, causal(COUNT) if allowed is None else allowed, **options)
+        given = zip((q, k, v), p.qkv, strict=True)
+        arrays = [array if other is None else _other(p, other) for other, array in given]
+        how = dict(options)
+        if callable(scale := options.get("scale")):
+            how["scale"] = scale(p)
+        return p.attended(*arrays, allowed and allowed(p), **how)
 
     return wrong
 
 
+def _other(p, role):
+    """The heads of a projection as RoPE reads them; those after RoPE as attention does."""
+    normed = p.config.qk_norm != "none" and role[-6] != "v"
+    if role.endswith("_proj") and normed and not p.config.qk_norm_after_rope:
+        role = role.replace("_proj", "_norm")
+    if role.endswith("_rope") and normed and p.config.qk_norm_after_rope:
+        role = role.replace("_rope", "_norm")
+    return p.heads(role)
+
+
 def _turned_values(p):
-    phases = np.outer(PLACES, omega(p.config))
-    v = turned(p.heads(V), phases)
-    return attended(p.heads(Q_ROPE), p.heads("self_attn.k_rope"), v, causal(COUNT))
+    q, k, v = p.qkv
+    return p.attended(q, k, p.turned(v))
 
 
 def _keys_twice(p):
-    phases = np.outer(PLACES, omega(p.config))
-    k = turned(p.heads("self_attn.k_rope"), phases)
-    return attended(p.heads(Q_ROPE), k, p.heads(V), causal(COUNT))
+    q, k, v = p.qkv
+    return p.attended(q, p.turned(k), v)
 
 
 def _layer_0(p):
-    k, v = (
-        p.arrays[f"model.layers.0.self_attn.{n}"].reshape(2, COUNT, -1, 8)
-        for n in ("k_rope", "v_proj")
-    )
-    return attended(p.heads(Q_ROPE), k, v, causal(COUNT))
+    return p.attended(p.qkv[0], *p.at(0).qkv[1:])
 
 
 def _one_late(p):
-    k, v = (p.heads(n) for n in ("self_attn.k_rope", V))
-    k, v = (np.concatenate([0 * y[:, :1], y[:, :-1]], axis=1) for y in (k, v))
-    return attended(p.heads(Q_ROPE), k, v, causal(COUNT))
+    q, *kv = p.qkv
+    return p.attended(q, *(np.concatenate([0 * y[:, :1], y[:, :-1]], axis=1) for y in kv))
 
 
 def _exponentials(s):
@@ -75,26 +77,41 @@ def _over_both(s):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def _masked_later(s):
+def _unmasked(weights):
+    """Attention to all tokens, with the mask for what makes weights of the scores."""
+
+    def wrong(p):
+        # The sinks, if there are any, are those of one more token, which each sees.
+        seen = (
+            p.allowed
+            if p.sinks is None
+            else np.pad(p.allowed, ((0, 0), (0, 1)), "constant", constant_values=True)
+        )
+        return p.attended(*p.qkv, _everything(p), weights=lambda s: weights(s, seen))
+
+    return wrong
+
+
+def _masked_later(s, seen):
     e = np.exp(s)
-    return e / e.sum(axis=-1, keepdims=True) * causal(COUNT)
+    return e / e.sum(axis=-1, keepdims=True) * seen
 
 
-def _one_added(scores):
-    return np.exp(scores + causal(COUNT)) / np.exp(scores + causal(COUNT)).sum(-1, keepdims=True)
+def _one_added(s, seen):
+    return softmax(s + seen)
 
 
 def _odd_tokens(p):
     """The first two tokens are hidden from every third query."""
-    allowed = causal(COUNT).copy()
+    allowed = p.allowed.copy()
     allowed[5::3, :2] = False
-    return attended(p.heads(Q_ROPE), p.heads("self_attn.k_rope"), p.heads(V), allowed)
+    return p.attended(*p.qkv, allowed)
 
 
 def _heads_regrouped(p):
     """Query heads taken for [group, kv] in the place of [kv, group], and left so."""
-    q = p.heads(Q_ROPE)[:, :, [0, 2, 1, 3]]
-    return attended(q, p.heads("self_attn.k_rope"), p.heads(V), causal(COUNT))
+    q, k, v = p.qkv
+    return p.attended(q[:, :, [0, 2, 1, 3]], k, v)
 
 
 CHUNKS = ((0, 5), (5, 6), (6, 10), (10, 14))
@@ -104,8 +121,9 @@ def _cached(first_slot=None, query_slot=None, read_from=None):
     """Attention a chunk at a time over a cache, written and read as the arguments say."""
 
     def wrong(p):
-        q, k, v = (p.heads(n) for n in (Q_ROPE, "self_attn.k_rope", V))
+        q, k, v = p.qkv
         y = np.zeros(q.shape)
+        window = p.config.window_of(p.layer) or 2 * COUNT
         cache_k, cache_v = (np.zeros((2, 2 * COUNT, *a.shape[2:])) for a in (k, v))
         for start, stop in CHUNKS:
             slot = start if first_slot is None else first_slot(start)
@@ -113,10 +131,11 @@ def _cached(first_slot=None, query_slot=None, read_from=None):
             cache_v[:, slot : slot + stop - start] = v[:, start:stop]
             for s in range(start, stop):
                 low = 0 if read_from is None else read_from(start)
-                high = min(stop, 1 + (s if query_slot is None else query_slot(s, start)))
+                at = s if query_slot is None else query_slot(s, start)
+                low, high = max(low, min(s, at) + 1 - window), min(stop, 1 + at)
                 seen = np.ones((1, high - low), bool)
                 rows = (cache_k[:, low:high], cache_v[:, low:high])
-                y[:, s : s + 1] = attended(q[:, s : s + 1], *rows, seen)
+                y[:, s : s + 1] = p.attended(q[:, s : s + 1], *rows, seen)
         return y
 
     return wrong
@@ -124,26 +143,36 @@ def _cached(first_slot=None, query_slot=None, read_from=None):
 
 _SEEN = "other tokens seen"
 _EYE = np.eye(COUNT, dtype=bool)
+
+
+def _everything(p):
+    return np.ones((COUNT, COUNT), bool)
+
+
+def _window(other):
+    return lambda p: causal(COUNT, other(p.config.sliding_window))
+
+
 MISTAKES = [
-    Mistake("no causal mask", ATTENTION, _attention(np.ones((COUNT, COUNT), bool))),
-    Mistake("a token does not see itself", ATTENTION, _attention(causal(COUNT) & ~_EYE)),
+    Mistake("no causal mask", ATTENTION, _attention(_everything)),
+    Mistake("a token does not see itself", ATTENTION, _attention(lambda p: p.allowed & ~_EYE)),
     Mistake(
         "a token sees the next",
         ATTENTION,
-        _attention(causal(COUNT) | np.eye(COUNT, k=1, dtype=bool)),
+        _attention(lambda p: p.allowed | np.eye(COUNT, k=1, dtype=bool)),
     ),
-    Mistake("another window", ATTENTION, _attention(causal(COUNT)), "window"),
-    Mistake("another window", ATTENTION, _attention(causal(COUNT, 5)), "window"),
-    Mistake("another window", ATTENTION, _attention(causal(COUNT, 3)), "window"),
-    Mistake("another window", ATTENTION, _attention(causal(COUNT, 8)), "window"),
-    Mistake("another window", ATTENTION, _attention(causal(COUNT, 4)), "some windows"),
-    Mistake("mask inverted", ATTENTION, _attention(~causal(COUNT))),
-    Mistake("a token sees only itself", ATTENTION, _attention(_EYE)),
+    Mistake("another window", ATTENTION, _attention(lambda p: causal(COUNT)), "window"),
+    Mistake("another window", ATTENTION, _attention(_window(lambda w: w + 1)), "window"),
+    Mistake("another window", ATTENTION, _attention(_window(lambda w: w - 1)), "window"),
+    Mistake("another window", ATTENTION, _attention(_window(lambda w: 2 * w)), "window"),
+    Mistake("another window", ATTENTION, _attention(_window(lambda w: w)), "some windows"),
+    Mistake("mask inverted", ATTENTION, _attention(lambda p: ~p.allowed)),
+    Mistake("a token sees only itself", ATTENTION, _attention(lambda p: _EYE)),
     Mistake("hidden keys at 0", ATTENTION, _attention(hidden=0.0)),
     Mistake(
         "mask added as 0 and 1",
         ATTENTION,
-        _attention(np.ones((COUNT, COUNT), bool), weights=_one_added),
+        _unmasked(_one_added),
     ),
     Mistake("another scale of scores", ATTENTION, _attention(scale=1.0)),
     Mistake("another scale of scores", ATTENTION, _attention(scale=1 / 8)),
@@ -151,7 +180,9 @@ MISTAKES = [
         Mistake("another scale of scores", ATTENTION, _attention(scale=scale))
         for scale in (1 / math.sqrt(32), 1 / 2, 1 / math.sqrt(2), math.sqrt(8))
     ),
-    Mistake("another scale of scores", ATTENTION, _attention(scale=math.log(2) / math.sqrt(8))),
+    Mistake(
+        "another scale of scores", ATTENTION, _attention(scale=lambda p: p.scale * math.log(2))
+    ),
     Mistake("key heads tiled", ATTENTION, _attention(kv_of=lambda h: h % 2)),
     Mistake("first key head for all", ATTENTION, _attention(kv_of=lambda h: 0)),
     Mistake("key heads in reverse order", ATTENTION, _attention(kv_of=lambda h: 1 - h // 2)),
@@ -167,7 +198,7 @@ MISTAKES = [
     Mistake(
         "masked after softmax",
         ATTENTION,
-        _attention(np.ones((COUNT, COUNT), bool), weights=_masked_later),
+        _unmasked(_masked_later),
     ),
     Mistake("softmax left out", ATTENTION, _attention(hidden=0.0, weights=lambda s: s)),
     Mistake("keys for values", ATTENTION, _attention(v="self_attn.k_rope")),
@@ -220,24 +251,17 @@ MISTAKES = [
     Mistake(
         "padding seen",
         ATTENTION,
-        _attention(causal(COUNT)),
+        _attention(lambda p: causal(COUNT)),
         padded=True,
     ),
     Mistake(
         "queries rotated twice",
         ATTENTION,
-        lambda p: attended(
-            turned(p.heads(Q_ROPE), np.outer(PLACES, omega(p.config))),
-            p.heads("self_attn.k_rope"),
-            p.heads(V),
-            causal(COUNT),
-        ),
+        lambda p: p.attended(p.turned(p.qkv[0]), *p.qkv[1:]),
     ),
     Mistake(
         "inputs rounded to bfloat16",
         ATTENTION,
-        lambda p: attended(
-            *(narrow(p.heads(n)) for n in (Q_ROPE, "self_attn.k_rope", V)), causal(COUNT)
-        ),
+        lambda p: p.attended(*map(narrow, p.qkv)),
     ),
 ]

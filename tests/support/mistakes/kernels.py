@@ -8,19 +8,17 @@ from tests.support.mistakes.mistake import (
     ATTENTION,
     K_ROPE,
     PLACES,
-    Q_ROPE,
     K,
     Mistake,
     Q,
-    V,
 )
-from tests.support.ported import COUNT, attended, causal, omega, turned
+from tests.support.ported import COUNT, causal
 
 _WEIGHT = np.linspace(0.5, 2.0, 8)
 
 
 def _arrays(p):
-    return [p.heads(name).copy() for name in (Q_ROPE, K_ROPE, V)]
+    return [array.copy() for array in p.qkv]
 
 
 def _unit(x, eps):
@@ -30,13 +28,12 @@ def _unit(x, eps):
 
 def _still_head(p):
     y = p.right.copy()
-    y[:, :, 1] = p.heads(K)[:, :, 1]
+    y[:, :, 1] = p.unturned[:, :, 1]
     return y
 
 
 def _normed_before_rope(p):
-    k = _unit(p.heads(K), p.config.rms_norm_eps) * _WEIGHT
-    return turned(k, np.outer(PLACES, omega(p.config)))
+    return p.turned(_unit(p.unturned, p.config.rms_norm_eps) * _WEIGHT)
 
 
 def _with_zeros(number):
@@ -48,8 +45,8 @@ def _with_zeros(number):
         k, v = (np.pad(y, ((0, 0), (0, most), (0, 0), (0, 0))) for y in (k, v))
         y = np.zeros(q.shape)
         for s in PLACES:
-            seen = np.concatenate([s >= PLACES, np.arange(most) < number(s)])
-            y[:, s : s + 1] = attended(q[:, s : s + 1], k, v, seen[None])
+            seen = np.concatenate([p.allowed[s], np.arange(most) < number(s)])
+            y[:, s : s + 1] = p.attended(q[:, s : s + 1], k, v, seen[None])
         return y
 
     return wrong
@@ -57,7 +54,7 @@ def _with_zeros(number):
 
 def _values_rolled(p):
     q, k, v = _arrays(p)
-    return attended(q, k, np.roll(v, 1, axis=2), causal(COUNT))
+    return p.attended(q, k, np.roll(v, 1, axis=2))
 
 
 def _page(slots, tokens, fields="kv"):
@@ -68,7 +65,7 @@ def _page(slots, tokens, fields="kv"):
         for name, array in zip("kv", kv, strict=True):
             if name in fields:
                 array[:, slots] = array[:, tokens]
-        return attended(q, *kv, causal(COUNT))
+        return p.attended(q, *kv)
 
     return wrong
 
@@ -77,34 +74,34 @@ def _slot_of_another_sequence(p):
     q, *kv = _arrays(p)
     for array in kv:
         array[1, 4:8] = array[0, 4:8]
-    return attended(q, *kv, causal(COUNT))
+    return p.attended(q, *kv)
 
 
 def _empty_slot(p):
     q, *kv = _arrays(p)
     for array in kv:
         array[:, 3] = 0
-    return attended(q, *kv, causal(COUNT))
+    return p.attended(q, *kv)
 
 
 def _page_not_read(p):
-    allowed = causal(COUNT).copy()
+    allowed = p.allowed.copy()
     allowed[8:, 4:8] = False
-    return attended(*_arrays(p), allowed)
+    return p.attended(*_arrays(p), allowed)
 
 
 def _page_twice(p):
     """The pages are read in turn, the second one once more."""
     q, k, v = _arrays(p)
     k, v = (np.concatenate([y, y[:, 4:8]], axis=1) for y in (k, v))
-    seen = causal(COUNT)
-    return attended(q, k, v, np.concatenate([seen, seen[:, 4:8]], axis=1))
+    seen = p.allowed
+    return p.attended(q, k, v, np.concatenate([seen, seen[:, 4:8]], axis=1))
 
 
 def _padded_at_the_end(p):
     allowed = np.stack([causal(COUNT)] * 2)
     allowed[1, :, -4:] = False
-    return attended(*_arrays(p), allowed)
+    return p.attended(*_arrays(p), allowed)
 
 
 MISTAKES = [

@@ -12,13 +12,17 @@ from tests.support.mistakes.mistake import (
     UP,
     Mistake,
 )
-from tests.support.ported import silu
 
 _erf = np.vectorize(math.erf)
 
 
 def _gate(formula):
     return lambda p: formula(p[GATE].astype(np.float64), p[UP].astype(np.float64))
+
+
+def _acted(formula):
+    """With the activation of the model."""
+    return lambda p: formula(p.act, p[GATE].astype(np.float64), p[UP].astype(np.float64))
 
 
 MISTAKES = [
@@ -33,12 +37,12 @@ MISTAKES = [
     Mistake("relu squared for silu", ACT, _gate(lambda g, u: np.maximum(g, 0) ** 2 * u)),
     Mistake("sigmoid for silu", ACT, _gate(lambda g, u: u / (1 + np.exp(-g)))),
     Mistake("tanh for silu", ACT, _gate(lambda g, u: np.tanh(g) * u)),
-    Mistake("gate and up swapped in the product", ACT, _gate(lambda g, u: silu(u) * g)),
-    Mistake("up left out", ACT, _gate(lambda g, u: silu(g))),
+    Mistake("gate and up swapped in the product", ACT, _acted(lambda act, g, u: act(u) * g)),
+    Mistake("up left out", ACT, _acted(lambda act, g, u: act(g))),
     Mistake("gate left out", ACT, _gate(lambda g, u: u)),
     Mistake("no activation", ACT, _gate(lambda g, u: g * u)),
-    Mistake("silu of the product", ACT, _gate(lambda g, u: silu(g * u))),
-    Mistake("silu twice", ACT, _gate(lambda g, u: silu(silu(g)) * u)),
-    Mistake("silu of both", ACT, _gate(lambda g, u: silu(g) * silu(u))),
-    Mistake("gate and up added", ACT, _gate(lambda g, u: silu(g) + u)),
+    Mistake("silu of the product", ACT, _acted(lambda act, g, u: act(g * u))),
+    Mistake("silu twice", ACT, _acted(lambda act, g, u: act(act(g)) * u)),
+    Mistake("silu of both", ACT, _acted(lambda act, g, u: act(g) * act(u))),
+    Mistake("gate and up added", ACT, _acted(lambda act, g, u: act(g) + u)),
 ]

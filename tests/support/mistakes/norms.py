@@ -7,17 +7,16 @@ import numpy as np
 
 from tests.support.mistakes.mistake import (
     NORM,
-    PLACES,
     Mistake,
 )
-from tests.support.ported import narrow, normed, omega, turned
+from tests.support.ported import narrow, normed
 
 
 def _norm(eps=None, weight=None):
     def wrong(p):
-        w = p.weight("input_layernorm")
+        w = p.gain()
         return normed(
-            p["x"],
+            p.read,
             w if weight is None else weight(p, w),
             p.config.rms_norm_eps if eps is None else eps,
         )
@@ -27,10 +26,10 @@ def _norm(eps=None, weight=None):
 
 def _by(divisor, centre=False):
     def wrong(p):
-        x = p["x"]
+        x = p.read
         if centre:
             x = x - x.mean(axis=-1, keepdims=True)
-        return x / divisor(x, p.config.rms_norm_eps) * p.weight("input_layernorm")
+        return x / divisor(x, p.config.rms_norm_eps) * p.gain()
 
     return wrong
 
@@ -41,12 +40,12 @@ def _square(x, axis=-1):
 
 def _narrow_mean(dtype):
     def wrong(p):
-        x = p["x"].astype(np.float32)
+        x = p.read.astype(np.float32)
         total = np.zeros((*x.shape[:2], 1), dtype)
         for i in range(x.shape[-1]):
             total = (total.astype(np.float32) + x[..., i : i + 1] ** 2).astype(dtype)
         mean = narrow(total.astype(np.float32) / x.shape[-1], dtype)
-        return x / np.sqrt(mean + np.float32(p.config.rms_norm_eps)) * p.weight(NORM)
+        return x / np.sqrt(mean + np.float32(p.config.rms_norm_eps)) * p.gain()
 
     return wrong
 
@@ -56,44 +55,36 @@ Q_NORM, K_NORM = "self_attn.q_norm", "self_attn.k_norm"
 
 
 def _of_the_sum(role, stream, added):
-    return lambda p: normed(p[stream] + p[added], p.weight(role), p.config.rms_norm_eps)
+    return lambda p: normed(p[stream] + p[added], p.gain(role), p.config.rms_norm_eps)
 
 
 def _input_normalised(role, norm):
     def wrong(p):
-        x = normed(p["x"], p.weight(norm), p.config.rms_norm_eps)
-        return x @ p.weight(role).T
+        x = normed(p["x"], p.gain(norm), p.config.rms_norm_eps)
+        return x @ p.weight(role).T + p.own_bias
 
     return wrong
 
 
-def _of_all_heads(role, read):
-    def wrong(p):
-        x = p.heads(read)
-        size = np.sqrt((x * x).mean(axis=(2, 3), keepdims=True) + p.config.rms_norm_eps)
-        return x / size * p.weight(role)
-
-    return wrong
+def _of_all_heads(p):
+    x = p.split(p.read)
+    size = np.sqrt((x * x).mean(axis=(2, 3), keepdims=True) + p.config.rms_norm_eps)
+    return x / size * p.gain()
 
 
 def _of_each_head(p):
-    x = p.heads("self_attn.q_proj")
+    x = p.split(p.read)
     size = np.sqrt((x * x).mean(axis=-1, keepdims=True) + p.config.rms_norm_eps)
-    return (x / size).reshape(*x.shape[:2], -1) * p.weight(Q_NORM)
+    return (x / size).reshape(*x.shape[:2], -1) * p.gain()
 
 
-def _after_rope(role):
-    def wrong(p):
-        x = p.heads(role.replace("_norm", "_proj"))
-        x = turned(x, np.outer(PLACES, omega(p.config)))
-        return normed(x, p.weight(role), p.config.rms_norm_eps)
-
-    return wrong
+def _after_rope(p):
+    x = p.turned(p.split(p.read)).reshape(p.right.shape)
+    return normed(x, p.gain(), p.config.rms_norm_eps)
 
 
 def _before_rope(p):
-    x = normed(p.heads("self_attn.k_proj"), p.weight(K_NORM), p.config.rms_norm_eps)
-    return turned(x, np.outer(PLACES, omega(p.config)))
+    return p.turned(normed(p.split(p.read), p.gain(K_NORM), p.config.rms_norm_eps))
 
 
 PLACED = [
@@ -114,14 +105,14 @@ PLACED = [
         "another norm's weight",
         AFTER_ATTENTION,
         lambda p: normed(
-            p["self_attn.o_proj"], p.weight("post_attention_layernorm"), p.config.rms_norm_eps
+            p["self_attn.o_proj"], p.gain("post_attention_layernorm"), p.config.rms_norm_eps
         ),
         "norms on both sides",
     ),
     Mistake(
         "another block added",
         "attention_residual",
-        lambda p: p["x"] + p["self_attn.o_proj"],
+        lambda p: p["x"] + p.times * p["self_attn.o_proj"],
         "norms after",
     ),
     Mistake(
@@ -133,17 +124,19 @@ PLACED = [
     Mistake(
         "norm over the wrong width",
         Q_NORM,
-        _of_all_heads(Q_NORM, "self_attn.q_proj"),
+        _of_all_heads,
         "norms of heads",
     ),
     Mistake(
         "norm over the wrong width",
         K_NORM,
-        _of_all_heads(K_NORM, "self_attn.k_rope"),
+        _of_all_heads,
         "norms after RoPE",
     ),
-    Mistake("normalised over a share of the channels", Q_NORM, _of_each_head, "norms after"),
-    Mistake("norm after RoPE", Q_NORM, _after_rope(Q_NORM), "norms of heads"),
+    Mistake(
+        "normalised over a share of the channels", Q_NORM, _of_each_head, "norms of projections"
+    ),
+    Mistake("norm after RoPE", Q_NORM, _after_rope, "norms of heads"),
     Mistake("norm before RoPE", "self_attn.k_rope", _before_rope, "norms after RoPE"),
 ]
 
@@ -158,7 +151,7 @@ MISTAKES = [
     Mistake(
         "another norm's weight",
         NORM,
-        _norm(weight=lambda p, w: p.weight("post_attention_layernorm")),
+        _norm(weight=lambda p, w: p.gain(p.another_norm)),
     ),
     Mistake("mean subtracted", NORM, _by(lambda x, eps: np.sqrt(_square(x) + eps), centre=True)),
     Mistake("sum instead of the mean", NORM, _by(lambda x, eps: np.sqrt(32 * _square(x) + eps))),
@@ -169,13 +162,13 @@ MISTAKES = [
         NORM,
         _by(lambda x, eps: np.sqrt(_square(x, (1, 2)) + eps)),
     ),
-    Mistake("norm skipped", NORM, lambda p: p["x"]),
-    Mistake("weight without the norm", NORM, lambda p: p["x"] * p.weight(NORM)),
+    Mistake("norm skipped", NORM, lambda p: p.read),
+    Mistake("weight without the norm", NORM, lambda p: p.read * p.gain()),
     Mistake("norm's mean in bfloat16", NORM, _narrow_mean(ml_dtypes.bfloat16)),
     Mistake("norm's mean in float16", NORM, _narrow_mean(np.float16)),
     Mistake(
         "input from the wrong place",
         "post_attention_layernorm",
-        lambda p: normed(p["x"], p.weight("post_attention_layernorm"), p.config.rms_norm_eps),
+        lambda p: normed(p["x"], p.gain(), p.config.rms_norm_eps),
     ),
 ]

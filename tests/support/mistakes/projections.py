@@ -19,8 +19,7 @@ from tests.support.ported import COUNT
 
 def _linear(p, weight, x=None, bias=None):
     x = p["input_layernorm"] if x is None else x
-    y = x @ weight.T
-    return y if bias is None else y + bias
+    return x @ weight.T + (p.own_bias if bias is None else bias)
 
 
 def _permute(w, heads):
@@ -110,8 +109,13 @@ MISTAKES = [
     Mistake(
         "queries and keys swapped", Q, lambda p: _linear(p, p.weight(K)), "mha", also=(_SPLIT,)
     ),
-    Mistake("bias missing", K, lambda p: _linear(p, p.weight(K)), "biases"),
-    Mistake("bias missing", DOWN, lambda p: _linear(p, p.weight(DOWN), p["mlp.act"]), "biases"),
+    Mistake("bias missing", K, lambda p: _linear(p, p.weight(K), bias=0), "biases"),
+    Mistake(
+        "bias missing",
+        DOWN,
+        lambda p: _linear(p, p.weight(DOWN), p["mlp.act"], bias=0),
+        "biases of the MLP",
+    ),
     Mistake(
         "bias added twice",
         K,
@@ -155,12 +159,16 @@ MISTAKES = [
             p, p.weight(OUT), p["self_attn.attention"].swapaxes(1, 2).reshape(2, COUNT, 32)
         ),
     ),
-    Mistake("another layer's weights", V, lambda p: _linear(p, p.weight(V, 2))),
-    Mistake("another layer's weights", DOWN, lambda p: _linear(p, p.weight(DOWN, 0), p["mlp.act"])),
+    Mistake("another layer's weights", V, lambda p: _linear(p, p.weight(V, 2), bias=p.bias(V, 2))),
+    Mistake(
+        "another layer's weights",
+        DOWN,
+        lambda p: _linear(p, p.weight(DOWN, 0), p["mlp.act"], p.bias(DOWN, 0)),
+    ),
     Mistake(
         "an input channel left out",
         Q,
-        lambda p: p["input_layernorm"][..., :-1] @ p.weight(Q)[:, :-1].T,
+        lambda p: _linear(p, p.weight(Q)[:, :-1], p["input_layernorm"][..., :-1]),
     ),
     Mistake("zeros", Q, _zeroed),
     Mistake("zeros", Q, _zero_head),

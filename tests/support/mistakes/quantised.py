@@ -10,17 +10,13 @@ from tests.support.mistakes.mistake import (
     ATTENTION,
     DOWN,
     EMBEDDING,
-    K_ROPE,
     NORM,
-    OUT,
-    Q_ROPE,
     RESIDUAL,
     UP,
     Mistake,
     Q,
-    V,
 )
-from tests.support.ported import COUNT, attended, causal, narrow
+from tests.support.ported import narrow
 
 
 def _int8(x, axis):
@@ -60,13 +56,13 @@ def _same(x):
 
 
 def _product(role, source, inputs=_same, weights=_same):
-    return lambda p: inputs(p[source]).astype(np.float64) @ weights(p.weight(role)).T
+    return lambda p: inputs(p[source]).astype(np.float64) @ weights(p.weight(role)).T + p.own_bias
 
 
 def _cached(keys, values):
     def wrong(p):
-        q, k, v = (p.heads(name) for name in (Q_ROPE, K_ROPE, V))
-        return attended(q, keys(k), values(v), causal(COUNT))
+        q, k, v = p.qkv
+        return p.attended(q, keys(k), values(v))
 
     return wrong
 
@@ -124,12 +120,12 @@ MISTAKES = [
     Mistake(
         "embedding quantised",
         EMBEDDING,
-        lambda p: _int8(p.weights["model.embed_tokens.weight"], -1)[p.ids],
+        lambda p: p.rows(p.ids, _int8(p.weights["model.embed_tokens.weight"], -1)),
     ),
     Mistake("cache quantised", ATTENTION, _cached(lambda k: _int8(k, -1), lambda v: _int8(v, -1))),
     Mistake("cache quantised", ATTENTION, _cached(_e5m2, _e5m2)),
     Mistake("cache quantised", ATTENTION, _cached(_same, lambda v: _e4m3(v, (0, 1, 2, 3)))),
     Mistake("dropout", ACT, lambda p: _dropped(p.right, 0.1)),
-    Mistake("dropout", RESIDUAL, lambda p: p["x"] + _dropped(p[OUT], 0.25)),
+    Mistake("dropout", RESIDUAL, lambda p: p["x"] + _dropped(p.added, 0.25)),
     Mistake("sequences in another order", NORM, _first_sequence_twice),
 ]

@@ -13,7 +13,6 @@ from tests.support.mistakes.mistake import (
     DOWN,
     EMBEDDING,
     GATE,
-    K_ROPE,
     NORM,
     OUT,
     Q_ROPE,
@@ -24,7 +23,7 @@ from tests.support.mistakes.mistake import (
     Q,
     V,
 )
-from tests.support.ported import COUNT, attended, causal, narrow, normed, silu, softmax
+from tests.support.ported import COUNT, narrow, normed, softmax
 
 _GROUPS = np.concatenate([np.arange(8 * i, 8 * i + 8) for i in (2, 0, 5, 3, 1, 4)])
 POST = "post_attention_layernorm"
@@ -33,7 +32,7 @@ POST = "post_attention_layernorm"
 def _product(p, role, source, weight=None, x=None):
     x = p[source] if x is None else x
     weight = p.weight(role) if weight is None else weight
-    return x.astype(np.float64) @ weight.astype(np.float64).T
+    return x.astype(np.float64) @ weight.astype(np.float64).T + p.own_bias
 
 
 def _changed(change):
@@ -73,7 +72,7 @@ def _row_of_another_layer(p, y):
 
 
 def _tail_without_weight(p, y):
-    x, eps = p["x"], p.config.rms_norm_eps
+    x, eps = p.read, p.config.rms_norm_eps
     y[..., 24:] = (x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps))[..., 24:]
 
 
@@ -85,12 +84,11 @@ def _slab_lost(p, y):
 
 
 def _first_row_added(p, y):
-    y[p.ids > 48] += p.weights[f"{EMBEDDING}.weight"][0]
+    y[p.ids > 48] += p.rows(0)
 
 
 def _one_head_sees_all(p, y):
-    q, k, v = (p.heads(name) for name in (Q_ROPE, K_ROPE, V))
-    y[:, :, 2] = attended(q, k, v, np.ones((COUNT, COUNT), bool))[:, :, 2]
+    y[:, :, 2] = p.attended(*p.qkv, np.ones((COUNT, COUNT), bool))[:, :, 2]
 
 
 def _averaged_tile(p, y):
@@ -99,14 +97,13 @@ def _averaged_tile(p, y):
 
 
 def _gated(p):
-    return p.right / (1 + np.exp(-p.heads(Q_ROPE).astype(np.float64)))
+    return p.right / (1 + np.exp(-p.qkv[0].astype(np.float64)))
 
 
 def _heads(weights=None, allowed=None, k=lambda k: k, v=lambda v: v):
     def wrong(p):
-        arrays = p.heads(Q_ROPE), k(p.heads(K_ROPE)), v(p.heads(V))
-        allowed_ = causal(COUNT) if allowed is None else allowed
-        return attended(*arrays, allowed_, weights=weights)
+        arrays = p.qkv[0], k(p.qkv[1]), v(p.qkv[2])
+        return p.attended(*arrays, allowed, weights=weights)
 
     return wrong
 
@@ -117,6 +114,12 @@ def _of_largest(count):
         return softmax(np.where(scores >= least, scores, -np.inf))
 
     return weights
+
+
+def _alike(scores):
+    """The same score for each key that is seen; a sink keeps its own."""
+    keys = np.arange(scores.shape[-1]) < COUNT
+    return softmax(np.where(keys & (scores > -1e9), 0.0, scores))
 
 
 def _by_bits(scores):
@@ -136,20 +139,20 @@ def _by_squares(scores):
 
 
 def _newest_of_zeros(p):
-    q, k, v = (p.heads(name) for name in (Q_ROPE, K_ROPE, V))
+    q, k, v = p.qkv
     y = np.zeros(q.shape)
     for s in range(COUNT):
         now = [a[:, : s + 1].copy() for a in (k, v)]
         if s >= 10:  # decoded one by one
             now[0][:, s] = now[1][:, s] = 0
-        y[:, s : s + 1] = attended(q[:, s : s + 1], *now, np.ones((1, s + 1), bool))
+        y[:, s : s + 1] = p.attended(q[:, s : s + 1], *now, p.allowed[s : s + 1, : s + 1])
     return y
 
 
 def _halves_averaged(p):
-    q, k, v = (p.heads(name) for name in (Q_ROPE, K_ROPE, V))
+    q, k, v = p.qkv
     first, second = (
-        attended(q, k[:, part], v[:, part], causal(COUNT)[:, part])
+        p.attended(q, k[:, part], v[:, part], p.allowed[:, part])
         for part in (slice(0, 7), slice(7, COUNT))
     )
     late = (np.arange(COUNT) >= 7)[:, None, None]
@@ -158,17 +161,17 @@ def _halves_averaged(p):
 
 def _nearest_of_table(p):
     step = np.float32(1 / 32)
-    return silu(np.round(p[GATE] / step) * step) * p[UP]
+    return p.act(np.round(p[GATE] / step) * step) * p[UP]
 
 
 def _lines_of_table(p):
     grid = np.linspace(-8, 8, 129)
-    return np.interp(p[GATE], grid, grid / (1 + np.exp(-grid))) * p[UP]
+    return np.interp(p[GATE], grid, p.act(grid)) * p[UP]
 
 
 def _estimated_root(p):
-    root = (1 / np.sqrt((p["x"] ** 2).mean(-1, keepdims=True) + p.config.rms_norm_eps)) * 4096
-    return p["x"] * (np.floor(root) / 4096) * p.weight(NORM)
+    root = (1 / np.sqrt((p.read**2).mean(-1, keepdims=True) + p.config.rms_norm_eps)) * 4096
+    return p.read * (np.floor(root) / 4096) * p.gain()
 
 
 def _norm_in(dtype):
@@ -176,18 +179,18 @@ def _norm_in(dtype):
         return narrow(np.asarray(y), dtype)
 
     def wrong(p):
-        x = cut(p["x"])
+        x = cut(p.read)
         total = np.zeros_like(x[..., :1])
         for i in range(x.shape[-1]):
             total = cut(total + cut(x[..., i : i + 1] ** 2))
         root = cut(np.sqrt(cut(cut(total / x.shape[-1]) + np.float32(p.config.rms_norm_eps))))
-        return cut(cut(x / root) * p.weight(NORM))
+        return cut(cut(x / root) * p.gain())
 
     return wrong
 
 
 def _by(divisor):
-    return lambda p: p["x"] / divisor(p["x"].astype(np.float64)) * p.weight(NORM)
+    return lambda p: p.read / divisor(p.read.astype(np.float64)) * p.gain()
 
 
 def _bits(weight, stored, read):
@@ -251,7 +254,7 @@ MISTAKES = [
     Mistake("another row added", EMBEDDING, _changed(_first_row_added)),
     Mistake("no causal mask", ATTENTION, _changed(_one_head_sees_all)),
     Mistake("uniform attention", ATTENTION, _changed(_averaged_tile)),
-    Mistake("uniform attention", ATTENTION, _heads(lambda s: softmax(np.where(s > -1e9, 0.0, s)))),
+    Mistake("uniform attention", ATTENTION, _heads(_alike)),
     Mistake("output gated", ATTENTION, _gated),
     Mistake("only the largest scores", ATTENTION, _heads(_of_largest(5))),
     Mistake("exponentials approximated", ATTENTION, _heads(_by_bits)),
@@ -277,7 +280,11 @@ MISTAKES = [
         NORM,
         _by(lambda x: np.abs(x).max(axis=-1, keepdims=True) + 1e-4),
     ),
-    Mistake("another layer's weights", NORM, lambda p: normed(p["x"], p.weight(NORM, 2), 1e-4)),
+    Mistake(
+        "another layer's weights",
+        NORM,
+        lambda p: normed(p.read, p.gain(layer=2), p.config.rms_norm_eps),
+    ),
     Mistake(
         "bits of weights misread",
         V,
@@ -286,7 +293,7 @@ MISTAKES = [
     Mistake(
         "bits of weights misread",
         NORM,
-        lambda p: p.right / p.weight(NORM) * _bits(p.weight(NORM), np.float16, ml_dtypes.bfloat16),
+        lambda p: p.right / p.gain() * _bits(p.gain(), np.float16, ml_dtypes.bfloat16),
     ),
     Mistake(
         "zero points off by one", Q, lambda p: _product(p, Q, NORM, _zero_one_late(p.weight(Q)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import ml_dtypes
@@ -14,66 +13,57 @@ from tests.support.mistakes.mistake import (
     Q_ROPE,
     Mistake,
 )
-from tests.support.ported import COUNT, narrow, omega, turned
+from tests.support.ported import COUNT, narrow, turned
 
 
-def _rope(role, **how):
+def _rope(**how):
     def wrong(p):
-        phases = how.get("phases", lambda config: np.outer(PLACES, omega(config)))(p.config)
-        options = {k: v for k, v in how.items() if k in ("layout", "factor", "sign")}
-        return turned(p.heads(role), phases, **options)
+        options = {k: v for k, v in how.items() if k != "omega"}
+        return p.turned(p.unturned, how["omega"](p) if "omega" in how else None, **options)
 
     return wrong
 
 
+def _theta_of_another_layer(p):
+    return p.turned(p.unturned, p.at(0).omega(), factor=p.at(0).factor)
+
+
 def _theta(theta):
-    return _rope("self_attn.q_proj", phases=lambda c: np.outer(PLACES, omega(c, theta)))
+    return _rope(omega=lambda p: p.omega(rope_theta=theta))
 
 
 def _at(places):
-    return _rope("self_attn.q_proj", phases=lambda c: np.outer(places, omega(c)))
+    return _rope(places=places)
 
 
 def _put_back(p):
-    x = p.heads("self_attn.q_proj").astype(np.float64)
-    a, b = x[..., 0::2], x[..., 1::2]
-    phases = np.outer(PLACES, omega(p.config))[None, :, None]
-    parts = [a * np.cos(phases) - b * np.sin(phases), b * np.cos(phases) + a * np.sin(phases)]
-    return np.concatenate(parts, axis=-1)
+    x = p.unturned
+    halves = np.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1)
+    return p.turned(halves, layout="half")
 
 
 def _cos_sin(p):
-    x = p.heads("self_attn.q_proj").astype(np.float64)
-    a, b = np.split(x, 2, axis=-1)
-    phases = np.outer(PLACES, omega(p.config))[None, :, None]
-    parts = [a * np.sin(phases) - b * np.cos(phases), b * np.sin(phases) + a * np.cos(phases)]
-    return np.concatenate(parts, axis=-1)
+    return p.turned(p.unturned, table=(np.sin, np.cos))
 
 
 def _one_half(p):
-    right, x = p.right.copy(), p.heads("self_attn.q_proj")
+    right, x = p.right.copy(), p.unturned
     right[..., x.shape[-1] // 2 :] = x[..., x.shape[-1] // 2 :]
     return right
 
 
 def _partial(p):
-    x, half = p.heads("self_attn.q_proj"), p.config.head_dim // 2
-    small = [p.config.rope_theta ** (-2 * i / half) for i in range(half // 2)]
-    first = turned(x[..., :half], np.outer(PLACES, small))
-    return np.concatenate([first, x[..., half:]], axis=-1)
+    return p.turned(p.unturned, p.omega(partial_rotary_factor=0.5))
 
 
 def _warmth(p):
     """The factor of each token, as a column."""
-    rise = p.config.llama_4_scaling_beta * np.log(1 + PLACES // 4)
-    return (1 + rise)[:, None, None]
+    return p.warmth[:, None, None]
 
 
 def _short_factors(p):
     """RoPE as for texts within the trained context."""
-    speeds, factor = frequencies(p.config, 1)
-    x = turned(p.heads("self_attn.q_proj"), np.outer(PLACES, speeds), factor=factor)
-    return x * _warmth(p)
+    return p.turned(p.unturned, frequencies(p.config, 1, p.layer)[0])
 
 
 def _cool(p):
@@ -86,14 +76,14 @@ def _warm_keys(p):
 
 def _width_of_head(p):
     """The first half of a head, with frequencies that divide by the width of the head."""
-    x, half = p.heads("self_attn.q_proj"), p.config.head_dim // 2
-    first = turned(x[..., :half], np.outer(PLACES, omega(p.config)[: half // 2]))
-    return np.concatenate([first, x[..., half:]], axis=-1)
+    return p.turned(p.unturned, p.plain(p.config.head_dim)[: p.config.head_dim // 4])
 
 
 def _by_head(p):
-    x = p.heads("self_attn.q_proj")
-    return turned(x.swapaxes(1, 2), np.outer(np.arange(x.shape[2]), omega(p.config))).swapaxes(1, 2)
+    x = p.unturned.swapaxes(1, 2)
+    phases = np.outer(np.arange(x.shape[1]), p.omega())
+    y = turned(x, phases, p.layout, p.factor).swapaxes(1, 2)
+    return y * _warmth(p) if p.config.llama_4_scaling_beta else y
 
 
 def _narrow_phases(dtype, parts=("positions", "omega", "phases")):
@@ -105,27 +95,23 @@ def _narrow_phases(dtype, parts=("positions", "omega", "phases")):
             return narrow(array, dtype) if part in parts else array
 
         places = rounded("positions", p.positions)
-        phases = rounded("phases", np.outer(places, rounded("omega", omega(p.config))))
-        return turned(p.heads("self_attn.q_proj"), phases)
+        phases = rounded("phases", np.outer(places, rounded("omega", p.omega())))
+        return p.turned(p.unturned, phases=phases)
 
     return wrong
 
 
 def _narrow_table(rounding):
     def wrong(p):
-        x = p.heads("self_attn.q_proj")
-        a, b = np.split(x, 2, axis=-1)
-        phases = np.outer(PLACES, omega(p.config))[None, :, None]
-        cos, sin = (rounding(f(phases).astype(np.float32)) for f in (np.cos, np.sin))
-        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return p.turned(p.unturned, rounding=rounding)
 
     return wrong
 
 
 def _yarn_sine(p):
     # The right array's cosines carry the factor; divide the sines' part by it.
-    x = p.heads("self_attn.q_proj").astype(np.float64)
-    factor = 0.1 * math.log(p.config.rope_scaling.factor) + 1
+    x = p.unturned.astype(np.float64)
+    factor = p.factor
     a, b = np.split(x, 2, axis=-1)
     c, d = np.split(p.right.astype(np.float64), 2, axis=-1)
     size = a * a + b * b
@@ -137,9 +123,7 @@ def _yarn_factor(power):
     """RoPE with another power of yarn's attention factor."""
 
     def wrong(p):
-        speeds, factor = frequencies(p.config)
-        phases = np.outer(PLACES, speeds)
-        return turned(p.heads("self_attn.q_proj"), phases, factor=factor**power)
+        return p.turned(p.unturned, factor=p.factor**power)
 
     return wrong
 
@@ -149,49 +133,54 @@ def _with_scaling(**parameters):
 
     def wrong(p):
         scaling = replace(p.config.rope_scaling, **parameters)
-        speeds, factor = frequencies(replace(p.config, rope_scaling=scaling))
-        return turned(p.heads("self_attn.q_proj"), np.outer(PLACES, speeds), factor=factor)
+        omega, factor = frequencies(replace(p.config, rope_scaling=scaling), COUNT, p.layer)
+        return p.turned(p.unturned, omega, factor=factor)
 
     return wrong
 
 
+def _plain(p):
+    """RoPE without scaling."""
+    return p.turned(p.unturned, p.plain(), factor=1)
+
+
+def _all_channels(p):
+    return p.turned(p.unturned, p.plain(p.config.head_dim))
+
+
 STALE = np.concatenate([np.arange(9), np.arange(COUNT - 9)])
 MISTAKES = [
-    Mistake("RoPE layout interleaved", Q_ROPE, _rope("self_attn.q_proj", layout="interleaved")),
+    Mistake("RoPE layout interleaved", Q_ROPE, _rope(layout="interleaved")),
     Mistake(
         "RoPE layout interleaved",
         "self_attn.k_rope",
-        _rope("self_attn.k_proj", layout="interleaved"),
+        _rope(layout="interleaved"),
     ),
+    Mistake("RoPE layout half", Q_ROPE, _rope(layout="half"), "interleaved"),
     Mistake("RoPE pairs put back in the other layout", Q_ROPE, _put_back),
-    Mistake("RoPE rotated the other way", Q_ROPE, _rope("self_attn.q_proj", sign=-1)),
+    Mistake("RoPE rotated the other way", Q_ROPE, _rope(sign=-1)),
     Mistake("another rope_theta", Q_ROPE, _theta(10000.0)),
     Mistake("another rope_theta", Q_ROPE, _theta(500000.0)),
-    Mistake("RoPE of another layer", Q_ROPE, _theta(100.0), "theta by layer"),
+    Mistake("RoPE of another layer", Q_ROPE, _theta_of_another_layer, "theta by layer"),
     Mistake("longrope's factors of another length", Q_ROPE, _short_factors, "longrope"),
-    Mistake("query temperature missing", Q_ROPE, _cool, "longrope"),
-    Mistake("query temperature on keys", "self_attn.k_rope", _warm_keys, "longrope"),
+    Mistake("query temperature missing", Q_ROPE, _cool, "temperature"),
+    Mistake("query temperature on keys", "self_attn.k_rope", _warm_keys, "temperature"),
     Mistake("RoPE on a layer without it", Q_ROPE, _theta(2000.0), "layer without RoPE"),
-    Mistake("RoPE exponent", Q_ROPE, _theta(2000.0**2)),
+    Mistake("RoPE exponent", Q_ROPE, _rope(omega=lambda p: p.omega(rope_theta=p.theta**2))),
     Mistake("RoPE position off by one", Q_ROPE, _at(PLACES + 1)),
     Mistake("RoPE position off by one", Q_ROPE, _at(PLACES - 1)),
     Mistake("RoPE at other positions", Q_ROPE, _at(STALE)),
     Mistake("RoPE at other positions", Q_ROPE, _at(np.full(COUNT, 3))),
     Mistake("RoPE at other positions", Q_ROPE, _at(PLACES + 7)),
     Mistake("RoPE by head", Q_ROPE, _by_head),
-    Mistake(
-        "RoPE scaling ignored",
-        Q_ROPE,
-        _rope("self_attn.q_proj"),
-        "linear",
+    *(
+        Mistake("RoPE scaling ignored", Q_ROPE, _plain, scaling)
+        for scaling in ("linear", "llama3", "yarn", "dynamic")
     ),
-    Mistake("RoPE scaling ignored", Q_ROPE, _rope("self_attn.q_proj"), "llama3"),
-    Mistake("RoPE scaling ignored", Q_ROPE, _rope("self_attn.q_proj"), "yarn"),
-    Mistake("RoPE scaling ignored", Q_ROPE, _rope("self_attn.q_proj"), "dynamic"),
     Mistake(
         "RoPE scaling of another kind",
         Q_ROPE,
-        _rope("self_attn.q_proj", phases=lambda c: np.outer(PLACES, omega(c) / 8)),
+        _rope(omega=lambda p: p.plain() / 8),
         "llama3",
     ),
     Mistake("another parameter of RoPE scaling", Q_ROPE, _with_scaling(truncate=False), "yarn"),
@@ -204,27 +193,27 @@ MISTAKES = [
     Mistake(
         "RoPE scaling factor inverted",
         Q_ROPE,
-        _rope("self_attn.q_proj", phases=lambda c: np.outer(PLACES, omega(c) * 3)),
+        _rope(omega=lambda p: p.plain() * p.config.rope_scaling.factor),
         "linear",
     ),
     Mistake(
         "RoPE with other frequencies",
         Q_ROPE,
-        _rope("self_attn.q_proj", phases=lambda c: np.outer(PLACES, omega(c)[::-1] / 2)),
+        _rope(omega=lambda p: p.omega()[::-1] / 2),
     ),
     Mistake("attention factor of yarn missing", Q_ROPE, _yarn_factor(0), "yarn"),
     Mistake("attention factor of yarn misused", Q_ROPE, _yarn_factor(2), "yarn"),
     Mistake("attention factor of yarn misused", Q_ROPE, _yarn_sine, "yarn"),
-    Mistake("RoPE not applied", Q_ROPE, lambda p: p.heads("self_attn.q_proj")),
+    Mistake("RoPE not applied", Q_ROPE, _rope(places=0 * PLACES)),
     Mistake(
         "RoPE applied twice",
         Q_ROPE,
-        lambda p: turned(p.right, np.outer(PLACES, omega(p.config))),
+        lambda p: p.turned(p.right, warm=False),
     ),
     Mistake("RoPE cosine and sine swapped", Q_ROPE, _cos_sin),
     Mistake("RoPE on half of the channels", Q_ROPE, _one_half),
     Mistake("partial RoPE", Q_ROPE, _partial),
-    Mistake("partial RoPE", Q_ROPE, _rope("self_attn.q_proj"), "partial RoPE"),
+    Mistake("partial RoPE", Q_ROPE, _all_channels, "partial RoPE"),
     Mistake(
         "RoPE exponent by the hidden size",
         Q_ROPE,

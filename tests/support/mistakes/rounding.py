@@ -20,15 +20,16 @@ def _tf32(x, nearest=True):
 
 
 def _rounded(how):
-    return lambda p: how(p["input_layernorm"]).astype(np.float64) @ how(p.weight(Q)).T
+    return lambda p: how(p[NORM]).astype(np.float64) @ how(p.weight(Q)).T + p.own_bias
 
 
 def _of_weights(how):
-    return lambda p: p["input_layernorm"].astype(np.float64) @ how(p.weight(Q)).T
+    return lambda p: p[NORM].astype(np.float64) @ how(p.weight(Q)).T + p.own_bias
 
 
 def _norm_of_narrow_weight(p):
-    return normed(p["x"], narrow(p.weight(NORM), np.float16), p.config.rms_norm_eps)
+    weight = narrow(p.weight(p.role), np.float16) + p.config.norm_weight_offset
+    return normed(p.read, weight, p.config.rms_norm_eps)
 
 
 def _table(p):
@@ -38,7 +39,7 @@ def _table(p):
 def _sums(dtype):
     def wrong(p):
         x, w = p["input_layernorm"], p.weight(Q)
-        total = np.zeros((*x.shape[:2], len(w)), np.float32)
+        total = narrow(np.zeros((*x.shape[:2], len(w)), np.float32) + p.own_bias, dtype)
         for i in range(x.shape[-1]):
             total = narrow(total + narrow(x[..., i, None] * w[:, i], dtype), dtype)
         return total
@@ -56,7 +57,7 @@ MISTAKES = [
     Mistake(
         "weights rounded to bfloat16",
         EMBEDDING,
-        lambda p: narrow(_table(p))[p.ids],
+        lambda p: p.rows(p.ids, narrow(_table(p))),
         also=("result rounded to bfloat16",),
     ),
     Mistake("result rounded to bfloat16", Q, lambda p: narrow(p.right)),

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.support.mistakes.mistake import ATTENTION, Q_ROPE, Mistake, V
-from tests.support.ported import COUNT, LAYER, causal
+from tests.support.mistakes.mistake import ATTENTION, Mistake
 
 
 def _with(change=lambda sinks: sinks, weigh=lambda weights, sink: weights):
     """Attention whose sinks and weights are changed."""
 
     def wrong(p):
-        q, k, v = (p.heads(name).astype(np.float64) for name in (Q_ROPE, "self_attn.k_rope", V))
+        q, k, v = (array.astype(np.float64) for array in p.qkv)
         k, v = (np.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-        scores = np.einsum("bshd,bthd->bhst", q, k) / np.sqrt(q.shape[-1])
-        scores = np.where(causal(COUNT), scores, -np.inf)
-        sinks = change(p.weights[f"model.layers.{LAYER}.self_attn.sinks"].astype(np.float64))
+        scores = np.einsum("bshd,bthd->bhst", q, k) * p.scale
+        scores = np.where(p.allowed, scores, -np.inf)
+        sinks = change(p.sinks.astype(np.float64))
         e, sink = np.exp(scores), np.exp(sinks)[None, :, None, None]
         total = e.sum(axis=-1, keepdims=True) + sink
         return np.einsum("bhst,bthd->bshd", weigh(e / total, sink / total), v)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.support.mistakes.mistake import ACT, DOWN, GATE, NORM, OUT, UP, Mistake, Q
-from tests.support.ported import normed, silu
+from tests.support.ported import normed
 
 _RNG = np.random.default_rng(11)
 _BIAS = _RNG.standard_normal(32).astype(np.float32)
@@ -18,7 +18,7 @@ def _with_weight(change):
     def wrong(p):
         weight = p.weight(Q).copy()
         change(weight)
-        return p[NORM].astype(np.float64) @ weight.T
+        return p[NORM].astype(np.float64) @ weight.T + p.own_bias
 
     return wrong
 
@@ -36,11 +36,11 @@ def _channel_doubled(weight):
 
 
 def _clamped_up(p):
-    return silu(p[GATE]) * np.clip(p[UP], -0.5, 0.5)
+    return p.act(p[GATE]) * np.clip(p[UP], -0.5, 0.5)
 
 
 def _clamped_gate(p):
-    return silu(np.minimum(p[GATE], 0.25)) * p[UP]
+    return p.act(np.minimum(p[GATE], 0.25)) * p[UP]
 
 
 def _tile_of_another(p):
@@ -69,10 +69,10 @@ MISTAKES = [
     Mistake(
         "a low-rank product added",
         Q,
-        lambda p: p[NORM].astype(np.float64) @ (p.weight(Q) + _DOWN @ _UP).T,
+        lambda p: p[NORM].astype(np.float64) @ (p.weight(Q) + _DOWN @ _UP).T + p.own_bias,
     ),
     Mistake("result clamped", Q, lambda p: np.clip(p.right, -0.5, 0.5)),
     Mistake("gate or up clamped", ACT, _clamped_up),
     Mistake("gate or up clamped", ACT, _clamped_gate),
-    Mistake("another eps", NORM, lambda p: normed(p["x"], p.weight(NORM), 0.03)),
+    Mistake("another eps", NORM, lambda p: normed(p.read, p.gain(), 0.03)),
 ]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tests.support.mistakes.mistake import (
-    DOWN,
     EMBEDDING,
     NORM,
-    OUT,
     RESIDUAL,
     Mistake,
     Q,
@@ -16,16 +14,16 @@ from tests.support.mistakes.mistake import (
 from tests.support.ported import normed
 
 MISTAKES = [
-    Mistake("residual missing", RESIDUAL, lambda p: p[OUT]),
+    Mistake("residual missing", RESIDUAL, lambda p: p.added),
     Mistake("block not added", RESIDUAL, lambda p: p["x"]),
-    Mistake("added twice", RESIDUAL, lambda p: p["x"] + 2 * p[OUT]),
-    Mistake("added twice", RESIDUAL, lambda p: p["x"] * 2 + p[OUT]),
-    Mistake("subtracted for added", RESIDUAL, lambda p: p["x"] - p[OUT]),
-    Mistake("residual from the wrong place", RESIDUAL, lambda p: p[NORM] + p[OUT]),
-    Mistake("another block added", RESIDUAL, lambda p: p["x"] + p[Q]),
-    Mistake("one array more added", RESIDUAL, lambda p: p["x"] + p[OUT] + p[NORM]),
-    Mistake("added block scaled", RESIDUAL, lambda p: p["x"] + np.float32(0.3) * p[OUT]),
-    Mistake("residual from the wrong place", "", lambda p: p["x"] + p[DOWN]),
+    Mistake("added twice", RESIDUAL, lambda p: p["x"] + 2 * p.added),
+    Mistake("added twice", RESIDUAL, lambda p: p["x"] * 2 + p.added),
+    Mistake("subtracted for added", RESIDUAL, lambda p: p["x"] - p.added),
+    Mistake("residual from the wrong place", RESIDUAL, lambda p: p[NORM] + p.added),
+    Mistake("another block added", RESIDUAL, lambda p: p["x"] + p.times * p[Q]),
+    Mistake("one array more added", RESIDUAL, lambda p: p["x"] + p.added + p[Q]),
+    Mistake("added block scaled", RESIDUAL, lambda p: p["x"] + np.float32(0.3) * p.added),
+    Mistake("residual from the wrong place", "", lambda p: p["x"] + p.added),
 ]
 
 
@@ -42,19 +40,21 @@ OUTSIDE = [
     Mistake(
         "embedding scaled by the root of hidden_size",
         EMBEDDING,
-        lambda p: _table(p)[p.ids] * np.float32(32**0.5),
+        lambda p: p.right * np.float32(32**0.5),
     ),
-    Mistake("token ids shifted", EMBEDDING, lambda p: _table(p)[p.ids - 1]),
-    Mistake("tokens shifted", EMBEDDING, lambda p: _table(p)[np.roll(p.ids, 1, axis=1)]),
-    Mistake("another embedding table", EMBEDDING, lambda p: p.weights["lm_head.weight"][p.ids]),
-    Mistake("another embedding table", EMBEDDING, lambda p: _table(p).reshape(32, -1).T[p.ids]),
+    Mistake("token ids shifted", EMBEDDING, lambda p: p.rows(p.ids - 1)),
+    Mistake("tokens shifted", EMBEDDING, lambda p: p.rows(np.roll(p.ids, 1, axis=1))),
+    Mistake(
+        "another embedding table", EMBEDDING, lambda p: p.rows(p.ids, p.weights["lm_head.weight"])
+    ),
+    Mistake(
+        "another embedding table", EMBEDDING, lambda p: p.rows(p.ids, _table(p).reshape(32, -1).T)
+    ),
     Mistake("norm skipped", "model.norm", lambda p: p.arrays["model.layers.2"]),
     Mistake(
         "input from the wrong place",
         "model.norm",
-        lambda p: normed(
-            p.arrays["model.layers.1"], p.weights["model.norm.weight"], p.config.rms_norm_eps
-        ),
+        lambda p: normed(p.arrays["model.layers.1"], p.gain("model.norm"), p.config.rms_norm_eps),
     ),
     Mistake(
         "embedding used as the head", "lm_head", lambda p: p.arrays["model.norm"] @ _table(p).T
@@ -62,12 +62,12 @@ OUTSIDE = [
     Mistake(
         "input not normalised",
         "lm_head",
-        lambda p: p.arrays["model.layers.2"] @ p.weights["lm_head.weight"].T,
+        lambda p: p.arrays["model.layers.2"] @ p.head.T,
     ),
     Mistake(
         "hidden state normalised already",
         "model.layers.2",
-        lambda p: normed(p.right, p.weights["model.norm.weight"], p.config.rms_norm_eps),
+        lambda p: normed(p.right, p.gain("model.norm"), p.config.rms_norm_eps),
     ),
     Mistake("logits centred", "lm_head", lambda p: p.right - p.right.mean(-1, keepdims=True)),
     Mistake(

@@ -1,0 +1,1 @@
+"""Each known mistake, planted in a port of each family that it applies to."""
