@@ -192,3 +192,11 @@ def what_is_left_of_a_change_not_looked_at(right, e, d, axes):
 @wrong("llama_layers.verify.mistakes.codes:Codes.of", CODES)
 def every_scale_in_float32(right, self, array, scaling, scales="float32", limits=None):
     return right(self, array, scaling, "float32", limits)
+
+
+@wrong(
+    "llama_layers.verify.operation:Operation.at_tokens",
+    "verify/test_some_tokens.py::test_at_some_tokens",
+)
+def the_first_tokens_for_the_worst(right, self, tokens):
+    return right(self, np.arange(len(tokens)))
