@@ -11,6 +11,8 @@ import pytest
 from llama_layers import (
     KVCache,
     LayerCache,
+    Llama,
+    LlamaConfig,
     Mask,
     QKVWeights,
     apply_rope,
@@ -20,8 +22,10 @@ from llama_layers import (
     forward,
     generate,
     linear,
+    load,
     mlp,
     qkv_projection,
+    query_temperature,
     rms_norm,
     rope_table,
     sample,
@@ -30,6 +34,7 @@ from llama_layers import (
 from llama_layers.arrays.checks import check_choice, check_count, check_finite
 from llama_layers.arrays.dtypes import check_bools, check_integers
 from llama_layers.errors import shown
+from llama_layers.verify import check, record
 from tests.support.random_models import GQA, layer_weights, model_of, random_weights
 
 HUGE = 10**400  # no float is as large
@@ -43,6 +48,9 @@ A = np.ones((2, 2), np.float32)
 ROWS = np.ones((2, 10), np.float32)
 S = np.arange(2)
 TABLE = rope_table(S, GQA, like=X)
+NOPE = replace(GQA, layer_rope_theta=(0.0,) * GQA.num_hidden_layers)
+MASKED = np.ma.ones((2, 2))
+TRACE = record(MODEL, IDS)
 
 
 def generated(**options):
@@ -121,6 +129,29 @@ CALLS = {
     "decoder_layer tap": (lambda: layer(tap=lambda n, a: a[..., :1]), ValueError, "tap at"),
     "decoder_layer x": (lambda: layer(x=None), TypeError, "x"),
     "decoder_layer cache": (lambda: layer(cache=KVCache.create(GQA, 1, 2)), TypeError, "cache"),
+    "decoder_layer cache without RoPE": (
+        lambda: layer(config=NOPE, rope=None, cache="x"),
+        TypeError,
+        "cache",
+    ),
+    "query_temperature config": (
+        lambda: query_temperature(S, None, like=X),
+        TypeError,
+        "config",
+    ),
+    "record cache": (lambda: record(MODEL, IDS, cache="x"), TypeError, "cache"),
+    "check allow": (lambda: check(TRACE, MODEL, allow=3), TypeError, "allow"),
+    "check profile": (lambda: check(TRACE, MODEL, profile=3), TypeError, "profile"),
+    "check rope_layout": (
+        lambda: check(TRACE, MODEL, rope_layout=MASKED),
+        ValueError,
+        "rope_layout",
+    ),
+    "check dtype": (lambda: check(TRACE, MODEL, dtype=MASKED), ValueError, "dtype"),
+    "load backend": (lambda: load("x", backend=MASKED), TypeError, "backend"),
+    "from_json nothing": (lambda: LlamaConfig.from_json(None), TypeError, "path_or_dict"),
+    "from_json bytes": (lambda: LlamaConfig.from_json(b"x"), TypeError, "path_or_dict"),
+    "from_state_dict config": (lambda: Llama.from_state_dict({}, None), TypeError, "config"),
     "sample temperature": (lambda: sample(A, temperature=HUGE), ValueError, "temperature"),
     "sample logits": (lambda: sample(None), TypeError, "logits"),
     "QKVWeights heads": (
@@ -200,9 +231,9 @@ def test_numbers_out_of_range():
     "array", [None, [1], 1, "x", np.ones(2), np.ones(2, "O"), np.ones(2, "c8")]
 )
 def test_neither_integers_nor_bools(array):
-    for check in (check_integers, check_bools):
+    for checked in (check_integers, check_bools):
         with pytest.raises(TypeError, match="x: expected"):
-            check("x", array)
+            checked("x", array)
 
 
 def test_rotations_of_no_channels():

@@ -15,7 +15,7 @@ from llama_layers.arrays.transfer import from_numpy
 from llama_layers.arrays.types import Array, Device, Namespace
 from llama_layers.backends.cupy.detect import gpu_problem
 from llama_layers.backends.libraries import cupy
-from llama_layers.errors import BackendError
+from llama_layers.errors import BackendError, shown
 
 
 def placement(
@@ -23,15 +23,16 @@ def placement(
 ) -> Callable[[np.ndarray], Array]:
     """A function that moves NumPy arrays to a backend's device without changing a bit."""
     if isinstance(backend, str) and backend not in ("numpy", "cupy"):
-        raise ValueError(f"backend: expected 'numpy', 'cupy' or a module, got {backend!r}")
+        raise ValueError(f"backend: expected 'numpy', 'cupy' or a module, got {shown(backend)}")
+    if not isinstance(backend, str) and not hasattr(backend, "asarray"):
+        raise TypeError(f"backend: expected 'numpy', 'cupy' or a module, got {shown(backend)}")
     if is_cupy(backend):
         return _to_cupy(device)
     if backend == "numpy" or (isinstance(backend, ModuleType) and is_numpy_namespace(backend)):
         if device not in (None, "cpu"):
-            raise ValueError(f"device: expected None or 'cpu' for NumPy, got {device!r}")
+            raise ValueError(f"device: expected None or 'cpu' for NumPy, got {shown(device)}")
         return lambda array: array
-    if isinstance(backend, str) or not hasattr(backend, "asarray"):
-        raise TypeError(f"backend: expected 'numpy', 'cupy' or a module, got {backend!r}")
+    assert not isinstance(backend, str)  # both have returned
     return _to_module(backend, device)
 
 
@@ -46,7 +47,9 @@ def cupy_device(device: Device | None) -> Any:
         raise BackendError(f"backend 'cupy': {problem}")
     count = cupy().cuda.runtime.getDeviceCount()
     if device is not None and (not isinstance(device, int) or not 0 <= device < count):
-        raise ValueError(f"device: expected None or an id from 0 to {count - 1}, got {device!r}")
+        raise ValueError(
+            f"device: expected None or an id from 0 to {count - 1}, got {shown(device)}"
+        )
     return cupy().cuda.Device(device)
 
 

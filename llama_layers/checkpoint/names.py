@@ -5,14 +5,13 @@ Inside this package a tensor has the name that Hugging Face gives it, in the mod
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 
 from llama_layers.config.families import is_renamed, module_name
-from llama_layers.model.tensor_names import expected_tensors
+from llama_layers.model.tensor_names import expected_tensors, renamed
 
-__all__ = ["expected_tensors"]  # for the package
+__all__ = ["expected_tensors", "renamed"]  # for the package
 
 # Modules, in the order of a forward pass: Hugging Face, Meta, GGUF. {} is the number of a layer.
 # Hugging Face's names are those of most families; `Family` has the others.
@@ -87,15 +86,3 @@ def in_family(template: str, model_type: str) -> str | None:
     if role == template:
         return template
     return None if is_renamed(model_type, role) else _LAYER + module_name(model_type, role)
-
-
-def renamed(name: str, modules: Mapping[str, str]) -> str | None:
-    """The name of a tensor after its module was looked up in a table; None if it is not there."""
-    module, _, kind = name.rpartition(".")
-    layers = r"((?:model\.layers|transformer\.h|layers|blk)\.)(0|[1-9]\d*)(\..+)"
-    numbered = re.fullmatch(layers, module)
-    template = f"{numbered[1]}{{}}{numbered[3]}" if numbered else module
-    found = modules.get(template)
-    if found is None or ("{}" in template) != bool(numbered):
-        return None
-    return f"{found.format(numbered[2]) if numbered else found}.{kind}"

@@ -227,6 +227,8 @@ class LlamaConfig(Fields, PublishedSizes):
             reads to change the maths. Other keys that the class does not read are passed over.
         FileNotFoundError
             If there is no such file.
+        TypeError
+            If it is neither a path nor a mapping.
 
         Examples
         --------
@@ -237,6 +239,10 @@ class LlamaConfig(Fields, PublishedSizes):
         """
         if isinstance(path_or_dict, Mapping):
             return _built(path_or_dict)[0]
+        if not isinstance(path_or_dict, str | os.PathLike):
+            raise TypeError(
+                f"path_or_dict: expected a path or a mapping, got {type(path_or_dict).__name__}"
+            )
         path = Path(path_or_dict)
         return _read(path / "config.json" if path.is_dir() else path)[0]
 

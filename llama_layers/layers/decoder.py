@@ -213,6 +213,11 @@ def _check(
     for name, value, kind in (("w", w, LayerWeights), ("config", config, LlamaConfig)):
         if not isinstance(value, kind):
             raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
+    if not isinstance(cache, LayerCache | None):
+        raise TypeError(
+            f"cache: expected LayerCache(cache.extend(S), layer) of a KVCache, "
+            f"got {type(cache).__name__}"
+        )
     found = len(rope) if isinstance(rope, tuple | list) else type(rope).__name__
     if rope is None and None in config.rope_kinds:
         return
@@ -224,9 +229,4 @@ def _check(
     if not config.llama_4_scaling_beta and found != 2:
         raise TypeError(
             f"rope: expected two arrays, cosines and sines from rope_table, got {found}"
-        )
-    if not isinstance(cache, LayerCache | None):
-        raise TypeError(
-            f"cache: expected LayerCache(cache.extend(S), layer) of a KVCache, "
-            f"got {type(cache).__name__}"
         )

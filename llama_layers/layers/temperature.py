@@ -37,7 +37,7 @@ def query_temperature(positions: Array, config: LlamaConfig, /, *, like: Array) 
     Raises
     ------
     TypeError
-        If the positions are not integers, or `like` is not an array of floats.
+        If the positions are not integers, or `config` or `like` is of another type.
 
     References
     ----------
@@ -52,6 +52,8 @@ def query_temperature(positions: Array, config: LlamaConfig, /, *, like: Array) 
     >>> query_temperature(np.array([0, 4095, 4096]), config, like=np.ones(1)).round(4).tolist()
     [1.0, 1.0, 1.0693]
     """
+    if not isinstance(config, LlamaConfig):
+        raise TypeError(f"config: expected a LlamaConfig, got {type(config).__name__}")
     xp = namespace(positions=positions)
     check_integers("positions", positions)
     dtype = accumulate_format(float_format("like", like)).name

@@ -40,7 +40,7 @@ def unfused(
     shapes = expected_tensors(config)
     found: dict[str, _T] = {}
     for name, tensor in tensors.items():
-        if not (parts := _parts(name, modules)) or not all(part in shapes for part in parts):
+        if not (parts := parts_of(name, modules)) or not all(part in shapes for part in parts):
             found[name] = tensor
             continue
         if there := [part for part in parts if part in tensors]:
@@ -71,7 +71,7 @@ def tensors_in_files(config: LlamaConfig) -> dict[str, Names]:
     return found
 
 
-def _parts(name: str, modules: Collection[str]) -> Names:
+def parts_of(name: str, modules: Collection[str]) -> Names:
     """The tensors whose rows a tensor of that name has, if it is fused."""
     before, layer, module, kind = _split(name)
     if module not in modules or module not in FUSED:

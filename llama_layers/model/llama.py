@@ -165,6 +165,11 @@ class Llama:
         """
         if isinstance(config, HasDict):
             config = config.to_dict()
+        if not isinstance(config, LlamaConfig | Mapping | str | os.PathLike):
+            raise TypeError(
+                f"config: expected a LlamaConfig, a config of transformers, a mapping or a path, "
+                f"got {type(config).__name__}"
+            )
         if not isinstance(config, LlamaConfig):
             config = LlamaConfig.from_json(config)
         return cls(config, weights_of(mapping, config))

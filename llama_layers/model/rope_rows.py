@@ -15,16 +15,20 @@ from llama_layers.config.llama_config import LlamaConfig
 
 
 def permuted_heads(name: str, config: LlamaConfig) -> int | None:
-    """The number of heads whose rows may be permuted; None for tensors without RoPE."""
-    if re.search(r"\.self_attn\.q_proj\.", name):
-        return config.num_attention_heads
-    if re.search(r"\.self_attn\.k_proj\.", name):
-        return config.num_key_value_heads
-    return None
+    """The number of heads whose rows may be permuted; None for tensors without RoPE.
+
+    Weights of their norms are in the order of the rows, of one head or of all.
+    """
+    found = re.search(r"\.self_attn\.([qk])_(proj|norm)\.", name)
+    if found is None:
+        return None
+    if found[2] == "norm" and config.qk_norm == "head":
+        return 1
+    return config.num_attention_heads if found[1] == "q" else config.num_key_value_heads
 
 
 def unpermute_rope_rows(array: ArrayT, heads: int, rotated: int) -> ArrayT:
-    """Put the rows of Q or K, weight or bias, from adjacent pairs into halves.
+    """Put the rows of Q or K, weight, bias or norm, from adjacent pairs into halves.
 
     Row 2i + j of a head becomes its row i + j * rotated / 2; rows from `rotated` on stay.
     """
@@ -32,7 +36,7 @@ def unpermute_rope_rows(array: ArrayT, heads: int, rotated: int) -> ArrayT:
 
 
 def permute_rope_rows(array: ArrayT, heads: int, rotated: int) -> ArrayT:
-    """Put the rows of Q or K, weight or bias, from halves into adjacent pairs."""
+    """Put the rows of Q or K, weight, bias or norm, from halves into adjacent pairs."""
     return _swapped(array, heads, rotated, (2, -1))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from llama_layers.config.families import tensor_name
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.layers.tensors import ARRAYS, Names, tensor_shapes
@@ -56,3 +59,15 @@ def expected_tensors(config: LlamaConfig, /) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         shapes[HEAD] = table
     return shapes
+
+
+def renamed(name: str, modules: Mapping[str, str]) -> str | None:
+    """The name of a tensor after its module was looked up in a table; None if it is not there."""
+    module, _, kind = name.rpartition(".")
+    layers = r"((?:model\.layers|transformer\.h|layers|blk)\.)(0|[1-9]\d*)(\..+)"
+    numbered = re.fullmatch(layers, module)
+    template = f"{numbered[1]}{{}}{numbered[3]}" if numbered else module
+    found = modules.get(template)
+    if found is None or ("{}" in template) != bool(numbered):
+        return None
+    return f"{found.format(numbered[2]) if numbered else found}.{kind}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
+from llama_layers.config.families import FAMILIES
 from llama_layers.config.llama_config import LlamaConfig
-from llama_layers.model.tensor_names import EMBEDDING, HEAD, expected_tensors, layer_arrays
+from llama_layers.model.fused_tensors import FUSED, parts_of, tensors_in_files
+from llama_layers.model.tensor_names import EMBEDDING, HEAD, expected_tensors, layer_arrays, renamed
 
-_BASE = "model."
 # Modules that wrap others, as torch.compile's _orig_mod does: private names, which no layer has.
 _WRAPPER = re.compile(r"(?:^|(?<=\.))_\w+\.")
 # Buffers that exporters save and transformers' classes do not read. What RoPE and masks need
@@ -40,7 +41,7 @@ def misfit(
     """
     expected = expected_tensors(config)
     missing = [name for name in expected if name not in shapes]
-    if missing and (difference := _other_names(list(shapes), missing)) is not None:
+    if missing and (difference := _other_names(list(shapes), missing, config)) is not None:
         from_file = stored_names is not None
         return difference + (", or pass them renamed to Llama.from_state_dict" if from_file else "")
     extra = [(stored_names or {}).get(name, name) for name in shapes if name not in expected]
@@ -49,8 +50,11 @@ def misfit(
         for name, shape in expected.items()
         if name in shapes and shapes[name] != shape
     ]
+    apart = _fused_elsewhere(extra, missing, config.model_type)
+    missing = _as_fused(missing, config)
     lists = {"missing": missing, "unexpected": extra, "of another shape": misshapen}
-    return "; ".join(_listed(kind, names) for kind, names in lists.items() if names) or None
+    found = [_listed(kind, names) for kind, names in lists.items() if names]
+    return "; ".join([*found, *apart]) or None
 
 
 def unfusible(dtypes: Mapping[str, str], layers: Iterable[int], model_type: str) -> str | None:
@@ -64,30 +68,70 @@ def unfusible(dtypes: Mapping[str, str], layers: Iterable[int], model_type: str)
     return None
 
 
-def _other_names(names: Sequence[str], missing: Sequence[str]) -> str | None:
+def _in_files(config: LlamaConfig) -> dict[str, str]:
+    """What the files of a family call each tensor, or the fused one that it is in."""
+    modules = FAMILIES[config.model_type].stored_names
+    return {
+        part: (renamed(name, modules) or name)
+        for name, parts in tensors_in_files(config).items()
+        for part in parts
+    }
+
+
+def _as_fused(missing: Sequence[str], config: LlamaConfig) -> list[str]:
+    """The missing tensors, the fused one where all that is in it is missing."""
+    absent = set(missing)
+    fused = {
+        part: name
+        for name, parts in tensors_in_files(config).items()
+        for part in parts
+        if absent.issuperset(parts)
+    }
+    return list(dict.fromkeys(fused.get(name, name) for name in missing))
+
+
+def _fused_elsewhere(
+    extra: Sequence[str], missing: Sequence[str], model_type: str
+) -> Iterator[str]:
+    """Say that a tensor has the rows of several that are missing, if another family fuses them."""
+    for name in extra:
+        if (parts := parts_of(name, FUSED)) and all(part in missing for part in parts):
+            yield (
+                f"{name} seems to hold the rows of {', '.join(parts)}, which files of {model_type} "
+                f"have apart: split it, or name the family that it is of in model_type"
+            )
+            return
+
+
+def _other_names(names: Sequence[str], missing: Sequence[str], config: LlamaConfig) -> str | None:
     """Say how the names of all missing tensors differ from those expected, if in one way."""
-    wanted = [name for name in missing if name != HEAD] or missing
-    for difference, renamed in _renamings(names):
-        found = {renamed(name): name for name in names}
-        if all(name in found for name in wanted):
+    wanted, files = [name for name in missing if name != HEAD] or missing, _in_files(config)
+    tables = dict.fromkeys([EMBEDDING, files[EMBEDDING]])
+    for difference, undone in chain(*(_renamings(names, table) for table in tables)):
+        found = {undone(name): name for name in names}
+        if all(name in found or files[name] in found for name in wanted):
             headless = HEAD in missing and HEAD not in found
+            first = wanted[0] if wanted[0] in found else files[wanted[0]]
             return (
-                f"the names {difference} ({found[wanted[0]]} for {wanted[0]})"
+                f"the names {difference} ({found[first]} for {first})"
                 + (f", and {HEAD} is missing" if headless else "")
                 + ": rename the tensors"
             )
     return None
 
 
-def _renamings(names: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str]]]:
-    """Ways in which names may differ from Hugging Face's, each with a function that undoes it."""
+def _renamings(names: Sequence[str], whole: str) -> Iterator[tuple[str, Callable[[str], str]]]:
+    """Ways in which names may differ from Hugging Face's, each with a function that undoes it.
+
+    `whole` is the name of the embedding.
+    """
     wrapper = next((found for name in names if (found := _WRAPPER.search(name))), None)
     if wrapper is not None:
         yield f"contain {wrapper[0]!r}", partial(_WRAPPER.sub, "")
-    table = EMBEDDING.removeprefix(_BASE)
+    table = whole.partition(".")[2]
     for name in islice((name for name in names if name.endswith(table)), 8):
-        expected = EMBEDDING if name.endswith(EMBEDDING) else table
-        prefix, own = name.removesuffix(expected), EMBEDDING.removesuffix(expected)
+        expected = whole if name.endswith(whole) else table
+        prefix, own = name.removesuffix(expected), whole.removesuffix(expected)
         words = f"carry the prefix {prefix!r}" + (f" instead of {own!r}" if own else "")
         yield words if prefix else f"lack the prefix {own!r}", partial(_with_prefix, own, prefix)
 

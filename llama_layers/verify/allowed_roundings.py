@@ -12,6 +12,8 @@ from llama_layers.verify.profiles import CONTRACT, RoundingProfile
 
 def allowing(profile: RoundingProfile, roundings: str) -> RoundingProfile:
     """A profile with more roundings, such as "cache=float16, scores"; a ValueError if unknown."""
+    if not isinstance(roundings, str):
+        raise TypeError(f"allow: expected a str, got {type(roundings).__name__}")
     pairs = [_allowed(one.strip()) for one in roundings.split(",")]
     given = dict(pairs)
     if len(given) < len(pairs):

@@ -9,7 +9,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from llama_layers.arrays.checks import check_choice
 from llama_layers.arrays.dtypes import FLOATS, dtype_name
+from llama_layers.errors import shown
 from llama_layers.layers.sites import sites
 from llama_layers.model.llama import Llama
 from llama_layers.verify.allowed_roundings import allowing
@@ -144,11 +146,11 @@ def check(
         raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
     if model.weights.group is not None:
         raise ValueError("model: expected a whole model, got the part of it that one rank has")
-    if rope_layout not in (None, "half", "interleaved"):
-        raise ValueError(f"rope_layout: expected 'half' or 'interleaved', got {rope_layout!r}")
+    if rope_layout is not None:
+        check_choice("rope_layout", rope_layout, "half", "interleaved")
     for name, value in (("dtype", dtype), ("accumulate", accumulate)):
-        if value is not None and value not in FLOATS:
-            raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {value!r}")
+        if value is not None and not (isinstance(value, str) and value in FLOATS):
+            raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {shown(value)}")
     check_executor(executor)
     chosen = None if profile is None else profile_named(profile)
     if isinstance(profile, str) and chosen is not None:

@@ -209,6 +209,10 @@ def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
     """The profile of a name; a ValueError if there is none."""
     if isinstance(profile, RoundingProfile):
         return profile
+    if not isinstance(profile, str):
+        raise TypeError(
+            f"profile: expected a name or a RoundingProfile, got {type(profile).__name__}"
+        )
     found = _PARALLEL.fullmatch(profile)
     if found and found[3] in FLOATS and not _PARALLEL.fullmatch(found[1] or ""):
         engine = CONTRACT if found[1] is None else profile_named(found[1])

@@ -13,6 +13,7 @@ from llama_layers.arrays.namespaces import namespace
 from llama_layers.arrays.transfer import to_numpy
 from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
+from llama_layers.errors import shown
 from llama_layers.layers.cache import KVCache
 from llama_layers.layers.sites import LOGPROBS, Site, names_matching, sites
 from llama_layers.model.forward import forward
@@ -77,6 +78,8 @@ def record(
     """
     if not isinstance(model, Llama):
         raise TypeError(f"model: expected a Llama, got {type(model).__name__}")
+    if not isinstance(cache, KVCache | None):
+        raise TypeError(f"cache: expected a KVCache, got {type(cache).__name__}")
     chosen = chosen_sites(model.config, sites, layers)
     arrays: dict[str, Array] = {}
     past: dict[str, np.ndarray] = {}
@@ -164,7 +167,7 @@ def _known_layers(layers: Iterable[int], count: int) -> Iterator[int]:
     """Yield layers up to the first that the model does not have: there may be billions."""
     for layer in layers:
         if layer not in range(count):
-            raise ValueError(f"layers: expected numbers from 0 to {count - 1}, got {layer!r}")
+            raise ValueError(f"layers: expected numbers from 0 to {count - 1}, got {shown(layer)}")
         yield layer
 
 

@@ -197,7 +197,7 @@ def _past_in(past: Trace, config: LlamaConfig, batch: int, own: Past, trace: Tra
         raise TypeError(f"past: expected a Trace, got {type(past).__name__}")
     if own.arrays:
         raise TraceError(
-            "past: expected none, since the trace has keys and values of its past itself"
+            "past: expected nothing, since the trace has keys and values of the past of its own"
         )
     try:
         found = validated(past, config)

@@ -124,6 +124,27 @@ def test_fused_tensors_of_gguf(tmp_path, quantised, architecture):
         tiny.assert_holds(load(file), weights)
 
 
+@pytest.mark.parametrize("norm", ["head", "full"])
+def test_norms_of_interleaved_rows(tmp_path, family, norm):
+    """Their weights are channel for channel those of the rows."""
+    family(interleaved=True)
+    config = replace(tiny.CONFIG, qk_norm=norm)
+    weights = tiny.arrays(config)
+    stored = tiny.with_permuted_rope_rows(weights, config)
+    for name in weights:
+        for letter, heads in (("q", config.num_attention_heads), ("k", config.num_key_value_heads)):
+            if name.endswith(f"{letter}_norm.weight"):
+                heads = 1 if norm == "head" else heads
+                stored[name] = tiny.permuted(weights[name], heads)
+                assert not np.array_equal(stored[name], weights[name])
+    path = tiny.write_single(tmp_path / "source", stored, config)
+    tiny.assert_holds(load(path), weights)
+    tiny.assert_holds(Llama.from_state_dict(stored, config), weights)
+    written = load_file(convert(path, tmp_path / "out") / "model.safetensors")
+    for name, array in stored.items():
+        np.testing.assert_array_equal(written[name], array)
+
+
 @BOTH_BIASES
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("fused", [(), MODULES])

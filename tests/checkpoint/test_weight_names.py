@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from llama_layers import CheckpointError, load
-from llama_layers.checkpoint import expected_tensors, open_checkpoint
+from llama_layers.checkpoint import convert, expected_tensors, open_checkpoint
 from llama_layers.checkpoint.stored_numbers import equal_bytes
 from tests.support import tiny
 
@@ -109,6 +110,42 @@ def test_names_that_differ_by_a_prefix(tmp_path, prefix, config):
         rf"rename the tensors, or pass them renamed to Llama.from_state_dict$",
     ):
         load(tiny.write_single(tmp_path, weights, config))
+
+
+@pytest.mark.parametrize(
+    ("family", "table"),
+    [("phi3", "model.embed_tokens"), ("glm4", "model.embed_tokens"), ("exaone", "transformer.wte")],
+)
+def test_a_prefix_of_names_that_files_of_a_family_have(tmp_path, family, table):
+    """Fused tensors and names of a family's own are no other difference."""
+    config = replace(tiny.CONFIG, model_type=family)
+    (tmp_path / "plain").mkdir()
+    path = tiny.write_single(tmp_path / "plain", tiny.arrays(config), config)
+    stored = load_file(convert(path, tmp_path / "out") / "model.safetensors")
+    assert f"{table}.weight" in stored
+    weights = {f"language_model.{name}": array for name, array in stored.items()}
+    with refused(
+        tmp_path, rf"carry the prefix 'language_model.' \(language_model.{table}.weight f"
+    ):
+        load(tiny.write_single(tmp_path, weights, config))
+
+
+def test_fused_tensors_are_missing_as_such(tmp_path):
+    config = replace(tiny.CONFIG, model_type="phi3")
+    stored = tiny.fused(tiny.arrays(config))
+    del stored["model.layers.1.self_attn.qkv_proj.weight"]
+    with refused(tmp_path, "config: 1 missing: model.layers.1.self_attn.qkv_proj.weight$"):
+        load(tiny.write_single(tmp_path, stored, config))
+
+
+def test_fused_tensors_of_another_family(tmp_path):
+    stored = tiny.fused(tiny.arrays(), ["self_attn.qkv_proj"])
+    with refused(
+        tmp_path,
+        r"model.layers.0.self_attn.qkv_proj.weight seems to hold the rows of .*\.v_proj.weight, "
+        r"which files of llama have apart: split it",
+    ):
+        load(tiny.write_single(tmp_path, stored))
 
 
 def test_a_base_model_has_no_head(tmp_path):

@@ -219,11 +219,15 @@ def test_a_past_without_its_own():
         check(part(trace, slice(PAST, None)), model, past=middle)
 
 
-def test_a_past_twice():
+def test_a_past_beside_that_of_the_trace():
     model, trace = whole_run()
-    step = part(trace, slice(PAST, None), **past_arrays(trace, GQA))
-    with pytest.raises(TraceError, match="past: expected none, since the trace has keys"):
-        check(step, model, past=part(trace, slice(None, PAST)))
+    past, step = part(trace, slice(None, PAST)), part(trace, slice(PAST, None))
+    earlier = record(model, past.input_ids)
+    cache = forward(model, past.input_ids, cache=KVCache.create(model, 2, 8)).cache
+    own = record(model, step.input_ids, cache=cache)
+    assert check(own, model).verdict == "PASS"
+    with pytest.raises(TraceError, match="past: expected nothing, since the trace has keys and va"):
+        check(own, model, past=earlier)
 
 
 def test_unknown_names_in_the_past():
