@@ -200,6 +200,13 @@ def logits_site(config: LlamaConfig) -> str:
     return LOGITS if config.changes_logits else HEAD
 
 
+def names_of(found: Iterable[Site]) -> dict[str, tuple[str, ...]]:
+    """Return what each site may be called, by its name: its role, too, if that names no other."""
+    found = list(found)
+    taken = {site.inside for site in found}
+    return {s.name: s.names if s.role in taken else (*s.names, s.role) for s in found}
+
+
 def names_matching(
     argument: str, pattern: str, known: Mapping[str, Iterable[str]]
 ) -> tuple[str, ...]:
@@ -233,7 +240,7 @@ def sites_of_model(config: LlamaConfig, pattern: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def _names_in_model(config: LlamaConfig) -> dict[str, tuple[str, ...]]:
-    return {site.name: site.names for site in sites(config) if site.name != LOGPROBS}
+    return names_of(site for site in sites(config) if site.name != LOGPROBS)
 
 
 @lru_cache(maxsize=256)  # for a loop of forward passes
@@ -245,7 +252,8 @@ def _found_in_model(config: LlamaConfig, pattern: str) -> tuple[str, ...]:
 def sites_of_layer(config: LlamaConfig, pattern: str) -> tuple[str, ...]:
     """Return the names inside a layer of the sites there that a key of a tap names."""
     inner = [site for site in _of_layer(config, 0) if site.role != "layer"]
-    return names_matching("tap", pattern, {site.inside: site.names[1:] for site in inner})
+    names = names_of(inner)
+    return names_matching("tap", pattern, {s.inside: names[s.name][1:] for s in inner})
 
 
 def sites_of_mlp(pattern: str) -> tuple[str, ...]:

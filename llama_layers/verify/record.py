@@ -15,7 +15,7 @@ from llama_layers.arrays.types import Array, Namespace
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.errors import shown
 from llama_layers.layers.cache import KVCache
-from llama_layers.layers.sites import LOGPROBS, Site, names_matching, sites
+from llama_layers.layers.sites import LOGPROBS, Site, names_matching, names_of, sites
 from llama_layers.model.forward import forward
 from llama_layers.model.inputs import Inputs
 from llama_layers.model.llama import Llama
@@ -156,7 +156,7 @@ def chosen_sites(
         every = tuple(site for site in every if site.layer is None or site.layer in kept)
     if patterns is None:
         return [site for site in every if not site.optional]
-    known = {site.name: site.names for site in every if site.name != LOGPROBS}
+    known = names_of(site for site in every if site.name != LOGPROBS)
     found: set[str] = set()
     for pattern in patterns:
         found.update([LOGPROBS] if pattern == LOGPROBS else names_matching("sites", pattern, known))

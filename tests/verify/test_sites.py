@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from llama_layers import LlamaConfig
-from llama_layers.verify import sites
+from llama_layers import LlamaConfig, forward
+from llama_layers.verify import record, sites
 from llama_layers.verify.aliases import canonical_arrays
-from tests.support.random_models import CONFIGS
+from tests.support.random_models import CONFIGS, model_of, random_weights
 
 CONFIG = replace(LlamaConfig.smollm2_135m(), num_hidden_layers=2)
 
@@ -57,6 +58,21 @@ def test_a_family_has_names_of_its_own():
     inside = {s.inside: s.role for s in sites(CONFIGS["olmo2"]) if s.layer == 1}
     assert {name: role for name, role in inside.items() if name != role} == OLMO_2
     assert "input_layernorm" not in inside
+
+
+def test_a_role_names_a_site_unless_another_has_that_name():
+    """OLMo 2 has no norm of the name ``post_mlp_layernorm``, and no other of that role."""
+    model = model_of(CONFIGS["olmo2"], random_weights(CONFIGS["olmo2"], 0, np.float32))
+    ids, own = np.array([[3, 1]]), "model.layers.1.post_feedforward_layernorm"
+    trace = record(model, ids, sites=["post_mlp_layernorm"], layers=[1])
+    assert list(trace.arrays) == [own]
+    seen = []
+    tap = {"post_mlp_layernorm": lambda name, y: seen.append(name) or y}
+    forward(model, ids, tap=tap)
+    assert seen == [own.replace("1", "0"), own]
+    ambiguous = record(model, ids, sites=["post_attention_layernorm"], layers=[1])
+    (role,) = {site.role for site in sites(model.config) if site.name in ambiguous.arrays}
+    assert role == "post_self_attn_layernorm"
 
 
 @pytest.mark.parametrize(
