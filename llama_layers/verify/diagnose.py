@@ -67,6 +67,8 @@ _PARTS = 12.0
 # How many times our own errors, relative to what is usual, a port's may be with what explains them:
 # where results are rounded last, and where only sums are, which other orders change much.
 _PREDICTED = {True: 1.6, False: 16.0}
+# Our own errors, relative to what is usual, in an array that was solved for.
+_SOLVED_FOR = 0.5
 # Errors below this share of the usual ones are as good as any.
 _WELL = 1 / 64
 # An explanation leaves an error below this share of the one that it explains.
@@ -177,6 +179,7 @@ class _Trial:
         if isinstance(failing.operation, Linear):
             worst = ratio.max(axis=(0, 1))
             self._outputs = _largest(worst, min(_OUTPUTS, int(np.count_nonzero(worst > 1))))
+            self._worst = np.ix_(np.arange(len(ratio)), self._tokens, self._outputs)
 
     @property
     def fails(self) -> bool:
@@ -205,6 +208,8 @@ class _Trial:
     def _own(self, right: Bound) -> float:
         """The errors of a run of ours, relative to what is usual; our own formula, once."""
         operation, formats = self._failing.operation, self._formats
+        if self._failing.unsure is not None:
+            return _SOLVED_FOR
         if formats.sums.name == "float64":
             return _WELL
         own = read_in(wide(computed(operation, np.dtype(np.float32))), formats.out)
@@ -247,7 +252,9 @@ class _Trial:
         if (few := operation.at_tokens(self._tokens)) is None:
             return True
         theirs, wrong = (self._at_tokens(y) for y in (self._failing.computed, self._wrong))
-        bounds = (self._limited(few.bound(formats)) for formats in self._liberal())
+        here = (np.s_[:],) * (2 if self._failing.site.pairwise else 1) + (self._tokens,)
+        bounds = (self._failing.widened(few.bound(how), here) for how in self._liberal())
+        bounds = (self._limited(bound) for bound in bounds)
         return any((bound.ratio(theirs) <= 1)[wrong].all() for bound in bounds)
 
     def _at_tokens(self, array: np.ndarray) -> np.ndarray:
@@ -262,8 +269,9 @@ class _Trial:
             weight=linear.weight[self._outputs],
             bias=None if linear.bias is None else linear.bias[self._outputs],
         )
-        theirs = self._failing.computed[:, self._tokens][..., self._outputs]
-        ratio = self._limited(few.bound(self._liberal()[0])).ratio(theirs)
+        theirs = self._failing.computed[self._worst]
+        bound = self._failing.widened(few.bound(self._liberal()[0]), self._worst)
+        ratio = self._limited(bound).ratio(theirs)
         return self._holds(ratio, self._wrong[:, self._tokens])
 
     def _holds(self, ratio: NDArray[np.float64], wrong: NDArray[np.bool_]) -> bool:
@@ -349,6 +357,7 @@ class _Trial:
         return [replace(self._formats, profile=profile) for profile in profiles]
 
     def _judged(self, bound: Bound) -> Bound:
+        bound = self._failing.widened(bound)
         return where_defined(self._limited(bound), self._failing.site, self._failing.recorded)
 
     def _limited(self, bound: Bound) -> Bound:

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -14,12 +14,15 @@ import numpy as np
 from llama_layers.layers.sites import LOGPROBS, Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.build import operation_of
+from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.gap_scale import scaled
 from llama_layers.verify.gap_trial import Candidate, Form, Part, Trial
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
 from llama_layers.verify.mistakes.hidden_states import DETAIL, LATE, NORMED, are_late
 from llama_layers.verify.operations import Operation
+from llama_layers.verify.pull_back import is_affine, pulled_back, solvable
+from llama_layers.verify.pull_inner import inner
 from llama_layers.verify.recompute import Change
 from llama_layers.verify.report import Explanation
 from llama_layers.verify.unbounded import Unbounded
@@ -40,6 +43,8 @@ _LIKELY = (LATE, NORMED)
 _UNSEEN = ("zeros", "tokens in another place")
 # How many forms of a mistake are tried at most, but at the site itself.
 _FORMS = 16
+# Groups of mistakes that are tried before sites are solved for.
+_COMMON = 2
 # If at most this many layers were not recorded, each is tried with the weights of every other.
 _FEW_LAYERS = 2
 
@@ -95,7 +100,9 @@ def diagnose_unbounded(
     between = _Between(trial, only)
     found: list[_Found] = []
     enough = any_well = False
-    for last, candidates in between.groups():
+    for number, (last, candidates) in enumerate(between.groups()):
+        if number == _COMMON and not any_well and (solved := _solved_for(trial, only, until)):
+            return solved
         for candidate in candidates:
             if time.perf_counter() > until:
                 break
@@ -115,6 +122,36 @@ def diagnose_unbounded(
             best.setdefault(each.explanation.name, each.explanation)
     names = sorted(best, key=lambda name: name == _CONSEQUENCE)
     return tuple(best[name] for name in names)
+
+
+def _solved_for(
+    trial: Trial, only: Collection[str] | None, until: float
+) -> tuple[Explanation, ...]:
+    """The mistakes at the sites that can be solved for; those that assume the least."""
+    found: list[tuple[int, tuple[Explanation, ...]]] = []
+
+    def diagnosed(failing: FailingSite, *, fitted: bool = True) -> None:
+        causes = diagnose(failing, only=only, until=until)
+        if not causes:
+            return
+        kind = min(m.kind for m in MISTAKES if m.name == causes[0].name)
+        # A block that is not added in some channels is a product that is wrong there.
+        part = failing.site.operation == "residual" and causes[0].detail.startswith("At ")
+        if fitted or kind != Kind.FITTED:
+            where = f" That is at {failing.site.name}."
+            told = (replace(cause, detail=cause.detail + where) for cause in causes)
+            found.append((kind + len(Kind) * part, tuple(told)))
+
+    for place in solvable(trial.whole):
+        if (failing := pulled_back(trial, place)) is not None:
+            before = [*inner(trial, failing)]
+            # What few channels of a gate make of a product is of low rank.
+            diagnosed(failing, fitted=not before)
+            for each in before:
+                diagnosed(each)
+            if found and is_affine(trial.whole, place):
+                break  # there is no other solution
+    return min(reversed(found), key=lambda each: each[0], default=(0, ()))[1]
 
 
 class _Between:
@@ -200,6 +237,7 @@ class _Between:
         change: Change,
     ) -> Candidate:
         name, kind, common = mistake.name, mistake.kind, _is_common(mistake)
+        few, change = (self._trial.restricted(each) for each in (few, change))
         sure = places == {self._site.name} and name != _CONSEQUENCE
         return Candidate(name, detail, form, kind, common, sure, places, few, change)
 

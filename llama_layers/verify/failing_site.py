@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from llama_layers.verify.operations import Operation
 from llama_layers.verify.past import OF_PAST
 from llama_layers.verify.profiles import Rounding, RoundingProfile, in_family
 from llama_layers.verify.validate import Recorded
+
+# How many times as much as is usual an array that was solved for may be off.
+_UNSURE = 16.0
 
 
 class Computable(Protocol):
@@ -44,6 +47,7 @@ class FailingSite:
     recorded: Recorded  # the port's other arrays
     model: Llama  # with the other weights
     paired: bool = False  # whether channels that RoPE rotates are next to each other in all of it
+    unsure: NDArray[np.float64] | None = None  # how far off the port's array may be, if it may
     _bounds: dict[Rounding, Bound] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -66,8 +70,15 @@ class FailingSite:
     def bound(self, formats: Rounding) -> Bound:
         """The bound of the operation without a mistake, computed once."""
         if formats not in self._bounds:
-            self._bounds[formats] = self.operation.bound(formats)
+            self._bounds[formats] = self.widened(self.operation.bound(formats))
         return self._bounds[formats]
+
+    def widened(self, bound: Bound, here: Any = ...) -> Bound:
+        """A bound on the site's array, or on a part, that allows for how far off it may be."""
+        if self.unsure is None:
+            return bound
+        more = self.unsure[here]
+        return Bound(bound.exact, bound.limit + _UNSURE * more, bound.usual + 2 * more)
 
     @cached_property
     def ratio(self) -> NDArray[np.float64]:

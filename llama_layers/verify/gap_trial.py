@@ -17,11 +17,11 @@ from llama_layers.layers.sites import Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.distance import distance
-from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.failing_site import Computable, FailingSite
 from llama_layers.verify.fitness import Fitness, leaves_a_part
 from llama_layers.verify.mistakes import Kind
 from llama_layers.verify.operations import Operation
-from llama_layers.verify.recompute import Change, Gap, Recomputation
+from llama_layers.verify.recompute import AtTokens, Change, Gap, Recomputation
 from llama_layers.verify.unbounded import Unbounded, counts, own_errors
 from llama_layers.verify.validate import Recorded, first_tokens
 
@@ -37,6 +37,8 @@ _NARROW, _WIDE = 2.0, 16.0
 _WELL = {True: 1.15, False: 1.5}
 # How far apart two runs in few bits are that compute the same.
 _SAME = 1e-3
+# How many times those errors a token has that is right.
+_RIGHT = {True: 10.0, False: 30.0}
 # A limit of errors that count: no bound holds.
 _ANY = 1e300
 
@@ -131,6 +133,14 @@ class Part:
             found[site.name] = frozenset([site.name]).union(*(found[n] for n in following))
         return found
 
+    def after(self, place: Site) -> frozenset[str]:
+        """What is computed from a site of the gap, and that site."""
+        return self._after[place.name]
+
+    def computed(self, place: Site) -> np.ndarray:
+        """What is right at a site of the gap, of all tokens."""
+        return self._computed[place.name]
+
     def before(self, places: Collection[str]) -> Recorded:
         """The trace, with what was recomputed and no change in some places can reach."""
         reached: frozenset[str] = frozenset().union(*(self._after[name] for name in places))
@@ -159,6 +169,7 @@ class Trial:
         self.whole = Part(recorded, unbounded.site, model, "float64")
         self._own = Part(recorded, unbounded.site, model, self._dtype)
         usual = self._usual(self.whole.right, self._own.right)
+        self.own_errors = usual  # of our own run, in each row
         self._scale = np.broadcast_to(usual, self.whole.array.shape)
         self._error = self._fitness(self._bound(self.whole.right, usual)).error
         self.few = self._first(self._first_wrong() + _TOKENS)
@@ -177,6 +188,28 @@ class Trial:
         few = first_tokens(whole.recorded, count)
         quick = "float64" if self._dtype == "float64" else "float32"
         return whole if few is whole.recorded else Part(few, whole.site, whole.model, quick)
+
+    def restricted(self, change: Change) -> Change:
+        """A change made at wrong tokens only, where others after the first are right."""
+        wrong = self._wrong
+        if wrong[:, 1:].all():
+            return change
+
+        def restricted(site: Site, operation: Operation, known: Recorded) -> Computable:
+            """Change an operation at these tokens."""
+            made = change(site, operation, known)
+            return made if made is operation else AtTokens(made, operation, wrong[:, : known.count])
+
+        return restricted
+
+    @cached_property
+    def _wrong(self) -> NDArray[np.bool_]:
+        """The tokens that are wrong, and padding."""
+        whole = self.whole
+        counted = np.where(whole.counted, whole.array.astype(np.float64) - whole.right, 0.0)
+        tokens = tuple(range(2, counted.ndim))
+        size = np.sqrt(np.mean(np.square(counted / self._scale), axis=tokens))
+        return ~(size <= _RIGHT[self._is_narrow]) | ~whole.counted.all(axis=tokens)
 
     def part(self, recorded: Recorded) -> Part:
         """The part of the trace with as many tokens."""
@@ -234,8 +267,10 @@ class Trial:
         size = min(fitness.scaled, fitness.relative) if solved else fitness.relative
         if not size <= most or leaves_a_part(self.whole.array, bound, self.whole.right):
             return None
-        surprise = np.count_nonzero(self.whole.counted) * fitness.surprise(0.5)
-        return Left(size / most, surprise, size <= _WELL[self._is_narrow])
+        # Whatever leaves errors like our own leaves as little as can be.
+        well = _WELL[self._is_narrow]
+        surprise = np.count_nonzero(self.whole.counted) * fitness.surprise(well)
+        return Left(size / most, surprise, size <= well)
 
     @property
     def _is_narrow(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import dtype_of
 from llama_layers.arrays.transfer import to_numpy
@@ -24,6 +25,7 @@ from llama_layers.layers.scaling import added, multiplied, soft_capped
 from llama_layers.layers.sites import Site, sites
 from llama_layers.model.embedding import embed
 from llama_layers.model.llama import Llama
+from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import operation_of
 from llama_layers.verify.failing_site import Computable
 from llama_layers.verify.operations import (
@@ -69,6 +71,27 @@ class Gap:
 def same(site: Site, operation: Operation, known: Recorded) -> Operation:
     """Change nothing."""
     return operation
+
+
+@dataclass(frozen=True, eq=False)
+class AtTokens:
+    """An operation with a mistake at some tokens, [B, S], and without it at the others."""
+
+    made: Computable
+    right: Operation
+    tokens: NDArray[np.bool_]
+
+    def bound(self, how: Rounding) -> Bound:
+        """The exact result, and what rounding allows."""
+        made, right = self.made.bound(how), self.right.bound(how)
+        pairs = ((getattr(each, n) for each in (made, right)) for n in ("exact", "limit", "usual"))
+        return Bound(*(self.joined(*pair) for pair in pairs))
+
+    def joined(self, made: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """One array at these tokens, the other elsewhere."""
+        if made.shape != right.shape or made.shape[:2] != self.tokens.shape:
+            return made
+        return np.where(self.tokens.reshape(*made.shape[:2], *(1,) * (made.ndim - 2)), made, right)
 
 
 class Recomputation:
@@ -169,6 +192,10 @@ def computed(operation: Computable, dtype: np.dtype) -> np.ndarray:
         return np.asarray(array)
 
     match operation:
+        case AtTokens():
+            return operation.joined(
+                *(computed(y, dtype) for y in (operation.made, operation.right))
+            )
         case Embedding():
             return multiplied(x(embed(operation.ids, operation.table)), operation.factor)
         case Norm():

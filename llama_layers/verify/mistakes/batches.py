@@ -32,20 +32,33 @@ _ELEMENTS, _NEAR = 64, 0.02
 _DROPPED = Linear | Norm | Rope | Gate | Attention | WeightedSum | Embedding
 
 
+@mistake(Operation, "sequences of the batch repeated", kind=Kind.SOLVED)
+def _(operation: Operation, at: FailingSite) -> Changed | None:
+    """Has sequences {0} of the batch instead of {1}."""
+    return _moved(at, twice=True)
+
+
 @mistake(Operation, "sequences in another order", kind=Kind.SOLVED)
 def _(operation: Operation, at: FailingSite) -> Changed | None:
     """Has sequences {0} of the batch instead of {1}."""
+    return _moved(at, twice=False)
+
+
+def _moved(at: FailingSite, *, twice: bool) -> Changed | None:
+    """The sequences that the port has: some of them `twice`, or each once."""
     exact, computed = at.bound(at.formats).exact, wide(at.computed)
-    return _found(at, exact, computed) if 1 < len(exact) <= _SEQUENCES else None
+    return _found(at, exact, computed, twice) if 1 < len(exact) <= _SEQUENCES else None
 
 
-def _found(at: FailingSite, exact: Float64Array, computed: Float64Array) -> Changed | None:
+def _found(
+    at: FailingSite, exact: Float64Array, computed: Float64Array, twice: bool
+) -> Changed | None:
     few = np.s_[:, :, :_TOKENS] if at.site.pairwise else np.s_[:, :_TOKENS]
     rows, theirs = (np.nan_to_num(y[few].reshape(len(y), -1)) for y in (exact, computed))
     errors = np.stack([np.sum(np.square(rows - row), axis=-1) for row in theirs])
     order = errors.argmin(axis=1)
     own = np.arange(len(rows))
-    if (order == own).all():
+    if (order == own).all() or (len({*order.tolist()}) < len(own)) is not twice:
         return None
     return moved(at, lambda y: y[order]), listed(order.tolist(), 6), listed(own.tolist(), 6)
 

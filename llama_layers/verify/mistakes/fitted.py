@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -15,12 +15,14 @@ from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.attention import scale_words
 from llama_layers.verify.mistakes.attention_arrays import (
     capped,
+    scores_of,
     sinks_of,
     softmax,
     uncapped_scores,
     values_of,
 )
 from llama_layers.verify.mistakes.registry import Changed, Kind, evaluated, mistake
+from llama_layers.verify.mistakes.weighing import lowered
 from llama_layers.verify.operations import Attention, Linear
 from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
@@ -88,6 +90,30 @@ def _(attention: Attention, at: FailingSite) -> Changed | None:
     )
     scale = times * attention.scale
     return replace(attention, scale=scale), scale, right_scale(attention, at.config)
+
+
+@mistake(Attention, "hidden keys at a score too high", kind=Kind.SOLVED)
+def _(attention: Attention, at: FailingSite) -> Iterator[Changed]:
+    """Puts hidden keys at {0}, which other scores come near; it should put them at minus
+    infinity."""
+    if attention.mask is None or np.asarray(attention.mask).dtype != bool:
+        return
+    # The first queries are those that the most keys are hidden from.
+    first = replace(attention, q=attention.q[:, :_FEW])
+    scores, v, sinks = scores_of(first), values_of(first), sinks_of(first)
+    theirs = wide(at.computed)[:, :_FEW]
+    mask = np.asarray(attention.mask)[:, None, :_FEW]
+    allowed, every = np.broadcast_to(mask, scores.shape), np.ones(scores.shape, bool)
+
+    def error(size: float, added: bool) -> float:
+        hidden = scores - size if added else -size
+        y = softmax(np.where(allowed, scores, hidden), every, sinks) @ v
+        return float(np.nansum(np.square(y.transpose(0, 2, 1, 3) - theirs)))
+
+    for added in (False, True):
+        size = fitted(partial(error, added=added), 1e-1, 1e3)
+        said = f"their score less {size:.4g}" if added else f"a score of {-size:.4g}"
+        yield evaluated(attention, lowered, -size, added), said
 
 
 @mistake(Linear, "logits capped", kind=Kind.SOLVED, roles=("lm_head",))

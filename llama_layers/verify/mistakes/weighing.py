@@ -123,11 +123,12 @@ def _(operation: WEIGHING, at: FailingSite) -> Iterator[Changed]:
             (False, f"a score of {score:g}"),
             (True, f"their score less {-score:g}"),
         ):
-            if found := weighed(operation, at, _lowered, score, added):
+            if found := weighed(operation, at, lowered, score, added):
                 yield found, said
 
 
-def _lowered(heads: Heads, score: float, added: bool) -> Tracked:
+def lowered(heads: Heads, score: float, added: bool) -> Tracked:
+    """Attention with hidden keys at a score, or with one added to theirs."""
     if not added:
         return heads.weigh(heads.probabilities_of(hidden_at(heads, score)))
     hidden = 0.0 if heads.allowed is None else np.where(heads.allowed, 0.0, score)

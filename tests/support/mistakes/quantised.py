@@ -127,5 +127,6 @@ MISTAKES = [
     Mistake("cache quantised", ATTENTION, _cached(_same, lambda v: _e4m3(v, (0, 1, 2, 3)))),
     Mistake("dropout", ACT, lambda p: _dropped(p.right, 0.1)),
     Mistake("dropout", RESIDUAL, lambda p: p["x"] + _dropped(p.added, 0.25)),
-    Mistake("sequences in another order", NORM, _first_sequence_twice),
+    Mistake("sequences of the batch repeated", NORM, _first_sequence_twice),
+    Mistake("sequences in another order", NORM, lambda p: p.right[::-1]),
 ]
