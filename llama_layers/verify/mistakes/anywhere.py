@@ -164,7 +164,9 @@ def _times(at: FailingSite, factor: Float64Array) -> Computed:
 @mistake(Norm | Rope | Attention | Copy, "a head scaled", kind=Kind.SOLVED)
 def _(operation: Operation, at: FailingSite) -> Changed | None:
     """The port has {0:.6g} times what it should have in {1}."""
-    wrong = np.flatnonzero((at.ratio > 1).any(axis=(0, 1, 3))) if at.ratio.ndim == 4 else []
+    if at.ratio.ndim != 4:
+        return None  # norms of no heads
+    wrong = np.flatnonzero((at.ratio > 1).any(axis=(0, 1, 3)))
     if not 0 < len(wrong) < at.ratio.shape[2]:
         return None
     exact, computed = at.bound(at.formats).exact[:, :, wrong], wide(at.computed)[:, :, wrong]
