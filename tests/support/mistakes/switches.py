@@ -233,5 +233,11 @@ HEADS = [
     Mistake(
         "query temperature of other positions", Q_ROPE, _warmed(lambda at, n: at / n), "temperature"
     ),
+    Mistake(
+        "query temperature of another beta",
+        Q_ROPE,
+        lambda p: p.right * ((1 + 0.3 * (p.warmth - 1)) / p.warmth)[:, None, None],
+        "temperature",
+    ),
 ]
 MISTAKES = [*MULTIPLIERS, *GEMMA, *HEADS]
