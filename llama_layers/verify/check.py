@@ -252,7 +252,8 @@ class _Diagnosis:
             if found is None:
                 said = "there was no time to look for what explains it"
                 return replace(result, note=f"{result.note}; {said}" if result.note else said)
-            return replace(result, explanations=found)
+            stopped = not found and time.perf_counter() > self._until
+            return replace(result, explanations=found, stopped=SECONDS if stopped else None)
         return result
 
     def _beside_a_habit(self, look: Look) -> SiteResult:

@@ -20,7 +20,7 @@ from llama_layers.verify.gap_scale import scaled
 from llama_layers.verify.gap_trial import Candidate, Form, Part, Trial
 from llama_layers.verify.mistakes import MISTAKES, Kind, Mistake
 from llama_layers.verify.mistakes.hidden_states import DETAIL, LATE, NORMED, are_late
-from llama_layers.verify.operations import Operation
+from llama_layers.verify.operations import Logprobs, Operation
 from llama_layers.verify.pull_back import is_affine, pulled_back, solvable
 from llama_layers.verify.pull_inner import inner
 from llama_layers.verify.recompute import Change
@@ -100,7 +100,8 @@ def diagnose_unbounded(
     between = _Between(trial, only)
     found: list[_Found] = []
     enough = any_well = False
-    for number, (last, candidates) in enumerate(between.groups()):
+    first = ((-1, group) for group in between.of_logprobs())
+    for number, (last, candidates) in chain(first, enumerate(between.groups())):
         if number == _COMMON and not any_well and (solved := _solved_for(trial, only, until)):
             return solved
         for candidate in candidates:
@@ -112,7 +113,7 @@ def diagnose_unbounded(
                 cost = _COSTS[candidate.kind] + (0.0 if candidate.common else _RARE)
                 found.append(_Found(explanation, left.surprise + cost))
                 enough |= left.well and (candidate.common or candidate.sure)
-                any_well |= left.well
+                any_well |= left.well or candidate.places == {LOGPROBS}
         if enough or (last and any_well) or time.perf_counter() > until:
             break
     found.sort(key=lambda f: (f.surprise, f.explanation.name == _CONSEQUENCE))
@@ -168,24 +169,22 @@ class _Between:
 
         With each group, whether any mistake that explains a site in it makes others unlikely.
         """
-        chosen = [
-            m for m in MISTAKES if not m.loosens and (self._only is None or m.name in self._only)
-        ]
         layers = (c for c in self._in_whole_layers() if self._only is None or c.name in self._only)
-        formulas = [m for m in chosen if m.kind == Kind.FORMULA]
+        formulas = self._chosen(Kind.FORMULA)
         common = [m for m in formulas if _is_common(m)]
-        solved = [m for m in chosen if m.kind == Kind.SOLVED]
+        solved = self._chosen(Kind.SOLVED)
         yield False, chain(self._made(common, self._examples), layers)
         rare = [m for m in formulas if m not in common]
         # At the site itself they are soon tried: all that they take is there.
         few, whole = self._few, self._trial.whole
         each = chain(((m, few) for m in rare), ((m, whole) for m in solved))
-        yield False, (c for m, part in each for c in self._forms(m, self._site, part))
+        if self._site.name != LOGPROBS:
+            yield False, (c for m, part in each for c in self._forms(m, self._site, part))
         # A number for each token tells too little of what is rare in layers.
         few_numbers = self._site.name == LOGPROBS
         places = [p for p in self._examples if p.layer is None or not few_numbers]
         yield True, self._made(rare, places)
-        yield True, self._made([m for m in chosen if m.kind == Kind.ROUNDING], places)
+        yield True, self._made(self._chosen(Kind.ROUNDING), places)
         yield (
             True,
             chain(
@@ -193,6 +192,24 @@ class _Between:
                 self._made([m for m in solved if m.name in _UNSEEN], places),
             ),
         )
+
+    def of_logprobs(self) -> Iterator[tuple[bool, Iterator[Candidate]]]:
+        """Mistakes in log-probabilities themselves: all others take a run of the whole model."""
+        if self._site.name != LOGPROBS:
+            return
+        whole = self._trial.whole
+        for mistake in self._chosen(Kind.FORMULA):
+            yield False, self._forms(mistake, self._site, whole)
+        each = self._chosen(Kind.SOLVED)
+        yield True, (c for m in each for c in self._forms(m, self._site, whole))
+
+    def _chosen(self, kind: Kind) -> list[Mistake]:
+        """The mistakes of a kind that are tried."""
+        return [
+            m
+            for m in MISTAKES
+            if m.kind == kind and not m.loosens and (self._only is None or m.name in self._only)
+        ]
 
     def _alone(self, examples: list[Site]) -> list[tuple[Site, ...]]:
         """Each site outside of layers, and those of each role in layers."""
@@ -271,6 +288,8 @@ class _Between:
             # What is read off the array would be other numbers on our own run's inputs.
             solved = mistake.kind == Kind.SOLVED and place == self._site
             change = few if solved else self._change(mistake, form, {place.name})
+            if isinstance(made, Logprobs) and made.logits is vars(operation).get("logits"):
+                change = _with_fields(place, made)
             detail = form[0] + where
             yield self._candidate(mistake, detail, form, {place.name}, few, change)
 
@@ -324,6 +343,17 @@ def _is_common(mistake: Mistake) -> bool:
 def _one(place: Site, made: Computable) -> Change:
     def change(site: Site, operation: Operation, known: Recorded) -> Computable:
         return made if site.name == place.name else operation
+
+    return change
+
+
+def _with_fields(place: Site, made: Logprobs) -> Change:
+    """Other log-probabilities of any logits."""
+
+    def change(site: Site, operation: Operation, known: Recorded) -> Computable:
+        if site.name != place.name or not isinstance(operation, Logprobs):
+            return operation
+        return replace(made, logits=operation.logits)
 
     return change
 

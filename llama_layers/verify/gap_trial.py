@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.types import Array
-from llama_layers.layers.sites import Site
+from llama_layers.layers.sites import LOGPROBS, Site
 from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.distance import distance
@@ -230,8 +230,9 @@ class Trial:
     def survives(self, candidate: Candidate) -> bool:
         """Whether a mistake is worth a closer look, after one at few tokens."""
         places, site = candidate.places, self.whole.site
-        # What is read off the site's array is of all tokens.
-        if self.few is self.whole or (candidate.kind == Kind.SOLVED and places == {site.name}):
+        # What is read off the site's array is of all tokens, and so are mistakes at the last site.
+        whole = candidate.kind == Kind.SOLVED or site.name == LOGPROBS
+        if self.few is self.whole or (whole and places == {site.name}):
             return True
         place = next(step for step in self.whole.gap.sites if step.name in places)
         walk = self.few.walk(candidate.few, places)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -14,7 +15,7 @@ import pytest
 
 from llama_layers import forward
 from llama_layers.layers.sites import sites
-from llama_layers.verify import Explanation, Trace, check, record, to_html
+from llama_layers.verify import Explanation, Report, Trace, check, record, to_html
 from llama_layers.verify.habits import Habits
 from llama_layers.verify.report.patterns import joined_causes
 from llama_layers.verify.report.results import SiteResult
@@ -128,6 +129,38 @@ def test_no_time(monkeypatch):
     (failure,) = check(doubled, MODEL).failures
     assert failure.explanations == ()
     assert failure.note == "there was no time to look for what explains it"
+
+
+def test_a_search_that_is_stopped(monkeypatch):
+    """The first site begins in time, and time runs out there."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(sys.modules["llama_layers.verify.check"], "SECONDS", 30.0)
+
+    def clock(result):
+        now[0] = 100.0
+
+    doubled = traced(lambda name, array, arrays: 2 * array if name == "model.norm" else array)
+    report = check(doubled, MODEL, diagnosing=clock)
+    said = "The search for what explains it was stopped after 30 s"
+    assert report.first.explanations == ()
+    assert report.first.stopped == report.to_json()["first"]["stopped"] == 30.0
+    for text in (report.text(width=999), to_html(report)):
+        assert said in text
+        assert "No mistake that is known" not in text
+
+
+def test_a_cause_of_other_sites_is_told_as_theirs():
+    found = [result(i, "Adds 3.", role="mlp.act") for i in (1, 2)]
+    unknown = replace(result(0, ""), explanations=())
+    said = str(Report((unknown, *found)))
+    assert "Likely cause at other sites: mine, at mlp.act in layers 1-2: Adds 3." in said
+
+
+def test_powers_of_ten_are_told_as_they_are():
+    found = [result(i, "Takes 1e+06; not 1e-05.", role="mlp.act") for i in (0, 1)]
+    (said,) = joined_causes([result(0, "x", "theirs"), *found])
+    assert said.endswith("Takes 1e+06; not 1e-05.")
 
 
 def test_it_is_said_what_is_diagnosed():

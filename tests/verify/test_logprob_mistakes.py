@@ -186,6 +186,32 @@ def test_alone(name, right):
     assert told(report)[0] == name
 
 
+def _from_own_position(p):
+    """Of each token s, the first as well, as the logits at s make it."""
+    return p.pick(log_softmax(p.logits), p.ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("tokens shifted by one", _from_own_position),
+        ("another temperature", PLANTED["another temperature"]),
+        ("renormalised over the top k", PLANTED["renormalised over the top k"]),
+    ],
+)
+def test_nothing_upstream_is_tried_where_the_site_explains_itself(name, wrong, right, monkeypatch):
+    """What is tried in layers takes the whole model each time."""
+    trace, model = right
+
+    def refused(*_):
+        raise AssertionError("a layer was changed")
+
+    monkeypatch.setattr("llama_layers.verify.diagnose_unbounded._Between._made", refused)
+    with np.errstate(divide="ignore"):
+        report = check(traced(trace, wrong(Port(trace)), alone=True), model)
+    assert told(report)[0] == name
+
+
 def test_all_tokens_of_the_vocabulary(right):
     trace, model = right
     a = trace.arrays["lm_head"]

@@ -90,11 +90,15 @@ def _(op: Logprobs, at: FailingSite) -> Iterator[Changed]:
         replace(op, ids=ids),
         "The array has at position s how likely the logits there make token s itself",
     )
+    known = op.ids[..., None] >= 0
+    yield (
+        moved(replace(op, ids=ids), partial(_shifted, -1, wide(at.computed), known)),
+        "The array has of each token s how likely the logits at its own position make it",
+    )
     for step, said in (
         (1, "The array has at position s the log-probability of token s, predicted at s - 1"),
         (-1, "The array has at position s the log-probability of token s + 2"),
     ):
-        known = op.ids[..., None] >= 0
         yield moved(op, partial(_shifted, step, wide(at.computed), known)), said
 
 

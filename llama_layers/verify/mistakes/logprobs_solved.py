@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -87,10 +86,24 @@ def _(op: Logprobs, at: FailingSite) -> Iterator[Changed]:
     vocabulary."""
     if (rows := _Rows.of(op, at)) is None:
         return
-    kept = 1 + np.argmin(np.abs(rows.sums() - rows.mass[:, None]), axis=1)
-    for k, _ in Counter(kept.tolist()).most_common(_TRIED):
-        if k < op.logits.shape[-1]:
-            yield replace(op, allowed=_largest(op.logits, k)), k
+    left = np.square(np.log(rows.sums()) - np.log(rows.mass)[:, None]).sum(axis=0)
+    least, most = _ranks(op, at)
+    for k in least + np.argsort(left[least - 1 : most - 1], kind="stable")[:_TRIED]:
+        yield replace(op, allowed=_largest(op.logits, k)), k
+
+
+def _ranks(op: Logprobs, at: FailingSite) -> tuple[int, int]:
+    """The rank of the least likely token that the port has a number for, and of the likeliest
+    that it has none for."""
+    size = op.logits.shape[-1]
+    logits, theirs = wide(op.logits).reshape(-1, size), wide(at.computed)
+    if op.ids is None:
+        return 1, size
+    ids, theirs = op.ids.reshape(-1), theirs.reshape(-1)
+    ranks = 1 + (logits > np.take_along_axis(logits, np.maximum(ids, 0)[:, None], axis=1)).sum(1)
+    has = ranks[(ids >= 0) & np.isfinite(theirs)]
+    lacks = ranks[(ids >= 0) & np.isneginf(theirs)]
+    return int(has.max(initial=1)), int(lacks.min(initial=size))
 
 
 @mistake(Logprobs, "renormalised over the top p")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,9 @@ from llama_layers.verify.operations import (
     Scores,
 )
 
+# How far apart a factor is and what it is rounded from.
+_ROUNDED = 2**-7
+
 
 @mistake(Embedding, "embedding not multiplied")
 def _(embedding: Embedding, at: FailingSite) -> Changed | None:
@@ -35,9 +39,12 @@ def _(embedding: Embedding, at: FailingSite) -> Changed | None:
 @mistake(Embedding, "another embedding multiplier")
 def _(embedding: Embedding, at: FailingSite) -> Iterator[Changed]:
     """Multiplies the embedding by {0}; it should multiply by {1:.6g}."""
-    factor = embedding.factor
-    if factor != 1:
-        for wrong, said in ((factor**2, "the square of its factor"), (1 / factor, "1 / factor")):
+    factor, width = embedding.factor, embedding.table.shape[1]
+    wrongs = {factor**2: "the square of its factor", 1 / factor: "1 / factor"}
+    if math.isclose(factor, math.sqrt(width), rel_tol=_ROUNDED):
+        wrongs[float(width)] = "hidden_size, not its root"
+    for wrong, said in wrongs.items():
+        if factor != 1:
             yield replace(embedding, factor=wrong), said, factor
 
 

@@ -139,6 +139,8 @@ def _(residual: Residual, at: FailingSite) -> Changed | None:
 def _(embedding: Embedding, at: FailingSite) -> Iterator[Changed]:
     """Multiplies the embedding by the root of hidden_size, as Gemma does; it should take it as
     it is."""
+    if embedding.factor != 1:
+        return
     root = math.sqrt(embedding.table.shape[1])
     for dtype in (np.float64, np.float32, ml_dtypes.bfloat16, np.float16):
         yield evaluated(embedding, lambda e, by: e.rows * by, float(np.asarray(root, dtype)))

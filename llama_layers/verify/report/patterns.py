@@ -10,8 +10,8 @@ from llama_layers.layers.sites import Site
 from llama_layers.verify.report.results import SiteResult
 from llama_layers.verify.report.wording import roles_and_layers
 
-# A whole number by itself, or at an end of a run "0..11"; no part of "3.25" or "1e-05".
-_NUMBER = re.compile(r"(?<![\w-])(?<!\d\.)\d+(?!\w|\.\d)")
+# A whole number by itself, or at an end of a run "0..11"; no part of "3.25" or "1e+06".
+_NUMBER = re.compile(r"(?<![\w-])(?<!\d\.)(?<!e\+)\d+(?!\w|\.\d)")
 
 
 def joined_causes(failures: Sequence[SiteResult]) -> Iterator[str]:

@@ -213,7 +213,7 @@ def _first_failure(report: Report) -> Iterator[Panel]:
         blocks += (Sentences((f"Wrong: {ended(str(first.place))}",)), Strips(first.place.extents))
     tried = report.diagnosed and (first.judgement is not None or math.isfinite(first.difference))
     if tried and not first.explanations:
-        blocks.append(Sentences(("No mistake that is known here explains it.",)))
+        blocks.append(Sentences((_unexplained(first),)))
     for i, explanation in enumerate(first.explanations):
         title = f"{'Or' if i else 'Likely cause'}: {explanation.name}"
         blocks.append(Cause(title, (explanation.detail, _remainder(first, explanation))))
@@ -226,7 +226,8 @@ def _first_failure(report: Report) -> Iterator[Panel]:
         blocks.append(Sentences((said,)))
     blocks.append(Sentences(tuple(_consequences(report.failures))))
     if together := tuple(joined_causes(report.failures)):
-        blocks.append(Sentences(together))
+        others = "" if first.explanations else "Likely cause at other sites: "
+        blocks.append(Sentences(tuple(others + said for said in together)))
     blocks.append(
         Facts(
             {
@@ -240,6 +241,16 @@ def _first_failure(report: Report) -> Iterator[Panel]:
     if first.worst:
         blocks.append(Elements("Its worst elements", element_rows(first.worst)))
     yield Panel(tuple(blocks))
+
+
+def _unexplained(result: SiteResult) -> str:
+    """Say that no mistake was found that explains a site, or that there was no time for all."""
+    if result.stopped is None:
+        return "No mistake that is known here explains it."
+    return (
+        f"The search for what explains it was stopped after {result.stopped:g} s, before all known "
+        "mistakes were tried."
+    )
 
 
 def _allowed(report: Report) -> Iterator[Sentences]:

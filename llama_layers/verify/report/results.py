@@ -108,6 +108,9 @@ class SiteResult:
     explanations : tuple of Explanation
         Mistakes that would explain a FAIL or DIFFERS, the likeliest first; or a WARN, as well as
         the engine's roundings do.
+    stopped : float or None
+        After how many seconds the search for mistakes was stopped, where it had found none here;
+        None where all were tried, or none had to be.
     """
 
     site: Site
@@ -125,6 +128,7 @@ class SiteResult:
     worst: tuple[Element, ...] = ()
     place: Place | None = None
     explanations: tuple[Explanation, ...] = ()
+    stopped: float | None = None
 
     def __repr__(self) -> str:
         return f"SiteResult({self.site.name}: {self.verdict}, error/limit {figure(self.ratio)})"
