@@ -19,13 +19,14 @@ from llama_layers.verify.by_rank import named_ranks, settled
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.family_roundings import rounding_in_family
 from llama_layers.verify.habits import Habits, habits_of, said_of_both, with_mistakes
 from llama_layers.verify.jobs import check_executor, looks
 from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
 from llama_layers.verify.logprob_summary import summary_of_check
 from llama_layers.verify.look import Asked, Look, Sites
 from llama_layers.verify.mistakes import MISTAKES, Kind
-from llama_layers.verify.profiles import CONTRACT, RoundingProfile, in_family, profile_named
+from llama_layers.verify.profiles import CONTRACT, RoundingProfile, profile_named
 from llama_layers.verify.rank_order import check_order
 from llama_layers.verify.remedies import remedies
 from llama_layers.verify.report import Explanation, Remedy, Report, SiteResult
@@ -154,7 +155,7 @@ def check(
     check_executor(executor)
     chosen = None if profile is None else profile_named(profile)
     if isinstance(profile, str) and chosen is not None:
-        chosen = in_family(chosen, model.config.model_type)
+        chosen = rounding_in_family(chosen, model.config.model_type)
     allowed = CONTRACT if chosen is None else chosen
     if allow is not None:
         allowed = allowing(allowed, allow)

@@ -10,7 +10,6 @@ from typing import Any
 from llama_layers.arrays.checks import check_count
 from llama_layers.arrays.dtypes import FLOATS, FloatFormat, accumulate_format, float_format
 from llama_layers.arrays.types import Array
-from llama_layers.config.families import FAMILIES
 from llama_layers.errors import shown
 
 
@@ -223,12 +222,6 @@ def profile_named(profile: str | RoundingProfile) -> RoundingProfile:
             f"2 ranks, bfloat16 reduce', got {profile!r}"
         )
     return PROFILES[profile]
-
-
-def in_family(profile: RoundingProfile, model_type: str) -> RoundingProfile:
-    """What an engine rounds in a family: in transformers the class of its norms has its own way."""
-    own = profile.name.startswith("transformers") and not FAMILIES[model_type].rounds_before_weight
-    return replace(profile, norm_before_weight=False) if own else profile
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from llama_layers.model.llama import Llama
 from llama_layers.model.tensor_names import expected_tensors
 from llama_layers.model.weights import LlamaWeights
 from llama_layers.parallel.plan import SUMMED
+from llama_layers.verify.family_roundings import rounding_in_family
 from llama_layers.verify.fit import ROTATED
 from llama_layers.verify.look import Sites
 from llama_layers.verify.mistakes.rounding import NARROW, are_numbers_of, narrowed
-from llama_layers.verify.profiles import PARALLEL, PROFILES, in_family, profile_named
+from llama_layers.verify.profiles import PARALLEL, PROFILES, profile_named
 from llama_layers.verify.ranks import parallel_profile
 from llama_layers.verify.report import SiteResult
 from llama_layers.verify.report.remedy import Remedy
@@ -336,7 +337,7 @@ def _accumulating(form: str) -> _Candidate:
 
 def _profiled(name: str) -> _Candidate:
     def change(sites: Sites) -> Sites:
-        profile = in_family(profile_named(name), sites.model.config.model_type)
+        profile = rounding_in_family(profile_named(name), sites.model.config.model_type)
         return replace(sites, asked=replace(sites.asked, profile=profile))
 
     return _Candidate(f'--profile "{name}"', change)
