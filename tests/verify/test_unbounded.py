@@ -287,9 +287,9 @@ class TestNotANumber:
         assert check(Trace(last, attention_mask=keep), model).verdict == "NONE"
         scores = np.where(causal(COUNT), 1.0, -np.inf) * np.ones((2, 4, 1, 1), np.float32)
         name = "model.layers.1.self_attn.scores"
-        assert check(Trace({name: scores.astype(np.float32)}, IDS), model).verdict == "NONE"
+        assert check(Trace({name: scores.astype(np.float32)}), model).verdict == "NONE"
         scores[0, 0, 5, 2] = np.inf
-        assert check(Trace({name: scores.astype(np.float32)}, IDS), model).verdict == "FAIL"
+        assert check(Trace({name: scores.astype(np.float32)}), model).verdict == "FAIL"
 
 
 class TestHiddenStates:
