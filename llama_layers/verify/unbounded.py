@@ -123,9 +123,7 @@ class Recomputed:
         exact, ours = (walk.array(site)[:, -array.shape[1] :] for walk in walks)
         seen = counts(self._recorded, site, array.shape) if site.pairwise else None
         own = distance(exact, ours, seen)
-        far = (
-            distance(exact, array, seen) if site.pairwise else _apart(self._recorded, array, exact)
-        )
+        far = _apart(self._recorded, array, exact, seen)
         found = Unbounded(site, array, formats, self.exact.gap(site).sources, far, own)
         return self._placed(found, exact, ours)
 
@@ -178,10 +176,12 @@ def _size(array: np.ndarray) -> np.ndarray:
         return np.asarray(np.sqrt(np.mean(np.square(finite), axis=-1, keepdims=True)))
 
 
-def _apart(recorded: Recorded, array: np.ndarray, exact: np.ndarray) -> float:
-    """How far apart two arrays are at tokens that are not padding."""
-    if recorded.keep is None:
-        return distance(exact, array)
+def _apart(
+    recorded: Recorded, array: np.ndarray, exact: np.ndarray, seen: NDArray[np.bool_] | None
+) -> float:
+    """How far apart two arrays are at tokens that are not padding, or at the pairs that are seen."""
+    if recorded.keep is None or seen is not None:
+        return distance(exact, array, seen)
     keep = recorded.keep[:, -array.shape[1] :]
     return distance(exact[keep], array[keep])
 
