@@ -15,7 +15,7 @@ from llama_layers.layers.weights import LayerWeights
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.predicted import rounded
 from llama_layers.verify.mistakes.registry import Changed, Kind, by_token, mistake
-from llama_layers.verify.mistakes.rounding import in_each_narrow_format
+from llama_layers.verify.mistakes.rounding import in_each_narrow_format, narrowed
 from llama_layers.verify.operations import Norm
 from llama_layers.verify.tracked import Tracked
 
@@ -67,6 +67,21 @@ def _(norm: Norm, at: FailingSite) -> Changed:
 def _(norm: Norm, at: FailingSite) -> Changed | None:
     """Scales with the weight; it should scale with the weight plus 1, as Gemma does."""
     return replace(norm, offset=0.0) if norm.offset else None
+
+
+@in_each_narrow_format
+def _weight_in(narrow: str) -> None:
+    @mistake(
+        Norm,
+        f"norm weight plus one in {narrow}",
+        kind=Kind.ROUNDING,
+        says=f"Rounds the weight plus {{0:g}} to {narrow}; it should keep the sum in float32.",
+    )
+    def _(norm: Norm, at: FailingSite) -> Changed | None:
+        if not norm.offset:
+            return None
+        weight = narrowed(wide(norm.weight) + norm.offset, narrow)
+        return replace(norm, weight=weight, offset=0.0), norm.offset
 
 
 @mistake(Norm, "norm weight skipped", common=1, parts=True)

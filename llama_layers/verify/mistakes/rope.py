@@ -103,6 +103,17 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
         yield other, kind.theta, words[0], own.theta, words[1]
 
 
+@mistake(Rope, "RoPE scaling of another layer", common=1)
+def _(rope: Rope, at: FailingSite) -> Rope | None:
+    """Scales frequencies by rope_scaling, as in other layers; it should leave them as they are in
+    this layer."""
+    scaling = at.config.rope_scaling
+    alike = any(kind.theta == rope.config.rope_theta for kind in _other_kinds(rope, at))
+    if scaling is None or rope.config.rope_scaling is not None or alike:
+        return None  # what is alike but for the scaling is RoPE of another layer
+    return _scaled(rope, scaling)
+
+
 @mistake(Copy, "RoPE on a layer without it", common=2)
 def _(copied: Copy, at: FailingSite) -> Iterator[Changed]:
     """Rotates queries or keys, with rope_theta {0:g}; it should leave them as they are in this
