@@ -179,7 +179,7 @@ def _size(array: np.ndarray) -> np.ndarray:
 def _apart(
     recorded: Recorded, array: np.ndarray, exact: np.ndarray, seen: NDArray[np.bool_] | None
 ) -> float:
-    """How far apart two arrays are at tokens that are not padding, or at the pairs that are seen."""
+    """How far apart two arrays are at tokens that are not padding, or at pairs that are seen."""
     if recorded.keep is None or seen is not None:
         return distance(exact, array, seen)
     keep = recorded.keep[:, -array.shape[1] :]
