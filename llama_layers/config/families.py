@@ -134,6 +134,7 @@ FAMILIES = {
     ),
     "olmo2": Family(
         architecture="Olmo2ForCausalLM",
+        rounds_before_weight=False,
         reads=frozenset({"attention_bias"}),
         defaults={"eos_token_id": 50279, "pad_token_id": 1},
         built_in={"norm_placement": "after", "qk_norm": "full"},
@@ -141,6 +142,7 @@ FAMILIES = {
     ),
     "olmo3": Family(
         architecture="Olmo3ForCausalLM",
+        rounds_before_weight=False,
         reads=frozenset({"attention_bias", "sliding_window", "layer_types"}),
         defaults={
             "eos_token_id": 50279,
@@ -251,6 +253,7 @@ FAMILIES = {
     ),
     "helium": Family(
         architecture="HeliumForCausalLM",
+        rounds_before_weight=False,
         reads=frozenset({"attention_bias", "mlp_bias"}),
         defaults={
             "bos_token_id": 1,

@@ -84,6 +84,9 @@ class Family:
         Whether ``embedding_multiplier`` multiplies vectors that come instead of ids, too.
     multiplies_logits : bool
         Whether ``logits_scaling`` multiplies the logits; it divides them elsewhere.
+    rounds_before_weight : bool
+        Whether the class of its norms rounds rows before it multiplies them with the weight; some
+        multiply in float32, and round once.
     """
 
     architecture: str
@@ -108,6 +111,7 @@ class Family:
     scales_embedding: bool = False
     multiplies_inputs: bool = False
     multiplies_logits: bool = False
+    rounds_before_weight: bool = True
 
 
 def last_of_several_full(layers: int, *, every: int) -> list[str]:

@@ -65,6 +65,7 @@ GEMMA = {
         ignores=frozenset({"hidden_activation"}),
         needs=_CAUSAL,
         scales_embedding=True,
+        rounds_before_weight=False,
     ),
     "gemma2": Family(
         architecture="Gemma2ForCausalLM",
@@ -84,6 +85,7 @@ GEMMA = {
         layer_types=partial(last_of_several_full, every=2),
         modules=_GEMMA_NORMS,
         scales_embedding=True,
+        rounds_before_weight=False,
     ),
     "gemma3_text": Family(
         architecture="Gemma3ForCausalLM",
@@ -106,6 +108,7 @@ GEMMA = {
         modules=_GEMMA_NORMS,
         rope="type",
         scales_embedding=True,
+        rounds_before_weight=False,
     ),
     "vaultgemma": Family(
         architecture="VaultGemmaForCausalLM",
@@ -124,5 +127,6 @@ GEMMA = {
         layer_types=partial(last_of_several_full, every=2),
         modules={"post_attention_layernorm": "pre_feedforward_layernorm"},
         scales_embedding=True,
+        rounds_before_weight=False,
     ),
 }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic
+from typing import ClassVar, Generic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,6 +238,7 @@ class OverHeads(Operation[Heads]):
         The operation's own is evaluated for some queries at a time, another for all of them.
         """
         self.check()
+        how = how.inside(self.steps)
         names = {n: n if n in ("q", "k", "v") else "given" for n in self.inputs}
         arrays = {name: to_numpy(getattr(self, n)) for n, name in names.items()}
         if "given" in arrays:
@@ -274,7 +275,7 @@ class Scores(OverHeads, Generic[Stored]):
     """Scaled products of queries and keys, of which those that a mask allows count."""
 
     inputs = ("q", "k")
-    steps = ("kv_cache", "scaled_queries", "cache", "scores")
+    steps: ClassVar[tuple[str, ...]] = ("kv_cache", "scaled_queries", "cache", "scores")
     q: Stored
     k: Stored
     mask: Stored | None
@@ -294,6 +295,7 @@ class Softmax(OverHeads, Generic[Stored]):
     """Softmax of scores [B, heads, S, T] over the keys that a mask allows."""
 
     inputs = ("scores",)
+    steps = ("softmax_in",)
     scores: Stored
     mask: Stored | None
     sinks: Stored | None = None
@@ -312,6 +314,7 @@ class Softmax(OverHeads, Generic[Stored]):
 class Probabilities(Scores[Stored]):
     """Softmax of scaled products of queries and keys."""
 
+    steps = (*Scores.steps, "softmax_in")
     formula = Softmax.formula
 
 
@@ -351,7 +354,7 @@ class Attention(OverHeads, Generic[Stored]):
     inputs = ("q", "k", "v")
     steps = (
         *("kv_cache", "scaled_queries", "cache"),
-        *("scores", "probabilities", "weighted_sums"),
+        *("scores", "probabilities", "weighted_sums", "softmax_in"),
     )
     q: Stored
     k: Stored

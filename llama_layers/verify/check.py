@@ -19,6 +19,7 @@ from llama_layers.verify.by_rank import named_ranks, settled
 from llama_layers.verify.diagnose import diagnose
 from llama_layers.verify.diagnose_unbounded import diagnose_unbounded
 from llama_layers.verify.failing_site import FailingSite
+from llama_layers.verify.family_roundings import rounding_in_family
 from llama_layers.verify.habits import Habits, habits_of, said_of_both, with_mistakes
 from llama_layers.verify.jobs import check_executor, looks
 from llama_layers.verify.join import JoinedTrace, recorded_by_ranks
@@ -153,6 +154,8 @@ def check(
             raise ValueError(f"{name}: expected one of {', '.join(FLOATS)}, got {shown(value)}")
     check_executor(executor)
     chosen = None if profile is None else profile_named(profile)
+    if isinstance(profile, str) and chosen is not None:
+        chosen = rounding_in_family(chosen, model.config.model_type)
     allowed = CONTRACT if chosen is None else chosen
     if allow is not None:
         allowed = allowing(allowed, allow)

@@ -152,7 +152,13 @@ def _stand_in(traces: Sequence[Trace]) -> LlamaConfig:
     inside = {".".join(parts[3:]) for parts in names}
     likeliest = max(_every_block(), key=lambda c: len(inside & {s.inside for s in sites(c)}))
     scaling = 2.0 if any(LOGITS in trace.arrays for trace in traces) else 1.0
-    return replace(likeliest, num_hidden_layers=1 + max(layers, default=0), logits_scaling=scaling)
+    return replace(
+        likeliest,
+        num_hidden_layers=1 + max(layers, default=0),
+        layer_types=None,
+        layer_rope_theta=None,
+        logits_scaling=scaling,
+    )
 
 
 @cache

@@ -45,6 +45,8 @@ _ALL = RoundingProfile(
     probabilities=True,
     sigmoid=True,
     silu=True,
+    written_in="float32",
+    softmax_in="float32",
     flushes=True,
     excess_precision=True,
 )
@@ -160,7 +162,7 @@ class _Trial:
         self._usually = usually
         self._formats = failing.formats
         profile = failing.formats.profile
-        tried = (profile,) if profile is not CONTRACT else (CONTRACT, *failing.formats.profiles)
+        tried = (profile,) if profile is not CONTRACT else (CONTRACT, *failing.profiles)
         self._profiles = tried if profiles is None else profiles
         right = self._judged(failing.bound(failing.formats))
         self._right = right.exact

@@ -19,10 +19,11 @@ from llama_layers.model.llama import Llama
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.build import layer_matrix
 from llama_layers.verify.defined import where_defined
+from llama_layers.verify.family_roundings import rounding_in_family
 from llama_layers.verify.fit import NORMED_KEYS, ROTATED, in_pairs
 from llama_layers.verify.operations import Operation
 from llama_layers.verify.past import OF_PAST
-from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.profiles import Rounding, RoundingProfile
 from llama_layers.verify.validate import Recorded
 
 # How many times as much as is usual an array that was solved for may be off.
@@ -49,6 +50,12 @@ class FailingSite:
     paired: bool = False  # whether channels that RoPE rotates are next to each other in all of it
     unsure: NDArray[np.float64] | None = None  # how far off the port's array may be, if it may
     _bounds: dict[Rounding, Bound] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def profiles(self) -> tuple[RoundingProfile, ...]:
+        """Those that an engine can have here, in the order to try them."""
+        family = self.config.model_type
+        return tuple(rounding_in_family(profile, family) for profile in self.formats.profiles)
 
     @property
     def config(self) -> LlamaConfig:

@@ -221,7 +221,7 @@ class Sites:
         if lost := _overflowed(failing):
             return "WARN", f"{counted(lost, 'number')} overflowed {formats.dtype} here"
         if theirs is not None:
-            habits = theirs.habits(failing.operation.steps, formats.narrower)
+            habits = replace(formats, profile=theirs).habits(failing.operation.steps)
             verdict: SiteVerdict = "PASS" if self._is_stated(theirs) else "WARN"
             return verdict, f"rounds as {theirs.name} does: {habits}"
         note = self._unusual(failing, judgement) or self._padding(failing.site)
@@ -229,7 +229,7 @@ class Sites:
 
     def _profile_of(self, failing: FailingSite) -> RoundingProfile | None:
         """The profile whose roundings explain an array."""
-        profiles, said = failing.formats.profiles, self.recorded.metadata
+        profiles, said = failing.profiles, self.recorded.metadata
         profiles += tuple(own for key, own in LLAMA_CPP.items() if said.get(key) == "yes")
         ranks = parallel_profile(said)
         if ranks is not None and "reduce" in failing.operation.steps:
@@ -255,7 +255,7 @@ class Sites:
         own = [known for known in PROFILES.values() if engine and known.name.startswith(engine)]
         if profile.name == "float32 phases":
             return any(known.phases == profile.phases for known in own)
-        return profile in own
+        return any(known.name == profile.name for known in own)
 
     def _padding(self, site: Site) -> str:
         """A note on logits that were not looked at."""

@@ -79,7 +79,7 @@ class Operation(ABC, Generic[View]):
 
     def evaluate(self, formula: Callable[[View], Tracked], how: Rounding) -> Bound:
         """The exact result of a formula, right or wrong, and what rounding allows."""
-        return formula(self.read(how)).bound()
+        return formula(self.read(how.inside(self.steps))).bound()
 
     def bound(self, how: Rounding) -> Bound:
         """The exact result of the operation, and what rounding allows."""

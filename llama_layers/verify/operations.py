@@ -91,6 +91,7 @@ class Embedding(Operation["Rows"], Generic[Stored]):
     """Rows of a table [N, H], times a factor."""
 
     inputs = ("table",)
+    steps = ("written_in",)
     ids: Stored
     table: Stored
     factor: float = 1.0
@@ -132,7 +133,7 @@ class Norm(Operation["Norm[Tracked]"], Generic[Numbers]):
 
     by_token = True
     inputs = ("x", "weight")
-    steps = ("norm_before_weight", "reduce")
+    steps = ("norm_before_weight", "reduce", "written_in")
     x: Numbers
     weight: Numbers
     eps: float
@@ -222,7 +223,7 @@ class Rope(Operation[Rotation], Generic[Stored]):
     """
 
     inputs = ("x",)
-    steps = ("phases", "rope_table", "rope_arithmetic")
+    steps = ("phases", "rope_table", "rope_arithmetic", "written_in")
     x: Stored
     positions: Stored
     config: LlamaConfig

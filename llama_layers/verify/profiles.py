@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -71,6 +71,11 @@ class RoundingProfile:
     weighted_sums : str or None
         The format that attention keeps its sums of weighted values in; None for that of all sums.
         With it a profile allows much, and counts only where it is named.
+    written_in : str or None
+        The format that norms, RoPE and multiplied embeddings are computed in even where sums have
+        more digits; None for that of sums.
+    softmax_in : str or None
+        The same of a softmax that is an operation of its own.
     flushes : bool
         Subnormal numbers are read as zero.
     excess_precision : bool
@@ -108,6 +113,8 @@ class RoundingProfile:
     scaled_queries: bool = _step("queries after they are scaled")
     cache: str | None = _step("cached keys and values to {}", None)
     weighted_sums: str | None = _step("weighted sums to {}", None)
+    written_in: str | None = _step("its input and each step to {}", None)
+    softmax_in: str | None = _step("the softmax to {}", None)
     flushes: bool = _step("subnormal numbers to zero")
     excess_precision: bool = _step("inputs only where they are written out")
     root_ulps: float = 1.0
@@ -141,6 +148,7 @@ class RoundingProfile:
 
 
 _WORDS = {step.name: step.metadata["words"] for step in fields(RoundingProfile) if step.metadata}
+_WRITTEN = ("written_in", "softmax_in")
 _IN_EVERY_OPERATION = ("flushes", "excess_precision")
 
 CONTRACT = RoundingProfile("contract")
@@ -165,6 +173,7 @@ _SDPA = RoundingProfile(
     silu=True,
     multiplied=True,
     capped=True,
+    written_in="float32",
 )
 _LLAMA_CPP = RoundingProfile("llama.cpp", phases="float32", gelu="float16", kv_cache="float16")
 # By what a trace says if `record_llama_cpp` made it.
@@ -181,7 +190,7 @@ PROFILES = {
     for profile in (  # what explains with fewer roundings comes first
         RoundingProfile("float32 phases", phases="float32"),
         _SDPA,
-        replace(_SDPA, name="transformers", scores=True),
+        replace(_SDPA, name="transformers", scores=True, softmax_in="float32"),
         _LLAMA_CPP,
         *LLAMA_CPP.values(),
         _XLA,
@@ -327,6 +336,18 @@ class Rounding:
         """Whether sums have more digits than an input was recorded in."""
         narrowest = FLOATS[self.inputs or self.accumulate]
         return narrowest.precision < FLOATS[self.accumulate].precision
+
+    def inside(self, steps: Collection[str]) -> Rounding:
+        """The formats in an operation that has some steps: an engine may write it in fewer bits."""
+        forms = (self.step(name) for name in _WRITTEN if name in steps)
+        narrow = [f.name for f in forms if f is not None and f.precision < self.sums.precision]
+        return replace(self, accumulate=narrow[0]) if narrow else self
+
+    def habits(self, steps: Sequence[str]) -> str:
+        """Say which roundings of the profile some steps make here."""
+        inside = self.inside(steps)
+        steps = [s for s in steps if s not in _WRITTEN or inside is not self]
+        return self.profile.habits(steps, self.narrower)
 
     @property
     def narrower(self) -> str | None:

@@ -19,6 +19,7 @@ from llama_layers.model.llama import Llama
 from llama_layers.model.tensor_names import expected_tensors
 from llama_layers.model.weights import LlamaWeights
 from llama_layers.parallel.plan import SUMMED
+from llama_layers.verify.family_roundings import rounding_in_family
 from llama_layers.verify.fit import ROTATED
 from llama_layers.verify.look import Sites
 from llama_layers.verify.mistakes.rounding import NARROW, are_numbers_of, narrowed
@@ -230,6 +231,8 @@ def _candidates(
             f'"rope_layout": "{other}" in the trace\'s metadata',
         )
     yield from _named(judged, first)
+    if asked.accumulate is None and first.dtype == "float64":
+        yield _accumulating("float32")
     if first.site.operation in ("scores", "softmax", "attention"):
         for narrow in ("float16", "bfloat16"):
             yield _allowing(judged, f"cache={narrow}")
@@ -303,14 +306,7 @@ def _named(judged: Sites, first: SiteResult) -> Iterator[_Candidate]:
             if option.startswith("--allow "):
                 yield _allowing(judged, said.removeprefix("--allow "))
             elif key == "accumulate":
-                form = found[1]
-                yield _Candidate(
-                    said,
-                    lambda sites, form=form: replace(  # type: ignore[misc]
-                        sites, asked=replace(sites.asked, accumulate=form)
-                    ),
-                    f'"{key}": "{form}" in the trace\'s metadata',
-                )
+                yield _accumulating(found[1])
             else:
                 model = _rounded(judged.model, found[1])
                 yield _Candidate(
@@ -331,11 +327,20 @@ def _allowing(judged: Sites, roundings: str) -> _Candidate:
     )
 
 
-def _profiled(name: str) -> _Candidate:
+def _accumulating(form: str) -> _Candidate:
     return _Candidate(
-        f'--profile "{name}"',
-        lambda sites: replace(sites, asked=replace(sites.asked, profile=profile_named(name))),
+        f"--accumulate {form}",
+        lambda sites: replace(sites, asked=replace(sites.asked, accumulate=form)),
+        f'"accumulate": "{form}" in the trace\'s metadata',
     )
+
+
+def _profiled(name: str) -> _Candidate:
+    def change(sites: Sites) -> Sites:
+        profile = rounding_in_family(profile_named(name), sites.model.config.model_type)
+        return replace(sites, asked=replace(sites.asked, profile=profile))
+
+    return _Candidate(f'--profile "{name}"', change)
 
 
 class _Narrowed(Mapping[str, np.ndarray]):

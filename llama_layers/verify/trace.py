@@ -218,4 +218,4 @@ def _family(metadata: Mapping[str, str]) -> str:
     except (ValueError, RecursionError):
         return "llama"  # whoever reads the config says what is wrong
     family = content.get("model_type") if isinstance(content, dict) else None
-    return family if family in FAMILIES else "llama"
+    return family if isinstance(family, str) and family in FAMILIES else "llama"

@@ -1,7 +1,12 @@
 """Where transformers rounds in bfloat16, bit for bit: the table of docs/engines.md."""
 
+import sys
+
 import numpy as np
 import pytest
+
+from llama_layers import LlamaConfig
+from llama_layers.config.families import FAMILIES
 
 torch = pytest.importorskip("torch")
 llama = pytest.importorskip("transformers.models.llama.modeling_llama")
@@ -9,6 +14,16 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.peer
 BF16 = torch.bfloat16
+SIZES = {
+    "vocab_size": 5,
+    "hidden_size": 256,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture
@@ -43,6 +58,24 @@ def test_rms_norm_rounds_before_the_weight(generator):
     once = (normed * norm.weight.float()).to(BF16)
     assert torch.equal(norm(x), twice)
     assert not torch.equal(norm(x), once)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_rounds_its_norms_as_the_table_says(generator, family):
+    known = getattr(transformers, FAMILIES[family].architecture, None)
+    if known is None:
+        pytest.skip("transformers reads its code from the checkpoint")
+    module = sys.modules[known.__module__]
+    (norm,) = (c for n, c in vars(module).items() if n.endswith("RMSNorm"))
+    norm = norm(256, eps=1e-5).to(BF16)
+    norm.weight.data = normal(generator, 256)
+    weight = norm.weight.float() + LlamaConfig(**SIZES, model_type=family).norm_weight_offset
+    wide = (x := normal(generator, 64, 256)).float()
+    row = wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + 1e-5)
+    before = FAMILIES[family].rounds_before_weight
+    ways = {True: (row.to(BF16).float() * weight).to(BF16), False: (row * weight).to(BF16)}
+    assert torch.equal(norm(x), ways[before])
+    assert not torch.equal(norm(x), ways[not before])
 
 
 def test_rope_tables_and_arithmetic_are_bfloat16(generator):

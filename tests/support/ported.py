@@ -79,6 +79,14 @@ CONFIGS = {
     ),
     "theta by layer": replace(BASE, layer_rope_theta=(100.0, 2000.0, 2000.0)),
     "layer without RoPE": replace(BASE, layer_rope_theta=(2000.0, 0.0, 2000.0)),
+    "two RoPEs": replace(
+        BASE,
+        sliding_window=8,
+        layer_types=("full_attention", "sliding_attention", "full_attention"),
+        layer_rope_theta=(2000.0, 100.0, 2000.0),
+        rope_scaling={"rope_type": "linear", "factor": 3.0},
+        sliding_rope_scaling=False,
+    ),
     "longrope": replace(
         BASE,
         llama_4_scaling_beta=0.5,

@@ -212,6 +212,10 @@ class TestRefused:
             ),
             ("metadata", {"dtype": "float8"}, "metadata dtype: expected one of"),
             ("metadata", {"config": "{"}, "metadata config: expected a config.json"),
+            *(
+                ("metadata", {"config": f'{{"model_type": {kind}}}'}, "model_type: expected one of")
+                for kind in ('["llama"]', "{}", "3")
+            ),
         ],
     )
     def test_tokens(self, field, value, message):

@@ -9,8 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from llama_layers import LlamaConfig
+from llama_layers.config.families import FAMILIES
 from llama_layers.errors import TraceError
-from llama_layers.verify import Trace, compare, distance
+from llama_layers.verify import Trace, compare, distance, sites
 from tests.support.compared_traces import F32, IDS, LAYER, by_name, made, traced, without_config
 from tests.support.random_models import CONFIGS, GQA, random_weights
 
@@ -30,6 +32,18 @@ def test_right_runs_agree(kind, known):
     same = compare(single, single)
     assert {result.difference for result in same.results} == {0.0}
     assert same.agrees
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_tell_a_family(family):
+    sizes = "vocab_size hidden_size intermediate_size num_attention_heads head_dim rms_norm_eps"
+    sizes = (sizes + " rope_theta max_position_embeddings").split()
+    known = {name: getattr(GQA, name) for name in sizes}
+    config = LlamaConfig(model_type=family, num_hidden_layers=3, **known)
+    names = [site.name for site in sites(config) if not (site.pairwise or site.name == "logprobs")]
+    trace = Trace({name: np.ones((1, 7, 1), np.float32) for name in names}, np.ones((1, 7), int))
+    comparison = compare(trace, trace)
+    assert {result.site.name for result in comparison.results} == set(names)
 
 
 SUSPECTS = {

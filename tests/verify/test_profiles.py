@@ -79,6 +79,23 @@ def eager(p):
     return attention(p, lambda s: narrow(softmax(narrow(narrow(s) * np.float32(SCALE)))), 1.0)
 
 
+def norm_in_float32(p):
+    return normed(p["x"], 1, BASE.rms_norm_eps) * p.weight("input_layernorm")
+
+
+def rope_in_float32(p):
+    """The table in float32, and products in float64."""
+    a, b = np.split(p.heads("self_attn.q_proj").astype(np.float64), 2, axis=-1)
+    phases = np.outer(p.positions, omega(BASE))[:, None]
+    cos, sin = (f(phases).astype(np.float32) for f in (np.cos, np.sin))
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def softmax_in_float32(p):
+    p.arrays = {name: array.astype(np.float64) for name, array in p.arrays.items()}
+    return attention(p, lambda scores: softmax(scores.astype(np.float32)).astype(np.float64))
+
+
 def gate(p):
     return narrow(silu(p["mlp.gate_proj"])) * p["mlp.up_proj"]
 
@@ -122,6 +139,16 @@ HABITS = {
     "eager": Habit(
         EAGER, "self_attn.attention", BFLOAT16, eager,
         "scores to bfloat16, probabilities to bfloat16", large_queries,
+    ),
+    "norm in float32": Habit(
+        SDPA, "input_layernorm", np.float64, norm_in_float32, "its input and each step to float32"
+    ),
+    "RoPE in float32": Habit(
+        SDPA, "self_attn.q_rope", np.float64, rope_in_float32,
+        "phases to float32, its input and each step to float32",
+    ),
+    "softmax in float32": Habit(
+        EAGER, "self_attn.attention", np.float64, softmax_in_float32, "the softmax to float32"
     ),
     "gate": Habit(SDPA, "mlp.act", BFLOAT16, gate, "silu(gate) to bfloat16"),
     "steps": Habit(
@@ -182,7 +209,7 @@ def test_allowed_where_the_engine_is_named(kind):
 
 @pytest.mark.parametrize("kind", HABITS)
 def test_not_allowed_where_another_is_named(kind):
-    other = "llama.cpp" if HABITS[kind].dtype == BFLOAT16 else SDPA
+    other = {BFLOAT16: "llama.cpp", np.float64: "XLA"}.get(HABITS[kind].dtype, SDPA)
     if kind == "phases":  # transformers has them in float32, too
         other = "XLA"
     assert found(*traced(HABITS[kind]), profile=other).verdict == "FAIL"

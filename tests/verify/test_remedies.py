@@ -96,6 +96,19 @@ def test_narrow_arrays_written_as_float32(dtype):
     assert check(replace(dump, metadata={"dtype": narrow}), model).verdict == "PASS"
 
 
+def test_float64_with_sums_in_float32():
+    trace, rng = record(MODEL, IDS), np.random.default_rng(1)
+    arrays = {name: array.astype(np.float64) for name, array in trace.arrays.items()}
+    for array in (arrays[name] for name in arrays if "mlp" in name):
+        array *= 1 + 1e-12 * rng.standard_normal(array.shape)
+    double = Trace(arrays, trace.input_ids)
+    report = check(double, MODEL)
+    assert report.verdict == "FAIL"
+    assert options(report) == ["--accumulate float32"]
+    assert report.remedies[0].instead == '"accumulate": "float32" in the trace\'s metadata'
+    assert check(double, MODEL, accumulate="float32").agrees
+
+
 def test_what_is_left_is_counted():
     """A mistake besides."""
     model, dump = run_in(ml_dtypes.bfloat16)

@@ -15,8 +15,9 @@ from llama_layers.verify.build import operation_of
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.fit import FLAT, ROTATED
 from llama_layers.verify.judge import judge
+from llama_layers.verify.localised import counted_as
 from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, mistake, moved
-from llama_layers.verify.operations import Logprobs, Operation
+from llama_layers.verify.operations import Attention, Copy, Logprobs, Norm, Operation, Rope
 from llama_layers.verify.profiles import Rounding
 from llama_layers.verify.report.wording import listed
 from llama_layers.verify.roundoff import Float64Array
@@ -144,6 +145,11 @@ def _(operation: Operation, at: FailingSite) -> Changed | None:
     factor = float(np.sum(computed[both] * exact[both])) / size if size else 0.0
     if not factor:
         return None
+    return _times(at, np.asarray(factor)), factor, _scale_of_scores(at, factor)
+
+
+def _times(at: FailingSite, factor: Float64Array) -> Computed:
+    """The right result times factors, rounded once more."""
 
     def bound(how: Rounding) -> Bound:
         right = at.bound(how)
@@ -152,7 +158,23 @@ def _(operation: Operation, at: FailingSite) -> Changed | None:
         limits = (abs(factor) * y + rounding for y in (right.limit, right.usual))
         return Bound(exact, *limits)
 
-    return Computed(bound), factor, _scale_of_scores(at, factor)
+    return Computed(bound)
+
+
+@mistake(Norm | Rope | Attention | Copy, "a head scaled", kind=Kind.SOLVED)
+def _(operation: Operation, at: FailingSite) -> Changed | None:
+    """The port has {0:.6g} times what it should have in {1}."""
+    if at.ratio.ndim != 4:
+        return None  # norms of no heads
+    wrong = np.flatnonzero((at.ratio > 1).any(axis=(0, 1, 3)))
+    if not 0 < len(wrong) < at.ratio.shape[2]:
+        return None
+    exact, computed = at.bound(at.formats).exact[:, :, wrong], wide(at.computed)[:, :, wrong]
+    if not np.isfinite(computed).all():
+        return None
+    factors = np.ones(at.ratio.shape[2])
+    factors[wrong] = factor = float(np.sum(computed * exact) / np.sum(np.square(exact)))
+    return _times(at, factors[:, None]), factor, counted_as("head", wrong)
 
 
 def _scale_of_scores(at: FailingSite, factor: float) -> str:

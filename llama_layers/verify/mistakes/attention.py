@@ -13,10 +13,21 @@ from numpy.typing import NDArray
 from llama_layers.config.llama_config import LlamaConfig
 from llama_layers.verify.bound import Bound
 from llama_layers.verify.failing_site import Computable, FailingSite, wide
-from llama_layers.verify.mistakes.near import is_near
-from llama_layers.verify.mistakes.registry import Changed, Computed, mistake, moved
-from llama_layers.verify.operations import Attention, Operation, Rope, Scores, WeightedSum
+from llama_layers.verify.mistakes.near import is_near, other_weight, weighed
+from llama_layers.verify.mistakes.registry import Changed, Computed, evaluated, mistake, moved
+from llama_layers.verify.operations import (
+    Attention,
+    Heads,
+    Linear,
+    Operation,
+    Product,
+    Rope,
+    Scores,
+    WeightedSum,
+)
 from llama_layers.verify.profiles import Rounding
+from llama_layers.verify.roundoff import Float64Array
+from llama_layers.verify.tracked import Tracked
 
 SUMMED = Attention | WeightedSum
 KEYED = Attention | Scores
@@ -57,6 +68,26 @@ _reads(KEYED, "k", "v_proj", "values for keys", _says)
 for _field, _what in (("q", "queries"), ("k", "keys")):
     _says = f"Scores {_what} that RoPE has not rotated."
     _reads(KEYED, _field, f"{_field}_norm {_field}_proj", f"{_what} before RoPE", _says)
+
+
+@mistake(SUMMED, "values normalised")
+def _(operation: SUMMED, at: FailingSite) -> Iterator[Changed]:
+    """Normalises values{0}; it should normalise queries and keys only."""
+    assert at.site.layer is not None  # attention is inside a layer
+    weights: dict[str, np.ndarray] = {"": np.ones(at.config.head_dim)}
+    weight = at.model.weights.layers[at.site.layer].self_attn.k_norm
+    if weight is not None and weight.shape == (at.config.head_dim,):
+        weights[", with the weight of keys"] = wide(weight) + at.config.norm_weight_offset
+
+    def formula(heads: Heads, scale: np.ndarray) -> Tracked:
+        assert heads.v is not None  # values are weighed
+        normed = heads.v * ((heads.v * heads.v).mean() + at.config.rms_norm_eps).rsqrt()
+        v = (normed * scale).to(heads.v.how.out)
+        return type(operation).formula(replace(heads, v=v))
+
+    for said, scale in weights.items():
+        if (found := weighed(operation, at, formula, scale)) is not None:
+            yield found, said
 
 
 def _widened(operation: Operation) -> Computed:
@@ -120,6 +151,26 @@ def _(operation: SUMMED, at: FailingSite) -> Iterator[Changed]:
         for gate, function in ((sigmoid, "sigmoid"), (x * sigmoid, "silu")):
             if is_near(at, exact * gate):
                 yield moved(at, np.multiply, gate), function, said
+
+
+@mistake(Linear, "output gated", roles=("self_attn.o_proj",))
+def _(linear: Linear, at: FailingSite) -> Iterator[Changed]:
+    """Multiplies its input with the {0} of {1}, as models with gated attention do; it should take
+    attention as it is."""
+    for role, said in _GATES.items():
+        array = at.beside(role)
+        if array is None or array.size != linear.x.size:
+            continue
+        x = wide(array).reshape(linear.x.shape)
+        sigmoid = 1 / (1 + np.exp(-x))
+        for gate, function in ((sigmoid, "sigmoid"), (x * sigmoid, "silu")):
+            if other_weight(replace(linear, x=wide(linear.x) * gate), at):
+                yield evaluated(linear, _of_gated, gate), function, said
+
+
+def _of_gated(product: Product, gate: Float64Array) -> Tracked:
+    """A product of what is multiplied and rounded first."""
+    return Linear.formula(replace(product, x=(product.x * gate).to(product.x.how.out)))
 
 
 @mistake(SUMMED, "heads mixed up")

@@ -93,7 +93,8 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     {1}."""
     config, dim = rope.config, rope.config.rotary_dim
     head = config.head_dim
-    widths = (head, config.hidden_size, config.num_attention_heads * head, rope.x.shape[2] * head)
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    widths = (head, hidden // heads, hidden, heads * head, rope.x.shape[2] * head)
     pairs = np.arange(dim // 2)
     for width in dict.fromkeys(widths):
         if width != dim:

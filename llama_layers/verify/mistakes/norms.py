@@ -9,11 +9,13 @@ import numpy as np
 
 from llama_layers.arrays.dtypes import FLOATS
 from llama_layers.arrays.transfer import to_numpy
-from llama_layers.config.families import module_name
+from llama_layers.arrays.types import Array
+from llama_layers.config.families import FAMILIES, module_name
+from llama_layers.layers.weights import LayerWeights
 from llama_layers.verify.failing_site import FailingSite, wide
 from llama_layers.verify.mistakes.predicted import rounded
 from llama_layers.verify.mistakes.registry import Changed, Kind, by_token, mistake
-from llama_layers.verify.mistakes.rounding import in_each_narrow_format
+from llama_layers.verify.mistakes.rounding import in_each_narrow_format, narrowed
 from llama_layers.verify.operations import Norm
 from llama_layers.verify.tracked import Tracked
 
@@ -67,17 +69,38 @@ def _(norm: Norm, at: FailingSite) -> Changed | None:
     return replace(norm, offset=0.0) if norm.offset else None
 
 
+@in_each_narrow_format
+def _weight_in(narrow: str) -> None:
+    @mistake(
+        Norm,
+        f"norm weight plus one in {narrow}",
+        kind=Kind.ROUNDING,
+        says=f"Rounds the weight plus {{0:g}} to {narrow}; it should keep the sum in float32.",
+    )
+    def _(norm: Norm, at: FailingSite) -> Changed | None:
+        if not norm.offset:
+            return None
+        weight = narrowed(wide(norm.weight) + norm.offset, narrow)
+        return replace(norm, weight=weight, offset=0.0), norm.offset
+
+
 @mistake(Norm, "norm weight skipped", common=1, parts=True)
 def _(norm: Norm, at: FailingSite) -> Norm:
     """Normalises without scaling; it should scale with the weight, too."""
     return replace(norm, weight=np.ones_like(norm.weight), offset=0.0)
 
 
+def _norms(layer: LayerWeights) -> dict[str, Array]:
+    """The weights of a layer's norms, those of queries and keys too, by role."""
+    heads = {f"self_attn.{n}": getattr(layer.self_attn, n) for n in ("q_norm", "k_norm")}
+    return layer.norms() | {role: weight for role, weight in heads.items() if weight is not None}
+
+
 @mistake(Norm, "another layer's weights")
 def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Has the weights of layer {0}; it should have those of layer {1}."""
     for index, layer in enumerate(at.model.weights.layers):
-        weight = layer.norms().get(at.site.role)
+        weight = _norms(layer).get(at.site.role)
         if weight is not None and index != at.site.layer:
             yield replace(norm, weight=to_numpy(weight)), index, at.site.layer
 
@@ -87,10 +110,7 @@ def _(norm: Norm, at: FailingSite) -> Iterator[Changed]:
     """Scales with the weight of {0}; it should scale with that of {1}."""
     weights = {("norm", "model.norm"): at.model.weights.norm}
     for index, layer in enumerate(at.model.weights.layers):
-        heads = {f"self_attn.{n}": getattr(layer.self_attn, n) for n in ("q_norm", "k_norm")}
-        for role, weight in (layer.norms() | heads).items():
-            if weight is None:
-                continue
+        for role, weight in _norms(layer).items():
             name = f"model.layers.{index}.{module_name(at.config.model_type, role)}"
             weights[role, name] = weight
     for (role, name), weight in weights.items():
@@ -205,6 +225,10 @@ def _computed_in(narrow: str) -> None:
         yield by_token(norm, formula, True, True, True), "each of its steps"
         yield by_token(norm, formula, False, True, True), "the inverse root and its product"
         yield by_token(norm, formula, False, True, False), "the inverse root"
+        # Where a class of transformers rounds it, it is a habit of an engine.
+        usual = FAMILIES[at.config.model_type].rounds_before_weight
+        if not usual or narrow != at.formats.dtype:
+            yield by_token(norm, formula, False, False, True), "the normalised row"
 
 
 @mistake(Norm, "another token's norm", roles=("model.norm",))

@@ -49,6 +49,25 @@ def _(norm: Norm, at: FailingSite) -> Changed | None:
     return moved(at, np.multiply, factors), float(factors.min()), float(factors.max())
 
 
+@mistake(Norm, "norm weight in another order", kind=Kind.SOLVED)
+def _(norm: Norm, at: FailingSite) -> Changed | None:
+    """Scales channels with weights in another order, such as channel {0} with that of channel {1};
+    it should scale each with its own."""
+    # The weights that explain each channel best, put in order beside the right ones.
+    right, theirs, scale = at.bound(at.formats).exact, wide(at.computed), norm.scale
+    if not (np.isfinite(theirs).all() and scale.all()):
+        return None
+    axes = tuple(range(right.ndim - 1))
+    size = np.maximum(np.sum(np.square(right), axis=axes), 1e-300)
+    found = np.sum(right * theirs, axis=axes) / size * scale
+    places = np.empty(len(scale), int)
+    places[np.argsort(found, kind="stable")] = np.argsort(scale, kind="stable")
+    moved = np.flatnonzero(scale[places] != scale)
+    if not len(moved):
+        return None
+    return replace(norm, weight=np.asarray(norm.weight)[places]), moved[0], places[moved[0]]
+
+
 @in_each_narrow_format
 def _roots_in(narrow: str) -> None:
     form = FLOATS[narrow]

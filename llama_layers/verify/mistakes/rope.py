@@ -12,8 +12,8 @@ from llama_layers.config.rope_layers import RopeKind
 from llama_layers.config.rope_scaling import RopeScaling
 from llama_layers.layers.rope import inv_freq
 from llama_layers.layers.temperature import temperatures, trained_context
-from llama_layers.verify.failing_site import FailingSite
-from llama_layers.verify.mistakes.registry import Changed, Computed, evaluated, mistake
+from llama_layers.verify.failing_site import FailingSite, wide
+from llama_layers.verify.mistakes.registry import Changed, Computed, Kind, evaluated, mistake
 from llama_layers.verify.operations import Copy, Rope
 from llama_layers.verify.rotation import Rotation
 from llama_layers.verify.roundoff import Float64Array
@@ -103,12 +103,24 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
         yield other, kind.theta, words[0], own.theta, words[1]
 
 
+@mistake(Rope, "RoPE scaling of another layer", common=1)
+def _(rope: Rope, at: FailingSite) -> Rope | None:
+    """Scales frequencies by rope_scaling, as in other layers; it should leave them as they are in
+    this layer."""
+    scaling = at.config.rope_scaling
+    alike = any(kind.theta == rope.config.rope_theta for kind in _other_kinds(rope, at))
+    if scaling is None or rope.config.rope_scaling is not None or alike:
+        return None  # what is alike but for the scaling is RoPE of another layer
+    return _scaled(rope, scaling)
+
+
 @mistake(Copy, "RoPE on a layer without it", common=2)
 def _(copied: Copy, at: FailingSite) -> Iterator[Changed]:
     """Rotates queries or keys, with rope_theta {0:g}; it should leave them as they are in this
     layer."""
     kinds = [kind for kind in dict.fromkeys(at.config.rope_kinds) if kind is not None]
-    for kind in kinds or [RopeKind(at.config.rope_theta, scaled=False)]:
+    kinds.append(RopeKind(at.config.rope_theta, scaled=False))
+    for kind in dict.fromkeys(kinds):
         config = at.config.with_rope(kind)
         yield Rope(copied.x, at.recorded.positions, config), kind.theta
 
@@ -294,6 +306,23 @@ def _(rope: Rope, at: FailingSite) -> Iterator[Changed]:
     context = trained_context(config)
     smooth = 1 + config.llama_4_scaling_beta * np.log1p(rope.positions / context)
     yield replace(rope, temperature=smooth), "their position without rounding down"
+
+
+@mistake(Rope, "query temperature of another beta", kind=Kind.SOLVED)
+def _(rope: Rope, at: FailingSite) -> Changed | None:
+    """Multiplies queries with the temperature of a llama_4_scaling_beta of {0:.4g}; it should take
+    {1:g}."""
+    if rope.temperature is None:
+        return None
+    # In each token the factor that explains it; the betas that explain these, on average.
+    right, theirs, axes = at.bound(at.formats).exact, wide(at.computed), (-2, -1)
+    size = np.maximum(np.sum(np.square(right), axis=axes), 1e-300)
+    more = np.sum(right * theirs, axis=axes) / size * rope.temperature - 1
+    own, beta = np.broadcast_to(rope.temperature - 1, more.shape), at.config.llama_4_scaling_beta
+    if not (own.any() and np.isfinite(more).all()):
+        return None
+    times = float(np.sum(own * more) / np.sum(np.square(own)))
+    return replace(rope, temperature=1 + times * (rope.temperature - 1)), times * beta, beta
 
 
 @mistake(Rope, "query temperature on keys", roles=("self_attn.k_rope",))

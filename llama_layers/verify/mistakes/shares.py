@@ -59,6 +59,8 @@ def _parts(linear: Linear, at: FailingSite, factor: float) -> Iterator[Changed]:
     """Products in which a range of the input counts otherwise: that which fits best."""
     width = linear.weight.shape[1]
     ranges = np.array([*_ranges(width, at)])
+    if not len(ranges):
+        return
     wrong = np.flatnonzero((at.ratio > 1).any(axis=(0, 1)))
     if not len(wrong):
         yield _changed(linear, ranges[-1], factor, np.arange(len(linear.weight)))

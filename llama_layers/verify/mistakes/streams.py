@@ -60,11 +60,26 @@ def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
         yield replace(residual, x=x), name, at.site.routes[0][0]
 
 
+def _before_norm(at: FailingSite) -> str:
+    """What is normalised before it is added; nothing if what is added is not."""
+    added = at.input_site(1)
+    return added.routes[0][0] if added is not None and added.operation == "norm" else ""
+
+
+@mistake(Residual, "norm skipped")
+def _(residual: Residual, at: FailingSite) -> Changed | None:
+    """Adds {0} as it is; it should normalise it first, which gives {1}."""
+    if not (name := _before_norm(at)) or (added := at.array(name)) is None:
+        return None
+    return replace(residual, added=added.reshape(residual.x.shape)), name, at.site.routes[0][1]
+
+
 @mistake(Residual, "another block added")
 def _(residual: Residual, at: FailingSite) -> Iterator[Changed]:
     """Adds {0}; it should add {1}."""
     for name, added in at.streams(residual.x.shape):
-        yield replace(residual, added=added), name, at.site.routes[0][1]
+        if name != _before_norm(at):
+            yield replace(residual, added=added), name, at.site.routes[0][1]
 
 
 @mistake(Residual, "one array more added")

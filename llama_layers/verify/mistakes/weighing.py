@@ -105,6 +105,16 @@ def _(heads: Heads) -> Tracked:
     return heads.weigh(weights / (total(heads, weights, largest) + (-largest).exp()))
 
 
+@mistake(WEIGHING, "softmax with one more")
+def _(heads: Heads) -> Tracked:
+    """Adds one to the sum of the exponentials after it has subtracted the largest score from all;
+    it should leave the sum as it is."""
+    scores = hidden_at(heads, -np.inf)
+    largest = scores.max()
+    weights = (scores - largest).exp()
+    return heads.weigh(weights / (total(heads, weights, largest) + 1.0))
+
+
 @mistake(WEIGHING, "masked after softmax")
 def _(heads: Heads) -> Tracked:
     """Hides keys after the softmax; it should hide them before it."""

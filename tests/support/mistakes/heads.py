@@ -28,6 +28,21 @@ def _attention(allowed=None, q=None, k=None, v=None, **options):
     return wrong
 
 
+def _shifted(scores):
+    return np.exp(scores - scores.max(axis=-1, keepdims=True))
+
+
+def _values_normalised(p):
+    q, k, v = p.qkv
+    square = (v * v).mean(axis=-1, keepdims=True)
+    return p.attended(q, k, v / np.sqrt(square + p.config.rms_norm_eps), None)
+
+
+def _gated_later(p):
+    x, queries = (p[role].reshape(2, COUNT, -1) for role in (ATTENTION, "self_attn.q_rope"))
+    return x / (1 + np.exp(-queries)) @ p.weight("self_attn.o_proj").T + p.own_bias
+
+
 def _other(p, role):
     """The heads of a projection as RoPE reads them; those after RoPE as attention does."""
     normed = p.config.qk_norm != "none" and role[-6] != "v"
@@ -195,6 +210,13 @@ MISTAKES = [
         ATTENTION,
         _attention(weights=lambda s: np.exp(s) / (1 + np.exp(s).sum(axis=-1, keepdims=True))),
     ),
+    Mistake(
+        "softmax with one more",
+        ATTENTION,
+        _attention(weights=lambda s: _shifted(s) / (1 + _shifted(s).sum(axis=-1, keepdims=True))),
+    ),
+    Mistake("values normalised", ATTENTION, _values_normalised),
+    Mistake("output gated", "self_attn.o_proj", _gated_later),
     Mistake(
         "masked after softmax",
         ATTENTION,

@@ -110,10 +110,16 @@ PLACED = [
         "norms on both sides",
     ),
     Mistake(
-        "another block added",
+        "norm skipped",
         "attention_residual",
         lambda p: p["x"] + p.times * p["self_attn.o_proj"],
         "norms after",
+    ),
+    Mistake(
+        "norm weight plus one in bfloat16",
+        NORM,
+        lambda p: normed(p.read, narrow(p.gain(), ml_dtypes.bfloat16), p.config.rms_norm_eps),
+        "gemma",
     ),
     Mistake(
         "input normalised",

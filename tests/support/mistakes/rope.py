@@ -221,6 +221,15 @@ MISTAKES = [
         "partial RoPE",
         also=("RoPE exponent",),
     ),
+    Mistake(
+        "RoPE exponent by the hidden size",
+        Q_ROPE,
+        _rope(omega=lambda p: p.theta ** (-2.0 * np.arange(4) / (32 // 6))),
+        "six heads",
+    ),
+    Mistake(
+        "RoPE scaling of another layer", Q_ROPE, _rope(omega=lambda p: p.omega() / 3), "two RoPEs"
+    ),
     Mistake("RoPE phases in bfloat16", Q_ROPE, _narrow_phases(ml_dtypes.bfloat16), first=300),
     Mistake("RoPE phases in float16", Q_ROPE, _narrow_phases(np.float16), first=3000),
     *(

@@ -33,5 +33,8 @@ MISTAKES = [
     Mistake("sinks left out", ATTENTION, _with(lambda s: s - np.inf), "sinks"),
     Mistake("sinks scaled", ATTENTION, _with(lambda s: s / np.sqrt(8)), "sinks"),
     Mistake("sinks of other heads", ATTENTION, _with(lambda s: s[::-1]), "sinks"),
+    Mistake("sinks of other numbers", ATTENTION, _with(lambda s: -s), "sinks"),
+    Mistake("sinks of other numbers", ATTENTION, _with(np.exp), "sinks"),
+    Mistake("sinks of other numbers", ATTENTION, _with(lambda s: np.roll(s, 1)), "sinks"),
     Mistake("sink in the numerator", ATTENTION, _with(weigh=_in_the_numerator), "sinks"),
 ]

@@ -177,6 +177,14 @@ GEMMA = [
     Mistake("gelu with erf for gelu", ACT, _gate(lambda g: g / 2 * (1 + _erf(g / 2**0.5))), "gelu"),
     Mistake("gelu with sigmoid for gelu", ACT, _gate(lambda g: g * _sigmoid(1.702 * g)), "gelu"),
 ]
+
+
+def _one_head_scaled(p):
+    y = p.right.copy()
+    y[:, :, 1] *= np.float32(1.1)
+    return y
+
+
 HEADS = [
     *(
         mistake
@@ -197,6 +205,23 @@ HEADS = [
                 ),
                 "norms of heads",
             ),
+            Mistake(
+                "another layer's weights",
+                role,
+                lambda p, role=role: normed(
+                    p.split(p.read), p.gain(role, 2), p.config.rms_norm_eps
+                ),
+                "norms of heads",
+            ),
+            Mistake(
+                "norm weight in another order",
+                role,
+                lambda p, role=role: normed(
+                    p.split(p.read), p.gain(role)[[0, 2, 4, 6, 1, 3, 5, 7]], p.config.rms_norm_eps
+                ),
+                "norms of heads",
+            ),
+            Mistake("a head scaled", role, _one_head_scaled, "norms of heads"),
         )
     ),
     Mistake(
@@ -207,6 +232,12 @@ HEADS = [
     ),
     Mistake(
         "query temperature of other positions", Q_ROPE, _warmed(lambda at, n: at / n), "temperature"
+    ),
+    Mistake(
+        "query temperature of another beta",
+        Q_ROPE,
+        lambda p: p.right * ((1 + 0.3 * (p.warmth - 1)) / p.warmth)[:, None, None],
+        "temperature",
     ),
 ]
 MISTAKES = [*MULTIPLIERS, *GEMMA, *HEADS]
