@@ -153,7 +153,8 @@ def _solved_for(
             if found and is_affine(trial.whole, place):
                 break  # there is no other solution
     # Zeros of a gate are inputs that the next product leaves out: any of the two may be meant.
-    found = sorted(reversed(found), key=lambda each: each[0])
+    found.reverse()  # of alike ones the first place
+    found.sort(key=lambda each: each[0])
     alike = [told for kind, told in found if kind < Kind.FITTED or kind == found[0][0]]
     names = {cause.name: cause for told in reversed(alike) for cause in reversed(told)}
     return tuple(reversed(names.values()))
