@@ -128,7 +128,7 @@ def diagnose_unbounded(
 def _solved_for(
     trial: Trial, only: Collection[str] | None, until: float
 ) -> tuple[Explanation, ...]:
-    """The mistakes at the sites that can be solved for; those that assume the least."""
+    """The mistakes at the sites that can be solved for, those that assume the least first."""
     found: list[tuple[int, tuple[Explanation, ...]]] = []
 
     def diagnosed(failing: FailingSite, *, fitted: bool = True) -> None:
@@ -143,7 +143,7 @@ def _solved_for(
             told = (replace(cause, detail=cause.detail + where) for cause in causes)
             found.append((kind + len(Kind) * part, tuple(told)))
 
-    for place in solvable(trial.whole):
+    for place in solvable(trial.whole):  # the last first
         if (failing := pulled_back(trial, place)) is not None:
             before = [*inner(trial, failing)]
             # What few channels of a gate make of a product is of low rank.
@@ -152,7 +152,12 @@ def _solved_for(
                 diagnosed(each)
             if found and is_affine(trial.whole, place):
                 break  # there is no other solution
-    return min(reversed(found), key=lambda each: each[0], default=(0, ()))[1]
+    # Zeros of a gate are inputs that the next product leaves out: any of the two may be meant.
+    found.reverse()  # of alike ones the first place
+    found.sort(key=lambda each: each[0])
+    alike = [told for kind, told in found if kind < Kind.FITTED or kind == found[0][0]]
+    names = {cause.name: cause for told in reversed(alike) for cause in reversed(told)}
+    return tuple(reversed(names.values()))
 
 
 class _Between:
