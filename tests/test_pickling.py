@@ -59,7 +59,7 @@ def test_a_loaded_model_is_pickled_as_its_path(kind, tmp_path):
     forward(model, IDS)  # so that all weights are read
     for protocol in PROTOCOLS:
         pickled = pickle.dumps(model, protocol)
-        assert len(pickled) < 2000 < model.weights.embed_tokens.nbytes
+        assert len(pickled) < 3000 < model.weights.embed_tokens.nbytes
         found = pickle.loads(pickled)
         tiny.assert_holds(found, tiny.arrays())
         assert found.config == model.config

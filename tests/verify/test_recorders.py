@@ -95,7 +95,7 @@ class TestReadArrays:
         assert json.loads(found.metadata["config"]) == GQA.to_json()
         check(found, model)
         other = model_of(replace(GQA, rope_theta=9.0), random_weights(GQA, 0, np.float32))
-        with pytest.raises(TraceError, match=r"with rope_theta 9\.0, got 100\.0"):
+        with pytest.raises(TraceError, match=r"with rope_theta of layer 0 9\.0, got 100\.0"):
             check(found, other)
 
     def test_arrays_are_mapped(self, tmp_path):
