@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from tests.zoo.variants import VARIANTS, Variant
 
 VIEWS = ("float32", "bfloat16", "float16", "layer outputs", "logits")
 """What is recorded: all sites in a format, or in float32 only some."""
+# Causes are looked for however long it takes, so that a busy machine finds what others find.
+import_module("llama_layers.verify.check").SECONDS = 600.0  # type: ignore[attr-defined]
 # An error is beyond rounding if some element is off by more than two last places of its format, or
 # by some hundred in float32, where sums of products may lose so much.
 _BEYOND = {"float32": 2e-5, "bfloat16": 2 * 2.0**-7, "float16": 2 * 2.0**-10}
