@@ -19,7 +19,7 @@ from tests.support.mistakes.mistake import (
     Mistake,
     V,
 )
-from tests.support.ported import COUNT, attended, causal, omega, run, told, turned
+from tests.support.ported import COUNT, attended, causal, omega, run, turned
 
 PLACES = np.arange(COUNT)
 LATE = PLACES >= COUNT // 2
