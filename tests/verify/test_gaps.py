@@ -41,6 +41,7 @@ def test_a_right_port_in_bfloat16():
     assert layers(ml_dtypes.bfloat16).agrees
 
 
+@pytest.mark.slow
 def test_a_small_mistake_in_bfloat16():
     """It differs by less than thirty times what our own run does."""
     report = layers(ml_dtypes.bfloat16, scale=0.45)
