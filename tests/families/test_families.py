@@ -44,7 +44,7 @@ def elsewhere(number):
 @pytest.mark.slow
 def test_each_mistake_can_be_made_outside_llama():
     """But those that need padding, far positions, or weights of a test's own."""
-    alone = {"mha", "small", "large", "huge", "linear", "dynamic"}
+    alone = {"mha", "small", "large", "huge", "linear", "dynamic", "six heads", "two RoPEs"}
     rest = [m for m in MISTAKES if m.config not in alone and not m.padded and not m.first]
     assert {m.name for m in rest if not any(_made(f, m) for f in _OTHERS)} <= _NOWHERE
 

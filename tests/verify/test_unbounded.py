@@ -195,6 +195,7 @@ UPSTREAM = [
     not in (
         *("another layer's keys and values", "a token sees the next", "queries before RoPE"),
         *("heads before tokens", "heads mixed up"),
+        "RoPE applied twice",  # to queries only, which is another mistake
     )
     and m not in read_off.MISTAKES  # which show in the port's own array of the site
 ]
