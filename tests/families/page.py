@@ -43,7 +43,7 @@ def page(tried: int, found: Sequence[Found], alarms: Iterable[str]) -> str:
         "",
         "## By mistake",
         "",
-        "Those that have not the right name in each family where they were tried:",
+        "Those that do not have the right name in each family where they were tried:",
         "",
         *_mistakes(found),
         "",
@@ -56,7 +56,7 @@ def _of_family(found: Sequence[Found], family: str) -> list[Found]:
 
 
 def _table(title: str, rows: list[tuple[str, list[Found]]], found: Sequence[Found]) -> list[str]:
-    heads = " | ".join(f"{grade} name" for grade in GRADES)
+    heads = " | ".join(f"{'no' if grade == 'none' else grade} name" for grade in GRADES)
     lines = [f"| {title} | made | right site | {heads} |", "|---|--:|--:|" + "--:|" * len(GRADES)]
     lines += [f"| {name} | {_cells(of)} |" for name, of in rows if of]
     return [*lines, f"| **all** | {_cells(found)} |"]
