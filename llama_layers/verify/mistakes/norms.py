@@ -225,9 +225,10 @@ def _computed_in(narrow: str) -> None:
         yield by_token(norm, formula, True, True, True), "each of its steps"
         yield by_token(norm, formula, False, True, True), "the inverse root and its product"
         yield by_token(norm, formula, False, True, False), "the inverse root"
-        # Where a class of transformers rounds it, it is a habit of an engine.
+        # Where a class of transformers rounds it, it is a habit of an engine. In more bits than the
+        # result has, it would change next to nothing, and explain what it does not.
         usual = FAMILIES[at.config.model_type].rounds_before_weight
-        if not usual or narrow != at.formats.dtype:
+        if form.precision <= at.formats.out.precision and (not usual or narrow != at.formats.dtype):
             yield by_token(norm, formula, False, False, True), "the normalised row"
 
 
