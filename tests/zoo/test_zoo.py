@@ -53,6 +53,11 @@ def test_a_sample_is_found_and_named(name):
     assert found.grade == "right", found.names
 
 
+def test_a_root_in_more_bits_than_the_results_explains_nothing():
+    [found] = findings(MISTAKES["one_layer_eps"], ("bfloat16",))
+    assert found.grade == "right", found.names
+
+
 @pytest.mark.parametrize("number", range(0, len(VARIANTS), 12))
 def test_a_sample_of_variants_passes(number):
     assert alarms(VARIANTS[number]) == []
