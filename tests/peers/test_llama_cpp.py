@@ -15,13 +15,11 @@ from llama_layers.checkpoint import load_tokenizer
 from llama_layers.verify import Trace, check
 from llama_layers.verify.recorders import record_llama_cpp
 from tests.support import tiny
+from tests.support.gguf_files import NO_TOKENIZER
 from tests.support.texts import random_texts
 
 pytestmark = pytest.mark.llama_cpp
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-
-# No vocabulary: the tests give token ids.
-NO_TOKENIZER = {"tokenizer.ggml.model": "none"}
 
 
 def logits_of(file, row):

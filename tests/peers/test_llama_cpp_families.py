@@ -13,11 +13,12 @@ import pytest
 from llama_layers import forward, load
 from llama_layers.verify import check
 from llama_layers.verify.recorders import record_llama_cpp
-from tests.peers.test_llama_cpp import NO_TOKENIZER, llama_cpp
 from tests.support import gguf_families
 from tests.support.gguf_families import CASES
+from tests.support.gguf_files import NO_TOKENIZER
 
 pytestmark = pytest.mark.llama_cpp
+llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 # Past every window and every trained context but 512.
 TOKENS = 40

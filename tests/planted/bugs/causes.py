@@ -121,14 +121,6 @@ def nothing_rounded(right, numbers, form):
     return numbers
 
 
-@wrong(
-    "llama_layers.verify.gap_trial:Trial._mixes",
-    f"{LATER}test_a_mistake_that_mixes_tokens_is_tried_on_all",
-)
-def mistakes_that_mix_tokens_given_up(right, self, candidate, place, few):
-    return False
-
-
 @wrong("llama_layers.verify.gap_scale:_fitted", f"{LATER}test_a_factor")
 def a_factor_not_fitted(right, part, places, factor):
     found = right(part, places, factor)

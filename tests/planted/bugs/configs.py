@@ -29,7 +29,7 @@ def fields_written_that_a_family_does_not_read(right, model_type):
     return frozenset()
 
 
-@wrong(f"{ROPE}.kind_of", f"{LAYERS}test_parameters_for_types_of_layers")
+@wrong(f"{ROPE}._kind_of", f"{LAYERS}test_parameters_for_types_of_layers")
 def layers_with_a_window_scaled_too(right, self, layer):
     kind = right(self, layer)
     return kind and RopeKind(kind.theta, self.rope_scaling is not None)
