@@ -9,9 +9,9 @@ from math import prod
 
 import numpy as np
 
-# The types of metadata, by the names that llama.cpp's loader logs.
 # No vocabulary: the tests give token ids.
 NO_TOKENIZER = {"tokenizer.ggml.model": "none"}
+# The types of metadata, by the names that llama.cpp's loader logs.
 NUMBERS = {
     "u8": (0, "<B"), "i8": (1, "<b"), "u16": (2, "<H"), "i16": (3, "<h"), "u32": (4, "<I"),
     "i32": (5, "<i"), "f32": (6, "<f"), "bool": (7, "<?"), "u64": (10, "<Q"), "i64": (11, "<q"),
