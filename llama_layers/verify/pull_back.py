@@ -37,7 +37,7 @@ _NEARER = 0.9
 _TRIED, _FAR = 3, 0.25
 # How many times as much as is usual a number that is zero may be off.
 _ZERO = 4.0
-# A token is wrong if it leaves so many times as much as one that is solved for.
+# A token is wrong if it leaves more than this many times what a solved one may leave.
 _WRONG = 100.0
 # The share of the wrong tokens that must be solved for.
 _ENOUGH = 0.75

@@ -18,7 +18,7 @@ from llama_layers.verify.roundoff import Float64Array
 
 # The share of the wrong outputs' dimensions that wrong channels may span, to be told from others.
 _SPAN = 0.75
-# How many times the errors that are usual what is no error may be.
+# What is at most this many times the usual errors is taken for noise.
 _NOISE = 8.0
 # Singular values below that share of the largest tell nothing.
 _LEAST = 1e-9

@@ -28,7 +28,7 @@ weight, and what changes nothing by more than rounding does.
 
 
 def page(tried: int, found: Sequence[Found], alarms: Iterable[str]) -> str:
-    """The page, in Markdown, of so many mistakes and families that were tried."""
+    """The page, in Markdown; `tried` counts pairs of a mistake and a family."""
     families = {one.family for one in found}
     false = sorted(alarms)
     lines = [

@@ -127,7 +127,7 @@ class Port:
         return frequencies(replace(config, **others), COUNT, self.layer)
 
     def plain(self, width=None):
-        """Frequencies without scaling, for so many channels."""
+        """The frequencies of a number of channels, without scaling."""
         width = width or int(self.config.head_dim * self.config.partial_rotary_factor)
         return np.array([self.theta ** (-2 * i / width) for i in range(width // 2)])
 

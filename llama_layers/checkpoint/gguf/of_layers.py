@@ -84,7 +84,7 @@ def _thetas(model_type: str, own: Section, types: Sequence[str], theta: float) -
 
 
 def _types(own: Section, layers: int, every: int | None) -> tuple[str, ...]:
-    """The types of layers: by a flag for each, or each so many layers one without a window."""
+    """The types of layers, from a flag for each or from how often one has no window."""
     if every is None:
         own.expect(_PATTERN)
     if every is None or isinstance(own.get(_PATTERN), np.ndarray):
