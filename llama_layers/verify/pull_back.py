@@ -35,7 +35,7 @@ _NEARER = 0.9
 # Starts that are tried for each row, and by what share of its size a row may move from one: farther
 # away there may be other solutions.
 _TRIED, _FAR = 3, 0.25
-# How many times as much as is usual a number that is zero may be off.
+# A number that should be zero may be off by this many times what is usual.
 _ZERO = 4.0
 # A token is wrong if it leaves more than this many times what a solved one may leave.
 _WRONG = 100.0
